@@ -1,0 +1,49 @@
+"""Questions about trees of arrays and about names: paths, counts, norms, "did you mean"."""
+
+from collections.abc import Iterable
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """'model/blocks/layers/attn/qkv/kernel' for a key path of `jax.tree_util`."""
+  names = [str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path]
+  return '/'.join(n for n in names if n != 'value')
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Leaves by path, in tree order."""
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def count(tree: Any) -> int:
+  """Number of scalars in a tree of arrays or shapes."""
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: Any) -> int:
+  """Bytes of a tree of arrays or shapes, as if it lay on one device."""
+  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def global_norm(tree: Any) -> jax.Array:
+  """Euclidean norm over all leaves, accumulated in float32."""
+  squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+  return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
+def all_finite(tree: Any) -> jax.Array:
+  """True if no floating-point leaf holds a NaN or an infinity."""
+  leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """'; did you mean X?' for the nearest of the known names, or all of them if none is near."""
+  known = sorted(known)
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+  return f'; did you mean {near[0]!r}?' if near else f'; known: {", ".join(known)}'
