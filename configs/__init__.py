@@ -1,0 +1,1 @@
+"""Experiments, one file each; see `common` for what they share."""

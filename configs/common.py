@@ -1,0 +1,156 @@
+"""What the configs share: typed meta-arguments and the recipe of the papers."""
+
+from typing import Any
+
+import ml_collections
+
+from diversedit_jax import trees, types
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+  """The meta-arguments of `--config=FILE.py:name=value,name=value`, typed like their defaults.
+
+  `a,b=1` sets a to True and b to 1. Values are read as the type of the default: '1e-4', 'True', 'B/2'.
+
+  Raises:
+    UserError: for an unknown name (the nearest is named) or a value of another type.
+  """
+  parsed = dict(defaults)
+  for item in filter(None, (arg or '').split(',')):
+    name, _, text = item.partition('=')
+    if name not in defaults:
+      raise types.UserError(f'unknown config argument {name!r}{trees.did_you_mean(name, defaults)}')
+    kind = type(defaults[name])
+    try:
+      if kind is bool:
+        parsed[name] = {'': True, 'True': True, 'true': True, 'False': False, 'false': False}[text]
+      else:
+        parsed[name] = kind(text)
+    except (KeyError, ValueError) as error:
+      raise types.UserError(
+        f'config argument {name}={text!r} is not a {kind.__name__}'
+      ) from error
+  return ml_collections.ConfigDict(parsed)
+
+
+def base() -> ml_collections.ConfigDict:
+  """Every key there is, with the values of the published recipe (DiverseDiT, Table A1)."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.method = 'flow'  # 'flow' (plain SiT) or 'flow+diverse'; 'diverse' alone means the latter.
+
+  config.data = ml_collections.ConfigDict()
+  config.data.source = 'digits'  # digits | arrays:PATH.npz | synthetic:HxWxC:CLASSES
+  config.data.prefetch = 2  # Batches kept ready by the background thread.
+
+  config.model = ml_collections.ConfigDict()
+  config.model.size = 'S/2'  # A name of models.sizes; '' takes the four numbers below.
+  config.model.depth = 0  # L, blocks.
+  config.model.width = 0  # D.
+  config.model.heads = 0
+  config.model.patch_size = 0  # Latent pixels.
+  config.model.mlp_ratio = 4.0
+  config.model.qk_norm = False  # Off in all published SiT models.
+  config.model.skip = ml_collections.ConfigDict()
+  config.model.skip.enabled = False  # Long residual connections (DiverseDiT, Eq. 8).
+  config.model.skip.placement = 'after'  # after (released code, published numbers) | before (paper's text).
+  config.model.dtype = 'float32'  # Of matrix products; bfloat16 halves their time and memory.
+  config.model.residual_dtype = 'float32'  # Of the residual stream.
+  config.model.attention = 'auto'  # auto | xla | cudnn
+  config.model.remat = 'none'  # none | full | dots | names
+  config.model.unroll = 1  # Blocks per scan step.
+
+  config.interpolant = ml_collections.ConfigDict()
+  config.interpolant.path = 'linear'  # linear | cosine | vp
+  config.interpolant.time_law = 'uniform'  # uniform | logit_normal | lognormal | stratified
+  config.interpolant.time_mean = 0.0  # Of logit_normal and lognormal.
+  config.interpolant.time_std = 1.0
+  # Times are drawn from [epsilon, 1 - epsilon]; None is what the path needs (0 but for vp).
+  config.interpolant.epsilon = ml_collections.config_dict.placeholder(float)
+
+  config.diversity = ml_collections.ConfigDict()
+  config.diversity.layers = 'all'  # all | random | authors | (i, j, ...), blocks counted from 0.
+  config.diversity.num_layers = ml_collections.config_dict.placeholder(int)  # Of 'random'; 10 in the paper.
+  config.diversity.encoder_depth = ml_collections.config_dict.placeholder(int)  # Of 'authors'.
+  config.diversity.dispersion_layers = ml_collections.config_dict.placeholder(str)  # selected | all
+  config.diversity.mi = 'signed'  # signed (paper) | absolute (released code)
+  config.diversity.dispersion = 'paper'  # paper | code
+  config.diversity.usage = 'absolute'  # absolute | signed
+  config.diversity.weights = (0.33, 0.33, 0.33)  # Of orthogonality, mutual information, dispersion.
+  config.diversity.groups = 1  # Parts of the batch with their own statistics; 1 is the global batch.
+  config.diversity.adaptive = True  # A constant weight diverges (Table 8).
+  config.diversity.lo = 0.1  # Range of the adaptive weight, in units of the loss.
+  config.diversity.hi = 0.5
+  config.diversity.stop_gradient_weight = False  # The released code lets gradients through.
+
+  config.train = ml_collections.ConfigDict()
+  config.train.steps = 400_000
+  config.train.batch_size = 256  # Global.
+  config.train.accumulate = 1  # Microbatches per step.
+  config.train.label_dropout = 0.1  # Probability of the null label.
+  config.train.ema_decay = 0.9999
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.learning_rate = 1e-4
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.eps = 1e-8
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.clip_norm = 1.0  # Of the global gradient norm; 0 is off.
+  config.optimizer.warmup_steps = 0
+  config.optimizer.schedule = 'constant'  # constant | cosine
+
+  config.mesh = ml_collections.ConfigDict()
+  config.mesh.data = -1  # Devices per axis; one may be -1.
+  config.mesh.fsdp = 1
+  config.mesh.tensor = 1
+  config.mesh.rules = 'dp'  # dp | fsdp | fsdp_tp
+
+  config.log = ml_collections.ConfigDict()
+  config.log.every = 100  # Steps between console lines and rows of metrics.jsonl.
+  config.log.telemetry_every = 5_000  # Steps between L x L similarity matrices; 0 is off.
+  config.log.telemetry_examples = 8
+  config.log.tensorboard = True
+
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.every = 10_000
+  config.checkpoint.keep = 3
+  config.checkpoint.keep_every = 50_000  # These are kept for ever; 0 is off.
+
+  config.preview = ml_collections.ConfigDict()
+  config.preview.every = 10_000  # Steps between sample grids; 0 is off.
+  config.preview.rows = 8  # One class each.
+  config.preview.columns = 8
+
+  config.sampler = ml_collections.ConfigDict()
+  config.sampler.kind = 'euler_maruyama'  # euler_maruyama | heun | euler
+  config.sampler.steps = 250
+  config.sampler.diffusion = '2t'  # w_t of the SDE.
+  config.sampler.last_step = 0.04
+  config.sampler.guidance_scale = 1.0  # 1 is no guidance.
+  config.sampler.guidance_low = 0.0  # Guidance acts where low <= t <= high.
+  config.sampler.guidance_high = 1.0
+  config.sampler.guidance_channels = ml_collections.config_dict.placeholder(int)  # None guides all.
+
+  config.sample = ml_collections.ConfigDict()
+  config.sample.seed = 0
+  config.sample.batch_size = 128
+  config.sample.weights = 'ema'  # ema | params
+  config.sample.number = 64  # Of --mode=sample.
+  config.sample.labels = 'balanced'  # balanced | random | one class index
+
+  config.eval = ml_collections.ConfigDict()
+  config.eval.name = 'digits'  # What to score against; only digits has its reference in the package.
+  config.eval.number = 1_000
+
+  config.analysis = ml_collections.ConfigDict()
+  config.analysis.examples = 256
+  config.analysis.times = (0.1, 0.5, 0.9)
+  config.analysis.view = 'mean'
+  config.analysis.bandwidth = 1.0  # Of the RBF kernel, times the median distance.
+
+  config.plan = ml_collections.ConfigDict()
+  config.plan.devices = 8
+  config.plan.peak_tflops = 989.0  # Per device, dense, in the compute dtype (H100/H200 bf16 data sheet).
+  config.plan.mfu = 0.4  # Share of the peak that training is assumed to reach.
+  return config

@@ -1,0 +1,47 @@
+"""DiverseDiT on handwritten digits: 1,442 real 8x8 images, pixel space. What `launch/demo.sh` runs.
+
+  python -m diversedit_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Hardware: a laptop; two CPU cores need about two minutes. Meta-arguments: `method=flow` trains without the diversity
+loss, `skips=False` without the long residual connections.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+  """The config; see `common.parse_arg` for the meta-arguments."""
+  args = common.parse_arg(arg, method='flow+diverse', skips=True)
+  config = common.base()
+  config.method = args.method
+  config.data.source = 'digits'
+
+  config.model.size = ''
+  config.model.depth = 6
+  config.model.width = 96
+  config.model.heads = 4
+  config.model.patch_size = 2  # 16 tokens.
+  config.model.skip.enabled = args.skips
+
+  config.train.steps = 1_500  # 133 epochs.
+  config.train.batch_size = 128
+  config.train.ema_decay = 0.995  # An average over about 200 steps; the run is short.
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.warmup_steps = 50
+  config.optimizer.schedule = 'cosine'
+
+  config.log.every = 100
+  config.log.telemetry_every = 500
+  config.log.telemetry_examples = 32
+  config.checkpoint.every = 500
+  config.checkpoint.keep_every = 0
+  config.preview.every = 500
+  config.preview.rows = 10
+
+  config.sampler.kind = 'heun'
+  config.sampler.steps = 25
+  config.sampler.guidance_scale = 2.0
+  config.sample.number = 100
+  config.sample.batch_size = 250
+  config.eval.number = 1_000
+  return config

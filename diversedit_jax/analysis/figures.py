@@ -1,0 +1,146 @@
+"""Figures for papers and reports, drawn without matplotlib's global state."""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+from matplotlib import figure, ticker
+import numpy as np
+
+from diversedit_jax import trees
+from diversedit_jax.analysis import similarity
+from diversedit_jax.data import files
+from diversedit_jax.types import UserError
+
+_DPI = 300
+_TEXT = 8  # Points: the size of a caption in a two-column paper.
+_INK = '#1f4e79'
+
+
+def similarity_heatmaps(
+  path: str | os.PathLike[str],
+  matrices: Mapping[str, np.ndarray],
+  *,
+  low: float | None = None,
+  high: float = 1.0,
+  columns: int = 4,
+  label: str = 'CKA',
+) -> None:
+  """Writes L x L similarities of blocks as a PNG: one panel each, one colour scale for all.
+
+  Blocks are numbered from 1, the first at the lower left. Each title is followed by the mean
+  similarity of two different blocks.
+
+  Args:
+    path: of the PNG; appears whole or not at all.
+    matrices: by title, each [L, L] with L >= 2; L may differ.
+    low: value of the darkest colour; None takes the smallest value shown.
+    high: value of the brightest colour.
+    columns: panels per row.
+    label: name of the similarity, at the colour bar.
+
+  Raises:
+    UserError: for no matrices, another shape, or values that are not finite.
+  """
+  if not matrices or columns < 1:
+    raise UserError(f'heat maps need matrices and columns >= 1; got {len(matrices)}, {columns}')
+  arrays = {title: np.asarray(matrix, np.float64) for title, matrix in matrices.items()}
+  # The score checks the shapes.
+  means = {title: 1 - similarity.diversity_score(array) for title, array in arrays.items()}
+  bad = [title for title, array in arrays.items() if not np.isfinite(array).all()]
+  if bad:
+    raise UserError(f'heat maps need finite values; not so in {", ".join(map(repr, bad))}')
+  low = min(array.min() for array in arrays.values()) if low is None else low
+  if not low < high:
+    raise UserError(f'the colour scale needs low < high; got {low} and {high}')
+  below = any(array.min() < low for array in arrays.values())
+  above = any(array.max() > high + 1e-9 for array in arrays.values())
+
+  columns = min(columns, len(arrays))
+  rows = -(-len(arrays) // columns)
+  fig = figure.Figure(figsize=(1.75 * columns + 0.6, 1.95 * rows), layout='constrained')
+  axes = fig.subplots(rows, columns, squeeze=False)
+  for ax in axes.flat[len(arrays) :]:
+    ax.set_axis_off()
+  for i, (title, array) in enumerate(arrays.items()):
+    ax, depth = axes.flat[i], len(array)
+    extent = (0.5, depth + 0.5, 0.5, depth + 0.5)
+    picture = ax.imshow(array, vmin=low, vmax=high, cmap='magma', origin='lower', extent=extent)
+    ax.set_title(f'{title}\nmean off-diagonal {means[title]:.3f}', fontsize=_TEXT)
+    ticks = [block for block in range(1, depth + 1) if block == 1 or block % _every(depth) == 0]
+    ax.set_xticks(ticks)
+    ax.set_yticks(ticks)
+    ax.tick_params(labelsize=_TEXT - 1, length=2, pad=2)
+    if i + columns >= len(arrays):
+      ax.set_xlabel('block', fontsize=_TEXT)
+    if i % columns == 0:
+      ax.set_ylabel('block', fontsize=_TEXT)
+  extend = {(0, 0): 'neither', (1, 0): 'min', (0, 1): 'max', (1, 1): 'both'}[below, above]
+  bar = fig.colorbar(picture, ax=axes, label=label, extend=extend, aspect=16 * rows, pad=0.02)
+  bar.ax.tick_params(labelsize=_TEXT - 1, length=2)
+  bar.ax.yaxis.label.set_size(_TEXT)
+  bar.outline.set_linewidth(0.5)
+  _write(fig, path)
+
+
+def metric_curves(
+  path: str | os.PathLike[str],
+  rows: Sequence[Mapping[str, Any]],
+  names: Sequence[str],
+  *,
+  columns: int = 3,
+) -> None:
+  """Writes metrics against the training step as a PNG: one panel for each name.
+
+  Args:
+    path: of the PNG; appears whole or not at all.
+    rows: of metrics.jsonl, each with 'step' and some of the metrics; a row without a name
+      leaves its curve alone. A resumed run may repeat steps: the last row of a step counts.
+    names: metrics to draw.
+    columns: panels per row.
+
+  Raises:
+    UserError: for no names, or a name that no row has.
+  """
+  if not names or columns < 1:
+    raise UserError(f'curves need names and columns >= 1; got {list(names)} and {columns}')
+  known = {name for row in rows for name in row} - {'step'}
+  for name in names:
+    if name not in known:
+      raise UserError(f'no row has the metric {name!r}{trees.did_you_mean(name, known)}')
+  columns = min(columns, len(names))
+  lines = -(-len(names) // columns)
+  fig = figure.Figure(figsize=(2.4 * columns, 1.8 * lines), layout='constrained')
+  axes = fig.subplots(lines, columns, squeeze=False, sharex=True)
+  for ax in axes.flat[len(names) :]:
+    ax.set_axis_off()
+  for i, name in enumerate(names):
+    ax = axes.flat[i]
+    points = {row['step']: row[name] for row in rows if name in row and 'step' in row}
+    steps = sorted(points)
+    values = np.array([points[step] for step in steps], np.float64)
+    ax.plot(steps, values, color=_INK, linewidth=1, marker='o' if len(steps) < 25 else '', ms=2)
+    broken = [step for step, value in zip(steps, values, strict=True) if not np.isfinite(value)]
+    for step in broken:
+      ax.axvline(step, color='#c0392b', linewidth=0.8, linestyle=':')
+    ax.set_title(f'{name} (not finite: dotted)' if broken else name, fontsize=_TEXT)
+    ax.tick_params(labelsize=_TEXT - 1, length=2, pad=2, labelbottom=i + columns >= len(names))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
+    ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
+    ax.grid(color='0.9', linewidth=0.5)
+    ax.spines[['top', 'right']].set_visible(False)
+    if i + columns >= len(names):
+      ax.set_xlabel('step', fontsize=_TEXT)
+  _write(fig, path)
+
+
+def _every(depth: int) -> int:
+  """Distance of two labelled blocks."""
+  return next(
+    every for every in (1, 2, 4, 5, 10, 20, 50, 100) if depth <= 7 * every or every == 100
+  )
+
+
+def _write(fig: figure.Figure, path: str | os.PathLike[str]) -> None:
+  with files.atomic(path) as temporary:
+    fig.savefig(temporary, format='png', dpi=_DPI)

@@ -1,0 +1,132 @@
+"""Orbax checkpoints: `params`, `ema`, `opt` and `meta` as separate items, written asynchronously.
+
+Each item can be restored alone and onto any mesh. A checkpoint that cannot be read (a truncated file, say) is set
+aside with a warning and the one before it is used. Parameters are plain nested dicts on disk, so any Orbax reader opens them.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from diversedit_jax import trees, types
+
+META = 'meta'
+_all_finite = jax.jit(trees.all_finite)
+
+
+def like(tree: Any, shardings: Any) -> Any:
+  """The restore target of a tree of arrays or shapes: shape, dtype and sharding of each leaf."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+  )
+
+
+class Checkpoints:
+  """The checkpoints of one run, `directory/STEP/{params,ema,opt,meta}`."""
+
+  def __init__(self, directory: str, *, keep: int = 3, keep_every: int | None = None):
+    """Opens or creates the directory.
+
+    Args:
+      directory: of all checkpoints of the run.
+      keep: how many of the latest to keep.
+      keep_every: also keep every checkpoint whose step is a multiple of this, for ever.
+    """
+    self.directory = epath.Path(directory).resolve()
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, keep_period=keep_every, create=True, enable_async_checkpointing=True
+    )
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+  def steps(self) -> list[int]:
+    """Steps of the complete checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def latest(self) -> int | None:
+    """The newest complete checkpoint, or None."""
+    return max(self.steps(), default=None)
+
+  def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Starts to write a checkpoint; returns when the arrays have been copied off the device.
+
+    Raises:
+      FloatingPointError: if an item holds a NaN or an infinity; nothing is written.
+    """
+    bad = [name for name, tree in items.items() if not bool(_all_finite(tree))]
+    if bad:
+      raise FloatingPointError(
+        f'checkpoint of step {step} not written: {", ".join(bad)} not finite; '
+        f'last good checkpoint: {self.name(self.latest())}'
+      )
+    saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    self._manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(dict(meta))))
+
+  def preempted(self, step: int) -> bool:
+    """True once all processes of a multi-host run have agreed to stop at this step."""
+    return self._manager.reached_preemption(step)
+
+  def wait(self) -> None:
+    """Blocks until everything that was started is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases the manager's threads."""
+    self.wait()
+    self._manager.close()
+
+  def name(self, step: int | None) -> str:
+    """The path of a checkpoint for messages, or 'none'."""
+    return 'none' if step is None else str(self.directory / str(step))
+
+  def restore(self, targets: Mapping[str, Any], step: int | None = None) -> tuple[int, dict, dict]:
+    """Reads the wanted items of one checkpoint, and its meta.
+
+    Args:
+      targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `like`.
+      step: of the checkpoint; None takes the newest that can be read, warning about any that cannot.
+
+    Returns:
+      (step, items, meta).
+
+    Raises:
+      UserError: if there is no such checkpoint, or none can be read.
+    """
+    known = self.steps()
+    if step is not None and step not in known:
+      raise types.UserError(f'no checkpoint of step {step} in {self.directory}; found {known}')
+    candidates = known[::-1] if step is None else [step]
+    failures = []
+    for candidate in candidates:
+      try:
+        return candidate, *self._read(candidate, targets)
+      except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ''
+        failures.append(f'{candidate}: {type(error).__name__}: {first_line[:200]}')
+        logging.warning(
+          'checkpoint %s cannot be read (%s); trying the one before it',
+          self.name(candidate), failures[-1],
+        )  # fmt: skip
+    if failures:
+      raise types.UserError(f'no readable checkpoint in {self.directory}: ' + '; '.join(failures))
+    raise types.UserError(f'no checkpoint in {self.directory}')
+
+  def set_aside(self, steps: Iterable[int]) -> None:
+    """Renames checkpoints that cannot be read, so that their steps can be written again."""
+    for step in steps:
+      source = self.directory / str(step)
+      target = self.directory.parent / 'damaged_checkpoints' / str(step)
+      target.parent.mkdir(parents=True, exist_ok=True)
+      if target.exists():
+        target = target.parent / f'{step}-{sum(1 for _ in target.parent.iterdir())}'
+      source.rename(target)
+      logging.warning('moved the unreadable checkpoint of step %d to %s', step, target)
+    self._manager.reload()
+
+  def _read(self, step, targets):
+    wanted = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+    found = self._manager.restore(step, args=ocp.args.Composite(**wanted, meta=ocp.args.JsonRestore()))
+    return {name: found[name] for name in targets}, found[META]

@@ -1,0 +1,220 @@
+"""Flat sets of arrays on disk, in any of the formats that weights travel in.
+
+.npz            NumPy archive
+.safetensors    the only one here that keeps bfloat16 and holds nothing but arrays by construction
+.pt, .pth       `torch.save`; read by `torch_file` without PyTorch, written with it
+"""
+
+from collections.abc import Callable, Mapping
+import os
+import pathlib
+from typing import Any, BinaryIO
+import zipfile
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from diversedit_jax import types
+from diversedit_jax.convert import torch_file
+
+_PREFERRED = ('ema', 'model')
+
+
+def load(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, np.ndarray]:
+  """Arrays of a file by name, without the prefixes `module.` (DDP) and `_orig_mod.` (compile).
+
+  Args:
+    path: a `.npz`, `.safetensors`, `.pt` or `.pth` file.
+    key: which part of a PyTorch checkpoint to take; None takes 'ema' if there is one, else 'model',
+      else the whole file. The other formats have no parts.
+
+  Returns:
+    Arrays in the dtypes of the file; those of a PyTorch file are read-only views.
+
+  Raises:
+    UserError: unreadable or foreign file, one that would run code, or no such part.
+  """
+  path = pathlib.Path(path)
+  readers = {'.npz': _load_npz, '.safetensors': _load_safetensors}
+  readers |= dict.fromkeys(('.pt', '.pth'), _load_torch)
+  reader = _by_suffix(path, readers)
+  if not path.is_file():
+    raise types.UserError(f'no file {path}')
+  if reader is _load_torch:
+    return _clean_names(path, _load_torch(path, key))
+  if key is not None:
+    raise types.UserError(f'key={key!r} chooses a part of a .pt file; {path} has no parts')
+  return _clean_names(path, reader(path))
+
+
+def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays by name to a new `.npz`, `.safetensors`, `.pt` or `.pth` file.
+
+  A PyTorch file holds {'ema': state dict}, which is where REPA's and SiT's programs look.
+
+  Raises:
+    UserError: the file exists, cannot be written, or the format cannot hold a dtype.
+  """
+  path = pathlib.Path(path)
+  writer = check_output(path)
+  # Writers take the memory as it lies: safetensors would silently store a transposed view wrongly.
+  arrays = {name: np.asarray(array, order='C') for name, array in arrays.items()}
+  try:
+    with open(path, 'xb') as file:
+      writer(file, arrays)
+  except FileExistsError as error:
+    raise _exists(path) from error
+  except BaseException as error:
+    path.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      raise types.UserError(f'cannot write {path}: {error.strerror or error}') from error
+    raise
+
+
+def check_output(path: str | os.PathLike[str]) -> Callable[[BinaryIO, dict[str, np.ndarray]], None]:
+  """The writer for a path, after refusing early what `save` would refuse late.
+
+  Raises:
+    UserError: the file exists, its folder does not, its format is unknown or needs PyTorch.
+  """
+  path = pathlib.Path(path)
+  writers = {'.npz': _write_npz, '.safetensors': _write_safetensors}
+  writers |= dict.fromkeys(('.pt', '.pth'), _write_torch)
+  writer = _by_suffix(path, writers)
+  if path.exists():
+    raise _exists(path)
+  if not path.parent.is_dir():
+    raise types.UserError(f'no folder {path.parent} to write {path.name} in')
+  if writer is _write_torch:
+    _import_torch()
+  return writer
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dicts from slash-joined names, the inverse of `trees.named_leaves` on a dict.
+
+  Raises:
+    UserError: one name continues another, as 'a/b' and 'a' do.
+  """
+  tree: dict[str, Any] = {}
+  for name, leaf in flat.items():
+    *folders, last = name.split('/')
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+      if not isinstance(node, dict):
+        raise types.UserError(f'{name} continues the name of another array')
+    if last in node:
+      raise types.UserError(f'the name {name} continues in that of another array')
+    node[last] = leaf
+  return tree
+
+
+def _by_suffix(path, table):
+  if path.suffix not in table:
+    raise types.UserError(f'{path} has the suffix {path.suffix!r}; known: {", ".join(table)}')
+  return table[path.suffix]
+
+
+def _exists(path):
+  return types.UserError(f'{path} exists and is not overwritten; remove it or choose another name')
+
+
+def _clean_names(path, arrays):
+  cleaned = {}
+  for name, array in arrays.items():
+    short = name.replace('_orig_mod.', '')
+    while short.startswith('module.'):
+      short = short.removeprefix('module.')
+    if short in cleaned:
+      raise types.UserError(f'{path} has {short} twice, with and without a wrapper in its name')
+    cleaned[short] = array
+  return cleaned
+
+
+def _load_npz(path):
+  try:
+    with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+      arrays = {name: archive[name] for name in archive.files}
+  except Exception as error:
+    raise types.UserError(f'{path} is not an archive of plain arrays: {error}') from error
+  for name, array in arrays.items():
+    if not isinstance(array, np.ndarray):
+      raise types.UserError(f'{path} holds {name}, which is not an array')
+    if array.dtype.kind == 'V':
+      raise types.UserError(
+        f'{path} holds {name} as raw bytes, what .npz makes of bfloat16; store it as .safetensors'
+      )
+  return arrays
+
+
+def _load_safetensors(path):
+  try:
+    return safetensors.numpy.load_file(path)
+  except Exception as error:
+    raise types.UserError(f'{path} is not a safetensors file of known dtypes: {error}') from error
+
+
+def _load_torch(path, key):
+  with torch_file.TorchFile(path) as file:
+    key, part = _choose(path, file.contents, key)
+    tensors = {name: x for name, x in part.items() if isinstance(x, torch_file.Tensor)}
+    others = sorted(repr(name) for name in part if name not in tensors)
+    if others or not all(isinstance(name, str) for name in tensors):
+      raise types.UserError(
+        f'{path} has no state dict at key={key!r}: besides {len(tensors)} tensors it holds '
+        f'{", ".join(others) or "tensors without a name"}'
+      )
+    return {name: file.array(tensor) for name, tensor in tensors.items()}
+
+
+def _choose(path, contents, key):
+  """The chosen part of a checkpoint with its key, which is None for the whole."""
+  if not isinstance(contents, dict):
+    raise types.UserError(f'{path} does not hold a state dict')
+  parts = [name for name, part in contents.items() if isinstance(part, dict)]
+  if key is not None and key not in parts:
+    found = ', '.join(repr(name) for name in parts) or 'none'
+    raise types.UserError(f'{path} has no part {key!r}; parts: {found}')
+  for name in _PREFERRED if key is None else (key,):
+    if name in parts:
+      return name, contents[name]
+  return None, contents
+
+
+def _write_npz(file, arrays):
+  exotic = sorted(name for name, array in arrays.items() if array.dtype.kind == 'V')
+  if exotic:
+    dtype = arrays[exotic[0]].dtype
+    raise types.UserError(f'.npz cannot hold {dtype} ({exotic[0]}); write .safetensors')
+  # Not np.savez, whose keyword arguments clash with arrays named 'file' or 'allow_pickle'.
+  with zipfile.ZipFile(file, 'w') as archive:
+    for name, array in arrays.items():
+      with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _write_safetensors(file, arrays):
+  file.write(safetensors.numpy.save(arrays))
+
+
+def _write_torch(file, arrays):
+  torch = _import_torch()
+
+  def tensor(array):
+    if array.dtype.name == 'bfloat16':  # PyTorch takes no NumPy array of this dtype.
+      return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+  torch.save({'ema': {name: tensor(array) for name, array in arrays.items()}}, file)
+
+
+def _import_torch():
+  try:
+    import torch  # noqa: PLC0415 (only this format needs it)
+  except ImportError as error:
+    raise types.UserError(
+      'writing .pt needs PyTorch: pip install diversedit_jax[torch], or write .safetensors'
+    ) from error
+  return torch

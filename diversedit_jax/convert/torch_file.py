@@ -1,0 +1,260 @@
+"""Reads the files of `torch.save` without PyTorch and without running anything that they contain.
+
+Such a file is a zip archive: `NAME/data.pkl`, a pickle that describes the objects; `NAME/data/KEY`,
+the bytes of one storage each; `NAME/byteorder`. A pickle names functions to be called. Here every
+name is looked up in the short table `_stand_ins`, whose entries only record their arguments; any
+other name ends the reading with an error.
+"""
+
+from collections.abc import Callable
+import contextlib
+import math
+import os
+import pathlib
+import pickle
+from typing import Any
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from diversedit_jax import types
+
+_DTYPES = {
+  'DoubleStorage': np.float64,
+  'FloatStorage': np.float32,
+  'HalfStorage': np.float16,
+  'BFloat16Storage': ml_dtypes.bfloat16,
+  'LongStorage': np.int64,
+  'IntStorage': np.int32,
+  'ShortStorage': np.int16,
+  'CharStorage': np.int8,
+  'ByteStorage': np.uint8,
+  'BoolStorage': np.bool_,
+}
+_BYTE_ORDERS = {b'little': '<', b'big': '>'}
+
+
+class _Inert:
+  """Refuses the state that a pickle may try to set on it."""
+
+  __slots__ = ()
+
+  def __setstate__(self, state):
+    raise pickle.UnpicklingError(f'state for a {type(self).__name__}')
+
+
+class Tensor(_Inert):
+  """Where the elements of one tensor lie; `TorchFile.array` reads them."""
+
+  __slots__ = ('dtype', 'key', 'offset', 'shape', 'storage_size', 'strides')
+
+  def __init__(self, storage, offset, shape, strides):
+    self.dtype, self.key, self.storage_size = storage.dtype, storage.key, storage.size
+    self.offset, self.shape, self.strides = offset, tuple(shape), tuple(strides)
+    numbers = (self.storage_size, offset, *self.shape, *self.strides)
+    if len(self.shape) != len(self.strides) or not all(type(n) is int and n >= 0 for n in numbers):
+      raise pickle.UnpicklingError(f'a tensor of shape {shape}, strides {strides}, offset {offset}')
+    last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+    if math.prod(self.shape) and offset + last >= self.storage_size:
+      raise pickle.UnpicklingError(f'a tensor that ends after its storage of {self.storage_size}')
+
+
+class Record(_Inert):
+  """An `argparse.Namespace`, of which training scripts keep one: its fields are not read."""
+
+  __slots__ = ()
+
+  def __setstate__(self, state):
+    del state  # Unused.
+
+
+class _Dict(dict):
+  """An `OrderedDict`; the attributes that PyTorch hangs on it (`_metadata`) are left out."""
+
+  __slots__ = ()
+
+  def __setstate__(self, state):
+    del state  # Unused.
+
+
+class _StorageType(_Inert):
+  __slots__ = ('dtype',)
+
+  def __init__(self, dtype):
+    self.dtype = np.dtype(dtype)
+
+
+class _Storage(_Inert):
+  __slots__ = ('dtype', 'key', 'size')
+
+  def __init__(self, dtype, key, size):
+    self.dtype, self.key, self.size = dtype, key, size
+
+
+class _Call(_Inert):
+  """A function of ours in an object without attributes, so that a pickle cannot alter it."""
+
+  __slots__ = ('_function',)
+
+  def __init__(self, function: Callable[..., Any]):
+    self._function = function
+
+  def __call__(self, *args):
+    return self._function(*args)
+
+
+def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+  del requires_grad, hooks  # Unused.
+  if metadata:
+    raise pickle.UnpicklingError(f'a tensor with the lazy operations {metadata}')
+  if not isinstance(storage, _Storage):
+    raise pickle.UnpicklingError('a tensor without storage')
+  return Tensor(storage, offset, shape, strides)
+
+
+def _stand_ins() -> dict[tuple[str, str], Any]:
+  """What each permitted global becomes; made anew for every file."""
+  return {
+    ('collections', 'OrderedDict'): _Dict,
+    ('argparse', 'Namespace'): Record,
+    ('torch', 'Size'): _Call(tuple),
+    ('torch._utils', '_rebuild_tensor_v2'): _Call(_rebuild_tensor),
+    ('torch._utils', '_rebuild_parameter'): _Call(lambda data, requires_grad, hooks: data),
+    ('torch._utils', '_rebuild_parameter_with_state'): _Call(
+      lambda data, requires_grad, hooks, state: data
+    ),
+    **{('torch', name): _StorageType(dtype) for name, dtype in _DTYPES.items()},
+  }
+
+
+class _Unpickler(pickle.Unpickler):
+  def __init__(self, file, path):
+    super().__init__(file)
+    self._path = path
+    self._globals = _stand_ins()
+
+  def find_class(self, module, name):
+    if (module, name) not in self._globals:
+      raise types.UserError(
+        f'{self._path} asks for {f"{module}.{name}"!r}, which is not among the few names that a '
+        'file of plain tensors needs; nothing of it was run. If you trust its source, load it with '
+        'PyTorch and save its state_dict() alone'
+      )
+    return self._globals[module, name]
+
+  def persistent_load(self, pid):
+    kind, storage_type, key, _, size = pid
+    if kind != 'storage' or not isinstance(storage_type, _StorageType) or type(key) is not str:
+      raise pickle.UnpicklingError(f'a storage of an unknown kind {kind!r}')
+    return _Storage(storage_type.dtype, key, size)
+
+
+class TorchFile:
+  """One open file: `contents` is what was saved, with a `Tensor` in place of each tensor.
+
+  Use it as a context manager. Nothing but the description is read until `array` asks for it, so an
+  optimizer state of twice the model's size costs nothing.
+
+  Raises:
+    UserError: the file is not a zip archive of `torch.save`, is damaged, or names a global that is
+      not permitted.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._path = pathlib.Path(path)
+    self._arrays: dict[str, np.ndarray] = {}
+    self._zip = _open_zip(self._path)
+    try:
+      self._names = set(self._zip.namelist())
+      self._prefix = self._find_prefix()
+      self._byte_order = self._read_byte_order()
+      with self._guard(), self._zip.open(f'{self._prefix}data.pkl') as pickled:
+        self.contents = _Unpickler(pickled, self._path).load()
+    except BaseException:
+      self._zip.close()
+      raise
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._zip.close()
+
+  def array(self, tensor: Tensor) -> np.ndarray:
+    """The elements, a read-only view of the storage: tensors that share storage share memory."""
+    with self._guard():
+      if not math.prod(tensor.shape):
+        return np.empty(tensor.shape, tensor.dtype)
+      flat = self._storage(tensor)[tensor.offset :]
+      strides = [n * tensor.dtype.itemsize for n in tensor.strides]
+      return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+
+  def _storage(self, tensor):
+    if tensor.key not in self._arrays:
+      name, size = f'{self._prefix}data/{tensor.key}', tensor.dtype.itemsize
+      if name not in self._names:
+        raise self._damaged(f'record {name} is missing')
+      expected, found = tensor.storage_size * size, self._zip.getinfo(name).file_size
+      if found != expected:
+        raise self._damaged(f'record {name} has {found} bytes, expected {expected}')
+      words = np.frombuffer(self._zip.read(name), f'{self._byte_order}u{size}')
+      self._arrays[tensor.key] = words.astype(f'=u{size}', copy=False).view(tensor.dtype)
+    array = self._arrays[tensor.key]
+    if array.dtype != tensor.dtype or array.size != tensor.storage_size:
+      raise self._damaged(f'storage {tensor.key} is described in two ways')
+    return array
+
+  def _find_prefix(self):
+    found = [n.removesuffix('data.pkl') for n in self._names if n.endswith('/data.pkl')]
+    if len(found) != 1 or found[0].count('/') != 1:
+      raise types.UserError(f'{self._path} is a zip archive, but not one of torch.save')
+    if f'{found[0]}constants.pkl' in self._names:
+      raise types.UserError(
+        f'{self._path} is a TorchScript program, which holds code; load it with PyTorch and save '
+        'its state_dict()'
+      )
+    return found[0]
+
+  def _read_byte_order(self):
+    name = f'{self._prefix}byteorder'
+    if name not in self._names:
+      return '<'  # Releases before 2.1 wrote no record and ran on little-endian machines.
+    with self._guard():
+      order = self._zip.read(name)
+    if order not in _BYTE_ORDERS:
+      raise self._damaged(f'unknown byte order {order[:20]!r}')
+    return _BYTE_ORDERS[order]
+
+  def _damaged(self, reason):
+    return types.UserError(f'{self._path} is damaged or of an unknown version: {reason}')
+
+  @contextlib.contextmanager
+  def _guard(self):
+    """Turns whatever the zip reader and the unpickler raise on damaged bytes into a `UserError`."""
+    try:
+      yield
+    except types.UserError:
+      raise
+    except Exception as error:
+      raise self._damaged(f'{type(error).__name__}: {error}') from error
+
+
+def _open_zip(path):
+  try:
+    with open(path, 'rb') as file:
+      head = file.read(4)
+    return zipfile.ZipFile(path)
+  except OSError as error:
+    raise types.UserError(f'cannot read {path}: {error.strerror or error}') from error
+  except zipfile.BadZipFile as error:
+    if head[:2] == b'PK':
+      reason = 'is truncated: its zip directory at the end is missing'
+    elif head[:1] == b'\x80':
+      reason = (
+        'is in the format of PyTorch before 1.6; rewrite it there with '
+        'torch.save(torch.load(path, weights_only=True), path)'
+      )
+    else:
+      reason = 'is not a file of torch.save'
+    raise types.UserError(f'{path} {reason}') from error

@@ -1,0 +1,23 @@
+"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A temporary path in the folder of `path`; renamed to `path` if the block ends well.
+
+  Missing folders are made. After an exception the temporary file is removed and an older file at
+  `path` is untouched. The temporary name keeps the suffix, which writers read the format from.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""Pictures out of arrays: the two quantisers of the field, and grids a person can read.
+
+  truncate     floor(clip(255 (x + 1) / 2, 0, 255))     REPA, SRA, REG                (1)
+  round_half   floor(clip(127.5 x + 128, 0, 255))       DiT, SiT, MeanFlow            (2)
+
+They differ by half a level; an experiment keeps to one and records it.
+"""
+
+from collections.abc import Sequence
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diversedit_jax import trees
+from diversedit_jax.data import files
+from diversedit_jax.types import UserError
+
+QUANTISERS = ('truncate', 'round_half')
+# A tile is enlarged to at least this many screen pixels, so that 8x8 digits can be read.
+_READABLE = 40
+_GAP = 2
+_MARGIN = 8
+
+
+def to_uint8(x: np.ndarray, quantiser: str = 'truncate') -> np.ndarray:
+  """uint8 levels of values in [-1, 1], any shape; values outside are clipped.
+
+  Only 'round_half' inverts x = k / 127.5 - 1 for every level k: 'truncate' may lose a level to
+  rounding, as it does in the code it follows.
+
+  Raises:
+    UserError: for an unknown quantiser or values that are not finite.
+  """
+  if quantiser not in QUANTISERS:
+    raise UserError(f'unknown quantiser {quantiser!r}{trees.did_you_mean(quantiser, QUANTISERS)}')
+  x = np.asarray(x, np.float32)
+  if not np.isfinite(x).all():
+    bad = np.count_nonzero(~np.isfinite(x))
+    raise UserError(f'cannot quantise: {bad} of {x.size} values are not finite')
+  levels = 255 * ((x + 1) / 2) if quantiser == 'truncate' else 127.5 * x + 128
+  return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def save_grid(
+  path: str | os.PathLike[str],
+  images_NHWC: np.ndarray,
+  columns: int,
+  *,
+  scale: int | None = None,
+  row_labels: Sequence[str] | None = None,
+  title: str | None = None,
+  quantiser: str = 'round_half',
+) -> None:
+  """Writes images as a PNG grid, row by row, with thin white lines between them.
+
+  Args:
+    path: of the PNG; appears whole or not at all.
+    images_NHWC: uint8, or floating in [-1, 1] (clipped); C = 1 grey or 3 colour.
+    columns: images per row; the last row may be short.
+    scale: whole factor of nearest-neighbour enlargement; None makes tiles at least 40 px wide.
+    row_labels: text left of each row, such as its class; one per row.
+    title: text above the grid.
+    quantiser: of floating images, see `to_uint8`.
+
+  Raises:
+    UserError: for another shape, a number of labels other than rows, values that are not finite.
+  """
+  images_NHWC = np.asarray(images_NHWC)
+  if images_NHWC.ndim != 4 or images_NHWC.shape[-1] not in (1, 3) or 0 in images_NHWC.shape:
+    raise UserError(f'a grid needs images (N, H, W, 1 or 3), N >= 1; got {images_NHWC.shape}')
+  if columns < 1 or (scale is not None and scale < 1):
+    raise UserError(f'a grid needs columns >= 1 and scale >= 1; got {columns} and {scale}')
+  if images_NHWC.dtype != np.uint8:
+    images_NHWC = to_uint8(images_NHWC, quantiser)
+  n, height, width, channels = images_NHWC.shape
+  rows = -(-n // columns)
+  if row_labels is not None and len(row_labels) != rows:
+    raise UserError(f'a grid of {rows} rows needs as many row labels; got {len(row_labels)}')
+  scale = scale or max(1, -(-_READABLE // min(height, width)))
+  height, width = height * scale, width * scale
+  images_NHWC = images_NHWC.repeat(scale, axis=1).repeat(scale, axis=2)
+
+  font = ImageFont.load_default(size=max(11, min(18, height // 3)))
+  title_font = ImageFont.load_default(size=16)
+  left = _MARGIN
+  if row_labels is not None:
+    left += _MARGIN + round(max(font.getlength(str(label)) for label in row_labels))
+  top = _MARGIN + (28 if title else 0)
+  right = left + columns * (width + _GAP) - _GAP
+  if title:
+    right = max(right, _MARGIN + round(title_font.getlength(title)))
+  bottom = top + rows * (height + _GAP) - _GAP
+  page = Image.new('L' if channels == 1 else 'RGB', (right + _MARGIN, bottom + _MARGIN), 'white')
+  for i, x_HWC in enumerate(images_NHWC):
+    row, column = divmod(i, columns)
+    tile = Image.fromarray(x_HWC[..., 0] if channels == 1 else x_HWC)
+    page.paste(tile, (left + column * (width + _GAP), top + row * (height + _GAP)))
+  draw = ImageDraw.Draw(page)
+  for row, label in enumerate(row_labels or ()):
+    middle = top + row * (height + _GAP) + height // 2
+    draw.text((left - _MARGIN, middle), str(label), fill='black', font=font, anchor='rm')
+  if title:
+    draw.text((_MARGIN, _MARGIN), title, fill='black', font=title_font)
+  with files.atomic(path) as temporary:
+    page.save(temporary, format='PNG')

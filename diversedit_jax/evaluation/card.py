@@ -1,0 +1,143 @@
+"""The protocol card: everything that must be known to read or repeat a score, as JSON."""
+
+from importlib import metadata
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+import diversedit_jax
+from diversedit_jax import trees
+from diversedit_jax.data import files, images
+from diversedit_jax.types import UserError
+
+WEIGHTS = ('ema', 'params')
+
+
+def protocol_card(
+  *,
+  seed: int,
+  sampler: str,
+  steps: int,
+  nfe: int,
+  guidance_scale: float,
+  guidance_interval: tuple[float, float],
+  guidance_channels: int | None,
+  label_policy: str,
+  quantiser: str | None,
+  weights: str,
+  step: int,
+  checkpoint: str | os.PathLike[str],
+  num_samples: int,
+  seconds: float,
+  **extra: Any,
+) -> dict[str, Any]:
+  """Facts of an evaluation, with the versions and devices of this process added.
+
+  Args:
+    seed: of the samples.
+    sampler: its name, such as 'heun'.
+    steps: of the sampler.
+    nfe: network evaluations per sample.
+    guidance_scale: 1 is no guidance.
+    guidance_interval: (low, high) times within which guidance acts.
+    guidance_channels: guided latent channels from the first; None means all.
+    label_policy: how labels were chosen, such as 'balanced' or 'uniform'.
+    quantiser: of `data.images.to_uint8`, None if the samples were not quantised.
+    weights: 'ema' or 'params'.
+    step: training steps of the checkpoint.
+    checkpoint: its path inside the run directory. Of an absolute path the last two parts are
+      kept, so that no card names a machine's folders.
+    num_samples: scored.
+    seconds: taken by sampling.
+    **extra: further facts under their names, such as `batch_size`.
+
+  Raises:
+    UserError: for unknown weights or quantiser, an inverted interval, or negative numbers.
+  """
+  if weights not in WEIGHTS:
+    raise UserError(f'unknown weights {weights!r}{trees.did_you_mean(weights, WEIGHTS)}')
+  if quantiser is not None and quantiser not in images.QUANTISERS:
+    raise UserError(
+      f'unknown quantiser {quantiser!r}{trees.did_you_mean(quantiser, images.QUANTISERS)}'
+    )
+  low, high = guidance_interval
+  if not low <= high:
+    raise UserError(f'guidance_interval must be (low, high) with low <= high; got {low}, {high}')
+  numbers = {
+    'steps': steps,
+    'nfe': nfe,
+    'step': step,
+    'num_samples': num_samples,
+    'seconds': seconds,
+  }
+  negative = {name: value for name, value in numbers.items() if value < 0}
+  if negative:
+    raise UserError(f'a protocol card needs numbers >= 0; got {negative}')
+  path = pathlib.PurePath(checkpoint)
+  devices = jax.devices()
+  return {
+    'step': step,
+    'weights': weights,
+    'checkpoint': '/'.join(path.parts[-2:] if path.is_absolute() else path.parts),
+    'seed': seed,
+    'num_samples': num_samples,
+    'label_policy': label_policy,
+    'sampler': sampler,
+    'steps': steps,
+    'nfe': nfe,
+    'guidance': {
+      'scale': guidance_scale,
+      'interval': [low, high],
+      'channels': 'all' if guidance_channels is None else guidance_channels,
+    },
+    'quantiser': quantiser,
+    'seconds': seconds,
+    'device': {'kind': devices[0].device_kind, 'count': len(devices)},
+    'versions': versions(),
+    **extra,
+  }
+
+
+def versions() -> dict[str, str]:
+  """Versions of this package and of those that decide its numbers."""
+  return {
+    'diversedit_jax': diversedit_jax.__version__,
+    'jax': jax.__version__,
+    'jaxlib': metadata.version('jaxlib'),
+    'flax': flax.__version__,
+    'numpy': np.__version__,
+  }
+
+
+def write_json(path: str | os.PathLike[str], facts: dict[str, Any]) -> None:
+  """Writes facts as indented JSON, whole or not at all; numpy scalars and arrays become plain.
+
+  Raises:
+    ValueError: for a number that is not finite, with the place where it stands: JSON has no
+      NaN, and a score that is NaN must stop the evaluation rather than be read as a result.
+    TypeError: for a value that JSON cannot hold.
+  """
+  text = json.dumps(_plain(facts, ''), indent=2, allow_nan=False, ensure_ascii=False)
+  with files.atomic(path) as temporary:
+    temporary.write_text(text + '\n', encoding='utf-8')
+
+
+def _plain(value: Any, place: str) -> Any:
+  """The value in JSON's types."""
+  if isinstance(value, np.ndarray | np.generic | jax.Array):
+    value = np.asarray(value).tolist()
+  if isinstance(value, dict):
+    return {str(k): _plain(v, f'{place}/{k}') for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(v, f'{place}/{i}') for i, v in enumerate(value)]
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f'{place.lstrip("/")} is {value}; JSON files hold finite numbers only')
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  raise TypeError(f'{place.lstrip("/")} is a {type(value).__name__}, which JSON cannot hold')

@@ -1,0 +1,81 @@
+"""One table between the four ways to say what a denoiser predicts (SiT, arXiv 2401.08740, sec. 2).
+
+Data x0, noise e, velocity v and the state x_t are linear in (x0, e):
+
+  (1)  q = p x0 + r e,   x0: (1, 0),   epsilon: (0, 1),   velocity: (alpha', sigma'),
+  (2)  x_t = alpha x0 + sigma e,
+  (3)  score s = grad_x log p(x_t) = -e / sigma.
+
+From x_t and one value q the other two follow with the determinant D = alpha r - sigma p:
+
+  (4)  x0 = (r x_t - sigma q) / D,   e = (alpha q - p x_t) / D.
+
+D is alpha sigma' - alpha' sigma for a velocity (1 for linear, pi/2 for cosine, at every t: also at
+t = 0 of the cosine path, where REPA's quotient alpha/alpha' is infinite), alpha for a noise, which
+says nothing about x0 at t = 1, and -sigma for x0, which says nothing about e at t = 0. Near such an
+end the divisor is kept at `SMALLEST` in size: results stay finite, and are right wherever the
+divisor is larger. Time t = 0 data, t = 1 noise.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from diversedit_jax import trees, types
+from diversedit_jax.interpolants import paths
+
+SMALLEST = 1e-6  # A few float32 roundings of coefficients that are of order one.
+
+_ROWS = {  # (1): (p, r) as functions of path and time.
+  'x0': lambda path, t: (jnp.ones_like(t), jnp.zeros_like(t)),
+  'epsilon': lambda path, t: (jnp.zeros_like(t), jnp.ones_like(t)),
+  'velocity': lambda path, t: (path.d_alpha(t), path.d_sigma(t)),
+}
+KINDS = (*_ROWS, 'score')
+
+
+def convert(
+  value: jax.Array,
+  x_t: jax.Array,
+  t_N: jax.Array,
+  path: paths.Path,
+  *,
+  source: str,
+  target: str,
+) -> jax.Array:
+  """The `target` kind of prediction that says the same as `value` of the `source` kind.
+
+  Args:
+    value: prediction [N, ...], float32 or better.
+    x_t: state it was made for, same shape.
+    t_N: time per example, in [0, 1].
+    path: one of `paths.PATHS`.
+    source: 'x0', 'epsilon', 'velocity' or 'score'.
+    target: likewise.
+
+  Raises:
+    UserError: for another kind.
+  """
+  for kind in (source, target):
+    if kind not in KINDS:
+      raise types.UserError(f'no prediction is called {kind!r}{trees.did_you_mean(kind, KINDS)}')
+  if source == target:
+    return value
+  t = paths.per_example(t_N, x_t)
+  alpha, sigma = path.alpha(t), path.sigma(t)
+  if source == 'score':
+    source, value = 'epsilon', -sigma * value  # (3)
+
+  p, r = _ROWS[source](path, t)
+  determinant = _away_from_zero(alpha * r - sigma * p)
+  x0 = (r * x_t - sigma * value) / determinant  # (4)
+  e = (alpha * value - p * x_t) / determinant
+
+  if target == 'score':
+    return -e / _away_from_zero(sigma)
+  p, r = _ROWS[target](path, t)
+  return p * x0 + r * e
+
+
+def _away_from_zero(divisor: jax.Array) -> jax.Array:
+  small = jnp.abs(divisor) < SMALLEST
+  return jnp.where(small, jnp.where(divisor < 0, -SMALLEST, SMALLEST), divisor)

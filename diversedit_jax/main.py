@@ -1,0 +1,61 @@
+"""Trains, samples, scores and analyses: `python -m diversedit_jax.main --config=configs/digits.py --workdir=DIR`."""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from diversedit_jax import build, modes, types
+
+MODES = ('train', 'sample', 'eval', 'analyze', 'plan')
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
+)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
+_MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'Weights other than those of the workdir: a folder checkpoints/STEP, or a file of `convert`.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
+)
+flags.mark_flag_as_required('config')
+
+
+def main(argv: list[str]) -> None:
+  """Builds the experiment and runs the mode; a UserError ends it with one message and exit code 1."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  cache = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
+  jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache)))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  experiment = build.build(_CONFIG.value)
+  mode = _MODE.value
+  if mode == 'plan':
+    print(modes.plan(experiment))
+  elif mode == 'train':
+    modes.train(experiment, _WORKDIR.value)
+  else:
+    run = {'sample': modes.sample, 'eval': modes.evaluate, 'analyze': modes.analyze}[mode]
+    for path in run(experiment, _WORKDIR.value, _CHECKPOINT.value):
+      print(path)
+
+
+def run() -> None:
+  """Entry point: parses flags and turns user errors into one message."""
+  logging.set_verbosity(logging.INFO)
+  try:
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv))
+  except types.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  run()

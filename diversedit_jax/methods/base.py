@@ -1,0 +1,112 @@
+"""How a training objective is put together: one flow, and terms that read the block outputs of its single forward pass.
+
+A term is one file in this folder. It may bring heads (parameters trained with the model), says through a tap
+what it needs of the block outputs, and turns that into a scalar and metrics:
+
+  draw = flow.draw(batch, key)                    t, noise, x_t, target, labels after dropout
+  output = network.model(x_t, t, y, tap=joined)   once, whatever is combined
+  loss = mean(flow.loss(output, draw)) + sum of term.loss(features of the term, draw)
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, Protocol
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from diversedit_jax import types
+from diversedit_jax.models import sit, taps
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """Everything random of one step, for every example of the batch."""
+
+  x_t: jax.Array  # [N, H, W, C], the noisy input
+  t: jax.Array  # [N]
+  y: jax.Array  # [N], the null label where dropped
+  target: jax.Array  # [N, H, W, C], the velocity
+
+
+jax.tree_util.register_dataclass(Draw)
+
+
+class Network(nnx.Module):
+  """The model and the heads that the terms bring; all its parameters are trained and averaged."""
+
+  def __init__(self, config: sit.SiTConfig, terms: tuple['Term', ...] = (), *, rngs: nnx.Rngs):
+    self.model = sit.SiT(config, rngs=rngs)
+    heads = {term.name: term.heads(config, rngs=rngs) for term in terms}
+    self.heads = nnx.Dict({name: head for name, head in heads.items() if head is not None})
+
+
+class Flow(Protocol):
+  """Draws the noisy input and scores the prediction."""
+
+  def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
+    """Times, noise and dropped labels for a batch."""
+
+  def loss(self, output: types.Output, draw: Draw) -> jax.Array:
+    """Per-example loss [N]."""
+
+
+class Term(Protocol):
+  """One additional loss on the block outputs."""
+
+  name: str
+
+  def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module | None:
+    """Extra parameters, or None."""
+
+  def tap(self, key: jax.Array, depth: int) -> taps.Tap:
+    """What the term needs of the block outputs; the key is of this step."""
+
+  def loss(self, features: Any, draw: Draw, heads: nnx.Module | None) -> tuple[jax.Array, Metrics]:
+    """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+  """A flow with its terms: the whole training loss of a method."""
+
+  flow: Flow
+  terms: tuple[Term, ...] = ()
+
+  def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
+    """See `Flow.draw`."""
+    return self.flow.draw(batch, key)
+
+  def loss(self, network: Network, draw: Draw, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """The scalar to minimise and its parts, from one forward pass of the model.
+
+    Returns:
+      (loss, metrics); metrics hold 'loss', 'velocity' and, under 'NAME/', those of each term.
+    """
+    depth = network.model.config.depth
+    tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
+    output = network.model(draw.x_t, draw.t, draw.y, tap=tap)
+    velocity = jnp.mean(self.flow.loss(output, draw))
+    loss, metrics = velocity, {'velocity': velocity}
+    for term in self.terms:
+      value, parts = term.loss(output.features[term.name], draw, network.heads.get(term.name))
+      loss = loss + value
+      metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}
+    return loss, {'loss': loss, **metrics}
+
+
+def microbatches(draw: Any, n: int) -> Any:
+  """[N, ...] -> [n, N/n, ...] by strided rows, so that each part stays spread over the devices."""
+
+  def split(x):
+    return jnp.swapaxes(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 0, 1)
+
+  return jax.tree.map(split, draw)
+
+
+def mean_metrics(stacked: Mapping[str, jax.Array]) -> Metrics:
+  """The mean over a leading axis of microbatches."""
+  return {k: jnp.mean(v, axis=0) for k, v in stacked.items()}

@@ -1,0 +1,71 @@
+"""Scaled dot-product attention with a choice of kernel, probed before it is trusted.
+
+`jax.nn.dot_product_attention` never picks cuDNN by itself, and cuDNN refuses some shapes and has failed on
+some driver stacks; so 'auto' compiles and runs it once, forward and backward, at the true shape.
+"""
+
+import functools
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from diversedit_jax import trees, types
+
+IMPLEMENTATIONS = ('auto', 'xla', 'cudnn')
+
+
+def attend(q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str) -> jax.Array:
+  """softmax(q k / sqrt(d)) v per head; logits and softmax in float32 at least."""
+  return jax.nn.dot_product_attention(q_NTHd, k_NTHd, v_NTHd, implementation=implementation)
+
+
+@functools.cache
+def choose(implementation: str, tokens: int, heads: int, head_dim: int, dtype: str) -> str:
+  """The kernel to use, 'xla' or 'cudnn', for one layer's shape and compute dtype.
+
+  'auto' is 'xla' except on a GPU where cuDNN passes its probe; a failed probe is a warning.
+
+  Raises:
+    UserError: for an unknown name, or 'cudnn' where it cannot run (with the reason).
+  """
+  if implementation not in IMPLEMENTATIONS:
+    hint = trees.did_you_mean(implementation, IMPLEMENTATIONS)
+    raise types.UserError(f'unknown attention implementation {implementation!r}{hint}')
+  if implementation == 'xla' or (implementation == 'auto' and jax.default_backend() != 'gpu'):
+    return 'xla'
+  reason = cudnn_fault(tokens, heads, head_dim, dtype)
+  if reason is None:
+    logging.info('attention: cuDNN (T=%d, heads=%d, head_dim=%d, %s)', tokens, heads, head_dim, dtype)
+    return 'cudnn'
+  if implementation == 'cudnn':
+    raise types.UserError(f'attention=cudnn cannot run here: {reason}')
+  logging.warning('attention: FALLING BACK TO XLA, cuDNN cannot run here: %s', reason)
+  return 'xla'
+
+
+def cudnn_fault(tokens: int, heads: int, head_dim: int, dtype: str) -> str | None:
+  """Why cuDNN attention cannot be used at this shape; None if it ran forward and backward."""
+  if jax.default_backend() != 'gpu':
+    return f'it needs an NVIDIA GPU, and the backend is {jax.default_backend()}'
+  if dtype not in ('bfloat16', 'float16'):
+    return f'it computes in bfloat16 or float16, and the compute dtype is {dtype}'
+  if head_dim % 8:
+    return f'it needs a head dimension divisible by 8, and it is {head_dim}'
+
+  def objective(q, k, v):
+    return jnp.sum(jnp.square(attend(q, k, v, 'cudnn').astype(jnp.float32)))
+
+  try:
+    with jax.ensure_compile_time_eval():  # The probe runs even while a model is being traced.
+      key = jax.random.key(0)
+      qkv = [
+        jax.random.normal(jax.random.fold_in(key, i), (2, tokens, heads, head_dim)).astype(dtype)
+        for i in range(3)
+      ]
+      grads = jax.jit(jax.grad(objective, argnums=(0, 1, 2)))(*qkv)
+      if not bool(trees.all_finite(grads)):
+        return 'its gradient was not finite in the probe'
+  except Exception as error:  # Whatever the kernel library raises, the answer is the same.
+    return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+  return None

@@ -1,0 +1,151 @@
+"""The transformer block with adaLN-Zero, the long-skip fusion and the final layer.
+
+One block (DiT, arXiv 2212.09748, adaLN-Zero), c the conditioning vector:
+
+  (1)  s1, k1, g1, s2, k2, g2 = Linear(SiLU(c))        shift, scale, gate for attention, then MLP
+  (2)  x <- x + g1 * Attention(LN(x) * (1 + k1) + s1)
+  (3)  x <- x + g2 * MLP(LN(x) * (1 + k2) + s2)
+
+and the fusion of a long residual connection (DiverseDiT, arXiv 2603.04239, Eq. 8):
+
+  (4)  f = Linear(LN([x, skip]))
+
+Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the matrix products.
+"""
+
+from flax import nnx
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from diversedit_jax.models import attention, embed
+
+NORM_EPSILON = 1e-6
+QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
+
+
+def normalise(x_NTD: jax.Array) -> jax.Array:
+  """LayerNorm over the last axis without parameters, in float32 at least."""
+  x = x_NTD.astype(jnp.promote_types(x_NTD.dtype, jnp.float32))
+  mean = jnp.mean(x, axis=-1, keepdims=True)
+  centred = x - mean
+  variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+  return centred * jax.lax.rsqrt(variance + NORM_EPSILON)
+
+
+def modulate(x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array) -> jax.Array:
+  """x * (1 + scale) + shift, one shift and scale for all tokens of an example."""
+  return x_NTD * (1 + scale_ND[:, None]) + shift_ND[:, None]
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention with a fused, biased qkv projection laid out [q | k | v]."""
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    width, dtype = config.width, config.compute_dtype
+    self.heads = config.heads
+    self.implementation = attention.choose(
+      config.attention, config.tokens, config.heads, width // config.heads, config.dtype
+    )
+    self.qkv = nnx.Linear(
+      width, 3 * width, kernel_init=embed.xavier('embed', 'heads'),
+      bias_init=embed.zeros('heads'), dtype=dtype, rngs=rngs,
+    )  # fmt: skip
+    self.proj = nnx.Linear(
+      width, width, kernel_init=embed.xavier('heads', 'embed'),
+      bias_init=embed.zeros('embed'), dtype=dtype, rngs=rngs,
+    )  # fmt: skip
+    if config.qk_norm:
+      norm = lambda: nnx.LayerNorm(
+        width // config.heads, epsilon=QK_NORM_EPSILON, use_fast_variance=False, dtype=dtype,
+        scale_init=embed.ones(None), bias_init=embed.zeros(None), rngs=rngs,
+      )  # fmt: skip
+      self.q_norm, self.k_norm = norm(), norm()
+    self.qk_norm = config.qk_norm
+
+  def __call__(self, x_NTD: jax.Array) -> jax.Array:
+    n, t, d = x_NTD.shape
+    qkv = checkpoint_name(self.qkv(x_NTD), 'qkv').reshape(n, t, 3, self.heads, d // self.heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    if self.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    out = attention.attend(q, k, v, self.implementation).reshape(n, t, d)
+    return self.proj(checkpoint_name(out, 'attention'))
+
+
+class Mlp(nnx.Module):
+  """D -> ratio * D -> D with the tanh-approximated GELU."""
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    hidden, dtype = int(config.width * config.mlp_ratio), config.compute_dtype
+    self.fc1 = nnx.Linear(
+      config.width, hidden, kernel_init=embed.xavier('embed', 'mlp'),
+      bias_init=embed.zeros('mlp'), dtype=dtype, rngs=rngs,
+    )  # fmt: skip
+    self.fc2 = nnx.Linear(
+      hidden, config.width, kernel_init=embed.xavier('mlp', 'embed'),
+      bias_init=embed.zeros('embed'), dtype=dtype, rngs=rngs,
+    )  # fmt: skip
+
+  def __call__(self, x_NTD: jax.Array) -> jax.Array:
+    return self.fc2(jax.nn.gelu(checkpoint_name(self.fc1(x_NTD), 'fc1'), approximate=True))
+
+
+def adaln(config, parts: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+  """The zero-initialised layer that turns the conditioning into `parts` vectors of width D."""
+  return nnx.Linear(
+    config.width, parts * config.width, kernel_init=embed.zeros('embed', 'mlp'),
+    bias_init=embed.zeros('mlp'), dtype=config.compute_dtype, rngs=rngs,
+  )  # fmt: skip
+
+
+class Block(nnx.Module):
+  """Equations (1) to (3); the identity at initialisation."""
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    self.attn = Attention(config, rngs=rngs)
+    self.mlp = Mlp(config, rngs=rngs)
+    self.adaln = adaln(config, 6, rngs=rngs)
+
+  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
+    modulation = self.adaln(jax.nn.silu(c_ND)).astype(x_NTD.dtype)
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+    h = self.attn(modulate(normalise(x_NTD), shift1, scale1))
+    x_NTD = x_NTD + gate1[:, None] * h.astype(x_NTD.dtype)
+    h = self.mlp(modulate(normalise(x_NTD), shift2, scale2))
+    return x_NTD + gate2[:, None] * h.astype(x_NTD.dtype)
+
+
+class Fuse(nnx.Module):
+  """Equation (4): joins a block of the second half to its mirror in the first half."""
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    width = config.width
+    self.norm = nnx.LayerNorm(
+      2 * width, epsilon=NORM_EPSILON, use_fast_variance=False,
+      scale_init=embed.ones(None), bias_init=embed.zeros(None), rngs=rngs,
+    )  # fmt: skip
+    self.linear = nnx.Linear(
+      2 * width, width, kernel_init=embed.xavier(None, 'embed'),
+      bias_init=embed.zeros('embed'), dtype=config.compute_dtype, rngs=rngs,
+    )  # fmt: skip
+
+  def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
+    joined = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
+    return self.linear(self.norm(joined)).astype(x_NTD.dtype)
+
+
+class Final(nnx.Module):
+  """adaLN with its own shift and scale, then the zero-initialised linear head per token."""
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    self.adaln = adaln(config, 2, rngs=rngs)
+    self.linear = nnx.Linear(
+      config.width, config.patch_size**2 * config.channels, kernel_init=embed.zeros('embed', None),
+      bias_init=embed.zeros(None), dtype=config.compute_dtype, rngs=rngs,
+    )  # fmt: skip
+
+  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
+    modulation = self.adaln(jax.nn.silu(c_ND)).astype(x_NTD.dtype)
+    shift, scale = jnp.split(modulation, 2, axis=-1)
+    return self.linear(modulate(normalise(x_NTD), shift, scale))

@@ -1,0 +1,152 @@
+"""SiT, the diffusion transformer (arXiv 2401.08740), with DiverseDiT's long residual connections.
+
+  x_NHWC -> patches -> Linear + position table -> L blocks -> adaLN, Linear -> unpatchify -> velocity
+  t_N -> sinusoids -> MLP \\
+  y_N -> label table ------+-> c_ND, which modulates every block
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from diversedit_jax import sharding, trees, types
+from diversedit_jax.models import attention, embed, layers, sizes, stack, taps
+
+DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiTConfig:
+  """Everything that decides the shape and the arithmetic of a SiT.
+
+  input_size: (rows, columns) of the latent or image.
+  channels: of input and output. num_classes: K; 0 makes an unconditional model.
+  depth, width, heads, mlp_ratio, patch_size: see `sizes`.
+  qk_norm: affine LayerNorm of q and k per head (off in all published SiT models).
+  skip: long residual connections, or None.
+  dtype: compute dtype of matrix products. residual_dtype: of the residual stream, as under autocast.
+  attention: 'auto', 'xla' or 'cudnn'. remat: see `stack.REMAT_POLICIES`. unroll: blocks per scan step.
+  """
+
+  input_size: tuple[int, int]
+  depth: int
+  width: int
+  heads: int
+  patch_size: int
+  channels: int = 4
+  num_classes: int = 1000
+  mlp_ratio: float = 4.0
+  qk_norm: bool = False
+  skip: stack.Skip | None = None
+  dtype: str = 'float32'
+  residual_dtype: str = 'float32'
+  attention: str = 'auto'
+  remat: str = 'none'
+  unroll: int = 1
+
+  def __post_init__(self):
+    def require(fits, message):
+      if not fits:
+        raise types.UserError(message)
+
+    def known(field, value, options):
+      require(value in options, f'unknown {field} {value!r}{trees.did_you_mean(value, options)}')
+
+    for name in ('depth', 'width', 'heads', 'patch_size', 'channels', 'unroll'):
+      require(getattr(self, name) >= 1, f'model.{name} must be at least 1, got {getattr(self, name)}')
+    require(self.num_classes >= 0, f'model.num_classes must not be negative, got {self.num_classes}')
+    rows, cols = self.input_size
+    p = self.patch_size
+    require(
+      rows >= p and cols >= p and rows % p == 0 and cols % p == 0,
+      f'input size {rows}x{cols} is not divisible by the patch size {p}',
+    )
+    require(self.width % self.heads == 0, f'{self.heads} heads do not divide the width {self.width}')
+    require(self.width % 4 == 0, f'the position table needs a width divisible by 4, got {self.width}')
+    require(
+      self.skip is None or self.depth % 2 == 0,
+      f'long skips pair the two halves of the blocks and need an even depth, got {self.depth}',
+    )
+    if self.skip is not None:
+      known('model.skip.placement', self.skip.placement, stack.SKIP_PLACEMENTS)
+    known('model.dtype', self.dtype, DTYPES)
+    known('model.residual_dtype', self.residual_dtype, DTYPES)
+    known('model.attention', self.attention, attention.IMPLEMENTATIONS)
+    known('model.remat', self.remat, stack.REMAT_POLICIES)
+
+  @classmethod
+  def of_size(cls, name: str, **fields) -> 'SiTConfig':
+    """The config of a published size, 'S/2' to 'XL/8'."""
+    return cls(**dataclasses.asdict(sizes.size(name)), **fields)
+
+  @property
+  def tokens(self) -> int:
+    """T, the number of tokens of one example."""
+    return (self.input_size[0] // self.patch_size) * (self.input_size[1] // self.patch_size)
+
+  @property
+  def compute_dtype(self) -> jnp.dtype | None:
+    """For the layers; None follows the inputs, so that float64 stays float64."""
+    return None if self.dtype == 'float32' else jnp.dtype(self.dtype)
+
+  @property
+  def null_label(self) -> int | None:
+    """The label of the unconditional prediction; None for a model without classes."""
+    return self.num_classes or None
+
+
+class SiT(nnx.Module):
+  """Scalable interpolant transformer; at initialisation its output is exactly zero."""
+
+  def __init__(self, config: SiTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.patch_embed = nnx.Linear(
+      config.patch_size**2 * config.channels, config.width,
+      kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'),
+      dtype=config.compute_dtype, rngs=rngs,
+    )  # fmt: skip
+    self.time_embed = embed.TimeEmbed(config.width, rngs=rngs)
+    self.label_embed = embed.LabelEmbed(config.num_classes, config.width, rngs=rngs)
+    self.blocks = stack.Stack(config, rngs=rngs)
+    self.final = layers.Final(config, rngs=rngs)
+
+  def tokens(self, x_NHWC: jax.Array) -> jax.Array:
+    """Patch tokens with their positions, [N, T, D] in the dtype of the residual stream."""
+    config = self.config
+    rows, cols = (s // config.patch_size for s in config.input_size)
+    positions = embed.position_table(rows, cols, config.width)
+    x_NTD = self.patch_embed(embed.patchify(x_NHWC, config.patch_size))
+    x_NTD = x_NTD.astype(jnp.promote_types(x_NTD.dtype, config.residual_dtype))
+    return x_NTD + jnp.asarray(positions, x_NTD.dtype)[None]
+
+  def condition(self, t_N: jax.Array, y_N: jax.Array) -> jax.Array:
+    """The conditioning vector c_ND, the sum of time and label embeddings."""
+    return self.time_embed(t_N) + self.label_embed(y_N)
+
+  def __call__(
+    self, x_NHWC: jax.Array, t_N: jax.Array, y_N: jax.Array, *, tap: taps.Tap | None = None
+  ) -> types.Output:
+    """One forward pass.
+
+    Args:
+      x_NHWC: noisy latents or images.
+      t_N: times in [0, 1], 0 data and 1 noise, fed unscaled.
+      y_N: integer labels, K for the null label.
+      tap: what to keep of the block outputs.
+
+    Returns:
+      `Output` with the prediction [N, H, W, C] in float32 at least, and the tap's features.
+    """
+    config = self.config
+    rows, cols = config.input_size
+    types.check('x', x_NHWC, 'N H W C', H=rows, W=cols, C=config.channels)
+    types.check('t', t_N, 'N', N=x_NHWC.shape[0])
+    types.check('y', y_N, 'N', N=x_NHWC.shape[0])
+    c_ND = self.condition(t_N, y_N)
+    x_NTD, features = self.blocks(self.tokens(x_NHWC), c_ND, tap=tap or taps.nothing())
+    out = self.final(x_NTD, c_ND)
+    pred = embed.unpatchify(out, config.patch_size, rows, cols)
+    pred = pred.astype(jnp.promote_types(pred.dtype, jnp.float32))
+    return types.Output(sharding.constrain_batch(pred), features)

@@ -1,0 +1,35 @@
+"""The published sizes: depth, width and heads (SiT and DiT, Table 1), and the patch size in the name."""
+
+import dataclasses
+
+from diversedit_jax import trees, types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+  """Depth L, width D, attention heads, patch size in latent pixels."""
+
+  depth: int
+  width: int
+  heads: int
+  patch_size: int
+
+
+_SHAPES = {'S': (12, 384, 6), 'B': (12, 768, 12), 'L': (24, 1024, 16), 'XL': (28, 1152, 16)}
+
+SIZES: dict[str, Size] = {
+  f'{name}/{patch}': Size(depth=depth, width=width, heads=heads, patch_size=patch)
+  for name, (depth, width, heads) in _SHAPES.items()
+  for patch in (2, 4, 8)
+}
+
+
+def size(name: str) -> Size:
+  """The size of that name, 'S/2' to 'XL/8'.
+
+  Raises:
+    UserError: naming the nearest size.
+  """
+  if name not in SIZES:
+    raise types.UserError(f'unknown model size {name!r}{trees.did_you_mean(name, SIZES)}')
+  return SIZES[name]

@@ -1,0 +1,175 @@
+"""The training loop: everything impure, top to bottom.
+
+Order of one iteration (it decides what a checkpoint holds, so keep it):
+  1. fetch batch k            a function of (seed, k)
+  2. dispatch step k          asynchronous
+  3. read metrics of step k-1 while step k computes; stop if they are not finite
+  4. when something is due after step k, read its metrics too, then:
+     report, hooks (telemetry, previews), save, stop on SIGTERM
+Resuming: restore the newest readable checkpoint, drop later metrics, go on at its step.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import math
+import signal
+from typing import Any
+
+from absl import logging
+import jax
+
+from diversedit_jax import checkpoint, sharding, types
+from diversedit_jax.training import progress, state as state_lib, step as step_lib, writers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+  """steps: updates in all. batch_size: global. Intervals in steps: log_every, checkpoint_every."""
+
+  steps: int
+  batch_size: int
+  log_every: int
+  checkpoint_every: int
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) < 1:
+        raise types.UserError(f'{field.name} must be at least 1, got {getattr(self, field.name)}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hook:
+  """Something done every so many steps (and after the last one) with the state and the last batch."""
+
+  every: int
+  run: Callable[[int, state_lib.TrainState, types.Batch], None]
+
+
+class NonFiniteLoss(types.UserError):
+  """A metric became NaN or infinite."""
+
+
+@contextlib.contextmanager
+def sigterm_flag() -> Iterator[Callable[[], bool]]:
+  """Yields a function that tells whether SIGTERM has arrived; restores the old handler at the end."""
+  arrived = []
+  before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+  try:
+    yield lambda: bool(arrived)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def train(
+  config: LoopConfig,
+  *,
+  trainable: state_lib.Trainable,
+  step_fn: step_lib.Step,
+  init_key: jax.Array,
+  open_batches: Callable[[int], contextlib.AbstractContextManager[Iterator[Mapping[str, Any]]]],
+  checkpoints: checkpoint.Checkpoints,
+  open_writer: Callable[[int], writers.Writer],
+  hooks: Callable[[writers.Writer], Sequence[Hook]],
+) -> state_lib.TrainState:
+  """Trains to `config.steps`, continuing whatever the checkpoints hold.
+
+  Args:
+    config: lengths and intervals.
+    trainable: makes, places and restores the state.
+    step_fn: compiled; donates the state.
+    init_key: for the initial parameters.
+    open_batches: start step -> context manager of an iterator of host batches.
+    checkpoints: of this run.
+    open_writer: start step -> where metrics go.
+    hooks: writer -> what else is done at intervals.
+
+  Returns:
+    The state after the last step, or after the step at which SIGTERM was noticed; it has been saved.
+
+  Raises:
+    NonFiniteLoss: naming the step, the terms and the last good checkpoint.
+  """
+  state, accumulator = _start(trainable, init_key, checkpoints)
+  start = int(state.step)
+  if start >= config.steps:
+    logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
+    return state
+  clock, pending, timed_from = progress.Clock(), None, start
+  writer = open_writer(start)
+  scheduled = hooks(writer)
+
+  with contextlib.ExitStack() as stack:
+    stack.callback(writer.close)
+    terminated = stack.enter_context(sigterm_flag())
+    host_batches = stack.enter_context(open_batches(start))
+    for step in range(start + 1, config.steps + 1):
+      batch = sharding.put_batch(next(host_batches), trainable.mesh)
+      state, metrics = step_fn(state, batch)
+      _absorb(pending, accumulator, checkpoints)
+      pending = (step, metrics)
+      last = step == config.steps
+      stop = terminated() or checkpoints.preempted(step)
+      report = step % config.log_every == 0 or last
+      if step == start + 1:
+        jax.block_until_ready(metrics)
+        logging.info('first step after %.1f s, compilation included', clock.total())
+        if not report:
+          clock.lap()
+          timed_from = step
+      save = step % config.checkpoint_every == 0 or last or stop
+      due = [hook for hook in scheduled if hook.every and (step % hook.every == 0 or last)]
+      if not (report or save or due):
+        continue
+      _absorb(pending, accumulator, checkpoints)
+      pending = None
+      if report:
+        _report(step, config, accumulator, writer, clock, step - timed_from)
+        timed_from = step
+      with clock.paused():
+        for hook in due:
+          hook.run(step, state, batch)
+        if save:
+          checkpoints.save(step, state.items(), {'step': step, 'metrics': accumulator.state()})
+      if stop and not last:
+        checkpoints.wait()
+        logging.info('SIGTERM: saved step %d to %s', step, checkpoints.name(step))
+        break
+    checkpoints.wait()
+  return state
+
+
+def _start(trainable, init_key, checkpoints):
+  if checkpoints.latest() is None:
+    return trainable.init(init_key), progress.Accumulator()
+  known = checkpoints.steps()
+  step, items, meta = checkpoints.restore(trainable.targets())
+  checkpoints.set_aside(s for s in known if s > step)
+  logging.info('continuing at step %d from %s', step, checkpoints.name(step))
+  return trainable.assemble(step, items), progress.Accumulator(meta['metrics'])
+
+
+def _absorb(pending, accumulator, checkpoints):
+  if pending is None:
+    return
+  step, metrics = pending
+  values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+  if bad:
+    checkpoints.wait()
+    raise NonFiniteLoss(
+      f'step {step}: {", ".join(f"{k} is {v}" for k, v in bad.items())}; the run is stopped and nothing '
+      f'of this step is saved; last good checkpoint: {checkpoints.name(checkpoints.latest())}'
+    )
+  accumulator.add(values)
+
+
+def _report(step, config, accumulator, writer, clock, steps_timed):
+  rate = steps_timed / clock.lap()
+  row = accumulator.pop() | {
+    'steps_per_second': rate,
+    'images_per_second': rate * config.batch_size,
+    'seconds': clock.total(),
+  }
+  writer.row(step, row)
+  logging.info('%s', progress.line(step, config.steps, row))

@@ -1,0 +1,83 @@
+"""Metrics between two reports, and the clock behind rate and ETA."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import math
+import time
+from typing import Any
+
+LAST_VALUE = ('learning_rate', 'param_norm')  # Reported as they are at the end; the rest are means.
+
+
+class Accumulator:
+  """Sums and count of per-step scalars; its state goes into the checkpoint, so reports survive a restart."""
+
+  def __init__(self, state: Mapping[str, Any] | None = None):
+    state = state or {'count': 0, 'sums': {}}
+    self._count, self._sums = int(state['count']), dict(state['sums'])
+
+  def add(self, metrics: Mapping[str, float]) -> None:
+    """Takes the scalars of one step."""
+    self._count += 1
+    for name, value in metrics.items():
+      earlier = 0.0 if name in LAST_VALUE else self._sums.get(name, 0.0)
+      self._sums[name] = earlier + float(value)
+
+  def state(self) -> dict[str, Any]:
+    """What the constructor takes; JSON keeps it exactly."""
+    return {'count': self._count, 'sums': dict(self._sums)}
+
+  def pop(self) -> dict[str, float]:
+    """Means since the last report, then starts anew."""
+    means = {k: v if k in LAST_VALUE else v / self._count for k, v in self._sums.items()}
+    self._count, self._sums = 0, {}
+    return means
+
+
+class Clock:
+  """Seconds spent on training steps since a mark, leaving out what runs under `paused`."""
+
+  def __init__(self):
+    self._start = self._mark = time.monotonic()
+    self._paused = 0.0
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Previews, telemetry and saving do not count as training."""
+    before = time.monotonic()
+    yield
+    self._paused += time.monotonic() - before
+
+  def lap(self) -> float:
+    """Training seconds since the last lap."""
+    now = time.monotonic()
+    seconds, self._mark, self._paused = now - self._mark - self._paused, now, 0.0
+    return max(seconds, 1e-9)
+
+  def total(self) -> float:
+    """Seconds since the clock was made, pauses included."""
+    return time.monotonic() - self._start
+
+
+def duration(seconds: float) -> str:
+  """'7s', '3:05', '12:03:05' or '4d 12h'."""
+  if not math.isfinite(seconds):
+    return '?'
+  total = round(seconds)
+  if total < 60:
+    return f'{total}s'
+  hours, minutes = total // 3600, total // 60 % 60
+  if hours >= 48:
+    return f'{hours // 24}d {hours % 24}h'
+  return f'{hours}:{minutes:02}:{total % 60:02}' if hours else f'{minutes}:{total % 60:02}'
+
+
+def line(step: int, steps: int, row: Mapping[str, float]) -> str:
+  """One console line: how far, the losses, the rate and the time left."""
+  rate = row['steps_per_second']
+  parts = [f'step {step}/{steps} ({100 * step / steps:.0f}%)']
+  shown = [k for k in row if k in ('loss', 'velocity', 'grad_norm') or k.endswith(('/loss', '/weight'))]
+  parts += [f'{name} {row[name]:.4g}' for name in shown]
+  parts.append(f'{rate:.3g} steps/s, {row["images_per_second"]:.4g} images/s')
+  parts.append(f'ETA {duration((steps - step) / rate)}')
+  return ' | '.join(parts)

@@ -1,0 +1,153 @@
+"""The directory of a run: what it is made of, and when a command may use it.
+
+  config.json    resolved config, with which the run continues      checkpoints/   Orbax
+  versions.json  of the packages that made it                       samples/       grids, .npz
+  metrics.jsonl  one row per report                                 eval/ analysis/ telemetry/ tensorboard/
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+import uuid
+
+from absl import logging
+import ml_collections
+
+from diversedit_jax import types
+from diversedit_jax.data import files
+
+# Keys that may change when a run continues: they do not decide what is learned from a step.
+FREE = (
+  'train.steps', 'data.prefetch', 'model.attention', 'model.remat', 'model.unroll', 'mesh', 'log', 'checkpoint',
+  'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
+)  # fmt: skip
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'train.steps': 100, ...}; tuples become lists, as JSON has them."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """Keys of two flat configs that differ, with the stored and the given value."""
+  missing = '(absent)'
+  pairs = {k: (stored.get(k, missing), given.get(k, missing)) for k in sorted({*stored, *given})}
+  return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def is_free(key: str) -> bool:
+  """Whether a key may change when a run continues."""
+  return any(key == free or key.startswith(f'{free}.') for free in FREE)
+
+
+def open_for_training(
+  workdir: str, config: ml_collections.ConfigDict, versions: Mapping[str, str], *, write: bool
+) -> pathlib.Path:
+  """A new or continued run directory.
+
+  Args:
+    workdir: as the user gave it. config: resolved. versions: to record.
+    write: whether this process writes (the first one does).
+
+  Raises:
+    UserError: if it cannot be written, holds something that is no run, or a run of another config.
+  """
+  path = _checked(workdir)
+  given = flatten(config.to_dict())
+  stored = _stored(path)
+  if stored is None and path.exists() and any(path.iterdir()):
+    raise types.UserError(
+      f'workdir {path} holds files but no config.json, so it is not a run; choose a new or empty folder'
+    )
+  changed = differences(stored, given) if stored is not None else {}
+  _refuse(path, {k: v for k, v in changed.items() if not is_free(k)})
+  if not write:
+    return path
+  _make_writable(path)
+  if changed:
+    logging.info('the run goes on with %s', _listed(changed))
+    steps = stored['train.steps']
+    (path / 'config.json').rename(path / f'config.until-{steps}-{uuid.uuid4().hex[:8]}.json')
+  if changed or stored is None:
+    _write_json(path / 'config.json', config.to_dict())
+    _write_json(path / 'versions.json', versions)
+  return path
+
+
+def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+  """The directory of an existing run whose model is the config's.
+
+  Raises:
+    UserError: if there is no run, or its model differs (what differs is listed).
+  """
+  path = _checked(workdir)
+  stored = _stored(path)
+  if stored is None:
+    raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
+  changed = differences(stored, flatten(config.to_dict()))
+  _refuse(path, {k: v for k, v in changed.items() if k.startswith('model.') and not is_free(k)})
+  return path
+
+
+def open_for_output(workdir: str) -> pathlib.Path:
+  """A directory for results of weights from elsewhere; created if missing.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  path = _checked(workdir)
+  _make_writable(path)
+  return path
+
+
+def _checked(workdir):
+  if not workdir:
+    raise types.UserError('no workdir: give --workdir=DIR, where the run is or shall be')
+  path = pathlib.Path(workdir).expanduser().absolute()
+  if path.exists() and not path.is_dir():
+    raise types.UserError(f'workdir {path} is a file, expected a directory')
+  return path
+
+
+def _make_writable(path):
+  probe = path / f'.probe-{uuid.uuid4().hex}'
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise types.UserError(f'workdir {path} cannot be written: {error.strerror}') from error
+
+
+def _stored(path):
+  file = path / 'config.json'
+  if not file.exists():
+    return None
+  try:
+    return flatten(json.loads(file.read_text()))
+  except (json.JSONDecodeError, AttributeError) as error:
+    raise types.UserError(f'{file} is not a run config: {error}') from error
+
+
+def _refuse(path, changed):
+  if changed:
+    raise types.UserError(
+      f'workdir {path} belongs to another config; it differs in {_listed(changed)}. '
+      'Choose another workdir, or give the stored values'
+    )
+
+
+def _listed(changed):
+  return ', '.join(f'{k}: stored {old!r}, given {new!r}' for k, (old, new) in changed.items())
+
+
+def _write_json(path, content):
+  with files.atomic(path) as temporary:
+    temporary.write_text(json.dumps(content, indent=2) + '\n')

@@ -1,0 +1,95 @@
+"""The train state: step, parameters, their average and the optimizer's moments, as plain trees."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx, struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from diversedit_jax import checkpoint, sharding, trees
+
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+  """step: updates made, int32. params, ema: nested dicts, float32. opt_state: optax."""
+
+  step: jax.Array
+  params: Params
+  ema: Params
+  opt_state: Any
+
+  def items(self) -> dict[str, Any]:
+    """The checkpoint's items of arrays; the step is the checkpoint's own."""
+    return {'params': self.params, 'ema': self.ema, 'opt': self.opt_state}
+
+
+class Trainable:
+  """Builds, shards, initialises and restores the state of one network under one optimizer."""
+
+  def __init__(
+    self,
+    make_network: Callable[[nnx.Rngs], nnx.Module],
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    rules: Mapping[str, str],
+  ):
+    """Traces the network once, without allocating it.
+
+    Args:
+      make_network: nnx.Rngs -> Network.
+      tx: the optimizer.
+      mesh: from `sharding.make_mesh`. rules: one of `sharding.RULES`.
+    """
+    self._make, self._tx, self.mesh = make_network, tx, mesh
+    self.graphdef, variables, rest = nnx.split(
+      nnx.eval_shape(lambda: make_network(nnx.Rngs(0))), nnx.Param, ...
+    )
+    if jax.tree.leaves(rest):
+      raise ValueError(f'modules must hold parameters only, found {list(trees.named_leaves(rest))}')
+    whole = sharding.replicated(mesh)
+    of_params = nnx.to_pure_dict(sharding.shardings_of(variables, mesh, rules))
+    self.params = nnx.to_pure_dict(variables)
+    self.opt_state = jax.eval_shape(tx.init, self.params)
+    of_opt = optax.tree_map_params(
+      tx, lambda _, s: s, self.opt_state, of_params, transform_non_params=lambda _: whole
+    )
+    self.shardings = TrainState(step=whole, params=of_params, ema=of_params, opt_state=of_opt)
+
+  def init(self, key: jax.Array) -> TrainState:
+    """A fresh state, each array created in its place; the average starts as a copy."""
+
+    def create(key):
+      network = self._make(nnx.Rngs(params=key))
+      params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+      return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
+        opt_state=self._tx.init(params),
+      )  # fmt: skip
+
+    return jax.jit(create, out_shardings=self.shardings)(key)
+
+  def targets(self, *names: str) -> dict[str, Any]:
+    """Restore targets of the checkpoint items 'params', 'ema', 'opt' (all by default)."""
+    shapes = {'params': self.params, 'ema': self.params, 'opt': self.opt_state}
+    placed = self.shardings.items()
+    return {k: checkpoint.like(shapes[k], placed[k]) for k in names or shapes}
+
+  def assemble(self, step: int, items: Mapping[str, Any]) -> TrainState:
+    """A state from restored items."""
+    step = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
+    return TrainState(step=step, params=items['params'], ema=items['ema'], opt_state=items['opt'])
+
+
+def bytes_per_device(state: Any) -> int:
+  """Bytes of the state on the first device."""
+  first = jax.devices()[0]
+  return sum(
+    shard.data.nbytes
+    for leaf in jax.tree.leaves(state)
+    for shard in leaf.addressable_shards
+    if shard.device == first
+  )

@@ -1,0 +1,81 @@
+"""The training step: a pure function of (state, batch), compiled once."""
+
+from collections.abc import Callable
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from diversedit_jax import rng, sharding, trees, types
+from diversedit_jax.methods import base
+from diversedit_jax.training import state as state_lib
+
+Step = Callable[[state_lib.TrainState, types.Batch], tuple[state_lib.TrainState, base.Metrics]]
+
+
+def update_ema(ema: state_lib.Params, params: state_lib.Params, decay: float) -> state_lib.Params:
+  """decay * ema + (1 - decay) * params, with 1 - decay formed in double precision."""
+  return jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
+
+
+def make_step(
+  objective: base.Objective,
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  *,
+  key: jax.Array,
+  ema_decay: float,
+  learning_rate: optax.Schedule,
+  accumulate: int = 1,
+) -> Step:
+  """The step as a pure function.
+
+  All randomness of a step is drawn for the whole batch from (key, step), before it is cut into `accumulate`
+  microbatches. A loss that is a mean over examples does not depend on that number; a loss that couples
+  the batch (diversity) is computed per microbatch and averaged.
+  """
+
+  def gradients(params, draw, step_key):
+    def loss_fn(params, draw):
+      return objective.loss(nnx.merge(graphdef, params), draw, rng.stream(step_key, 'terms'))
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+      return grad_fn(params, draw)
+
+    def body(total, part):
+      grads, metrics = grad_fn(params, part)
+      return jax.tree.map(jnp.add, total, grads), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, metrics = jax.lax.scan(body, zeros, base.microbatches(draw, accumulate))
+    return jax.tree.map(lambda g: g / accumulate, grads), base.mean_metrics(metrics)
+
+  def step(state, batch):
+    step_key = rng.stream(key, 'step', state.step)
+    draw = objective.draw(batch, step_key)
+    grads, metrics = gradients(state.params, draw, step_key)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics |= {
+      'grad_norm': trees.global_norm(grads),  # Before clipping.
+      'param_norm': trees.global_norm(params),
+      'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32),
+    }
+    return state_lib.TrainState(
+      step=state.step + 1, params=params, ema=update_ema(state.ema, params, ema_decay),
+      opt_state=opt_state,
+    ), metrics  # fmt: skip
+
+  return step
+
+
+def compile_step(step: Step, shardings: state_lib.TrainState, mesh: jax.sharding.Mesh) -> Step:
+  """Jits the step over the mesh; the state that goes in is donated."""
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains a small DiverseDiT on handwritten digits, samples, scores and analyses it; a few minutes on two cores.
+# WORKDIR chooses the run directory (default runs/digits); started again, it continues or just shows the results.
+set -euo pipefail
+start_dir="$PWD"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+workdir="${WORKDIR:-$ROOT/runs/digits}"
+case "$workdir" in /*) ;; *) workdir="$start_dir/$workdir" ;; esac
+prepare_venv requirements-cpu.txt
+export JAX_PLATFORMS=cpu
+
+run() {
+  .venv/bin/python -m diversedit_jax.main --config=configs/digits.py --workdir="$workdir" "$@"
+}
+run --mode=train
+run --mode=sample
+run --mode=eval
+run --mode=analyze
+
+echo
+echo "Made by this run:"
+for file in samples/grid.png eval/digits.json analysis/cka.png metrics.jsonl; do
+  echo "  $workdir/$file"
+done

@@ -1,0 +1,48 @@
+"""Packaging. Ranges are what the code is meant for; the requirements files pin what the tests ran with."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r"__version__ = '(.+)'", (HERE / 'diversedit_jax' / '__init__.py').read_text()
+).group(1)
+
+setuptools.setup(
+  name='diversedit_jax',
+  version=VERSION,
+  description='DiverseDiT and its relatives in JAX: training diffusion transformers on TPUs and GPUs',
+  long_description=(HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['diversedit_jax*', 'configs*']),
+  install_requires=[
+    'absl-py>=2.1',
+    'clu>=0.0.12',
+    'flax>=0.12.8',
+    'grain>=0.2.18',
+    'jax>=0.10.2',
+    'matplotlib>=3.9',
+    'ml-collections>=1.1',
+    'numpy>=2.0',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'pillow>=10.1',
+    'safetensors>=0.5',
+    'scikit-learn>=1.5',
+    'scipy>=1.13',
+    'tensorboard>=2.18',
+    'tensorflow-cpu>=2.18; platform_machine == "x86_64"',
+    'tensorflow>=2.18; platform_machine != "x86_64"',
+    'tensorflow-datasets>=4.9.7',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda13]>=0.10.2'],
+    'tpu': ['jax[tpu]>=0.10.2'],
+    'torch': ['torch>=2.5'],  # Writing .pt files and cross-checks; nothing else needs it.
+    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.17'],
+  },
+)

@@ -1,0 +1,30 @@
+"""Settings of every test: the CPU, and no silent rank promotion."""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# No second compilation of what an earlier test or worker compiled.
+jax.config.update('jax_compilation_cache_dir', os.environ.get('DIVERSEDIT_TEST_CACHE') or None)
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+@pytest.fixture(scope='session')
+def golden():
+  """Reference arrays by file name; see tests/golden/README.md."""
+  loaded = {}
+
+  def load(name):
+    if name not in loaded:
+      with np.load(GOLDEN / f'{name}.npz', allow_pickle=False) as file:
+        loaded[name] = dict(file)
+    return loaded[name]
+
+  return load

@@ -1,0 +1,111 @@
+"""Writes files as `torch.save` does, without PyTorch: for the tests of reading them."""
+
+from collections import OrderedDict
+import io
+import pickle
+import zipfile
+
+import numpy as np
+
+STORAGES = {
+  'float64': 'DoubleStorage',
+  'float32': 'FloatStorage',
+  'float16': 'HalfStorage',
+  'bfloat16': 'BFloat16Storage',
+  'int64': 'LongStorage',
+  'int32': 'IntStorage',
+  'int16': 'ShortStorage',
+  'int8': 'CharStorage',
+  'uint8': 'ByteStorage',
+  'bool': 'BoolStorage',
+}
+
+
+class Global:
+  """A name in the pickle, of something that need not exist here."""
+
+  def __init__(self, module, name):
+    self.module, self.name = module, name
+
+  def __call__(self):
+    raise AssertionError('only its name is written')
+
+
+class Call:
+  """The result of calling a global when the file is read."""
+
+  def __init__(self, module, name, *args):
+    self._reduced = (Global(module, name), args)
+
+  def __reduce__(self):
+    return self._reduced
+
+
+class Storage:
+  """A flat array that tensors look into."""
+
+  def __init__(self, array, numel=None):
+    self.array = np.ascontiguousarray(array).reshape(-1)
+    self.numel = self.array.size if numel is None else numel
+
+
+def tensor(array, *, storage=None, offset=0, strides=None, metadata=None):
+  """A tensor of an array, or of a view (strides in elements) of a given storage."""
+  if storage is None:
+    storage = Storage(array)
+    strides = [s // array.itemsize for s in np.empty(array.shape, array.dtype).strides]
+  extra = () if metadata is None else (metadata,)
+  return Call(
+    'torch._utils', '_rebuild_tensor_v2',
+    storage, offset, tuple(array.shape), tuple(strides), False, OrderedDict(), *extra,
+  )  # fmt: skip
+
+
+def tensors(arrays):
+  """Every array of a dict as a tensor of its own."""
+  return {name: tensor(array) for name, array in arrays.items()}
+
+
+def write(path, contents, *, order='little', **changes):
+  """Writes a file; `changes` replaces records by name or, with None, leaves them out."""
+  buffer = io.BytesIO()
+  pickler = _Pickler(buffer, protocol=2)
+  pickler.dump(contents)
+  records = {'data.pkl': buffer.getvalue(), 'byteorder': order.encode(), 'version': b'3\n'}
+  for key, storage in enumerate(pickler.storages):
+    size = storage.array.dtype.itemsize
+    words = storage.array.view(f'u{size}').astype(f'{"<" if order == "little" else ">"}u{size}')
+    records[f'data/{key}'] = words.tobytes()
+  write_records(path, records | changes)
+
+
+def write_records(path, records):
+  """Writes the zip archive alone."""
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name, data in records.items():
+      if data is not None:
+        archive.writestr(f'archive/{name}', data)
+
+
+class _Pickler(pickle._Pickler):
+  """The pickler written in Python, which can be taught to write names that it cannot import."""
+
+  dispatch = dict(pickle._Pickler.dispatch)
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.storages = []
+
+  def save_stub(self, stub):
+    self.write(pickle.GLOBAL + f'{stub.module}\n{stub.name}\n'.encode())
+    self.memoize(stub)
+
+  dispatch[Global] = save_stub
+
+  def persistent_id(self, obj):
+    if not isinstance(obj, Storage):
+      return None
+    if obj not in self.storages:
+      self.storages.append(obj)
+    kind = Global('torch', STORAGES[obj.array.dtype.name])
+    return ('storage', kind, str(self.storages.index(obj)), 'cuda:0', obj.numel)

@@ -1,0 +1,60 @@
+"""Imports flow one way: a file imports only from lower floors or from its own folder (docs/architecture.md)."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = 'diversedit_jax'
+
+FLOORS = {
+  'types': 0, 'rng': 0, 'trees': 0,
+  'sharding': 1, 'interpolants': 1, 'losses': 1, 'data': 1,
+  'models': 2, 'checkpoint': 2,
+  'sampling': 3,
+  'methods': 4, 'convert': 4, 'evaluation': 4, 'analysis': 4,
+  'training': 5, 'build': 6, 'modes': 7, 'main': 8,
+}  # fmt: skip
+# Within floor 0: these two may be imported by the others of their floor.
+WITHIN_FLOOR = {('trees', 'types'), ('rng', 'types')}
+FILES = sorted((ROOT / PACKAGE).rglob('*.py'))
+
+
+def unit(parts):
+  """'losses' for diversedit_jax/losses/x.py and for `diversedit_jax.losses.x`."""
+  return parts[0].removesuffix('.py') if parts else ''
+
+
+def imported_units(tree):
+  for node in ast.walk(tree):
+    names = []
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'relative imports hide the floor'
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    for name in names:
+      parts = name.split('.')
+      if parts[0] == 'configs':
+        yield 'configs'
+      elif parts[0] == PACKAGE and len(parts) > 1:
+        yield parts[1]
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_file_imports_only_from_below(path):
+  own = unit(path.relative_to(ROOT / PACKAGE).parts)
+  if own == '__init__':
+    return
+  assert own in FLOORS, f'{own} has no floor: add it here and to docs/architecture.md'
+  for other in imported_units(ast.parse(path.read_text())):
+    if other == '__version__':
+      continue
+    allowed = other == own or (own, other) in WITHIN_FLOOR or FLOORS.get(other, 99) < FLOORS[own]
+    assert allowed, f'{path.relative_to(ROOT)} (floor {FLOORS[own]}) imports {other} (floor {FLOORS.get(other)})'
+
+
+def test_losses_never_see_a_module():
+  for path in (ROOT / PACKAGE / 'losses').glob('*.py'):
+    assert 'flax' not in path.read_text(), f'{path.name}: losses take arrays and return arrays'

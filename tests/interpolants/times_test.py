@@ -1,0 +1,96 @@
+"""Laws of time: distributions, reference values, strata, the cut at the ends."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax import interpolants, types
+from diversedit_jax.interpolants import times
+
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / 'golden' / 'interpolant.npz')
+N = 20_000
+# Kolmogorov-Smirnov distance of N draws exceeds 1.95 / sqrt(N) with probability 0.001.
+FARTHEST = 1.95 / np.sqrt(N)
+
+
+def distance(t_N, distribution):
+  """Largest gap between the empirical and a given distribution function."""
+  t_N = np.sort(np.asarray(t_N, np.float64))
+  return np.abs((np.arange(len(t_N)) + 0.5) / len(t_N) - distribution(t_N)).max()
+
+
+def normal_distribution(x):
+  return np.asarray(jax.scipy.stats.norm.cdf(x))
+
+
+def test_table_holds_every_law():
+  assert set(interpolants.TIME_LAWS) == {'uniform', 'logit_normal', 'lognormal', 'stratified'}
+
+
+@pytest.mark.parametrize('name', interpolants.TIME_LAWS)
+@pytest.mark.parametrize('epsilon', [0.0, 0.1])
+def test_shape_type_range_and_randomness(name, epsilon):
+  law = interpolants.TIME_LAWS[name](epsilon=epsilon)
+  draw = jax.jit(law, static_argnums=1)
+  t_N = draw(jax.random.key(0), 1000)
+  assert t_N.shape == (1000,) and t_N.dtype == jnp.float32
+  # The mapping rounds once.
+  assert t_N.min() >= epsilon - 1e-7 and t_N.max() <= 1 - epsilon + 1e-7
+  assert not np.array_equal(t_N, draw(jax.random.key(1), 1000))
+  np.testing.assert_array_equal(t_N, draw(jax.random.key(0), 1000))
+
+
+@pytest.mark.parametrize('name', ['uniform', 'stratified'])
+def test_uniform_laws_are_uniform_also_when_cut(name):
+  t_N = interpolants.TIME_LAWS[name](epsilon=0.2)(jax.random.key(3), N)
+  assert distance(t_N, lambda t: (t - 0.2) / 0.6) < FARTHEST
+
+
+def test_logit_normal_distribution():
+  t_N = times.LogitNormal(mean=-0.4, std=1.5)(jax.random.key(4), N)
+  logit = lambda t: np.log(t) - np.log1p(-t)
+  assert distance(t_N, lambda t: normal_distribution((logit(t) + 0.4) / 1.5)) < FARTHEST
+  assert distance(t_N, lambda t: normal_distribution(logit(t))) > 5 * FARTHEST
+
+
+@pytest.mark.parametrize('name', interpolants.PATHS)
+def test_lognormal_distribution_of_the_noise_ratio(name):
+  t_N = times.LogNormal(path=name, mean=0.3, std=0.8)(jax.random.key(5), N)
+  path = interpolants.PATHS[name]
+  log_ratio = lambda t: np.log(path.sigma(t) / path.alpha(t))
+  assert distance(t_N, lambda t: normal_distribution((log_ratio(t) - 0.3) / 0.8)) < FARTHEST
+
+
+@pytest.mark.parametrize('name', ['linear', 'cosine'])
+def test_lognormal_matches_reference(name):
+  t_N = times.LogNormal(path=name).from_normal(jnp.asarray(GOLDEN['rnd_normal']))
+  np.testing.assert_allclose(t_N, GOLDEN[f'{name}/t_lognormal'], rtol=1e-6)
+
+
+def test_lognormal_never_leaves_the_vp_path():
+  t_N = times.LogNormal(path='vp').from_normal(jnp.asarray([-20.0, 4.0, 30.0]))
+  assert 0 <= t_N[0] < 1e-4 and 0.8 < t_N[1] < 1 and t_N[2] == 1
+
+
+def test_stratified_has_one_draw_in_every_stratum_in_random_order():
+  t_N = np.asarray(times.Stratified()(jax.random.key(6), 64))
+  np.testing.assert_array_equal(np.sort(np.floor(t_N * 64)), np.arange(64))
+  assert np.abs(np.corrcoef(t_N, np.arange(64))[0, 1]) < 0.5  # Not sorted; 4 deviations of chance.
+
+
+@pytest.mark.parametrize(
+  ('law', 'options', 'message'),
+  [
+    ('uniform', {'epsilon': 0.5}, 'epsilon=0.5'),
+    ('stratified', {'epsilon': -0.1}, 'epsilon=-0.1'),
+    ('logit_normal', {'std': 0.0}, 'std=0.0'),
+    ('lognormal', {'epsilon': 1.0}, 'epsilon=1.0'),
+    ('lognormal', {'path': 'cosin'}, "'cosin'; did you mean 'cosine'"),
+  ],
+)
+def test_refuses(law, options, message):
+  with pytest.raises(types.UserError, match=message):
+    interpolants.TIME_LAWS[law](**options)

@@ -1,0 +1,229 @@
+"""SiT by its own properties: counts, zero initialisation, scan against loop, remat, taps, bad shapes."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax import trees, types
+from diversedit_jax.models import attention, embed, sit, sizes, stack, taps
+
+# Parameters at 256 px (latents 32x32x4, 1000 classes), the fixed position table included.
+COUNTS = {
+  'S/2': 32_957_200, 'S/4': 32_920_384, 'S/8': 33_049_600,
+  'B/2': 130_500_112, 'B/4': 130_426_432, 'B/8': 130_684_672,
+  'L/2': 458_086_416, 'L/4': 457_988_160, 'L/8': 458_332_416,
+  'XL/2': 675_111_184, 'XL/4': 675_000_640, 'XL/8': 675_387_904,
+}  # fmt: skip
+SKIPS = {'S': 1_780_992, 'B': 7_100_928, 'L': 25_227_264, 'XL': 37_239_552}
+
+
+def small(**fields):
+  defaults = dict(
+    input_size=(4, 8), depth=4, width=16, heads=2, patch_size=2, channels=3, num_classes=5
+  )
+  return sit.SiTConfig(**(defaults | fields))
+
+
+def build(config, seed=0):
+  return sit.SiT(config, rngs=nnx.Rngs(seed))
+
+
+def randomised(config, seed=1):
+  """A model without zeros: at initialisation every block is the identity, which hides mistakes."""
+  graphdef, state = nnx.split(build(config))
+  leaves, treedef = jax.tree.flatten(state)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  leaves = [
+    x + 0.2 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)
+  ]
+  return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+
+
+def inputs(config, n=3):
+  x = jax.random.normal(jax.random.key(2), (n, *config.input_size, config.channels))
+  return x, jnp.linspace(0.0, 1.0, n), jnp.arange(n) % (config.num_classes + 1)
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_parameter_counts(name):
+  def count(skip):
+    config = sit.SiTConfig.of_size(name, input_size=(32, 32), skip=skip)
+    model = nnx.eval_shape(lambda: build(config))
+    return trees.count(nnx.state(model)), config
+
+  plain, config = count(None)
+  assert plain + config.tokens * config.width == COUNTS[name]
+  assert count(stack.Skip())[0] - plain == SKIPS[name.split('/')[0]]
+
+
+@pytest.mark.parametrize('skip', [None, stack.Skip()])
+def test_output_is_zero_at_initialisation(skip):
+  model = build(small(skip=skip))
+  np.testing.assert_array_equal(model(*inputs(model.config)).pred, 0.0)
+
+
+def test_blocks_are_the_identity_at_initialisation():
+  model = build(small())
+  x, t, y = inputs(model.config)
+  tokens = model.tokens(x)
+  features = model(x, t, y, tap=taps.every()).features
+  np.testing.assert_array_equal(features, jnp.broadcast_to(tokens[None], features.shape))
+  assert float(jnp.std(tokens)) > 0.1
+
+
+def loop(model, x, t, y):
+  """The blocks by a plain Python loop over depth, from the paper's words."""
+  config, blocks = model.config, model.blocks
+  c, h = model.condition(t, y), model.tokens(x)
+  outputs, pushed = [], []
+  for i in range(config.depth):
+    if config.skip is None:
+      h = stack.layer(blocks.layers, i)(h, c)
+    elif i < config.depth // 2:
+      h = stack.layer(blocks.first, i)(h, c)
+      pushed.append(h)
+    else:
+      k = config.depth - 1 - i
+      block, fuse = stack.layer(blocks.second, k), stack.layer(blocks.fuse, k)
+      if config.skip.placement == 'after':
+        h = fuse(block(h, c), pushed.pop())
+      else:
+        h = block(fuse(h, pushed.pop()), c)
+    outputs.append(h)
+  return jnp.stack(outputs)
+
+
+@pytest.mark.parametrize('unroll', [1, 4])
+@pytest.mark.parametrize('skip', [None, stack.Skip(), stack.Skip(placement='before')])
+def test_scan_equals_loop(skip, unroll):
+  model = randomised(small(skip=skip, qk_norm=True, unroll=unroll))
+  x, t, y = inputs(model.config)
+  scanned = jax.jit(lambda m: m(x, t, y, tap=taps.every()).features)(model)
+  # Same operations in another compilation: float32 rounding only.
+  np.testing.assert_allclose(scanned, loop(model, x, t, y), rtol=2e-5, atol=2e-5)
+
+
+def test_skip_placements_differ():
+  after, before = (randomised(small(skip=stack.Skip(placement=p))) for p in ('after', 'before'))
+  x, t, y = inputs(after.config)
+  assert float(jnp.max(jnp.abs(after(x, t, y).pred - before(x, t, y).pred))) > 1e-2
+
+
+@pytest.mark.parametrize('skip', [None, stack.Skip()])
+@pytest.mark.parametrize('policy', ['full', 'dots', 'names'])
+def test_remat_changes_nothing_but_memory(skip, policy):
+  def value_and_grad(config):
+    model = randomised(config)
+    graphdef, state = nnx.split(model)
+    batch = inputs(config)
+
+    def objective(state):
+      out = nnx.merge(graphdef, state)(*batch, tap=taps.token_mean())
+      return jnp.sum(out.pred**2) + jnp.sum(out.features**2)
+
+    traced = jax.jit(jax.value_and_grad(objective)).trace(state)
+    return traced.lower().compile()(state), str(traced.jaxpr)
+
+  (loss, grads), plain = value_and_grad(small(skip=skip))
+  (other_loss, other_grads), remat = value_and_grad(small(skip=skip, remat=policy))
+  assert 'prevent_cse' not in plain and 'prevent_cse' in remat  # Two different settings.
+  np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other_grads, grads)
+
+
+def test_taps_agree_with_all_features():
+  model = randomised(small(skip=stack.Skip()))
+  x, t, y = inputs(model.config)
+  tap = taps.joined({'all': taps.every(), 'some': taps.chosen([3, 0]), 'mean': taps.token_mean()})
+  features = jax.jit(lambda m: m(x, t, y, tap=tap).features)(model)
+  np.testing.assert_array_equal(features['some'], features['all'][jnp.array([3, 0])])
+  np.testing.assert_allclose(features['mean'], features['all'].mean(axis=2), rtol=1e-5, atol=1e-6)
+  assert model(x, t, y).features is None
+
+
+def test_examples_do_not_see_each_other():
+  model = randomised(small())
+  x, t, y = inputs(model.config)
+  grads = jax.grad(lambda x: jnp.sum(model(x, t, y).pred[0]))(x)
+  assert float(jnp.max(jnp.abs(grads[0]))) > 0
+  np.testing.assert_array_equal(grads[1:], 0.0)
+
+
+def test_label_rows_receive_gradient_only_when_used():
+  model = randomised(small())
+  x, t, _ = inputs(model.config)
+  graphdef, state = nnx.split(model)
+  objective = lambda s: jnp.sum(nnx.merge(graphdef, s)(x, t, jnp.array([1, 1, 4])).pred)
+  rows = np.abs(jax.grad(objective)(state)['label_embed']['embedding'][...]).sum(axis=1)
+  assert (rows > 0).tolist() == [False, True, False, False, True, False]
+
+
+def test_rectangular_grid_keeps_rows_and_columns_apart():
+  x = jnp.arange(2 * 4 * 8 * 3, dtype=jnp.float32).reshape(2, 4, 8, 3)
+  tokens = embed.patchify(x, 2)
+  assert tokens.shape == (2, 8, 12)
+  np.testing.assert_array_equal(tokens[0, 1].reshape(2, 2, 3), x[0, 0:2, 2:4])
+  np.testing.assert_array_equal(embed.unpatchify(tokens, 2, 4, 8), x)
+  table = embed.position_table(2, 4, 16)
+  np.testing.assert_array_equal(table[0, :8], table[4, :8])  # Same column.
+  np.testing.assert_array_equal(table[0, 8:], table[3, 8:])  # Same row.
+
+
+def test_unconditional_model_has_one_row_and_no_null_label():
+  model = randomised(small(num_classes=0))
+  x, t, _ = inputs(model.config)
+  assert model.config.null_label is None
+  assert model.label_embed.embedding.shape == (1, 16)
+  assert model(x, t, jnp.zeros(3, jnp.int32)).pred.shape == x.shape
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    (dict(input_size=(5, 8)), 'input size 5x8 is not divisible by the patch size 2'),
+    (dict(heads=3), '3 heads do not divide the width 16'),
+    (dict(depth=5, skip=stack.Skip()), 'even depth, got 5'),
+    (dict(skip=stack.Skip(placement='atfer')), "did you mean 'after'"),
+    (dict(remat='ful'), "did you mean 'full'"),
+    (dict(attention='cudn'), "did you mean 'cudnn'"),
+    (dict(dtype='float16'), 'float16'),
+    (dict(depth=0), 'model.depth must be at least 1, got 0'),
+  ],
+)
+def test_impossible_configs_are_refused_by_name(fields, words):
+  with pytest.raises(types.UserError, match=words):
+    small(**fields)
+
+
+def test_wrong_input_shape_is_named():
+  model = build(small())
+  _, t, y = inputs(model.config)
+  with pytest.raises(ValueError, match=r'x has shape \(3, 8, 4, 3\), expected \(N, H=4, W=8, C=3\)'):
+    model(jnp.zeros((3, 8, 4, 3)), t, y)
+
+
+def test_sizes_are_known_by_name():
+  assert dataclasses.astuple(sizes.size('XL/2')) == (28, 1152, 16, 2)
+  with pytest.raises(types.UserError, match="did you mean 'XL/2'"):
+    sizes.size('XXL/2')
+
+
+def test_attention_choice():
+  assert attention.choose('auto', 16, 2, 8, 'bfloat16') == 'xla'
+  with pytest.raises(types.UserError, match='needs an NVIDIA GPU'):
+    attention.choose('cudnn', 16, 2, 8, 'bfloat16')
+
+
+def test_failed_probe_falls_back_loudly(monkeypatch, caplog):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  fault = attention.cudnn_fault(16, 2, 8, 'bfloat16')  # There is no cuDNN on a CPU to run.
+  assert fault is not None
+  with caplog.at_level('WARNING'):
+    assert attention.choose.__wrapped__('auto', 16, 2, 8, 'bfloat16') == 'xla'
+  assert 'FALLING BACK TO XLA' in caplog.text
+  with pytest.raises(types.UserError, match='float32'):
+    attention.choose.__wrapped__('cudnn', 16, 2, 8, 'float32')

@@ -1,0 +1,55 @@
+"""One step on eight simulated devices is the step on one: losses, parameters, averages; FSDP splits the state."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+LAYOUTS = {
+  'one': ('1', 'dp', '1', '1', '1'),
+  'dp': ('8', 'dp', '8', '1', '1'),
+  'fsdp': ('8', 'fsdp', '1', '8', '1'),
+  'dp_fsdp_tp': ('8', 'fsdp_tp', '2', '2', '2'),
+}
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('devices')
+  made = {}
+  for name, layout in LAYOUTS.items():
+    output = folder / f'{name}.npz'
+    subprocess.run(
+      [sys.executable, str(HERE / 'eight_devices.py'), *layout, str(output)],
+      check=True, cwd=HERE.parents[1], env=os.environ | {'PYTHONPATH': str(HERE.parents[1])},
+    )  # fmt: skip
+    with np.load(output) as file:
+      made[name] = dict(file)
+  return made
+
+
+@pytest.mark.parametrize('name', [n for n in LAYOUTS if n != 'one'])
+def test_eight_devices_equal_one(runs, name):
+  one, many = runs['one'], runs[name]
+  assert one['devices'] == 1 and many['devices'] == 8
+  for key in one:
+    if key not in ('bytes', 'devices'):
+      # Sums over devices are taken in another order: float32 rounding, through three Adam steps.
+      np.testing.assert_allclose(many[key], one[key], rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_the_three_steps_moved_the_parameters(runs):
+  assert len({tuple(row) for row in runs['one']['losses']}) == 3
+  moved = [k for k in runs['one'] if k.startswith('params/')]
+  distance = [np.abs(runs['one'][k] - runs['one'][k.replace('params/', 'ema/')]).max() for k in moved]
+  assert min(distance) > 1e-6
+
+
+def test_fsdp_splits_the_state(runs):
+  whole = int(runs['one']['bytes'])
+  assert int(runs['dp']['bytes']) == whole
+  assert int(runs['fsdp']['bytes']) < 0.2 * whole

@@ -1,0 +1,54 @@
+"""Three training steps on one mesh of simulated devices; prints losses, parameters and state bytes as JSON.
+
+Run by devices_test.py in processes of their own, since the number of devices is fixed at start:
+  python eight_devices.py DEVICES RULES DATA FSDP TENSOR OUTPUT.npz
+"""
+
+import os
+import sys
+
+devices, rules, data, fsdp, tensor, output = sys.argv[1:]
+os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+
+import jax
+import numpy as np
+
+from configs import digits
+from diversedit_jax import build, rng, sharding, trees
+from diversedit_jax.data import pipeline
+from diversedit_jax.training import state, step
+
+config = digits.get_config()
+config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
+# Gradients of zero-initialised blocks vanish and Adam divides by them; start off the origin instead.
+experiment = build.build(config)
+mesh = sharding.make_mesh(int(data), int(fsdp), int(tensor))
+tx = experiment.transformation()
+trainable = state.Trainable(experiment.network, tx, mesh, sharding.rule_set(rules))
+key = jax.random.key(0)
+made = trainable.init(key)
+
+
+def away_from_zero(params):
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(treedef, noisy)
+
+
+params = jax.jit(away_from_zero, out_shardings=trainable.shardings.params)(made.params)
+made = made.replace(params=params, ema=jax.tree.map(lambda x: x + 0, params))
+step_fn = step.compile_step(
+  step.make_step(
+    experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'), ema_decay=0.9,
+    learning_rate=experiment.schedule(),
+  ),
+  trainable.shardings, mesh,
+)  # fmt: skip
+losses = []
+with jax.set_mesh(mesh), pipeline.batches(experiment.source, seed=0, batch_size=32, start_step=0) as batches:
+  for _ in range(3):
+    made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh))
+    losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
+arrays = {k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()}
+np.savez(output, losses=losses, bytes=state.bytes_per_device(made), devices=len(jax.devices()), **arrays)

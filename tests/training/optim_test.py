@@ -1,0 +1,81 @@
+"""The optimizer against numpy, the schedule at its corners, and the average against the reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.training import optim, step as step_lib
+
+
+def adamw_numpy(config, grads, x):
+  """AdamW as its paper writes it (arXiv 1711.05101), after clipping by the norm."""
+  m, v = np.zeros_like(x), np.zeros_like(x)
+  for i, g in enumerate(grads, start=1):
+    g = g * min(1.0, config.clip_norm / np.linalg.norm(g)) if config.clip_norm else g
+    m = config.b1 * m + (1 - config.b1) * g
+    v = config.b2 * v + (1 - config.b2) * g**2
+    update = m / (1 - config.b1**i) / (np.sqrt(v / (1 - config.b2**i)) + config.eps)
+    x = x - config.learning_rate * (update + config.weight_decay * x)
+  return x
+
+
+@pytest.mark.parametrize('fields', [{}, dict(clip_norm=0.0), dict(weight_decay=0.1, b2=0.95)])
+def test_updates_are_adamw_with_clipping(fields):
+  config = optim.OptimizerConfig(learning_rate=1e-2, **fields)
+  generator = np.random.default_rng(0)
+  x = generator.standard_normal(7)
+  grads = generator.standard_normal((4, 7)) * np.array([0.1, 5.0, 1.0, 0.01])[:, None]
+  with jax.enable_x64(True):
+    tx, params = optim.make(config, steps=10), jnp.asarray(x)
+    state = tx.init(params)
+    for g in grads:
+      updates, state = tx.update(jnp.asarray(g), state, params)
+      params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, adamw_numpy(config, grads, x), rtol=1e-10)
+
+
+def test_weight_decay_is_off_by_default():
+  assert optim.OptimizerConfig().weight_decay == 0.0
+
+
+def test_schedules():
+  warm = optim.schedule(optim.OptimizerConfig(learning_rate=2.0, warmup_steps=4), 10)
+  np.testing.assert_allclose([warm(i) for i in (0, 1, 4, 9)], [0.0, 0.5, 2.0, 2.0])
+  cosine = optim.schedule(
+    optim.OptimizerConfig(learning_rate=2.0, warmup_steps=2, schedule='cosine'), 10
+  )
+  np.testing.assert_allclose([cosine(i) for i in (1, 2, 6, 10)], [1.0, 2.0, 1.0, 0.0], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    (dict(schedule='cosin'), "did you mean 'cosine'"),
+    (dict(b2=1.0), 'b2 must lie in'),
+    (dict(learning_rate=-1.0), 'learning_rate must not be negative'),
+  ],
+)
+def test_bad_values_are_refused(fields, words):
+  with pytest.raises(types.UserError, match=words):
+    optim.OptimizerConfig(**fields)
+
+
+def test_warmup_longer_than_the_run_is_refused():
+  with pytest.raises(types.UserError, match='warmup_steps=10 must be less than train.steps=10'):
+    optim.schedule(optim.OptimizerConfig(warmup_steps=10), 10)
+
+
+@pytest.mark.parametrize('decay', [0.9999, 0.99])
+def test_ema_agrees_with_the_reference(decay, golden):
+  arrays = golden('ema')
+  names = [k.removeprefix('init/') for k in arrays if k.startswith('init/')]
+  ema = {name: jnp.asarray(arrays[f'init/{name}']) for name in names}
+  for i in range(5):
+    params = {name: jnp.asarray(arrays[f'params/{name}'][i]) for name in names}
+    ema = step_lib.update_ema(ema, params, decay)
+    for name in names:
+      # Two roundings of float32 an update.
+      np.testing.assert_allclose(ema[name], arrays[f'ema_{decay}/{name}'][i], rtol=3e-7, atol=1e-7)

@@ -1,0 +1,82 @@
+"""Run directories: which may be used, and what is said about those that may not."""
+
+import json
+
+import ml_collections
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.training import run_dir
+
+VERSIONS = {'jax': '1'}
+
+
+def config(**changes):
+  config = ml_collections.ConfigDict(
+    {'seed': 0, 'train': {'steps': 10, 'batch_size': 4}, 'model': {'depth': 2}, 'log': {'every': 5},
+     'diversity': {'weights': (0.33, 0.33, 0.33)}}
+  )  # fmt: skip
+  for key, value in changes.items():
+    section, _, field = key.partition('__')
+    (config[section] if field else config)[field or section] = value
+  return config
+
+
+def train(path, config):
+  return run_dir.open_for_training(str(path), config, VERSIONS, write=True)
+
+
+def test_new_run_records_itself_and_continues(tmp_path):
+  path = train(tmp_path / 'run', config())
+  assert json.loads((path / 'config.json').read_text())['train']['steps'] == 10
+  assert json.loads((path / 'versions.json').read_text()) == VERSIONS
+  assert train(path, config()) == path
+
+
+def test_another_config_is_refused_with_what_differs(tmp_path):
+  path = train(tmp_path / 'run', config())
+  before = (path / 'config.json').read_text()
+  with pytest.raises(types.UserError, match=r'model.depth: stored 2, given 4.*seed: stored 0, given 1'):
+    train(path, config(model__depth=4, seed=1))
+  assert (path / 'config.json').read_text() == before
+
+
+def test_run_may_be_prolonged_and_the_old_config_is_kept(tmp_path):
+  path = train(tmp_path / 'run', config())
+  train(path, config(train__steps=20, log__every=1))
+  assert json.loads((path / 'config.json').read_text())['train']['steps'] == 20
+  (old,) = path.glob('config.until-10-*.json')
+  assert json.loads(old.read_text())['train']['steps'] == 10
+
+
+def test_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('x')
+  with pytest.raises(types.UserError, match='holds files but no config.json'):
+    train(tmp_path, config())
+  assert [f.name for f in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_missing_and_unwritable_workdirs_are_refused(tmp_path):
+  with pytest.raises(types.UserError, match='no workdir'):
+    train('', config())
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(types.UserError, match='is a file, expected a directory'):
+    train(tmp_path / 'file', config())
+  with pytest.raises(types.UserError, match='cannot be written'):
+    train(tmp_path / 'file' / 'run', config())
+
+
+def test_reading_needs_a_run_of_the_same_model(tmp_path):
+  with pytest.raises(types.UserError, match='holds no run'):
+    run_dir.open_for_reading(str(tmp_path), config())
+  path = train(tmp_path / 'run', config())
+  run_dir.open_for_reading(str(path), config(seed=3, train__batch_size=8))
+  with pytest.raises(types.UserError, match='model.depth: stored 2, given 4'):
+    run_dir.open_for_reading(str(path), config(model__depth=4))
+
+
+def test_damaged_config_is_named(tmp_path):
+  path = train(tmp_path / 'run', config())
+  (path / 'config.json').write_text('{"train":')
+  with pytest.raises(types.UserError, match='config.json is not a run config'):
+    train(path, config())

@@ -1,0 +1,57 @@
+"""types, rng and trees: small promises that everything else leans on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax import rng, trees, types
+
+TREE = {'b': {'w': jnp.full((2, 3), 2.0)}, 'a': [jnp.ones(4, jnp.bfloat16), jnp.zeros((), jnp.int32)]}
+
+
+def test_check_names_array_found_and_expected():
+  types.check('x', jnp.zeros((2, 3, 3)), 'N H H', H=3)
+  with pytest.raises(ValueError, match=r'x has shape \(2, 3, 4\), expected \(N, H, H\)'):
+    types.check('x', jnp.zeros((2, 3, 4)), 'N H H')
+  with pytest.raises(ValueError, match=r'y has shape \(2,\), expected \(N, C=4\)'):
+    types.check('y', jnp.zeros(2), 'N C', C=4)
+
+
+def test_paths_counts_and_bytes():
+  assert list(trees.named_leaves(TREE)) == ['a/0', 'a/1', 'b/w']
+  assert trees.count(TREE) == 11
+  assert trees.num_bytes(TREE) == 4 * 2 + 4 + 6 * 4
+
+
+def test_global_norm_is_the_norm_of_all_leaves_together():
+  leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(TREE)]
+  np.testing.assert_allclose(trees.global_norm(TREE), np.linalg.norm(np.concatenate(leaves)), rtol=1e-6)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_all_finite_finds_one_bad_value(bad):
+  assert bool(trees.all_finite(TREE))
+  spoiled = TREE | {'b': {'w': TREE['b']['w'].at[1, 2].set(bad)}}
+  assert not bool(trees.all_finite(spoiled))
+
+
+def test_did_you_mean():
+  assert trees.did_you_mean('optimzer', ['model', 'optimizer']) == "; did you mean 'optimizer'?"
+  assert trees.did_you_mean('zzz', ['model', 'data']) == '; known: data, model'
+
+
+def test_streams_depend_on_key_name_and_step_alone():
+  key = jax.random.key(0)
+  data = lambda *args: tuple(np.asarray(jax.random.key_data(rng.stream(*args))))
+  assert data(key, 'time', 3) == data(key, 'time', jnp.int32(3))
+  others = {data(key, 'time', 4), data(key, 'noise', 3), data(jax.random.key(1), 'time', 3), data(key, 'time')}
+  assert len(others | {data(key, 'time', 3)}) == 5
+
+
+def test_per_example_keys_do_not_depend_on_the_batch():
+  key = jax.random.key(0)
+  whole = jax.random.key_data(rng.per_example(key, np.arange(8)))
+  parts = [jax.random.key_data(rng.per_example(key, np.arange(i, i + 2))) for i in range(0, 8, 2)]
+  np.testing.assert_array_equal(whole, np.concatenate(parts))
+  assert len(np.unique(whole, axis=0)) == 8
