@@ -1,4 +1,4 @@
-"""Packaging. Ranges are what the code is meant for; the requirements files pin what the tests ran with."""
+"""Packaging: ranges the code is meant for; requirements files pin what the tests ran with."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ VERSION = re.search(
 setuptools.setup(
   name='diversedit_jax',
   version=VERSION,
-  description='DiverseDiT and its relatives in JAX: training diffusion transformers on TPUs and GPUs',
+  description='DiverseDiT and its relatives in JAX: diffusion transformers on TPUs and GPUs',
   long_description=(HERE / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',

@@ -10,7 +10,8 @@ from diversedit_jax import trees, types
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   """The meta-arguments of `--config=FILE.py:name=value,name=value`, typed like their defaults.
 
-  `a,b=1` sets a to True and b to 1. Values are read as the type of the default: '1e-4', 'True', 'B/2'.
+  `a,b=1` sets a to True and b to 1. Values are read as the type of the default: '1e-4', 'True',
+  'B/2'.
 
   Raises:
     UserError: for an unknown name (the nearest is named) or a value of another type.
@@ -27,9 +28,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
       else:
         parsed[name] = kind(text)
     except (KeyError, ValueError) as error:
-      raise types.UserError(
-        f'config argument {name}={text!r} is not a {kind.__name__}'
-      ) from error
+      raise types.UserError(f'config argument {name}={text!r} is not a {kind.__name__}') from error
   return ml_collections.ConfigDict(parsed)
 
 
@@ -53,7 +52,9 @@ def base() -> ml_collections.ConfigDict:
   config.model.qk_norm = False  # Off in all published SiT models.
   config.model.skip = ml_collections.ConfigDict()
   config.model.skip.enabled = False  # Long residual connections (DiverseDiT, Eq. 8).
-  config.model.skip.placement = 'after'  # after (released code, published numbers) | before (paper's text).
+  config.model.skip.placement = (
+    'after'  # after (released code, published numbers) | before (paper's text).
+  )
   config.model.dtype = 'float32'  # Of matrix products; bfloat16 halves their time and memory.
   config.model.residual_dtype = 'float32'  # Of the residual stream.
   config.model.attention = 'auto'  # auto | xla | cudnn
@@ -70,14 +71,18 @@ def base() -> ml_collections.ConfigDict:
 
   config.diversity = ml_collections.ConfigDict()
   config.diversity.layers = 'all'  # all | random | authors | (i, j, ...), blocks counted from 0.
-  config.diversity.num_layers = ml_collections.config_dict.placeholder(int)  # Of 'random'; 10 in the paper.
+  config.diversity.num_layers = ml_collections.config_dict.placeholder(
+    int
+  )  # Of 'random'; 10 in the paper.
   config.diversity.encoder_depth = ml_collections.config_dict.placeholder(int)  # Of 'authors'.
   config.diversity.dispersion_layers = ml_collections.config_dict.placeholder(str)  # selected | all
   config.diversity.mi = 'signed'  # signed (paper) | absolute (released code)
   config.diversity.dispersion = 'paper'  # paper | code
   config.diversity.usage = 'absolute'  # absolute | signed
   config.diversity.weights = (0.33, 0.33, 0.33)  # Of orthogonality, mutual information, dispersion.
-  config.diversity.groups = 1  # Parts of the batch with their own statistics; 1 is the global batch.
+  config.diversity.groups = (
+    1  # Parts of the batch with their own statistics; 1 is the global batch.
+  )
   config.diversity.adaptive = True  # A constant weight diverges (Table 8).
   config.diversity.lo = 0.1  # Range of the adaptive weight, in units of the loss.
   config.diversity.hi = 0.5
@@ -140,7 +145,9 @@ def base() -> ml_collections.ConfigDict:
   config.sample.labels = 'balanced'  # balanced | random | one class index
 
   config.eval = ml_collections.ConfigDict()
-  config.eval.name = 'digits'  # What to score against; only digits has its reference in the package.
+  config.eval.name = (
+    'digits'  # What to score against; only digits has its reference in the package.
+  )
   config.eval.number = 1_000
 
   config.analysis = ml_collections.ConfigDict()
@@ -151,6 +158,8 @@ def base() -> ml_collections.ConfigDict:
 
   config.plan = ml_collections.ConfigDict()
   config.plan.devices = 8
-  config.plan.peak_tflops = 989.0  # Per device, dense, in the compute dtype (H100/H200 bf16 data sheet).
+  config.plan.peak_tflops = (
+    989.0  # Per device, dense, in the compute dtype (H100/H200 bf16 data sheet).
+  )
   config.plan.mfu = 0.4  # Share of the peak that training is assumed to reach.
   return config

@@ -2,9 +2,10 @@
 
   python -m diversedit_jax.main --config=configs/xl256.py:data=arrays:LATENTS.npz --workdir=DIR
 
-Hardware: 8 GPUs of 80 GB or more, or a TPU slice of 16 chips or more; `--mode=plan` gives memory and days for yours.
-Expected FID-50K (SDE, 250 steps, no guidance, 400K iterations; the paper's Table 1): SiT-XL 17.43, DiverseDiT 12.42.
-Meta-arguments: method, size (any of models.sizes), steps, guidance, data. `method=flow,skips=False` is plain SiT.
+Hardware: 8 GPUs of 80 GB or more, or a TPU slice of 16 chips or more; `--mode=plan` gives memory
+  and days for yours. Expected FID-50K (SDE, 250 steps, no guidance, 400K iterations; the paper's
+  Table 1): SiT-XL 17.43, DiverseDiT 12.42. Meta-arguments: method, size (any of models.sizes),
+  steps, guidance, data. `method=flow,skips=False` is plain SiT.
 """
 
 from configs import common

@@ -1,7 +1,7 @@
 """From a config to checked, typed parts; the only reader of configs.
 
-Each section is splatted into a dataclass, so an unknown key is an error that names the nearest one, and everything is
-checked here, before anything compiles.
+Each section is splatted into a dataclass, so an unknown key is an error that names the nearest one,
+and everything is checked here, before anything compiles.
 """
 
 from collections.abc import Mapping
@@ -176,8 +176,8 @@ class Experiment:
 
 
 SECTIONS = (
-  'seed', 'method', 'data', 'model', 'interpolant', 'diversity', 'train', 'optimizer', 'mesh', 'log',
-  'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
+  'seed', 'method', 'data', 'model', 'interpolant', 'diversity', 'train', 'optimizer', 'mesh',
+  'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
 
 
@@ -226,7 +226,9 @@ def splat(cls: type[T], section: Mapping[str, Any], name: str, **extra: Any) -> 
   Raises:
     UserError: naming unknown keys (and the nearest) and missing ones.
   """
-  _check_keys(f'config.{name}', section, [f.name for f in dataclasses.fields(cls) if f.name not in extra])
+  _check_keys(
+    f'config.{name}', section, [f.name for f in dataclasses.fields(cls) if f.name not in extra]
+  )
   required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
   missing = [name for name in required if name not in section and name not in extra]
   if missing:
@@ -247,7 +249,9 @@ def make_model(section: ml_collections.ConfigDict, source: sources.Source) -> si
     numbers = dataclasses.asdict(sizes.size(name))
     given = {k: fields[k] for k in numbers if fields[k] not in (0, numbers[k])}
     if given:
-      raise types.UserError(f'config.model.size={name!r} and {given} contradict each other; set size to ""')
+      raise types.UserError(
+        f'config.model.size={name!r} and {given} contradict each other; set size to ""'
+      )
     fields |= numbers
   rows, cols, channels = source.shape
   model = sit.SiTConfig(
@@ -255,7 +259,9 @@ def make_model(section: ml_collections.ConfigDict, source: sources.Source) -> si
     skip=stack.Skip(placement=skip['placement']) if skip['enabled'] else None,
   )  # fmt: skip
   # Probe now, so that a kernel that cannot run is known before the model is traced.
-  attention.choose(model.attention, model.tokens, model.heads, model.width // model.heads, model.dtype)
+  attention.choose(
+    model.attention, model.tokens, model.heads, model.width // model.heads, model.dtype
+  )
   return model
 
 
@@ -271,7 +277,8 @@ def make_time_law(section: ml_collections.ConfigDict, path: interpolants.Path) -
   """The law of training times by name.
 
   Raises:
-    UserError: for an unknown law, a mean or deviation that it does not have, or times nearer to the ends
+    UserError: for an unknown law, a mean or deviation that it does not have, or times nearer to the
+      ends
       than the path allows.
   """
   _known('interpolant', 'time_law', section.time_law, interpolants.TIME_LAWS)
@@ -279,9 +286,14 @@ def make_time_law(section: ml_collections.ConfigDict, path: interpolants.Path) -
   epsilon = path.epsilon if section.epsilon is None else section.epsilon
   if epsilon < path.epsilon:
     raise types.UserError(
-      f'interpolant.epsilon={epsilon} is too small: path {path.name!r} needs at least {path.epsilon}'
+      f'interpolant.epsilon={epsilon} is too small: path {path.name!r} needs {path.epsilon}'
     )
-  fields = {'epsilon': epsilon, 'path': path.name, 'mean': section.time_mean, 'std': section.time_std}
+  fields = {
+    'epsilon': epsilon,
+    'path': path.name,
+    'mean': section.time_mean,
+    'std': section.time_std,
+  }
   names = [f.name for f in dataclasses.fields(law)]
   if 'mean' not in names and (section.time_mean, section.time_std) != (0.0, 1.0):
     raise types.UserError(
@@ -292,12 +304,16 @@ def make_time_law(section: ml_collections.ConfigDict, path: interpolants.Path) -
 
 
 def make_objective(
-  config: ml_collections.ConfigDict, model: sit.SiTConfig, path: interpolants.Path, train: TrainOptions
+  config: ml_collections.ConfigDict,
+  model: sit.SiTConfig,
+  path: interpolants.Path,
+  train: TrainOptions,
 ) -> base.Objective:
   """The flow and the terms that the method's name lists, as in 'flow+diverse'.
 
   Raises:
-    UserError: for an unknown or repeated name, or a term that the batch or the model does not allow.
+    UserError: for an unknown or repeated name, or a term that the batch or the model does not
+      allow.
   """
   names = config.method.split('+')
   for name in names:
@@ -325,11 +341,11 @@ def make_objective(
 
 def check_devices(experiment: Experiment, mesh) -> None:
   """Refuses a batch that the mesh cannot share (UserError)."""
-  divisor = sharding.batch_divisor(mesh) * experiment.train.accumulate
-  if experiment.train.batch_size % divisor:
+  train, devices = experiment.train, sharding.batch_divisor(mesh)
+  if train.batch_size % (devices * train.accumulate):
     raise types.UserError(
-      f'train.batch_size={experiment.train.batch_size} is not divisible by {sharding.batch_divisor(mesh)} '
-      f'devices times train.accumulate={experiment.train.accumulate}'
+      f'train.batch_size={train.batch_size} is not divisible by {devices} devices times '
+      f'train.accumulate={train.accumulate}'
     )
 
 
@@ -340,11 +356,13 @@ def _check_keys(where: str, section: Mapping[str, Any], known) -> None:
   for key in section:
     if key not in known:
       raise types.UserError(f'unknown key {where}.{key}{trees.did_you_mean(key, known)}')
-  
+
 
 def _known(section: str, field: str, value: Any, options) -> None:
   if value not in options:
-    raise types.UserError(f'unknown {section}.{field} {value!r}{trees.did_you_mean(str(value), options)}')
+    raise types.UserError(
+      f'unknown {section}.{field} {value!r}{trees.did_you_mean(str(value), options)}'
+    )
 
 
 def _at_least(section: str, field: str, value: float, low: float) -> None:

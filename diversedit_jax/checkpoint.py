@@ -1,7 +1,8 @@
 """Orbax checkpoints: `params`, `ema`, `opt` and `meta` as separate items, written asynchronously.
 
-Each item can be restored alone and onto any mesh. A checkpoint that cannot be read (a truncated file, say) is set
-aside with a warning and the one before it is used. Parameters are plain nested dicts on disk, so any Orbax reader opens them.
+Each item can be restored alone and onto any mesh. A checkpoint that cannot be read (a truncated
+file, say) is set aside with a warning and the one before it is used. Parameters are plain nested
+dicts on disk, so any Orbax reader opens them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -87,7 +88,8 @@ class Checkpoints:
 
     Args:
       targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `like`.
-      step: of the checkpoint; None takes the newest that can be read, warning about any that cannot.
+      step: of the checkpoint; None takes the newest that can be read, warning about any that
+        cannot.
 
     Returns:
       (step, items, meta).
@@ -128,5 +130,7 @@ class Checkpoints:
 
   def _read(self, step, targets):
     wanted = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-    found = self._manager.restore(step, args=ocp.args.Composite(**wanted, meta=ocp.args.JsonRestore()))
+    found = self._manager.restore(
+      step, args=ocp.args.Composite(**wanted, meta=ocp.args.JsonRestore())
+    )
     return {name: found[name] for name in targets}, found[META]

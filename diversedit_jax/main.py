@@ -1,5 +1,6 @@
-"""Trains, samples, scores and analyses: `python -m diversedit_jax.main --config=configs/digits.py --workdir=DIR`."""
+"""Trains, samples, scores, analyses: `python -m diversedit_jax.main --config=FILE ...`."""
 
+import logging as python_logging
 import os
 import pathlib
 import sys
@@ -18,7 +19,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Weights other than those of the workdir: a folder checkpoints/STEP, or a file of `convert`.'
+  'checkpoint',
+  None,
+  'Weights from elsewhere: a folder checkpoints/STEP, or a file that `convert` wrote.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
@@ -27,11 +30,13 @@ flags.mark_flag_as_required('config')
 
 
 def main(argv: list[str]) -> None:
-  """Builds the experiment and runs the mode; a UserError ends it with one message and exit code 1."""
+  """Builds the experiment and runs the mode."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   cache = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
-  jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache)))
+  jax.config.update(
+    'jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache))
+  )
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
@@ -47,9 +52,15 @@ def main(argv: list[str]) -> None:
       print(path)
 
 
+def _worth_reading(record: python_logging.LogRecord) -> bool:
+  """Leaves out Orbax's dozens of lines a checkpoint; its warnings stay."""
+  return record.levelno >= python_logging.WARNING or 'orbax' not in record.pathname
+
+
 def run() -> None:
   """Entry point: parses flags and turns user errors into one message."""
   logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_worth_reading)
   try:
     app.run(main, flags_parser=lambda argv: flags.FLAGS(argv))
   except types.UserError as error:

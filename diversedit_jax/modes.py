@@ -1,4 +1,4 @@
-"""What `--mode` does: train, sample, eval, analyze, plan. Each takes a checked experiment and a directory."""
+"""What `--mode` does, one function each, given a checked experiment and a directory."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -16,7 +16,8 @@ from diversedit_jax.analysis import blocks, figures, similarity
 from diversedit_jax.data import files, images, pipeline, sources
 from diversedit_jax.evaluation import card, digits
 from diversedit_jax.sampling import generate
-from diversedit_jax.training import loop, plan as plan_lib, run_dir, state, step, telemetry, writers
+from diversedit_jax.training import loop, run_dir, state, step, telemetry, writers
+from diversedit_jax.training import plan as plan_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ def train(experiment: build.Experiment, workdir: str) -> None:
       step_fn=step.compile_step(step_fn, trainable.shardings, mesh),
       init_key=rng.stream(key, 'init'),
       open_batches=lambda start: pipeline.batches(
-        experiment.source, seed=experiment.seed, batch_size=experiment.train.batch_size, start_step=start,
-        process_index=jax.process_index(), process_count=jax.process_count(),
+        experiment.source, seed=experiment.seed, batch_size=experiment.train.batch_size,
+        start_step=start, process_index=jax.process_index(), process_count=jax.process_count(),
         prefetch=experiment.data.prefetch,
       ),
       checkpoints=checkpoints,
@@ -69,7 +70,7 @@ def train(experiment: build.Experiment, workdir: str) -> None:
 
 
 def sample(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
-  """Writes `samples/NAME.npz` with its card, and a grid if the model makes pixels; returns the paths."""
+  """Writes samples.npz with its card, and a grid if the model makes pixels; returns the paths."""
   path, weights = _open(experiment, workdir, origin)
   options = experiment.sample
   labels = generate.make_labels(
@@ -94,16 +95,19 @@ def evaluate(experiment: build.Experiment, workdir: str, origin: str | None) -> 
   """Scores fresh samples against the held-out data; writes `eval/NAME.json` with its protocol."""
   if not experiment.source.name.startswith('digits'):
     raise types.UserError(
-      f'eval.name=digits scores samples of data.source=digits, found {experiment.config.data.source}'
+      f'eval.name=digits scores samples of data.source=digits, got {experiment.data.source}'
     )
   path, weights = _open(experiment, workdir, origin)
   labels = generate.make_labels(
-    'balanced', np.arange(experiment.evaluation.number), experiment.model.num_classes, experiment.sample.seed
+    'balanced',
+    np.arange(experiment.evaluation.number),
+    experiment.model.num_classes,
+    experiment.sample.seed,
   )
   made, facts = _generate(experiment, weights, labels, label_policy='balanced')
   result = digits.DigitsReference.build().evaluate(made, labels)
   logging.info(
-    'class consistency %.1f%% (classifier on real test images %.1f%%), Frechet distance %.3f (floor %.3f)',
+    'class consistency %.1f%% (real test images %.1f%%), Frechet distance %.3f (floor %.3f)',
     100 * result['class_consistency'], 100 * result['classifier_test_accuracy'],
     result['frechet_distance'], result['frechet_floor'],
   )  # fmt: skip
@@ -129,7 +133,9 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
   with files.atomic(target) as temporary:
     named = {f'{kernel}/{estimator}/t={t:g}': m for (kernel, estimator, t), m in matrices.items()}
     np.savez(temporary, step=weights.step, view=options.view, examples=features.shape[2], **named)
-  titles = {f'{kernel}, {estimator}, t = {t:g}': m for (kernel, estimator, t), m in matrices.items()}
+  titles = {
+    f'{kernel}, {estimator}, t = {t:g}': m for (kernel, estimator, t), m in matrices.items()
+  }
   figures.similarity_heatmaps(picture, titles, columns=len(options.times))
   for title, matrix in titles.items():
     logging.info('%s: diversity score %.3f', title, similarity.diversity_score(matrix))
@@ -196,10 +202,11 @@ def _from_file(file, trainable):
   """Weights that `python -m diversedit_jax.convert` wrote."""
   flat = convert.load(str(file))
   wanted = trees.named_leaves(trainable.params)
+  found = {name: array.shape for name, array in flat.items()}
   wrong = [
-    f'{name}: found {found.shape if (found := flat.get(name)) is not None else "nothing"}, expected {x.shape}'
+    f'{name}: found {found.get(name, "nothing")}, expected {x.shape}'
     for name, x in wanted.items()
-    if name not in flat or flat[name].shape != x.shape
+    if found.get(name) != x.shape
   ]
   if wrong:
     raise types.UserError(f'{file} does not fit the config: {"; ".join(wrong)}')
@@ -217,7 +224,8 @@ def _generate(experiment, weights, labels, *, label_policy=None):
   with jax.set_mesh(weights.mesh):
     made = generator(weights.params, labels, progress=True)
   facts = card.protocol_card(
-    seed=options.seed, sampler=sampler.kind, steps=sampler.steps, nfe=generator.evaluations.network,
+    seed=options.seed, sampler=sampler.kind, steps=sampler.steps,
+    nfe=generator.evaluations.per_sample,
     guidance_scale=sampler.guidance_scale,
     guidance_interval=(sampler.guidance_low, sampler.guidance_high),
     guidance_channels=sampler.guidance_channels, label_policy=label_policy or options.labels,
@@ -255,7 +263,7 @@ def _preview(experiment, trainable, path, writer, first):
       return
     folder = path / 'samples'
     if experiment.source.space == 'pixels':
-      title = f'step {step}, {generator.evaluations.network} evaluations per sample'
+      title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
       _save_grid(folder / f'preview-{step:08d}.png', made, labels, options.columns, title=title)
       writer.images(step, {'preview': images.to_uint8(made)})
     else:

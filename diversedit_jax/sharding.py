@@ -1,8 +1,9 @@
 """One mesh ('data', 'fsdp', 'tensor') and the rules that lay parameters and batches over it.
 
-Parameters carry logical axis names ('embed', 'mlp', 'heads', 'layers', 'classes') in their `out_sharding`
-metadata. A rule set maps logical names to mesh axes; a name without a rule is replicated. Batches are
-split over 'data' and 'fsdp' together, so FSDP is data parallelism whose state is split as well.
+Parameters carry logical axis names ('embed', 'mlp', 'heads', 'layers', 'classes') in their
+`out_sharding` metadata. A rule set maps logical names to mesh axes; a name without a rule is
+replicated. Batches are split over 'data' and 'fsdp' together, so FSDP is data parallelism whose
+state is split as well.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,9 @@ def annotated(initializer: nnx.Initializer, *axes: str | None) -> nnx.Initialize
   return nnx.with_partitioning(initializer, axes, eager_sharding=False)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> jax.sharding.Mesh:
+def make_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None
+) -> jax.sharding.Mesh:
   """Mesh over all devices; one of the three sizes may be -1, which takes what is left.
 
   Raises:

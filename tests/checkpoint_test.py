@@ -1,4 +1,4 @@
-"""Checkpoints: exact, item by item, never of a spoiled state, and readable when the newest is damaged."""
+"""Checkpoints: exact, item by item, never spoiled, and readable when the newest is damaged."""
 
 import pathlib
 
@@ -94,6 +94,8 @@ def test_non_finite_state_is_never_written(tmp_path, items):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
   checkpoints.save(1, items, {})
   spoiled = items | {'ema': {'model': {'w': jnp.full((2, 2), jnp.nan)}}}
-  with pytest.raises(FloatingPointError, match=r'step 2 not written: ema not finite; last good .*/1'):
+  with pytest.raises(
+    FloatingPointError, match=r'step 2 not written: ema not finite; last good .*/1'
+  ):
     checkpoints.save(2, spoiled, {})
   assert checkpoints.steps() == [1]

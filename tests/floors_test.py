@@ -1,4 +1,4 @@
-"""Imports flow one way: a file imports only from lower floors or from its own folder (docs/architecture.md)."""
+"""A file imports only from lower floors or from its own folder (docs/architecture.md)."""
 
 import ast
 import pathlib
@@ -52,7 +52,9 @@ def test_file_imports_only_from_below(path):
     if other == '__version__':
       continue
     allowed = other == own or (own, other) in WITHIN_FLOOR or FLOORS.get(other, 99) < FLOORS[own]
-    assert allowed, f'{path.relative_to(ROOT)} (floor {FLOORS[own]}) imports {other} (floor {FLOORS.get(other)})'
+    assert allowed, (
+      f'{path.relative_to(ROOT)} (floor {FLOORS[own]}) imports {other} (floor {FLOORS.get(other)})'
+    )
 
 
 def test_losses_never_see_a_module():

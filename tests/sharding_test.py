@@ -34,7 +34,11 @@ def test_rules_map_logical_axes_and_replicate_what_does_not_divide(caplog):
   make = lambda *shape: nnx.Param(
     jax.ShapeDtypeStruct(shape, np.float32), out_sharding=('embed', 'mlp'), eager_sharding=False
   )
-  tree = {'divides': make(8, 6), 'does_not': make(6, 6), 'bare': jax.ShapeDtypeStruct((3,), np.float32)}
+  tree = {
+    'divides': make(8, 6),
+    'does_not': make(6, 6),
+    'bare': jax.ShapeDtypeStruct((3,), np.float32),
+  }
   with caplog.at_level('WARNING'):
     got = sharding.shardings_of(tree, mesh, sharding.RULES['fsdp_tp'])
   assert got['divides'].spec == PartitionSpec('fsdp', 'tensor')

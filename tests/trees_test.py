@@ -7,7 +7,10 @@ import pytest
 
 from diversedit_jax import rng, trees, types
 
-TREE = {'b': {'w': jnp.full((2, 3), 2.0)}, 'a': [jnp.ones(4, jnp.bfloat16), jnp.zeros((), jnp.int32)]}
+TREE = {
+  'b': {'w': jnp.full((2, 3), 2.0)},
+  'a': [jnp.ones(4, jnp.bfloat16), jnp.zeros((), jnp.int32)],
+}
 
 
 def test_check_names_array_found_and_expected():
@@ -26,7 +29,9 @@ def test_paths_counts_and_bytes():
 
 def test_global_norm_is_the_norm_of_all_leaves_together():
   leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(TREE)]
-  np.testing.assert_allclose(trees.global_norm(TREE), np.linalg.norm(np.concatenate(leaves)), rtol=1e-6)
+  np.testing.assert_allclose(
+    trees.global_norm(TREE), np.linalg.norm(np.concatenate(leaves)), rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
@@ -45,7 +50,12 @@ def test_streams_depend_on_key_name_and_step_alone():
   key = jax.random.key(0)
   data = lambda *args: tuple(np.asarray(jax.random.key_data(rng.stream(*args))))
   assert data(key, 'time', 3) == data(key, 'time', jnp.int32(3))
-  others = {data(key, 'time', 4), data(key, 'noise', 3), data(jax.random.key(1), 'time', 3), data(key, 'time')}
+  others = {
+    data(key, 'time', 4),
+    data(key, 'noise', 3),
+    data(jax.random.key(1), 'time', 3),
+    data(key, 'time'),
+  }
   assert len(others | {data(key, 'time', 3)}) == 5
 
 

@@ -1,7 +1,7 @@
-"""How a training objective is put together: one flow, and terms that read the block outputs of its single forward pass.
+"""A training objective: one flow, and terms that read the block outputs of its forward pass.
 
-A term is one file in this folder. It may bring heads (parameters trained with the model), says through a tap
-what it needs of the block outputs, and turns that into a scalar and metrics:
+A term is one file in this folder. It may bring heads (parameters trained with the model), says
+through a tap what it needs of the block outputs, and turns that into a scalar and metrics:
 
   draw = flow.draw(batch, key)                    t, noise, x_t, target, labels after dropout
   output = network.model(x_t, t, y, tap=joined)   once, whatever is combined

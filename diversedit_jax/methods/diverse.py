@@ -32,7 +32,7 @@ class Diverse:
     self.config.select(config.depth, jax.random.key(0))
 
   def tap(self, key: jax.Array, depth: int) -> taps.Tap:
-    """Running sums, or all block outputs where a variant needs them; features end as loss_G, terms_G."""
+    """Running sums, or all block outputs if a variant needs them; features are loss_G, terms_G."""
     selection = self.config.select(depth, rng.stream(key, 'diverse/layers'))
     if self.config.needs_all_features:
       every = taps.every()

@@ -1,6 +1,9 @@
 """Flow matching along a stochastic interpolant, as SiT trains (arXiv 2401.08740).
 
-  x_t = alpha(t) x + sigma(t) eps,   v = alpha'(t) x + sigma'(t) eps,   loss_N = mean |v_theta(x_t, t, y) - v|^2
+With data x, noise eps and a network v_theta,
+
+  x_t = alpha(t) x + sigma(t) eps,   v = alpha'(t) x + sigma'(t) eps
+  loss_N = mean |v_theta(x_t, t, y) - v|^2
 """
 
 from collections.abc import Callable
@@ -22,7 +25,8 @@ class VelocityFlow:
   """Predicts the velocity.
 
   path: interpolant. time_law: of the training times.
-  label_dropout: probability of the null label, drawn per example. null_label: K, or None without classes.
+  label_dropout: probability of the null label, drawn per example. null_label: K, or None without
+    classes.
   """
 
   path: interpolants.Path

@@ -1,7 +1,8 @@
 """Scaled dot-product attention with a choice of kernel, probed before it is trusted.
 
-`jax.nn.dot_product_attention` never picks cuDNN by itself, and cuDNN refuses some shapes and has failed on
-some driver stacks; so 'auto' compiles and runs it once, forward and backward, at the true shape.
+`jax.nn.dot_product_attention` never picks cuDNN by itself, and cuDNN refuses some shapes and has
+failed on some driver stacks; so 'auto' compiles and runs it once, forward and backward, at the true
+shape.
 """
 
 import functools
@@ -15,7 +16,9 @@ from diversedit_jax import trees, types
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn')
 
 
-def attend(q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str) -> jax.Array:
+def attend(
+  q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str
+) -> jax.Array:
   """softmax(q k / sqrt(d)) v per head; logits and softmax in float32 at least."""
   return jax.nn.dot_product_attention(q_NTHd, k_NTHd, v_NTHd, implementation=implementation)
 
@@ -36,7 +39,9 @@ def choose(implementation: str, tokens: int, heads: int, head_dim: int, dtype: s
     return 'xla'
   reason = cudnn_fault(tokens, heads, head_dim, dtype)
   if reason is None:
-    logging.info('attention: cuDNN (T=%d, heads=%d, head_dim=%d, %s)', tokens, heads, head_dim, dtype)
+    logging.info(
+      'attention: cuDNN (T=%d, heads=%d, head_dim=%d, %s)', tokens, heads, head_dim, dtype
+    )
     return 'cudnn'
   if implementation == 'cudnn':
     raise types.UserError(f'attention=cudnn cannot run here: {reason}')

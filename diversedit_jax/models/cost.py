@@ -1,7 +1,7 @@
 """What a SiT costs, from its config alone: parameters, FLOPs, bytes.
 
-A multiply-add counts as two FLOPs (DiT's published "Gflops" are multiply-adds, half as many). A training step
-costs three forward passes, four with full rematerialisation.
+A multiply-add counts as two FLOPs (DiT's published "Gflops" are multiply-adds, half as many). A
+training step costs three forward passes, four with full rematerialisation.
 """
 
 import dataclasses
@@ -12,13 +12,17 @@ from diversedit_jax import trees
 from diversedit_jax.models import embed, sit
 
 STATE_COPIES = 4  # Parameters, their average and two moments.
-SAVED_PER_TOKEN = 20  # Values of width D that a block keeps for the backward pass, in the compute dtype.
+SAVED_PER_TOKEN = (
+  20  # Values of width D that a block keeps for the backward pass, in the compute dtype.
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-  """parameters: trained ones. forward, training: FLOPs per example. Bytes: of the state, and estimated ones
-  of activations kept per example."""
+  """parameters: trained ones. forward, training: FLOPs per example.
+
+  state_bytes: of the whole train state. activation_bytes: kept per example, an estimate.
+  """
 
   parameters: int
   forward: float
@@ -50,6 +54,9 @@ def cost(config: sit.SiTConfig) -> Cost:
     token += SAVED_PER_TOKEN * config.width * width
     token += config.heads * config.tokens * 4  # Attention weights of the exact XLA path.
   return Cost(
-    parameters=parameters, forward=forward, training=forward * (4 if config.remat == 'full' else 3),
-    state_bytes=4 * STATE_COPIES * parameters, activation_bytes=float(config.depth * config.tokens * token),
-  )  # fmt: skip
+    parameters=parameters,
+    forward=forward,
+    training=forward * (4 if config.remat == 'full' else 3),
+    state_bytes=4 * STATE_COPIES * parameters,
+    activation_bytes=float(config.depth * config.tokens * token),
+  )

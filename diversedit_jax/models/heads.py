@@ -13,7 +13,11 @@ class Projector(nnx.Module):
     linear = lambda i, o: nnx.Linear(
       i, o, kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'), rngs=rngs
     )
-    self.fc1, self.fc2, self.fc3 = linear(width, hidden), linear(hidden, hidden), linear(hidden, out)
+    self.fc1, self.fc2, self.fc3 = (
+      linear(width, hidden),
+      linear(hidden, hidden),
+      linear(hidden, out),
+    )
 
   def __call__(self, f_NTD: jax.Array) -> jax.Array:
     return self.fc3(jax.nn.silu(self.fc2(jax.nn.silu(self.fc1(f_NTD)))))

@@ -10,7 +10,8 @@ and the fusion of a long residual connection (DiverseDiT, arXiv 2603.04239, Eq. 
 
   (4)  f = Linear(LN([x, skip]))
 
-Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the matrix products.
+Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the
+matrix products.
 """
 
 from flax import nnx

@@ -1,8 +1,10 @@
 """SiT, the diffusion transformer (arXiv 2401.08740), with DiverseDiT's long residual connections.
 
-  x_NHWC -> patches -> Linear + position table -> L blocks -> adaLN, Linear -> unpatchify -> velocity
-  t_N -> sinusoids -> MLP \\
-  y_N -> label table ------+-> c_ND, which modulates every block
+In the notation of `types`:
+
+  x_NHWC -> patches -> Linear + positions -> L blocks -> adaLN, Linear -> unpatchify -> velocity
+  t_N -> sinusoids -> MLP ---+
+  y_N -> label table --------+-> c_ND, which modulates every block
 """
 
 import dataclasses
@@ -26,8 +28,10 @@ class SiTConfig:
   depth, width, heads, mlp_ratio, patch_size: see `sizes`.
   qk_norm: affine LayerNorm of q and k per head (off in all published SiT models).
   skip: long residual connections, or None.
-  dtype: compute dtype of matrix products. residual_dtype: of the residual stream, as under autocast.
-  attention: 'auto', 'xla' or 'cudnn'. remat: see `stack.REMAT_POLICIES`. unroll: blocks per scan step.
+  dtype: compute dtype of matrix products. residual_dtype: of the residual stream, as under
+    autocast.
+  attention: 'auto', 'xla' or 'cudnn'. remat: see `stack.REMAT_POLICIES`. unroll: blocks per scan
+    step.
   """
 
   input_size: tuple[int, int]
@@ -55,16 +59,24 @@ class SiTConfig:
       require(value in options, f'unknown {field} {value!r}{trees.did_you_mean(value, options)}')
 
     for name in ('depth', 'width', 'heads', 'patch_size', 'channels', 'unroll'):
-      require(getattr(self, name) >= 1, f'model.{name} must be at least 1, got {getattr(self, name)}')
-    require(self.num_classes >= 0, f'model.num_classes must not be negative, got {self.num_classes}')
+      require(
+        getattr(self, name) >= 1, f'model.{name} must be at least 1, got {getattr(self, name)}'
+      )
+    require(
+      self.num_classes >= 0, f'model.num_classes must not be negative, got {self.num_classes}'
+    )
     rows, cols = self.input_size
     p = self.patch_size
     require(
       rows >= p and cols >= p and rows % p == 0 and cols % p == 0,
       f'input size {rows}x{cols} is not divisible by the patch size {p}',
     )
-    require(self.width % self.heads == 0, f'{self.heads} heads do not divide the width {self.width}')
-    require(self.width % 4 == 0, f'the position table needs a width divisible by 4, got {self.width}')
+    require(
+      self.width % self.heads == 0, f'{self.heads} heads do not divide the width {self.width}'
+    )
+    require(
+      self.width % 4 == 0, f'the position table needs a width divisible by 4, got {self.width}'
+    )
     require(
       self.skip is None or self.depth % 2 == 0,
       f'long skips pair the two halves of the blocks and need an even depth, got {self.depth}',

@@ -1,4 +1,4 @@
-"""The published sizes: depth, width and heads (SiT and DiT, Table 1), and the patch size in the name."""
+"""The published sizes of SiT and DiT: depth, width and heads; the patch size is in the name."""
 
 import dataclasses
 

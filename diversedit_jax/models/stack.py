@@ -1,8 +1,9 @@
-"""The blocks, stacked along a leading `layers` axis and run by `jax.lax.scan`, with or without long skips.
+"""The blocks, stacked along a leading `layers` axis and scanned, with or without long skips.
 
-Long residual connections (DiverseDiT, arXiv 2603.04239, Eq. 8; after U-ViT, 2209.12152) join block k of the first half
-to block L-1-k of the second. The second half is stored mirrored, `second[k]` being block L-1-k beside `fuse[k]`, and
-scanned in reverse: so the stored outputs of the first half are consumed in place, without a flipped copy.
+Long residual connections (DiverseDiT, arXiv 2603.04239, Eq. 8; after U-ViT, 2209.12152) join block
+k of the first half to block L-1-k of the second. The second half is stored mirrored, `second[k]`
+being block L-1-k beside `fuse[k]`, and scanned in reverse: so the stored outputs of the first half
+are consumed in place, without a flipped copy.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'names': jax.checkpoint_policies.save_only_these_names('qkv', 'attention', 'fc1'),
 }
-"""What the backward pass keeps: everything, block inputs only, matrix products, or three named values."""
+"""What the backward pass keeps: all, block inputs only, matrix products, three named values."""
 
 SKIP_PLACEMENTS = ('after', 'before')
 
@@ -59,7 +60,9 @@ class Stack(nnx.Module):
     depth = self.config.depth
     kept = tap.init(x_NTD, depth)
     if self.config.skip is None:
-      (x_NTD, kept), (_, ys) = self._scan(self._plain(c_ND, tap), (x_NTD, kept), (self.layers, jnp.arange(depth)))
+      (x_NTD, kept), (_, ys) = self._scan(
+        self._plain(c_ND, tap), (x_NTD, kept), (self.layers, jnp.arange(depth))
+      )
       return x_NTD, tap.finish(kept, ys)
 
     half = jnp.arange(depth // 2)

@@ -1,7 +1,7 @@
 """What to keep of the block outputs: a tap is folded over the blocks while they run.
 
-A tap never asks for more memory than its features need: a running sum costs one activation, chosen blocks cost
-as many activations as there are blocks chosen, and no tap costs nothing.
+A tap never asks for more memory than its features need: a running sum costs one activation, chosen
+blocks cost as many activations as there are blocks chosen, and no tap costs nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ def token_mean() -> Tap:
 
 
 def chosen(blocks: Sequence[int] | jax.Array) -> Tap:
-  """The outputs of the chosen blocks (counting from 0, may be traced), [k, N, T, D] in that order."""
+  """The outputs of the chosen blocks (from 0, may be traced), [k, N, T, D] in that order."""
   blocks_k = jnp.asarray(blocks, jnp.int32)
 
   def init(x, depth):
@@ -74,5 +74,7 @@ def joined(taps: Mapping[str, Tap]) -> Tap:
   return Tap(
     init=lambda x, depth: {name: tap.init(x, depth) for name, tap in taps.items()},
     step=step,
-    finish=lambda carry, ys: {name: tap.finish(carry[name], ys[name]) for name, tap in taps.items()},
+    finish=lambda carry, ys: {
+      name: tap.finish(carry[name], ys[name]) for name, tap in taps.items()
+    },
   )

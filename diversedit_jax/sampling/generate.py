@@ -1,4 +1,4 @@
-"""Pictures from a network: batches through one compiled sampler, each sample a function of (seed, index)."""
+"""Samples in batches through one compiled sampler, each a function of (seed, index)."""
 
 from collections.abc import Callable
 import time

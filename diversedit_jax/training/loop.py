@@ -20,7 +20,9 @@ from absl import logging
 import jax
 
 from diversedit_jax import checkpoint, sharding, types
-from diversedit_jax.training import progress, state as state_lib, step as step_lib, writers
+from diversedit_jax.training import progress, writers
+from diversedit_jax.training import state as state_lib
+from diversedit_jax.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hook:
-  """Something done every so many steps (and after the last one) with the state and the last batch."""
+  """Something done every so many steps, and after the last, with the state and the last batch."""
 
   every: int
   run: Callable[[int, state_lib.TrainState, types.Batch], None]
@@ -52,7 +54,7 @@ class NonFiniteLoss(types.UserError):
 
 @contextlib.contextmanager
 def sigterm_flag() -> Iterator[Callable[[], bool]]:
-  """Yields a function that tells whether SIGTERM has arrived; restores the old handler at the end."""
+  """Yields a function that tells whether SIGTERM has arrived; restores the old handler."""
   arrived = []
   before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
   try:
@@ -85,7 +87,8 @@ def train(
     hooks: writer -> what else is done at intervals.
 
   Returns:
-    The state after the last step, or after the step at which SIGTERM was noticed; it has been saved.
+    The state after the last step, or after the step at which SIGTERM was noticed; it has been
+    saved.
 
   Raises:
     NonFiniteLoss: naming the step, the terms and the last good checkpoint.
@@ -157,9 +160,10 @@ def _absorb(pending, accumulator, checkpoints):
   bad = {name: value for name, value in values.items() if not math.isfinite(value)}
   if bad:
     checkpoints.wait()
+    listed = ', '.join(f'{name} is {value}' for name, value in bad.items())
     raise NonFiniteLoss(
-      f'step {step}: {", ".join(f"{k} is {v}" for k, v in bad.items())}; the run is stopped and nothing '
-      f'of this step is saved; last good checkpoint: {checkpoints.name(checkpoints.latest())}'
+      f'step {step}: {listed}; the run is stopped and nothing of this step is saved; '
+      f'last good checkpoint: {checkpoints.name(checkpoints.latest())}'
     )
   accumulator.add(values)
 

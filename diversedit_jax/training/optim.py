@@ -13,7 +13,8 @@ SCHEDULES = ('constant', 'cosine')
 class OptimizerConfig:
   """AdamW as the published recipes use it (REPA: 1e-4 constant, no decay, clip 1.0).
 
-  learning_rate: peak. warmup_steps: linear from 0. schedule: 'constant' or 'cosine' to 0 at the last step.
+  learning_rate: peak. warmup_steps: linear from 0. schedule: 'constant' or 'cosine' to 0 at the
+    last step.
   clip_norm: of the global gradient norm; 0 switches clipping off.
   """
 
@@ -35,9 +36,7 @@ class OptimizerConfig:
         raise types.UserError(f'optimizer.{name} must lie in [0, 1), got {getattr(self, name)}')
     for name in ('learning_rate', 'eps', 'weight_decay', 'clip_norm', 'warmup_steps'):
       if getattr(self, name) < 0:
-        raise types.UserError(
-          f'optimizer.{name} must not be negative, got {getattr(self, name)}'
-        )
+        raise types.UserError(f'optimizer.{name} must not be negative, got {getattr(self, name)}')
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -5,13 +5,14 @@ import dataclasses
 from typing import Any
 
 from diversedit_jax import types
-from diversedit_jax.models import cost as cost_lib, sit
+from diversedit_jax.models import cost as cost_lib
+from diversedit_jax.models import sit
 from diversedit_jax.training import progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-  """devices: how many. peak_tflops: per device, dense, in the compute dtype. mfu: share of it reached."""
+  """devices: how many. peak_tflops: of each, dense, in the compute dtype. mfu: share reached."""
 
   devices: int
   peak_tflops: float
@@ -29,7 +30,7 @@ def plan(
   model: sit.SiTConfig, config: PlanConfig, *, steps: int, batch_size: int, accumulate: int,
   state_shards: int,
 ) -> dict[str, Any]:  # fmt: skip
-  """Numbers of the plan; memory is per device, activations are an estimate for the exact attention path.
+  """Numbers of the plan; memory is per device, activations are an estimate with XLA attention.
 
   Args:
     model: shapes and precision. config: hardware.
@@ -70,8 +71,10 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
      f'{numbers["training_gflops_per_image"]:.2f} G training (a multiply-add is 2)'),
     ('memory per device', f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + about '
      f'{numbers["activation_gib_per_device"]:.2f} GiB activations'),
-    ('hardware', f'{config.devices} devices of {config.peak_tflops:g} TFLOP/s at {config.mfu:.0%} MFU (assumed)'),
-    ('rate', f'{numbers["images_per_second"]:.4g} images/s, {numbers["steps_per_second"]:.3g} steps/s'),
+    ('hardware', f'{config.devices} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
+     f'{config.mfu:.0%} of it (MFU)'),
+    ('rate', f'{numbers["images_per_second"]:.4g} images/s, '
+     f'{numbers["steps_per_second"]:.3g} steps/s'),
     ('time', f'{progress.duration(numbers["seconds"])} for {steps:,} steps'),
   ]  # fmt: skip
   width = max(len(name) for name, _ in rows)

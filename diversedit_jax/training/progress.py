@@ -10,7 +10,7 @@ LAST_VALUE = ('learning_rate', 'param_norm')  # Reported as they are at the end;
 
 
 class Accumulator:
-  """Sums and count of per-step scalars; its state goes into the checkpoint, so reports survive a restart."""
+  """Sums and count of per-step scalars; saved with each checkpoint, so reports survive restarts."""
 
   def __init__(self, state: Mapping[str, Any] | None = None):
     state = state or {'count': 0, 'sums': {}}
@@ -76,7 +76,9 @@ def line(step: int, steps: int, row: Mapping[str, float]) -> str:
   """One console line: how far, the losses, the rate and the time left."""
   rate = row['steps_per_second']
   parts = [f'step {step}/{steps} ({100 * step / steps:.0f}%)']
-  shown = [k for k in row if k in ('loss', 'velocity', 'grad_norm') or k.endswith(('/loss', '/weight'))]
+  shown = [
+    k for k in row if k in ('loss', 'velocity', 'grad_norm') or k.endswith(('/loss', '/weight'))
+  ]
   parts += [f'{name} {row[name]:.4g}' for name in shown]
   parts.append(f'{rate:.3g} steps/s, {row["images_per_second"]:.4g} images/s')
   parts.append(f'ETA {duration((steps - step) / rate)}')

@@ -1,8 +1,9 @@
 """The directory of a run: what it is made of, and when a command may use it.
 
-  config.json    resolved config, with which the run continues      checkpoints/   Orbax
-  versions.json  of the packages that made it                       samples/       grids, .npz
-  metrics.jsonl  one row per report                                 eval/ analysis/ telemetry/ tensorboard/
+  config.json    resolved config                versions.json  of the packages that made it
+  metrics.jsonl  one row per report             telemetry/     similarities of the blocks
+  checkpoints/   Orbax                          samples/       grids, .npz with cards
+  tensorboard/   events                         eval/          scores; analysis/ figures
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ from diversedit_jax.data import files
 
 # Keys that may change when a run continues: they do not decide what is learned from a step.
 FREE = (
-  'train.steps', 'data.prefetch', 'model.attention', 'model.remat', 'model.unroll', 'mesh', 'log', 'checkpoint',
-  'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
+  'train.steps', 'data.prefetch', 'model.attention', 'model.remat', 'model.unroll', 'mesh', 'log',
+  'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def open_for_training(
   stored = _stored(path)
   if stored is None and path.exists() and any(path.iterdir()):
     raise types.UserError(
-      f'workdir {path} holds files but no config.json, so it is not a run; choose a new or empty folder'
+      f'workdir {path} holds files but no config.json: not a run; choose a new or empty folder'
     )
   changed = differences(stored, given) if stored is not None else {}
   _refuse(path, {k: v for k, v in changed.items() if not is_free(k)})

@@ -31,9 +31,9 @@ def make_step(
 ) -> Step:
   """The step as a pure function.
 
-  All randomness of a step is drawn for the whole batch from (key, step), before it is cut into `accumulate`
-  microbatches. A loss that is a mean over examples does not depend on that number; a loss that couples
-  the batch (diversity) is computed per microbatch and averaged.
+  All randomness of a step is drawn for the whole batch from (key, step), before it is cut into
+  `accumulate` microbatches. A loss that is a mean over examples does not depend on that number; a
+  loss that couples the batch (diversity) is computed per microbatch and averaged.
   """
 
   def gradients(params, draw, step_key):

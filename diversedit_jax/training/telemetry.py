@@ -12,13 +12,14 @@ from diversedit_jax.data import files
 from diversedit_jax.losses import diversity
 from diversedit_jax.methods import base
 from diversedit_jax.models import taps
-from diversedit_jax.training import loop, state as state_lib, writers
+from diversedit_jax.training import loop, writers
+from diversedit_jax.training import state as state_lib
 
 
 def make_similarity(
   objective: base.Objective, trainable: state_lib.Trainable, *, key: jax.Array, examples: int
 ) -> Callable[[state_lib.Params, types.Batch, jax.Array], dict[str, jax.Array]]:
-  """(params, batch, step) -> {'token', 'mean'} matrices [L, L] over the first examples of the batch.
+  """(params, batch, step) -> matrices {'token', 'mean'} [L, L] of the first examples of a batch.
 
   One forward pass of the trained weights at the step's own times and noise; see
   `losses.diversity.similarity_matrices`.
@@ -50,7 +51,9 @@ def hook(
     with files.atomic(folder / f'similarity-{step:08d}.npz') as path:
       np.savez(path, step=step, **matrices)
     off_diagonal = ~np.eye(depth, dtype=bool)
-    writer.row(step, {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()})
+    writer.row(
+      step, {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
+    )
     shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
     writer.images(step, {'similarity/token': shown[None, :, :, None]})
 

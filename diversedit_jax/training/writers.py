@@ -1,7 +1,7 @@
 """Where metrics go: `metrics.jsonl` always, TensorBoard through clu beside it.
 
-clu's writer imports TensorFlow, which takes seconds and hundreds of megabytes; so a thread of its own imports it and writes, and if
-it is missing only TensorBoard is lost.
+clu's writer imports TensorFlow, which takes seconds and hundreds of megabytes; so a thread of its
+own imports it and writes, and if it is missing only TensorBoard is lost.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-  """Appends rows to `metrics.jsonl`; on a restart, rows after the restored step are dropped first."""
+  """Appends to `metrics.jsonl`; on a restart, rows after the restored step are dropped first."""
 
   def __init__(self, path: pathlib.Path, *, start_step: int):
     rows = [row for row in read_jsonl(path) if row['step'] <= start_step]

@@ -55,9 +55,8 @@ def test_score_matches_reference(name):
       source='velocity',
       target='score',
     )
-  # The reference divides by sigma^2 - (alpha/alpha') sigma' sigma; x_t was rounded to float32 for
-  # both or for neither, which its description leaves open.
-  np.testing.assert_allclose(found, nhwc(f'{name}/score_f64'), rtol=1e-6, atol=1e-6)
+  # The reference is -e/sigma written as a quotient by sigma^2 - (alpha/alpha') sigma' sigma.
+  np.testing.assert_allclose(found, nhwc(f'{name}/score_f64'), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize('name', ['linear', 'cosine'])

@@ -1,6 +1,7 @@
 """SiT against the reference implementations: every stored intermediate and output.
 
-Tolerance 2e-5 absolute: the reference's own float32 pass differs from its float64 pass by less than 1e-5.
+Tolerance 2e-5 absolute: the reference's own float32 pass differs from its float64 pass by less than
+1e-5.
 """
 
 import json
@@ -55,7 +56,9 @@ def test_every_stored_value_agrees(case):
   x, t, y = inputs(arrays)
   close = lambda got, want: np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
 
-  close(model.patch_embed(embed.patchify(jnp.asarray(x), spec['patch_size'])), arrays['patch_tokens'])
+  close(
+    model.patch_embed(embed.patchify(jnp.asarray(x), spec['patch_size'])), arrays['patch_tokens']
+  )
   close(model.time_embed(jnp.asarray(t)), arrays['t_emb'])
   close(model.label_embed(jnp.asarray(y)), arrays['y_emb'])
   output = jax.jit(lambda m: m(x, t, y, tap=taps.every()))(model)
@@ -64,14 +67,16 @@ def test_every_stored_value_agrees(case):
   close(model.final(output.features[-1], model.condition(t, y)), arrays['final_tokens'])
 
   projector = nnx.eval_shape(
-    lambda: heads.Projector(spec['hidden_size'], spec['projector_dim'], spec['z_dims'][0], rngs=nnx.Rngs(0))
+    lambda: heads.Projector(
+      spec['hidden_size'], spec['projector_dim'], spec['z_dims'][0], rngs=nnx.Rngs(0)
+    )
   )
   projector = nnx.merge(nnx.split(projector)[0], params['heads']['repa']['0'])
   close(projector(output.features[spec['encoder_depth'] - 1]), arrays['zs_0'])
 
 
 def test_raw_block_outputs_of_the_skip_model(golden):
-  """`blocks` holds each block's output before fusion; a Python loop over the stored blocks gives it."""
+  """`blocks` holds the outputs before fusion; a Python loop over the blocks gives them."""
   arrays = golden('sit_skip')
   model = merge(make_config(arrays), load_params(arrays))
   x, t, y = inputs(arrays)
@@ -89,7 +94,7 @@ def test_raw_block_outputs_of_the_skip_model(golden):
 
 @pytest.mark.parametrize('name', FILES)
 def test_float64_output_agrees(name, golden):
-  """In float64 the agreement is limited by the float32 sinusoids alone: 1e-6, as the files' own note says."""
+  """In float64 only the float32 sinusoids differ: 1e-6, as the note of the files says."""
   arrays = golden(name)
   with jax.enable_x64(True):
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), load_params(arrays))
@@ -101,7 +106,7 @@ def test_float64_output_agrees(name, golden):
 
 
 def test_bfloat16_stays_near_float32(case):
-  """bfloat16 has 8 bits of mantissa: relative rms error a few times 2^-8 after a handful of blocks."""
+  """bfloat16 has 8 bits of mantissa: relative rms error of a few 2^-8 after some blocks."""
   arrays, params, model = case
   x, t, y = inputs(arrays)
   exact = jax.jit(lambda m: m(x, t, y).pred)(model)

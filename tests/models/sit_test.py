@@ -1,4 +1,4 @@
-"""SiT by its own properties: counts, zero initialisation, scan against loop, remat, taps, bad shapes."""
+"""SiT by its own properties: counts, zeros at the start, scan and loop, remat, taps, refusals."""
 
 import dataclasses
 
@@ -132,7 +132,9 @@ def test_remat_changes_nothing_but_memory(skip, policy):
   (other_loss, other_grads), remat = value_and_grad(small(skip=skip, remat=policy))
   assert 'prevent_cse' not in plain and 'prevent_cse' in remat  # Two different settings.
   np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other_grads, grads)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other_grads, grads
+  )
 
 
 def test_taps_agree_with_all_features():
@@ -202,7 +204,9 @@ def test_impossible_configs_are_refused_by_name(fields, words):
 def test_wrong_input_shape_is_named():
   model = build(small())
   _, t, y = inputs(model.config)
-  with pytest.raises(ValueError, match=r'x has shape \(3, 8, 4, 3\), expected \(N, H=4, W=8, C=3\)'):
+  with pytest.raises(
+    ValueError, match=r'x has shape \(3, 8, 4, 3\), expected \(N, H=4, W=8, C=3\)'
+  ):
     model(jnp.zeros((3, 8, 4, 3)), t, y)
 
 

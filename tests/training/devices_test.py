@@ -1,4 +1,4 @@
-"""One step on eight simulated devices is the step on one: losses, parameters, averages; FSDP splits the state."""
+"""Eight simulated devices compute what one does, and FSDP splits the state among them."""
 
 import os
 import pathlib
@@ -45,7 +45,9 @@ def test_eight_devices_equal_one(runs, name):
 def test_the_three_steps_moved_the_parameters(runs):
   assert len({tuple(row) for row in runs['one']['losses']}) == 3
   moved = [k for k in runs['one'] if k.startswith('params/')]
-  distance = [np.abs(runs['one'][k] - runs['one'][k.replace('params/', 'ema/')]).max() for k in moved]
+  distance = [
+    np.abs(runs['one'][k] - runs['one'][k.replace('params/', 'ema/')]).max() for k in moved
+  ]
   assert min(distance) > 1e-6
 
 

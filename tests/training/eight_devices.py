@@ -1,4 +1,4 @@
-"""Three training steps on one mesh of simulated devices; prints losses, parameters and state bytes as JSON.
+"""Three training steps on a mesh of simulated devices; writes losses, parameters, state bytes.
 
 Run by devices_test.py in processes of their own, since the number of devices is fixed at start:
   python eight_devices.py DEVICES RULES DATA FSDP TENSOR OUTPUT.npz
@@ -20,7 +20,8 @@ from diversedit_jax.training import state, step
 
 config = digits.get_config()
 config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
-# Gradients of zero-initialised blocks vanish and Adam divides by them; start off the origin instead.
+# Gradients of zero-initialised blocks vanish and Adam divides by them; start off the origin
+# instead.
 experiment = build.build(config)
 mesh = sharding.make_mesh(int(data), int(fsdp), int(tensor))
 tx = experiment.transformation()
@@ -46,9 +47,16 @@ step_fn = step.compile_step(
   trainable.shardings, mesh,
 )  # fmt: skip
 losses = []
-with jax.set_mesh(mesh), pipeline.batches(experiment.source, seed=0, batch_size=32, start_step=0) as batches:
+with (
+  jax.set_mesh(mesh),
+  pipeline.batches(experiment.source, seed=0, batch_size=32, start_step=0) as batches,
+):
   for _ in range(3):
     made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh))
     losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
-arrays = {k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()}
-np.savez(output, losses=losses, bytes=state.bytes_per_device(made), devices=len(jax.devices()), **arrays)
+arrays = {
+  k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()
+}
+np.savez(
+  output, losses=losses, bytes=state.bytes_per_device(made), devices=len(jax.devices()), **arrays
+)

@@ -1,4 +1,4 @@
-"""The optimizer against numpy, the schedule at its corners, and the average against the reference."""
+"""The optimizer against numpy, schedules at their corners, the average against the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.training import optim, step as step_lib
+from diversedit_jax.training import optim
+from diversedit_jax.training import step as step_lib
 
 
 def adamw_numpy(config, grads, x):

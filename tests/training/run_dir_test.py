@@ -36,7 +36,9 @@ def test_new_run_records_itself_and_continues(tmp_path):
 def test_another_config_is_refused_with_what_differs(tmp_path):
   path = train(tmp_path / 'run', config())
   before = (path / 'config.json').read_text()
-  with pytest.raises(types.UserError, match=r'model.depth: stored 2, given 4.*seed: stored 0, given 1'):
+  with pytest.raises(
+    types.UserError, match=r'model.depth: stored 2, given 4.*seed: stored 0, given 1'
+  ):
     train(path, config(model__depth=4, seed=1))
   assert (path / 'config.json').read_text() == before
 

@@ -1,0 +1,96 @@
+"""Single steps of the samplers, from t to t_next < t: pure functions, noise as an argument.
+
+Velocity v(x, t), time t = 1 noise -> t = 0 data, dt = t_next - t < 0 (SiT, arXiv 2401.08740; the
+numbers are those of REPA's samplers, 2410.06940).
+
+  (1)  dx = v dt                                              probability flow
+  (2)  dx = d dt + sqrt(w_t) dW,  d = v - w_t s / 2            the SDE with the same marginals
+  (3)  s = -e / sigma,  e = (alpha v - alpha' x) / D,  D = alpha sigma' - alpha' sigma
+
+so the drift d is linear in x and v, with coefficients that depend on time alone:
+
+  (4)  d = p x + q v,  p = -w alpha' / (2 D sigma),  q = 1 + w alpha / (2 D sigma).
+
+For the linear path with w = 2t this is d = x + (2 - t) v, without a division by t.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversedit_jax.interpolants import paths
+
+Velocity = Callable[[jax.Array, jax.Array], jax.Array]
+"""(x_NHWC, t scalar) -> v_NHWC, with guidance if there is any."""
+
+DIFFUSIONS = {
+  '2t': lambda path, t: 2 * t,
+  '2sigma': lambda path, t: 2 * path.sigma(t),
+  'sigma': lambda path, t: path.sigma(t),
+}
+"""Diffusion coefficients w_t of (2).
+
+'2t' is REPA's code, on every path; '2sigma' SiT's code (its D = sigma), the same thing on the
+linear path; 'sigma' what both papers print.
+"""
+
+
+class Step(NamedTuple):
+  """Constants of one step, or of many with a leading axis.
+
+  t, t_next: times; dt: t_next - t, rounded once.
+  x_weight, v_weight: p and q of (4).
+  noise: sqrt(w |dt|), the standard deviation of the step's noise; 0 in a deterministic step.
+  """
+
+  t: Any
+  t_next: Any
+  dt: Any
+  x_weight: Any
+  v_weight: Any
+  noise: Any
+
+
+def ode_steps(grid: np.ndarray) -> Step:
+  """Constants of (1) between neighbours of a falling grid [S+1]; numpy float64 [S]."""
+  t = grid[:-1]
+  zero = np.zeros_like(t)
+  return Step(t, grid[1:], np.diff(grid), zero, zero + 1, zero)
+
+
+def sde_steps(grid: np.ndarray, path: paths.Path, diffusion: str) -> Step:
+  """Constants of (2) between neighbours of a falling grid [S+1]; numpy float64 [S].
+
+  The last step is deterministic but has the drift of the SDE, as in REPA's code: neither an ODE
+  step nor a denoising one.
+  """
+  t, dt = grid[:-1], np.diff(grid)
+  w = DIFFUSIONS[diffusion](path, t)
+  alpha, sigma, d_alpha, d_sigma = (
+    f(t) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma)
+  )
+  half = w / (2 * (alpha * d_sigma - d_alpha * sigma) * sigma)
+  noise = np.sqrt(w * np.abs(dt))
+  noise[-1] = 0
+  return Step(t, grid[1:], dt, -half * d_alpha, 1 + half * alpha, noise)  # (4)
+
+
+def euler(velocity: Velocity, x: jax.Array, step: Step) -> jax.Array:
+  """(1), first order; one evaluation."""
+  return x + step.dt * velocity(x, step.t)
+
+
+def heun(velocity: Velocity, x: jax.Array, step: Step) -> jax.Array:
+  """(1), second order: mean of the velocities at both ends of an Euler step; two evaluations."""
+  v = velocity(x, step.t)
+  v_next = velocity(x + step.dt * v, step.t_next)
+  return x + step.dt * (v + v_next) / 2
+
+
+def euler_maruyama(velocity: Velocity, x: jax.Array, step: Step, z: jax.Array) -> jax.Array:
+  """(2), one evaluation; z ~ N(0, I) has the shape of x and is not looked at if `noise` is 0."""
+  drift = step.x_weight * x + step.v_weight * velocity(x, step.t)  # (4)
+  return x + step.dt * drift + jnp.where(step.noise > 0, step.noise * z, 0)

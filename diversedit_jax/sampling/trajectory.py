@@ -1,0 +1,256 @@
+"""From noise to data: time grids, guided and unguided stretches, the whole way in one program.
+
+  euler           S steps of the ODE on linspace(1, 0, S+1); S evaluations
+  heun            the same grid, the last step by Euler; 2S - 1 evaluations
+  euler_maruyama  S steps of the SDE on linspace(1, last_step, S) and then 0; S evaluations
+
+as REPA's samplers (arXiv 2410.06940). Evaluations with guidance count twice. The grid is known
+before anything is traced, so the steps fall into stretches that are guided throughout or not at
+all, each one a scan; unguided steps cost a single evaluation.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversedit_jax import rng, trees, types
+from diversedit_jax.interpolants import paths
+from diversedit_jax.sampling import guidance as guidance_lib
+from diversedit_jax.sampling import steppers
+
+KINDS = ('euler_maruyama', 'heun', 'euler')
+
+Noise = Callable[[jax.Array], jax.Array]
+"""Step index (int32 scalar) -> z_NHWC ~ N(0, I)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+  """How to sample; the defaults are REPA's and the paper's SDE with 250 steps, without guidance.
+
+  kind: 'euler_maruyama', 'heun' or 'euler'.
+  steps: number of steps.
+  path: name of the interpolant that the network was trained on; the ODE does not look at it.
+  diffusion: w_t of the SDE, see `steppers.DIFFUSIONS`; the ODE does not look at it.
+  last_step: time from which the SDE steps to 0 without noise; the ODE does not look at it.
+  guidance_scale, guidance_low, guidance_high, guidance_channels: see `guidance.Guidance`.
+  dtype: type of the state, 'float32' or 'float64' (needs JAX's x64 mode). The network may compute
+    in another type; its output is cast to this one.
+  """
+
+  kind: str = 'euler_maruyama'
+  steps: int = 250
+  path: str = 'linear'
+  diffusion: str = '2t'
+  last_step: float = 0.04
+  guidance_scale: float = 1.0
+  guidance_low: float = 0.0
+  guidance_high: float = 1.0
+  guidance_channels: int | None = None
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    for name, known in (
+      ('kind', KINDS),
+      ('path', paths.PATHS),
+      ('diffusion', steppers.DIFFUSIONS),
+      ('dtype', ('float32', 'float64')),
+    ):
+      value = getattr(self, name)
+      if value not in known:
+        raise types.UserError(f'sampler {name} is {value!r}{trees.did_you_mean(value, known)}')
+    fewest = 2 if self.kind == 'euler_maruyama' else 1
+    if self.steps < fewest:
+      raise types.UserError(f'{self.kind} with steps={self.steps}, expected at least {fewest}')
+    if not 0 < self.last_step < 1:
+      raise types.UserError(f'last_step={self.last_step}, expected a time between 0 and 1')
+    _ = self.guidance  # Checks the rest.
+
+  @property
+  def guidance(self) -> guidance_lib.Guidance:
+    """The four guidance fields as one object."""
+    return guidance_lib.Guidance(
+      scale=self.guidance_scale,
+      low=self.guidance_low,
+      high=self.guidance_high,
+      channels=self.guidance_channels,
+    )
+
+
+class Stretch(NamedTuple):
+  """Consecutive steps of one kind.
+
+  method: 'euler', 'heun' or 'euler_maruyama'.
+  guided: whether they are guided.
+  index: number of each step in the whole trajectory, [s].
+  steps: their constants, numpy float64 [s].
+  """
+
+  method: str
+  guided: bool
+  index: np.ndarray
+  steps: steppers.Step
+
+
+class Evaluations(NamedTuple):
+  """Cost of a trajectory.
+
+  per_sample: network evaluations for each sample; a guided one counts 2.
+  calls: calls of the network; guided ones have twice the batch.
+  """
+
+  per_sample: int
+  calls: int
+
+
+def time_grid(config: SamplerConfig) -> np.ndarray:
+  """Falling times from 1 to 0, float64 [steps + 1]."""
+  if config.kind == 'euler_maruyama':
+    return np.append(np.linspace(1, config.last_step, config.steps), 0.0)
+  return np.linspace(1, 0, config.steps + 1)
+
+
+def stretches(config: SamplerConfig) -> list[Stretch]:
+  """The whole trajectory as the fewest stretches of like steps."""
+  grid = time_grid(config)
+  methods = [config.kind] * config.steps
+  if config.kind == 'euler_maruyama':
+    steps = steppers.sde_steps(grid, paths.PATHS[config.path], config.diffusion)
+  else:
+    steps = steppers.ode_steps(grid)
+    methods[-1] = 'euler'
+  guided_S = config.guidance.active(steps.t)
+  likes = itertools.groupby(range(config.steps), key=lambda i: (methods[i], bool(guided_S[i])))
+  found = []
+  for (method, guided), run in likes:
+    index = np.array(list(run), np.int32)
+    found.append(Stretch(method, guided, index, steppers.Step(*(c[index] for c in steps))))
+  return found
+
+
+def evaluations(config: SamplerConfig) -> Evaluations:
+  """Exactly how often `sample` evaluates the network."""
+  costs = [(len(s.index) * (2 if s.method == 'heun' else 1), s.guided) for s in stretches(config)]
+  return Evaluations(
+    per_sample=sum(calls * (2 if guided else 1) for calls, guided in costs),
+    calls=sum(calls for calls, _ in costs),
+  )
+
+
+def check_guidance(config: SamplerConfig, null_label: int | None) -> None:
+  """Refuses guidance of a network without classes (null label None or 0) with a UserError."""
+  if config.guidance_scale > 1 and not null_label:
+    raise types.UserError(
+      f'guidance_scale={config.guidance_scale} needs a network with classes; train one, or set '
+      'guidance_scale=1'
+    )
+
+
+def sample(
+  predict: guidance_lib.Predict,
+  shape: tuple[int, ...],
+  keys_N: jax.Array,
+  labels_N: jax.Array | None,
+  config: SamplerConfig,
+  *,
+  null_label: int | None,
+) -> jax.Array:
+  """Samples from noise; pure, and meant to be traced whole:
+
+    jax.jit(lambda params, keys, labels: sample(network(params), (32, 32, 4), keys, labels, config,
+                                                null_label=1000))
+
+  Sample n sees `keys_N[n]` only, for its initial noise and the noise of every step, so it is the
+  same picture in a batch of any size.
+
+  Args:
+    predict: (x_NHWC, t_N, y_N) -> velocity_NHWC, t in the state's type.
+    shape: of one sample [H, W, C], or of the batch [N, H, W, C].
+    keys_N: one JAX key per sample, as from `rng.per_example`.
+    labels_N: class labels, int32; None for a network without classes.
+    config: the sampler.
+    null_label: label that means no class, for guidance; None for a network without classes.
+
+  Returns:
+    x_NHWC at t = 0, in `config.dtype`.
+
+  Raises:
+    UserError: for guidance without classes, or float64 without x64.
+  """
+  n = keys_N.shape[0]
+  if len(shape) == 4 and shape[0] != n:
+    raise ValueError(f'shape {tuple(shape)} asks for {shape[0]} samples, but there are {n} keys')
+  dtype = _state_dtype(config)
+  one = tuple(shape[-3:])
+
+  def draw(name, step=None):
+    normal = lambda key: jax.random.normal(rng.stream(key, name, step), one, dtype)
+    return jax.vmap(normal)(keys_N)
+
+  return integrate(
+    predict,
+    draw('sampling_start'),
+    labels_N,
+    config,
+    noise=lambda step: draw('sampling_step', step),
+    null_label=null_label,
+  )
+
+
+def integrate(
+  predict: guidance_lib.Predict,
+  x_NHWC: jax.Array,
+  labels_N: jax.Array | None,
+  config: SamplerConfig,
+  *,
+  noise: Noise | None = None,
+  null_label: int | None,
+) -> jax.Array:
+  """`sample` from a given state at t = 1 with given noise.
+
+  Args:
+    predict, labels_N, config, null_label: as for `sample`.
+    x_NHWC: state at t = 1; cast to `config.dtype`.
+    noise: for the SDE, the noise of each step; asked for the last, noiseless step too, where any
+      values do.
+
+  Returns:
+    x_NHWC at t = 0, in `config.dtype`.
+  """
+  check_guidance(config, None if labels_N is None else null_label)
+  if config.kind == 'euler_maruyama' and noise is None:
+    raise ValueError('euler_maruyama needs noise, a function of the step index')
+  dtype = _state_dtype(config)
+  x_NHWC = x_NHWC.astype(dtype)
+
+  for stretch in stretches(config):
+
+    def velocity(x_NHWC, t, guided=stretch.guided):
+      if guided:
+        arguments = (predict, x_NHWC, t, labels_N, config.guidance, null_label)
+        return guidance_lib.guided_velocity(*arguments)
+      return guidance_lib.class_velocity(predict, x_NHWC, t, labels_N)
+
+    def body(x_NHWC, index_and_step, method=stretch.method, velocity=velocity):
+      index, step = index_and_step
+      if method == 'euler_maruyama':
+        x_NHWC = steppers.euler_maruyama(velocity, x_NHWC, step, noise(index))
+      else:
+        x_NHWC = {'euler': steppers.euler, 'heun': steppers.heun}[method](velocity, x_NHWC, step)
+      return x_NHWC, None
+
+    constants = steppers.Step(*(jnp.asarray(c, dtype) for c in stretch.steps))
+    x_NHWC, _ = jax.lax.scan(body, x_NHWC, (jnp.asarray(stretch.index), constants))
+  return x_NHWC
+
+
+def _state_dtype(config: SamplerConfig) -> jnp.dtype:
+  dtype = jnp.dtype(config.dtype)
+  if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+    raise types.UserError("sampler dtype='float64' needs JAX_ENABLE_X64=1; use 'float32'")
+  return dtype

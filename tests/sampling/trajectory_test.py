@@ -1,0 +1,308 @@
+"""Whole trajectories: reference runs, evaluation counts, independence of the batch, one program."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax import interpolants, rng, sampling, types
+from diversedit_jax.sampling import trajectory
+
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / 'golden' / 'samplers.npz')
+RUNS = {run['name']: run for run in json.loads(str(GOLDEN['runs']))}
+KINDS = {'euler': 'euler', 'heun': 'heun', 'em': 'euler_maruyama'}
+
+
+def nhwc(a):
+  return np.moveaxis(a, -3, -1)
+
+
+def analytic_velocity(path, dtype):
+  """Velocity of the mixture whose class k is N(mu_k, std_k^2 I); labels >= K are the null class.
+
+  The state may have another type: it is rounded to `dtype` at every call.
+  """
+  mu_KHWC = jnp.asarray(nhwc(GOLDEN['mu']), dtype)
+  std_K = jnp.asarray(GOLDEN['std'], dtype)
+
+  def predict(x_NHWC, t_N, y_N):
+    x_NHWC = x_NHWC.astype(dtype)
+    t = t_N.astype(dtype)[:, None, None, None]
+    row_N = jnp.minimum(y_N, len(std_K) - 1)
+    m, s = mu_KHWC[row_N], std_K[row_N][:, None, None, None]
+    alpha, sigma, d_alpha, d_sigma = (
+      f(t) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma)
+    )
+    variance = alpha**2 * s**2 + sigma**2
+    r = x_NHWC - alpha * m
+    return d_alpha * (m + alpha * s**2 * r / variance) + d_sigma * sigma * r / variance
+
+  return predict
+
+
+def config_of(name, dtype='float64'):
+  run = RUNS[name]
+  return sampling.SamplerConfig(
+    kind=KINDS[name.split('/')[1]],
+    steps=int(GOLDEN['num_steps']),
+    path=run['path'],
+    guidance_scale=run['cfg_scale'],
+    guidance_low=run['guidance_low'],
+    guidance_high=run['guidance_high'],
+    dtype=dtype,
+  )
+
+
+def integrate(predict, config):
+  noise_SNHWC = jnp.asarray(nhwc(GOLDEN['sde_noise']), config.dtype)
+  unused = jnp.full_like(noise_SNHWC[:1], jnp.nan)  # The last step has no noise.
+  noise_SNHWC = jnp.concatenate([noise_SNHWC, unused])
+  return trajectory.integrate(
+    predict,
+    jnp.asarray(nhwc(GOLDEN['latents'])),
+    jnp.asarray(GOLDEN['y'], jnp.int32),
+    config,
+    noise=lambda step: noise_SNHWC[step],
+    null_label=int(GOLDEN['null_label']),
+  )
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_final_state_matches_reference(name):
+  run = RUNS[name]
+  path = interpolants.PATHS[run['path']]
+  wanted = nhwc(GOLDEN[f'{name}/final'])
+  rounded = name.endswith('_f32latents')
+  with jax.enable_x64(True):
+    predict = analytic_velocity(path, jnp.float32 if rounded else jnp.float64)
+    found = jax.jit(lambda: integrate(predict, config_of(name)))()
+    assert found.dtype == jnp.float64
+  # Rounded to float32, a velocity of up to 5 is wrong by a few times 3e-7; over a total time of 1
+  # that adds up to about as much, nearly doubled by the guidance.
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 if rounded else 1e-10)
+
+
+@pytest.mark.parametrize('name', [n for n in RUNS if 'cfg1.8_high0.7' in n and 'f32' not in n])
+def test_float32_state_follows_the_float64_one(name):
+  predict = analytic_velocity(interpolants.PATHS[RUNS[name]['path']], jnp.float32)
+  found = jax.jit(lambda: integrate(predict, config_of(name, 'float32')))()
+  assert found.dtype == jnp.float32
+  # As above, and the state of up to 5 is rounded 20 times, by up to 2.4e-7.
+  np.testing.assert_allclose(found, nhwc(GOLDEN[f'{name}/final']), rtol=0, atol=7e-6)
+
+
+@pytest.mark.parametrize('name', [n for n in RUNS if 'f32' not in n])
+def test_evaluations_match_reference(name):
+  """Run step by step, recording every call of the network."""
+  calls = []
+  with jax.enable_x64(True):
+    analytic = analytic_velocity(interpolants.PATHS[RUNS[name]['path']], jnp.float64)
+    analytic = jax.jit(analytic)
+
+    def predict(x_NHWC, t_N, y_N):
+      calls.append((np.asarray(x_NHWC), np.asarray(t_N)))
+      with jax.disable_jit(False):
+        return analytic(x_NHWC, t_N, y_N)
+
+    with jax.disable_jit():
+      integrate(predict, config_of(name))
+  assert len(calls) == GOLDEN[f'{name}/n_evals']
+  np.testing.assert_array_equal([len(x) for x, _ in calls], GOLDEN[f'{name}/eval_batch'])
+  assert all((t_N == t_N[0]).all() for _, t_N in calls)
+  # Two ways to round a grid.
+  np.testing.assert_allclose([t_N[0] for _, t_N in calls], GOLDEN[f'{name}/eval_t'], atol=2e-16)
+  if f'{name}/eval_x' in GOLDEN:
+    x = [x[: len(GOLDEN['y'])] for x, _ in calls]
+    np.testing.assert_allclose(x, nhwc(GOLDEN[f'{name}/eval_x']), rtol=0, atol=1e-10)
+  counted = sampling.evaluations(config_of(name))
+  assert counted.calls == len(calls)
+  assert counted.per_sample == sum(GOLDEN[f'{name}/eval_batch']) / len(GOLDEN['y'])
+
+
+def test_time_grids_match_reference():
+  for kind, name in (('euler', 'ode'), ('heun', 'ode'), ('euler_maruyama', 'sde')):
+    grid = trajectory.time_grid(sampling.SamplerConfig(kind=kind, steps=20))
+    np.testing.assert_allclose(grid, GOLDEN[f'{name}_time_grid'], rtol=0, atol=2e-16)
+
+
+@pytest.mark.parametrize(
+  ('options', 'per_sample', 'calls'),
+  [
+    ({}, 250, 250),
+    ({'guidance_scale': 1.35}, 500, 250),
+    # REPA's setting: 172 of 250 steps start at or below t = 0.7.
+    ({'guidance_scale': 1.8, 'guidance_high': 0.7}, 422, 250),
+    ({'kind': 'euler', 'steps': 50}, 50, 50),
+    ({'kind': 'heun', 'steps': 50}, 99, 99),
+    ({'kind': 'heun', 'steps': 1}, 1, 1),
+    ({'kind': 'heun', 'steps': 4, 'guidance_scale': 2.0, 'guidance_low': 0.3}, 3 * 4 + 1, 7),
+    ({'kind': 'euler', 'steps': 4, 'guidance_scale': 1.0}, 4, 4),
+    ({'kind': 'euler', 'steps': 4, 'guidance_scale': 2, 'guidance_high': 0.0}, 4, 4),
+  ],
+)
+def test_evaluation_counts(options, per_sample, calls):
+  found = sampling.evaluations(sampling.SamplerConfig(**options))
+  assert found == (per_sample, calls)
+
+
+def test_stretches_cover_the_trajectory_and_are_maximal():
+  config = sampling.SamplerConfig(
+    kind='heun', steps=20, guidance_scale=2.0, guidance_low=0.25, guidance_high=0.7
+  )
+  found = trajectory.stretches(config)
+  assert [(s.method, s.guided) for s in found] == [
+    ('heun', False),
+    ('heun', True),
+    ('heun', False),
+    ('euler', False),
+  ]
+  np.testing.assert_array_equal(np.concatenate([s.index for s in found]), np.arange(20))
+  # One program each for the unguided and the guided steps of the SDE, the last included.
+  sde = sampling.SamplerConfig(guidance_scale=2.0, guidance_high=0.7)
+  assert [s.guided for s in trajectory.stretches(sde)] == [False, True]
+
+
+@pytest.fixture(scope='module')
+def network():
+  return analytic_velocity(interpolants.linear(), jnp.float32)
+
+
+SDE = sampling.SamplerConfig(steps=6, guidance_scale=1.5, guidance_high=0.7)
+
+
+@pytest.fixture(scope='module')
+def compiled(network):
+  return jax.jit(
+    lambda keys_N, labels_N: sampling.sample(
+      network, (4, 4, 4), keys_N, labels_N, SDE, null_label=1000
+    )
+  )
+
+
+def test_a_sample_depends_on_its_own_key_only(compiled):
+  labels_N = jnp.arange(8, dtype=jnp.int32) % 3
+  keys_N = rng.per_example(jax.random.key(0), jnp.arange(8))
+  together = compiled(keys_N, labels_N)
+  apart = [compiled(keys_N[part], labels_N[part]) for part in (slice(3), slice(3, 6), slice(6, 8))]
+  # The same numbers; only fused multiply-adds may differ between programs.
+  np.testing.assert_allclose(together, np.concatenate(apart), rtol=1e-5, atol=1e-5)
+  assert np.std(together, axis=0).min() > 1e-3, 'samples must differ from each other'
+  other = compiled(keys_N.at[0].set(jax.random.key(9)), labels_N)
+  assert np.abs(other[0] - together[0]).max() > 1e-2
+  np.testing.assert_array_equal(other[1:], together[1:])
+
+
+def test_noise_differs_between_steps_and_is_normal():
+  """With zero velocity and the drift undone, a step adds its noise alone."""
+  config = sampling.SamplerConfig(steps=3)
+  grid = trajectory.time_grid(config)
+  seen = {}
+
+  def predict(x_NHWC, t_N, y_N):
+    keep = lambda x, t: seen.__setitem__(round(float(t[0]), 4), np.array(x))
+    jax.debug.callback(keep, x_NHWC, t_N)
+    return jnp.zeros_like(x_NHWC)
+
+  keys_N = jax.random.split(jax.random.key(1), 4)
+  end = sampling.sample(predict, (16, 16, 4), keys_N, None, config, null_label=None)
+  jax.effects_barrier()
+  x_0, x_1, x_2 = (seen[round(float(t), 4)] for t in grid[:3])
+  dt = np.diff(grid)
+  z_0 = (x_1 - x_0 * (1 + dt[0])) / np.sqrt(2 * grid[0] * -dt[0])
+  z_1 = (x_2 - x_1 * (1 + dt[1])) / np.sqrt(2 * grid[1] * -dt[1])
+  np.testing.assert_allclose(end, x_2 * (1 + dt[2]), rtol=1e-5)  # Deterministic.
+  for z in (x_0, z_0, z_1):
+    # 4096 draws: five standard deviations of the mean and of the variance.
+    assert abs(z.mean()) < 5 / 64 and abs(z.var() - 1) < 5 * np.sqrt(2) / 64
+  for a, b in ((x_0, z_0), (z_0, z_1), (z_0[0], z_0[1])):
+    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)
+
+
+def test_the_network_is_traced_once_per_stretch(network):
+  traced = []
+
+  def predict(x_NHWC, t_N, y_N):
+    traced.append(len(x_NHWC))
+    return network(x_NHWC, t_N, y_N)
+
+  run = lambda config: jax.make_jaxpr(
+    lambda keys_N, labels_N: sampling.sample(
+      predict, (2, 4, 4, 4), keys_N, labels_N, config, null_label=1000
+    )
+  )(jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32))
+  for options, wanted in (
+    ({}, [2]),
+    ({'kind': 'euler'}, [2]),
+    ({'guidance_scale': 1.8, 'guidance_high': 0.7}, [2, 4]),
+    ({'kind': 'heun'}, [2, 2, 2]),
+  ):
+    traced.clear()
+    run(sampling.SamplerConfig(steps=100, **options))
+    assert traced == wanted, options
+
+
+def test_euler_of_a_point_mass_is_exact():
+  """All data at m: the velocity x - m over t is constant along a path, so one step suffices."""
+  m = 0.75
+  predict = lambda x_NHWC, t_N, y_N: (x_NHWC - m) / t_N[:, None, None, None]
+  config = sampling.SamplerConfig(kind='euler', steps=7)
+  keys_N = jax.random.split(jax.random.key(2), 3)
+  x = sampling.sample(predict, (4, 4, 2), keys_N, None, config, null_label=None)
+  assert x.shape == (3, 4, 4, 2) and x.dtype == jnp.float32
+  np.testing.assert_allclose(x, m, atol=1e-6)  # Seven float32 steps from numbers up to four.
+
+
+def test_state_stays_float32_over_a_bfloat16_network():
+  def predict(x_NHWC, t_N, y_N):
+    assert x_NHWC.dtype == t_N.dtype == jnp.float32
+    return jnp.full(x_NHWC.shape, 2.0**-9, jnp.bfloat16)
+
+  config = sampling.SamplerConfig(kind='euler', steps=4)
+  start = jnp.ones((1, 2, 2, 1))
+  x = trajectory.integrate(predict, start, None, config, null_label=None)
+  assert x.dtype == jnp.float32
+  np.testing.assert_array_equal(x, np.float32(1 - 2.0**-9))  # 1 in bfloat16.
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'kind': 'huen'}, "kind is 'huen'; did you mean 'heun'"),
+    ({'path': 'straight'}, "path is 'straight'"),
+    ({'diffusion': 't'}, "diffusion is 't'"),
+    ({'dtype': 'bfloat16'}, "dtype is 'bfloat16'"),
+    ({'steps': 1}, 'euler_maruyama with steps=1'),
+    ({'kind': 'euler', 'steps': 0}, 'euler with steps=0'),
+    ({'last_step': 0.0}, 'last_step=0.0'),
+    ({'guidance_high': 2.0}, 'guidance interval'),
+    ({'guidance_channels': 0}, 'guidance of 0 channels'),
+  ],
+)
+def test_refuses(options, message):
+  with pytest.raises(types.UserError, match=message):
+    sampling.SamplerConfig(**options)
+
+
+def test_refuses_guidance_without_classes_before_the_network_is_called():
+  keys_N = jax.random.split(jax.random.key(0), 2)
+  config = sampling.SamplerConfig(steps=4, guidance_scale=1.5)
+  for labels_N, null_label in ((None, None), (None, 10), (jnp.zeros(2, jnp.int32), None)):
+    with pytest.raises(types.UserError, match='guidance_scale=1.5 needs a network with classes'):
+      sampling.sample(None, (2, 2, 1), keys_N, labels_N, config, null_label=null_label)
+  trajectory.check_guidance(dataclasses.replace(config, guidance_scale=1.0), None)
+
+
+def test_refuses_wrong_counts_and_types():
+  keys_N = jax.random.split(jax.random.key(0), 2)
+  config = sampling.SamplerConfig(steps=4)
+  with pytest.raises(ValueError, match='asks for 3 samples, but there are 2 keys'):
+    sampling.sample(None, (3, 2, 2, 1), keys_N, None, config, null_label=None)
+  with pytest.raises(ValueError, match='needs noise'):
+    trajectory.integrate(None, jnp.zeros((1, 2, 2, 1)), None, config, null_label=None)
+  with pytest.raises(types.UserError, match='JAX_ENABLE_X64'):
+    double = dataclasses.replace(config, dtype='float64')
+    sampling.sample(None, (2, 2, 1), keys_N, None, double, null_label=None)
