@@ -22,32 +22,33 @@ def get_config(arg: str | None = None):
   config.model.heads = 4
   config.model.patch_size = 2  # 16 tokens.
   config.model.skip.enabled = args.skips
+  config.model.unroll = 3  # Each half at once: a quarter faster on a CPU than block by block.
 
   # A network this small begins with an L_div of 0.09, below the paper's range [0.1, 0.5] where the
   # loss is off.
   config.diversity.lo = 0.0
 
-  config.train.steps = 1_500  # 133 epochs.
-  config.train.batch_size = 128
+  config.train.steps = 1_200  # 53 epochs.
+  config.train.batch_size = 64
   config.train.ema_decay = 0.995  # An average over about 200 steps; the run is short.
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 50
   config.optimizer.schedule = 'cosine'
 
   config.log.every = 100
-  config.log.telemetry_every = 500
+  config.log.telemetry_every = 400
   config.log.telemetry_examples = 32
-  config.checkpoint.every = 500
+  config.checkpoint.every = 400
   config.checkpoint.keep_every = 0
-  config.preview.every = 500
+  config.preview.every = 400
   config.preview.rows = 10
 
   config.sampler.kind = 'heun'
-  config.sampler.steps = 25
+  config.sampler.steps = 20
   config.sampler.guidance_scale = 2.0
   config.sample.number = 100
   config.sample.batch_size = 250
-  config.eval.number = 1_000
+  config.eval.number = 500
 
   config.plan.devices = 1
   config.plan.peak_tflops = 0.1  # Two CPU cores.

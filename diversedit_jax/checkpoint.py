@@ -55,11 +55,11 @@ class Checkpoints:
     """Starts to write a checkpoint; returns when the arrays have been copied off the device.
 
     Raises:
-      FloatingPointError: if an item holds a NaN or an infinity; nothing is written.
+      UserError: if an item holds a NaN or an infinity; nothing is written.
     """
     bad = [name for name, tree in items.items() if not bool(_all_finite(tree))]
     if bad:
-      raise FloatingPointError(
+      raise types.UserError(
         f'checkpoint of step {step} not written: {", ".join(bad)} not finite; '
         f'last good checkpoint: {self.name(self.latest())}'
       )

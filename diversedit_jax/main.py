@@ -1,15 +1,13 @@
 """Trains, samples, scores, analyses: `python -m diversedit_jax.main --config=FILE ...`."""
 
-import logging as python_logging
 import os
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 import jax
 from ml_collections import config_flags
 
-from diversedit_jax import build, modes, types
+from diversedit_jax import build, cli, modes
 
 MODES = ('train', 'sample', 'eval', 'analyze', 'plan')
 
@@ -40,7 +38,7 @@ def main(argv: list[str]) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
-  experiment = build.build(_CONFIG.value)
+  experiment = build.build(cli.load(_CONFIG))
   mode = _MODE.value
   if mode == 'plan':
     print(modes.plan(experiment))
@@ -52,21 +50,5 @@ def main(argv: list[str]) -> None:
       print(path)
 
 
-def _worth_reading(record: python_logging.LogRecord) -> bool:
-  """Leaves out Orbax's dozens of lines a checkpoint; its warnings stay."""
-  return record.levelno >= python_logging.WARNING or 'orbax' not in record.pathname
-
-
-def run() -> None:
-  """Entry point: parses flags and turns user errors into one message."""
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(_worth_reading)
-  try:
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv))
-  except types.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
-
-
 if __name__ == '__main__':
-  run()
+  cli.run(main)

@@ -218,8 +218,9 @@ def _from_file(file, trainable):
 def _generate(experiment, weights, labels, *, label_policy=None):
   options, sampler = experiment.sample, experiment.sampler
   generator = generate.Generator(
-    weights.graphdef, sampler, mesh=weights.mesh, seed=options.seed, batch_size=options.batch_size
-  )
+    weights.graphdef, sampler, mesh=weights.mesh, seed=options.seed,
+    batch_size=min(options.batch_size, len(labels)),
+  )  # fmt: skip
   started = time.monotonic()
   with jax.set_mesh(weights.mesh):
     made = generator(weights.params, labels, progress=True)

@@ -4,14 +4,15 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The tests compile much and run little: LLVM's optimisation passes are half of their time. Child
+# processes inherit this.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# No second compilation of what an earlier test or worker compiled.
-jax.config.update('jax_compilation_cache_dir', os.environ.get('DIVERSEDIT_TEST_CACHE') or None)
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 

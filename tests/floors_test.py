@@ -14,7 +14,8 @@ FLOORS = {
   'models': 2, 'checkpoint': 2,
   'sampling': 3,
   'methods': 4, 'convert': 4, 'evaluation': 4, 'analysis': 4,
-  'training': 5, 'build': 6, 'modes': 7, 'main': 8,
+  'training': 5, 'build': 6,
+  'modes': 7, 'cli': 7, 'main': 8,
 }  # fmt: skip
 # Within floor 0: these two may be imported by the others of their floor.
 WITHIN_FLOOR = {('trees', 'types'), ('rng', 'types')}

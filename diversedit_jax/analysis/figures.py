@@ -34,7 +34,8 @@ def similarity_heatmaps(
   Args:
     path: of the PNG; appears whole or not at all.
     matrices: by title, each [L, L] with L >= 2; L may differ.
-    low: value of the darkest colour; None takes the smallest value shown.
+    low: value of the darkest colour; None takes the smallest value shown, but at least 0.1 below
+      `high`, so that rounding among identical blocks is not drawn as structure.
     high: value of the brightest colour.
     columns: panels per row.
     label: name of the similarity, at the colour bar.
@@ -50,7 +51,8 @@ def similarity_heatmaps(
   bad = [title for title, array in arrays.items() if not np.isfinite(array).all()]
   if bad:
     raise UserError(f'heat maps need finite values; not so in {", ".join(map(repr, bad))}')
-  low = min(array.min() for array in arrays.values()) if low is None else low
+  if low is None:
+    low = min(high - 0.1, *(array.min() for array in arrays.values()))
   if not low < high:
     raise UserError(f'the colour scale needs low < high; got {low} and {high}')
   below = any(array.min() < low for array in arrays.values())
@@ -58,7 +60,8 @@ def similarity_heatmaps(
 
   columns = min(columns, len(arrays))
   rows = -(-len(arrays) // columns)
-  fig = figure.Figure(figsize=(1.75 * columns + 0.6, 1.95 * rows), layout='constrained')
+  fig = figure.Figure(figsize=(1.75 * columns + 0.5, 2.1 * rows), layout='constrained')
+  fig.get_layout_engine().set(h_pad=0.06)
   axes = fig.subplots(rows, columns, squeeze=False)
   for ax in axes.flat[len(arrays) :]:
     ax.set_axis_off()
@@ -67,9 +70,8 @@ def similarity_heatmaps(
     extent = (0.5, depth + 0.5, 0.5, depth + 0.5)
     picture = ax.imshow(array, vmin=low, vmax=high, cmap='magma', origin='lower', extent=extent)
     ax.set_title(f'{title}\nmean off-diagonal {means[title]:.3f}', fontsize=_TEXT)
-    ticks = [block for block in range(1, depth + 1) if block == 1 or block % _every(depth) == 0]
-    ax.set_xticks(ticks)
-    ax.set_yticks(ticks)
+    ax.set_xticks(_ticks(depth))
+    ax.set_yticks(_ticks(depth))
     ax.tick_params(labelsize=_TEXT - 1, length=2, pad=2)
     if i + columns >= len(arrays):
       ax.set_xlabel('block', fontsize=_TEXT)
@@ -134,11 +136,14 @@ def metric_curves(
   _write(fig, path)
 
 
-def _every(depth: int) -> int:
-  """Distance of two labelled blocks."""
-  return next(
-    every for every in (1, 2, 4, 5, 10, 20, 50, 100) if depth <= 7 * every or every == 100
-  )
+def _ticks(depth: int) -> list[int]:
+  """Blocks to number: all of a few, else the first and every fourth, eighth, ..."""
+  if depth <= 8:
+    return list(range(1, depth + 1))
+  every = 4
+  while depth > 8 * every:
+    every *= 2
+  return [1, *range(every, depth + 1, every)]
 
 
 def _write(fig: figure.Figure, path: str | os.PathLike[str]) -> None:

@@ -21,6 +21,8 @@ QUANTISERS = ('truncate', 'round_half')
 _READABLE = 40
 _GAP = 2
 _MARGIN = 8
+# Neither the black nor the white of a digit, so that tiles end visibly.
+_LINE = 144
 
 
 def to_uint8(x: np.ndarray, quantiser: str = 'truncate') -> np.ndarray:
@@ -52,7 +54,7 @@ def save_grid(
   title: str | None = None,
   quantiser: str = 'round_half',
 ) -> None:
-  """Writes images as a PNG grid, row by row, with thin white lines between them.
+  """Writes images as a PNG grid, row by row, with thin grey lines around them.
 
   Args:
     path: of the PNG; appears whole or not at all.
@@ -92,11 +94,13 @@ def save_grid(
     right = max(right, _MARGIN + round(title_font.getlength(title)))
   bottom = top + rows * (height + _GAP) - _GAP
   page = Image.new('L' if channels == 1 else 'RGB', (right + _MARGIN, bottom + _MARGIN), 'white')
+  draw = ImageDraw.Draw(page)
   for i, x_HWC in enumerate(images_NHWC):
     row, column = divmod(i, columns)
-    tile = Image.fromarray(x_HWC[..., 0] if channels == 1 else x_HWC)
-    page.paste(tile, (left + column * (width + _GAP), top + row * (height + _GAP)))
-  draw = ImageDraw.Draw(page)
+    x, y = left + column * (width + _GAP), top + row * (height + _GAP)
+    frame = (x - _GAP, y - _GAP, x + width + _GAP - 1, y + height + _GAP - 1)
+    draw.rectangle(frame, fill=(_LINE,) * channels)
+    page.paste(Image.fromarray(x_HWC[..., 0] if channels == 1 else x_HWC), (x, y))
   for row, label in enumerate(row_labels or ()):
     middle = top + row * (height + _GAP) + height // 2
     draw.text((left - _MARGIN, middle), str(label), fill='black', font=font, anchor='rm')

@@ -144,25 +144,12 @@ def arrays(path: str | os.PathLike[str], num_classes: int | None = None) -> Arra
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f'{path}: no such file; expected an .npz with images or latents, and labels')
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      if not hasattr(file, 'files'):
-        raise UserError(f'{path}: holds a single array, expected an .npz archive')
-      wanted = [name for name in ('images', 'latents') if name in file.files]
-      if len(wanted) != 1 or 'labels' not in file.files:
-        raise UserError(
-          f'{path}: found arrays {sorted(file.files)}, expected `labels` and exactly one of '
-          '`images` and `latents`'
-        )
-      data, labels = file[wanted[0]], file['labels']
-  except UserError:
-    raise
-  except (ValueError, OSError, zipfile.BadZipFile) as error:
-    raise UserError(f'{path}: cannot be read as an .npz of plain arrays: {error}') from error
-  _check_data(path, wanted[0], data)
+  data_name, data, labels = _read_npz(path)
+  _check_data(path, data_name, data)
   classes = _check_labels(path, labels, len(data), num_classes)
-  space = 'pixels' if wanted[0] == 'images' else 'latents'
-  return ArraySource(name=path.stem, space=space, num_classes=classes, data=data, labels=labels)
+  space = 'pixels' if data_name == 'images' else 'latents'
+  name = f'arrays/{path.stem}'
+  return ArraySource(name=name, space=space, num_classes=classes, data=data, labels=labels)
 
 
 def synthetic(shape: tuple[int, int, int], num_classes: int, n: int, seed: int) -> SyntheticSource:
@@ -233,6 +220,24 @@ def _check_indices(name: str, indices: np.ndarray, n: int) -> None:
     raise IndexError(
       f'{name} has {n} examples; got indices from {np.min(indices)} to {np.max(indices)}'
     )
+
+
+def _read_npz(path: pathlib.Path) -> tuple[str, np.ndarray, np.ndarray]:
+  """'images' or 'latents', that array, and the labels."""
+  try:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+      raise ValueError('it holds a single array')
+    with loaded as file:
+      wanted = [name for name in ('images', 'latents') if name in file.files]
+      if len(wanted) == 1 and 'labels' in file.files:
+        return wanted[0], file[wanted[0]], file['labels']
+      found = sorted(file.files)
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f'{path}: cannot be read as an .npz of plain arrays: {error}') from error
+  raise UserError(
+    f'{path}: found arrays {found}, expected `labels` and exactly one of `images` and `latents`'
+  )
 
 
 def _check_data(path: pathlib.Path, name: str, data: np.ndarray) -> None:

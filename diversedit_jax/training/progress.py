@@ -76,9 +76,8 @@ def line(step: int, steps: int, row: Mapping[str, float]) -> str:
   """One console line: how far, the losses, the rate and the time left."""
   rate = row['steps_per_second']
   parts = [f'step {step}/{steps} ({100 * step / steps:.0f}%)']
-  shown = [
-    k for k in row if k in ('loss', 'velocity', 'grad_norm') or k.endswith(('/loss', '/weight'))
-  ]
+  of_terms = [name for name in row if name.endswith(('/loss', '/weight'))]
+  shown = [name for name in ('loss', 'velocity', *of_terms, 'grad_norm') if name in row]
   parts += [f'{name} {row[name]:.4g}' for name in shown]
   parts.append(f'{rate:.3g} steps/s, {row["images_per_second"]:.4g} images/s')
   parts.append(f'ETA {duration((steps - step) / rate)}')

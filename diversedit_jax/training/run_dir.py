@@ -1,9 +1,9 @@
 """The directory of a run: what it is made of, and when a command may use it.
 
-  config.json    resolved config                versions.json  of the packages that made it
-  metrics.jsonl  one row per report             telemetry/     similarities of the blocks
-  checkpoints/   Orbax                          samples/       grids, .npz with cards
-  tensorboard/   events                         eval/          scores; analysis/ figures
+config.json    resolved config                versions.json  of the packages that made it
+metrics.jsonl  one row per report             telemetry/     similarities of the blocks
+checkpoints/   Orbax                          samples/       grids, .npz with cards
+tensorboard/   events                         eval/          scores; analysis/ figures
 """
 
 from collections.abc import Mapping

@@ -7,6 +7,7 @@ own imports it and writes, and if it is missing only TensorBoard is lost.
 from collections.abc import Mapping
 from concurrent import futures
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -65,6 +66,7 @@ class TensorBoard:
     self._thread.shutdown(wait=True)
 
   def _open(self):
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Its greeting is of no use here.
     try:
       from clu import metric_writers  # Imports TensorFlow.
 

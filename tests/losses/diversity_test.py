@@ -137,21 +137,23 @@ VARIANTS = [
   {'mi': 'absolute'},
   {'dispersion': 'code'},
   {'usage': 'signed', 'weights': (0.1, 0.2, 0.3)},
-  {'layers': (0, 2, 3), 'groups': 3},
-  {'pairs': [(3, 0), (1, 2), (0, 3)], 'mi': 'absolute', 'dispersion': 'code'},
+  {'layers': (0, 2), 'groups': 2},
+  {'pairs': [(2, 0), (1, 2), (0, 2)], 'mi': 'absolute', 'dispersion': 'code'},
 ]
 
 
 @pytest.mark.parametrize('options', VARIANTS, ids=str)
 def test_gradient_is_the_finite_difference(options):
   rng = np.random.default_rng(2)
-  f_LNTD = jnp.asarray(rng.normal(size=(4, 3, 2, 6)) + 0.5)
+  f_LNTD = jnp.asarray(rng.normal(size=(3, 2, 2, 6)) + 0.5)
   direction = jnp.asarray(rng.normal(size=f_LNTD.shape))
-  loss = jax.jit(lambda s: diversity.diversity_loss(f_LNTD + s * direction, **options)[0])
+  loss = jax.jit(
+    jax.value_and_grad(lambda s: diversity.diversity_loss(f_LNTD + s * direction, **options)[0])
+  )
   # Error h^2 f'''/6 + eps/h, both about 1e-10 at this h.
   h = 1e-5
-  wanted = (loss(h) - loss(-h)) / (2 * h)
-  np.testing.assert_allclose(jax.grad(loss)(0.0), wanted, rtol=1e-6, atol=1e-9)
+  wanted = (loss(h)[0] - loss(-h)[0]) / (2 * h)
+  np.testing.assert_allclose(loss(0.0)[1], wanted, rtol=1e-6, atol=1e-9)
   assert abs(wanted) > 1e-4, 'the direction must change the loss for the test to mean anything'
 
 

@@ -156,7 +156,7 @@ def test_finished_run_says_so_and_can_be_prolonged(straight):
 
 def test_non_finite_loss_stops_the_run_and_names_step_term_and_checkpoint(tmp_path):
   workdir = tmp_path / 'run'
-  done = run(workdir, '--config.optimizer.learning_rate=1e30', '--config.optimizer.warmup_steps=0')
+  done = run(workdir, '--config.optimizer.learning_rate=1e15', '--config.optimizer.warmup_steps=0')
   assert done.returncode == 1
   message = done.stderr.strip().splitlines()[-1]
   assert re.match(

@@ -1,0 +1,101 @@
+"""Figures: files that appear whole, colours that mean what the bar says, refusals."""
+
+import sys
+
+from matplotlib import figure
+import numpy as np
+from PIL import Image
+import pytest
+
+from diversedit_jax.analysis import figures
+from diversedit_jax.types import UserError
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """The figures that were saved, so that tests can read their axes."""
+  saved = []
+  save = figure.Figure.savefig
+
+  def savefig(self, *args, **kwargs):
+    saved.append(self)
+    save(self, *args, **kwargs)
+
+  monkeypatch.setattr(figure.Figure, 'savefig', savefig)
+  return saved
+
+
+def matrix(depth, value):
+  return np.where(np.eye(depth, dtype=bool), 1, value)
+
+
+def test_heatmaps_share_one_scale_and_count_blocks_from_one(tmp_path, drawn):
+  path = tmp_path / 'analysis' / 'cka.png'
+  figures.similarity_heatmaps(path, {'a': matrix(4, 0.5), 'b': matrix(12, -0.1)})
+  assert [p.name for p in path.parent.iterdir()] == ['cka.png']
+  assert Image.open(path).format == 'PNG'
+  panels = [ax for ax in drawn[0].axes if ax.images]
+  assert [ax.get_title() for ax in panels] == [
+    'a\nmean off-diagonal 0.500',
+    'b\nmean off-diagonal -0.100',
+  ]
+  for ax, depth in zip(panels, (4, 12), strict=True):
+    assert ax.images[0].get_clim() == (-0.1, 1)
+    for ticks in (ax.get_xticks(), ax.get_yticks()):
+      assert list(ticks) == ([1, 2, 3, 4] if depth == 4 else [1, 4, 8, 12])
+    # Block 1 is centred at 1, at the lower left.
+    assert ax.images[0].get_extent() == [0.5, depth + 0.5, 0.5, depth + 0.5]
+    assert ax.images[0].origin == 'lower'
+  assert len(drawn[0].axes) == 3  # The third is the one colour bar.
+
+
+def test_heatmaps_draw_the_values(tmp_path, drawn):
+  values = np.arange(9.0).reshape(3, 3) / 10
+  figures.similarity_heatmaps(tmp_path / 'x.png', {'a': values}, low=0, high=1)
+  np.testing.assert_array_equal(drawn[0].axes[0].images[0].get_array(), values)
+  assert drawn[0].axes[0].images[0].get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize(
+  ('matrices', 'options', 'message'),
+  [
+    ({}, {}, 'got 0'),
+    ({'a': np.ones((2, 3))}, {}, r'\(L, L\)'),
+    ({'a': np.eye(3), 'b': np.eye(3) * np.nan}, {}, "not so in 'b'"),
+    ({'a': np.eye(3)}, {'low': 2.0}, 'low < high'),
+  ],
+)
+def test_heatmap_refusals_leave_no_file(tmp_path, matrices, options, message):
+  with pytest.raises(UserError, match=message):
+    figures.similarity_heatmaps(tmp_path / 'x.png', matrices, **options)
+  assert not list(tmp_path.iterdir())
+
+
+def test_identical_layers_are_drawn_alike(tmp_path, drawn):
+  rounding = np.ones((3, 3)) - 1e-15 * np.arange(9.0).reshape(3, 3)
+  figures.similarity_heatmaps(tmp_path / 'x.png', {'a': rounding})
+  assert drawn[0].axes[0].images[0].get_clim() == (0.9, 1)
+
+
+def test_curves(tmp_path, drawn):
+  rows = [
+    {'step': 20, 'loss': 3.0},
+    {'step': 10, 'loss': 5.0, 'diversity': 0.5},
+    {'step': 20, 'loss': 4.0},
+    {'step': 30, 'loss': float('nan')},
+  ]
+  figures.metric_curves(tmp_path / 'curves.png', rows, ['loss', 'diversity'])
+  loss, diversity = (ax.lines[0].get_xydata() for ax in drawn[0].axes)
+  np.testing.assert_array_equal(loss, [[10, 5], [20, 4], [30, np.nan]])
+  np.testing.assert_array_equal(diversity, [[10, 0.5]])
+  titles = [ax.get_title() for ax in drawn[0].axes]
+  assert titles == ['loss (not finite: dotted)', 'diversity']
+  with pytest.raises(UserError, match="'los'; did you mean 'loss'"):
+    figures.metric_curves(tmp_path / 'other.png', rows, ['los'])
+  with pytest.raises(UserError, match='names'):
+    figures.metric_curves(tmp_path / 'other.png', rows, [])
+  assert [p.name for p in tmp_path.iterdir()] == ['curves.png']
+
+
+def test_no_global_state():
+  assert 'pyplot' not in vars(figures) and 'matplotlib.pyplot' not in sys.modules
