@@ -20,6 +20,9 @@ from diversedit_jax.training import loop, run_dir, state, step, telemetry, write
 from diversedit_jax.training import plan as plan_lib
 
 
+_TINY = 16  # Pixels; squares this few are hard to read as a picture.
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
   """Parameters to look at, and where they come from."""
@@ -275,16 +278,17 @@ def _preview(experiment, trainable, path, writer, first):
 
 
 def _save_grid(path, made, labels, columns, *, title):
-  """One class per row where the rows fit, with its name at the left."""
+  """One class per row where the rows fit, with its name at the left; tiny images are smoothed."""
   rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
   uniform = all((row == row[0]).all() for row in rows)
   row_labels = [str(row[0]) for row in rows] if uniform else None
-  images.save_grid(path, made, columns, row_labels=row_labels, title=title)
+  smooth = min(made.shape[1:3]) < _TINY
+  title += ' (enlarged bicubically)' if smooth else ''
+  images.save_grid(path, made, columns, row_labels=row_labels, title=title, smooth=smooth)
 
 
 def _caption(facts):
   guidance = facts['guidance']
   return (
-    f'step {facts["step"]}, {facts["sampler"]}, {facts["steps"]} steps, NFE {facts["nfe"]}, '
-    f'guidance {guidance["scale"]:g}'
+    f'step {facts["step"]}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {guidance["scale"]:g}'
   )

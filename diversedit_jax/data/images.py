@@ -53,6 +53,7 @@ def save_grid(
   row_labels: Sequence[str] | None = None,
   title: str | None = None,
   quantiser: str = 'round_half',
+  smooth: bool = False,
 ) -> None:
   """Writes images as a PNG grid, row by row, with thin grey lines around them.
 
@@ -60,7 +61,8 @@ def save_grid(
     path: of the PNG; appears whole or not at all.
     images_NHWC: uint8, or floating in [-1, 1] (clipped); C = 1 grey or 3 colour.
     columns: images per row; the last row may be short.
-    scale: whole factor of nearest-neighbour enlargement; None makes tiles at least 40 px wide.
+    scale: whole factor of enlargement; None makes tiles at least 40 px wide.
+    smooth: enlarge bicubically, which lets a person read an 8x8 digit; otherwise pixels stay squares.
     row_labels: text left of each row, such as its class; one per row.
     title: text above the grid.
     quantiser: of floating images, see `to_uint8`.
@@ -81,7 +83,7 @@ def save_grid(
     raise UserError(f'a grid of {rows} rows needs as many row labels; got {len(row_labels)}')
   scale = scale or max(1, -(-_READABLE // min(height, width)))
   height, width = height * scale, width * scale
-  images_NHWC = images_NHWC.repeat(scale, axis=1).repeat(scale, axis=2)
+  resample = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
 
   font = ImageFont.load_default(size=max(11, min(18, height // 3)))
   title_font = ImageFont.load_default(size=16)

@@ -66,7 +66,9 @@ class TensorBoard:
     self._thread.shutdown(wait=True)
 
   def _open(self):
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Its greeting is of no use here.
+    # Its greetings are of no use here, and it computes nothing.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     try:
       from clu import metric_writers  # Imports TensorFlow.
 
