@@ -19,7 +19,6 @@ from diversedit_jax.sampling import generate
 from diversedit_jax.training import loop, run_dir, state, step, telemetry, writers
 from diversedit_jax.training import plan as plan_lib
 
-
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
 

@@ -62,7 +62,7 @@ def save_grid(
     images_NHWC: uint8, or floating in [-1, 1] (clipped); C = 1 grey or 3 colour.
     columns: images per row; the last row may be short.
     scale: whole factor of enlargement; None makes tiles at least 40 px wide.
-    smooth: enlarge bicubically, which lets a person read an 8x8 digit; otherwise pixels stay squares.
+    smooth: enlarge bicubically, so that a person can read an 8x8 digit; else pixels stay squares.
     row_labels: text left of each row, such as its class; one per row.
     title: text above the grid.
     quantiser: of floating images, see `to_uint8`.
@@ -102,7 +102,8 @@ def save_grid(
     x, y = left + column * (width + _GAP), top + row * (height + _GAP)
     frame = (x - _GAP, y - _GAP, x + width + _GAP - 1, y + height + _GAP - 1)
     draw.rectangle(frame, fill=(_LINE,) * channels)
-    page.paste(Image.fromarray(x_HWC[..., 0] if channels == 1 else x_HWC), (x, y))
+    tile = Image.fromarray(x_HWC[..., 0] if channels == 1 else x_HWC)
+    page.paste(tile.resize((width, height), resample), (x, y))
   for row, label in enumerate(row_labels or ()):
     middle = top + row * (height + _GAP) + height // 2
     draw.text((left - _MARGIN, middle), str(label), fill='black', font=font, anchor='rm')
