@@ -70,7 +70,7 @@ def base() -> ml_collections.ConfigDict:
   config.interpolant.epsilon = ml_collections.config_dict.placeholder(float)
 
   config.diversity = ml_collections.ConfigDict()
-  config.diversity.layers = 'all'  # all | random | authors | (i, j, ...), blocks counted from 0.
+  config.diversity.layers = 'all'  # all | random | authors | '0,2,5', blocks from 0.
   config.diversity.num_layers = ml_collections.config_dict.placeholder(
     int
   )  # Of 'random'; 10 in the paper.

@@ -32,6 +32,9 @@ class DataOptions:
   source: str
   prefetch: int
 
+  def __post_init__(self):
+    _at_least('data', 'prefetch', self.prefetch, 1)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
@@ -58,6 +61,9 @@ class MeshOptions:
   fsdp: int
   tensor: int
   rules: str
+
+  def __post_init__(self):
+    sharding.rule_set(self.rules)  # Refuses an unknown name.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +193,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     UserError: for an unknown, missing or impossible entry, naming it.
   """
-  _check_keys('config', config, SECTIONS)
+  _check_keys('config', config, SECTIONS, SECTIONS)
+  _at_least('config', 'seed', config.seed, 0)
   data = splat(DataOptions, config.data, 'data')
   source = sources.open_source(data.source)
   model = make_model(config.model, source)
@@ -195,6 +202,10 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   train = splat(TrainOptions, config.train, 'train')
   optimizer = splat(optim.OptimizerConfig, config.optimizer, 'optimizer')
   optim.schedule(optimizer, train.steps)  # Refuses a warm-up longer than the run.
+  if train.batch_size > len(source):
+    raise types.UserError(
+      f'train.batch_size={train.batch_size} is more than {source.name} has examples: {len(source)}'
+    )
   experiment = Experiment(
     config=config,
     seed=config.seed,
@@ -217,6 +228,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   )
   generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
   trajectory.check_guidance(experiment.sampler, model.null_label)
+  guided = experiment.sampler.guidance_channels
+  if guided is not None and guided > model.channels:
+    raise types.UserError(
+      f'sampler.guidance_channels={guided}, but {source.name} has {model.channels} channels'
+    )
   return experiment
 
 
@@ -226,13 +242,9 @@ def splat(cls: type[T], section: Mapping[str, Any], name: str, **extra: Any) -> 
   Raises:
     UserError: naming unknown keys (and the nearest) and missing ones.
   """
-  _check_keys(
-    f'config.{name}', section, [f.name for f in dataclasses.fields(cls) if f.name not in extra]
-  )
-  required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-  missing = [name for name in required if name not in section and name not in extra]
-  if missing:
-    raise types.UserError(f'config.{name} lacks {", ".join(missing)}')
+  fields = [f for f in dataclasses.fields(cls) if f.name not in extra]
+  required = [f.name for f in fields if f.default is dataclasses.MISSING]
+  _check_keys(f'config.{name}', section, [f.name for f in fields], required)
   return cls(**dict(section), **extra)
 
 
@@ -240,10 +252,12 @@ def make_model(section: ml_collections.ConfigDict, source: sources.Source) -> si
   """The model's config: a published size or four numbers, shaped for the data."""
   names = [f.name for f in dataclasses.fields(sit.SiTConfig)]
   from_data = ('input_size', 'channels', 'num_classes')
-  _check_keys('config.model', section, ['size', *(n for n in names if n not in from_data)])
+  known = ['size', *(n for n in names if n not in from_data)]
+  shape = [f.name for f in dataclasses.fields(sizes.Size)]
+  _check_keys('config.model', section, known, ['size', 'skip', *shape])
   fields = dict(section)
   skip = dict(fields.pop('skip'))
-  _check_keys('config.model.skip', skip, ['enabled', 'placement'])
+  _check_keys('config.model.skip', skip, ['enabled', 'placement'], ['enabled', 'placement'])
   name = fields.pop('size')
   if name:
     numbers = dataclasses.asdict(sizes.size(name))
@@ -268,7 +282,7 @@ def make_model(section: ml_collections.ConfigDict, source: sources.Source) -> si
 def make_path(section: ml_collections.ConfigDict) -> interpolants.Path:
   """The interpolant by name."""
   keys = ('path', 'time_law', 'time_mean', 'time_std', 'epsilon')
-  _check_keys('config.interpolant', section, keys)
+  _check_keys('config.interpolant', section, keys, keys)
   _known('interpolant', 'path', section.path, interpolants.PATHS)
   return interpolants.PATHS[section.path]
 
@@ -352,10 +366,13 @@ def check_devices(experiment: Experiment, mesh) -> None:
 METHODS = ('flow', 'diverse')
 
 
-def _check_keys(where: str, section: Mapping[str, Any], known) -> None:
+def _check_keys(where: str, section: Mapping[str, Any], known, required=()) -> None:
   for key in section:
     if key not in known:
       raise types.UserError(f'unknown key {where}.{key}{trees.did_you_mean(key, known)}')
+  missing = [key for key in required if key not in section]
+  if missing:
+    raise types.UserError(f'{where} lacks {", ".join(missing)}')
 
 
 def _known(section: str, field: str, value: Any, options) -> None:

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 import logging as python_logging
+import os
+import pathlib
 import re
 import sys
 import traceback
 
 from absl import app, flags, logging
+import jax
 import ml_collections
 
 from diversedit_jax import types
+
+_PACKAGE = str(pathlib.Path(__file__).parent)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -56,6 +61,19 @@ def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
   return config
 
 
+def join_processes() -> None:
+  """Joins the other processes of a run.
+
+  TPU slices, SLURM, Open MPI and Kubernetes are recognised by JAX itself; elsewhere the environment
+  names JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  """
+  count, index = os.environ.get('JAX_NUM_PROCESSES'), os.environ.get('JAX_PROCESS_ID')
+  if count is None or index is None:
+    jax.distributed.initialize()
+  else:
+    jax.distributed.initialize(num_processes=int(count), process_id=int(index))
+
+
 def _worth_reading(record: python_logging.LogRecord) -> bool:
-  """Leaves out Orbax's dozens of lines a checkpoint; its warnings stay."""
-  return record.levelno >= python_logging.WARNING or 'orbax' not in record.pathname
+  """Our own lines and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
+  return record.levelno >= python_logging.WARNING or _PACKAGE in record.pathname

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
   )
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    cli.join_processes()
   experiment = build.build(cli.load(_CONFIG))
   mode = _MODE.value
   if mode == 'plan':

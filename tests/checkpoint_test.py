@@ -94,8 +94,6 @@ def test_non_finite_state_is_never_written(tmp_path, items):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
   checkpoints.save(1, items, {})
   spoiled = items | {'ema': {'model': {'w': jnp.full((2, 2), jnp.nan)}}}
-  with pytest.raises(
-    types.UserError, match=r'step 2 not written: ema not finite; last good .*/1'
-  ):
+  with pytest.raises(types.UserError, match=r'step 2 not written: ema not finite; last good .*/1'):
     checkpoints.save(2, spoiled, {})
   assert checkpoints.steps() == [1]

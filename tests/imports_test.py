@@ -1,6 +1,6 @@
 """Every module can be imported, mains included; the import leaves TensorFlow alone."""
 
-import importlib
+import importlib.util
 import pathlib
 import pkgutil
 import subprocess
@@ -26,7 +26,8 @@ def test_module_imports(name):
 
 
 @pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
-def test_script_imports(path):
+def test_script_imports(path, monkeypatch):
+  monkeypatch.syspath_prepend(path.parent)  # As when it is run.
   spec = importlib.util.spec_from_file_location(f'script_{path.stem}', path)
   spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

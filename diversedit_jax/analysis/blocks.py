@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diversedit_jax import interpolants, rng, sharding, types
-from diversedit_jax.analysis import similarity
+from diversedit_jax.analysis import kernels, similarity
 from diversedit_jax.data import sources
 from diversedit_jax.models import taps
 
@@ -35,6 +35,7 @@ class AnalysisConfig:
         f'examples={self.examples}, times={self.times}'
       )
     similarity.view(np.zeros((1, 1, 1, 1)), self.view)  # Refuses an unknown view.
+    kernels.Options(bandwidth=self.bandwidth)  # Refuses a bandwidth that is not positive.
 
 
 def block_features(

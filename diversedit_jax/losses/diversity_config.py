@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ class DiversityConfig:
   """What to compare and how to weigh it; the defaults are the paper's, over all blocks.
 
   layers: 'all'; 'random' (`num_layers` new ones each step, the paper); 'authors' (the pairs of the
-    authors' code); or the block indices themselves, counted from 0.
+    authors' code); or the block indices themselves, counted from 0, also as the text '0,2,5', since
+    a config keeps the type of its entries.
   num_layers: how many blocks 'random' draws; None means 10.
   encoder_depth: for 'authors' only, depth of the aligned block, counted from 1; None is their rule
     without alignment.
@@ -49,13 +51,15 @@ class DiversityConfig:
   stop_gradient_weight: bool = False
 
   def __post_init__(self):
+    if re.fullmatch(r'\d+(,\d+)*', str(self.layers)):
+      object.__setattr__(self, 'layers', tuple(self.layers.split(',')))
     if not isinstance(self.layers, str):
       object.__setattr__(self, 'layers', tuple(int(l) for l in self.layers))
       if len(set(self.layers)) < max(2, len(self.layers)):
         raise types.UserError(f'layers are {self.layers}, expected at least two different ones')
     elif self.layers not in ('all', 'random', 'authors'):
       raise types.UserError(
-        f"layers is {self.layers!r}, expected 'all', 'random', 'authors' or block indices"
+        f"layers is {self.layers!r}, expected 'all', 'random', 'authors' or block indices as '0,2'"
       )
     object.__setattr__(self, 'weights', tuple(float(w) for w in self.weights))
     diversity.check_variants(self.mi, self.dispersion, self.usage, self.weights)

@@ -19,7 +19,7 @@ IMPLEMENTATIONS = ('auto', 'xla', 'cudnn')
 def attend(
   q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str
 ) -> jax.Array:
-  """softmax(q k / sqrt(d)) v per head; logits and softmax in float32 at least."""
+  """softmax(q k / sqrt(d)) v per head; softmax in float32, even where all else is float64."""
   return jax.nn.dot_product_attention(q_NTHd, k_NTHd, v_NTHd, implementation=implementation)
 
 

@@ -12,9 +12,6 @@ from diversedit_jax import trees
 from diversedit_jax.models import embed, sit
 
 STATE_COPIES = 4  # Parameters, their average and two moments.
-SAVED_PER_TOKEN = (
-  20  # Values of width D that a block keeps for the backward pass, in the compute dtype.
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,21 +39,43 @@ def forward_flops(config: sit.SiTConfig) -> float:
   return float(depth * block + skips + ends)
 
 
+def activation_bytes(config: sit.SiTConfig) -> float:
+  """Bytes per example that the backward pass finds in memory, an estimate.
+
+  What every block keeps under the remat policy, and all that one block makes while it is
+  differentiated. The counts are of the values that JAX hands from the forward to the backward scan,
+  which XLA stores as they are; blocks that `unroll` puts side by side may share a little more.
+  """
+  t, d, hidden = config.tokens, config.width, int(config.width * config.mlp_ratio)
+  width = 4 if config.dtype == 'float32' else 2
+  residual = 4 if config.residual_dtype == 'float32' else 2
+  # Two normalisations of three values each, two branches before their gates; q, k, v, attention
+  # and two inputs of matrix products; six steps of the GELU; exp and softmax of the XLA attention.
+  block = d * (6 * 4 + 2 * residual + 6 * width) + 6 * hidden * width
+  block += config.heads * t * (4 + width)
+  products = 4 * d * width + hidden * width  # q, k, v, attention (or its projection), fc1.
+  kept = {
+    'none': block,
+    'full': d * residual,
+    'dots': d * residual + products + d * width,
+    'names': d * residual + products,
+  }[config.remat]
+  skips = 0
+  if config.skip is not None:  # The stored output and its gradient, and the fusion of 2D values.
+    skip = d * 2 * residual + (d * (6 * 4 + 2 * width) if config.remat == 'none' else 0)
+    skips = config.depth // 2 * skip
+  return float(t * (config.depth * kept + skips + block))
+
+
 def cost(config: sit.SiTConfig) -> Cost:
   """The cost of a config; traces the model for its parameters and compiles nothing."""
   model = nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0)))
   parameters = trees.count(nnx.state(model, nnx.Param))
   forward = forward_flops(config)
-  width = 4 if config.dtype == 'float32' else 2
-  residual = 4 if config.residual_dtype == 'float32' else 2
-  token = config.width * residual
-  if config.remat != 'full':
-    token += SAVED_PER_TOKEN * config.width * width
-    token += config.heads * config.tokens * 4  # Attention weights of the exact XLA path.
   return Cost(
     parameters=parameters,
     forward=forward,
     training=forward * (4 if config.remat == 'full' else 3),
     state_bytes=4 * STATE_COPIES * parameters,
-    activation_bytes=float(config.depth * config.tokens * token),
+    activation_bytes=activation_bytes(config),
   )

@@ -65,6 +65,7 @@ class SiTConfig:
     require(
       self.num_classes >= 0, f'model.num_classes must not be negative, got {self.num_classes}'
     )
+    require(self.mlp_ratio > 0, f'model.mlp_ratio must be positive, got {self.mlp_ratio}')
     rows, cols = self.input_size
     p = self.patch_size
     require(

@@ -83,17 +83,18 @@ def open_for_training(
 
 
 def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
-  """The directory of an existing run whose model is the config's.
+  """The directory of an existing run whose model and interpolant are the config's.
 
   Raises:
-    UserError: if there is no run, or its model differs (what differs is listed).
+    UserError: if there is no run, or they differ (what differs is listed).
   """
   path = _checked(workdir)
   stored = _stored(path)
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
   changed = differences(stored, flatten(config.to_dict()))
-  _refuse(path, {k: v for k, v in changed.items() if k.startswith('model.') and not is_free(k)})
+  fixed = lambda k: k == 'interpolant.path' or (k.startswith('model.') and not is_free(k))
+  _refuse(path, {k: v for k, v in changed.items() if fixed(k)})
   return path
 
 

@@ -114,3 +114,12 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
   with files.atomic(path) as temporary:
     temporary.write_text('new')
   assert [p.name for p in tmp_path.iterdir()] == ['file.txt'] and path.read_text() == 'new'
+
+
+def test_smooth_grid_has_levels_between_those_of_its_pixels(tmp_path):
+  x_NHWC = np.zeros((1, 2, 2, 1), np.uint8)
+  x_NHWC[0, 0, 0] = 255
+  images.save_grid(tmp_path / 'squares.png', x_NHWC, 1, scale=8)
+  images.save_grid(tmp_path / 'smooth.png', x_NHWC, 1, scale=8, smooth=True)
+  levels = lambda name: len(np.unique(np.asarray(Image.open(tmp_path / name))))
+  assert levels('smooth.png') > levels('squares.png') + 8

@@ -8,7 +8,8 @@ import os
 import sys
 
 devices, rules, data, fsdp, tensor, output = sys.argv[1:]
-os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices} ' + os.environ.get('XLA_FLAGS','')
+simulated = f'--xla_force_host_platform_device_count={devices}'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {simulated}'
 
 import jax
 import numpy as np

@@ -1,0 +1,209 @@
+"""FLOPs, bytes and plans: published numbers, the traced program, the compiler's own count."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.models import cost, sit, stack
+from diversedit_jax.training import plan as plan_lib
+
+
+def xl(pixels, **fields):
+  """SiT-XL/2 for pictures of that size: latents of an eighth, 4 channels."""
+  return sit.SiTConfig.of_size('XL/2', input_size=(pixels // 8, pixels // 8), **fields)
+
+
+def small(**fields):
+  defaults = dict(
+    input_size=(8, 8), channels=3, num_classes=5, depth=4, width=16, heads=2, patch_size=2
+  )
+  return sit.SiTConfig(**(defaults | fields))
+
+
+def abstract(config, n):
+  """(model state, x, t, y) as shapes, and the graph definition."""
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0))))
+  x = jax.ShapeDtypeStruct((n, *config.input_size, config.channels), jnp.float32)
+  t, y = (jax.ShapeDtypeStruct((n,), d) for d in (jnp.float32, jnp.int32))
+  return graphdef, (state, x, t, y)
+
+
+def equations(jaxpr, times=1):
+  """(equation, how often it runs) of a jaxpr and all it calls; a scan runs its body `length` times."""
+  for equation in jaxpr.eqns:
+    yield equation, times
+    inside = times * equation.params.get('length', 1)
+    assert equation.primitive.name not in ('while', 'cond'), 'how often it runs is not known'
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from equations(inner, inside)
+
+
+def dot_flops(closed):
+  """2 x multiply-adds of all matrix products."""
+  total = 0
+  for equation, times in equations(closed.jaxpr):
+    if equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      left = equation.invars[0].aval.shape
+      inner = math.prod(left[axis] for axis in contracted)
+      total += times * 2 * math.prod(equation.outvars[0].aval.shape) * inner
+  return total
+
+
+@pytest.mark.parametrize(
+  ('pixels', 'tokens', 'published_gmac'), [(256, 256, 118.621), (512, 1024, 524.538)]
+)
+def test_xl2_costs_what_dit_publishes(pixels, tokens, published_gmac):
+  config = xl(pixels)
+  assert config.tokens == tokens
+  # DiT's head also predicts 4 channels of variance: 4 more values for each of the 2 x 2 pixels of a
+  # token, D multiply-adds each. SiT drops them.
+  wider_head_gmac = tokens * 1152 * 4 * 4 / 1e9
+  # The published numbers have three decimals.
+  np.testing.assert_allclose(
+    cost.forward_flops(config) / 2e9 + wider_head_gmac, published_gmac, atol=6e-4, rtol=0
+  )
+
+
+@pytest.mark.parametrize('placement', stack.SKIP_PLACEMENTS)
+def test_every_long_skip_costs_one_product_of_2d_by_d(placement):
+  with_skips, without = xl(256, skip=stack.Skip(placement=placement)), xl(256)
+  more = cost.forward_flops(with_skips) - cost.forward_flops(without)
+  assert more == 14 * 2 * 256 * (2 * 1152) * 1152
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {}, dict(depth=3), dict(skip=stack.Skip()), dict(unroll=4), dict(mlp_ratio=2.5),
+    dict(input_size=(4, 12), patch_size=4, qk_norm=True), dict(num_classes=0, heads=4),
+    dict(dtype='bfloat16'),
+  ],
+)  # fmt: skip
+def test_forward_flops_are_the_products_of_the_traced_model(fields):
+  config, n = small(**fields), 3
+  graphdef, arguments = abstract(config, n)
+  forward = lambda state, x, t, y: nnx.merge(graphdef, state)(x, t, y).pred
+  # Only matrix products are counted, on both sides: the numbers are equal.
+  assert dot_flops(jax.make_jaxpr(forward)(*arguments)) == n * cost.forward_flops(config)
+
+
+@pytest.mark.parametrize(('remat', 'passes'), [('none', 3), ('full', 4)])
+def test_training_flops_are_three_forward_passes_and_four_with_full_remat(remat, passes):
+  config = small(depth=8, width=64, remat=remat)
+  graphdef, arguments = abstract(config, 2)
+  counted = cost.cost(config)
+  assert counted.training == passes * counted.forward
+  loss = lambda state, x, t, y: jnp.sum(nnx.merge(graphdef, state)(x, t, y).pred)
+  traced = dot_flops(jax.make_jaxpr(jax.grad(loss))(*arguments)) / 2
+  # Gradients towards x and t do not exist, and the ends are not recomputed: a little less.
+  assert 0.97 * counted.training < traced <= counted.training
+
+
+def test_state_is_parameters_average_and_two_moments_in_float32():
+  counted = cost.cost(xl(256, dtype='bfloat16'))
+  # 675,111,184 by DiT's count, less its fixed table of positions.
+  assert counted.parameters == 675_111_184 - 256 * 1152
+  assert counted.state_bytes == 16 * counted.parameters
+
+
+def carried_bytes(config, n):
+  """Bytes per example that the forward scans hand to the backward ones, from the traced program."""
+  graphdef, arguments = abstract(config, n)
+  loss = lambda state, x, t, y: jnp.mean(nnx.merge(graphdef, state)(x, t, y).pred ** 2)
+  scans = [
+    e for e, _ in equations(jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr)
+    if e.primitive.name == 'scan'
+  ]  # fmt: skip
+  stored = [v.aval for e in scans for v in e.outvars[e.params['num_carry'] :]]
+  # One value per token at least; the rest are gradients of parameters and vectors per example.
+  per_token = [a for a in stored if n in a.shape and a.size >= a.shape[0] * n * config.tokens]
+  return sum(a.size * a.dtype.itemsize for a in per_token) / n
+
+
+@pytest.mark.parametrize(
+  ('remat', 'skip', 'dtype'),
+  [
+    ('none', None, 'float32'), ('none', stack.Skip(), 'bfloat16'), ('full', stack.Skip(), 'float32'),
+    ('dots', None, 'bfloat16'), ('names', stack.Skip(), 'bfloat16'), ('names', None, 'float32'),
+  ],
+)  # fmt: skip
+def test_kept_activations_are_those_of_the_traced_gradient(remat, skip, dtype):
+  # Sizes that no axis of a parameter has, so that activations are told by their batch axis.
+  fields = dict(depth=8, width=128, heads=2, channels=4, skip=skip, remat=remat, dtype=dtype)
+  deep, deeper = small(**fields), small(**fields | dict(depth=16))
+  # The difference of two depths leaves out the block being differentiated, which no scan returns.
+  estimate = cost.activation_bytes(deeper) - cost.activation_bytes(deep)
+  carried = carried_bytes(deeper, 7) - carried_bytes(deep, 7)
+  # The estimate leaves out statistics of one value per token, 2 % of the least.
+  np.testing.assert_allclose(carried, estimate, rtol=0.05)
+
+
+@pytest.mark.parametrize('fields', [{}, dict(remat='full', skip=stack.Skip())])
+def test_activation_estimate_is_within_a_factor_of_two_of_the_compiler(fields):
+  """The whole working memory of a compiled gradient, on the CPU and so in float32 only."""
+  config, n = small(input_size=(16, 16), channels=4, width=128, heads=4, **fields), 8
+  assert config.tokens == 64
+  graphdef, arguments = abstract(config, n)
+  loss = lambda state, x, t, y: jnp.mean(nnx.merge(graphdef, state)(x, t, y).pred ** 2)
+  compiled = jax.jit(jax.grad(loss)).lower(*arguments).compile()
+  ratio = n * cost.activation_bytes(config) / compiled.memory_analysis().temp_size_in_bytes
+  assert 0.5 < ratio < 2, ratio
+
+
+@pytest.fixture
+def hardware():
+  return plan_lib.PlanConfig(devices=8, peak_tflops=100.0, mfu=0.5)
+
+
+def test_plan_is_arithmetic_on_the_cost(hardware):
+  config = small(depth=8, width=64)
+  counted = cost.cost(config)
+  numbers = plan_lib.plan(config, hardware, steps=1000, batch_size=64, accumulate=2, state_shards=8)
+  images_per_second = 8 * 100e12 * 0.5 / counted.training
+  expected = {
+    'parameters': counted.parameters,
+    'tokens': 16,
+    'forward_gflops_per_image': counted.forward / 1e9,
+    'training_gflops_per_image': 3 * counted.forward / 1e9,
+    'state_gib_per_device': (4 + 1) * 4 * counted.parameters / 8 / 2**30,  # And the gradients.
+    'activation_gib_per_device': 64 / 8 / 2 * counted.activation_bytes / 2**30,
+    'images_per_second': images_per_second,
+    'steps_per_second': images_per_second / 64,
+    'seconds': 1000 * 64 / images_per_second,
+  }
+  assert numbers.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(numbers[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_plan_in_words(hardware):
+  numbers = plan_lib.plan(
+    xl(256), hardware, steps=400_000, batch_size=256, accumulate=1, state_shards=1
+  )
+  text = plan_lib.table(numbers, hardware, 400_000)
+  assert '674,816,272 trained' in text and '237.2' in text and '400,000 steps' in text
+  # 256 * 400,000 images at 237.2 * 3 GFLOP and 400 TFLOP/s: 182 thousand seconds, 2.1 days.
+  np.testing.assert_allclose(numbers['seconds'], 182.2e3, rtol=1e-3)
+
+
+@pytest.mark.parametrize('fields', [dict(batch_size=60), dict(batch_size=24, accumulate=2)])
+def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
+  arguments = dict(steps=10, batch_size=64, accumulate=1, state_shards=1) | fields
+  with pytest.raises(types.UserError, match=f'train.batch_size={fields["batch_size"]} is not div'):
+    plan_lib.plan(small(), hardware, **arguments)
+
+
+@pytest.mark.parametrize(
+  'fields', [dict(devices=0), dict(peak_tflops=0.0), dict(mfu=0.0), dict(mfu=1.1)]
+)
+def test_plan_refuses_impossible_hardware(fields):
+  with pytest.raises(types.UserError, match='0 < mfu <= 1'):
+    plan_lib.PlanConfig(**(dict(devices=1, peak_tflops=1.0, mfu=0.4) | fields))
