@@ -337,7 +337,8 @@ def make_objective(
   options = splat(diversity_config.DiversityConfig, config.diversity, 'diversity')
   terms = ()
   if 'diverse' in names:
-    options.select(model.depth, jax.random.key(0))
+    # Traced: even a key would be compiled.
+    jax.eval_shape(lambda: options.select(model.depth, jax.random.key(0)))
     part = train.batch_size // train.accumulate
     if part % options.groups:
       raise types.UserError(

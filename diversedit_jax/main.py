@@ -3,11 +3,11 @@
 import os
 import pathlib
 
-from absl import app, flags
+from absl import flags
 import jax
 from ml_collections import config_flags
 
-from diversedit_jax import build, cli, modes
+from diversedit_jax import build, cli, modes, types
 
 MODES = ('train', 'sample', 'eval', 'analyze', 'plan')
 
@@ -30,7 +30,7 @@ flags.mark_flag_as_required('config')
 def main(argv: list[str]) -> None:
   """Builds the experiment and runs the mode."""
   if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
   cache = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
   jax.config.update(
     'jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache))

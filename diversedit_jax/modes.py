@@ -1,6 +1,7 @@
 """What `--mode` does, one function each, given a checked experiment and a directory."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -191,11 +192,12 @@ def _open(experiment, workdir, origin):
         f'checkpoint {folder} is neither a weights file nor a folder checkpoints/STEP of a run'
       )
     folder, number = folder.parent, int(folder.name)
+    if (folder.parent / 'config.json').exists():
+      run_dir.open_for_reading(str(folder.parent), experiment.config)  # Refuses another model.
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
-  checkpoints = checkpoint.Checkpoints(str(folder))
-  found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
-  checkpoints.close()
+  with contextlib.closing(checkpoint.Checkpoints(str(folder))) as checkpoints:
+    found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
   logging.info('%s weights of step %d', wanted, found)
   return path, Weights(trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}')
 

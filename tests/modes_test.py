@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
 
 from configs import common, digits
 from diversedit_jax import build, convert, modes, trees, types
@@ -245,9 +246,21 @@ def test_metrics_and_telemetry(run):
 
 def test_tensorboard_has_the_losses_and_the_pictures(run):
   events = event_accumulator.EventAccumulator(str(run.workdir / 'tensorboard')).Reload()
-  written = {row['step']: row for row in writers.read_jsonl(run.workdir / 'metrics.jsonl')}
-  print(events.Tags())
-  assert 0
+  rows = writers.read_jsonl(run.workdir / 'metrics.jsonl')
+  for tag, steps in {
+    'loss': [10, 20, 30], 'velocity': [10, 20, 30], 'similarity/token': [15, 30],
+  }.items():  # fmt: skip
+    found = {e.step: tensor_util.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
+    assert list(found) == steps
+    for step, value in found.items():
+      expected = [row[tag] for row in rows if row['step'] == step and tag in row]
+      np.testing.assert_array_equal(value, np.float32(expected[0]))
+  # An image is its width, its height and PNG files.
+  for tag, size in {'preview': (8, 8), 'similarity_matrix/token': (DEPTH, DEPTH)}.items():
+    for event in events.Tensors(tag):
+      width, height, *pngs = tensor_util.make_ndarray(event.tensor_proto)
+      assert (int(width), int(height)) == size and pngs[0].startswith(b'\x89PNG')
+    assert [event.step for event in events.Tensors(tag)] == [15, 30]
 
 
 def test_scores(run):
@@ -313,31 +326,34 @@ def test_earlier_checkpoint_is_another_model(run, tmp_path):
 def test_fewer_samples_are_the_first_ones(run, tmp_path):
   made, _ = sample(run, tmp_path / 'same', sample__number=10)
   np.testing.assert_array_equal(made['images'], run.samples['images'][:10])
-  made, facts = sample(run, tmp_path / 'other', sample__number=3)
+  made, facts = sample(run, tmp_path / 'other', sample__number=5, sample__batch_size=3)
   assert facts['batch_size'] == 3
   # Another batch size is another program: float32 sums in another order, over 14 evaluations.
-  np.testing.assert_allclose(made['images'], run.samples['images'][:3], atol=1e-4)
+  np.testing.assert_allclose(made['images'], run.samples['images'][:5], atol=1e-4)
 
 
-def test_weights_seed_and_labels_are_those_asked_for(run, tmp_path):
-  reference = run.samples['images']
-  for name, changes in {
-    'params': {'sample__weights': 'params'},
-    'seed': {'sample__seed': 1},
-    'labels': {'sample__labels': '3'},
-    'random': {'sample__labels': 'random'},
-  }.items():
-    made, facts = sample(run, tmp_path / name, **changes)
-    differs = np.abs(made['images'] - reference).max(axis=(1, 2, 3)) > 1e-4
-    if name == 'labels':
-      np.testing.assert_array_equal(made['labels'], 3)
-      np.testing.assert_array_equal(differs, run.samples['labels'] != 3)
-    elif name == 'random':
-      np.testing.assert_array_equal(differs, made['labels'] != run.samples['labels'])
-    else:
-      assert differs.all()
-    facts = {'params': facts['weights'], 'seed': facts['seed']}.get(name, facts['label_policy'])
-    assert facts == {'params': 'params', 'seed': 1, 'labels': '3', 'random': 'random'}[name]
+def differing(made, run):
+  """Which samples are other pictures than the run's; noise of float32 sums is far below 1e-4."""
+  return np.abs(made['images'] - run.samples['images']).max(axis=(1, 2, 3)) > 1e-4
+
+
+@pytest.mark.parametrize(('key', 'value'), [('weights', 'params'), ('seed', 1)])
+def test_weights_and_seed_are_those_asked_for(run, tmp_path, key, value):
+  made, facts = sample(run, tmp_path, **{f'sample__{key}': value})
+  assert differing(made, run).all() and facts[key] == value
+
+
+@pytest.mark.parametrize('policy', ['3', 'random'])
+def test_labels_are_those_asked_for(run, tmp_path, policy):
+  """The noise belongs to the index, so that the same label makes the same picture."""
+  made, facts = sample(run, tmp_path, sample__labels=policy)
+  assert facts['label_policy'] == policy
+  np.testing.assert_array_equal(differing(made, run), made['labels'] != run.samples['labels'])
+  if policy == '3':
+    np.testing.assert_array_equal(made['labels'], 3)
+    assert len(np.unique(made['images'].reshape(20, -1), axis=0)) == 20  # In all three batches.
+  else:
+    assert len(set(made['labels'])) > 4
 
 
 def test_card_tells_the_guidance_and_counts_it(run, tmp_path):
@@ -374,21 +390,23 @@ def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path)
 
 
 def test_checkpoint_that_is_none_is_refused(run, tmp_path):
+  (tmp_path / 'empty' / '5').mkdir(parents=True)
   for origin, message in {
     tmp_path / 'absent': 'neither a weights file nor a folder checkpoints/STEP',
     run.workdir: 'neither a weights file nor a folder checkpoints/STEP',
     run.workdir / 'checkpoints' / '7': 'neither a weights file nor',
     run.workdir / 'config.json': "suffix '.json'",
+    tmp_path / 'empty' / '5': 'no readable checkpoint in .*/empty: 5: ',
   }.items():
     with pytest.raises(types.UserError, match=message):
       sample(run, tmp_path / 'out', origin=origin)
 
 
 def test_checkpoint_of_another_model_is_refused(run, tmp_path):
-  with pytest.raises(types.UserError, match='no readable checkpoint in'):
-    sample(run, tmp_path, model__width=32)
   with pytest.raises(types.UserError, match=r'model\.width: stored 16, given 32'):
     modes.sample(make(model__width=32), str(run.workdir), None)
+  with pytest.raises(types.UserError, match=r'model\.width: stored 16, given 32'):
+    sample(run, tmp_path, model__width=32)
   with pytest.raises(types.UserError, match="interpolant.path: stored 'linear', given 'cosine'"):
     modes.sample(make(interpolant__path='cosine'), str(run.workdir), None)
 

@@ -55,6 +55,6 @@ def hook(
       step, {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
     )
     shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
-    writer.images(step, {'similarity/token': shown[None, :, :, None]})
+    writer.images(step, {'similarity_matrix/token': shown[None, :, :, None]})
 
   return loop.Hook(every=every, run=run)

@@ -34,7 +34,7 @@ def abstract(config, n):
 
 
 def equations(jaxpr, times=1):
-  """(equation, how often it runs) of a jaxpr and all it calls; a scan runs its body `length` times."""
+  """(equation, how often it runs) of a jaxpr and all it calls; a scan repeats its body."""
   for equation in jaxpr.eqns:
     yield equation, times
     inside = times * equation.params.get('length', 1)
@@ -122,7 +122,8 @@ def carried_bytes(config, n):
     e for e, _ in equations(jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr)
     if e.primitive.name == 'scan'
   ]  # fmt: skip
-  stored = [v.aval for e in scans for v in e.outvars[e.params['num_carry'] :]]
+  lengths = (config.depth, config.depth // 2)  # What a scan stacks has its length in front.
+  stored = [v.aval for e in scans for v in e.outvars if v.aval.shape[:1] in {(x,) for x in lengths}]
   # One value per token at least; the rest are gradients of parameters and vectors per example.
   per_token = [a for a in stored if n in a.shape and a.size >= a.shape[0] * n * config.tokens]
   return sum(a.size * a.dtype.itemsize for a in per_token) / n
@@ -131,7 +132,8 @@ def carried_bytes(config, n):
 @pytest.mark.parametrize(
   ('remat', 'skip', 'dtype'),
   [
-    ('none', None, 'float32'), ('none', stack.Skip(), 'bfloat16'), ('full', stack.Skip(), 'float32'),
+    ('none', None, 'float32'), ('none', stack.Skip(), 'bfloat16'),
+    ('full', stack.Skip(), 'float32'),
     ('dots', None, 'bfloat16'), ('names', stack.Skip(), 'bfloat16'), ('names', None, 'float32'),
   ],
 )  # fmt: skip

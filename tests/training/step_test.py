@@ -1,4 +1,4 @@
-"""The training step: one golden step, gradients before clipping, microbatches, average, precision."""
+"""The training step: a golden one, gradients before clipping, microbatches, average, precision."""
 
 import dataclasses
 import functools
@@ -13,7 +13,6 @@ import pytest
 from configs import digits
 from diversedit_jax import build, rng, sharding, trees
 from diversedit_jax.methods import base
-from diversedit_jax.models import stack
 from diversedit_jax.training import optim
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import step as step_lib
@@ -22,45 +21,56 @@ BATCH = 16
 # With b1 = b2 = 0 Adam's update is -g / (|g| + 1): nearly the gradient, so that comparisons of
 # parameters are comparisons of gradients. The shipped optimiser divides by |g| and would hide them.
 NEARLY_GRADIENT = optim.OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, eps=1.0, clip_norm=0.0)
+WARM = optim.OptimizerConfig(learning_rate=1e-2, warmup_steps=3, schedule='cosine')
+STEPS = 100
+IN_BFLOAT16 = dict(remat='full', unroll=2, dtype='bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A small digits run: what makes its state, and its step, compiled and not."""
+  """A small digits run: what makes its state, and its compiled step."""
 
   objective: base.Objective
   trainable: state_lib.Trainable
+  tx: optax.GradientTransformation
   step: step_lib.Step
   key: jax.Array
 
   def state(self):
-    """A fresh state away from the origin, where zero-initialised blocks have no gradient."""
-    made = self.trainable.init(jax.random.key(0))
-    leaves, treedef = jax.tree.flatten(made.params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(treedef, noisy)
-    return made.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    """A fresh state away from the origin, where zero-initialised blocks have no gradient.
+
+    Every parameter is N(0, 0.1^2), drawn by numpy, so that the golden step does not depend on the
+    initialisation.
+    """
+    generator = np.random.default_rng(0)
+    draw = lambda x: jnp.asarray(0.1 * generator.standard_normal(x.shape), x.dtype)
+    params = jax.tree.map(draw, self.trainable.params)
+    state = state_lib.TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
+      opt_state=self.tx.init(params),
+    )  # fmt: skip
+    return jax.device_put(state, self.trainable.shardings)
 
 
 @functools.cache
 def setting(
-  method='flow', *, optimizer=NEARLY_GRADIENT, accumulate=1, ema_decay=0.9, **model
+  method='flow', *, optimizer=NEARLY_GRADIENT, accumulate=1, ema_decay=0.9, skip=False, **model
 ) -> Setting:
   config = digits.get_config(f'method={method}')
-  config.model.update(dict(depth=2, width=16, heads=2, patch_size=4, unroll=1) | model)
-  config.diversity.hi = 2.0  # The loss of so few blocks is large; keep its weight below 1.
+  config.model.update(dict(depth=4, width=16, heads=2, patch_size=4, unroll=1) | model)
+  config.model.skip.enabled = skip
+  config.diversity.hi = 0.8  # Blocks so small are much alike: their loss is 0.1 to 0.7.
   experiment = build.build(config)
-  tx = optim.make(optimizer, steps=100)
+  tx = optim.make(optimizer, steps=STEPS)
   mesh = sharding.make_mesh()
   trainable = state_lib.Trainable(experiment.network, tx, mesh, sharding.rule_set('dp'))
   key = rng.stream(jax.random.key(0), 'train')
   step = step_lib.make_step(
     experiment.objective, trainable.graphdef, tx, key=key, ema_decay=ema_decay,
-    learning_rate=optim.schedule(optimizer, 100), accumulate=accumulate,
+    learning_rate=optim.schedule(optimizer, STEPS), accumulate=accumulate,
   )  # fmt: skip
   compiled = step_lib.compile_step(step, trainable.shardings, mesh)
-  return Setting(experiment.objective, trainable, compiled, key)
+  return Setting(experiment.objective, trainable, tx, compiled, key)
 
 
 @pytest.fixture(scope='module')
@@ -92,17 +102,30 @@ def assert_close(tree, other, atol):
     np.testing.assert_allclose(x, trees.named_leaves(other)[name], rtol=0, atol=atol, err_msg=name)
 
 
+@functools.cache
+def direct_gradient():
+  """(params, draw, key of the step) -> ((loss, metrics), gradients), outside a step."""
+  chosen = setting('flow+diverse')
+
+  def loss(params, draw, step_key):
+    network = nnx.merge(chosen.trainable.graphdef, params)
+    return chosen.objective.loss(network, draw, rng.stream(step_key, 'terms'))
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
 GOLDEN = {
-  'loss': 0.0,
-  'velocity': 0.0,
-  'diverse/loss': 0.0,
-  'grad_norm': 0.0,
-  'rms of the update': 0.0,
+  'loss': 1.8276906,
+  'velocity': 1.8147776,
+  'diverse/loss': 0.10163868,
+  'diverse/weight': 0.12704836,
+  'grad_norm': 1.6039854,
+  'rms of the update': 0.0083881098,
 }
 
 
 def test_golden_step(batch):
-  chosen = setting('flow+diverse', skip=dict(enabled=True))
+  chosen = setting('flow+diverse', skip=True)
   before, after, metrics = one_step(chosen, batch)
   update = jax.tree.map(np.subtract, copied(after.params), before)
   squares = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in jax.tree.leaves(update))
@@ -113,28 +136,22 @@ def test_golden_step(batch):
     np.testing.assert_allclose(
       found[name], value, rtol=1e-4,
       err_msg=f'{name} of the first training step has changed. If you meant to change the model, '
-      'the initialisation, a random stream, a loss or the optimiser, check that the change is the '
-      f'one you meant, and renew GOLDEN with {found}. If not, you have found a mistake.',
+      'a random stream, a loss or the optimiser, check that the change is the one you meant, and '
+      f'renew GOLDEN with {found}. If not, you have found a mistake.',
     )  # fmt: skip
 
 
 def test_reported_gradient_norm_is_before_clipping(batch):
   clip = 1e-3
-  chosen = setting(optimizer=dataclasses.replace(NEARLY_GRADIENT, clip_norm=clip))
-  before, after, metrics = one_step(chosen, batch)
-
+  chosen = setting('flow+diverse', optimizer=dataclasses.replace(NEARLY_GRADIENT, clip_norm=clip))
+  few = {k: x[:4] for k, x in batch.items()}
+  before, after, metrics = one_step(chosen, few)
   step_key = rng.stream(chosen.key, 'step', 0)
-  draw = chosen.objective.draw(batch, step_key)
-
-  def loss(params):
-    network = nnx.merge(chosen.trainable.graphdef, params)
-    return chosen.objective.loss(network, draw, rng.stream(step_key, 'terms'))[0]
-
-  grads = jax.jit(jax.grad(loss))(before)
+  _, grads = direct_gradient()(before, chosen.objective.draw(few, step_key), step_key)
   norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
   np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-5)  # float32 sums.
   assert norm > 100 * clip
-  # An update is -g / (|g| + 1), at most as long as the clipped g; parameters near 1 round it.
+  # An update is -g / (|g| + 1), as long as the clipped g within clip; parameters near 1 round it.
   update = jax.tree.map(np.subtract, copied(after.params), before)
   length = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(update)))
   assert 0.99 * clip < length < 1.01 * clip
@@ -158,14 +175,8 @@ def test_diversity_of_microbatches_is_the_mean_of_theirs(batch):
   chosen = setting('flow+diverse')
   step_key = rng.stream(chosen.key, 'step', 0)
   draw = chosen.objective.draw(batch, step_key)
-
-  @jax.jit
-  def parts_of(params, draw):
-    network = nnx.merge(chosen.trainable.graphdef, params)
-    return chosen.objective.loss(network, draw, rng.stream(step_key, 'terms'))[1]
-
   rows = [jax.tree.map(lambda x, i=i: x[i::parts], draw) for i in range(parts)]
-  found = [parts_of(before, row) for row in rows]
+  found = [direct_gradient()(before, row, step_key)[0][1] for row in rows]
   spread = [float(m['diverse/loss']) for m in found]
   assert max(spread) - min(spread) > 1e-4  # The parts differ, so the mean says something.
   for name in found[0]:
@@ -184,10 +195,8 @@ def test_average_starts_as_a_copy_and_follows(batch):
 
 
 def test_step_counts_and_learning_rate_follows_the_schedule(batch):
-  optimizer = optim.OptimizerConfig(learning_rate=0.1, warmup_steps=3, schedule='cosine')
-  chosen = setting(optimizer=optimizer)
-  state, schedule = chosen.state(), optim.schedule(optimizer, 100)
-  rates = []
+  chosen = setting('flow+diverse', optimizer=WARM)
+  state, schedule, rates = chosen.state(), optim.schedule(WARM, STEPS), []
   for i in range(5):
     assert int(state.step) == i and state.step.dtype == jnp.int32
     before = copied(state.params)
@@ -197,7 +206,7 @@ def test_step_counts_and_learning_rate_follows_the_schedule(batch):
     moved = largest(jax.tree.map(np.subtract, copied(state.params), before))
     # Adam moves no parameter by much more than its rate, and some by about that much.
     assert 0.3 * rates[-1] <= moved <= 1.5 * rates[-1] + 1e-6
-  assert rates[0] == 0.0 and rates[3] == pytest.approx(0.1) and rates[4] < rates[3]
+  assert rates[0] == 0.0 and rates[3] == pytest.approx(1e-2) and rates[4] < rates[3]
 
 
 def test_every_step_draws_anew_and_repeats_exactly(batch):
@@ -210,7 +219,7 @@ def test_every_step_draws_anew_and_repeats_exactly(batch):
 
 
 def test_old_state_is_donated_and_all_state_is_float32(batch):
-  chosen = setting('flow+diverse', dtype='bfloat16', remat='full', unroll=2)
+  chosen = setting('flow+diverse', **IN_BFLOAT16)
   state = chosen.state()
   old = [state.step, *jax.tree.leaves((state.params, state.ema, state.opt_state))]
   after, _ = chosen.step(state, batch)
@@ -233,7 +242,7 @@ def is_adam(x):
     # The same operations in another compilation: float32 rounding.
     (dict(remat='full', unroll=2), 1e-4),
     # bfloat16 has 8 bits, 0.4 % per rounding; products of a few layers add some of them up.
-    (dict(remat='full', unroll=2, dtype='bfloat16'), 3e-2),
+    (IN_BFLOAT16, 3e-2),
   ],
 )
 def test_memory_and_precision_options_agree_with_the_plain_step(batch, model, tolerance):
@@ -249,5 +258,18 @@ def test_memory_and_precision_options_agree_with_the_plain_step(batch, model, to
   assert_close(other.params, plain.params, atol=tolerance * largest(step))
 
 
-def test_sixty_steps_learn(batch):
-  raise NotImplementedError
+def test_sixty_steps_learn():
+  chosen, mesh = setting('flow+diverse', optimizer=WARM), sharding.make_mesh()
+  source, generator = build.sources.open_source('digits'), np.random.default_rng(0)
+  state, losses = chosen.trainable.init(jax.random.key(0)), []
+  for _ in range(60):
+    chunk = source.gather(generator.choice(len(source), 64, replace=False))
+    state, metrics = chosen.step(state, sharding.put_batch(chunk, mesh))
+    losses.append(float(metrics['velocity']))
+  # The fresh network says 0, so its loss is the mean of (e - x)^2 = 1 + mean x^2, about 1.70; one
+  # that knows each pixel's mean and never looks at its input gets 1 + the variance of the pixels,
+  # 1.29. Sixty steps were measured to reach 1.00 to 1.05 (seeds 0 to 2, the noise of a mean of ten
+  # being 0.015); 0.9 times 1.29 is 1.16.
+  x_NHWC = source.gather(np.arange(len(source)))['images']
+  np.testing.assert_allclose(losses[0], 1 + np.mean(x_NHWC**2), rtol=0.05)
+  assert np.mean(losses[-10:]) < 0.9 * (1 + x_NHWC.var(axis=0).mean())

@@ -1,0 +1,108 @@
+"""What a user's mistake looks like at the command line: one line, exit code 1, nothing written.
+
+Real processes, one for each way in; the mistakes inside a config are in build_test.py, those in a
+workdir in training/run_dir_test.py.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from diversedit_jax import main, types
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = '--config=configs/digits.py'
+
+
+def start(folder, *arguments, **environment):
+  """Runs main with the workdir FOLDER/run; its compilation cache is in the folder too."""
+  arguments = [text.replace('FOLDER', str(folder)) for text in arguments]
+  return subprocess.run(
+    [sys.executable, '-m', 'diversedit_jax.main', *arguments],
+    cwd=ROOT, capture_output=True, text=True,
+    env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'xla'), **environment},
+  )  # fmt: skip
+
+
+# Arguments, the environment, and the whole message, FOLDER being the test's own.
+MISTAKES = {
+  'misspelt key': (
+    [DIGITS, '--config.optimzer.learning_rate=1', '--workdir=FOLDER/run'], {},
+    "unknown config key 'optimzer'; did you mean 'optimizer'?",
+  ),
+  'misspelt meta-argument': (
+    ['--config=configs/digits.py:metod=flow', '--workdir=FOLDER/run'], {},
+    "unknown config argument 'metod'; did you mean 'method'?",
+  ),
+  'missing config': (
+    ['--config=FOLDER/absent.py', '--workdir=FOLDER/run'], {},
+    'cannot load the config: ',  # And what ml_collections tells, with the path.
+  ),
+  'patch size': (
+    [DIGITS, '--config.model.patch_size=3', '--workdir=FOLDER/run'], {},
+    'input size 8x8 is not divisible by the patch size 3',
+  ),
+  'batch on eight devices': (
+    [DIGITS, '--config.train.batch_size=30', '--workdir=FOLDER/run'],
+    {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    'train.batch_size=30 is not divisible by 8 devices times train.accumulate=1',
+  ),
+  'unwritable workdir': (
+    [DIGITS, '--workdir=FOLDER/file/run'], {},
+    'workdir FOLDER/file/run cannot be written: Not a directory',
+  ),
+  'workdir of something else': (
+    [DIGITS, '--workdir=FOLDER'], {},
+    'workdir FOLDER holds files but no config.json: not a run; choose a new or empty folder',
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, name):
+  arguments, environment, message = MISTAKES[name]
+  (tmp_path / 'file').write_text('precious')
+  done = start(tmp_path, *arguments, **environment)
+  lines = done.stderr.strip().splitlines()
+  expected = 'error: ' + message.replace('FOLDER', str(tmp_path))
+  if message.endswith(': '):
+    assert lines[-1].startswith(expected) and str(tmp_path / 'absent.py') in lines[-1]
+  else:
+    assert lines[-1] == expected
+  assert done.returncode == 1
+  assert [line for line in lines if line.startswith('error:')] == lines[-1:]
+  assert 'Traceback' not in done.stderr and done.stdout == ''
+  # An empty compilation cache: not even the smallest program was compiled.
+  left = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()]
+  assert left == ['file'] and not (tmp_path / 'run').exists()
+
+
+def test_forgotten_dashes_are_refused():
+  """In this process: it is the first thing that main looks at."""
+  with pytest.raises(types.UserError, match='unexpected arguments: mode=sample workdir=x'):
+    main.main(['main.py', 'mode=sample', 'workdir=x'])
+
+
+def test_fault_inside_a_config_file_keeps_its_traceback(tmp_path):
+  """What helps there is the line, not a sentence."""
+  (tmp_path / 'faulty.py').write_text('def get_config():\n  return {}["forgotten"]\n')
+  done = start(tmp_path, '--config=FOLDER/faulty.py', '--workdir=FOLDER/run')
+  assert done.returncode == 1
+  assert 'Traceback' in done.stderr and 'return {}["forgotten"]' in done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):
+  done = start(
+    tmp_path, '--config=configs/digits.py:method=flow,skips=False', '--mode=plan',
+    '--config.model.depth=3', '--config.diversity.layers=0,2', '--config.train.steps=77',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  lines = dict(line.split('  ', 1) for line in done.stdout.splitlines())
+  assert lines['time'].endswith('for 77 steps')
+  assert 'trained' in lines['parameters']
+  # An odd depth is only possible because skips=False was read.
+  assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
