@@ -18,7 +18,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['diversedit_jax*', 'configs*']),
+  packages=setuptools.find_packages(include=['diversedit_jax*']),
   install_requires=[
     'absl-py>=2.1',
     'clu>=0.0.12',

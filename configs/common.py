@@ -40,6 +40,8 @@ def base() -> ml_collections.ConfigDict:
 
   config.data = ml_collections.ConfigDict()
   config.data.source = 'digits'  # digits | arrays:PATH.npz | synthetic:HxWxC:CLASSES
+  # None takes the largest label of arrays:PATH plus one.
+  config.data.num_classes = ml_collections.config_dict.placeholder(int)
   config.data.prefetch = 2  # Batches kept ready by the background thread.
 
   config.model = ml_collections.ConfigDict()
@@ -106,10 +108,9 @@ def base() -> ml_collections.ConfigDict:
   config.optimizer.schedule = 'constant'  # constant | cosine
 
   config.mesh = ml_collections.ConfigDict()
-  config.mesh.data = -1  # Devices per axis; one may be -1.
-  config.mesh.fsdp = 1
-  config.mesh.tensor = 1
-  config.mesh.rules = 'dp'  # dp | fsdp | fsdp_tp
+  config.mesh.data = -1  # Devices per axis; one may be -1, which takes what is left.
+  config.mesh.fsdp = 1  # These share one copy of the state; must divide the width.
+  config.mesh.tensor = 1  # These share each matrix product.
 
   config.log = ml_collections.ConfigDict()
   config.log.every = 100  # Steps between console lines and rows of metrics.jsonl.
@@ -161,5 +162,6 @@ def base() -> ml_collections.ConfigDict:
   config.plan.peak_tflops = (
     989.0  # Per device, dense, in the compute dtype (H100/H200 bf16 data sheet).
   )
-  config.plan.mfu = 0.4  # Share of the peak that training is assumed to reach.
+  # Share of the peak that training is assumed to reach; published DiT and SiT code: 0.06 to 0.25.
+  config.plan.mfu = 0.2
   return config

@@ -1,11 +1,16 @@
-"""DiverseDiT, SiT-XL/2 at 256x256: the paper's recipe (arXiv 2603.04239, Table A1).
+"""DiverseDiT, SiT-XL/2 at 256x256, after the paper's recipe (arXiv 2603.04239, Table A1).
 
   python -m diversedit_jax.main --config=configs/xl256.py:data=arrays:LATENTS.npz --workdir=DIR
 
-Hardware: 8 GPUs of 80 GB or more, or a TPU slice of 16 chips or more; `--mode=plan` gives memory
-  and days for yours. Expected FID-50K (SDE, 250 steps, no guidance, 400K iterations; the paper's
-  Table 1): SiT-XL 17.43, DiverseDiT 12.42. Meta-arguments: method, size (any of models.sizes),
-  steps, guidance, data. `method=flow,skips=False` is plain SiT.
+Hardware: 8 GPUs of 80 GB; `--mode=plan` gives memory and days for yours. With less memory use
+`--config.train.accumulate=2`, `--config.model.remat=full` or `--config.mesh.fsdp=8`.
+Differs from the paper: the diversity loss takes all 28 blocks and the global batch (the paper: 10
+random ones, per device; `--config.diversity.layers=random` and `--config.diversity.groups=8` give
+that), and latents from a file are samples fixed beforehand, not drawn anew at every step.
+FID-50K of the paper (SDE, 250 steps, no guidance, 400K iterations, Table 1): SiT-XL 17.43,
+DiverseDiT 12.42. None has been measured with this code yet.
+Meta-arguments: method, size (any of models.sizes), steps, guidance, data. `method=flow,skips=False`
+is plain SiT.
 """
 
 from configs import common

@@ -27,9 +27,13 @@ T = TypeVar('T')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions:
-  """source: see `data.sources.open_source`. prefetch: batches kept ready."""
+  """source: see `data.sources.open_source`. prefetch: batches kept ready.
+
+  num_classes: of labels; None is what the source has.
+  """
 
   source: str
+  num_classes: int | None
   prefetch: int
 
   def __post_init__(self):
@@ -55,15 +59,16 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshOptions:
-  """Devices per mesh axis and the name of the sharding rules."""
+  """Devices per mesh axis; one may be -1. 'fsdp' splits the state, 'tensor' the matrices."""
 
   data: int
   fsdp: int
   tensor: int
-  rules: str
 
   def __post_init__(self):
-    sharding.rule_set(self.rules)  # Refuses an unknown name.
+    for name in ('data', 'fsdp', 'tensor'):
+      if getattr(self, name) < 1 and getattr(self, name) != -1:
+        raise types.UserError(f'mesh.{name} must be positive or -1, got {getattr(self, name)}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +201,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   _check_keys('config', config, SECTIONS, SECTIONS)
   _at_least('config', 'seed', config.seed, 0)
   data = splat(DataOptions, config.data, 'data')
-  source = sources.open_source(data.source)
+  source = sources.open_source(data.source, num_classes=data.num_classes)
   model = make_model(config.model, source)
   path = make_path(config.interpolant)
   train = splat(TrainOptions, config.train, 'train')

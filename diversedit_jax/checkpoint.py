@@ -11,11 +11,15 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
 
 from diversedit_jax import trees, types
 
 META = 'meta'
+# What a busy or closed store says; the checkpoint behind it may be whole.
+_NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED')
 _all_finite = jax.jit(trees.all_finite)
 
 
@@ -24,6 +28,15 @@ def like(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
   )
+
+
+def all_processes(fine: bool) -> bool:
+  """True if it is true on every process."""
+  return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
+
+
+def _barrier(name: str) -> None:
+  multihost_utils.sync_global_devices(name)
 
 
 class Checkpoints:
@@ -64,7 +77,9 @@ class Checkpoints:
         f'last good checkpoint: {self.name(self.latest())}'
       )
     saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    self._manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(dict(meta))))
+    args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(dict(meta)))
+    if not self._manager.save(step, args=args):
+      raise types.UserError(f'Orbax declined to save step {step}; found {self.steps()}')
 
   def preempted(self, step: int) -> bool:
     """True once all processes of a multi-host run have agreed to stop at this step."""
@@ -104,21 +119,28 @@ class Checkpoints:
     failures = []
     for candidate in candidates:
       try:
-        return candidate, *self._read(candidate, targets)
+        self._check_fits(candidate, targets)
+        found = self._read(candidate, targets)
+        failure = ''
+      except types.UserError:
+        raise
       except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ''
-        failures.append(f'{candidate}: {type(error).__name__}: {first_line[:200]}')
-        logging.warning(
-          'checkpoint %s cannot be read (%s); trying the one before it',
-          self.name(candidate), failures[-1],
-        )  # fmt: skip
+        text = f'{type(error).__name__}: {error}'
+        if any(word in text for word in _NOT_DAMAGE):
+          raise
+        failure = ' '.join(text.split())[:200]
+      if all_processes(not failure):
+        return candidate, *found
+      failures.append(f'{candidate}: {failure or "unreadable to another process"}')
+      hope = '; trying the one before it' if step is None else ''
+      logging.warning('checkpoint %s cannot be read (%s)%s', self.name(candidate), failure, hope)
     if failures:
       raise types.UserError(f'no readable checkpoint in {self.directory}: ' + '; '.join(failures))
     raise types.UserError(f'no checkpoint in {self.directory}')
 
   def set_aside(self, steps: Iterable[int]) -> None:
     """Renames checkpoints that cannot be read, so that their steps can be written again."""
-    for step in steps:
+    for step in steps if jax.process_index() == 0 else ():
       source = self.directory / str(step)
       target = self.directory.parent / 'damaged_checkpoints' / str(step)
       target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +148,29 @@ class Checkpoints:
         target = target.parent / f'{step}-{sum(1 for _ in target.parent.iterdir())}'
       source.rename(target)
       logging.warning('moved the unreadable checkpoint of step %d to %s', step, target)
+    _barrier('set_aside')
     self._manager.reload()
+
+  def _check_fits(self, step, targets):
+    """Refuses a checkpoint of other arrays than the targets, by name, before anything is read."""
+    metadata = self._manager.item_metadata(step)
+    wrong = []
+    for item, target in targets.items():
+      stored = metadata[item]
+      if stored is None:
+        continue  # Unreadable metadata is damage, which reading will find.
+      found = {k: tuple(v.shape) for k, v in trees.named_leaves(stored.tree).items()}
+      wanted = {k: tuple(v.shape) for k, v in trees.named_leaves(target).items()}
+      wrong += [
+        f'{item}/{k}: found {found.get(k, "nothing")}, expected {wanted.get(k, "nothing")}'
+        for k in sorted({*found, *wanted})
+        if found.get(k) != wanted.get(k)
+      ]
+    if wrong:
+      more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
+      raise types.UserError(
+        f'checkpoint {self.name(step)} does not fit the config: {"; ".join(wrong[:5])}{more}'
+      )
 
   def _read(self, step, targets):
     wanted = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}

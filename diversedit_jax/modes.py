@@ -30,7 +30,7 @@ class Weights:
   graphdef: nnx.GraphDef
   params: Mapping[str, Any]
   mesh: jax.sharding.Mesh
-  step: int
+  step: int | None
   origin: str
 
 
@@ -39,8 +39,10 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   mesh = _mesh(experiment)
   build.check_devices(experiment, mesh)
   first = jax.process_index() == 0
-  path = run_dir.open_for_training(workdir, experiment.config, card.versions(), write=first)
   trainable = _trainable(experiment, mesh)
+  path = _first_then_all(
+    lambda: run_dir.open_for_training(workdir, experiment.config, card.versions(), write=first)
+  )
   key = jax.random.key(experiment.seed)
   step_fn = step.make_step(
     experiment.objective, trainable.graphdef, experiment.transformation(),
@@ -51,8 +53,8 @@ def train(experiment: build.Experiment, workdir: str) -> None:
     '%s, %s: %s parameters, mesh %s, batch %d', experiment.config.method, experiment.source.name,
     f'{trees.count(trainable.params):,}', dict(mesh.shape), experiment.train.batch_size,
   )  # fmt: skip
-  checkpoints = _checkpoints(path, experiment)
-  with jax.set_mesh(mesh):
+  rows = sharding.process_rows(mesh, experiment.train.batch_size)
+  with jax.set_mesh(mesh), contextlib.closing(_checkpoints(path, experiment)) as checkpoints:
     loop.train(
       experiment.loop(),
       trainable=trainable,
@@ -60,8 +62,7 @@ def train(experiment: build.Experiment, workdir: str) -> None:
       init_key=rng.stream(key, 'init'),
       open_batches=lambda start: pipeline.batches(
         experiment.source, seed=experiment.seed, batch_size=experiment.train.batch_size,
-        start_step=start, process_index=jax.process_index(), process_count=jax.process_count(),
-        prefetch=experiment.data.prefetch,
+        start_step=start, rows=rows, prefetch=experiment.data.prefetch,
       ),
       checkpoints=checkpoints,
       open_writer=lambda start: writers.Writer(
@@ -69,7 +70,6 @@ def train(experiment: build.Experiment, workdir: str) -> None:
       ),
       hooks=lambda writer: _hooks(experiment, trainable, path, writer, key, first),
     )  # fmt: skip
-  checkpoints.close()
 
 
 def sample(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
@@ -80,6 +80,8 @@ def sample(experiment: build.Experiment, workdir: str, origin: str | None) -> li
     options.labels, np.arange(options.number), experiment.model.num_classes, options.seed
   )
   made, facts = _generate(experiment, weights, labels)
+  if jax.process_index() != 0:
+    return []
   key = sources.KEYS[experiment.source.space]
   with files.atomic(path / 'samples' / 'samples.npz') as temporary:
     np.savez(temporary, **{key: made, 'labels': labels})
@@ -108,6 +110,8 @@ def evaluate(experiment: build.Experiment, workdir: str, origin: str | None) -> 
     experiment.sample.seed,
   )
   made, facts = _generate(experiment, weights, labels, label_policy='balanced')
+  if jax.process_index() != 0:
+    return []
   result = digits.DigitsReference.build().evaluate(made, labels)
   logging.info(
     'class consistency %.1f%% (real test images %.1f%%), Frechet distance %.3f (floor %.3f)',
@@ -131,11 +135,15 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
       weights.graphdef, weights.params, source, options, path=experiment.path,
       key=rng.stream(jax.random.key(experiment.seed), 'analysis'), mesh=weights.mesh,
     )  # fmt: skip
+  if jax.process_index() != 0:
+    return []
   matrices = blocks.cka_matrices(features, options.times, options.bandwidth)
   target, picture = path / 'analysis' / 'cka.npz', path / 'analysis' / 'cka.png'
   with files.atomic(target) as temporary:
     named = {f'{kernel}/{estimator}/t={t:g}': m for (kernel, estimator, t), m in matrices.items()}
-    np.savez(temporary, step=weights.step, view=options.view, examples=features.shape[2], **named)
+    np.savez(
+      temporary, weights=weights.origin, view=options.view, examples=features.shape[2], **named
+    )
   titles = {
     f'{kernel}, {estimator}, t = {t:g}': m for (kernel, estimator, t), m in matrices.items()
   }
@@ -147,12 +155,13 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
 
 def plan(experiment: build.Experiment) -> str:
   """The cost of the config, in words."""
-  options = experiment.plan
-  shards = experiment.mesh.fsdp if experiment.mesh.fsdp > 0 else options.devices
+  options, mesh = experiment.plan, experiment.mesh
+  planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, options.devices)
+  trainable = _trainable(experiment, planned)
   numbers = plan_lib.plan(
     experiment.model, options, steps=experiment.train.steps, batch_size=experiment.train.batch_size,
     accumulate=experiment.train.accumulate,
-    state_shards=shards if experiment.mesh.rules != 'dp' else 1,
+    shard_bytes=sharding.shard_bytes(trainable.params, trainable.shardings.params),
   )  # fmt: skip
   return plan_lib.table(numbers, options, experiment.train.steps)
 
@@ -163,8 +172,28 @@ def _mesh(experiment):
 
 
 def _trainable(experiment, mesh):
-  rules = sharding.rule_set(experiment.mesh.rules)
-  return state.Trainable(experiment.network, experiment.transformation(), mesh, rules)
+  trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
+  sharding.check_split(trainable.params, trainable.shardings.params, mesh, experiment.model.width)
+  return trainable
+
+
+def _first_then_all(action):
+  """The result of an action on the run directory that the first process must do before the others.
+
+  Raises:
+    UserError: that of the first process; the others say that it refused.
+  """
+  first, refusal = jax.process_index() == 0, None
+  try:
+    result = action() if first else None
+  except types.UserError as error:
+    refusal = error
+  agreed = checkpoint.all_processes(refusal is None)
+  if refusal is not None:
+    raise refusal
+  if not agreed:
+    raise types.UserError('the first process refused the workdir; its message says why')
+  return result if first else action()
 
 
 def _checkpoints(path, experiment):
@@ -186,7 +215,7 @@ def _open(experiment, workdir, origin):
     path, folder = run_dir.open_for_output(workdir), pathlib.Path(origin).expanduser().absolute()
     if folder.is_file():
       params = _from_file(folder, trainable)
-      return path, Weights(trainable.graphdef, params, mesh, 0, folder.name)
+      return path, Weights(trainable.graphdef, params, mesh, None, folder.name)
     if not (folder.is_dir() and folder.name.isdigit()):
       raise types.UserError(
         f'checkpoint {folder} is neither a weights file nor a folder checkpoints/STEP of a run'
@@ -270,7 +299,7 @@ def _preview(experiment, trainable, path, writer, first):
     if experiment.source.space == 'pixels':
       title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
       _save_grid(folder / f'preview-{step:08d}.png', made, labels, options.columns, title=title)
-      writer.images(step, {'preview': images.to_uint8(made)})
+      writer.images(step, {'preview': images.to_uint8(made, 'round_half')})
     else:
       with files.atomic(folder / f'preview-{step:08d}.npz') as temporary:
         np.savez(temporary, latents=made, labels=labels)
@@ -289,7 +318,7 @@ def _save_grid(path, made, labels, columns, *, title):
 
 
 def _caption(facts):
-  guidance = facts['guidance']
+  origin = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]}'
   return (
-    f'step {facts["step"]}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {guidance["scale"]:g}'
+    f'{origin}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {facts["guidance"]["scale"]:g}'
   )

@@ -1,15 +1,15 @@
 """One mesh ('data', 'fsdp', 'tensor') and the rules that lay parameters and batches over it.
 
 Parameters carry logical axis names ('embed', 'mlp', 'heads', 'layers', 'classes') in their
-`out_sharding` metadata. A rule set maps logical names to mesh axes; a name without a rule is
+`out_sharding` metadata. The rules map logical names to mesh axes; a name without a rule is
 replicated. Batches are split over 'data' and 'fsdp' together, so FSDP is data parallelism whose
 state is split as well.
 """
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
-from absl import logging
 from flax import nnx
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -20,12 +20,8 @@ from diversedit_jax import trees, types
 MESH_AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
 
-RULES: dict[str, dict[str, str]] = {
-  'dp': {},
-  'fsdp': {'embed': 'fsdp'},
-  'fsdp_tp': {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor'},
-}
-"""Logical axis -> mesh axis, by the name of the rule set."""
+RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor'}
+"""Logical axis -> mesh axis. An axis of size 1 splits nothing, so the mesh alone decides."""
 
 
 def annotated(initializer: nnx.Initializer, *axes: str | None) -> nnx.Initializer:
@@ -33,36 +29,33 @@ def annotated(initializer: nnx.Initializer, *axes: str | None) -> nnx.Initialize
   return nnx.with_partitioning(initializer, axes, eager_sharding=False)
 
 
-def make_mesh(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None
-) -> jax.sharding.Mesh:
-  """Mesh over all devices; one of the three sizes may be -1, which takes what is left.
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+  """Devices per mesh axis; one of the three may be -1, which takes what is left.
 
   Raises:
     UserError: if the sizes do not multiply to the number of devices.
   """
-  devices = jax.devices() if devices is None else devices
   sizes = [data, fsdp, tensor]
-  known = int(np.prod([s for s in sizes if s != -1]))
-  if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
-    sizes[sizes.index(-1)] = len(devices) // known
-  if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
+  known = math.prod(s for s in sizes if s != -1)
+  if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if math.prod(sizes) != devices or min(sizes) < 1:
     raise types.UserError(
-      f'mesh {data=}, {fsdp=}, {tensor=} does not cover {len(devices)} devices: the sizes must '
+      f'mesh {data=}, {fsdp=}, {tensor=} does not cover {devices} devices: the sizes must '
       'multiply to that number (one of them may be -1)'
     )
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  return tuple(sizes)
 
 
-def rule_set(name: str) -> dict[str, str]:
-  """The rules of that name.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+  """Mesh over all devices of all processes; see `mesh_sizes` for sizes and errors."""
+  sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
-  Raises:
-    UserError: naming the nearest rule set.
-  """
-  if name not in RULES:
-    raise types.UserError(f'unknown sharding rules {name!r}{trees.did_you_mean(name, RULES)}')
-  return RULES[name]
+
+def planned_mesh(data: int, fsdp: int, tensor: int, devices: int) -> jax.sharding.AbstractMesh:
+  """The mesh of as many devices as one plans to have; holds shapes only."""
+  return jax.sharding.AbstractMesh(mesh_sizes(data, fsdp, tensor, devices), MESH_AXES)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -80,32 +73,50 @@ def batch_divisor(mesh: jax.sharding.Mesh) -> int:
   return int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
 
 
-def shardings_of(tree: Any, mesh: jax.sharding.Mesh, rules: Mapping[str, str]) -> Any:
-  """Shardings of a tree of parameters, moments or averages, by their logical axis names.
+def shardings_of(tree: Any, mesh: jax.sharding.Mesh, rules: Mapping[str, str] = RULES) -> Any:
+  """Shardings of a tree of parameters by their logical axis names.
 
-  An axis whose size its mesh axis does not divide is replicated, and the log says so.
+  An axis whose size its mesh axis does not divide stays whole; see `check_split`.
 
   Returns:
     The same tree with a `NamedSharding` in place of every `nnx.Variable` and every bare array.
   """
 
-  def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+  def of(leaf: Any) -> NamedSharding:
     if not isinstance(leaf, nnx.Variable):
       return replicated(mesh)
     names = leaf.get_metadata().get('out_sharding') or ()
-    spec = []
-    for name, size in zip(names, leaf.shape, strict=True):
-      axis = rules.get(name)
-      if axis is not None and size % mesh.shape[axis]:
-        logging.warning(
-          '%s: axis %s of size %d is not divisible by mesh axis %s=%d and stays whole',
-          trees.path_name(path), name, size, axis, mesh.shape[axis],
-        )  # fmt: skip
-        axis = None
-      spec.append(axis)
+    axes = [rules.get(name) for name in names]
+    spec = [
+      axis if axis is not None and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(axes, leaf.shape, strict=True)
+    ]
     return NamedSharding(mesh, PartitionSpec(*spec))
 
-  return jax.tree_util.tree_map_with_path(of, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def shard_bytes(shapes: Any, shardings: Any) -> int:
+  """Bytes on each device of a tree of shapes under its shardings."""
+  sizes = jax.tree.map(
+    lambda x, s: int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize, shapes, shardings
+  )
+  return sum(jax.tree.leaves(sizes))
+
+
+def check_split(shapes: Any, shardings: Any, mesh: jax.sharding.Mesh, width: int) -> None:
+  """Refuses an 'fsdp' axis that leaves more than twice the bytes that it promises on a device.
+
+  Raises:
+    UserError: naming a size of 'fsdp' that divides the width.
+  """
+  whole, split = trees.num_bytes(shapes), shard_bytes(shapes, shardings)
+  if split * mesh.shape['fsdp'] > 2 * whole:
+    raise types.UserError(
+      f'mesh.fsdp={mesh.shape["fsdp"]} leaves {split / whole:.0%} of the parameters on every '
+      f'device, because it does not divide the width {width}; use '
+      f'mesh.fsdp={math.gcd(mesh.shape["fsdp"], width)} and give the rest to mesh.data'
+    )
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
@@ -119,7 +130,22 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> types.Batch:
-  """Global arrays from the rows that this process loaded."""
-  sharding = batch_sharding(mesh)
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+  """Rows of a global batch that the devices of this process hold, sorted, int64."""
+  slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
+
+
+def put_batch(
+  batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, batch_size: int
+) -> types.Batch:
+  """Global arrays from the rows `process_rows(mesh, batch_size)`, whatever the order of devices."""
+  sharding, rows = batch_sharding(mesh), process_rows(mesh, batch_size)
+
+  def put(local):
+    def shard(index):
+      return local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+  return {name: put(local) for name, local in batch.items()}

@@ -39,7 +39,7 @@ def global_norm(tree: Any) -> jax.Array:
 def all_finite(tree: Any) -> jax.Array:
   """True if no floating-point leaf holds a NaN or an infinity."""
   leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+  return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves], bool))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

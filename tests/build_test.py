@@ -185,7 +185,7 @@ REFUSED = [
   ({'optimizer.b2': 1.0}, ['optimizer.b2', '[0, 1)', '1.0']),
   ({'optimizer.schedule': 'cosin'}, ['optimizer.schedule', "'cosin'", "did you mean 'cosine'"]),
   ({'optimizer.warmup_steps': 1200}, ['warmup_steps=1200', 'train.steps=1200']),
-  ({'mesh.rules': 'fdsp'}, ['rules', "'fdsp'", "did you mean 'fsdp'"]),
+  ({'mesh.fsdp': 0}, ['mesh.fsdp', 'positive or -1', 'got 0']),
   ({'log.every': 0}, ['log.every', 'at least 1', 'got 0']),
   ({'log.telemetry_every': -1}, ['log.telemetry_every', 'at least 0', '-1']),
   ({'log.telemetry_examples': 0}, ['log.telemetry_examples', 'at least 1', 'got 0']),
@@ -290,7 +290,7 @@ def test_guidance_needs_classes(monkeypatch):
   """No file describes a source without classes yet, so one is made here."""
   whole = sources.open_source('digits')
   none = dataclasses.replace(whole, num_classes=0, labels=np.zeros_like(whole.labels))
-  monkeypatch.setattr(sources, 'open_source', lambda *_: none)
+  monkeypatch.setattr(sources, 'open_source', lambda *_, **__: none)
   message = refusal(changed({'sampler.guidance_scale': 1.5}))
   assert 'guidance_scale=1.5' in message and 'needs a network with classes' in message
   experiment = build.build(changed({'sampler.guidance_scale': 1.0}))
@@ -324,7 +324,7 @@ ALTERNATIVES = {
   'model.skip.enabled': False,
   'model.skip.placement': 'before',
   'model.dtype': 'bfloat16',
-  'model.residual_dtype': 'bfloat16',
+  'model.residual_dtype': ('bfloat16', {'model.dtype': 'bfloat16'}),
   'model.attention': 'xla',
   'model.remat': 'full',
   'model.unroll': 1,
@@ -362,7 +362,7 @@ ALTERNATIVES = {
   'mesh.data': 1,
   'mesh.fsdp': -1,
   'mesh.tensor': -1,
-  'mesh.rules': 'fsdp',
+  'data.num_classes': 10,
   'log.every': 7,
   'log.telemetry_every': 7,
   'log.telemetry_examples': 7,

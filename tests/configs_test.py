@@ -28,9 +28,7 @@ def test_config_builds_and_its_step_traces(name, arg):
   experiment = build.build(config)
   mesh = sharding.make_mesh()
   tx = experiment.transformation()
-  trainable = state.Trainable(
-    experiment.network, tx, mesh, sharding.rule_set(experiment.mesh.rules)
-  )
+  trainable = state.Trainable(experiment.network, tx, mesh)
   key = jax.random.key(0)
   step_fn = step.make_step(
     experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'),

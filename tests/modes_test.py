@@ -184,7 +184,7 @@ def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
 def test_run_describes_itself(run):
   stored = json.loads((run.workdir / 'config.json').read_text())
   assert stored == json.loads(json.dumps(make_config().to_dict()))
-  assert json.loads((run.workdir / 'versions.json').read_text()) == card.versions()
+  assert json.loads((run.workdir / 'versions.json').read_text()) == [card.versions()]
 
 
 def test_samples(run):

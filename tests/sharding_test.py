@@ -9,10 +9,6 @@ import pytest
 from diversedit_jax import sharding, types
 
 
-def fake_mesh(**sizes):
-  return jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
-
-
 def test_mesh_takes_what_is_left():
   mesh = sharding.make_mesh(data=-1)
   assert dict(mesh.shape) == {'data': len(jax.devices()), 'fsdp': 1, 'tensor': 1}
@@ -24,27 +20,40 @@ def test_impossible_meshes_are_refused(sizes):
     sharding.make_mesh(*sizes)
 
 
-def test_unknown_rules_are_refused():
-  with pytest.raises(types.UserError, match="did you mean 'fsdp'"):
-    sharding.rule_set('fdsp')
-
-
-def test_rules_map_logical_axes_and_replicate_what_does_not_divide(caplog):
-  mesh = fake_mesh(data=1, fsdp=4, tensor=2)
-  make = lambda *shape: nnx.Param(
+def param(*shape):
+  return nnx.Param(
     jax.ShapeDtypeStruct(shape, np.float32), out_sharding=('embed', 'mlp'), eager_sharding=False
   )
+
+
+def test_rules_map_logical_axes_and_keep_whole_what_does_not_divide():
+  mesh = sharding.planned_mesh(1, 4, 2, 8)
   tree = {
-    'divides': make(8, 6),
-    'does_not': make(6, 6),
-    'bare': jax.ShapeDtypeStruct((3,), np.float32),
-  }
-  with caplog.at_level('WARNING'):
-    got = sharding.shardings_of(tree, mesh, sharding.RULES['fsdp_tp'])
+    'divides': param(8, 6), 'does_not': param(6, 6), 'bare': jax.ShapeDtypeStruct((3,), np.float32)
+  }  # fmt: skip
+  got = sharding.shardings_of(tree, mesh)
   assert got['divides'].spec == PartitionSpec('fsdp', 'tensor')
   assert got['does_not'].spec == PartitionSpec(None, 'tensor')
   assert got['bare'].spec == PartitionSpec()
-  assert 'axis embed of size 6 is not divisible by mesh axis fsdp=4' in caplog.text
+
+
+def test_fsdp_that_splits_nothing_is_refused_with_a_size_that_does():
+  shapes = jax.ShapeDtypeStruct((1152, 8), np.float32)
+  split = lambda fsdp: sharding.shardings_of(
+    param(1152, 8), sharding.planned_mesh(-1, fsdp, 1, 256)
+  )
+  sharding.check_split(shapes, split(128), sharding.planned_mesh(-1, 128, 1, 256), 1152)
+  assert sharding.shard_bytes(shapes, split(128)) == 1152 * 8 * 4 // 128
+  with pytest.raises(types.UserError, match=r'fsdp=256 leaves 100% .*use mesh.fsdp=128'):
+    sharding.check_split(shapes, split(256), sharding.planned_mesh(-1, 256, 1, 256), 1152)
+
+
+def test_batch_keeps_its_rows_and_order():
+  mesh = sharding.make_mesh()
+  rows = sharding.process_rows(mesh, 6)
+  np.testing.assert_array_equal(rows, np.arange(6))
+  batch = {'x': np.arange(12.0).reshape(6, 2)}
+  np.testing.assert_array_equal(sharding.put_batch(batch, mesh, 6)['x'], batch['x'])
 
 
 def test_constrain_batch_does_nothing_without_a_mesh():

@@ -57,6 +57,8 @@ def block_features(
   """
   n = min(config.examples, len(source))
   whole = sharding.replicated(mesh)
+  # The mean is taken where the features are: all of them would be gigabytes at full size.
+  tap = taps.token_mean() if config.view == 'mean' else taps.every()
 
   def features(params, x_NHWC, y_N, index_N, t):
     model = nnx.merge(graphdef, params).model
@@ -65,7 +67,7 @@ def block_features(
     t_N = jnp.full(x_NHWC.shape[:1], t, jnp.float32)
     x_t = interpolants.interpolate(path, x_NHWC, eps_NHWC, t_N)
     y_N = y_N if model.config.num_classes else jnp.zeros_like(y_N)
-    return model(x_t, t_N, y_N, tap=taps.every()).features
+    return model(x_t, t_N, y_N, tap=tap).features
 
   run = jax.jit(features, out_shardings=whole)
   divisor = sharding.batch_divisor(mesh)
@@ -78,9 +80,10 @@ def block_features(
       batch = source.gather(indices)
       x = batch[sources.KEYS[source.space]]
       out = np.asarray(run(params, x, batch['labels'], indices.astype(np.int32), np.float32(t)))
-      parts.append(similarity.view(out[:, : n - start], config.view).astype(np.float32))
+      out = out[:, : n - start]
+      parts.append(out if config.view == 'mean' else similarity.view(out, config.view))
     rows.append(np.concatenate(parts, axis=1))
-  return np.stack(rows)
+  return np.stack(rows).astype(np.float32)
 
 
 def cka_matrices(

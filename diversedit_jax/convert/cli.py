@@ -12,8 +12,11 @@ _DESCRIPTION = """\
 Converts weights between PyTorch models and diversedit_jax: exactly, and without running any code
 that a file may contain.
 
-  python -m diversedit_jax.convert --input=SiT-XL-2-256.pt --output=sit.safetensors
+  python -m diversedit_jax.convert --input=REPA-XL.pt --output=sit.safetensors
   python -m diversedit_jax.convert --to=torch --input=sit.safetensors --output=theirs.pt --grid=16
+
+The family 'sit' is that of REPA and DiverseDiT: t = 0 is data, 4 output channels. The original SiT
+runs its clock the other way and is not of this family.
 
 Our files hold arrays by slash-joined names, as model/blocks/layers/attn/qkv/kernel. The names,
 shapes and numbers of all arrays are checked; an existing output is never overwritten."""

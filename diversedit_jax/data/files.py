@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import uuid
 
 
 @contextlib.contextmanager
@@ -15,7 +16,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+  temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}')
   try:
     yield temporary
     os.replace(temporary, path)

@@ -63,20 +63,3 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     parts.append(permutation(seed, epoch, n)[offset : offset + length])
     position += length
   return np.concatenate(parts)
-
-
-def shard(indices: np.ndarray, process_index: int, process_count: int) -> np.ndarray:
-  """The consecutive slice of a global batch that a process reads.
-
-  Raises:
-    UserError: if the processes cannot share the batch equally or the index is out of range.
-  """
-  if not 0 <= process_index < process_count:
-    raise UserError(f'process_index must lie in [0, {process_count}); got {process_index}')
-  if len(indices) % process_count:
-    raise UserError(
-      f'a batch of {len(indices)} cannot be shared equally by {process_count} processes; '
-      f'choose a batch size that is a multiple of {process_count}'
-    )
-  size = len(indices) // process_count
-  return indices[process_index * size : (process_index + 1) * size]

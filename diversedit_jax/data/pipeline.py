@@ -68,8 +68,7 @@ def batches(
   seed: int,
   batch_size: int,
   start_step: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: np.ndarray | None = None,
   prefetch: int = 2,
 ) -> Batches:
   """This process's part of the batches of steps start_step, start_step + 1, ...
@@ -77,18 +76,16 @@ def batches(
   Args:
     source: of the examples.
     seed: of the data order.
-    batch_size: examples per step of all processes together; each gets an equal, consecutive part.
+    batch_size: examples per step of all processes together.
     start_step: first step to produce, so that resuming needs the step alone.
-    process_index: of this process.
-    process_count: number of processes.
+    rows: of the global batch that this process holds, see `sharding.process_rows`; None is all.
     prefetch: batches kept ready.
 
   Returns:
-    Iterator of dicts of numpy arrays, leading size batch_size / process_count.
+    Iterator of dicts of numpy arrays, leading size len(rows).
 
   Raises:
-    UserError: if the source is smaller than a batch, the processes cannot share it, or a number
-      is out of range.
+    UserError: if the source is smaller than a batch or a number is out of range.
   """
   if batch_size < 1 or batch_size > len(source):
     raise UserError(
@@ -100,11 +97,10 @@ def batches(
       'batches need prefetch >= 1, start_step >= 0 and seed >= 0; got '
       f'prefetch={prefetch}, start_step={start_step}, seed={seed}'
     )
-  order.shard(np.empty(batch_size), process_index, process_count)  # Refuses before any thread.
 
   def gather_step(step: int) -> dict[str, np.ndarray]:
     indices = order.batch_indices(seed, step, batch_size, len(source))
-    return source.gather(order.shard(indices, process_index, process_count))
+    return source.gather(indices if rows is None else indices[rows])
 
   return Batches(gather_step, start_step, prefetch)
 

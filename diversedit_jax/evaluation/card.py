@@ -31,7 +31,7 @@ def protocol_card(
   label_policy: str,
   quantiser: str | None,
   weights: str,
-  step: int,
+  step: int | None,
   checkpoint: str | os.PathLike[str],
   num_samples: int,
   seconds: float,
@@ -50,7 +50,7 @@ def protocol_card(
     label_policy: how labels were chosen, such as 'balanced' or 'uniform'.
     quantiser: of `data.images.to_uint8`, None if the samples were not quantised.
     weights: 'ema' or 'params'.
-    step: training steps of the checkpoint.
+    step: training steps of the checkpoint; None for weights from elsewhere.
     checkpoint: its path inside the run directory. Of an absolute path the last two parts are
       kept, so that no card names a machine's folders.
     num_samples: scored.
@@ -72,7 +72,7 @@ def protocol_card(
   numbers = {
     'steps': steps,
     'nfe': nfe,
-    'step': step,
+    'step': step or 0,
     'num_samples': num_samples,
     'seconds': seconds,
   }

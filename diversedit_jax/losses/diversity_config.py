@@ -51,7 +51,7 @@ class DiversityConfig:
   stop_gradient_weight: bool = False
 
   def __post_init__(self):
-    if re.fullmatch(r'\d+(,\d+)*', str(self.layers)):
+    if isinstance(self.layers, str) and re.fullmatch(r'\d+(,\d+)*', self.layers):
       object.__setattr__(self, 'layers', tuple(self.layers.split(',')))
     if not isinstance(self.layers, str):
       object.__setattr__(self, 'layers', tuple(int(l) for l in self.layers))

@@ -3,9 +3,13 @@
 A term is one file in this folder. It may bring heads (parameters trained with the model), says
 through a tap what it needs of the block outputs, and turns that into a scalar and metrics:
 
-  draw = flow.draw(batch, key)                    t, noise, x_t, target, labels after dropout
-  output = network.model(x_t, t, y, tap=joined)   once, whatever is combined
-  loss = mean(flow.loss(output, draw)) + sum of term.loss(features of the term, draw)
+  draw = flow.draw(batch, key)                              t, noise, x_t, target, dropped labels
+  features, loss_N = flow.forward(network, draw, taps)      the model once, whatever is combined
+  loss = mean(loss_N) + sum of term.loss(its features, draw, its heads, teacher)
+
+A flow owns its forward pass, so it may also differentiate it (MeanFlow) or give the model more than
+x, t and y. A term may look at the whole batch (frozen features beside the images) and at the
+teacher, the averaged network, which receives no gradient.
 """
 
 from collections.abc import Mapping
@@ -30,6 +34,8 @@ class Draw:
   t: jax.Array  # [N]
   y: jax.Array  # [N], the null label where dropped
   target: jax.Array  # [N, H, W, C], the velocity
+  noise: jax.Array  # [N, H, W, C]
+  batch: types.Batch  # What the draw was made from, and whatever else the data bring.
 
 
 jax.tree_util.register_dataclass(Draw)
@@ -50,8 +56,8 @@ class Flow(Protocol):
   def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
     """Times, noise and dropped labels for a batch."""
 
-  def loss(self, output: types.Output, draw: Draw) -> jax.Array:
-    """Per-example loss [N]."""
+  def forward(self, network: 'Network', draw: Draw, tap: taps.Tap) -> tuple[Any, jax.Array]:
+    """The tap's features and the per-example loss [N], from one forward pass of the model."""
 
 
 class Term(Protocol):
@@ -65,7 +71,9 @@ class Term(Protocol):
   def tap(self, key: jax.Array, depth: int) -> taps.Tap:
     """What the term needs of the block outputs; the key is of this step."""
 
-  def loss(self, features: Any, draw: Draw, heads: nnx.Module | None) -> tuple[jax.Array, Metrics]:
+  def loss(
+    self, features: Any, draw: Draw, heads: nnx.Module | None, teacher: 'Network | None'
+  ) -> tuple[jax.Array, Metrics]:
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
 
 
@@ -80,19 +88,25 @@ class Objective:
     """See `Flow.draw`."""
     return self.flow.draw(batch, key)
 
-  def loss(self, network: Network, draw: Draw, key: jax.Array) -> tuple[jax.Array, Metrics]:
+  def loss(
+    self, network: Network, draw: Draw, key: jax.Array, teacher: Network | None = None
+  ) -> tuple[jax.Array, Metrics]:
     """The scalar to minimise and its parts, from one forward pass of the model.
+
+    Args:
+      network: to differentiate. draw: of this step. key: of the terms at this step.
+      teacher: the averaged network, for terms that compare with it.
 
     Returns:
       (loss, metrics); metrics hold 'loss', 'velocity' and, under 'NAME/', those of each term.
     """
     depth = network.model.config.depth
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
-    output = network.model(draw.x_t, draw.t, draw.y, tap=tap)
-    velocity = jnp.mean(self.flow.loss(output, draw))
+    features, loss_N = self.flow.forward(network, draw, tap)
+    velocity = jnp.mean(loss_N)
     loss, metrics = velocity, {'velocity': velocity}
     for term in self.terms:
-      value, parts = term.loss(output.features[term.name], draw, network.heads.get(term.name))
+      value, parts = term.loss(features[term.name], draw, network.heads.get(term.name), teacher)
       loss = loss + value
       metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}
     return loss, {'loss': loss, **metrics}

@@ -46,10 +46,10 @@ class Diverse:
     )
 
   def loss(
-    self, features: Any, draw: base.Draw, heads: nnx.Module | None
+    self, features: Any, draw: base.Draw, heads: nnx.Module | None, teacher: base.Network | None
   ) -> tuple[jax.Array, base.Metrics]:
     """The weighted loss; metrics 'loss' (before weighting), 'weight', 'orth', 'mi', 'disp'."""
-    del draw, heads
+    del draw, heads, teacher
     added, logged = self.config.objective(*features)
     renamed = {'diversity': 'loss', 'diversity_weight': 'weight'}
     return added, {renamed.get(name, name): value for name, value in logged.items()}

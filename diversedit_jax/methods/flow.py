@@ -8,6 +8,7 @@ With data x, noise eps and a network v_theta,
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from diversedit_jax import interpolants, rng, types
 from diversedit_jax.losses import velocity as velocity_lib
 from diversedit_jax.methods import base
+from diversedit_jax.models import taps
 
 TimeLaw = Callable[[jax.Array, int], jax.Array]
 """(key, n) -> t_N; see `interpolants.times`."""
@@ -53,7 +55,14 @@ class VelocityFlow:
       t=t_N,
       y=y_N,
       target=interpolants.velocity_target(self.path, x_NHWC, eps_NHWC, t_N),
+      noise=eps_NHWC,
+      batch=batch,
     )
 
+  def forward(self, network: base.Network, draw: base.Draw, tap: taps.Tap) -> tuple[Any, jax.Array]:
+    output = network.model(draw.x_t, draw.t, draw.y, tap=tap)
+    return output.features, self.loss(output, draw)
+
   def loss(self, output: types.Output, draw: base.Draw) -> jax.Array:
+    """Per-example mean squared error of the velocity, [N]."""
     return velocity_lib.velocity_loss(output.pred, draw.target)

@@ -95,8 +95,8 @@ class Mlp(nnx.Module):
 def adaln(config, parts: int, *, rngs: nnx.Rngs) -> nnx.Linear:
   """The zero-initialised layer that turns the conditioning into `parts` vectors of width D."""
   return nnx.Linear(
-    config.width, parts * config.width, kernel_init=embed.zeros('embed', 'mlp'),
-    bias_init=embed.zeros('mlp'), dtype=config.compute_dtype, rngs=rngs,
+    config.width, parts * config.width, kernel_init=embed.zeros('embed', None),
+    bias_init=embed.zeros(None), dtype=config.compute_dtype, rngs=rngs,
   )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ class Final(nnx.Module):
     self.adaln = adaln(config, 2, rngs=rngs)
     self.linear = nnx.Linear(
       config.width, config.patch_size**2 * config.channels, kernel_init=embed.zeros('embed', None),
-      bias_init=embed.zeros(None), dtype=config.compute_dtype, rngs=rngs,
+      bias_init=embed.zeros(None), rngs=rngs,
     )  # fmt: skip
 
   def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:

@@ -28,10 +28,10 @@ class SiTConfig:
   depth, width, heads, mlp_ratio, patch_size: see `sizes`.
   qk_norm: affine LayerNorm of q and k per head (off in all published SiT models).
   skip: long residual connections, or None.
-  dtype: compute dtype of matrix products. residual_dtype: of the residual stream, as under
-    autocast.
-  attention: 'auto', 'xla' or 'cudnn'. remat: see `stack.REMAT_POLICIES`. unroll: blocks per scan
-    step.
+  dtype: of matrix products within the blocks; the two ends of the network stay in float32.
+  residual_dtype: of the residual stream.
+  attention: 'auto', 'xla' or 'cudnn'. remat: see `stack.REMAT_POLICIES`.
+  unroll: blocks per scan step.
   """
 
   input_size: tuple[int, int]
@@ -86,6 +86,10 @@ class SiTConfig:
       known('model.skip.placement', self.skip.placement, stack.SKIP_PLACEMENTS)
     known('model.dtype', self.dtype, DTYPES)
     known('model.residual_dtype', self.residual_dtype, DTYPES)
+    require(
+      self.dtype == 'bfloat16' or self.residual_dtype == 'float32',
+      'model.residual_dtype=bfloat16 needs model.dtype=bfloat16: float32 products make it float32',
+    )
     known('model.attention', self.attention, attention.IMPLEMENTATIONS)
     known('model.remat', self.remat, stack.REMAT_POLICIES)
 
@@ -118,7 +122,7 @@ class SiT(nnx.Module):
     self.patch_embed = nnx.Linear(
       config.patch_size**2 * config.channels, config.width,
       kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'),
-      dtype=config.compute_dtype, rngs=rngs,
+      rngs=rngs,
     )  # fmt: skip
     self.time_embed = embed.TimeEmbed(config.width, rngs=rngs)
     self.label_embed = embed.LabelEmbed(config.num_classes, config.width, rngs=rngs)
@@ -136,7 +140,7 @@ class SiT(nnx.Module):
 
   def condition(self, t_N: jax.Array, y_N: jax.Array) -> jax.Array:
     """The conditioning vector c_ND, the sum of time and label embeddings."""
-    return self.time_embed(t_N) + self.label_embed(y_N)
+    return sharding.constrain_batch(self.time_embed(t_N) + self.label_embed(y_N))
 
   def __call__(
     self, x_NHWC: jax.Array, t_N: jax.Array, y_N: jax.Array, *, tap: taps.Tap | None = None

@@ -98,9 +98,11 @@ class Stack(nnx.Module):
     return body
 
   def _scan(self, body, carry, xs, *, reverse=False):
-    if self.config.remat != 'none':
-      body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[self.config.remat])
     length = jax.tree.leaves(xs)[0].shape[0]
+    if self.config.remat != 'none':
+      # Only a real loop keeps the compiler from undoing the recomputation by itself.
+      policy, unrolled = REMAT_POLICIES[self.config.remat], self.config.unroll >= length
+      body = jax.checkpoint(body, prevent_cse=unrolled, policy=policy)
     return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=min(self.config.unroll, length))
 
 

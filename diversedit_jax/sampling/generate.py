@@ -60,9 +60,6 @@ class Generator:
     Args:
       graphdef: of a `methods.base.Network`. config: of the sampler.
       mesh: batches are spread over it. seed: of all samples. batch_size: rounded up to the mesh.
-
-    Raises:
-      UserError: for guidance on a model without classes.
     """
     divisor = sharding.batch_divisor(mesh)
     self.batch_size = -(-batch_size // divisor) * divisor
@@ -73,7 +70,11 @@ class Generator:
   def __call__(
     self, params: dict, labels: np.ndarray, *, first_index: int = 0, progress: bool = False
   ) -> np.ndarray:
-    """Samples with indices first_index, first_index + 1, ..., one for each label [n]."""
+    """Samples with indices first_index, first_index + 1, ..., one for each label [n].
+
+    Raises:
+      UserError: for guidance on a model without classes.
+    """
     parts, n, started, reported = [], len(labels), time.monotonic(), time.monotonic()
     for start in range(0, n, self.batch_size):
       indices = np.arange(start, start + self.batch_size)

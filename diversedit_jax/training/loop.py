@@ -5,7 +5,7 @@ Order of one iteration (it decides what a checkpoint holds, so keep it):
   2. dispatch step k          asynchronous
   3. read metrics of step k-1 while step k computes; stop if they are not finite
   4. when something is due after step k, read its metrics too, then:
-     report, hooks (telemetry, previews), save, stop on SIGTERM
+     report, save, hooks (telemetry, previews), stop on SIGTERM
 Resuming: restore the newest readable checkpoint, drop later metrics, go on at its step.
 """
 
@@ -54,8 +54,14 @@ class NonFiniteLoss(types.UserError):
 
 @contextlib.contextmanager
 def sigterm_flag() -> Iterator[Callable[[], bool]]:
-  """Yields a function that tells whether SIGTERM has arrived; restores the old handler."""
+  """Yields a function that tells whether SIGTERM has arrived; restores the old handler.
+
+  With several processes JAX's own handler must hear of it, so that all agree on a step to stop at.
+  """
   arrived = []
+  if jax.process_count() > 1:
+    yield lambda: False
+    return
   before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
   try:
     yield lambda: bool(arrived)
@@ -107,7 +113,7 @@ def train(
     terminated = stack.enter_context(sigterm_flag())
     host_batches = stack.enter_context(open_batches(start))
     for step in range(start + 1, config.steps + 1):
-      batch = sharding.put_batch(next(host_batches), trainable.mesh)
+      batch = sharding.put_batch(next(host_batches), trainable.mesh, config.batch_size)
       state, metrics = step_fn(state, batch)
       _absorb(pending, accumulator, checkpoints)
       pending = (step, metrics)
@@ -130,10 +136,10 @@ def train(
         _report(step, config, accumulator, writer, clock, step - timed_from)
         timed_from = step
       with clock.paused():
-        for hook in due:
-          hook.run(step, state, batch)
         if save:
           checkpoints.save(step, state.items(), {'step': step, 'metrics': accumulator.state()})
+        for hook in () if stop else due:  # Whoever sends SIGTERM does not wait for pictures.
+          hook.run(step, state, batch)
       if stop and not last:
         checkpoints.wait()
         logging.info('SIGTERM: saved step %d to %s', step, checkpoints.name(step))

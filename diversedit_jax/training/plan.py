@@ -28,14 +28,14 @@ class PlanConfig:
 
 def plan(
   model: sit.SiTConfig, config: PlanConfig, *, steps: int, batch_size: int, accumulate: int,
-  state_shards: int,
+  shard_bytes: int,
 ) -> dict[str, Any]:  # fmt: skip
   """Numbers of the plan; memory is per device, activations are an estimate with XLA attention.
 
   Args:
     model: shapes and precision. config: hardware.
     steps, batch_size, accumulate: of the run.
-    state_shards: devices that share one copy of the state.
+    shard_bytes: of one copy of the parameters on a device.
 
   Raises:
     UserError: if the batch does not fit the devices.
@@ -48,13 +48,12 @@ def plan(
   cost = cost_lib.cost(model)
   per_device = batch_size // config.devices // accumulate
   images_per_second = config.devices * config.peak_tflops * 1e12 * config.mfu / cost.training
-  gradients = 4 * cost.parameters
   return {
     'parameters': cost.parameters,
     'tokens': model.tokens,
     'forward_gflops_per_image': cost.forward / 1e9,
     'training_gflops_per_image': cost.training / 1e9,
-    'state_gib_per_device': (cost.state_bytes + gradients) / state_shards / 2**30,
+    'state_gib_per_device': (cost_lib.STATE_COPIES + 1) * shard_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / batch_size,

@@ -1,6 +1,6 @@
 """The directory of a run: what it is made of, and when a command may use it.
 
-config.json    resolved config                versions.json  of the packages that made it
+config.json    resolved config                versions.json  of the packages, at each start
 metrics.jsonl  one row per report             telemetry/     similarities of the blocks
 checkpoints/   Orbax                          samples/       grids, .npz with cards
 tensorboard/   events                         eval/          scores; analysis/ figures
@@ -9,6 +9,7 @@ tensorboard/   events                         eval/          scores; analysis/ f
 from collections.abc import Mapping
 import json
 import pathlib
+import shutil
 from typing import Any
 import uuid
 
@@ -68,22 +69,28 @@ def open_for_training(
       f'workdir {path} holds files but no config.json: not a run; choose a new or empty folder'
     )
   changed = differences(stored, given) if stored is not None else {}
-  _refuse(path, {k: v for k, v in changed.items() if not is_free(k)})
+  fixed = {k: v for k, v in changed.items() if not is_free(k)}
+  if given.get('optimizer.schedule', 'constant') != 'constant' and 'train.steps' in changed:
+    fixed['train.steps'] = changed['train.steps']  # The learning rate would jump.
+  _refuse(path, fixed)
   if not write:
     return path
   _make_writable(path)
   if changed:
     logging.info('the run goes on with %s', _listed(changed))
     steps = stored['train.steps']
-    (path / 'config.json').rename(path / f'config.until-{steps}-{uuid.uuid4().hex[:8]}.json')
+    shutil.copy(path / 'config.json', path / f'config.until-{steps}-{uuid.uuid4().hex[:8]}.json')
   if changed or stored is None:
     _write_json(path / 'config.json', config.to_dict())
-    _write_json(path / 'versions.json', versions)
+  history = path / 'versions.json'
+  known = json.loads(history.read_text()) if history.exists() else []
+  if known[-1:] != [dict(versions)]:
+    _write_json(history, [*known, dict(versions)])
   return path
 
 
 def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
-  """The directory of an existing run whose model and interpolant are the config's.
+  """The directory of an existing run whose model and interpolant are the config's, in any dtype.
 
   Raises:
     UserError: if there is no run, or they differ (what differs is listed).
@@ -93,7 +100,10 @@ def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
   changed = differences(stored, flatten(config.to_dict()))
-  fixed = lambda k: k == 'interpolant.path' or (k.startswith('model.') and not is_free(k))
+  fixed = lambda k: (
+    k == 'interpolant.path'
+    or (k.startswith('model.') and not k.endswith('dtype') and not is_free(k))
+  )
   _refuse(path, {k: v for k, v in changed.items() if fixed(k)})
   return path
 
@@ -112,6 +122,11 @@ def open_for_output(workdir: str) -> pathlib.Path:
 def _checked(workdir):
   if not workdir:
     raise types.UserError('no workdir: give --workdir=DIR, where the run is or shall be')
+  if '://' in str(workdir):
+    raise types.UserError(
+      f'workdir {workdir} is a URL, expected a directory; mount the bucket (gcsfuse, say) and give '
+      'the path of the mount'
+    )
   path = pathlib.Path(workdir).expanduser().absolute()
   if path.exists() and not path.is_dir():
     raise types.UserError(f'workdir {path} is a file, expected a directory')

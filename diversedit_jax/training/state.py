@@ -35,14 +35,13 @@ class Trainable:
     make_network: Callable[[nnx.Rngs], nnx.Module],
     tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
-    rules: Mapping[str, str],
   ):
     """Traces the network once, without allocating it.
 
     Args:
       make_network: nnx.Rngs -> Network.
       tx: the optimizer.
-      mesh: from `sharding.make_mesh`. rules: one of `sharding.RULES`.
+      mesh: from `sharding.make_mesh`.
     """
     self._make, self._tx, self.mesh = make_network, tx, mesh
     self.graphdef, variables, rest = nnx.split(
@@ -51,7 +50,7 @@ class Trainable:
     if jax.tree.leaves(rest):
       raise ValueError(f'modules must hold parameters only, found {list(trees.named_leaves(rest))}')
     whole = sharding.replicated(mesh)
-    of_params = nnx.to_pure_dict(sharding.shardings_of(variables, mesh, rules))
+    of_params = nnx.to_pure_dict(sharding.shardings_of(variables, mesh))
     self.params = nnx.to_pure_dict(variables)
     self.opt_state = jax.eval_shape(tx.init, self.params)
     of_opt = optax.tree_map_params(

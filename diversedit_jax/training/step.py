@@ -36,9 +36,11 @@ def make_step(
   loss that couples the batch (diversity) is computed per microbatch and averaged.
   """
 
-  def gradients(params, draw, step_key):
+  def gradients(params, ema, draw, step_key):
+    terms_key, teacher = rng.stream(step_key, 'terms'), nnx.merge(graphdef, ema)
+
     def loss_fn(params, draw):
-      return objective.loss(nnx.merge(graphdef, params), draw, rng.stream(step_key, 'terms'))
+      return objective.loss(nnx.merge(graphdef, params), draw, terms_key, teacher)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -55,7 +57,7 @@ def make_step(
   def step(state, batch):
     step_key = rng.stream(key, 'step', state.step)
     draw = objective.draw(batch, step_key)
-    grads, metrics = gradients(state.params, draw, step_key)
+    grads, metrics = gradients(state.params, state.ema, draw, step_key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {

@@ -32,7 +32,7 @@ def make_similarity(
     draw = objective.draw(few, rng.stream(key, 'telemetry', step))
     network = nnx.merge(trainable.graphdef, params)
     features = network.model(draw.x_t, draw.t, draw.y, tap=taps.every()).features
-    return diversity.similarity_matrices(features)
+    return diversity.similarity_matrices(features[:, :examples])
 
   return jax.jit(similarity, out_shardings=sharding.replicated(trainable.mesh))
 
@@ -50,10 +50,11 @@ def hook(
     depth = len(matrices['token'])
     with files.atomic(folder / f'similarity-{step:08d}.npz') as path:
       np.savez(path, step=step, **matrices)
-    off_diagonal = ~np.eye(depth, dtype=bool)
-    writer.row(
-      step, {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
-    )
+    if depth > 1:
+      off_diagonal = ~np.eye(depth, dtype=bool)
+      writer.row(
+        step, {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
+      )
     shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
     writer.images(step, {'similarity_matrix/token': shown[None, :, :, None]})
 

@@ -65,19 +65,7 @@ def test_cached_permutation_cannot_be_spoilt():
     order.permutation(0, 0, 10)[0] = 3
 
 
-@pytest.mark.parametrize('processes', [1, 2, 3, 4, 6, 12])
-def test_processes_together_read_the_batch(processes):
-  batch = order.batch_indices(0, 7, 12, 100)
-  parts = [order.shard(batch, i, processes) for i in range(processes)]
-  assert {len(part) for part in parts} == {12 // processes}
-  np.testing.assert_array_equal(np.concatenate(parts), batch)
-
-
 def test_refusals():
-  with pytest.raises(UserError, match='multiple of 5'):
-    order.shard(np.arange(12), 0, 5)
-  with pytest.raises(UserError, match=r'\[0, 2\); got 2'):
-    order.shard(np.arange(12), 2, 2)
   with pytest.raises(UserError, match='seed=-1'):
     order.batch_indices(-1, 0, 2, 10)
   with pytest.raises(UserError, match='step=-1'):

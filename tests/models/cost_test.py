@@ -168,14 +168,16 @@ def hardware():
 def test_plan_is_arithmetic_on_the_cost(hardware):
   config = small(depth=8, width=64)
   counted = cost.cost(config)
-  numbers = plan_lib.plan(config, hardware, steps=1000, batch_size=64, accumulate=2, state_shards=8)
+  numbers = plan_lib.plan(
+    config, hardware, steps=1000, batch_size=64, accumulate=2, shard_bytes=12345
+  )
   images_per_second = 8 * 100e12 * 0.5 / counted.training
   expected = {
     'parameters': counted.parameters,
     'tokens': 16,
     'forward_gflops_per_image': counted.forward / 1e9,
     'training_gflops_per_image': 3 * counted.forward / 1e9,
-    'state_gib_per_device': (4 + 1) * 4 * counted.parameters / 8 / 2**30,  # And the gradients.
+    'state_gib_per_device': (4 + 1) * 12345 / 2**30,  # The state and the gradients.
     'activation_gib_per_device': 64 / 8 / 2 * counted.activation_bytes / 2**30,
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / 64,
@@ -188,7 +190,7 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
 
 def test_plan_in_words(hardware):
   numbers = plan_lib.plan(
-    xl(256), hardware, steps=400_000, batch_size=256, accumulate=1, state_shards=1
+    xl(256), hardware, steps=400_000, batch_size=256, accumulate=1, shard_bytes=1
   )
   text = plan_lib.table(numbers, hardware, 400_000)
   assert '674,816,272 trained' in text and '237.2' in text and '400,000 steps' in text
@@ -198,7 +200,7 @@ def test_plan_in_words(hardware):
 
 @pytest.mark.parametrize('fields', [dict(batch_size=60), dict(batch_size=24, accumulate=2)])
 def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
-  arguments = dict(steps=10, batch_size=64, accumulate=1, state_shards=1) | fields
+  arguments = dict(steps=10, batch_size=64, accumulate=1, shard_bytes=1) | fields
   with pytest.raises(types.UserError, match=f'train.batch_size={fields["batch_size"]} is not div'):
     plan_lib.plan(small(), hardware, **arguments)
 

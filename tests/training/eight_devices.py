@@ -1,13 +1,13 @@
 """Three training steps on a mesh of simulated devices; writes losses, parameters, state bytes.
 
 Run by devices_test.py in processes of their own, since the number of devices is fixed at start:
-  python eight_devices.py DEVICES RULES DATA FSDP TENSOR OUTPUT.npz
+  python eight_devices.py DEVICES DATA FSDP TENSOR OUTPUT.npz
 """
 
 import os
 import sys
 
-devices, rules, data, fsdp, tensor, output = sys.argv[1:]
+devices, data, fsdp, tensor, output = sys.argv[1:]
 simulated = f'--xla_force_host_platform_device_count={devices}'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {simulated}'
 
@@ -26,7 +26,7 @@ config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
 experiment = build.build(config)
 mesh = sharding.make_mesh(int(data), int(fsdp), int(tensor))
 tx = experiment.transformation()
-trainable = state.Trainable(experiment.network, tx, mesh, sharding.rule_set(rules))
+trainable = state.Trainable(experiment.network, tx, mesh)
 key = jax.random.key(0)
 made = trainable.init(key)
 
@@ -53,7 +53,7 @@ with (
   pipeline.batches(experiment.source, seed=0, batch_size=32, start_step=0) as batches,
 ):
   for _ in range(3):
-    made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh))
+    made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32))
     losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
 arrays = {
   k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()

@@ -92,7 +92,7 @@ def test_run_reports_progress_and_describes_itself(straight):
   assert 'async_checkpointer' not in log
   assert [row['step'] for row in rows(workdir)] == [7, 14, 20, 21, 28, 35, 40, 42, 49, 56, 60, 60]
   assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == STEPS
-  assert 'jax' in json.loads((workdir / 'versions.json').read_text())
+  assert 'jax' in json.loads((workdir / 'versions.json').read_text())[0]
   assert {
     'loss',
     'velocity',

@@ -29,7 +29,7 @@ def train(path, config):
 def test_new_run_records_itself_and_continues(tmp_path):
   path = train(tmp_path / 'run', config())
   assert json.loads((path / 'config.json').read_text())['train']['steps'] == 10
-  assert json.loads((path / 'versions.json').read_text()) == VERSIONS
+  assert json.loads((path / 'versions.json').read_text()) == [VERSIONS]
   assert train(path, config()) == path
 
 
@@ -82,3 +82,27 @@ def test_damaged_config_is_named(tmp_path):
   (path / 'config.json').write_text('{"train":')
   with pytest.raises(types.UserError, match='config.json is not a run config'):
     train(path, config())
+
+
+def test_url_is_refused_before_a_folder_of_that_name_appears():
+  with pytest.raises(types.UserError, match='gs://bucket/run is a URL'):
+    train('gs://bucket/run', config())
+
+
+def test_cosine_run_cannot_be_prolonged(tmp_path):
+  """Its learning rate would jump back up."""
+  cosine = config()
+  cosine.optimizer = ml_collections.ConfigDict({'schedule': 'cosine'})
+  path = train(tmp_path / 'run', cosine)
+  longer = cosine.copy_and_resolve_references()
+  longer.train.steps = 20
+  with pytest.raises(types.UserError, match='train.steps: stored 10, given 20'):
+    train(path, longer)
+
+
+def test_versions_are_recorded_at_every_start_that_changes_them(tmp_path):
+  path = train(tmp_path / 'run', config())
+  run_dir.open_for_training(str(path), config(), {'jax': '2'}, write=True)
+  train(path, config())
+  found = json.loads((path / 'versions.json').read_text())
+  assert found == [{'jax': '1'}, {'jax': '2'}, {'jax': '1'}]

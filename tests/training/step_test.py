@@ -63,7 +63,7 @@ def setting(
   experiment = build.build(config)
   tx = optim.make(optimizer, steps=STEPS)
   mesh = sharding.make_mesh()
-  trainable = state_lib.Trainable(experiment.network, tx, mesh, sharding.rule_set('dp'))
+  trainable = state_lib.Trainable(experiment.network, tx, mesh)
   key = rng.stream(jax.random.key(0), 'train')
   step = step_lib.make_step(
     experiment.objective, trainable.graphdef, tx, key=key, ema_decay=ema_decay,
@@ -77,7 +77,7 @@ def setting(
 def batch():
   config = digits.get_config()
   source = build.sources.open_source(config.data.source)
-  return sharding.put_batch(source.gather(np.arange(BATCH)), sharding.make_mesh())
+  return sharding.put_batch(source.gather(np.arange(BATCH)), sharding.make_mesh(), BATCH)
 
 
 def copied(tree):
@@ -261,15 +261,19 @@ def test_memory_and_precision_options_agree_with_the_plain_step(batch, model, to
 def test_sixty_steps_learn():
   chosen, mesh = setting('flow+diverse', optimizer=WARM), sharding.make_mesh()
   source, generator = build.sources.open_source('digits'), np.random.default_rng(0)
-  state, losses = chosen.trainable.init(jax.random.key(0)), []
+  state, rows = chosen.trainable.init(jax.random.key(0)), []
   for _ in range(60):
     chunk = source.gather(generator.choice(len(source), 64, replace=False))
-    state, metrics = chosen.step(state, sharding.put_batch(chunk, mesh))
-    losses.append(float(metrics['velocity']))
-  # The fresh network says 0, so its loss is the mean of (e - x)^2 = 1 + mean x^2, about 1.70; one
-  # that knows each pixel's mean and never looks at its input gets 1 + the variance of the pixels,
-  # 1.29. Sixty steps were measured to reach 1.00 to 1.05 (seeds 0 to 2, the noise of a mean of ten
-  # being 0.015); 0.9 times 1.29 is 1.16.
+    state, metrics = chosen.step(state, sharding.put_batch(chunk, mesh, 64))
+    rows.append([float(metrics[k]) for k in ('velocity', 'diverse/loss')])
+  (first, first_diverse), (last, last_diverse) = rows[0], np.mean(rows[-10:], axis=0)
+  # The fresh network says 0, so its loss is the mean of (e - x)^2 = 1 + mean x^2, about 1.70. One
+  # that knows each pixel's mean and never looks at its input would get 1 + the variance of the
+  # pixels, 1.29, and sixty steps must get below that: seeds 0 to 2 were measured to reach 1.13 to
+  # 1.21 (0.99 to 1.01 without the diversity loss), with 0.015 of noise in a mean of ten.
   x_NHWC = source.gather(np.arange(len(source)))['images']
-  np.testing.assert_allclose(losses[0], 1 + np.mean(x_NHWC**2), rtol=0.05)
-  assert np.mean(losses[-10:]) < 0.9 * (1 + x_NHWC.var(axis=0).mean())
+  np.testing.assert_allclose(first, 1 + np.mean(x_NHWC**2), rtol=0.05)
+  assert last < 1 + x_NHWC.var(axis=0).mean()
+  # Fresh blocks are the identity: cosines of 1, no dispersion. Measured at the end: 0.06 at most.
+  np.testing.assert_allclose(first_diverse, 0.66, atol=0.01)
+  assert last_diverse < 0.2
