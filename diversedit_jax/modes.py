@@ -161,7 +161,7 @@ def plan(experiment: build.Experiment) -> str:
   numbers = plan_lib.plan(
     experiment.model, options, steps=experiment.train.steps, batch_size=experiment.train.batch_size,
     accumulate=experiment.train.accumulate,
-    shard_bytes=sharding.shard_bytes(trainable.params, trainable.shardings.params),
+    shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
   )  # fmt: skip
   return plan_lib.table(numbers, options, experiment.train.steps)
 
@@ -173,7 +173,7 @@ def _mesh(experiment):
 
 def _trainable(experiment, mesh):
   trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
-  sharding.check_split(trainable.params, trainable.shardings.params, mesh, experiment.model.width)
+  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
   return trainable
 
 

@@ -278,7 +278,8 @@ def test_scores(run):
 
 def test_similarity_of_the_blocks(run):
   file = arrays(run.workdir / 'analysis' / 'cka.npz')
-  assert (file.pop('step'), file.pop('view'), file.pop('examples')) == (STEPS, 'mean', 33)
+  origin = f'checkpoints/{STEPS}'
+  assert (file.pop('weights'), file.pop('view'), file.pop('examples')) == (origin, 'mean', 33)
   assert set(file) == {
     f'{kernel}/{estimator}/t={t}'
     for kernel in ('linear', 'rbf')
@@ -427,7 +428,7 @@ CONSUMED = {
   'model.skip.enabled': 'model.skip', 'interpolant.path': 'flow.path',
   'interpolant.time_law': 'flow.time_law', 'interpolant.time_mean': 'time_law.mean',
   'interpolant.time_std': 'time_law.std', 'interpolant.epsilon': 'time_law.epsilon',
-  'train.label_dropout': 'flow.label_dropout',
+  'train.label_dropout': 'flow.label_dropout', 'data.num_classes': 'model.num_classes',
 }  # fmt: skip
 # Keys that matter only under another choice than the run's.
 CONDITIONAL = ('diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion')

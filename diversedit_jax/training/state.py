@@ -1,6 +1,7 @@
 """The train state: step, parameters, their average and the optimizer's moments, as plain trees."""
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 from flax import nnx, struct
@@ -49,14 +50,22 @@ class Trainable:
     )
     if jax.tree.leaves(rest):
       raise ValueError(f'modules must hold parameters only, found {list(trees.named_leaves(rest))}')
-    whole = sharding.replicated(mesh)
-    of_params = nnx.to_pure_dict(sharding.shardings_of(variables, mesh))
     self.params = nnx.to_pure_dict(variables)
-    self.opt_state = jax.eval_shape(tx.init, self.params)
+    self.param_shardings = nnx.to_pure_dict(sharding.shardings_of(variables, mesh))
+
+  @functools.cached_property
+  def opt_state(self) -> Any:
+    """Shapes of the optimizer's state."""
+    return jax.eval_shape(self._tx.init, self.params)
+
+  @functools.cached_property
+  def shardings(self) -> TrainState:
+    """Of the whole state, moments beside their parameters; late, because optax allocates here."""
+    whole, placed = sharding.replicated(self.mesh), self.param_shardings
     of_opt = optax.tree_map_params(
-      tx, lambda _, s: s, self.opt_state, of_params, transform_non_params=lambda _: whole
+      self._tx, lambda _, s: s, self.opt_state, placed, transform_non_params=lambda _: whole
     )
-    self.shardings = TrainState(step=whole, params=of_params, ema=of_params, opt_state=of_opt)
+    return TrainState(step=whole, params=placed, ema=placed, opt_state=of_opt)
 
   def init(self, key: jax.Array) -> TrainState:
     """A fresh state, each array created in its place; the average starts as a copy."""

@@ -1,9 +1,10 @@
-"""Two processes with one device each train what one process trains; one minute, hence `slow`."""
+"""Two processes with one device each train what one process trains; minutes, hence `slow`."""
 
 import os
+import re
+import signal
 import socket
 import subprocess
-import sys
 
 import loop_test
 import numpy as np
@@ -16,20 +17,53 @@ def free_port():
     return probe.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path):
-  assert loop_test.run(tmp_path / 'one').returncode == 0
+def start_two(workdir, *flags, **options):
   shared = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': '2'}
-  processes = [
+  command = [*loop_test.command(workdir, *flags), '--distributed']
+  return [
     subprocess.Popen(
-      [*loop_test.command(tmp_path / 'two'), '--distributed'], cwd=loop_test.ROOT,
-      stderr=sys.stderr, env=os.environ | shared | {'JAX_PROCESS_ID': str(i)},
+      command, cwd=loop_test.ROOT, env=os.environ | shared | {'JAX_PROCESS_ID': str(i)}, **options
     )
     for i in range(2)
-  ]  # fmt: skip
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', ['data', 'fsdp', 'tensor'])
+def test_two_processes_train_what_one_trains(tmp_path, mesh):
+  assert loop_test.run(tmp_path / 'one').returncode == 0
+  sizes = [
+    f'--config.mesh.{axis}={2 if axis == mesh else 1}' for axis in ('data', 'fsdp', 'tensor')
+  ]
+  processes = start_two(tmp_path / 'two', *sizes)
   assert [process.wait() for process in processes] == [0, 0]
   one, two = loop_test.rows(tmp_path / 'one'), loop_test.rows(tmp_path / 'two')
   assert [row.keys() for row in one] == [row.keys() for row in two]
   for a, b in zip(one, two, strict=True):
     # Sums over two devices round differently, and 60 Adam steps carry that on.
     np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_saves_on_both_and_a_truncated_checkpoint_costs_steps_only(tmp_path):
+  workdir = tmp_path / 'run'
+  flags = ['--config.optimizer.schedule=constant', '--config.checkpoint.every=30']
+  one, two = start_two(
+    workdir, *flags, '--config.train.steps=2000', stderr=subprocess.PIPE, text=True
+  )
+  for line in one.stderr:
+    if 'step 35/' in line:
+      two.send_signal(signal.SIGTERM)
+      break
+  logs = [process.communicate()[1] for process in (one, two)]
+  assert [one.returncode, two.returncode] == [0, 0]
+  (step,) = {int(re.search(r'SIGTERM: saved step (\d+)', log).group(1)) for log in logs}
+  for file in (workdir / 'checkpoints' / str(step) / 'ema').rglob('*'):
+    if file.is_file() and file.stat().st_size > 1000:
+      file.write_bytes(file.read_bytes()[:500])
+  flags.append(f'--config.train.steps={step + 5}')
+  again = start_two(workdir, *flags, stderr=subprocess.PIPE, text=True)
+  logs = [process.communicate()[1] for process in again]
+  assert [process.returncode for process in again] == [0, 0]
+  assert all(re.search(r'continuing at step \d+', log) for log in logs)
+  assert (workdir / 'damaged_checkpoints' / str(step)).is_dir()
