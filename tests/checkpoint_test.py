@@ -97,3 +97,31 @@ def test_non_finite_state_is_never_written(tmp_path, items):
   with pytest.raises(types.UserError, match=r'step 2 not written: ema not finite; last good .*/1'):
     checkpoints.save(2, spoiled, {})
   assert checkpoints.steps() == [1]
+
+
+def test_other_arrays_are_named_and_not_taken_for_damage(tmp_path, items, caplog):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, items, {})
+  checkpoints.close()
+  again = checkpoint.Checkpoints(tmp_path / 'c')
+  narrower = {'params': {'model': {'w': jnp.zeros((8, 8)), 'b': items['params']['model']['b']}}}
+  with pytest.raises(
+    types.UserError, match=r'params/model/w: found \(64, 64\), expected \(8, 8\)$'
+  ):
+    again.restore(targets(narrower))
+  assert 'cannot be read' not in caplog.text
+
+
+def test_busy_store_is_not_taken_for_damage(tmp_path, items, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, items, {})
+  checkpoints.save(2, items, {})
+  checkpoints.wait()
+
+  def busy(self, step, wanted):
+    raise RuntimeError('RESOURCE_EXHAUSTED: too many requests')
+
+  monkeypatch.setattr(checkpoint.Checkpoints, '_read', busy)
+  with pytest.raises(RuntimeError, match='RESOURCE_EXHAUSTED'):
+    checkpoints.restore(targets(items))
+  assert checkpoints.steps() == [1, 2]
