@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from diversedit_jax import trees, types
 
+ITEMS = ('params', 'ema', 'opt')
 META = 'meta'
 # What a busy or closed store says; the checkpoint behind it may be whole.
 _NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED')
@@ -54,7 +55,10 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, create=True, enable_async_checkpointing=True
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    # Named here, so that what a checkpoint holds can be asked before it is read.
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
+    handlers[META] = ocp.JsonCheckpointHandler()
+    self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
