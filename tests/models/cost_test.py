@@ -144,8 +144,8 @@ def test_kept_activations_are_those_of_the_traced_gradient(remat, skip, dtype):
   # The difference of two depths leaves out the block being differentiated, which no scan returns.
   estimate = cost.activation_bytes(deeper) - cost.activation_bytes(deep)
   carried = carried_bytes(deeper, 7) - carried_bytes(deep, 7)
-  # The estimate leaves out statistics of one value per token, 2 % of the least; and JAX 0.11 carries
-  # a tenth less than 0.10, after which it was made.
+  # The estimate leaves out statistics of one value per token, 2 % of the least; and JAX 0.11
+  # carries a tenth less than 0.10, after which it was made.
   np.testing.assert_allclose(carried, estimate, rtol=0.12)
 
 
