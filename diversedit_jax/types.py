@@ -7,8 +7,10 @@ An array's name ends with its shape: `x_NHWC`, `f_LNTD`. The letters are
   T  tokens, (H/P)(W/P)           D     width of the transformer
   L  blocks (depth)               K     classes; label K is the null label
   G  groups of the batch          S     sampler steps
+  Z  width of an encoder's features
 
-Time t runs from 0 (data) to 1 (noise). Pixels lie in [-1, 1].
+Time t runs from 0 (data) to 1 (noise); h = t - r is the length of an interval [r, t]. Pixels lie
+in [-1, 1].
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,11 @@ from typing import Any, NamedTuple
 import jax
 
 Batch = Mapping[str, jax.Array]
-"""Arrays of one step: `images` or `latents` [N, H, W, C] float32, `labels` [N] int32."""
+"""Arrays of one step: `images` or `latents` [N, H, W, C] float32, `labels` [N] int32.
+
+Beside latents there may be `pixels` [N, H, W, 3] uint8, and after the frozen encoders have run,
+'ENCODER/tokens' [N, T, Z] and 'ENCODER/summary' [N, Z].
+"""
 
 
 class UserError(ValueError):
@@ -27,12 +33,14 @@ class UserError(ValueError):
 class Output(NamedTuple):
   """What a network returns from one forward pass.
 
-  pred: prediction [N, H, W, C] float32, here the velocity.
+  pred: prediction [N, H, W, C] float32, of the kind that the flow trains.
   features: what the tap collected from the block outputs, in depth order; None without a tap.
+  class_token: prediction [N, Z] float32 for the class token; None in a model without one.
   """
 
   pred: jax.Array
   features: Any = None
+  class_token: jax.Array | None = None
 
 
 def check(name: str, array: Any, shape: str, **sizes: int) -> None:

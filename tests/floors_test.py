@@ -10,9 +10,9 @@ PACKAGE = 'diversedit_jax'
 
 FLOORS = {
   'types': 0, 'rng': 0, 'trees': 0,
-  'sharding': 1, 'interpolants': 1, 'losses': 1, 'data': 1,
+  'sharding': 1, 'interpolants': 1, 'losses': 1, 'data': 1, 'weights': 1,
   'models': 2, 'checkpoint': 2,
-  'sampling': 3,
+  'frozen': 3, 'sampling': 3,
   'methods': 4, 'convert': 4, 'evaluation': 4, 'analysis': 4,
   'training': 5, 'build': 6,
   'modes': 7, 'cli': 7, 'main': 8,

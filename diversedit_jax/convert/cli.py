@@ -6,7 +6,8 @@ import pathlib
 import sys
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import array_files, families, mapping
+from diversedit_jax.convert import families, mapping
+from diversedit_jax.weights import array_files
 
 _DESCRIPTION = """\
 Converts weights between PyTorch models and diversedit_jax: exactly, and without running any code

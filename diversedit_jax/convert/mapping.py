@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import array_files, families, plans
+from diversedit_jax.convert import families, plans
 from diversedit_jax.models import embed
+from diversedit_jax.weights import array_files
 
 _TABLE_TOLERANCE = 1e-6
 

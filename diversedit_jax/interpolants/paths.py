@@ -75,14 +75,11 @@ def cosine() -> Path:
 def vp() -> Path:
   """Variance preserving diffusion; sigma' is infinite at t = 0, hence `epsilon`."""
 
-  def log_alpha(t):
-    return -(_VP_B * t + _VP_C) * t
-
   def alpha(t):
-    return _numpy_of(t).exp(log_alpha(t))
+    return _numpy_of(t).exp(vp_log_alpha(t))
 
   def sigma(t):
-    return _numpy_of(t).sqrt(-_numpy_of(t).expm1(2 * log_alpha(t)))
+    return _numpy_of(t).sqrt(-_numpy_of(t).expm1(2 * vp_log_alpha(t)))
 
   def d_alpha(t):
     return -(2 * _VP_B * t + _VP_C) * alpha(t)
@@ -102,6 +99,11 @@ def vp() -> Path:
     time_of_ratio=time_of_ratio,
     epsilon=1e-5,
   )
+
+
+def vp_log_alpha(t: Any) -> Any:
+  """log alpha of the vp path, any shape; numpy in, numpy out."""
+  return -(_VP_B * t + _VP_C) * t
 
 
 PATHS = {'linear': linear(), 'cosine': cosine(), 'vp': vp()}

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diversedit_jax import sharding
+from diversedit_jax.interpolants import ddpm
 
 TIME_FREQUENCIES = 256
 MAX_PERIOD = 10_000.0
+TIME_INPUTS = {'unit': lambda t_N: t_N, 'ddpm': ddpm.index}
+"""What the sinusoids of time see: t itself (SiT and its kin), or the step of DiT's diffusion."""
 
 
 def xavier(*axes: str | None) -> nnx.Initializer:
@@ -64,7 +67,7 @@ def unpatchify(x_NTP: jax.Array, patch: int, height: int, width: int) -> jax.Arr
 
 
 def time_features(t_N: jax.Array) -> jax.Array:
-  """Sinusoids [N, 256] of unscaled t in [0, 1]: cosines first, then sines, in float32."""
+  """Sinusoids [N, 256] of unscaled times: cosines first, then sines, in float32."""
   half = TIME_FREQUENCIES // 2
   frequencies = np.exp(-np.log(MAX_PERIOD) * np.arange(half) / half).astype(np.float32)
   angles = t_N.astype(jnp.float32)[:, None] * frequencies[None]
@@ -85,6 +88,22 @@ class TimeEmbed(nnx.Module):
 
   def __call__(self, t_N: jax.Array) -> jax.Array:
     return self.fc2(jax.nn.silu(self.fc1(time_features(t_N))))
+
+
+class ClassTokenEmbed(nnx.Module):
+  """REG's class token (arXiv 2507.01467), [N, Z] -> [N, D]: Linear, then an affine LayerNorm."""
+
+  def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
+    self.proj = nnx.Linear(
+      features, width, kernel_init=xavier(None, 'embed'), bias_init=zeros('embed'), rngs=rngs
+    )
+    self.norm = nnx.LayerNorm(
+      width, epsilon=1e-6, use_fast_variance=False, scale_init=ones(None), bias_init=zeros(None),
+      rngs=rngs,
+    )  # fmt: skip
+
+  def __call__(self, token_NZ: jax.Array) -> jax.Array:
+    return self.norm(self.proj(token_NZ))
 
 
 class LabelEmbed(nnx.Module):

@@ -46,7 +46,7 @@ class Attention(nnx.Module):
     width, dtype = config.width, config.compute_dtype
     self.heads = config.heads
     self.implementation = attention.choose(
-      config.attention, config.tokens, config.heads, width // config.heads, config.dtype
+      config.attention, config.sequence, config.heads, width // config.heads, config.dtype
     )
     self.qkv = nnx.Linear(
       width, 3 * width, kernel_init=embed.xavier('embed', 'heads'),
@@ -137,16 +137,27 @@ class Fuse(nnx.Module):
 
 
 class Final(nnx.Module):
-  """adaLN with its own shift and scale, then the zero-initialised linear head per token."""
+  """adaLN with its own shift and scale, then the zero-initialised linear heads.
+
+  (x_NTD, c_ND) -> (patches [N, T, P*P*C'], class token [N, Z] or None), with C' = 2C where the
+  network also predicts a variance. A class token stands before the patches.
+  """
 
   def __init__(self, config, *, rngs: nnx.Rngs):
-    self.adaln = adaln(config, 2, rngs=rngs)
-    self.linear = nnx.Linear(
-      config.width, config.patch_size**2 * config.channels, kernel_init=embed.zeros('embed', None),
-      bias_init=embed.zeros(None), rngs=rngs,
+    head = lambda out: nnx.Linear(
+      config.width, out, kernel_init=embed.zeros('embed', None), bias_init=embed.zeros(None),
+      rngs=rngs,
     )  # fmt: skip
+    self.adaln = adaln(config, 2, rngs=rngs)
+    self.linear = head(config.patch_size**2 * config.channels * (2 if config.learn_sigma else 1))
+    self.has_class_token = bool(config.class_token)
+    if config.class_token:
+      self.class_linear = head(config.class_token)
 
-  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
+  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     modulation = self.adaln(jax.nn.silu(c_ND)).astype(x_NTD.dtype)
     shift, scale = jnp.split(modulation, 2, axis=-1)
-    return self.linear(modulate(normalise(x_NTD), shift, scale))
+    x_NTD = modulate(normalise(x_NTD), shift, scale)
+    if not self.has_class_token:
+      return self.linear(x_NTD), None
+    return self.linear(x_NTD[:, 1:]), self.class_linear(x_NTD[:, 0])

@@ -5,6 +5,9 @@ In the notation of `types`:
   x_NHWC -> patches -> Linear + positions -> L blocks -> adaLN, Linear -> unpatchify -> velocity
   t_N -> sinusoids -> MLP ---+
   y_N -> label table --------+-> c_ND, which modulates every block
+  h_N -> sinusoids -> MLP ---+   only where an average over an interval is predicted (MeanFlow)
+
+and, for REG, a class token [N, Z] that is noised like the data and predicted with them.
 """
 
 import dataclasses
@@ -28,6 +31,12 @@ class SiTConfig:
   depth, width, heads, mlp_ratio, patch_size: see `sizes`.
   qk_norm: affine LayerNorm of q and k per head (off in all published SiT models).
   skip: long residual connections, or None.
+  interval: a second time embedding, of h = t - r (MeanFlow).
+  class_token: Z, width of a class token that goes through the blocks before the patches (REG); 0
+    is none.
+  learn_sigma: the head has 2C channels, of which the first C are the prediction (DiT and the
+    original SiT; only DiT trains the others).
+  time_input: what the sinusoids see, see `embed.TIME_INPUTS`.
   dtype: of matrix products within the blocks; the two ends of the network stay in float32.
   residual_dtype: of the residual stream.
   attention: 'auto', 'xla' or 'cudnn'. remat: see `stack.REMAT_POLICIES`.
@@ -44,6 +53,10 @@ class SiTConfig:
   mlp_ratio: float = 4.0
   qk_norm: bool = False
   skip: stack.Skip | None = None
+  interval: bool = False
+  class_token: int = 0
+  learn_sigma: bool = False
+  time_input: str = 'unit'
   dtype: str = 'float32'
   residual_dtype: str = 'float32'
   attention: str = 'auto'
@@ -84,6 +97,8 @@ class SiTConfig:
     )
     if self.skip is not None:
       known('model.skip.placement', self.skip.placement, stack.SKIP_PLACEMENTS)
+    require(self.class_token >= 0, f'the class token cannot have a width of {self.class_token}')
+    known('model.time_input', self.time_input, embed.TIME_INPUTS)
     known('model.dtype', self.dtype, DTYPES)
     known('model.residual_dtype', self.residual_dtype, DTYPES)
     require(
@@ -100,8 +115,19 @@ class SiTConfig:
 
   @property
   def tokens(self) -> int:
-    """T, the number of tokens of one example."""
-    return (self.input_size[0] // self.patch_size) * (self.input_size[1] // self.patch_size)
+    """T, the number of patch tokens of one example."""
+    rows, cols = self.grid
+    return rows * cols
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of the patch tokens."""
+    return self.input_size[0] // self.patch_size, self.input_size[1] // self.patch_size
+
+  @property
+  def sequence(self) -> int:
+    """Tokens that go through the blocks: the patches and, for REG, the class token."""
+    return self.tokens + bool(self.class_token)
 
   @property
   def compute_dtype(self) -> jnp.dtype | None:
@@ -126,44 +152,83 @@ class SiT(nnx.Module):
     )  # fmt: skip
     self.time_embed = embed.TimeEmbed(config.width, rngs=rngs)
     self.label_embed = embed.LabelEmbed(config.num_classes, config.width, rngs=rngs)
+    if config.interval:
+      self.interval_embed = embed.TimeEmbed(config.width, rngs=rngs)
+    if config.class_token:
+      self.class_token_embed = embed.ClassTokenEmbed(config.class_token, config.width, rngs=rngs)
     self.blocks = stack.Stack(config, rngs=rngs)
     self.final = layers.Final(config, rngs=rngs)
 
-  def tokens(self, x_NHWC: jax.Array) -> jax.Array:
-    """Patch tokens with their positions, [N, T, D] in the dtype of the residual stream."""
+  def tokens(self, x_NHWC: jax.Array, class_token_NZ: jax.Array | None = None) -> jax.Array:
+    """Patch tokens with their positions, [N, T, D] in the dtype of the residual stream.
+
+    A class token comes first, without a position: [N, 1 + T, D].
+    """
     config = self.config
-    rows, cols = (s // config.patch_size for s in config.input_size)
-    positions = embed.position_table(rows, cols, config.width)
+    positions = embed.position_table(*config.grid, config.width)
     x_NTD = self.patch_embed(embed.patchify(x_NHWC, config.patch_size))
     x_NTD = x_NTD.astype(jnp.promote_types(x_NTD.dtype, config.residual_dtype))
-    return x_NTD + jnp.asarray(positions, x_NTD.dtype)[None]
+    x_NTD = x_NTD + jnp.asarray(positions, x_NTD.dtype)[None]
+    if class_token_NZ is None:
+      return x_NTD
+    first_ND = self.class_token_embed(class_token_NZ).astype(x_NTD.dtype)
+    return jnp.concatenate([first_ND[:, None], x_NTD], axis=1)
 
-  def condition(self, t_N: jax.Array, y_N: jax.Array) -> jax.Array:
-    """The conditioning vector c_ND, the sum of time and label embeddings."""
-    return sharding.constrain_batch(self.time_embed(t_N) + self.label_embed(y_N))
+  def condition(self, t_N: jax.Array, y_N: jax.Array, h_N: jax.Array | None = None) -> jax.Array:
+    """The conditioning vector c_ND, the sum of the embeddings of time, label and interval."""
+    c_ND = self.time_embed(embed.TIME_INPUTS[self.config.time_input](t_N)) + self.label_embed(y_N)
+    if h_N is not None:
+      c_ND = c_ND + self.interval_embed(h_N)
+    return sharding.constrain_batch(c_ND)
 
   def __call__(
-    self, x_NHWC: jax.Array, t_N: jax.Array, y_N: jax.Array, *, tap: taps.Tap | None = None
+    self,
+    x_NHWC: jax.Array,
+    t_N: jax.Array,
+    y_N: jax.Array,
+    *,
+    h_N: jax.Array | None = None,
+    class_token_NZ: jax.Array | None = None,
+    tap: taps.Tap | None = None,
   ) -> types.Output:
     """One forward pass.
 
     Args:
       x_NHWC: noisy latents or images.
-      t_N: times in [0, 1], 0 data and 1 noise, fed unscaled.
+      t_N: times in [0, 1], 0 data and 1 noise.
       y_N: integer labels, K for the null label.
+      h_N: lengths t - r of intervals that end at t; for a model with `interval`, and only there.
+      class_token_NZ: noisy class tokens; for a model with `class_token`, and only there.
       tap: what to keep of the block outputs.
 
     Returns:
-      `Output` with the prediction [N, H, W, C] in float32 at least, and the tap's features.
+      `Output` with the prediction [N, H, W, C] and that of the class token [N, Z], in float32 at
+      least, and the tap's features.
+
+    Raises:
+      ValueError: for a wrong shape, a missing input, or one that the model has no place for.
     """
     config = self.config
     rows, cols = config.input_size
     types.check('x', x_NHWC, 'N H W C', H=rows, W=cols, C=config.channels)
     types.check('t', t_N, 'N', N=x_NHWC.shape[0])
     types.check('y', y_N, 'N', N=x_NHWC.shape[0])
-    c_ND = self.condition(t_N, y_N)
-    x_NTD, features = self.blocks(self.tokens(x_NHWC), c_ND, tap=tap or taps.nothing())
-    out = self.final(x_NTD, c_ND)
-    pred = embed.unpatchify(out, config.patch_size, rows, cols)
-    pred = pred.astype(jnp.promote_types(pred.dtype, jnp.float32))
-    return types.Output(sharding.constrain_batch(pred), features)
+    _check_input('h_N', h_N, config.interval)
+    _check_input('class_token_NZ', class_token_NZ, config.class_token > 0)
+    c_ND = self.condition(t_N, y_N, h_N)
+    x_NTD, features = self.blocks(
+      self.tokens(x_NHWC, class_token_NZ), c_ND, tap=tap or taps.nothing()
+    )
+    out, class_token_NZ = self.final(x_NTD, c_ND)
+    pred = embed.unpatchify(out, config.patch_size, rows, cols)[..., : config.channels]
+    pred, class_token_NZ = jax.tree.map(_finished, (pred, class_token_NZ))
+    return types.Output(pred, features, class_token_NZ)
+
+
+def _finished(x: jax.Array) -> jax.Array:
+  return sharding.constrain_batch(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+def _check_input(name, given, wanted):
+  if (given is not None) != wanted:
+    raise ValueError(f'{name} is {"missing" if wanted else "not an input of this model"}')

@@ -9,7 +9,8 @@ import pytest
 import torch_zip
 
 from diversedit_jax import trees
-from diversedit_jax.convert import array_files, cli, mapping
+from diversedit_jax.convert import cli, mapping
+from diversedit_jax.weights import array_files
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 

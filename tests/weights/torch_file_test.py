@@ -12,7 +12,7 @@ import pytest
 import torch_zip
 
 from diversedit_jax import types
-from diversedit_jax.convert import array_files, torch_file
+from diversedit_jax.weights import array_files, torch_file
 
 
 def _read(path, key=None):

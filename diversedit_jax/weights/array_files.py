@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from diversedit_jax import types
-from diversedit_jax.convert import torch_file
+from diversedit_jax.weights import torch_file
 
 _PREFERRED = ('ema', 'model')
 

@@ -8,7 +8,7 @@ import pytest
 import torch_zip
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import array_files
+from diversedit_jax.weights import array_files
 
 _X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -1,0 +1,1 @@
+"""Frozen networks whose features representation alignment aims at; see `base`."""

@@ -1,0 +1,102 @@
+"""Frozen encoders by name: a pure function from pixels to features, and the weights it needs.
+
+An encoder is opened with shapes only, so that a run can be planned and traced without its weights;
+`load` reads or fits them. Its parameters travel through the training step as an argument, never as
+constants of the program. To add one, register what makes it:
+
+  base.register('mine', make)      make(base.Request) -> base.Encoder
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from diversedit_jax import trees, types
+from diversedit_jax.data import sources
+
+
+class Features(NamedTuple):
+  """What an encoder says of images.
+
+  tokens: [N, T, Z] float32, on the grid of the model's patches, row-major.
+  summary: [N, Z] float32, of the whole image (a class token).
+  """
+
+  tokens: jax.Array
+  summary: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """What an encoder may look at when it is made.
+
+  source: the training split. grid: rows and columns of the model's patches.
+  image_shape: (H, W, C) of the pixels.
+  weights: folder or file with pretrained weights, '' if none was given.
+  dtype: of the encoder's matrix products.
+  """
+
+  source: sources.Source
+  grid: tuple[int, int]
+  image_shape: tuple[int, int, int]
+  weights: str = ''
+  dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder:
+  """A frozen function of pixels.
+
+  name: as registered. params: its parameters as jax.ShapeDtypeStruct.
+  apply: (params, pixels_NHWC in [-1, 1] float32) -> Features; pure, traceable.
+  load: () -> params as arrays; may raise UserError naming a missing file.
+  image_shape: (H, W, C) of the pixels. flops: of one image, a multiply-add being 2.
+  """
+
+  name: str
+  params: Any
+  apply: Callable[[Any, jax.Array], Features]
+  load: Callable[[], Any]
+  image_shape: tuple[int, int, int]
+  flops: float
+
+  def shapes(self) -> Features:
+    """Shapes of the features of one image, [1, T, Z] and [1, Z]."""
+    pixels = jax.ShapeDtypeStruct((1, *self.image_shape), 'float32')
+    return jax.eval_shape(self.apply, self.params, pixels)
+
+
+Make = Callable[[Request], Encoder]
+_ENCODERS: dict[str, Make] = {}
+
+
+def register(name: str, make: Make) -> None:
+  """Makes an encoder known by name.
+
+  Raises:
+    ValueError: if the name is taken by another function, or has a character that a config reserves.
+  """
+  if not name or set(name) & set('@+,: '):
+    raise ValueError(f'an encoder cannot be called {name!r}: @ + , : and spaces are reserved')
+  if _ENCODERS.setdefault(name, make) is not make:
+    raise ValueError(f'an encoder {name!r} exists already')
+
+
+def open_encoder(name: str, request: Request) -> Encoder:
+  """The encoder of a name; its weights are not read yet.
+
+  Raises:
+    UserError: for an unknown name (the nearest is named), or pixels or a grid that it cannot take.
+  """
+  if name not in _ENCODERS:
+    raise types.UserError(f'no encoder {name!r}{trees.did_you_mean(name, _ENCODERS)}')
+  encoder = _ENCODERS[name](request)
+  rows, cols = request.grid
+  found = encoder.shapes().tokens.shape[1]
+  if found != rows * cols:
+    raise types.UserError(
+      f'encoder {name!r} gives {found} tokens, but the model has {rows}x{cols} patches'
+    )
+  return encoder
