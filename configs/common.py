@@ -32,11 +32,30 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(parsed)
 
 
+def set_method(config: ml_collections.ConfigDict, method: str) -> None:
+  """Sets the method, and what its published recipe does otherwise than SiT's.
+
+  MeanFlow (arXiv 2505.13447): logit-normal times, Adam with b2 = 0.95, no clipping, samples in one
+  step, guidance in training only.
+  """
+  config.method = method
+  if 'meanflow' in method.split('+'):
+    config.interpolant.time_law = 'logit_normal'
+    config.interpolant.time_mean = -0.4
+    config.optimizer.b2 = 0.95
+    config.optimizer.clip_norm = 0.0
+    config.sampler.kind = 'average_velocity'
+    config.sampler.steps = 1
+    config.sampler.guidance_scale = 1.0
+
+
 def base() -> ml_collections.ConfigDict:
   """Every key there is, with the values of the published recipe (DiverseDiT, Table A1)."""
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.method = 'flow'  # 'flow' (plain SiT) or 'flow+diverse'; 'diverse' alone means the latter.
+  # Parts joined by '+': flow (SiT, understood where it is not named), reg or meanflow, and any of
+  # repa, dispersive, sra, diverse. See methods/rules.py.
+  config.method = 'flow'
 
   config.data = ml_collections.ConfigDict()
   config.data.source = 'digits'  # digits | arrays:PATH.npz | synthetic:HxWxC:CLASSES
@@ -57,6 +76,8 @@ def base() -> ml_collections.ConfigDict:
   config.model.skip.placement = (
     'after'  # after (released code, published numbers) | before (paper's text).
   )
+  config.model.learn_sigma = False  # A head of 2C channels, as DiT's and the original SiT's.
+  config.model.time_input = 'unit'  # unit | ddpm (the step of DiT's diffusion; path vp only)
   config.model.dtype = 'float32'  # Of matrix products; bfloat16 halves their time and memory.
   config.model.residual_dtype = 'float32'  # Of the residual stream.
   config.model.attention = 'auto'  # auto | xla | cudnn
@@ -65,10 +86,12 @@ def base() -> ml_collections.ConfigDict:
 
   config.interpolant = ml_collections.ConfigDict()
   config.interpolant.path = 'linear'  # linear | cosine | vp
+  config.interpolant.prediction = 'velocity'  # velocity | noise | score
+  config.interpolant.weighting = 'none'  # none | velocity | likelihood; of a noise or a score.
   config.interpolant.time_law = 'uniform'  # uniform | logit_normal | lognormal | stratified
   config.interpolant.time_mean = 0.0  # Of logit_normal and lognormal.
   config.interpolant.time_std = 1.0
-  # Times are drawn from [epsilon, 1 - epsilon]; None is what the path needs (0 but for vp).
+  # Times are drawn from [epsilon, 1 - epsilon]; None is what path and prediction need.
   config.interpolant.epsilon = ml_collections.config_dict.placeholder(float)
 
   config.diversity = ml_collections.ConfigDict()
@@ -89,6 +112,52 @@ def base() -> ml_collections.ConfigDict:
   config.diversity.lo = 0.1  # Range of the adaptive weight, in units of the loss.
   config.diversity.hi = 0.5
   config.diversity.stop_gradient_weight = False  # The released code lets gradients through.
+
+  config.repa = ml_collections.ConfigDict()  # Also of reg, which aligns too.
+  # ENCODER@BLOCK,...; blocks from 1. Without a block: 5 (depth 12) or 8 (24, 28), as DiverseDiT.
+  config.repa.pairs = 'dinov2-vit-b'
+  config.repa.weight = 0.5
+  config.repa.hidden = 2048  # Width of the projectors.
+  config.repa.weights = ''  # Folder with the encoders' official weight files.
+  config.repa.dtype = 'float32'  # Of the encoders' matrix products.
+
+  config.dispersive = ml_collections.ConfigDict()
+  config.dispersive.preset = 'paper'  # paper | release: values of what is None below.
+  config.dispersive.kind = 'infonce_l2'  # infonce_l2 | infonce_cosine | hinge | covariance
+  config.dispersive.block = ml_collections.config_dict.placeholder(int)  # From 1; L/4 or L.
+  config.dispersive.temperature = ml_collections.config_dict.placeholder(float)  # 0.5 or 1.
+  config.dispersive.margin = 1.0  # Of the hinge, mean squared distance per feature.
+  config.dispersive.weight = ml_collections.config_dict.placeholder(float)  # 0.5 or 0.25.
+  # Parts of the batch with a loss each; groups of 16 or 32 examples. 1 is the global batch.
+  config.dispersive.groups = ml_collections.config_dict.placeholder(int)
+
+  config.sra = ml_collections.ConfigDict()
+  # From 1; None is 4 -> 8 (depth 12), 8 -> 16 (24), 8 -> 20 (28).
+  config.sra.student_block = ml_collections.config_dict.placeholder(int)
+  config.sra.teacher_block = ml_collections.config_dict.placeholder(int)
+  # smooth_l1 (paper) | l2 | l1 | cosine (the released code's default, with weight 0.5)
+  config.sra.kind = 'smooth_l1'
+  config.sra.axis = 'features'  # Of the cosine; the released code takes 'tokens'.
+  config.sra.beta = 0.05
+  config.sra.t_max = 0.2  # The teacher sees a time up to this much cleaner.
+  config.sra.weight = 0.2
+  config.sra.decay_after = 149.0  # Epochs; 99 at 512 px.
+  config.sra.decay_epochs = 1_000.0  # In which it falls to a tenth; 800 at 512 px, 0 is constant.
+
+  config.reg = ml_collections.ConfigDict()
+  config.reg.class_weight = 0.03  # Of the class token's loss.
+
+  config.meanflow = ml_collections.ConfigDict()
+  config.meanflow.variant = 'original'  # original | improved (2512.02012)
+  # Share with r = t; None is 0.75, or 0.5 for 'improved'.
+  config.meanflow.equal_fraction = ml_collections.config_dict.placeholder(float)
+  config.meanflow.omega = 1.0  # Guidance in training, of effective scale omega / (1 - kappa).
+  config.meanflow.kappa = 0.5
+  config.meanflow.start = 0.0  # Guidance acts where start <= t <= end.
+  config.meanflow.end = 1.0
+  config.meanflow.power = 1.0  # Of the adaptive weight.
+  config.meanflow.constant = 0.01
+  config.meanflow.masks = 'independent'  # independent | correlated (released code)
 
   config.train = ml_collections.ConfigDict()
   config.train.steps = 400_000
@@ -129,14 +198,18 @@ def base() -> ml_collections.ConfigDict:
   config.preview.columns = 8
 
   config.sampler = ml_collections.ConfigDict()
-  config.sampler.kind = 'euler_maruyama'  # euler_maruyama | heun | euler
+  config.sampler.kind = 'euler_maruyama'  # euler_maruyama | heun | euler | average_velocity
   config.sampler.steps = 250
+  config.sampler.times = ()  # Falling from start to 0, instead of equal steps.
+  config.sampler.start = 1.0  # 0.999 for a noise or a score on the paths linear and cosine.
   config.sampler.diffusion = '2t'  # w_t of the SDE.
   config.sampler.last_step = 0.04
   config.sampler.guidance_scale = 1.0  # 1 is no guidance.
   config.sampler.guidance_low = 0.0  # Guidance acts where low <= t <= high.
   config.sampler.guidance_high = 1.0
   config.sampler.guidance_channels = ml_collections.config_dict.placeholder(int)  # None guides all.
+  # Of REG's class token; None is guidance_scale, 0 does not guide it.
+  config.sampler.class_token_scale = ml_collections.config_dict.placeholder(float)
 
   config.sample = ml_collections.ConfigDict()
   config.sample.seed = 0

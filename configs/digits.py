@@ -2,8 +2,9 @@
 
   python -m diversedit_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Hardware: a laptop; two CPU cores need about two minutes. Meta-arguments: `method=flow` trains
-  without the diversity loss, `skips=False` without the long residual connections.
+Hardware: a laptop; two CPU cores need about two minutes. Meta-arguments: `method`, any combination
+  of methods, as `method=flow` (no diversity loss), `repa+diverse` or `meanflow`; `skips=False`
+  leaves out the long residual connections; `steps`.
 """
 
 from configs import common
@@ -11,9 +12,8 @@ from configs import common
 
 def get_config(arg: str | None = None):
   """The config; see `common.parse_arg` for the meta-arguments."""
-  args = common.parse_arg(arg, method='flow+diverse', skips=True)
+  args = common.parse_arg(arg, method='flow+diverse', skips=True, steps=1_200)
   config = common.base()
-  config.method = args.method
   config.data.source = 'digits'
 
   config.model.size = ''
@@ -28,7 +28,13 @@ def get_config(arg: str | None = None):
   # loss is off.
   config.diversity.lo = 0.0
 
-  config.train.steps = 1_200  # 53 epochs.
+  config.repa.pairs = 'pca@3'  # Principal components of patches; nothing to download.
+  config.repa.hidden = 128
+  config.sra.student_block = 2
+  config.sra.teacher_block = 4
+  config.dispersive.block = 2
+
+  config.train.steps = args.steps  # 22.5 to an epoch.
   config.train.batch_size = 64
   config.train.ema_decay = 0.995  # An average over about 200 steps; the run is short.
   config.optimizer.learning_rate = 1e-3
@@ -46,6 +52,7 @@ def get_config(arg: str | None = None):
   config.sampler.kind = 'heun'
   config.sampler.steps = 20
   config.sampler.guidance_scale = 2.0
+  common.set_method(config, args.method)
   config.sample.number = 100
   config.sample.batch_size = 250
   config.eval.number = 500

@@ -23,7 +23,6 @@ def get_config(arg: str | None = None):
     data='synthetic:32x32x4:1000',
   )  # fmt: skip
   config = common.base()
-  config.method = args.method
   config.data.source = args.data  # Scaled SD-VAE latents 32x32x4; synthetic ones are for dry runs.
   config.model.size = args.size
   config.model.skip.enabled = args.skips
@@ -31,4 +30,5 @@ def get_config(arg: str | None = None):
   config.train.steps = args.steps
   config.train.batch_size = 256
   config.sampler.guidance_scale = args.guidance  # 1.35 in Table 2; 4.0 for pictures.
+  common.set_method(config, args.method)
   return config

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diversedit_jax import types
+
 
 def path_name(path: tuple[Any, ...]) -> str:
   """'model/blocks/layers/attn/qkv/kernel' for a key path of `jax.tree_util`."""
@@ -47,3 +49,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
   return f'; did you mean {near[0]!r}?' if near else f'; known: {", ".join(known)}'
+
+
+def check_known(name: str, value: object, known: Iterable[str]) -> None:
+  """Refuses a value that is not among the known ones, naming the nearest.
+
+  Raises:
+    UserError: as said.
+  """
+  if value not in known:
+    raise types.UserError(f'unknown {name} {value!r}{did_you_mean(str(value), known)}')

@@ -1,16 +1,18 @@
 """Similarity of a model's blocks on fixed images, noise, labels and times."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import interpolants, rng, sharding, types
+from diversedit_jax import rng, sharding, types
 from diversedit_jax.analysis import kernels, similarity
 from diversedit_jax.data import sources
+from diversedit_jax.methods import base
 from diversedit_jax.models import taps
 
 _BATCH = 64
@@ -44,13 +46,15 @@ def block_features(
   source: sources.Source,
   config: AnalysisConfig,
   *,
-  path: interpolants.Path,
+  objective: base.Objective,
+  frozen: Mapping[str, Any],
   key: jax.Array,
   mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
   """Outputs of every block for noised real examples, one row per time.
 
-  Example i has the same noise at all times, and its true label.
+  Example i has the same noise at all times, and its true label. `frozen` are the weights of the
+  objective's encoders, for models that take a class token.
 
   Returns:
     float32 [times, L, n, p] under the config's view.
@@ -60,14 +64,19 @@ def block_features(
   # The mean is taken where the features are: all of them would be gigabytes at full size.
   tap = taps.token_mean() if config.view == 'mean' else taps.every()
 
-  def features(params, x_NHWC, y_N, index_N, t):
-    model = nnx.merge(graphdef, params).model
-    keys_N = rng.per_example(key, index_N)
-    eps_NHWC = jax.vmap(lambda k: jax.random.normal(k, x_NHWC.shape[1:], x_NHWC.dtype))(keys_N)
-    t_N = jnp.full(x_NHWC.shape[:1], t, jnp.float32)
-    x_t = interpolants.interpolate(path, x_NHWC, eps_NHWC, t_N)
-    y_N = y_N if model.config.num_classes else jnp.zeros_like(y_N)
-    return model(x_t, t_N, y_N, tap=tap).features
+  def features(params, frozen, batch, index_N, t):
+    network = nnx.merge(graphdef, params)
+    batch = objective.encode(frozen, batch)
+
+    def draw(key, example):
+      one = {name: x[None] for name, x in example.items()}
+      return jax.tree.map(lambda x: x[0], objective.draw(one, key))
+
+    draws = jax.vmap(draw)(rng.per_example(key, index_N), batch)
+    labels_N = batch['labels'] if network.model.config.num_classes else draws.y
+    t_N = jnp.full(index_N.shape, t, jnp.float32)
+    draws = dataclasses.replace(objective.flow.at(draws, t_N), y=labels_N)
+    return objective.flow.run(network, draws, tap).features
 
   run = jax.jit(features, out_shardings=whole)
   divisor = sharding.batch_divisor(mesh)
@@ -78,8 +87,7 @@ def block_features(
     for start in range(0, n, size):
       indices = np.minimum(np.arange(start, start + size), n - 1)  # The last batch repeats its end.
       batch = source.gather(indices)
-      x = batch[sources.KEYS[source.space]]
-      out = np.asarray(run(params, x, batch['labels'], indices.astype(np.int32), np.float32(t)))
+      out = np.asarray(run(params, frozen, batch, indices.astype(np.int32), np.float32(t)))
       out = out[:, : n - start]
       parts.append(out if config.view == 'mean' else similarity.view(out, config.view))
     rows.append(np.concatenate(parts, axis=1))

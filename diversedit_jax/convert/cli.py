@@ -1,4 +1,4 @@
-"""Command line that converts one file of weights between PyTorch's names and ours."""
+"""Command line that converts one file of weights between another system's names and ours."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,18 +6,30 @@ import pathlib
 import sys
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import families, mapping
+from diversedit_jax.convert import detection, families, mapping
 from diversedit_jax.weights import array_files
 
 _DESCRIPTION = """\
-Converts weights between PyTorch models and diversedit_jax: exactly, and without running any code
-that a file may contain.
+Converts weights between other systems' models and diversedit_jax, both ways, without running any
+code that a file may contain.
 
   python -m diversedit_jax.convert --input=REPA-XL.pt --output=sit.safetensors
   python -m diversedit_jax.convert --to=torch --input=sit.safetensors --output=theirs.pt --grid=16
 
-The family 'sit' is that of REPA and DiverseDiT: t = 0 is data, 4 output channels. The original SiT
-runs its clock the other way and is not of this family.
+Families:
+  sit           REPA and DiverseDiT: t = 0 is data, 4 output channels
+  reg           REG: with a class token
+  sra           SRA: with its alignment head, or without, as its moving average
+  meanflow      MeanFlow's Flax parameters; --to=torch writes Flax names for it
+  sit_original  SiT's own program: t = 1 is data, 8 output channels; clock and sign are converted
+  dit           DiT: noise and variance; weights for non-commercial use only (CC BY-NC 4.0)
+
+auto tells them by names and shapes, but not sit_original from dit, which are alike. An original SiT
+with 4 output channels is like 'sit' in all but its clock, and is of no family here.
+
+MeanFlow's checkpoint is a folder; its names are joined by slashes and begin with net/. In Python:
+  state = flax.training.checkpoints.restore_checkpoint(FOLDER, target=None)
+  numpy.savez('mf.npz', **flax.traverse_util.flatten_dict(state['ema_params'], sep='/'))
 
 Our files hold arrays by slash-joined names, as model/blocks/layers/attn/qkv/kernel. The names,
 shapes and numbers of all arrays are checked; an existing output is never overwritten."""
@@ -46,8 +58,13 @@ def _parser():
   file = {'required': True, 'type': pathlib.Path, 'metavar': 'FILE'}
   add('--input', '.pt, .pth, .safetensors or .npz', **file)
   add('--output', 'a new .safetensors or .npz; with --to=torch also .pt (needs PyTorch)', **file)
-  add('--to', 'whose names to write (default: ours)', choices=('ours', 'torch'), default='ours')
-  add('--family', f'kind of model (default: sit; known: {known})', default='sit')
+  add(
+    '--to',
+    'whose names to write: torch is the other system (default: ours)',
+    choices=('ours', 'torch'),
+    default='ours',
+  )
+  add('--family', f'kind of model: auto (default), {known}', default='auto')
   add(
     '--key', 'part of a .pt checkpoint (default: ema if there is one, else model, else all of it)'
   )
@@ -84,27 +101,35 @@ def _convert(flags):
   array_files.check_output(flags.output)
   given = {name: x for name in ('grid', 'patch_size') if (x := getattr(flags, name)) is not None}
   arrays = array_files.load(flags.input, key=flags.key)
+  family = detection.detect(arrays) if flags.family == 'auto' else flags.family
   if flags.to == 'ours':
-    params = mapping.to_ours(arrays, flags.family, **given)
+    params = mapping.to_ours(arrays, family, **given)
     state_dict, written = arrays, trees.named_leaves(params)
   else:
     params = array_files.unflatten(arrays)
-    state_dict = written = mapping.to_torch(params, flags.family, **given)
+    state_dict = written = mapping.to_torch(params, family, **given)
   array_files.save(flags.output, written)
-  return _summary(flags, params, state_dict)
+  return _summary(flags, family, params, state_dict)
 
 
-def _summary(flags, params, state_dict):
-  table = families.family(flags.family).position_table
-  dropped = f'{table} dropped, equal to ours' if table in state_dict else 'nothing dropped'
-  fixed = f'{table} made anew' if flags.to == 'torch' else dropped
-  config = mapping.infer_config(state_dict, flags.family)
+def _summary(flags, family, params, state_dict):
+  rules = families.family(family)
+  table = rules.position_table
+  if table is None:
+    fixed = 'nothing: this family stores no position table'
+  elif flags.to == 'torch':
+    fixed = f'{table} made anew'
+  else:
+    fixed = f'{table} dropped, equal to ours' if table in state_dict else 'nothing dropped'
+  config = mapping.infer_config(state_dict, family)
   return '\n'.join(
     [
-      f'family      {flags.family}',
+      f'family      {family}',
       *(f'{name:<12}{"not told by the weights" if x is None else x}' for name, x in config.items()),
       f'parameters  {trees.count(params):,}',
       f'fixed       {fixed}',
+      f'config      {" ".join(detection.config_keys(config, rules))}',
+      *([f'licence     {rules.notice}'] if rules.notice else []),
       f'written     {flags.output}',
     ]
   )

@@ -1,6 +1,6 @@
-"""Names and layouts of PyTorch models beside ours, as data: one table of rules per family.
+"""Names and layouts of other systems' models beside ours, as data: one table of rules per family.
 
-A rule pairs one PyTorch name with one path of our tree. Placeholders run over numbered modules:
+A rule pairs one name of theirs with one path of our tree. Placeholders run over numbered modules:
 
   {block}  blocks 0 .. L-1, stacked along a leading axis of ours; the place in the path becomes
            `layers`, or `first` and `second` in a model with long skips
@@ -12,6 +12,7 @@ Letters of the shapes:
   D  width            p  patch size           P{head}  hidden width of a projector
   C  channels         M  width of the MLP     Z{head}  width of its output
   R  label rows, K+1  E  width of one attention head
+  Z  width of the class token
 """
 
 import dataclasses
@@ -22,10 +23,11 @@ from diversedit_jax.models import embed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-  """One PyTorch tensor (or one per block, skip or head) and the leaf of ours that holds it.
+  """One tensor of theirs (or one per block, skip or head) and the leaf of ours that holds it.
 
-  torch, ours: names with the same placeholder, if any.
-  shape: PyTorch's shape; an entry is a product of letters and numbers, as '3*D'.
+  torch, ours: names with the same placeholder, if any; `torch` is the name in the other system,
+    which is PyTorch but for MeanFlow.
+  shape: their shape; an entry is a product of letters and numbers, as '3*D'.
   layout: a name of `layouts.LAYOUTS`.
   part: a part of the model which is there for all blocks or for none.
   """
@@ -41,15 +43,22 @@ class Rule:
 class Family:
   """All tensors of a kind of model.
 
-  position_table: name of the fixed sine-cosine table [1, T, D]; ours is computed, not stored.
+  position_table: name of the fixed sine-cosine table [1, T, D]; ours is computed, not stored. None
+    where theirs is not stored either.
   zero_rows: rows of zeros at its head, for tokens without a place.
   continued: (old, new) names of module lists, the old one counting on from the end of the new one.
+  mark: the part of our tree that only this family has, by which `detect` knows it; '' for none.
+  config: keys of our configs that such weights need, beyond what their shapes tell.
+  notice: what a user of such weights must know.
   """
 
   rules: tuple[Rule, ...]
-  position_table: str = 'pos_embed'
+  position_table: str | None = 'pos_embed'
   zero_rows: int = 0
   continued: tuple[tuple[str, str], ...] = ()
+  mark: str = ''
+  config: tuple[str, ...] = ()
+  notice: str = ''
 
 
 def family(name: str) -> Family:
@@ -63,10 +72,20 @@ def family(name: str) -> Family:
   return FAMILIES[name]
 
 
-def _linear(torch: str, ours: str, fan_in: str, fan_out: str) -> tuple[Rule, ...]:
+def _linear(
+  torch: str, ours: str, fan_in: str, fan_out: str,
+  *, layout: str = 'linear', bias: str = 'same', part: str = '',
+) -> tuple[Rule, ...]:  # fmt: skip
+  """PyTorch's linear layer; `layout` and `bias` are those of its two tensors."""
   return (
-    Rule(torch=f'{torch}.weight', ours=f'{ours}/kernel', shape=(fan_out, fan_in), layout='linear'),
-    Rule(torch=f'{torch}.bias', ours=f'{ours}/bias', shape=(fan_out,)),
+    Rule(
+      torch=f'{torch}.weight',
+      ours=f'{ours}/kernel',
+      shape=(fan_out, fan_in),
+      layout=layout,
+      part=part,
+    ),
+    Rule(torch=f'{torch}.bias', ours=f'{ours}/bias', shape=(fan_out,), layout=bias, part=part),
   )
 
 
@@ -78,8 +97,10 @@ def _norm(torch: str, ours: str, width: str, *, part: str = '') -> tuple[Rule, .
 
 
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
+_FREQUENCIES = str(embed.TIME_FREQUENCIES)
 
-_SIT = (
+# All of a SiT but the first layer of its time embedding and its head, in which the families differ.
+_BODY = (
   Rule(
     torch='x_embedder.proj.weight',
     ours='model/patch_embed/kernel',
@@ -87,7 +108,6 @@ _SIT = (
     layout='patches',
   ),
   Rule(torch='x_embedder.proj.bias', ours='model/patch_embed/bias', shape=('D',)),
-  *_linear('t_embedder.mlp.0', 'model/time_embed/fc1', str(embed.TIME_FREQUENCIES), 'D'),
   *_linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
   Rule(
     torch='y_embedder.embedding_table.weight',
@@ -104,8 +124,11 @@ _SIT = (
   *_norm('skip_norms.{skip}', 'model/blocks/{skip}/norm', '2*D'),
   *_linear('skip_linears.{skip}.linear', 'model/blocks/{skip}/linear', '2*D', 'D'),
   *_linear('final_layer.adaLN_modulation.1', 'model/final/adaln', 'D', '2*D'),
-  *_linear('final_layer.linear', 'model/final/linear', 'D', 'p*p*C'),
 )
+
+_TIME = ('t_embedder.mlp.0', 'model/time_embed/fc1', _FREQUENCIES, 'D')
+_HEAD = ('final_layer.linear', 'model/final/linear', 'D')
+_SIT = (*_BODY, *_linear(*_TIME), *_linear(*_HEAD, 'p*p*C'))
 
 _PROJECTORS = (
   *_linear('projectors.{head}.0', 'heads/repa/{head}/fc1', 'D', 'P{head}'),
@@ -113,8 +136,79 @@ _PROJECTORS = (
   *_linear('projectors.{head}.4', 'heads/repa/{head}/fc3', 'P{head}', 'Z{head}'),
 )
 
+_CLASS_TOKEN = (
+  *_linear('cls_projectors2', 'model/class_token_embed/proj', 'Z', 'D'),
+  *_norm('wg_norm', 'model/class_token_embed/norm', 'D'),
+  *_linear('final_layer.linear_cls', 'model/final/class_linear', 'D', 'Z'),
+)
+
+_SRA_HEAD = (
+  *_linear('ap_head.linear1', 'heads/sra/fc1', 'D', '2*D', part='sra_head'),
+  *_linear('ap_head.linear2', 'heads/sra/fc2', '2*D', 'D', part='sra_head'),
+)
+
+
+def _flax(theirs: str, ours: str, fan_in: str, fan_out: str) -> tuple[Rule, ...]:
+  """MeanFlow's linear layer, a Flax one inside a module of PyTorch's name."""
+  theirs = f'net/{theirs}/_flax_linear'
+  return (
+    Rule(torch=f'{theirs}/kernel', ours=f'{ours}/kernel', shape=(fan_in, fan_out)),
+    Rule(torch=f'{theirs}/bias', ours=f'{ours}/bias', shape=(fan_out,)),
+  )
+
+
+_FLAX_BLOCK = 'blocks/layers_{block}'
+
+_MEANFLOW = (
+  Rule(
+    torch='net/x_embedder/proj/kernel',
+    ours='model/patch_embed/kernel',
+    shape=('p', 'p', 'C', 'D'),
+    layout='flax_patches',
+  ),
+  Rule(torch='net/x_embedder/proj/bias', ours='model/patch_embed/bias', shape=('D',)),
+  *_flax('t_embedder/mlp/layers_0', 'model/time_embed/fc1', _FREQUENCIES, 'D'),
+  *_flax('t_embedder/mlp/layers_2', 'model/time_embed/fc2', 'D', 'D'),
+  *_flax('h_embedder/mlp/layers_0', 'model/interval_embed/fc1', _FREQUENCIES, 'D'),
+  *_flax('h_embedder/mlp/layers_2', 'model/interval_embed/fc2', 'D', 'D'),
+  Rule(
+    torch='net/y_embedder/embedding_table/_flax_embedding/embedding',
+    ours='model/label_embed/embedding',
+    shape=('R', 'D'),
+  ),
+  *_flax(f'{_FLAX_BLOCK}/attn/qkv', f'{_OURS}/attn/qkv', 'D', '3*D'),
+  *_flax(f'{_FLAX_BLOCK}/attn/proj', f'{_OURS}/attn/proj', 'D', 'D'),
+  *_flax(f'{_FLAX_BLOCK}/mlp/fc1', f'{_OURS}/mlp/fc1', 'D', 'M'),
+  *_flax(f'{_FLAX_BLOCK}/mlp/fc2', f'{_OURS}/mlp/fc2', 'M', 'D'),
+  *_flax(f'{_FLAX_BLOCK}/adaLN_modulation/layers_1', f'{_OURS}/adaln', 'D', '6*D'),
+  *_flax('final_layer/adaLN_modulation/layers_1', 'model/final/adaln', 'D', '2*D'),
+  *_flax('final_layer/linear', 'model/final/linear', 'D', 'p*p*C'),
+)
+
 FAMILIES = {
   # SiT as REPA writes it (arXiv 2410.06940) and DiverseDiT extends it (2603.04239); REPA's first
   # checkpoints call the blocks behind the aligned one `decoder_blocks`.
   'sit': Family(rules=_SIT + _PROJECTORS, continued=(('decoder_blocks', 'blocks'),)),
+  # REG (2507.01467): a class token before the patches, at a place of zeros.
+  'reg': Family(
+    rules=_SIT + _PROJECTORS + _CLASS_TOKEN, zero_rows=1, mark='model/class_token_embed'
+  ),
+  # SRA (2505.02831): a head that only the trained network has, not its moving average.
+  'sra': Family(rules=_SIT + _SRA_HEAD, mark='heads/sra'),
+  # MeanFlow (2505.13447), whose program is in Flax: t_embedder takes t, h_embedder t - r.
+  'meanflow': Family(rules=_MEANFLOW, position_table=None, mark='model/interval_embed'),
+  # SiT's own program (2401.08740): data at t = 1, and a head of 2C channels of which C are used.
+  'sit_original': Family(
+    rules=(
+      *_BODY,
+      *_linear(*_TIME, layout='reversed_clock'),
+      *_linear(*_HEAD, 'p*p*2*C', layout='negated_head', bias='negated_bias'),
+    ),
+  ),
+  # DiT (2212.09748): the noise and the range of its variance, at steps 0 .. 999.
+  'dit': Family(
+    rules=(*_BODY, *_linear(*_TIME), *_linear(*_HEAD, 'p*p*2*C')),
+    config=('model.time_input=ddpm', 'interpolant.path=vp', 'interpolant.prediction=noise'),
+    notice="DiT's published weights are CC BY-NC 4.0: for non-commercial use only",
+  ),
 }

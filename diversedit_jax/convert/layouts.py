@@ -1,20 +1,70 @@
-"""How one tensor lies in PyTorch and in our trees: a table of reversible rearrangements."""
+"""How one tensor lies in the other system and in our trees: a table of reversible rearrangements.
 
-from collections.abc import Callable
+Two of them also carry the original SiT (arXiv 2401.08740), whose data lie at t = 1, to our clock,
+whose data lie at t = 0; with v the velocities,
+
+  (1)  v_ours(x, t) = -v_SiT(x, 1 - t)
+
+The sign goes into the head. The clock goes into the first layer of the time embedding, which sees
+[cos(t f), sin(t f)]: as cos((1 - t) f) = cos f cos(t f) + sin f sin(t f) and
+sin((1 - t) f) = sin f cos(t f) - cos f sin(t f), it is enough to multiply its kernel by
+
+  (2)  M = [[diag(cos f), diag(sin f)], [diag(sin f), -diag(cos f)]]
+
+which is symmetric, orthogonal and its own inverse, so the way back is the same map.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from diversedit_jax.models import embed
+
 Shape = tuple[int, ...]
 Terms = tuple[str, ...]
+Sizes = Mapping[str, int]
+"""The numbers that the letters of the shapes stand for."""
 
 
 class Layout(NamedTuple):
-  """Our shape in letters from PyTorch's, and the two directions; back, PyTorch's shape is told."""
+  """Our shape in letters from theirs, and the two directions; back, their shape is told.
+
+  to_ours: (array, sizes) -> array. to_torch: (array, their shape, sizes) -> array.
+  """
 
   terms: Callable[[Terms], Terms]
-  to_ours: Callable[[np.ndarray], np.ndarray]
-  to_torch: Callable[[np.ndarray, Shape], np.ndarray]
+  to_ours: Callable[[np.ndarray, Sizes], np.ndarray]
+  to_torch: Callable[[np.ndarray, Shape, Sizes], np.ndarray]
+
+
+def reverse_clock(kernel_FD: np.ndarray) -> np.ndarray:
+  """(2) times the kernel [256, D] of the first layer of a time embedding, in float64.
+
+  The result is rounded to the dtype of the kernel. Twice gives the kernel back to within
+  eps hypot(a, b) in each entry, a and b being the entries of its cosine and its sine and eps that
+  of the dtype; 4 eps hypot(a, b) where that is float64, in which the products are rounded too.
+  (Each rounding moves a pair by at most eps / 2 of its length, which M keeps; subnormal numbers
+  are rounded more coarsely.)
+  """
+  half = embed.TIME_FREQUENCIES // 2
+  # The very float32 numbers that the embedding multiplies times with.
+  frequencies = np.exp(-np.log(embed.MAX_PERIOD) * np.arange(half) / half).astype(np.float32)
+  angles = frequencies.astype(np.float64)[:, None]
+  cos, sin = np.cos(angles), np.sin(angles)
+  of_cos, of_sin = np.split(kernel_FD.astype(np.float64), 2)
+  turned = [cos * of_cos + sin * of_sin, sin * of_cos - cos * of_sin]
+  return np.concatenate(turned).astype(kernel_FD.dtype)
+
+
+def negate_velocity(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+  """Negates the first C of every 2C entries along the last axis, (row, column, channel) of a head.
+
+  Exact, and its own inverse.
+  """
+  pairs = x.reshape(*x.shape[:-1], -1, 2, sizes['C']).copy()
+  pairs[..., 0, :] = -pairs[..., 0, :]
+  return pairs.reshape(x.shape)
 
 
 def _patch_terms(terms):
@@ -22,20 +72,41 @@ def _patch_terms(terms):
   return f'{rows}*{cols}*{channels}', out
 
 
-def _patches_to_torch(kernel, shape):
+def _patches_to_torch(kernel, shape, _):
   out, channels, rows, cols = shape
   return kernel.reshape(rows, cols, channels, out).transpose(3, 2, 0, 1)
 
 
 LAYOUTS = {
   # Vectors, tables and what is stored alike on both sides.
-  'same': Layout(lambda terms: terms, lambda x: x, lambda x, shape: x),
+  'same': Layout(lambda terms: terms, lambda x, _: x, lambda x, shape, _: x),
   # [out, in] -> [in, out].
-  'linear': Layout(lambda terms: terms[::-1], lambda x: x.T, lambda x, shape: x.T),
+  'linear': Layout(lambda terms: terms[::-1], lambda x, _: x.T, lambda x, shape, _: x.T),
   # [D, C, p, p] -> [p*p*C, D], rows ordered (row in patch, column in patch, channel).
   'patches': Layout(
     _patch_terms,
-    lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+    lambda x, _: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
     _patches_to_torch,
+  ),
+  # [p, p, C, D] -> [p*p*C, D]: Flax keeps the patch as we do.
+  'flax_patches': Layout(
+    lambda terms: ('*'.join(terms[:3]), terms[3]),
+    lambda x, _: x.reshape(-1, x.shape[-1]),
+    lambda x, shape, _: x.reshape(shape),
+  ),
+  # [D, 256] -> [256, D] for a clock that runs the other way.
+  'reversed_clock': Layout(
+    lambda terms: terms[::-1],
+    lambda x, _: reverse_clock(x.T),
+    lambda x, shape, _: reverse_clock(x).T,
+  ),
+  # [p*p*2C, D] -> [D, p*p*2C] and [p*p*2C], for a velocity of the other sign.
+  'negated_head': Layout(
+    lambda terms: terms[::-1],
+    lambda x, sizes: negate_velocity(x.T, sizes),
+    lambda x, shape, sizes: negate_velocity(x, sizes).T,
+  ),
+  'negated_bias': Layout(
+    lambda terms: terms, negate_velocity, lambda x, shape, sizes: negate_velocity(x, sizes)
   ),
 }

@@ -1,6 +1,7 @@
-"""From PyTorch state dicts to our parameter trees and back, by the rules of a family.
+"""From other systems' state dicts to our parameter trees and back, by the rules of a family.
 
-Both directions are exact: values are rearranged, never computed with. The fixed position table is
+Both directions are exact: values are rearranged or change their sign, and are not computed with but
+in one layer of the family 'sit_original' (see `layouts.reverse_clock`). The fixed position table is
 checked against ours and left out on the way in, and made anew on the way out.
 """
 
@@ -13,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import families, plans
+from diversedit_jax.convert import detection, families, plans
 from diversedit_jax.models import embed
 from diversedit_jax.weights import array_files
 
@@ -23,10 +24,11 @@ _TABLE_TOLERANCE = 1e-6
 def to_ours(
   state_dict: Mapping[str, np.ndarray], family: str, *, grid: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-  """Our parameters {'model': ..., 'heads': ...} from a PyTorch state dict.
+  """Our parameters {'model': ..., 'heads': ...} from a state dict.
 
   Args:
-    state_dict: arrays by PyTorch name, as `load` returns them.
+    state_dict: arrays by the names of the other system, as `load` returns them; those of MeanFlow's
+      Flax parameters are joined by slashes, as net/x_embedder/proj/kernel.
     family: a name of `families.FAMILIES`.
     grid: (rows, columns) of tokens that the position table belongs to; None means a square.
 
@@ -47,7 +49,7 @@ def to_ours(
   _refuse(problems, f'the state dict does not fit family {family!r}')
 
   def leaf(entry):
-    layers = [entry.layout.to_ours(arrays[name]) for name in entry.torch]
+    layers = [entry.layout.to_ours(arrays[name], plan.sizes) for name in entry.torch]
     if not entry.stacked:
       return np.array(layers[0], order='C')
     # A plain np.stack of transposed views would keep their order in memory.
@@ -73,7 +75,7 @@ def to_torch(
     grid: (rows, columns) of tokens, for the position table; 16 x 16 at 256 px, 32 x 32 at 512 px.
 
   Returns:
-    Arrays by PyTorch name, the position table among them.
+    Arrays by their names, the position table among them if they store it.
 
   Raises:
     UserError: unknown family, or a list of all missing, unknown and misshapen entries.
@@ -86,13 +88,15 @@ def to_torch(
   problems = _misfits(arrays, plan.our_shapes())
   _refuse(problems, f'the parameters do not fit family {family!r} with {patch_size=}')
 
-  table = _table(rules, plan.sizes['D'], grid)
-  state_dict = {rules.position_table: table.astype(arrays[plan.entries[0].ours].dtype)}
+  state_dict = {}
+  if rules.position_table:
+    table = _table(rules, plan.sizes['D'], grid)
+    state_dict[rules.position_table] = table.astype(arrays[plan.entries[0].ours].dtype)
   for entry in plan.entries:
     array = arrays[entry.ours]
     shape = plan.shape(entry.terms)
     for name, layer in zip(entry.torch, array if entry.stacked else [array], strict=True):
-      state_dict[name] = np.array(entry.layout.to_torch(layer, shape), order='C')
+      state_dict[name] = np.array(entry.layout.to_torch(layer, shape, plan.sizes), order='C')
   return state_dict
 
 
@@ -101,8 +105,9 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
 
   Returns:
     depth, width, heads (told by qk_norm only), mlp_ratio, patch_size, channels, num_classes (a last
-    row for the null label assumed), qk_norm, skips, tokens (told by the position table only),
-    projectors as (hidden width, output width) of each.
+    row for the null label assumed), qk_norm, skips, interval, class_token (its width, 0 for none),
+    learn_sigma, tokens (told by the position table only), projectors as (hidden width, output
+    width) of each.
 
   Raises:
     UserError: unknown family.
@@ -112,6 +117,7 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
   table = shapes.pop(rules.position_table, None)
   plan = plans.of_torch(rules, shapes)
   size, counts = plan.sizes.get, plan.counts
+  present = [entry for entry in plan.entries if any(name in shapes for name in entry.torch)]
   width, head_width, rows, hidden = size('D'), size('E'), size('R'), size('M')
   return {
     'depth': counts.blocks,
@@ -123,6 +129,9 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
     'num_classes': None if rows is None else rows - 1,
     'qk_norm': 'qk_norm' in counts.parts,
     'skips': counts.skips > 0,
+    'interval': any(e.ours.startswith('model/interval_embed/') for e in present),
+    'class_token': size('Z', 0),
+    'learn_sigma': detection.learns_sigma(rules, shapes),
     'tokens': table[1] - rules.zero_rows if table and len(table) == 3 else None,
     'projectors': tuple((size(f'P{i}'), size(f'Z{i}')) for i in range(counts.heads)),
   }

@@ -1,8 +1,9 @@
 """Where examples come from: frozen sources that give any set of indices as numpy arrays.
 
-A source has a length, facts (`name`, `space`, `shape`, `num_classes`) and `gather(indices)`, which
-returns `{'images' or 'latents': float32 [n, H, W, C], 'labels': int32 [n]}`. The key is 'images'
-for pixels in [-1, 1] and 'latents' for latents that are already scaled for the model.
+A source has a length, facts (`name`, `space`, `shape`, `num_classes`, `pixel_shape`) and
+`gather(indices)`, which returns `{'images' or 'latents': float32 [n, H, W, C], 'labels': int32
+[n]}`. The key is 'images' for pixels in [-1, 1] and 'latents' for latents that are already scaled
+for the model; beside latents there may be 'pixels', uint8, for encoders.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class Source(Protocol):
   space: Space
   shape: tuple[int, int, int]
   num_classes: int
+  pixel_shape: tuple[int, int, int] | None
 
   def __len__(self) -> int: ...
 
@@ -41,7 +43,8 @@ class Source(Protocol):
 class ArraySource:
   """Examples held in memory: `data` uint8 or floating [n, H, W, C], `labels` integer [n].
 
-  uint8 pixels become x / 127.5 - 1 when gathered; floating values are taken as they are.
+  uint8 data become x / 127.5 - 1 when gathered; floating values are taken as they are. `pixels`
+  uint8 [n, H, W, C] may lie beside latents.
   """
 
   name: str
@@ -49,10 +52,18 @@ class ArraySource:
   num_classes: int
   data: np.ndarray
   labels: np.ndarray
+  pixels: np.ndarray | None = None
 
   @property
   def shape(self) -> tuple[int, int, int]:
     return self.data.shape[1:]
+
+  @property
+  def pixel_shape(self) -> tuple[int, int, int] | None:
+    """(H, W, C) of the pixels, be they the data or beside them."""
+    if self.space == 'pixels':
+      return self.shape
+    return None if self.pixels is None else self.pixels.shape[1:]
 
   def __len__(self) -> int:
     return len(self.data)
@@ -63,14 +74,16 @@ class ArraySource:
     x_NHWC = self.data[indices].astype(np.float32)
     if self.data.dtype == np.uint8:
       x_NHWC = x_NHWC / np.float32(127.5) - np.float32(1)
-    return {KEYS[self.space]: x_NHWC, 'labels': self.labels[indices].astype(np.int32)}
+    beside = {} if self.pixels is None else {'pixels': self.pixels[indices]}
+    return {KEYS[self.space]: x_NHWC, 'labels': self.labels[indices].astype(np.int32), **beside}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticSource:
   """Standard Gaussian latents computed from the index: nothing to learn, nothing to store.
 
-  For benchmarks and dry runs. Example i has label i mod num_classes.
+  For benchmarks and dry runs. Example i has label i mod num_classes and, with a `pixel_shape`,
+  uniform noise for pixels.
   """
 
   name: str
@@ -78,13 +91,16 @@ class SyntheticSource:
   num_classes: int
   n: int
   seed: int
+  pixel_shape: tuple[int, int, int] | None = None
   space: Space = 'latents'
 
   def __post_init__(self) -> None:
-    if len(self.shape) != 3 or min(self.shape) < 1 or self.num_classes < 1 or self.n < 1:
+    shapes = [shape for shape in (self.shape, self.pixel_shape) if shape is not None]
+    fits = all(len(shape) == 3 and min(shape) >= 1 for shape in shapes)
+    if not fits or self.num_classes < 1 or self.n < 1:
       raise UserError(
         'a synthetic source needs a shape of three positive sizes (H, W, C), num_classes >= 1 and '
-        f'n >= 1; got shape={self.shape}, num_classes={self.num_classes}, n={self.n}'
+        f'n >= 1; got shapes {shapes}, num_classes={self.num_classes}, n={self.n}'
       )
     if not 0 <= self.seed < 2**63:
       raise UserError(f'the seed of a synthetic source must lie in [0, 2**63); got {self.seed}')
@@ -96,11 +112,18 @@ class SyntheticSource:
     """Batch of the examples at `indices` [n], each in [0, len)."""
     _check_indices(self.name, indices, len(self))
     x_NHWC = np.empty((len(indices), *self.shape), np.float32)
-    for x_HWC, index in zip(x_NHWC, indices, strict=True):
+    beside = {}
+    if self.pixel_shape is not None:
+      beside['pixels'] = np.empty((len(indices), *self.pixel_shape), np.uint8)
+    for i, index in enumerate(indices):
       # The counter's high words name the example; its low words count within the example.
-      bits = np.random.Philox(key=self.seed, counter=[0, 0, 0, int(index)])
-      np.random.Generator(bits).standard_normal(dtype=np.float32, out=x_HWC)
-    return {'latents': x_NHWC, 'labels': (indices % self.num_classes).astype(np.int32)}
+      generator = np.random.Generator(
+        np.random.Philox(key=self.seed, counter=[0, 0, 0, int(index)])
+      )
+      generator.standard_normal(dtype=np.float32, out=x_NHWC[i])
+      for pixels in beside.values():
+        pixels[i] = generator.integers(0, 256, self.pixel_shape, np.uint8)
+    return {'latents': x_NHWC, 'labels': (indices % self.num_classes).astype(np.int32), **beside}
 
 
 def digits(split: str) -> ArraySource:
@@ -132,7 +155,8 @@ def arrays(path: str | os.PathLike[str], num_classes: int | None = None) -> Arra
   """Examples of an `.npz` file, read whole into memory, without executing pickled code.
 
   The file holds `labels` integer [n] and either `images` [n, H, W, C], uint8 or float32 in
-  [-1, 1], or `latents` [n, h, w, c], float16 or float32, already scaled for the model.
+  [-1, 1], or `latents` [n, h, w, c], float16 or float32, already scaled for the model; beside
+  latents there may be `pixels` uint8 [n, H, W, 3], for encoders.
 
   Args:
     path: of the file.
@@ -144,18 +168,30 @@ def arrays(path: str | os.PathLike[str], num_classes: int | None = None) -> Arra
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f'{path}: no such file; expected an .npz with images or latents, and labels')
-  data_name, data, labels = _read_npz(path)
+  data_name, data, labels, pixels = _read_npz(path)
   _check_data(path, data_name, data)
+  if pixels is not None and (pixels.dtype != np.uint8 or pixels.shape[:1] != data.shape[:1]):
+    raise UserError(
+      f'{path}: `pixels` is {pixels.dtype.name} {pixels.shape}, expected uint8 '
+      f'({len(data)}, H, W, 3)'
+    )
   classes = _check_labels(path, labels, len(data), num_classes)
   space = 'pixels' if data_name == 'images' else 'latents'
   name = f'arrays/{path.stem}'
-  return ArraySource(name=name, space=space, num_classes=classes, data=data, labels=labels)
+  return ArraySource(
+    name=name, space=space, num_classes=classes, data=data, labels=labels, pixels=pixels
+  )
 
 
-def synthetic(shape: tuple[int, int, int], num_classes: int, n: int, seed: int) -> SyntheticSource:
+def synthetic(
+  shape: tuple[int, int, int], num_classes: int, n: int, seed: int,
+  pixel_shape: tuple[int, int, int] | None = None,
+) -> SyntheticSource:  # fmt: skip
   """Gaussian latents [*shape] as a function of seed and index; see `SyntheticSource`."""
   name = f'synthetic/{"x".join(map(str, shape))}'
-  return SyntheticSource(name=name, shape=tuple(shape), num_classes=num_classes, n=n, seed=seed)
+  return SyntheticSource(
+    name=name, shape=tuple(shape), num_classes=num_classes, n=n, seed=seed, pixel_shape=pixel_shape
+  )
 
 
 def open_source(spec: str, split: str = 'train', num_classes: int | None = None) -> Source:
@@ -164,6 +200,7 @@ def open_source(spec: str, split: str = 'train', num_classes: int | None = None)
     digits                             scikit-learn's digits
     arrays:PATH                        an .npz file; '{split}' in PATH becomes 'train' or 'test'
     synthetic:HxWxC:CLASSES[:N]        Gaussian latents; N defaults to the size of ImageNet's split
+    synthetic:HxWxC+HxWxC:CLASSES[:N]  with pixels beside them, of the second shape
 
   Args:
     spec: as above.
@@ -198,7 +235,8 @@ def open_source(spec: str, split: str = 'train', num_classes: int | None = None)
 def _parse_synthetic(spec: str, rest: str, split: str) -> SyntheticSource:
   try:
     shape, *numbers = rest.split(':')
-    height, width, channels = (int(size) for size in shape.split('x'))
+    shape, *pixel_shapes = (tuple(int(n) for n in s.split('x')) for s in shape.split('+'))
+    (height, width, channels), (pixel_shape,) = shape, pixel_shapes or [None]
     num_classes, n = (int(x) for x in (numbers if len(numbers) > 1 else [*numbers, '0']))
   except ValueError as error:
     raise UserError(
@@ -206,7 +244,9 @@ def _parse_synthetic(spec: str, rest: str, split: str) -> SyntheticSource:
       "'synthetic:HxWxC:CLASSES:N', as in synthetic:32x32x4:1000"
     ) from error
   n = n if len(numbers) > 1 else SYNTHETIC_SIZE[split]
-  return synthetic((height, width, channels), num_classes, n, seed=SPLITS.index(split))
+  return synthetic(
+    (height, width, channels), num_classes, n, seed=SPLITS.index(split), pixel_shape=pixel_shape
+  )
 
 
 def _check_split(split: str) -> None:
@@ -222,8 +262,10 @@ def _check_indices(name: str, indices: np.ndarray, n: int) -> None:
     )
 
 
-def _read_npz(path: pathlib.Path) -> tuple[str, np.ndarray, np.ndarray]:
-  """'images' or 'latents', that array, and the labels."""
+def _read_npz(
+  path: pathlib.Path,
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None]:
+  """'images' or 'latents', that array, the labels, and the pixels beside latents if any."""
   try:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
@@ -231,7 +273,8 @@ def _read_npz(path: pathlib.Path) -> tuple[str, np.ndarray, np.ndarray]:
     with loaded as file:
       wanted = [name for name in ('images', 'latents') if name in file.files]
       if len(wanted) == 1 and 'labels' in file.files:
-        return wanted[0], file[wanted[0]], file['labels']
+        beside = wanted[0] == 'latents' and 'pixels' in file.files
+        return wanted[0], file[wanted[0]], file['labels'], file['pixels'] if beside else None
       found = sorted(file.files)
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path}: cannot be read as an .npz of plain arrays: {error}') from error

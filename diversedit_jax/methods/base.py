@@ -3,25 +3,28 @@
 A term is one file in this folder. It may bring heads (parameters trained with the model), says
 through a tap what it needs of the block outputs, and turns that into a scalar and metrics:
 
-  draw = flow.draw(batch, key)                              t, noise, x_t, target, dropped labels
-  features, loss_N = flow.forward(network, draw, taps)      the model once, whatever is combined
-  loss = mean(loss_N) + sum of term.loss(its features, draw, its heads, teacher)
+  batch = objective.encode(frozen, batch)                   frozen encoders, if any
+  draw = objective.draw(batch, key)                         t, noise, x_t, target, dropped labels
+  features, loss_N, _ = flow.forward(network, draw, taps)   the model once, whatever is combined
+  loss = mean(loss_N) + sum of term.loss(its features, context)
 
 A flow owns its forward pass, so it may also differentiate it (MeanFlow) or give the model more than
-x, t and y. A term may look at the whole batch (frozen features beside the images) and at the
-teacher, the averaged network, which receives no gradient.
+x, t and y (REG). A term may look at the whole batch, frozen features included, and at the teacher,
+the averaged network, which receives no gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import types
+from diversedit_jax import rng, types
+from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.models import sit, taps
+from diversedit_jax.sampling import trajectory
 
 Metrics = dict[str, jax.Array]
 
@@ -33,12 +36,23 @@ class Draw:
   x_t: jax.Array  # [N, H, W, C], the noisy input
   t: jax.Array  # [N]
   y: jax.Array  # [N], the null label where dropped
-  target: jax.Array  # [N, H, W, C], the velocity
+  target: jax.Array  # [N, H, W, C], what the flow regresses
   noise: jax.Array  # [N, H, W, C]
   batch: types.Batch  # What the draw was made from, and whatever else the data bring.
+  extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Of the flow and the terms.
+
+  @property
+  def clean(self) -> jax.Array:
+    """The data without noise, [N, H, W, C]."""
+    return clean(self.batch)
 
 
 jax.tree_util.register_dataclass(Draw)
+
+
+def clean(batch: types.Batch) -> jax.Array:
+  """What the model learns to make, [N, H, W, C]: images, or latents."""
+  return batch['images'] if 'images' in batch else batch['latents']
 
 
 class Network(nnx.Module):
@@ -51,65 +65,170 @@ class Network(nnx.Module):
 
 
 class Flow(Protocol):
-  """Draws the noisy input and scores the prediction."""
+  """Draws the noisy input, owns the forward pass and scores the prediction.
+
+  encoders: names of the frozen encoders whose features are part of its input.
+  """
+
+  encoders: tuple[str, ...]
+
+  def check(self, model: sit.SiTConfig, sampler: trajectory.SamplerConfig) -> None:
+    """Refuses a model or a sampler that the flow cannot use (UserError)."""
 
   def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
     """Times, noise and dropped labels for a batch."""
 
-  def forward(self, network: 'Network', draw: Draw, tap: taps.Tap) -> tuple[Any, jax.Array]:
-    """The tap's features and the per-example loss [N], from one forward pass of the model."""
+  def at(self, draw: Draw, t_N: jax.Array) -> Draw:
+    """The same data, noise and labels at other times."""
+
+  def run(self, network: Network, draw: Draw, tap: taps.Tap) -> types.Output:
+    """The model on a draw, without a loss."""
+
+  def forward(self, network: Network, draw: Draw, tap: taps.Tap) -> tuple[Any, jax.Array, Metrics]:
+    """The tap's features, the per-example loss [N] and metrics, from one forward pass."""
+
+  def sample(
+    self, network: Network, keys_N: jax.Array, labels_N: jax.Array,
+    config: trajectory.SamplerConfig,
+  ) -> jax.Array:  # fmt: skip
+    """Samples [N, H, W, C], each a function of its key and label."""
+
+  def forward_passes(self, training: bool) -> float:
+    """Cost of a step in forward passes of the model; a backward pass counts as two."""
 
 
-class Term(Protocol):
-  """One additional loss on the block outputs."""
+Teacher = Callable[[jax.Array, taps.Tap], Any]
+"""(t_N, tap) -> features of the averaged network for the same data, noise and labels at t_N."""
 
-  name: str
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+  """What a term may look at besides the features it asked for.
+
+  draw: of this step. drawn: what its own `draw` returned. heads: its own, or None.
+  teacher: one forward pass of the averaged network, without gradient.
+  step: number of updates made, int32.
+  """
+
+  draw: Draw
+  drawn: Any
+  heads: nnx.Module | None
+  teacher: Teacher
+  step: jax.Array
+
+
+class Term:
+  """One additional loss on the block outputs; a subclass overrides `loss` and what else it needs.
+
+  name: the key of its heads and metrics.
+  """
+
+  name: ClassVar[str]
+
+  def check(self, model: sit.SiTConfig, examples: int) -> None:
+    """Refuses a model, or a number of examples per microbatch, that the term cannot use."""
 
   def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module | None:
     """Extra parameters, or None."""
+    del config, rngs
+
+  def draw(self, key: jax.Array, n: int) -> Any:
+    """What is random for each example, [N, ...]; drawn before the batch is cut."""
+    del key, n
+    return ()
 
   def tap(self, key: jax.Array, depth: int) -> taps.Tap:
     """What the term needs of the block outputs; the key is of this step."""
+    del key, depth
+    return taps.nothing()
 
-  def loss(
-    self, features: Any, draw: Draw, heads: nnx.Module | None, teacher: 'Network | None'
-  ) -> tuple[jax.Array, Metrics]:
+  def loss(self, features: Any, context: Context) -> tuple[jax.Array, Metrics]:
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
+    raise NotImplementedError
+
+  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+    """What it adds to a training step with so many examples per microbatch.
+
+    FLOPs per example, of matrix products only; a multiply-add is 2.
+    """
+    del model, examples
+    return 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """A flow with its terms: the whole training loss of a method."""
+  """A flow with its terms and the encoders they look at: the whole training loss of a method."""
 
   flow: Flow
   terms: tuple[Term, ...] = ()
+  encoders: tuple[encoders_lib.Encoder, ...] = ()
+
+  def flow_only(self) -> 'Objective':
+    """The flow without terms, with the encoders that it looks at itself: for analysis."""
+    seen = tuple(e for e in self.encoders if e.name in self.flow.encoders)
+    return Objective(flow=self.flow, encoders=seen)
+
+  def frozen(self) -> dict[str, Any]:
+    """Weights of the encoders by name; reads or fits them."""
+    return {encoder.name: encoder.load() for encoder in self.encoders}
+
+  def encode(self, frozen: Mapping[str, Any], batch: types.Batch) -> types.Batch:
+    """The batch with 'NAME/tokens' and 'NAME/summary' of every encoder; no gradient."""
+    added = {}
+    for encoder in self.encoders:
+      features = encoder.apply(frozen[encoder.name], pixels(batch))
+      added[f'{encoder.name}/tokens'] = jax.lax.stop_gradient(features.tokens)
+      added[f'{encoder.name}/summary'] = jax.lax.stop_gradient(features.summary)
+    return {**batch, **added}
 
   def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
-    """See `Flow.draw`."""
-    return self.flow.draw(batch, key)
+    """All randomness of a step that belongs to single examples."""
+    draw = self.flow.draw(batch, key)
+    n = draw.t.shape[0]
+    drawn = {term.name: term.draw(rng.stream(key, term.name), n) for term in self.terms}
+    return dataclasses.replace(draw, extras={**draw.extras, **drawn})
 
   def loss(
-    self, network: Network, draw: Draw, key: jax.Array, teacher: Network | None = None
-  ) -> tuple[jax.Array, Metrics]:
+    self, network: Network, draw: Draw, *, key: jax.Array, step: jax.Array,
+    teacher: Network | None = None,
+  ) -> tuple[jax.Array, Metrics]:  # fmt: skip
     """The scalar to minimise and its parts, from one forward pass of the model.
 
     Args:
       network: to differentiate. draw: of this step. key: of the terms at this step.
+      step: number of updates made.
       teacher: the averaged network, for terms that compare with it.
 
     Returns:
-      (loss, metrics); metrics hold 'loss', 'velocity' and, under 'NAME/', those of each term.
+      (loss, metrics); metrics hold 'loss', those of the flow and, under 'NAME/', those of each
+      term.
     """
     depth = network.model.config.depth
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
-    features, loss_N = self.flow.forward(network, draw, tap)
-    velocity = jnp.mean(loss_N)
-    loss, metrics = velocity, {'velocity': velocity}
+    features, loss_N, metrics = self.flow.forward(network, draw, tap)
+
+    def teach(t_N, tap):
+      if teacher is None:
+        raise ValueError('a term asks for the teacher, and none is given')
+      return self.flow.run(jax.lax.stop_gradient(teacher), self.flow.at(draw, t_N), tap).features
+
+    loss = jnp.mean(loss_N)
     for term in self.terms:
-      value, parts = term.loss(features[term.name], draw, network.heads.get(term.name), teacher)
+      context = Context(
+        draw=draw, drawn=draw.extras[term.name], heads=network.heads.get(term.name), teacher=teach,
+        step=step,
+      )  # fmt: skip
+      value, parts = term.loss(features[term.name], context)
       loss = loss + value
       metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}
     return loss, {'loss': loss, **metrics}
+
+
+def pixels(batch: types.Batch) -> jax.Array:
+  """Pixels in [-1, 1], float32, whether they are the data or lie beside latents."""
+  if 'pixels' in batch:
+    return batch['pixels'].astype(jnp.float32) / 127.5 - 1
+  return batch['images']
 
 
 def microbatches(draw: Any, n: int) -> Any:

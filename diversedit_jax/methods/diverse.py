@@ -6,18 +6,17 @@ The other half of DiverseDiT, the long residual connections, is part of the mode
 import dataclasses
 from typing import Any, ClassVar
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import rng
+from diversedit_jax import rng, types
 from diversedit_jax.losses import diversity_config, diversity_streaming
 from diversedit_jax.methods import base
 from diversedit_jax.models import sit, taps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diverse:
+class Diverse(base.Term):
   """w(L_div) L_div over the block outputs, at a cost linear in the number of blocks.
 
   config: which blocks, which variant of each term, which weight.
@@ -26,10 +25,14 @@ class Diverse:
   config: diversity_config.DiversityConfig = diversity_config.DiversityConfig()
   name: ClassVar[str] = 'diverse'
 
-  def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> None:
-    """No parameters; refuses a model that is too shallow to compare blocks (UserError)."""
-    del rngs
-    self.config.select(config.depth, jax.random.key(0))
+  def check(self, model: sit.SiTConfig, examples: int) -> None:
+    # Traced: even a key would be compiled.
+    jax.eval_shape(lambda: self.config.select(model.depth, jax.random.key(0)))
+    if examples % self.config.groups:
+      raise types.UserError(
+        f'diversity.groups={self.config.groups} does not divide the {examples} examples of a '
+        'microbatch'
+      )
 
   def tap(self, key: jax.Array, depth: int) -> taps.Tap:
     """Running sums, or all block outputs if a variant needs them; features are loss_G, terms_G."""
@@ -45,11 +48,9 @@ class Diverse:
       finish=lambda carry, sums: diversity_streaming.finish(carry, sums, selection, self.config),
     )
 
-  def loss(
-    self, features: Any, draw: base.Draw, heads: nnx.Module | None, teacher: base.Network | None
-  ) -> tuple[jax.Array, base.Metrics]:
+  def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
     """The weighted loss; metrics 'loss' (before weighting), 'weight', 'orth', 'mi', 'disp'."""
-    del draw, heads, teacher
+    del context
     added, logged = self.config.objective(*features)
     renamed = {'diversity': 'loss', 'diversity_weight': 'weight'}
     return added, {renamed.get(name, name): value for name, value in logged.items()}

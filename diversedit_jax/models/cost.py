@@ -1,7 +1,7 @@
 """What a SiT costs, from its config alone: parameters, FLOPs, bytes.
 
 A multiply-add counts as two FLOPs (DiT's published "Gflops" are multiply-adds, half as many). A
-training step costs three forward passes, four with full rematerialisation.
+training step costs three forward passes, four with full rematerialisation; methods add to that.
 """
 
 import dataclasses
@@ -30,12 +30,15 @@ class Cost:
 
 def forward_flops(config: sit.SiTConfig) -> float:
   """FLOPs of one forward pass of one example; elementwise work is left out."""
-  t, d, depth = config.tokens, config.width, config.depth
+  t, d, depth = config.sequence, config.width, config.depth
   patch = config.patch_size**2 * config.channels
   hidden = int(d * config.mlp_ratio)
   block = 2 * t * (4 * d * d + 2 * d * hidden) + 4 * t * t * d + 2 * 6 * d * d
   skips = 0 if config.skip is None else depth // 2 * 4 * d * d * t
-  ends = 2 * t * patch * d * 2 + 2 * (embed.TIME_FREQUENCIES * d + d * d) + 4 * d * d
+  times = 2 if config.interval else 1
+  out = patch * (2 if config.learn_sigma else 1)
+  ends = 2 * t * (patch + out) * d + times * 2 * (embed.TIME_FREQUENCIES * d + d * d) + 4 * d * d
+  ends += 2 * 2 * config.class_token * d
   return float(depth * block + skips + ends)
 
 
@@ -46,7 +49,7 @@ def activation_bytes(config: sit.SiTConfig) -> float:
   differentiated. The counts are of the values that JAX hands from the forward to the backward scan,
   which XLA stores as they are; blocks that `unroll` puts side by side may share a little more.
   """
-  t, d, hidden = config.tokens, config.width, int(config.width * config.mlp_ratio)
+  t, d, hidden = config.sequence, config.width, int(config.width * config.mlp_ratio)
   width = 4 if config.dtype == 'float32' else 2
   residual = 4 if config.residual_dtype == 'float32' else 2
   # Two normalisations of three values each, two branches before their gates; q, k, v, attention

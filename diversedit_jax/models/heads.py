@@ -10,14 +10,27 @@ class Projector(nnx.Module):
   """REPA's head (arXiv 2410.06940): Linear, SiLU, Linear, SiLU, Linear, applied per token."""
 
   def __init__(self, width: int, hidden: int, out: int, *, rngs: nnx.Rngs):
-    linear = lambda i, o: nnx.Linear(
-      i, o, kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'), rngs=rngs
-    )
-    self.fc1, self.fc2, self.fc3 = (
-      linear(width, hidden),
-      linear(hidden, hidden),
-      linear(hidden, out),
-    )
+    self.fc1 = _linear(width, hidden, rngs)
+    self.fc2 = _linear(hidden, hidden, rngs)
+    self.fc3 = _linear(hidden, out, rngs)
 
   def __call__(self, f_NTD: jax.Array) -> jax.Array:
     return self.fc3(jax.nn.silu(self.fc2(jax.nn.silu(self.fc1(f_NTD)))))
+
+
+class AlignmentHead(nnx.Module):
+  """SRA's head (arXiv 2505.02831): Linear to 2D, SiLU, Linear back to D, applied per token."""
+
+  def __init__(self, width: int, *, rngs: nnx.Rngs):
+    self.fc1 = _linear(width, 2 * width, rngs)
+    self.fc2 = _linear(2 * width, width, rngs)
+
+  def __call__(self, f_NTD: jax.Array) -> jax.Array:
+    return self.fc2(jax.nn.silu(self.fc1(f_NTD)))
+
+
+def _linear(fan_in: int, fan_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+  return nnx.Linear(
+    fan_in, fan_out, kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'),
+    rngs=rngs,
+  )  # fmt: skip

@@ -125,6 +125,11 @@ class SiTConfig:
     return self.input_size[0] // self.patch_size, self.input_size[1] // self.patch_size
 
   @property
+  def shape(self) -> tuple[int, int, int]:
+    """(H, W, C) of one example."""
+    return (*self.input_size, self.channels)
+
+  @property
   def sequence(self) -> int:
     """Tokens that go through the blocks: the patches and, for REG, the class token."""
     return self.tokens + bool(self.class_token)

@@ -43,12 +43,17 @@ def make_labels(policy: str, indices: np.ndarray, num_classes: int, seed: int) -
   return np.full(len(indices), int(policy), np.int32)
 
 
+Sample = Callable[[nnx.Module, jax.Array, jax.Array, trajectory.SamplerConfig], jax.Array]
+"""(network, keys_N, labels_N, config) -> samples [N, H, W, C]; what a flow's `sample` is."""
+
+
 class Generator:
   """(params, labels) -> samples [n, H, W, C] float32, in batches of one compiled size."""
 
   def __init__(
     self,
     graphdef: nnx.GraphDef,
+    sample: Sample,
     config: trajectory.SamplerConfig,
     *,
     mesh: jax.sharding.Mesh,
@@ -58,14 +63,15 @@ class Generator:
     """Prepares the sampler; compiles at the first call.
 
     Args:
-      graphdef: of a `methods.base.Network`. config: of the sampler.
+      graphdef: of a `methods.base.Network`. sample: of its flow. config: of the sampler.
       mesh: batches are spread over it. seed: of all samples. batch_size: rounded up to the mesh.
     """
     divisor = sharding.batch_divisor(mesh)
     self.batch_size = -(-batch_size // divisor) * divisor
     self.evaluations = trajectory.evaluations(config)
     self._key, self._mesh = rng.stream(jax.random.key(seed), 'sample'), mesh
-    self._run = jax.jit(self._make_run(graphdef, config), out_shardings=sharding.replicated(mesh))
+    run = self._make_run(graphdef, sample, config)
+    self._run = jax.jit(run, out_shardings=sharding.replicated(mesh))
 
   def __call__(
     self, params: dict, labels: np.ndarray, *, first_index: int = 0, progress: bool = False
@@ -88,13 +94,9 @@ class Generator:
         logging.info('sampled %d/%d, %.3g images/s, ETA %.0f s', done, n, rate, (n - done) / rate)
     return np.concatenate(parts)[:n]
 
-  def _make_run(self, graphdef, config) -> Callable[..., jax.Array]:
+  def _make_run(self, graphdef, sample, config) -> Callable[..., jax.Array]:
     def run(params, index_N, label_N):
-      model = nnx.merge(graphdef, params).model
-      shape = (*model.config.input_size, model.config.channels)
-      return trajectory.sample(
-        lambda x, t, y: model(x, t, y).pred, shape, rng.per_example(self._key, index_N), label_N,
-        config, null_label=model.config.null_label,
-      )  # fmt: skip
+      network = nnx.merge(graphdef, params)
+      return sample(network, rng.per_example(self._key, index_N), label_N, config)
 
     return run

@@ -9,6 +9,7 @@ four, the others keeping v_class.
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,14 @@ import numpy as np
 
 from diversedit_jax import types
 
-Predict = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
-"""(x_NHWC, t_N, y_N) -> velocity_NHWC."""
+State = Any
+"""x_NHWC, or a tree of arrays [N, ...] that move together."""
+
+Predict = Callable[[State, jax.Array, jax.Array | None], State]
+"""(x, t_N, y_N) -> velocity, of the same structure as x."""
+
+Combine = Callable[[State, State], State]
+"""(velocity with the class, without) -> guided velocity."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,15 @@ class Guidance:
     return (self.scale > 1) & (self.low <= t) & (t <= self.high)
 
   def combine(self, class_NHWC: jax.Array, null_NHWC: jax.Array) -> jax.Array:
-    """(1) on the guided channels."""
+    """(1) on the guided channels.
+
+    Raises:
+      UserError: if more channels are to be guided than there are.
+    """
+    if self.channels is not None and self.channels > class_NHWC.shape[-1]:
+      raise types.UserError(
+        f'guidance of {self.channels} channels, but the state has {class_NHWC.shape[-1]}'
+      )
     guided_NHWC = null_NHWC + self.scale * (class_NHWC - null_NHWC)
     if self.channels is None:
       return guided_NHWC
@@ -56,33 +71,22 @@ class Guidance:
     return jnp.concatenate([guided_NHWC[..., :k], class_NHWC[..., k:]], axis=-1)
 
 
-def class_velocity(predict: Predict, x_NHWC: jax.Array, t: jax.Array, y_N) -> jax.Array:
+def class_velocity(predict: Predict, x: State, t: jax.Array, y_N) -> State:
   """One evaluation at a common time t (scalar), in the type of x."""
-  t_N = jnp.full(x_NHWC.shape[:1], t, x_NHWC.dtype)
-  return predict(x_NHWC, t_N, y_N).astype(x_NHWC.dtype)
+  first = jax.tree.leaves(x)[0]
+  t_N = jnp.full(first.shape[:1], t, first.dtype)
+  return jax.tree.map(lambda v, x: v.astype(x.dtype), predict(x, t_N, y_N), x)
 
 
 def guided_velocity(
-  predict: Predict,
-  x_NHWC: jax.Array,
-  t: jax.Array,
-  y_N: jax.Array,
-  guidance: Guidance,
-  null_label: int,
-) -> jax.Array:
-  """(1) by one call on twice the batch: the labels first, then the null label.
-
-  Raises:
-    UserError: if more channels are to be guided than there are.
-  """
-  if guidance.channels is not None and guidance.channels > x_NHWC.shape[-1]:
-    raise types.UserError(
-      f'guidance of {guidance.channels} channels, but the state has {x_NHWC.shape[-1]}'
-    )
+  predict: Predict, x: State, t: jax.Array, y_N: jax.Array, combine: Combine, null_label: int
+) -> State:
+  """(1) by one call on twice the batch: the labels first, then the null label."""
   v = class_velocity(
     predict,
-    jnp.concatenate([x_NHWC, x_NHWC]),
+    jax.tree.map(lambda x: jnp.concatenate([x, x]), x),
     t,
     jnp.concatenate([y_N, jnp.full_like(y_N, null_label)]),
   )
-  return guidance.combine(*jnp.split(v, 2))
+  n = y_N.shape[0]
+  return combine(jax.tree.map(lambda v: v[:n], v), jax.tree.map(lambda v: v[n:], v))

@@ -1,5 +1,7 @@
 """Single steps of the samplers, from t to t_next < t: pure functions, noise as an argument.
 
+A state is an array or a tree of arrays that move together (an image and a class token).
+
 Velocity v(x, t), time t = 1 noise -> t = 0 data, dt = t_next - t < 0 (SiT, arXiv 2401.08740; the
 numbers are those of REPA's samplers, 2410.06940).
 
@@ -23,8 +25,11 @@ import numpy as np
 
 from diversedit_jax.interpolants import paths
 
-Velocity = Callable[[jax.Array, jax.Array], jax.Array]
-"""(x_NHWC, t scalar) -> v_NHWC, with guidance if there is any."""
+State = Any
+"""x_NHWC, or a tree of arrays [N, ...]."""
+
+Velocity = Callable[[State, jax.Array], State]
+"""(x, t scalar) -> v of the same structure, with guidance if there is any."""
 
 DIFFUSIONS = {
   '2t': lambda path, t: 2 * t,
@@ -78,19 +83,23 @@ def sde_steps(grid: np.ndarray, path: paths.Path, diffusion: str) -> Step:
   return Step(t, grid[1:], dt, -half * d_alpha, 1 + half * alpha, noise)  # (4)
 
 
-def euler(velocity: Velocity, x: jax.Array, step: Step) -> jax.Array:
+def euler(velocity: Velocity, x: State, step: Step) -> State:
   """(1), first order; one evaluation."""
-  return x + step.dt * velocity(x, step.t)
+  return jax.tree.map(lambda x, v: x + step.dt * v, x, velocity(x, step.t))
 
 
-def heun(velocity: Velocity, x: jax.Array, step: Step) -> jax.Array:
+def heun(velocity: Velocity, x: State, step: Step) -> State:
   """(1), second order: mean of the velocities at both ends of an Euler step; two evaluations."""
   v = velocity(x, step.t)
-  v_next = velocity(x + step.dt * v, step.t_next)
-  return x + step.dt * (v + v_next) / 2
+  v_next = velocity(jax.tree.map(lambda x, v: x + step.dt * v, x, v), step.t_next)
+  return jax.tree.map(lambda x, v, v_next: x + step.dt * (v + v_next) / 2, x, v, v_next)
 
 
-def euler_maruyama(velocity: Velocity, x: jax.Array, step: Step, z: jax.Array) -> jax.Array:
+def euler_maruyama(velocity: Velocity, x: State, step: Step, z: State) -> State:
   """(2), one evaluation; z ~ N(0, I) has the shape of x and is not looked at if `noise` is 0."""
-  drift = step.x_weight * x + step.v_weight * velocity(x, step.t)  # (4)
-  return x + step.dt * drift + jnp.where(step.noise > 0, step.noise * z, 0)
+
+  def move(x, v, z):
+    drift = step.x_weight * x + step.v_weight * v  # (4)
+    return x + step.dt * drift + jnp.where(step.noise > 0, step.noise * z, 0)
+
+  return jax.tree.map(move, x, velocity(x, step.t), z)

@@ -4,12 +4,12 @@
   heun            the same grid, the last step by Euler; 2S - 1 evaluations
   euler_maruyama  S steps of the SDE on linspace(1, last_step, S) and then 0; S evaluations
 
-as REPA's samplers (arXiv 2410.06940). Evaluations with guidance count twice. The grid is known
-before anything is traced, so the steps fall into stretches that are guided throughout or not at
-all, each one a scan; unguided steps cost a single evaluation.
+as REPA's samplers (arXiv 2410.06940); a fourth kind is in `average`. Evaluations with guidance
+count twice. The grid is known before anything is traced, so the steps fall into stretches that are
+guided throughout or not at all, each one a scan; unguided steps cost a single evaluation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import itertools
 from typing import NamedTuple
@@ -23,28 +23,38 @@ from diversedit_jax.interpolants import paths
 from diversedit_jax.sampling import guidance as guidance_lib
 from diversedit_jax.sampling import steppers
 
-KINDS = ('euler_maruyama', 'heun', 'euler')
+KINDS = ('euler_maruyama', 'heun', 'euler', 'average_velocity')
 
-Noise = Callable[[jax.Array], jax.Array]
-"""Step index (int32 scalar) -> z_NHWC ~ N(0, I)."""
+Noise = Callable[[jax.Array], steppers.State]
+"""Step index (int32 scalar) -> z ~ N(0, I), of the structure of the state."""
+
+Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+"""Of one sample: [H, W, C], or by name where several arrays move together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
   """How to sample; the defaults are REPA's and the paper's SDE with 250 steps, without guidance.
 
-  kind: 'euler_maruyama', 'heun' or 'euler'.
+  kind: 'euler_maruyama', 'heun' or 'euler'; 'average_velocity' for MeanFlow (see `average`).
   steps: number of steps.
+  times: falling times from `start` to 0 instead, for the ODE and average velocities only.
+  start: where the trajectory starts from pure noise; below 1 only where a network cannot say the
+    velocity at 1.
   path: name of the interpolant that the network was trained on; the ODE does not look at it.
   diffusion: w_t of the SDE, see `steppers.DIFFUSIONS`; the ODE does not look at it.
   last_step: time from which the SDE steps to 0 without noise; the ODE does not look at it.
   guidance_scale, guidance_low, guidance_high, guidance_channels: see `guidance.Guidance`.
+  class_token_scale: guidance scale of REG's class token; None is `guidance_scale`, 0 leaves the
+    token unguided.
   dtype: type of the state, 'float32' or 'float64' (needs JAX's x64 mode). The network may compute
     in another type; its output is cast to this one.
   """
 
   kind: str = 'euler_maruyama'
   steps: int = 250
+  times: tuple[float, ...] = ()
+  start: float = 1.0
   path: str = 'linear'
   diffusion: str = '2t'
   last_step: float = 0.04
@@ -52,6 +62,7 @@ class SamplerConfig:
   guidance_low: float = 0.0
   guidance_high: float = 1.0
   guidance_channels: int | None = None
+  class_token_scale: float | None = None
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -61,15 +72,41 @@ class SamplerConfig:
       ('diffusion', steppers.DIFFUSIONS),
       ('dtype', ('float32', 'float64')),
     ):
-      value = getattr(self, name)
-      if value not in known:
-        raise types.UserError(f'sampler {name} is {value!r}{trees.did_you_mean(value, known)}')
+      trees.check_known(f'sampler.{name}', getattr(self, name), known)
     fewest = 2 if self.kind == 'euler_maruyama' else 1
     if self.steps < fewest:
       raise types.UserError(f'{self.kind} with steps={self.steps}, expected at least {fewest}')
     if not 0 < self.last_step < 1:
       raise types.UserError(f'last_step={self.last_step}, expected a time between 0 and 1')
+    if not 0.5 < self.start <= 1 or self.start <= self.last_step:
+      raise types.UserError(
+        f'sampler.start={self.start}, expected a time in (0.5, 1] after last_step={self.last_step}'
+      )
+    if self.times:
+      self._check_times()
+    if self.kind == 'average_velocity' and self.guidance_scale > 1:
+      raise types.UserError(
+        f'sampler.guidance_scale={self.guidance_scale} with average velocities: they are guided in '
+        'training (meanflow.omega, meanflow.kappa); set guidance_scale=1'
+      )
+    if self.class_token_scale is not None and not 0 <= self.class_token_scale < np.inf:
+      raise types.UserError(
+        f'sampler.class_token_scale={self.class_token_scale}, expected a finite number >= 0 or None'
+      )
     _ = self.guidance  # Checks the rest.
+
+  def _check_times(self):
+    if self.kind == 'euler_maruyama':
+      raise types.UserError('sampler.times are for the ODE; the SDE has its own grid')
+    falling = all(a > b for a, b in itertools.pairwise(self.times))
+    if not falling or self.times[0] != self.start or self.times[-1] != 0:
+      raise types.UserError(
+        f'sampler.times={self.times}, expected falling times from start={self.start} to 0'
+      )
+    if self.steps != len(self.times) - 1:
+      raise types.UserError(
+        f'sampler.times has {len(self.times) - 1} steps, but sampler.steps={self.steps}'
+      )
 
   @property
   def guidance(self) -> guidance_lib.Guidance:
@@ -109,10 +146,12 @@ class Evaluations(NamedTuple):
 
 
 def time_grid(config: SamplerConfig) -> np.ndarray:
-  """Falling times from 1 to 0, float64 [steps + 1]."""
+  """Falling times from `start` to 0, float64 [steps + 1]."""
+  if config.times:
+    return np.array(config.times, np.float64)
   if config.kind == 'euler_maruyama':
-    return np.append(np.linspace(1, config.last_step, config.steps), 0.0)
-  return np.linspace(1, 0, config.steps + 1)
+    return np.append(np.linspace(config.start, config.last_step, config.steps), 0.0)
+  return np.linspace(config.start, 0, config.steps + 1)
 
 
 def stretches(config: SamplerConfig) -> list[Stretch]:
@@ -123,7 +162,8 @@ def stretches(config: SamplerConfig) -> list[Stretch]:
     steps = steppers.sde_steps(grid, paths.PATHS[config.path], config.diffusion)
   else:
     steps = steppers.ode_steps(grid)
-    methods[-1] = 'euler'
+    if config.kind == 'heun':
+      methods[-1] = 'euler'
   guided_S = config.guidance.active(steps.t)
   likes = itertools.groupby(range(config.steps), key=lambda i: (methods[i], bool(guided_S[i])))
   found = []
@@ -153,13 +193,14 @@ def check_guidance(config: SamplerConfig, null_label: int | None) -> None:
 
 def sample(
   predict: guidance_lib.Predict,
-  shape: tuple[int, ...],
+  shape: Shape,
   keys_N: jax.Array,
   labels_N: jax.Array | None,
   config: SamplerConfig,
   *,
   null_label: int | None,
-) -> jax.Array:
+  combine: guidance_lib.Combine | None = None,
+) -> steppers.State:
   """Samples from noise; pure, and meant to be traced whole:
 
     jax.jit(lambda params, keys, labels: sample(network(params), (32, 32, 4), keys, labels, config,
@@ -169,87 +210,102 @@ def sample(
   same picture in a batch of any size.
 
   Args:
-    predict: (x_NHWC, t_N, y_N) -> velocity_NHWC, t in the state's type.
-    shape: of one sample [H, W, C], or of the batch [N, H, W, C].
+    predict: (x, t_N, y_N) -> velocity of the structure of x, t in the state's type.
+    shape: of one sample [H, W, C] or of the batch [N, H, W, C]; a dict of shapes, each of one
+      sample, where several arrays move together.
     keys_N: one JAX key per sample, as from `rng.per_example`.
     labels_N: class labels, int32; None for a network without classes.
     config: the sampler.
     null_label: label that means no class, for guidance; None for a network without classes.
+    combine: how to guide; None is `config.guidance` on an array.
 
   Returns:
-    x_NHWC at t = 0, in `config.dtype`.
+    The state at t = 0, in `config.dtype`.
 
   Raises:
     UserError: for guidance without classes, or float64 without x64.
   """
   n = keys_N.shape[0]
-  if len(shape) == 4 and shape[0] != n:
-    raise ValueError(f'shape {tuple(shape)} asks for {shape[0]} samples, but there are {n} keys')
-  dtype = _state_dtype(config)
-  one = tuple(shape[-3:])
-
-  def draw(name, step=None):
-    normal = lambda key: jax.random.normal(rng.stream(key, name, step), one, dtype)
-    return jax.vmap(normal)(keys_N)
-
+  if not isinstance(shape, Mapping) and len(shape) == 4:
+    if shape[0] != n:
+      raise ValueError(f'shape {tuple(shape)} asks for {shape[0]} samples, but there are {n} keys')
+    shape = shape[1:]
   return integrate(
     predict,
-    draw('sampling_start'),
+    normal(keys_N, shape, 'sampling_start', state_dtype(config)),
     labels_N,
     config,
-    noise=lambda step: draw('sampling_step', step),
+    noise=lambda step: normal(keys_N, shape, 'sampling_step', state_dtype(config), step),
     null_label=null_label,
+    combine=combine,
   )
+
+
+def normal(
+  keys_N: jax.Array, shape: Shape, name: str, dtype: jnp.dtype, step: jax.Array | None = None
+) -> steppers.State:
+  """Standard normal state [N, ...]; row n is a function of `keys_N[n]`, name and step."""
+  if isinstance(shape, Mapping):
+    return {k: normal(keys_N, s, f'{name}/{k}', dtype, step) for k, s in shape.items()}
+  draw = lambda key: jax.random.normal(rng.stream(key, name, step), tuple(shape), dtype)
+  return jax.vmap(draw)(keys_N)
 
 
 def integrate(
   predict: guidance_lib.Predict,
-  x_NHWC: jax.Array,
+  x: steppers.State,
   labels_N: jax.Array | None,
   config: SamplerConfig,
   *,
   noise: Noise | None = None,
   null_label: int | None,
-) -> jax.Array:
-  """`sample` from a given state at t = 1 with given noise.
+  combine: guidance_lib.Combine | None = None,
+) -> steppers.State:
+  """`sample` from a given state at the first time with given noise.
 
   Args:
-    predict, labels_N, config, null_label: as for `sample`.
-    x_NHWC: state at t = 1; cast to `config.dtype`.
+    predict, labels_N, config, null_label, combine: as for `sample`.
+    x: state at `config.start`; cast to `config.dtype`.
     noise: for the SDE, the noise of each step; asked for the last, noiseless step too, where any
       values do.
 
   Returns:
-    x_NHWC at t = 0, in `config.dtype`.
+    The state at t = 0, in `config.dtype`.
   """
   check_guidance(config, None if labels_N is None else null_label)
   if config.kind == 'euler_maruyama' and noise is None:
     raise ValueError('euler_maruyama needs noise, a function of the step index')
-  dtype = _state_dtype(config)
-  x_NHWC = x_NHWC.astype(dtype)
+  if config.kind == 'average_velocity':
+    raise ValueError('average velocities are not integrated; see `average.sample`')
+  dtype, combine = state_dtype(config), combine or config.guidance.combine
+  x = jax.tree.map(lambda x: x.astype(dtype), x)
 
   for stretch in stretches(config):
 
-    def velocity(x_NHWC, t, guided=stretch.guided):
+    def velocity(x, t, guided=stretch.guided):
       if guided:
-        arguments = (predict, x_NHWC, t, labels_N, config.guidance, null_label)
-        return guidance_lib.guided_velocity(*arguments)
-      return guidance_lib.class_velocity(predict, x_NHWC, t, labels_N)
+        return guidance_lib.guided_velocity(predict, x, t, labels_N, combine, null_label)
+      return guidance_lib.class_velocity(predict, x, t, labels_N)
 
-    def body(x_NHWC, index_and_step, method=stretch.method, velocity=velocity):
+    def body(x, index_and_step, method=stretch.method, velocity=velocity):
       index, step = index_and_step
       if method == 'euler_maruyama':
-        x_NHWC = steppers.euler_maruyama(velocity, x_NHWC, step, noise(index))
+        x = steppers.euler_maruyama(velocity, x, step, noise(index))
       else:
-        x_NHWC = {'euler': steppers.euler, 'heun': steppers.heun}[method](velocity, x_NHWC, step)
-      return x_NHWC, None
+        x = {'euler': steppers.euler, 'heun': steppers.heun}[method](velocity, x, step)
+      return x, None
 
     constants = steppers.Step(*(jnp.asarray(c, dtype) for c in stretch.steps))
-    x_NHWC, _ = jax.lax.scan(body, x_NHWC, (jnp.asarray(stretch.index), constants))
-  return x_NHWC
+    x, _ = jax.lax.scan(body, x, (jnp.asarray(stretch.index), constants))
+  return x
 
 
-def _state_dtype(config: SamplerConfig) -> jnp.dtype:
+def state_dtype(config: SamplerConfig) -> jnp.dtype:
+  """Of the sampler's state.
+
+  Raises:
+    UserError: for float64 without x64.
+  """
   dtype = jnp.dtype(config.dtype)
   if dtype == jnp.float64 and not jax.config.jax_enable_x64:
     raise types.UserError("sampler dtype='float64' needs JAX_ENABLE_X64=1; use 'float32'")

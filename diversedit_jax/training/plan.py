@@ -4,7 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from diversedit_jax import types
+from diversedit_jax import trees, types
+from diversedit_jax.methods import base
 from diversedit_jax.models import cost as cost_lib
 from diversedit_jax.models import sit
 from diversedit_jax.training import progress
@@ -26,16 +27,39 @@ class PlanConfig:
       )
 
 
+def method_flops(
+  objective: base.Objective, model: sit.SiTConfig, examples: int
+) -> dict[str, float]:
+  """FLOPs per example that each part of the method adds to a step of plain flow matching.
+
+  Args:
+    objective: the method. model: as it needs it. examples: of a microbatch.
+
+  Returns:
+    By part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer sequence),
+    terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add is 2.
+  """
+  plain = dataclasses.replace(model, class_token=0, interval=False)
+  ours, theirs = (cost_lib.forward_flops(m) for m in (model, plain))
+  parts = {
+    'forward passes': (objective.flow.forward_passes(True) - 3) * ours,
+    'class token': 3 * (ours - theirs) if model.class_token else 0.0,
+    **{term.name: term.flops(model, examples) for term in objective.terms},
+    **{f'encoder {encoder.name}': encoder.flops for encoder in objective.encoders},
+  }
+  return {name: flops for name, flops in parts.items() if flops}
+
+
 def plan(
-  model: sit.SiTConfig, config: PlanConfig, *, steps: int, batch_size: int, accumulate: int,
-  shard_bytes: int,
+  model: sit.SiTConfig, config: PlanConfig, *, objective: base.Objective, steps: int,
+  batch_size: int, accumulate: int, parameters: int, shard_bytes: int,
 ) -> dict[str, Any]:  # fmt: skip
   """Numbers of the plan; memory is per device, activations are an estimate with XLA attention.
 
   Args:
-    model: shapes and precision. config: hardware.
+    model: shapes and precision. config: hardware. objective: the method.
     steps, batch_size, accumulate: of the run.
-    shard_bytes: of one copy of the parameters on a device.
+    parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
 
   Raises:
     UserError: if the batch does not fit the devices.
@@ -47,13 +71,17 @@ def plan(
     )
   cost = cost_lib.cost(model)
   per_device = batch_size // config.devices // accumulate
-  images_per_second = config.devices * config.peak_tflops * 1e12 * config.mfu / cost.training
+  added = method_flops(objective, model, batch_size // accumulate)
+  training = cost.training + sum(added.values())
+  images_per_second = config.devices * config.peak_tflops * 1e12 * config.mfu / training
   return {
-    'parameters': cost.parameters,
-    'tokens': model.tokens,
+    'parameters': parameters,
+    'tokens': model.sequence,
+    'method': {name: flops / (training - sum(added.values())) for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
-    'training_gflops_per_image': cost.training / 1e9,
+    'training_gflops_per_image': training / 1e9,
     'state_gib_per_device': (cost_lib.STATE_COPIES + 1) * shard_bytes / 2**30,
+    'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / batch_size,
@@ -68,7 +96,10 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
     ('tokens per image', f'{numbers["tokens"]}'),
     ('FLOPs per image', f'{numbers["forward_gflops_per_image"]:.2f} G forward, '
      f'{numbers["training_gflops_per_image"]:.2f} G training (a multiply-add is 2)'),
-    ('memory per device', f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + about '
+    ('method', ', '.join(f'{name} +{share:.1%}' for name, share in numbers['method'].items())
+     or 'adds nothing to the matrix products of a plain step'),
+    ('memory per device', f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + '
+     f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + about '
      f'{numbers["activation_gib_per_device"]:.2f} GiB activations'),
     ('hardware', f'{config.devices} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
      f'{config.mfu:.0%} of it (MFU)'),

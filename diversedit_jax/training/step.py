@@ -1,6 +1,7 @@
 """The training step: a pure function of (state, batch), compiled once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flax import nnx
 import jax
@@ -11,7 +12,12 @@ from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.training import state as state_lib
 
-Step = Callable[[state_lib.TrainState, types.Batch], tuple[state_lib.TrainState, base.Metrics]]
+Frozen = Mapping[str, Any]
+"""Weights of the frozen encoders by name; empty without any."""
+
+Step = Callable[
+  [state_lib.TrainState, types.Batch, Frozen], tuple[state_lib.TrainState, base.Metrics]
+]
 
 
 def update_ema(ema: state_lib.Params, params: state_lib.Params, decay: float) -> state_lib.Params:
@@ -36,11 +42,13 @@ def make_step(
   loss that couples the batch (diversity) is computed per microbatch and averaged.
   """
 
-  def gradients(params, ema, draw, step_key):
-    terms_key, teacher = rng.stream(step_key, 'terms'), nnx.merge(graphdef, ema)
+  def gradients(state, draw, step_key):
+    params, terms_key = state.params, rng.stream(step_key, 'terms')
+    teacher = nnx.merge(graphdef, state.ema)
 
     def loss_fn(params, draw):
-      return objective.loss(nnx.merge(graphdef, params), draw, terms_key, teacher)
+      network = nnx.merge(graphdef, params)
+      return objective.loss(network, draw, key=terms_key, step=state.step, teacher=teacher)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -54,10 +62,10 @@ def make_step(
     grads, metrics = jax.lax.scan(body, zeros, base.microbatches(draw, accumulate))
     return jax.tree.map(lambda g: g / accumulate, grads), base.mean_metrics(metrics)
 
-  def step(state, batch):
+  def step(state, batch, frozen):
     step_key = rng.stream(key, 'step', state.step)
-    draw = objective.draw(batch, step_key)
-    grads, metrics = gradients(state.params, state.ema, draw, step_key)
+    draw = objective.draw(objective.encode(frozen, batch), step_key)
+    grads, metrics = gradients(state, draw, step_key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {
@@ -78,6 +86,6 @@ def compile_step(step: Step, shardings: state_lib.TrainState, mesh: jax.sharding
   return jax.jit(
     step,
     donate_argnums=0,
-    in_shardings=(shardings, sharding.batch_sharding(mesh)),
+    in_shardings=(shardings, sharding.batch_sharding(mesh), sharding.replicated(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),
   )

@@ -1,7 +1,8 @@
 """How similar the blocks are while training: the L x L matrix of mean cosines, every K steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import pathlib
+from typing import Any
 
 from flax import nnx
 import jax
@@ -17,8 +18,9 @@ from diversedit_jax.training import state as state_lib
 
 
 def make_similarity(
-  objective: base.Objective, trainable: state_lib.Trainable, *, key: jax.Array, examples: int
-) -> Callable[[state_lib.Params, types.Batch, jax.Array], dict[str, jax.Array]]:
+  objective: base.Objective, trainable: state_lib.Trainable, frozen: Mapping[str, Any], *,
+  key: jax.Array, examples: int,
+) -> Callable[[state_lib.Params, types.Batch, jax.Array], dict[str, jax.Array]]:  # fmt: skip
   """(params, batch, step) -> matrices {'token', 'mean'} [L, L] of the first examples of a batch.
 
   One forward pass of the trained weights at the step's own times and noise; see
@@ -27,14 +29,15 @@ def make_similarity(
   divisor = sharding.batch_divisor(trainable.mesh)
   rows = -(-examples // divisor) * divisor
 
-  def similarity(params, batch, step):
-    few = {name: x[:rows] for name, x in batch.items()}
+  def similarity(params, batch, step, frozen):
+    few = objective.encode(frozen, {name: x[:rows] for name, x in batch.items()})
     draw = objective.draw(few, rng.stream(key, 'telemetry', step))
     network = nnx.merge(trainable.graphdef, params)
-    features = network.model(draw.x_t, draw.t, draw.y, tap=taps.every()).features
+    features = objective.flow.run(network, draw, taps.every()).features
     return diversity.similarity_matrices(features[:, :examples])
 
-  return jax.jit(similarity, out_shardings=sharding.replicated(trainable.mesh))
+  run = jax.jit(similarity, out_shardings=sharding.replicated(trainable.mesh))
+  return lambda params, batch, step: run(params, batch, step, frozen)
 
 
 def hook(

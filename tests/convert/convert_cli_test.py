@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import family_weights
 import numpy as np
 import pytest
 import torch_zip
@@ -63,6 +64,55 @@ def test_there_and_back(tmp_path, checkpoint, state_dict, suffix, capsys):
   _assert_same(array_files.load(theirs), state_dict)
 
 
+_CONFIGS = {
+  'reg': 'model.qk_norm=True model.class_token=48',
+  'sra': '',
+  'meanflow': 'model.interval=True',
+  'sit_original': 'model.learn_sigma=True',
+  'dit': 'model.learn_sigma=True model.time_input=ddpm interpolant.path=vp '
+  'interpolant.prediction=noise',
+}
+
+
+@pytest.mark.parametrize('family', _CONFIGS)
+def test_every_family_there_and_back(tmp_path, family, golden, capsys):
+  """The family is found, but where the original SiT and DiT are alike: there it is asked for."""
+  first, ours, back = (tmp_path / f'{name}.npz' for name in ('first', 'ours', 'back'))
+  given = family_weights.of(family, golden)
+  array_files.save(first, given)
+  asked = {}
+  if family in ('sit_original', 'dit'):
+    asked = {'family': family}
+    for flags in ({'input': first}, {'input': first, 'to': 'torch'}):
+      assert _run(output=ours, **flags) == 1
+      assert '--family=sit_original or --family=dit' in capsys.readouterr().err
+      assert not ours.exists()
+  licensed = "licence     DiT's published weights are CC BY-NC 4.0: for non-commercial use only"
+  stored = family != 'meanflow'
+
+  assert _run(input=first, output=ours, **asked) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert f'family      {family}' in lines
+  (config,) = (line for line in lines if line.startswith('config '))
+  assert config.startswith("config      model.size='' model.depth=")
+  assert config.endswith(f'model.patch_size=2 {_CONFIGS[family]}'.strip())
+  assert (licensed in lines) == (family == 'dit')
+  assert ('fixed       pos_embed dropped, equal to ours' in lines) == stored
+
+  if asked:
+    assert _run(input=ours, output=back, to='torch', grid=4) == 1
+    assert '--family=sit_original or --family=dit' in capsys.readouterr().err
+  assert _run(input=ours, output=back, to='torch', grid=4, **asked) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert f'family      {family}' in lines and config in lines
+  assert (licensed in lines) == (family == 'dit')
+  assert ('fixed       pos_embed made anew' in lines) == stored
+  found, clock = array_files.load(back), 't_embedder.mlp.0.weight'
+  if family == 'sit_original':
+    np.testing.assert_allclose(found.pop(clock), given.pop(clock), rtol=0, atol=1e-7)
+  _assert_same(found, given)
+
+
 def test_key(tmp_path, checkpoint, state_dict):
   assert _run(input=checkpoint, output=tmp_path / 'a.npz', key='model') == 0
   bias = array_files.load(tmp_path / 'a.npz')['model/final/linear/bias']
@@ -87,6 +137,7 @@ def test_errors_are_one_line(tmp_path, checkpoint, capsys):
     'no file': {'input': tmp_path / 'none.pt'},
     "no part 'emma'": {'key': 'emma'},
     "did you mean 'sit'": {'family': 'sits'},
+    "does not fit family 'reg'": {'family': 'reg'},
     '.safetensors or .npz only': {'output': tmp_path / 'a.pt'},
     '--patch_size is for --to=torch': {'patch_size': 2},
     'unknown, shape': {'to': 'torch'},

@@ -149,6 +149,9 @@ def test_infer_config(reference):
     'num_classes': config['num_classes'],
     'qk_norm': config['qk_norm'],
     'skips': skips,
+    'interval': False,
+    'class_token': 0,
+    'learn_sigma': False,
     'tokens': 16,
     'projectors': ((config['projector_dim'], config['z_dims'][0]),),
   }
@@ -221,7 +224,7 @@ def test_all_misfits_are_listed_and_no_others(plain):
 
 
 def test_learned_sigma_head_is_refused(plain):
-  """The original SiT predicts 8 channels and keeps 4; that is another family."""
+  """The original SiT and DiT predict 8 channels; those are other families."""
   plain['final_layer.linear.weight'] = np.zeros((32, 64), np.float32)
   plain['final_layer.linear.bias'] = np.zeros((32,), np.float32)
   assert _problems(plain) == {

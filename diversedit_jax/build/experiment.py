@@ -1,0 +1,136 @@
+"""A whole config as one checked object."""
+
+import dataclasses
+
+from flax import nnx
+import ml_collections
+import optax
+
+from diversedit_jax import interpolants, sharding, types
+from diversedit_jax.analysis import blocks
+from diversedit_jax.build import method, network, sections
+from diversedit_jax.data import sources
+from diversedit_jax.methods import base, rules
+from diversedit_jax.models import sit
+from diversedit_jax.sampling import generate, trajectory
+from diversedit_jax.training import loop, optim, plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """Everything that a config says, checked; no arrays yet."""
+
+  config: ml_collections.ConfigDict
+  seed: int
+  data: sections.DataOptions
+  source: sources.Source
+  model: sit.SiTConfig
+  path: interpolants.Path
+  objective: base.Objective
+  train: sections.TrainOptions
+  optimizer: optim.OptimizerConfig
+  mesh: sections.MeshOptions
+  log: sections.LogOptions
+  checkpoint: sections.CheckpointOptions
+  preview: sections.PreviewOptions
+  sampler: trajectory.SamplerConfig
+  sample: sections.SampleOptions
+  evaluation: sections.EvalOptions
+  analysis: blocks.AnalysisConfig
+  plan: plan.PlanConfig
+
+  def network(self, rngs: nnx.Rngs) -> base.Network:
+    """The network to train, freshly initialised."""
+    return base.Network(self.model, self.objective.terms, rngs=rngs)
+
+  def schedule(self) -> optax.Schedule:
+    """Learning rate by step."""
+    return optim.schedule(self.optimizer, self.train.steps)
+
+  def transformation(self) -> optax.GradientTransformation:
+    """The optimizer."""
+    return optim.make(self.optimizer, self.train.steps)
+
+  def loop(self) -> loop.LoopConfig:
+    """Lengths and intervals of the loop."""
+    return loop.LoopConfig(
+      steps=self.train.steps, batch_size=self.train.batch_size, log_every=self.log.every,
+      checkpoint_every=self.checkpoint.every,
+    )  # fmt: skip
+
+
+SECTIONS = (
+  'seed', 'method', 'data', 'model', 'interpolant', 'diversity', 'repa', 'dispersive', 'sra', 'reg',
+  'meanflow', 'train', 'optimizer', 'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample',
+  'eval', 'analysis', 'plan',
+)  # fmt: skip
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  """Reads a whole config.
+
+  Raises:
+    UserError: for an unknown, missing or impossible entry, naming it.
+  """
+  sections.check_keys('config', config, SECTIONS, SECTIONS)
+  sections.at_least('config', 'seed', config.seed, 0)
+  data = sections.splat(sections.DataOptions, config.data, 'data')
+  source = sources.open_source(data.source, num_classes=data.num_classes)
+  path = network.make_path(config.interpolant)
+  train = sections.splat(sections.TrainOptions, config.train, 'train')
+  optimizer = sections.splat(optim.OptimizerConfig, config.optimizer, 'optimizer')
+  optim.schedule(optimizer, train.steps)  # Refuses a warm-up longer than the run.
+  if train.batch_size > len(source):
+    raise types.UserError(
+      f'train.batch_size={train.batch_size} is more than {source.name} has examples: {len(source)}'
+    )
+  objective, model = method.make_objective(
+    method.Inputs(
+      config=config,
+      names=rules.parse(config.method),
+      source=source,
+      model=network.make_model(config.model, source),
+      path=path,
+      batch_size=train.batch_size,
+      examples=train.batch_size // train.accumulate,
+    )  # fmt: skip
+  )
+  experiment = Experiment(
+    config=config,
+    seed=config.seed,
+    data=data,
+    source=source,
+    model=model,
+    path=path,
+    objective=objective,
+    train=train,
+    optimizer=optimizer,
+    mesh=sections.splat(sections.MeshOptions, config.mesh, 'mesh'),
+    log=sections.splat(sections.LogOptions, config.log, 'log'),
+    checkpoint=sections.splat(sections.CheckpointOptions, config.checkpoint, 'checkpoint'),
+    preview=sections.splat(sections.PreviewOptions, config.preview, 'preview'),
+    sampler=sections.splat(trajectory.SamplerConfig, config.sampler, 'sampler', path=path.name),
+    sample=sections.splat(sections.SampleOptions, config.sample, 'sample'),
+    evaluation=sections.splat(sections.EvalOptions, config.eval, 'eval'),
+    analysis=sections.splat(blocks.AnalysisConfig, config.analysis, 'analysis'),
+    plan=sections.splat(plan.PlanConfig, config.plan, 'plan'),
+  )
+  generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
+  trajectory.check_guidance(experiment.sampler, model.null_label)
+  objective.flow.check(model, experiment.sampler)
+  guided = experiment.sampler.guidance_channels
+  if guided is not None and guided > model.channels:
+    raise types.UserError(
+      f'sampler.guidance_channels={guided}, but {source.name} has {model.channels} channels'
+    )
+  return experiment
+
+
+def check_devices(experiment: Experiment, mesh) -> None:
+  """Refuses a batch that the mesh cannot share (UserError)."""
+  train, devices = experiment.train, sharding.batch_divisor(mesh)
+  if train.batch_size % (devices * train.accumulate):
+    raise types.UserError(
+      f'train.batch_size={train.batch_size} is not divisible by {devices} devices times '
+      f'train.accumulate={train.accumulate}'
+    )

@@ -1,0 +1,178 @@
+"""Principal components of patches and of whole images, fitted on the training split.
+
+For small images and for tests: real features that need no weights. A token describes the window
+around its cell of the model's grid, the cell and one more on each side, with the image's border
+repeated beyond it. Both bases are whitened, so that cosine similarity sees every component.
+"""
+
+from collections.abc import Iterator
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data import sources
+from diversedit_jax.frozen.encoders import base
+
+COMPONENTS = 16
+MAX_IMAGES = 4096
+MAX_VALUES = 4096
+"""In one image and in one window; beyond it the covariance becomes slow to decompose."""
+# A step of 8 bits in one of a million windows has more variance than this.
+MIN_VARIANCE = 1e-11
+_CHUNK = 256
+
+
+def make(request: base.Request) -> base.Encoder:
+  """The encoder for a grid; always in float32, whatever `request.dtype`, for it costs nothing.
+
+  Raises:
+    UserError: for a grid that does not divide the pixels, pixels that are too many, or a source
+      with too few examples.
+  """
+  size, windowed = int(np.prod(request.image_shape)), window_size(request)
+  if max(size, windowed) > MAX_VALUES:
+    raise types.UserError(
+      f"encoder 'pca' is for small images: an image may have {MAX_VALUES} values and so may a "
+      f'window of 3x3 patches; found {size} and {windowed}'
+    )
+  if len(request.source) <= COMPONENTS:
+    raise types.UserError(
+      f"encoder 'pca' needs more than {COMPONENTS} examples; {request.source.name} has "
+      f'{len(request.source)}'
+    )
+  parts = {'tokens': windowed, 'summary': size}
+  counts = {part: min(COMPONENTS, n) for part, n in parts.items()}
+  return base.Encoder(
+    name='pca',
+    params={
+      part: {
+        'mean': jax.ShapeDtypeStruct((n,), 'float32'),
+        'basis': jax.ShapeDtypeStruct((n, counts[part]), 'float32'),
+      }
+      for part, n in parts.items()
+    },
+    apply=functools.partial(apply, grid=request.grid),
+    load=lambda: fit(request),
+    image_shape=request.image_shape,
+    flops=2.0 * request.grid[0] * request.grid[1] * windowed * counts['tokens']
+    + 2.0 * size * counts['summary'],
+  )
+
+
+def apply(params: Any, x_NHWC: jax.Array, *, grid: tuple[int, int]) -> base.Features:
+  """Whitened components of windows and of images."""
+
+  def project(p: Any, x: jax.Array) -> jax.Array:
+    centred = x - p['mean'].reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.matmul(centred, p['basis'], precision='highest')
+
+  x_NHWC = x_NHWC.astype(jnp.float32)
+  return base.Features(
+    tokens=project(params['tokens'], windows(x_NHWC, grid)),
+    summary=project(params['summary'], x_NHWC.reshape(len(x_NHWC), -1)),
+  )
+
+
+def fit(request: base.Request) -> dict[str, dict[str, np.ndarray]]:
+  """Means and bases, float32, from at most 4096 images spread evenly over the source.
+
+  Raises:
+    UserError: for a source without such pixels, or whose images vary in too few ways.
+  """
+  flatten = {
+    'tokens': lambda x: windows(x, request.grid).reshape(-1, window_size(request)),
+    'summary': lambda x: x.reshape(len(x), -1),
+  }
+  moments = {part: _Moments() for part in flatten}
+  for x_NHWC in _pixels(request.source, request.image_shape):
+    for part, function in flatten.items():
+      moments[part].add(function(x_NHWC.astype(np.float64)))
+  return {
+    part: _whitened(*moments[part].result(), f'{part} of {request.source.name}') for part in flatten
+  }
+
+
+def window_size(request: base.Request) -> int:
+  """Values in the window of a token.
+
+  Raises:
+    UserError: for a grid that does not divide the pixels.
+  """
+  (height, width, channels), (rows, cols) = request.image_shape, request.grid
+  if height % rows or width % cols:
+    raise types.UserError(
+      f"encoder 'pca' needs a grid that divides the image; found {rows}x{cols} patches on "
+      f'{height}x{width} pixels'
+    )
+  return 9 * (height // rows) * (width // cols) * channels
+
+
+def windows(x_NHWC: Any, grid: tuple[int, int]) -> Any:
+  """Windows [N, T, values] of a numpy or JAX array, the border repeated; T is row-major."""
+  n, height, width, _ = x_NHWC.shape
+  rows, cols = _reach(height, grid[0]), _reach(width, grid[1])
+  # [N, rows, 3h, cols, 3w, C]
+  x = x_NHWC[:, rows][:, :, :, cols]
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, grid[0] * grid[1], -1)
+
+
+def _reach(size: int, cells: int) -> np.ndarray:
+  """Indices [cells, 3 * size / cells] of the pixels that each cell looks at along one axis."""
+  step = size // cells
+  offsets = np.arange(-step, 2 * step)
+  return np.clip(np.arange(cells)[:, None] * step + offsets[None], 0, size - 1)
+
+
+def _pixels(source: sources.Source, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+  count = min(len(source), MAX_IMAGES)
+  indices = np.arange(count) * len(source) // count
+  for start in range(0, count, _CHUNK):
+    batch = source.gather(indices[start : start + _CHUNK])
+    if 'images' not in batch and 'pixels' not in batch:
+      raise types.UserError(f"encoder 'pca' needs pixels, and {source.name} has only latents")
+    x_NHWC = batch['images'] if 'images' in batch else batch['pixels'] / np.float32(127.5) - 1
+    if x_NHWC.shape[1:] != tuple(shape):
+      raise types.UserError(
+        f"encoder 'pca' was asked for pixels of shape {tuple(shape)}, and {source.name} has "
+        f'{x_NHWC.shape[1:]}'
+      )
+    yield x_NHWC
+
+
+class _Moments:
+  """Mean and covariance of rows that arrive in pieces, in float64."""
+
+  def __init__(self):
+    self.n, self.sum, self.products = 0, 0.0, 0.0
+
+  def add(self, x_NF: np.ndarray) -> None:
+    self.n += len(x_NF)
+    self.sum = self.sum + x_NF.sum(axis=0)
+    self.products = self.products + x_NF.T @ x_NF
+
+  def result(self) -> tuple[np.ndarray, np.ndarray]:
+    mean = self.sum / self.n
+    return mean, self.products / self.n - np.outer(mean, mean)
+
+
+def _whitened(mean_F: np.ndarray, covariance_FF: np.ndarray, what: str) -> dict[str, np.ndarray]:
+  """The leading components, each scaled to unit variance, its largest entry positive."""
+  count = min(COMPONENTS, len(mean_F))
+  variances, vectors = np.linalg.eigh(covariance_FF)
+  variances, vectors = variances[::-1][:count], vectors[:, ::-1][:, :count]
+  usable = int(np.sum(variances > MIN_VARIANCE))
+  if usable < count:
+    raise types.UserError(
+      f"encoder 'pca' needs {count} components that vary; the {what} have {usable}: the images are "
+      'constant, too few, or too alike'
+    )
+  largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(count)]
+  basis = vectors * np.sign(largest) / np.sqrt(variances)
+  return {'mean': mean_F.astype(np.float32), 'basis': basis.astype(np.float32)}
+
+
+base.register('pca', make)

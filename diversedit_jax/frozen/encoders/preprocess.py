@@ -1,0 +1,90 @@
+"""Pixels as the encoders' authors feed them: normalisation and two kinds of bicubic resize.
+
+REPA (arXiv 2410.06940, `preprocess_raw_image`) resizes pixels as PyTorch's `interpolate` does
+without antialiasing: Keys' kernel with a = -0.75, four taps also when shrinking, half-pixel
+centres, indices clamped at the border, values not clipped. Position tables are resized as timm
+does, with antialiasing: a = -0.5, the kernel stretched when shrinking, weights renormalised at the
+border. Both are separable, hence two small matrix products.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(
+  x_NHWC: jax.Array, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> jax.Array:
+  """Pixels in [-1, 1] -> [0, 1] -> (x - mean) / std per channel."""
+  mean_C, std_C = (np.asarray(v, x_NHWC.dtype)[None, None, None] for v in (mean, std))
+  return ((x_NHWC + 1) / 2 - mean_C) / std_C
+
+
+def resize(x_NHWC: jax.Array, height: int, width: int) -> jax.Array:
+  """Bicubic without antialiasing to [N, height, width, C]; equal sizes are returned unchanged.
+
+  At full float32 precision whatever the default is: a coarse product would show in the pixels.
+  """
+  if x_NHWC.shape[1:3] == (height, width):
+    return x_NHWC
+  rows, cols = (
+    clamped_weights(n, size).astype(x_NHWC.dtype)
+    for n, size in zip(x_NHWC.shape[1:3], (height, width), strict=True)
+  )
+  x = jnp.einsum('ih,nhwc->niwc', rows, x_NHWC, precision='highest')
+  return jnp.einsum('jw,niwc->nijc', cols, x, precision='highest')
+
+
+def resize_flops(height: int, width: int, to_height: int, to_width: int, channels: int) -> float:
+  """FLOPs of `resize` for one image."""
+  if (height, width) == (to_height, to_width):
+    return 0.0
+  return 2.0 * channels * to_height * width * (height + to_width)
+
+
+def resample_table(
+  table_TD: np.ndarray, source: tuple[int, int], grid: tuple[int, int]
+) -> np.ndarray:
+  """Position table of one grid (rows, cols) for another; computed in float64, on the host.
+
+  Rows in front of the `source` grid's own, those of a class token, are kept as they are.
+  """
+  if source == grid:
+    return table_TD
+  prefix = len(table_TD) - source[0] * source[1]
+  cells = table_TD[prefix:].astype(np.float64).reshape(*source, -1)
+  rows, cols = (antialiased_weights(n, size) for n, size in zip(source, grid, strict=True))
+  cells = np.einsum('ih,jw,hwd->ijd', rows, cols, cells, optimize=True)
+  cells = cells.reshape(grid[0] * grid[1], -1).astype(table_TD.dtype)
+  return np.concatenate([table_TD[:prefix], cells])
+
+
+def clamped_weights(n: int, size: int) -> np.ndarray:
+  """[size, n] float64: four taps of a = -0.75; those beyond the border fall on the last value."""
+  centres = (np.arange(size) + 0.5) * n / size - 0.5
+  weights = np.zeros((size, n))
+  for tap in range(-1, 3):
+    index = np.floor(centres) + tap
+    at = np.clip(index, 0, n - 1).astype(int)
+    # add.at, because at the border several taps meet in one place.
+    np.add.at(weights, (np.arange(size), at), _keys(centres - index, -0.75))
+  return weights
+
+
+def antialiased_weights(n: int, size: int) -> np.ndarray:
+  """[size, n] float64: a = -0.5, as wide as the reduction; those beyond the border are dropped."""
+  stretch = max(n / size, 1.0)
+  centres = (np.arange(size) + 0.5) * n / size - 0.5
+  weights = _keys((centres[:, None] - np.arange(n)) / stretch, -0.5)
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _keys(x: np.ndarray, a: float) -> np.ndarray:
+  """The cubic convolution kernel (Keys 1981), zero from distance 2 on."""
+  x = np.abs(x)
+  near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+  far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+  return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

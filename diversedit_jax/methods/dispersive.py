@@ -1,0 +1,75 @@
+"""Dispersive Loss: spreads the outputs of one block over the batch (arXiv 2506.09027).
+
+No positives, no projector, no further pass: see `losses.dispersive` for the four forms.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+
+from diversedit_jax import trees, types
+from diversedit_jax.losses import dispersive as dispersive_lib
+from diversedit_jax.methods import base, repa
+from diversedit_jax.models import sit, taps
+
+PRESETS = {
+  # The paper's experiments: 16 devices of 16 examples, block L/4.
+  'paper': {'weight': 0.5, 'temperature': 0.5, 'group_size': 16},
+  # The released PyTorch code: 8 devices of 32 examples, the last block.
+  'release': {'weight': 0.25, 'temperature': 1.0, 'group_size': 32},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dispersive(base.Term):
+  """The loss on one block.
+
+  block: whose output, counted from 1. kind: of `losses.dispersive.KINDS`.
+  temperature: of the InfoNCE forms. margin: of the hinge, in mean squared distance per feature.
+  weight: factor of the loss. groups: consecutive parts of the batch with a loss each; 1 is the
+    global batch, which is a different loss (its least value is -log of the group's size).
+  """
+
+  block: int
+  kind: str = 'infonce_l2'
+  temperature: float = 0.5
+  margin: float = 1.0
+  weight: float = 0.5
+  groups: int = 1
+  name: ClassVar[str] = 'dispersive'
+
+  def __post_init__(self):
+    trees.check_known('dispersive.kind', self.kind, dispersive_lib.KINDS)
+    for name in ('temperature', 'margin'):
+      if getattr(self, name) <= 0:
+        raise types.UserError(f'dispersive.{name} must be positive, got {getattr(self, name)}')
+
+  def check(self, model: sit.SiTConfig, examples: int) -> None:
+    repa.check_block('dispersive.block', self.block, model.depth)
+    if self.groups < 1 or examples % self.groups:
+      raise types.UserError(
+        f'dispersive.groups={self.groups} does not divide the {examples} examples of a microbatch'
+      )
+    if examples == self.groups:
+      raise types.UserError(
+        f'dispersive.groups={self.groups} leaves one example in each group, where the loss is '
+        'constant'
+      )
+
+  def tap(self, key: jax.Array, depth: int) -> taps.Tap:
+    del key, depth
+    return taps.chosen([self.block - 1])
+
+  def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
+    """Metric 'loss', before weighting."""
+    del context
+    loss = dispersive_lib.dispersive_loss(
+      features[0], kind=self.kind, temperature=self.temperature, margin=self.margin,
+      groups=self.groups,
+    )  # fmt: skip
+    return self.weight * loss, {'loss': loss}
+
+  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+    """The Gram matrix of a group, forward and backward."""
+    return 3 * 2.0 * examples / self.groups * model.sequence * model.width

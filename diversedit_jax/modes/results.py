@@ -1,0 +1,112 @@
+"""`--mode=sample`, `eval`, `analyze` and `plan`: what a config or its weights are worth."""
+
+import pathlib
+
+from absl import logging
+import jax
+import numpy as np
+
+from diversedit_jax import build, rng, sharding, trees, types
+from diversedit_jax.analysis import blocks, figures, similarity
+from diversedit_jax.data import files, sources
+from diversedit_jax.evaluation import card, digits
+from diversedit_jax.modes import shared
+from diversedit_jax.sampling import generate
+from diversedit_jax.training import plan as plan_lib
+
+
+def sample(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
+  """Writes samples.npz with its card, and a grid if the model makes pixels; returns the paths."""
+  path, weights = shared.open_weights(experiment, workdir, origin)
+  options = experiment.sample
+  labels = generate.make_labels(
+    options.labels, np.arange(options.number), experiment.model.num_classes, options.seed
+  )
+  made, facts = shared.generate_samples(experiment, weights, labels)
+  if jax.process_index() != 0:
+    return []
+  key = sources.KEYS[experiment.source.space]
+  with files.atomic(path / 'samples' / 'samples.npz') as temporary:
+    np.savez(temporary, **{key: made, 'labels': labels})
+  written = [path / 'samples' / 'samples.npz', path / 'samples' / 'samples.json']
+  card.write_json(written[1], facts)
+  if experiment.source.space == 'pixels':
+    order = np.argsort(labels, kind='stable')
+    columns = int(np.bincount(labels).max())
+    grid = path / 'samples' / 'grid.png'
+    shared.save_grid(grid, made[order], labels[order], columns, title=shared.caption(facts))
+    written.append(grid)
+  return written
+
+
+def evaluate(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
+  """Scores fresh samples against the held-out data; writes `eval/NAME.json` with its protocol."""
+  if not experiment.source.name.startswith('digits'):
+    raise types.UserError(
+      f'eval.name=digits scores samples of data.source=digits, got {experiment.data.source}'
+    )
+  path, weights = shared.open_weights(experiment, workdir, origin)
+  labels = generate.make_labels(
+    'balanced',
+    np.arange(experiment.evaluation.number),
+    experiment.model.num_classes,
+    experiment.sample.seed,
+  )
+  made, facts = shared.generate_samples(experiment, weights, labels, label_policy='balanced')
+  if jax.process_index() != 0:
+    return []
+  result = digits.DigitsReference.build().evaluate(made, labels)
+  logging.info(
+    'class consistency %.1f%% (real test images %.1f%%), Frechet distance %.3f (floor %.3f)',
+    100 * result['class_consistency'], 100 * result['classifier_test_accuracy'],
+    result['frechet_distance'], result['frechet_floor'],
+  )  # fmt: skip
+  for warning in result['warnings']:
+    logging.warning('%s', warning)
+  target = path / 'eval' / f'{experiment.evaluation.name}.json'
+  card.write_json(target, {**result, 'protocol': facts})
+  return [target]
+
+
+def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
+  """CKA between the outputs of all blocks; writes `analysis/cka.npz` and `analysis/cka.png`."""
+  path, weights = shared.open_weights(experiment, workdir, origin)
+  options = experiment.analysis
+  source = sources.open_source(experiment.data.source, split='test')
+  objective = experiment.objective.flow_only()
+  with jax.set_mesh(weights.mesh):
+    features = blocks.block_features(
+      weights.graphdef, weights.params, source, options, objective=objective,
+      frozen=objective.frozen(), key=rng.stream(jax.random.key(experiment.seed), 'analysis'),
+      mesh=weights.mesh,
+    )  # fmt: skip
+  if jax.process_index() != 0:
+    return []
+  matrices = blocks.cka_matrices(features, options.times, options.bandwidth)
+  target, picture = path / 'analysis' / 'cka.npz', path / 'analysis' / 'cka.png'
+  with files.atomic(target) as temporary:
+    named = {f'{kernel}/{estimator}/t={t:g}': m for (kernel, estimator, t), m in matrices.items()}
+    np.savez(
+      temporary, weights=weights.origin, view=options.view, examples=features.shape[2], **named
+    )
+  titles = {
+    f'{kernel}, {estimator}, t = {t:g}': m for (kernel, estimator, t), m in matrices.items()
+  }
+  figures.similarity_heatmaps(picture, titles, columns=len(options.times))
+  for title, matrix in titles.items():
+    logging.info('%s: diversity score %.3f', title, similarity.diversity_score(matrix))
+  return [target, picture]
+
+
+def plan(experiment: build.Experiment) -> str:
+  """The cost of the config, in words."""
+  options, mesh = experiment.plan, experiment.mesh
+  planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, options.devices)
+  trainable = shared.make_trainable(experiment, planned)
+  numbers = plan_lib.plan(
+    experiment.model, options, objective=experiment.objective, steps=experiment.train.steps,
+    batch_size=experiment.train.batch_size, accumulate=experiment.train.accumulate,
+    parameters=trees.count(trainable.params),
+    shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
+  )  # fmt: skip
+  return plan_lib.table(numbers, options, experiment.train.steps)

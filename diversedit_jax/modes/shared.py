@@ -1,0 +1,126 @@
+"""What the modes share: the mesh, the state's shapes, weights to look at, samples, grids."""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+from flax import nnx
+import jax
+
+from diversedit_jax import checkpoint, convert, sharding, trees, types
+from diversedit_jax.data import images
+from diversedit_jax.evaluation import card
+from diversedit_jax.sampling import generate
+from diversedit_jax.training import run_dir, state
+
+_TINY = 16  # Pixels; squares this few are hard to read as a picture.
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Parameters to look at, and where they come from."""
+
+  graphdef: nnx.GraphDef
+  params: Mapping[str, Any]
+  mesh: jax.sharding.Mesh
+  step: int | None
+  origin: str
+
+
+def make_mesh(experiment):
+  mesh = experiment.mesh
+  return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+
+
+def make_trainable(experiment, mesh):
+  trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
+  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
+  return trainable
+
+
+def open_weights(experiment, workdir, origin):
+  """The directory for results, and the weights: of its run, of another checkpoint, or of a file."""
+  mesh = make_mesh(experiment)
+  trainable = make_trainable(experiment, mesh)
+  wanted = experiment.sample.weights
+  if origin is None:
+    path = run_dir.open_for_reading(workdir, experiment.config)
+    folder, number = path / 'checkpoints', None
+  else:
+    path, folder = run_dir.open_for_output(workdir), pathlib.Path(origin).expanduser().absolute()
+    if folder.is_file():
+      params = _from_file(folder, trainable)
+      return path, Weights(trainable.graphdef, params, mesh, None, folder.name)
+    if not (folder.is_dir() and folder.name.isdigit()):
+      raise types.UserError(
+        f'checkpoint {folder} is neither a weights file nor a folder checkpoints/STEP of a run'
+      )
+    folder, number = folder.parent, int(folder.name)
+    if (folder.parent / 'config.json').exists():
+      run_dir.open_for_reading(str(folder.parent), experiment.config)  # Refuses another model.
+  if not folder.is_dir():
+    raise types.UserError(f'no checkpoint in {folder}; train first')
+  with contextlib.closing(checkpoint.Checkpoints(str(folder))) as checkpoints:
+    found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
+  logging.info('%s weights of step %d', wanted, found)
+  return path, Weights(trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}')
+
+
+def _from_file(file, trainable):
+  """Weights that `python -m diversedit_jax.convert` wrote."""
+  flat = convert.load(str(file))
+  wanted = trees.named_leaves(trainable.params)
+  found = {name: array.shape for name, array in flat.items()}
+  wrong = [
+    f'{name}: found {found.get(name, "nothing")}, expected {x.shape}'
+    for name, x in wanted.items()
+    if found.get(name) != x.shape
+  ]
+  if wrong:
+    raise types.UserError(f'{file} does not fit the config: {"; ".join(wrong)}')
+  leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
+  params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
+  return jax.tree.map(jax.device_put, params, trainable.shardings.params)
+
+
+def generate_samples(experiment, weights, labels, *, label_policy=None):
+  options, sampler = experiment.sample, experiment.sampler
+  generator = generate.Generator(
+    weights.graphdef, experiment.objective.flow.sample, sampler, mesh=weights.mesh,
+    seed=options.seed, batch_size=min(options.batch_size, len(labels)),
+  )  # fmt: skip
+  started = time.monotonic()
+  with jax.set_mesh(weights.mesh):
+    made = generator(weights.params, labels, progress=True)
+  facts = card.protocol_card(
+    seed=options.seed, sampler=sampler.kind, steps=sampler.steps,
+    nfe=generator.evaluations.per_sample,
+    guidance_scale=sampler.guidance_scale,
+    guidance_interval=(sampler.guidance_low, sampler.guidance_high),
+    guidance_channels=sampler.guidance_channels, label_policy=label_policy or options.labels,
+    quantiser=None, weights=options.weights, step=weights.step, checkpoint=weights.origin,
+    num_samples=len(labels), seconds=time.monotonic() - started, batch_size=generator.batch_size,
+    path=sampler.path, diffusion=sampler.diffusion,
+  )  # fmt: skip
+  return made, facts
+
+
+def save_grid(path, made, labels, columns, *, title):
+  """One class per row where the rows fit, with its name at the left; tiny images are smoothed."""
+  rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
+  uniform = all((row == row[0]).all() for row in rows)
+  row_labels = [str(row[0]) for row in rows] if uniform else None
+  smooth = min(made.shape[1:3]) < _TINY
+  title += ' (enlarged bicubically)' if smooth else ''
+  images.save_grid(path, made, columns, row_labels=row_labels, title=title, smooth=smooth)
+
+
+def caption(facts):
+  origin = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]}'
+  return (
+    f'{origin}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {facts["guidance"]["scale"]:g}'
+  )

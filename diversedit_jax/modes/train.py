@@ -1,0 +1,121 @@
+"""`--mode=train`: trains, or continues the run that the workdir holds."""
+
+from collections.abc import Sequence
+import contextlib
+
+from absl import logging
+import jax
+import numpy as np
+
+from diversedit_jax import build, checkpoint, rng, sharding, trees, types
+from diversedit_jax.data import files, images, pipeline
+from diversedit_jax.evaluation import card
+from diversedit_jax.modes import shared
+from diversedit_jax.sampling import generate
+from diversedit_jax.training import loop, run_dir, step, telemetry, writers
+
+
+def train(experiment: build.Experiment, workdir: str) -> None:
+  """Trains, or continues the run that the workdir holds."""
+  mesh = shared.make_mesh(experiment)
+  build.check_devices(experiment, mesh)
+  first = jax.process_index() == 0
+  trainable = shared.make_trainable(experiment, mesh)
+  path = _first_then_all(
+    lambda: run_dir.open_for_training(workdir, experiment.config, card.versions(), write=first)
+  )
+  key = jax.random.key(experiment.seed)
+  step_fn = step.make_step(
+    experiment.objective, trainable.graphdef, experiment.transformation(),
+    key=rng.stream(key, 'train'), ema_decay=experiment.train.ema_decay,
+    learning_rate=experiment.schedule(), accumulate=experiment.train.accumulate,
+  )  # fmt: skip
+  logging.info(
+    '%s, %s: %s parameters, mesh %s, batch %d', experiment.config.method, experiment.source.name,
+    f'{trees.count(trainable.params):,}', dict(mesh.shape), experiment.train.batch_size,
+  )  # fmt: skip
+  rows = sharding.process_rows(mesh, experiment.train.batch_size)
+  frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
+  with jax.set_mesh(mesh), contextlib.closing(_checkpoints(path, experiment)) as checkpoints:
+    compiled = step.compile_step(step_fn, trainable.shardings, mesh)
+    loop.train(
+      experiment.loop(),
+      trainable=trainable,
+      step_fn=lambda state, batch: compiled(state, batch, frozen),
+      init_key=rng.stream(key, 'init'),
+      open_batches=lambda start: pipeline.batches(
+        experiment.source, seed=experiment.seed, batch_size=experiment.train.batch_size,
+        start_step=start, rows=rows, prefetch=experiment.data.prefetch,
+      ),
+      checkpoints=checkpoints,
+      open_writer=lambda start: writers.Writer(
+        path, start_step=start, tensorboard=experiment.log.tensorboard, active=first
+      ),
+      hooks=lambda writer: _hooks(experiment, trainable, frozen, path, writer, key, first),
+    )  # fmt: skip
+
+
+def _first_then_all(action):
+  """The result of an action on the run directory that the first process must do before the others.
+
+  Raises:
+    UserError: that of the first process; the others say that it refused.
+  """
+  first, refusal = jax.process_index() == 0, None
+  try:
+    result = action() if first else None
+  except types.UserError as error:
+    refusal = error
+  agreed = checkpoint.all_processes(refusal is None)
+  if refusal is not None:
+    raise refusal
+  if not agreed:
+    raise types.UserError('the first process refused the workdir; its message says why')
+  return result if first else action()
+
+
+def _checkpoints(path, experiment):
+  options = experiment.checkpoint
+  return checkpoint.Checkpoints(
+    str(path / 'checkpoints'), keep=options.keep, keep_every=options.keep_every or None
+  )
+
+
+def _hooks(experiment, trainable, frozen, path, writer, key, first) -> Sequence[loop.Hook]:
+  similar = telemetry.make_similarity(
+    experiment.objective.flow_only(), trainable, frozen, key=key,
+    examples=experiment.log.telemetry_examples,
+  )  # fmt: skip
+  watch = telemetry.hook(
+    experiment.log.telemetry_every, similar, path / 'telemetry', writer, active=first
+  )
+  return [watch, _preview(experiment, trainable, path, writer, first)]
+
+
+def _preview(experiment, trainable, path, writer, first):
+  """Grids of the averaged weights at intervals, always of the same labels and noise."""
+  options = experiment.preview
+  rows = min(options.rows, max(experiment.model.num_classes, 1))
+  labels = np.repeat(np.arange(rows, dtype=np.int32), options.columns)
+  generator = generate.Generator(
+    trainable.graphdef, experiment.objective.flow.sample, experiment.sampler, mesh=trainable.mesh,
+    seed=experiment.sample.seed, batch_size=min(experiment.sample.batch_size, len(labels)),
+  )  # fmt: skip
+
+  def run(step, state, batch):
+    del batch
+    made = generator(state.ema, labels)
+    if not first:
+      return
+    folder = path / 'samples'
+    if experiment.source.space == 'pixels':
+      title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
+      shared.save_grid(
+        folder / f'preview-{step:08d}.png', made, labels, options.columns, title=title
+      )
+      writer.images(step, {'preview': images.to_uint8(made, 'round_half')})
+    else:
+      with files.atomic(folder / f'preview-{step:08d}.npz') as temporary:
+        np.savez(temporary, latents=made, labels=labels)
+
+  return loop.Hook(every=options.every, run=run)

@@ -1,0 +1,79 @@
+"""Families by names and shapes, from either side, and the config that their weights need."""
+
+import family_weights
+import numpy as np
+import pytest
+
+from diversedit_jax import trees, types
+from diversedit_jax.convert import detection, families, mapping
+
+_KNOWN = [name for name in family_weights.FAMILIES if name not in ('sit_original', 'dit')]
+
+
+@pytest.mark.parametrize('family', _KNOWN)
+def test_told_from_either_side(family, golden):
+  state_dict = family_weights.of(family, golden)
+  params = mapping.to_ours(state_dict, family)
+  assert detection.detect(state_dict) == family
+  assert detection.detect(params) == family
+  assert detection.detect(trees.named_leaves(params)) == family
+
+
+def test_a_head_of_both_originals_is_refused(golden):
+  state_dict = family_weights.of('dit', golden)
+  for weights in (state_dict, mapping.to_ours(state_dict, 'dit')):
+    with pytest.raises(types.UserError, match='--family=sit_original or --family=dit'):
+      detection.detect(weights)
+
+
+def test_what_is_told_by_nothing_is_a_sit(golden):
+  plain = family_weights.parameters(golden('sit_plain'))
+  assert detection.detect(plain) == 'sit'
+  assert detection.detect({'weight': np.zeros((3, 4))}) == 'sit'
+  headless = {n: x for n, x in family_weights.sra(golden).items() if not n.startswith('ap_head')}
+  assert detection.detect(headless) == 'sit'
+
+
+def test_a_damaged_file_is_still_told(golden):
+  """One name of the part is enough, so that its other misfits are listed for the right family."""
+  state_dict = family_weights.of('reg', golden)
+  damaged = {name: x for name, x in state_dict.items() if not name.startswith('cls_projectors2')}
+  assert detection.detect(damaged) == 'reg'
+
+
+def _config_keys(family, golden, **changes):
+  inferred = mapping.infer_config(family_weights.of(family, golden), family)
+  return detection.config_keys(inferred | changes, families.family(family))
+
+
+@pytest.mark.parametrize(
+  ('family', 'depth', 'width', 'heads', 'further'),
+  [
+    ('sit', 6, 64, '?', ['model.skip.enabled=True']),
+    ('reg', 3, 64, '4', ['model.qk_norm=True', 'model.class_token=48']),
+    ('sra', 4, 24, '?', []),
+    ('meanflow', 4, 64, '?', ['model.interval=True']),
+    ('sit_original', 3, 64, '?', ['model.learn_sigma=True']),
+    (
+      'dit', 3, 64, '?',
+      [
+        'model.learn_sigma=True', 'model.time_input=ddpm', 'interpolant.path=vp',
+        'interpolant.prediction=noise',
+      ],
+    ),
+  ],
+)  # fmt: skip
+def test_config_keys(family, depth, width, heads, further, golden):
+  sizes = [f'depth={depth}', f'width={width}', f'heads={heads}', 'patch_size=2']
+  expected = ["model.size=''", *(f'model.{key}' for key in sizes), *further]
+  assert _config_keys(family, golden) == expected
+
+
+def test_config_keys_of_a_published_size(golden):
+  size = {'depth': 28, 'width': 1152, 'patch_size': 2}
+  assert _config_keys('sra', golden, **size) == ['model.size=XL/2']
+  assert _config_keys('sra', golden, **size, heads=16, mlp_ratio=3.5) == [
+    'model.size=XL/2', 'model.mlp_ratio=3.5',
+  ]  # fmt: skip
+  other = _config_keys('sra', golden, **size, heads=8)
+  assert other[0] == "model.size=''" and 'model.heads=8' in other

@@ -1,0 +1,193 @@
+"""The rules of every family: both ways, and what MeanFlow's and SRA's parameters mean."""
+
+import family_weights
+from flax import linen, nnx
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from diversedit_jax import trees, types
+from diversedit_jax.convert import families, mapping
+from diversedit_jax.models import embed, heads, sit, stack
+
+_CLOCK = 't_embedder.mlp.0.weight'
+
+
+@pytest.fixture(scope='module', params=family_weights.FAMILIES)
+def case(request, golden):
+  """(family, state dict)."""
+  return request.param, family_weights.of(request.param, golden)
+
+
+def _assert_same(found, expected):
+  assert set(found) == set(expected)
+  for name, array in expected.items():
+    assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
+    np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def _assert_same_but_for_the_clock(family, found, expected):
+  """Bit for bit; the layer that `layouts.reverse_clock` turns, to the bound stated there."""
+  found, expected = dict(found), dict(expected)
+  if family == 'sit_original':
+    back, given = (flat.pop(_CLOCK) for flat in (found, expected))
+    norms = np.tile(np.hypot(*np.split(given.astype(np.float64), 2, axis=1)), 2)
+    assert back.dtype == given.dtype and back.shape == given.shape
+    eps = float(ml_dtypes.finfo(given.dtype).eps)
+    assert (np.abs(back.astype(np.float64) - given.astype(np.float64)) <= eps * norms).all()
+  _assert_same(found, expected)
+
+
+def test_every_family_is_tested():
+  assert set(family_weights.FAMILIES) == set(families.FAMILIES)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
+def test_round_trip(case, dtype):
+  family, state_dict = case
+  state_dict = {name: x.astype(dtype) for name, x in state_dict.items()}
+  params = mapping.to_ours(state_dict, family)
+  again = mapping.to_torch(params, family, grid=(4, 4))
+  _assert_same_but_for_the_clock(family, again, state_dict)
+  assert all(x.flags.c_contiguous for x in again.values())
+  leaves = jax.tree.leaves(params)
+  assert all(leaf.flags.c_contiguous and leaf.flags.writeable for leaf in leaves)
+  assert not any(np.shares_memory(leaf, x) for leaf in leaves for x in state_dict.values())
+
+
+def test_infer_config(case):
+  family, state_dict = case
+  config = mapping.infer_config(state_dict, family)
+  assert config['interval'] == (family == 'meanflow')
+  assert config['class_token'] == (48 if family == 'reg' else 0)
+  assert config['learn_sigma'] == (family in ('sit_original', 'dit'))
+  assert config['tokens'] == (None if family == 'meanflow' else 16)
+  assert (config['patch_size'], config['channels']) == (2, 4)
+  assert config['num_classes'] == 10 and config['mlp_ratio'] == 4
+
+
+def test_imported_parameters_are_those_of_the_model(case):
+  """A model built from the inferred config has the very names and shapes."""
+  family, state_dict = case
+  inferred = mapping.infer_config(state_dict, family)
+  fields = ('depth', 'width', 'patch_size', 'channels', 'num_classes', 'qk_norm')
+  config = sit.SiTConfig(
+    input_size=(8, 8), heads=inferred['heads'] or 4, **{name: inferred[name] for name in fields},
+    **{name: inferred[name] for name in ('interval', 'class_token', 'learn_sigma')},
+    skip=stack.Skip() if inferred['skips'] else None,
+  )  # fmt: skip
+  model = nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0)))
+  expected = {n: x.shape for n, x in trees.named_leaves(nnx.split(model)[1]).items()}
+  params = mapping.to_ours(state_dict, family)
+  assert {n: x.shape for n, x in trees.named_leaves(params['model']).items()} == expected
+
+
+def test_misfits_are_listed(case):
+  family, state_dict = case
+  bias = next(n for n in state_dict if n.endswith('bias') and 'fc1' in n)
+  embedder = next(n for n in state_dict if 'x_embedder' in n and n.endswith('bias'))
+  broken = {name: x for name, x in state_dict.items() if name != embedder}
+  broken[bias] = np.zeros(3, np.float32)
+  width, hidden = state_dict[embedder].size, state_dict[bias].size
+  with pytest.raises(types.UserError) as error:
+    mapping.to_ours(broken | {'more': np.zeros(2)}, family)
+  head, _, tail = str(error.value).partition(': ')
+  assert f'family {family!r}' in head
+  assert set(tail.split('; ')) == {
+    f'{embedder}: missing, expected shape ({width})',
+    f'{bias}: shape (3), expected ({hidden})',
+    'more: unknown, shape (2)',
+  }
+  params = trees.named_leaves(mapping.to_ours(state_dict, family))
+  del params['model/final/adaln/bias']
+  with pytest.raises(types.UserError) as error:
+    mapping.to_torch(params | {'model/more': np.zeros(2)}, family, grid=(4, 4))
+  assert set(str(error.value).partition(': ')[2].split('; ')) == {
+    f'model/final/adaln/bias: missing, expected shape ({2 * width})',
+    'model/more: unknown, shape (2)',
+  }
+
+
+def test_one_family_is_not_taken_for_another(case, golden):
+  family, state_dict = case
+  alike = ('sit_original', 'dit')
+  for other in family_weights.FAMILIES:
+    if other != family and not (family in alike and other in alike):
+      with pytest.raises(types.UserError, match=f'does not fit family {other!r}'):
+        mapping.to_ours(state_dict, other)
+
+
+def test_original_differs_from_dit_in_two_layers(golden):
+  state_dict = family_weights.of('dit', golden)
+  dit, original = (
+    trees.named_leaves(mapping.to_ours(state_dict, family)) for family in ('dit', 'sit_original')
+  )
+  differing = {name for name in dit if not np.array_equal(dit[name], original[name])}
+  head = {'model/final/linear/kernel', 'model/final/linear/bias'}
+  assert differing == head | {'model/time_embed/fc1/kernel'}
+  signs = np.array([-1] * 4 + [1] * 4)
+  for name in head:
+    np.testing.assert_array_equal(original[name], dit[name] * np.tile(signs, 4))
+
+
+def test_sra_head(golden):
+  """It gives the reference's output, and a file without it has no heads."""
+  archive, state_dict = golden('sra'), family_weights.sra(golden)
+  params = mapping.to_ours(state_dict, 'sra')
+  width = archive['student'].shape[-1]
+  head = nnx.eval_shape(lambda: heads.AlignmentHead(width, rngs=nnx.Rngs(0)))
+  head = nnx.merge(nnx.split(head)[0], params['heads']['sra'])
+  found = head(jnp.asarray(archive['student']))
+  np.testing.assert_allclose(found, archive['ap_head_out'], rtol=0, atol=2e-5)
+  teacher = {name: x for name, x in state_dict.items() if not name.startswith('ap_head')}
+  params = mapping.to_ours(teacher, 'sra')
+  assert set(params) == {'model'}
+  _assert_same(mapping.to_torch(params, 'sra', grid=(4, 4)), teacher)
+  half = state_dict.copy()
+  del half['ap_head.linear2.bias']
+  with pytest.raises(types.UserError, match=r'one problem: ap_head.linear2.bias: missing'):
+    mapping.to_ours(half, 'sra')
+
+
+def test_meanflow_is_a_sit_with_an_interval(golden):
+  """The numbers of a plain SiT arrive where that SiT's arrive, those of h_embedder beside them."""
+  plain = family_weights.parameters(golden('sit_plain'))
+  found = mapping.to_ours(family_weights.meanflow(plain), 'meanflow')['model']
+  interval = found.pop('interval_embed')
+  expected = mapping.to_ours(plain, 'sit')['model']
+  _assert_same(trees.named_leaves(found), trees.named_leaves(expected))
+  for name, x in trees.named_leaves(expected['time_embed']).items():
+    np.testing.assert_array_equal(trees.named_leaves(interval)[name], np.flip(x) / 2)
+
+
+def test_meanflow_patches_are_those_of_a_flax_convolution(golden):
+  archive = golden('sit_plain')
+  flat = family_weights.of('meanflow', golden)
+  params = mapping.to_ours(flat, 'meanflow')['model']['patch_embed']
+  x = jnp.asarray(archive['x'].transpose(0, 2, 3, 1))
+  theirs = {name: flat[f'net/x_embedder/proj/{name}'] for name in ('kernel', 'bias')}
+  expected = linen.Conv(64, (2, 2), strides=(2, 2)).apply({'params': theirs}, x)
+  found = embed.patchify(x, 2) @ params['kernel'] + params['bias'][None, None]
+  np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=2e-5)
+  np.testing.assert_allclose(found, archive['patch_tokens'], rtol=0, atol=2e-5)
+
+
+def test_meanflow_feeds_its_two_clocks(golden):
+  """With the weights of t in h_embedder and none in t_embedder, h does what t did."""
+  archive = golden('sit_plain')
+  flat = family_weights.of('meanflow', golden)
+  swapped = dict(flat)
+  for name in [name for name in flat if '/t_embedder/' in name]:
+    swapped[name.replace('/t_embedder/', '/h_embedder/')] = flat[name]
+    swapped[name] = np.zeros_like(flat[name])
+  config = sit.SiTConfig(
+    input_size=(8, 8), depth=4, width=64, heads=4, patch_size=2, num_classes=10, interval=True
+  )
+  graphdef = nnx.split(nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0))))[0]
+  model = nnx.merge(graphdef, mapping.to_ours(swapped, 'meanflow')['model'])
+  x, h = jnp.asarray(archive['x'].transpose(0, 2, 3, 1)), jnp.asarray(archive['t'])
+  y = archive['y'].astype(np.int32)
+  pred = jax.jit(lambda m: m(x, jnp.full_like(h, 0.7), y, h_N=h).pred)(model)
+  np.testing.assert_allclose(pred.transpose(0, 3, 1, 2), archive['x_out'], rtol=0, atol=2e-5)

@@ -1,0 +1,65 @@
+"""A small state dict of every family, under the names that its system's program gives."""
+
+import numpy as np
+
+from diversedit_jax.models import embed
+
+FAMILIES = ('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'dit')
+_FILES = {'sit': 'sit_skip', 'reg': 'reg', 'sit_original': 'dit_sit_original'}
+_FILES['dit'] = _FILES['sit_original']
+
+
+def of(family, golden):
+  """Arrays by name; all have a 4 x 4 grid of patches of size 2."""
+  if family == 'sra':
+    return sra(golden)
+  if family == 'meanflow':
+    return meanflow(parameters(golden('sit_plain')))
+  return parameters(golden(_FILES[family]))
+
+
+def parameters(archive):
+  """The state dict in a file of reference arrays."""
+  return {n.removeprefix('params/'): x for n, x in archive.items() if n.startswith('params/')}
+
+
+def sra(golden):
+  """The head of the reference on a SiT of its width, cut from another one."""
+  head = parameters(golden('sra'))
+  plain, width = parameters(golden('sit_plain')), head['ap_head.linear1.weight'].shape[1]
+  cut = {64: width, 192: 3 * width, 256: 4 * width, 384: 6 * width, 128: 2 * width}
+
+  def shrunk(name, x):
+    kept = [cut.get(n, n) for n in x.shape]
+    if name == 't_embedder.mlp.0.weight':
+      kept[1] = embed.TIME_FREQUENCIES
+    return x[tuple(slice(n) for n in kept)]
+
+  body = {n: shrunk(n, x) for n, x in plain.items() if not n.startswith('projectors')}
+  return body | head | {'pos_embed': embed.position_table(4, 4, width)[None]}
+
+
+def meanflow(plain):
+  """MeanFlow's Flax parameters with the numbers of a plain SiT, and others for the interval."""
+  flat = {
+    'net/x_embedder/proj/kernel': plain['x_embedder.proj.weight'].transpose(2, 3, 1, 0),
+    'net/x_embedder/proj/bias': plain['x_embedder.proj.bias'],
+    'net/y_embedder/embedding_table/_flax_embedding/embedding': plain[
+      'y_embedder.embedding_table.weight'
+    ],
+  }
+
+  def linear(theirs, name, change=lambda x: x):
+    flat[f'net/{theirs}/_flax_linear/kernel'] = change(plain[f'{name}.weight'].T)
+    flat[f'net/{theirs}/_flax_linear/bias'] = change(plain[f'{name}.bias'])
+
+  for i in (0, 2):
+    linear(f't_embedder/mlp/layers_{i}', f't_embedder.mlp.{i}')
+    linear(f'h_embedder/mlp/layers_{i}', f't_embedder.mlp.{i}', lambda x: np.flip(x) / 2)
+  for i in range(4):
+    for layer in ('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2'):
+      linear(f'blocks/layers_{i}/{layer.replace(".", "/")}', f'blocks.{i}.{layer}')
+    linear(f'blocks/layers_{i}/adaLN_modulation/layers_1', f'blocks.{i}.adaLN_modulation.1')
+  linear('final_layer/adaLN_modulation/layers_1', 'final_layer.adaLN_modulation.1')
+  linear('final_layer/linear', 'final_layer.linear')
+  return flat
