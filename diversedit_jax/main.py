@@ -8,8 +8,9 @@ import jax
 from ml_collections import config_flags
 
 from diversedit_jax import build, cli, modes, types
+from diversedit_jax.modes import listing
 
-MODES = ('train', 'sample', 'eval', 'analyze', 'plan')
+MODES = ('train', 'sample', 'eval', 'analyze', 'plan', 'list')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
@@ -38,8 +39,12 @@ def main(argv: list[str]) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if _DISTRIBUTED.value:
     cli.join_processes()
-  experiment = build.build(cli.load(_CONFIG))
-  mode = _MODE.value
+  config, mode = cli.load(_CONFIG), _MODE.value
+  if mode == 'list':
+    print(listing.listing(config))
+    return
+  listing.check_is_experiment(config)
+  experiment = build.build(config)
   if mode == 'plan':
     print(modes.plan(experiment))
   elif mode == 'train':

@@ -1,64 +1,380 @@
-"""Every config in configs/ builds, and its training step traces; nothing compiles."""
+"""The experiments in configs/: all build, each kind of step traces, the numbers are the papers'.
+
+Nothing compiles, except that one test starts a process to see a list printed.
+"""
 
 import importlib
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import pytest
 
-from configs import common
-from diversedit_jax import build, rng, sharding, types
+from configs import common, imagenet, paper
+from diversedit_jax import build, rng, sharding, trees, types
 from diversedit_jax.data import sources
+from diversedit_jax.modes import listing
 from diversedit_jax.training import state, step
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = sorted(
-  p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem not in ('__init__', 'common')
-)
+SHARED = ('__init__', 'common', 'imagenet')
+NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem not in SHARED)
+IMAGENET = ('s256', 'b256', 'l256', 'xl256', 'b512', 'l512', 'xl512')
+# Beside the rows of paper.py, which has no config without a row.
 VARIANTS = {
-  'digits': ['', 'method=flow,skips=False'],
-  'xl256': ['', 'method=flow,skips=False', 'size=S/2', 'size=B/4,guidance=1.35,steps=10'],
-}
+  'digits': ['', 'method=flow,skips=False', 'method=repa+diverse', 'method=sra+dispersive'],
+  'xl256': [
+    '', 'method=flow,skips=False', 'skips', 'size=S/2', 'size=B/4,guidance=1.35,steps=10',
+    'method=reg+diverse', 'data=synthetic:16x16x4:10',
+  ],
+  'b256': ['', 'size=B/8', 'size=M/2,method=meanflow', 'method=repa+dispersive+sra'],
+  's256': ['', 'method=repa', 'method=meanflow'],
+  'b512': ['', 'method=sra', 'method=reg', 'method=meanflow+dispersive'],
+  'paper': [row.name for row in paper.ROWS],
+}  # fmt: skip
+CASES = [(name, arg) for name in NAMES for arg in VARIANTS.get(name, [''])]
 
 
-@pytest.mark.parametrize(('name', 'arg'), [(n, a) for n in NAMES for a in VARIANTS.get(n, [''])])
-def test_config_builds_and_its_step_traces(name, arg):
-  config = importlib.import_module(f'configs.{name}').get_config(arg)
-  experiment = build.build(config)
-  mesh = sharding.make_mesh()
-  tx = experiment.transformation()
-  trainable = state.Trainable(experiment.network, tx, mesh)
-  key = jax.random.key(0)
+def config_of(name, arg):
+  return importlib.import_module(f'configs.{name}').get_config(arg)
+
+
+def built(name, arg=''):
+  return build.build(config_of(name, arg))
+
+
+def kinds():
+  """One case for each kind of step: method, size, data and long residual connections."""
+  found = {}
+  for name, arg in CASES:
+    config = config_of(name, arg)
+    model, size = config.model, config.model.size or name
+    key = f'{config.method} {size} {config.data.source} {"skips" * model.skip.enabled}'
+    found.setdefault(key.strip(), (name, arg))
+  return [pytest.param(*case, id=key) for key, case in found.items()]
+
+
+@pytest.mark.parametrize(('name', 'arg'), kinds())
+def test_step_traces(name, arg):
+  experiment = built(name, arg)
+  tx, key = experiment.transformation(), jax.random.key(0)
+  trainable = state.Trainable(experiment.network, tx, sharding.make_mesh())
   step_fn = step.make_step(
     experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'),
     ema_decay=experiment.train.ema_decay, learning_rate=experiment.schedule(),
     accumulate=experiment.train.accumulate,
   )  # fmt: skip
-  n, shape = experiment.train.batch_size, experiment.source.shape
+  n, source = experiment.train.batch_size, experiment.source
+  data = sources.KEYS[source.space]
   batch = {
-    sources.KEYS[experiment.source.space]: jax.ShapeDtypeStruct((n, *shape), jnp.float32),
+    data: jax.ShapeDtypeStruct((n, *source.shape), jnp.float32),
     'labels': jax.ShapeDtypeStruct((n,), jnp.int32),
   }
+  if data == 'latents' and source.pixel_shape:
+    batch['pixels'] = jax.ShapeDtypeStruct((n, *source.pixel_shape), jnp.uint8)
+  frozen = {encoder.name: encoder.params for encoder in experiment.objective.encoders}
   before = jax.eval_shape(trainable.init, key)
-  after, metrics = jax.eval_shape(step_fn, before, batch)
+  after, metrics = jax.eval_shape(step_fn, before, batch, frozen)
   assert jax.tree.structure(after) == jax.tree.structure(before)
   jax.tree.map(
     lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(), after, before
   )
   assert {'loss', 'velocity', 'grad_norm'} <= set(metrics)
-  assert ('diverse/loss' in metrics) == ('diverse' in config.method)
+  parts = experiment.config.method.split('+')
+  for term in ('diverse', 'repa', 'dispersive', 'sra'):
+    used = term in parts or (term == 'repa' and 'reg' in parts)
+    assert (f'{term}/loss' in metrics) == used, term
+
+
+# The papers' values, by attribute of a built experiment: DiverseDiT, Table A1, and what MeanFlow
+# (2505.13447) has instead.
+RECIPE = {
+  'train.batch_size': 256, 'train.label_dropout': 0.1, 'train.ema_decay': 0.9999,
+  'train.accumulate': 1,
+  'optimizer.learning_rate': 1e-4, 'optimizer.b1': 0.9, 'optimizer.b2': 0.999,
+  'optimizer.eps': 1e-8, 'optimizer.weight_decay': 0.0, 'optimizer.clip_norm': 1.0,
+  'optimizer.warmup_steps': 0, 'optimizer.schedule': 'constant',
+  'model.mlp_ratio': 4.0, 'model.qk_norm': False, 'model.learn_sigma': False,
+  'model.dtype': 'bfloat16', 'model.residual_dtype': 'float32', 'model.num_classes': 1000,
+  'path.name': 'linear', 'config.interpolant.prediction': 'velocity',
+  'config.interpolant.time_law': 'uniform', 'config.interpolant.weighting': 'none',
+  'sampler.kind': 'euler_maruyama', 'sampler.steps': 250, 'sampler.diffusion': '2t',
+  'sampler.last_step': 0.04, 'sampler.guidance_scale': 1.0, 'sample.weights': 'ema',
+}  # fmt: skip
+MEANFLOW = {
+  'optimizer.b2': 0.95, 'optimizer.clip_norm': 0.0,
+  'config.interpolant.time_law': 'logit_normal', 'config.interpolant.time_mean': -0.4,
+  'config.interpolant.time_std': 1.0,
+  'sampler.kind': 'average_velocity', 'sampler.steps': 1,
+  'objective.flow.variant': 'original', 'objective.flow.equal_fraction': 0.75,
+  'objective.flow.power': 1.0, 'objective.flow.constant': 0.01,
+}  # fmt: skip
+# omega, kappa, start, end.
+MEANFLOW_GUIDANCE = {
+  'B/2': (1.0, 0.5, 0.0, 1.0), 'B/4': (1.0, 0.5, 0.0, 1.0), 'M/2': (1.0, 0.5, 0.0, 1.0),
+  'L/2': (0.2, 0.92, 0.0, 0.8), 'XL/2': (0.2, 0.92, 0.0, 0.75),
+}  # fmt: skip
+SHAPES = {
+  's': (12, 384, 6, 2), 'b': (12, 768, 12, 2), 'l': (24, 1024, 16, 2), 'xl': (28, 1152, 16, 2)
+}  # fmt: skip
+
+
+def found(experiment, names):
+  values = {}
+  for name in names:
+    value = experiment
+    for part in name.split('.'):
+      value = getattr(value, part)
+    values[name] = value
+  return values
+
+
+def term(experiment, name):
+  return next(t for t in experiment.objective.terms if t.name == name)
+
+
+@pytest.mark.parametrize('name', IMAGENET)
+@pytest.mark.parametrize('method', ['flow', 'flow+diverse', 'repa+diverse', 'meanflow+diverse'])
+def test_recipe(name, method):
+  experiment = built(name, f'method={method}')
+  expected = RECIPE | (MEANFLOW if 'meanflow' in method else {})
+  assert found(experiment, expected) == expected
+  size, resolution = name[:-3], int(name[-3:])
+  model = experiment.model
+  assert (model.depth, model.width, model.heads, model.patch_size) == SHAPES[size]
+  assert (model.skip is not None) == ('diverse' in method)
+  assert experiment.source.shape == {256: (32, 32, 4), 512: (64, 64, 4)}[resolution]
+  assert model.sequence == {256: 256, 512: 1024}[resolution]
+  assert experiment.train.steps == 400_000
+  if 'repa' in method:
+    repa = term(experiment, 'repa')
+    (pair,) = repa.pairs
+    block = {'s': 5, 'b': 5, 'l': 8, 'xl': 8}[size]
+    assert (pair.encoder, pair.block, pair.width) == ('dinov2-vit-b', block, 768)
+    assert (repa.weight, repa.hidden) == (0.5, 2048)
+    assert experiment.source.pixel_shape == (resolution, resolution, 3)
+  else:
+    assert experiment.source.pixel_shape is None
+  if 'diverse' in method:
+    config = term(experiment, 'diverse').config
+    assert (config.layers, config.lo, config.hi, config.adaptive) == ('all', 0.1, 0.5, True)
+    assert config.weights == (0.33, 0.33, 0.33) and config.groups == 1
+
+
+@pytest.mark.parametrize(('size', 'values'), MEANFLOW_GUIDANCE.items())
+def test_meanflow_guides_by_size(size, values):
+  for name in ('b256', 'xl512'):
+    flow = built(name, f'method=meanflow,size={size}').objective.flow
+    assert (flow.omega, flow.kappa, flow.start, flow.end) == values
+
+
+@pytest.mark.parametrize(
+  ('name', 'student', 'teacher', 'after', 'epochs'),
+  [('b256', 4, 8, 149, 1000), ('xl256', 8, 20, 149, 1000), ('xl512', 8, 20, 99, 800)],
+)
+def test_sra(name, student, teacher, after, epochs):
+  sra = term(built(name, 'method=sra'), 'sra')
+  assert (sra.student_block, sra.teacher_block) == (student, teacher)
+  assert (sra.decay_after, sra.decay_epochs) == (after, epochs)
+  assert (sra.kind, sra.beta, sra.t_max, sra.weight) == ('smooth_l1', 0.05, 0.2, 0.2)
+  assert sra.steps_per_epoch == 5004
+
+
+@pytest.mark.parametrize(('name', 'block'), [('b256', 3), ('l512', 6), ('xl256', 7)])
+def test_dispersive(name, block):
+  loss = term(built(name, 'method=dispersive'), 'dispersive')
+  assert (loss.block, loss.kind, loss.weight, loss.temperature) == (block, 'infonce_l2', 0.5, 0.5)
+  assert loss.groups == 256 // 16
+
+
+def test_parameters_of_one_step_xl_with_skips():
+  """713M in Table 5; MeanFlow alone has 676.4M, 14 fusions of 2D to D make the rest."""
+  experiment = built('paper', 'table5/MeanFlow-XL+DiverseDiT')
+  network = jax.eval_shape(lambda: state.Trainable(
+    experiment.network, experiment.transformation(), sharding.make_mesh()
+  ).init(jax.random.key(0)))  # fmt: skip
+  d = 1152
+  assert trees.count(network.params) == 676_440_592 + 14 * ((2 * d + 1) * d + 2 * 2 * d)
+  assert trees.count(network.params) // 10**6 == 713
+
+
+# FID by row, of the paper's tables, in their order; None is not a number there.
+FIDS = {
+  'table1': (36.80, 28.05, 22.99, 17.29, 18.77, 16.10, 9.57, 8.47, 17.43, 12.42, 8.73, 8.09),
+  'table2': (1.89, 1.52),
+  'table3': (2.21, 1.99),
+  'table4': (9.44, 8.51, 8.73, 7.15, 5.94, 5.69),
+  'table5': (3.43, 3.21, 2.99),
+  'table6': (28.05, 32.77, 33.72, 17.29, 20.66, 18.18),
+  'table7': (18.97, 17.70, 20.85),
+  'table8': (28.05, 30.59, 31.85, None),
+  'table9': (28.05, 24.98, 21.95),
+  'tableA3': (43.46, 33.18, 30.13, 23.82, 22.75, 19.19, 10.82, 9.83, 19.65, 17.68, 7.91, 7.18),
+  'tableA4': (12.47, 8.33, 16.46, 12.92, 5.14, 4.18, 3.86, 3.39, 3.33, 3.17, 3.50, 3.16),
+  'tableA7': (18.77, 16.85, 16.10, 16.01, 15.84, 15.77),
+  'tableA8': (31.32, 29.97, 36.12),
+}  # fmt: skip
+
+
+def test_rows_have_the_papers_numbers():
+  tables = {}
+  for row in paper.ROWS:
+    tables.setdefault(row.name.split('/')[0], []).append(row.paper.get('FID'))
+  assert {name: tuple(values) for name, values in tables.items()} == FIDS
+  assert len({row.name.lower() for row in paper.ROWS}) == len(paper.ROWS)
+  best = paper.find('table2/200-epochs').paper
+  assert best == {'FID': 1.52, 'sFID': 4.23, 'IS': 282.72, 'Prec': 0.81, 'Rec': 0.66}
+  assert paper.find('tableA7/SiT-L-24-layers').paper == {'FID': 15.77, 'IS': 85.64, 'hours': 28.50}
+
+
+METHODS = {
+  'SiT': 'flow', 'REPA': 'flow+repa', 'MeanFlow': 'meanflow',
+  'DiverseDiT': 'diverse', 'DispLoss': 'dispersive', 'SRA': 'sra',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('row', paper.ROWS, ids=lambda row: row.name)
+def test_row_is_what_its_name_says(row):
+  experiment = built('paper', row.name)
+  table, name = row.name.split('/')
+  expected = RECIPE | (MEANFLOW if 'MeanFlow' in name else {})
+  guided = table in ('table2', 'table3', 'tableA4')
+  expected |= {'sampler.guidance_scale': 1.35 if guided else 1.0}
+  assert found(experiment, expected) == expected
+  assert experiment.sampler.guidance_high == (0.7 if table in ('table2', 'table3') else 1.0)
+  assert experiment.model.sequence == (1024 if table in ('table3', 'tableA3') else 256)
+  steps = {'table2/200-epochs': 10**6, 'table3/200-epochs': 10**6}.get(row.name, 400_000)
+  assert experiment.train.steps == (1_200_000 if table == 'table5' else steps)
+  if table in ('table2', 'table3'):
+    name = 'REPA-XL+DiverseDiT'
+  first, *more = name.split('+')
+  family, size, *details = first.split('-')
+  shape = (experiment.model.depth, experiment.model.width, experiment.model.heads)
+  assert shape == SHAPES[size.lower()][:3]
+
+  # Ablations take a part away from DiverseDiT; all others name what they have.
+  ablation = table in ('table6', 'table7', 'table8', 'tableA7', 'tableA8') and details != ['none']
+  parts = {*METHODS[family].split('+'), *(METHODS[m] for m in more)}
+  parts |= {'diverse'} if ablation else set()
+  skips = 'diverse' in parts and details != ['no', 'residual']
+  parts -= {'diverse'} if details == ['no', 'diversity'] else set()
+  assert {*experiment.config.method.split('+'), 'flow'} == parts | {'flow'}
+  assert (experiment.model.skip is not None) == skips
+
+
+def test_ablations_set_what_they_vary():
+  diversity = lambda name: term(built('paper', name), 'diverse').config
+  usual = diversity('table1/SiT-B+DiverseDiT')
+  assert (usual.layers, usual.num_layers, usual.adaptive) == ('random', 10, True)
+  assert (usual.lo, usual.hi, usual.weights) == (0.1, 0.5, (0.33, 0.33, 0.33))
+  for number in (5, 10, 15, 20):
+    config = diversity(f'tableA7/SiT-L-{number}-layers')
+    assert (config.layers, config.num_layers) == ('random', number)
+  assert diversity('tableA7/SiT-L-24-layers').layers == 'all'
+  for lo, hi in ((0.1, 0.5), (0.2, 0.7), (0.3, 0.9)):
+    config = diversity(f'table8/SiT-B-{lo}-{hi}')
+    assert (config.lo, config.hi, config.adaptive) == (lo, hi, True)
+  assert not diversity('table8/SiT-B-constant').adaptive
+  for table in ('table7/REPA-B', 'tableA8/SiT-B'):
+    for i, which in enumerate(('orth', 'MI', 'dispersion')):
+      weights = diversity(f'{table}-only-{which}').weights
+      assert weights == tuple(0.33 * (i == j) for j in range(3))
+  for size in ('B', 'L', 'XL'):
+    for block in (5, 8):
+      for ours in ('', '+DiverseDiT'):
+        experiment = built('paper', f'tableA4/REPA-{size}-{block}{ours}')
+        assert [p.block for p in term(experiment, 'repa').pairs] == [block]
+
+
+def test_row_takes_data_and_steps():
+  config = paper.get_config('table6/SiT-B-full,data=synthetic:16x16x4:10,steps=7')
+  assert (config.data.source, config.train.steps) == ('synthetic:16x16x4:10', 7)
+  assert paper.get_config('TABLE9/sit-b+diversedit+sra').method == 'flow+diverse+sra'
+  with pytest.raises(types.UserError, match="unknown config argument 'step'; did you mean 'steps'"):
+    paper.get_config('table6/SiT-B-full,step=7')
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'near'), [('table1/SiT-Q+DiverseDit', 'table1/SiT-'), ('9/DispLoss', 'table')]
+)
+def test_unknown_row_is_refused_with_the_nearest(wrong, near):
+  with pytest.raises(types.UserError, match=f"no row '{wrong}'".replace('+', r'\+')) as error:
+    paper.get_config(wrong)
+  assert f"the nearest is '{near}" in str(error.value) and '--mode=list' in str(error.value)
+
+
+def test_list_is_printed():
+  done = subprocess.run(
+    [sys.executable, '-m', 'diversedit_jax.main', '--config=configs/paper.py', '--mode=list'],
+    cwd=ROOT, capture_output=True, text=True, check=True, env=dict(os.environ),
+  )  # fmt: skip
+  head, *lines = done.stdout.splitlines()
+  assert head.split()[:4] == ['row', 'method', 'size', 'steps']
+  assert [line.split()[0] for line in lines] == [row.name for row in paper.ROWS]
+  line = next(line for line in lines if line.startswith('tableA7/SiT-L-5-layers'))
+  assert line.split()[1:4] == ['flow+diverse', 'L/2', '400,000']
+  for words in ('FID 16.85', 'IS 77.62', 'hours 19.90', '5 random layers'):
+    assert words in line
+  assert 'diverges' in next(line for line in lines if 'constant' in line)
+
+
+def test_list_and_experiment_are_not_confused():
+  for arg in (None, ''):
+    config = paper.get_config(arg)
+    assert list(config) == ['listing'] and listing.listing(config) == config.listing
+    with pytest.raises(types.UserError, match='none was named; .*configs/paper.py:table1/SiT-B'):
+      listing.check_is_experiment(config)
+  config = paper.get_config('table1/SiT-B')
+  listing.check_is_experiment(config)
+  with pytest.raises(types.UserError, match='nothing to list'):
+    listing.listing(config)
+
+
+def test_skips_follow_the_method_unless_given():
+  skips = lambda arg: imagenet.get(arg, size='B/2', resolution=256).model.skip.enabled
+  assert skips('') and skips('method=meanflow+diverse') and skips('method=flow,skips')
+  assert not skips('method=repa') and not skips('skips=False')
+  assert not skips('method=flow+dispersive')
+
+
+def test_data_have_pixels_where_an_encoder_looks():
+  data = lambda arg, px: imagenet.get(arg, size='B/2', resolution=px).data.source
+  assert data('', 256) == 'synthetic:32x32x4:1000'
+  assert data('method=reg', 256) == 'synthetic:32x32x4+256x256x3:1000'
+  assert data('method=sra', 512) == 'synthetic:64x64x4:1000'
+  assert data('method=repa', 512) == 'synthetic:64x64x4+512x512x3:1000'
+  assert data('method=repa,data=arrays:x.npz', 256) == 'arrays:x.npz'
+
+
+def test_impossible_meta_arguments_are_refused():
+  for arg, words in (
+    ('size=Q/2', "unknown model size 'Q/2'"),
+    ('size=Q/2,method=meanflow', "unknown model size 'Q/2'"),
+    ('method=rpea', "unknown method 'rpea'; did you mean 'repa'"),
+    ('method=meanflow,guidance=1.35', 'guided in training'),
+    ('skips=maybe', 'is not a bool'),
+  ):
+    with pytest.raises(types.UserError, match=words):
+      built('b256', arg)
 
 
 def test_headers_carry_command_and_hardware():
   for name in NAMES:
     text = importlib.import_module(f'configs.{name}').__doc__
-    assert f'--config=configs/{name}.py' in text and 'Hardware:' in text
+    assert f'--config=configs/{name}.py' in text and 'Hardware' in text
+  for name in (*IMAGENET, 'paper'):
+    text = ' '.join(importlib.import_module(f'configs.{name}').__doc__.split())
+    assert 'measured with this code yet' in text and 'FID-50K' in text
 
 
 def test_meta_arguments_are_typed_and_checked():
   args = common.parse_arg('size=B/2,steps=10,flip', size='XL/2', steps=1, flip=False, rate=1.0)
   assert (args.size, args.steps, args.flip, args.rate) == ('B/2', 10, True, 1.0)
+  assert isinstance(args, ml_collections.ConfigDict)
   with pytest.raises(types.UserError, match="did you mean 'steps'"):
     common.parse_arg('stesp=3', steps=1)
   with pytest.raises(types.UserError, match="steps='ten' is not a int"):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from diversedit_jax import trees, types
+from diversedit_jax import types
 from diversedit_jax.losses import dispersive as dispersive_lib
 from diversedit_jax.methods import base, repa
 from diversedit_jax.models import sit, taps
@@ -40,10 +40,7 @@ class Dispersive(base.Term):
   name: ClassVar[str] = 'dispersive'
 
   def __post_init__(self):
-    trees.check_known('dispersive.kind', self.kind, dispersive_lib.KINDS)
-    for name in ('temperature', 'margin'):
-      if getattr(self, name) <= 0:
-        raise types.UserError(f'dispersive.{name} must be positive, got {getattr(self, name)}')
+    dispersive_lib.check_options(self.kind, self.temperature, self.margin)
 
   def check(self, model: sit.SiTConfig, examples: int) -> None:
     repa.check_block('dispersive.block', self.block, model.depth)

@@ -64,7 +64,11 @@ class StochasticInterpolant:
 
   def check(self, model: sit.SiTConfig, sampler: trajectory.SamplerConfig) -> None:
     """Refuses a sampler of average velocities, and one that starts where v is not defined."""
-    del model
+    if model.time_input == 'ddpm' and self.path.name != 'vp':
+      raise types.UserError(
+        "model.time_input='ddpm' is the step of a diffusion along interpolant.path=vp, got "
+        f'{self.path.name!r}'
+      )
     if sampler.kind == 'average_velocity':
       raise types.UserError(
         "sampler.kind='average_velocity' needs a network that predicts averages; set "

@@ -86,6 +86,10 @@ class MeanFlow:
   def check(self, model: sit.SiTConfig, sampler: trajectory.SamplerConfig) -> None:
     """Refuses fused attention, which has no forward-mode derivative."""
     del sampler
+    if model.time_input != 'unit':
+      raise types.UserError(
+        f'model.time_input={model.time_input!r} is not for method=meanflow, on the linear path'
+      )
     if model.attention != 'xla':
       raise types.UserError(
         f'model.attention={model.attention!r} with method=meanflow: its loss needs a forward-mode '

@@ -100,12 +100,13 @@ class Reg(flow.StochasticInterpolant):
     model = network.model.config
     made = trajectory.sample(
       self.velocity(network), {'image': model.shape, 'class_token': (model.class_token,)},
-      keys_N, labels_N, config, null_label=model.null_label, combine=self._combine(config),
+      keys_N, labels_N, config, null_label=model.null_label, combine=self.combine(config),
     )  # fmt: skip
     return made['image']
 
   @staticmethod
-  def _combine(config) -> guidance.Combine:
+  def combine(config: trajectory.SamplerConfig) -> guidance.Combine:
+    """Guidance of the image, and of the class token with a scale of its own."""
     scale = config.guidance_scale if config.class_token_scale is None else config.class_token_scale
 
     def combine(with_class, without):

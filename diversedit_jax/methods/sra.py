@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import trees, types
+from diversedit_jax import types
 from diversedit_jax.losses import alignment
 from diversedit_jax.methods import base, repa
 from diversedit_jax.models import cost, sit, taps
@@ -48,17 +48,12 @@ class Sra(base.Term):
   name: ClassVar[str] = 'sra'
 
   def __post_init__(self):
-    trees.check_known('sra.kind', self.kind, alignment.KINDS)
-    trees.check_known('sra.axis', self.axis, alignment.AXES)
-    if self.axis != 'features' and self.kind != 'cosine':
-      raise types.UserError(f"sra.axis={self.axis!r} is for kind='cosine', got {self.kind!r}")
+    alignment.check_self_alignment(self.kind, self.axis, self.beta)
     if not 0 <= self.t_max <= 1:
       raise types.UserError(f'sra.t_max must lie in [0, 1], got {self.t_max}')
     for name in ('weight', 'decay_after', 'decay_epochs'):
       if getattr(self, name) < 0:
         raise types.UserError(f'sra.{name} must not be negative, got {getattr(self, name)}')
-    if self.beta <= 0:
-      raise types.UserError(f'sra.beta must be positive, got {self.beta}')
 
   def check(self, model: sit.SiTConfig, examples: int) -> None:
     del examples

@@ -1,4 +1,8 @@
-"""The published sizes of SiT and DiT: depth, width and heads; the patch size is in the name."""
+"""The published sizes: depth, width and heads; the patch size is in the name.
+
+S, B, L and XL are DiT's (arXiv 2212.09748), which SiT and all others keep; M is MeanFlow's
+(2505.13447).
+"""
 
 import dataclasses
 
@@ -15,7 +19,10 @@ class Size:
   patch_size: int
 
 
-_SHAPES = {'S': (12, 384, 6), 'B': (12, 768, 12), 'L': (24, 1024, 16), 'XL': (28, 1152, 16)}
+_SHAPES = {
+  'S': (12, 384, 6), 'B': (12, 768, 12), 'M': (16, 1024, 16), 'L': (24, 1024, 16),
+  'XL': (28, 1152, 16),
+}  # fmt: skip
 
 SIZES: dict[str, Size] = {
   f'{name}/{patch}': Size(depth=depth, width=width, heads=heads, patch_size=patch)

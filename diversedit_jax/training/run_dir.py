@@ -21,7 +21,7 @@ from diversedit_jax.data import files
 
 # Keys that may change when a run continues: they do not decide what is learned from a step.
 FREE = (
-  'train.steps', 'data.prefetch', 'model.attention', 'model.remat', 'model.unroll', 'mesh', 'log',
+  'train.steps', 'data.prefetch', 'repa.weights', 'model.attention', 'model.remat', 'model.unroll', 'mesh', 'log',
   'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
 
@@ -101,7 +101,7 @@ def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
   changed = differences(stored, flatten(config.to_dict()))
   fixed = lambda k: (
-    k == 'interpolant.path'
+    k in ('interpolant.path', 'interpolant.prediction')
     or (k.startswith('model.') and not k.endswith('dtype') and not is_free(k))
   )
   _refuse(path, {k: v for k, v in changed.items() if fixed(k)})

@@ -6,15 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import interpolants, sharding, types
+from diversedit_jax import interpolants, rng, sharding, types
 from diversedit_jax.analysis import blocks
 from diversedit_jax.data import sources
-from diversedit_jax.methods import base
+from diversedit_jax.methods import base, flow
 from diversedit_jax.models import sit, stack
 
 KEY = jax.random.key(3)
 DEPTH, WIDTH, TOKENS = 4, 16, 4
 TIMES = (0.25, 0.75)
+OBJECTIVE = base.Objective(
+  flow=flow.StochasticInterpolant(
+    path=interpolants.linear(), time_law=interpolants.TIME_LAWS['uniform'](), null_label=10
+  )
+)
 
 
 def network(skip=None, noise=0.0):
@@ -37,8 +42,9 @@ def options(**fields):
 
 def features(graphdef, params, source, config):
   return blocks.block_features(
-    graphdef, params, source, config, path=interpolants.linear(), key=KEY, mesh=sharding.make_mesh()
-  )
+    graphdef, params, source, config, objective=OBJECTIVE, frozen={}, key=KEY,
+    mesh=sharding.make_mesh(),
+  )  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -79,7 +85,8 @@ def test_one_noise_for_all_times_and_no_more_examples_than_there_are(digits):
   np.testing.assert_allclose(f[1], (f[0] + f[2]) / 2, rtol=0, atol=1e-5)
   tokens = nnx.merge(graphdef, params).model.tokens
   np.testing.assert_allclose(f[0, 0], tokens(jnp.asarray(few.data)).reshape(6, -1), atol=1e-5)
-  noise = [jax.random.normal(jax.random.fold_in(KEY, i), (8, 8, 1)) for i in range(6)]
+  keys = [rng.stream(jax.random.fold_in(KEY, i), 'noise') for i in range(6)]
+  noise = [jax.random.normal(key, (8, 8, 1)) for key in keys]
   np.testing.assert_allclose(f[2, 0], tokens(jnp.stack(noise)).reshape(6, -1), atol=1e-5)
 
 

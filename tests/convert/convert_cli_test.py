@@ -65,9 +65,9 @@ def test_there_and_back(tmp_path, checkpoint, state_dict, suffix, capsys):
 
 
 _CONFIGS = {
-  'reg': 'model.qk_norm=True model.class_token=48',
+  'reg': 'model.qk_norm=True method=reg',
   'sra': '',
-  'meanflow': 'model.interval=True',
+  'meanflow': 'method=meanflow',
   'sit_original': 'model.learn_sigma=True',
   'dit': 'model.learn_sigma=True model.time_input=ddpm interpolant.path=vp '
   'interpolant.prediction=noise',

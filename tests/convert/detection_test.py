@@ -50,9 +50,9 @@ def _config_keys(family, golden, **changes):
   ('family', 'depth', 'width', 'heads', 'further'),
   [
     ('sit', 6, 64, '?', ['model.skip.enabled=True']),
-    ('reg', 3, 64, '4', ['model.qk_norm=True', 'model.class_token=48']),
+    ('reg', 3, 64, '4', ['model.qk_norm=True', 'method=reg']),
     ('sra', 4, 24, '?', []),
-    ('meanflow', 4, 64, '?', ['model.interval=True']),
+    ('meanflow', 4, 64, '?', ['method=meanflow']),
     ('sit_original', 3, 64, '?', ['model.learn_sigma=True']),
     (
       'dit', 3, 64, '?',

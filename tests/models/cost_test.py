@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import types
+from diversedit_jax import interpolants, types
+from diversedit_jax.methods import base, flow
 from diversedit_jax.models import cost, sit, stack
 from diversedit_jax.training import plan as plan_lib
 
@@ -161,6 +162,13 @@ def test_activation_estimate_is_within_a_factor_of_two_of_the_compiler(fields):
   assert 0.5 < ratio < 2, ratio
 
 
+def objective():
+  """Plain flow matching."""
+  uniform = interpolants.TIME_LAWS['uniform']()
+  made = flow.StochasticInterpolant(path=interpolants.linear(), time_law=uniform, null_label=10)
+  return base.Objective(flow=made)
+
+
 @pytest.fixture
 def hardware():
   return plan_lib.PlanConfig(devices=8, peak_tflops=100.0, mfu=0.5)
@@ -170,15 +178,18 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
   config = small(depth=8, width=64)
   counted = cost.cost(config)
   numbers = plan_lib.plan(
-    config, hardware, steps=1000, batch_size=64, accumulate=2, shard_bytes=12345
-  )
+    config, hardware, objective=objective(), steps=1000, batch_size=64, accumulate=2,
+    parameters=678, shard_bytes=12345,
+  )  # fmt: skip
   images_per_second = 8 * 100e12 * 0.5 / counted.training
   expected = {
-    'parameters': counted.parameters,
+    'parameters': 678,
     'tokens': 16,
+    'method': {},
     'forward_gflops_per_image': counted.forward / 1e9,
     'training_gflops_per_image': 3 * counted.forward / 1e9,
     'state_gib_per_device': (4 + 1) * 12345 / 2**30,  # The state and the gradients.
+    'frozen_gib_per_device': 0,
     'activation_gib_per_device': 64 / 8 / 2 * counted.activation_bytes / 2**30,
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / 64,
@@ -186,13 +197,17 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
   }
   assert numbers.keys() == expected.keys()
   for name, value in expected.items():
-    np.testing.assert_allclose(numbers[name], value, rtol=1e-12, err_msg=name)
+    if name == 'method':
+      assert numbers[name] == value
+    else:
+      np.testing.assert_allclose(numbers[name], value, rtol=1e-12, err_msg=name)
 
 
 def test_plan_in_words(hardware):
   numbers = plan_lib.plan(
-    xl(256), hardware, steps=400_000, batch_size=256, accumulate=1, shard_bytes=1
-  )
+    xl(256), hardware, objective=objective(), steps=400_000, batch_size=256, accumulate=1,
+    parameters=674_816_272, shard_bytes=1,
+  )  # fmt: skip
   text = plan_lib.table(numbers, hardware, 400_000)
   assert '674,816,272 trained' in text and '237.2' in text and '400,000 steps' in text
   # 256 * 400,000 images at 237.2 * 3 GFLOP and 400 TFLOP/s: 182 thousand seconds, 2.1 days.
@@ -201,9 +216,9 @@ def test_plan_in_words(hardware):
 
 @pytest.mark.parametrize('fields', [dict(batch_size=60), dict(batch_size=24, accumulate=2)])
 def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
-  arguments = dict(steps=10, batch_size=64, accumulate=1, shard_bytes=1) | fields
+  arguments = dict(steps=10, batch_size=64, accumulate=1, parameters=1, shard_bytes=1) | fields
   with pytest.raises(types.UserError, match=f'train.batch_size={fields["batch_size"]} is not div'):
-    plan_lib.plan(small(), hardware, **arguments)
+    plan_lib.plan(small(), hardware, objective=objective(), **arguments)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import rng, sharding, types
-from diversedit_jax.methods import base
+from diversedit_jax import interpolants, rng, sharding, types
+from diversedit_jax.methods import base, flow
 from diversedit_jax.models import sit
 from diversedit_jax.sampling import generate, trajectory
 
@@ -37,8 +37,12 @@ def network(num_classes=CLASSES):
 @functools.cache
 def generator(config=SDE, *, batch_size=8, seed=0, num_classes=CLASSES):
   graphdef, _, _ = network(num_classes)
+  made = flow.StochasticInterpolant(
+    path=interpolants.linear(), time_law=interpolants.TIME_LAWS['uniform'](),
+    null_label=num_classes or None,
+  )  # fmt: skip
   return generate.Generator(
-    graphdef, config, mesh=sharding.make_mesh(), seed=seed, batch_size=batch_size
+    graphdef, made.sample, config, mesh=sharding.make_mesh(), seed=seed, batch_size=batch_size
   )
 
 

@@ -40,7 +40,12 @@ def test_one_call_with_classes_first_and_null_second():
 
   x_NHWC = jnp.arange(2 * 2 * 2 * 1, dtype=jnp.float32).reshape(2, 2, 2, 1)
   v = guidance_lib.guided_velocity(
-    predict, x_NHWC, jnp.float32(0.25), jnp.array([3, 5], jnp.int32), Guidance(scale=2.0), 10
+    predict,
+    x_NHWC,
+    jnp.float32(0.25),
+    jnp.array([3, 5], jnp.int32),
+    Guidance(scale=2.0).combine,
+    10,
   )
   [(x, t_N, y_N)] = calls
   np.testing.assert_array_equal(x, np.concatenate([x_NHWC, x_NHWC]))
@@ -72,6 +77,6 @@ def test_refuses_more_channels_than_there_are():
       jnp.zeros((1, 2, 2, 4)),
       jnp.float32(1),
       jnp.zeros(1, jnp.int32),
-      Guidance(scale=2.0, channels=5),
+      Guidance(scale=2.0, channels=5).combine,
       10,
     )

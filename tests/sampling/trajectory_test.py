@@ -271,10 +271,10 @@ def test_state_stays_float32_over_a_bfloat16_network():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'kind': 'huen'}, "kind is 'huen'; did you mean 'heun'"),
-    ({'path': 'straight'}, "path is 'straight'"),
-    ({'diffusion': 't'}, "diffusion is 't'"),
-    ({'dtype': 'bfloat16'}, "dtype is 'bfloat16'"),
+    ({'kind': 'huen'}, "sampler.kind 'huen'; did you mean 'heun'"),
+    ({'path': 'straight'}, "sampler.path 'straight'"),
+    ({'diffusion': 't'}, "sampler.diffusion 't'"),
+    ({'dtype': 'bfloat16'}, "sampler.dtype 'bfloat16'"),
     ({'steps': 1}, 'euler_maruyama with steps=1'),
     ({'kind': 'euler', 'steps': 0}, 'euler with steps=0'),
     ({'last_step': 0.0}, 'last_step=0.0'),

@@ -53,7 +53,7 @@ with (
   pipeline.batches(experiment.source, seed=0, batch_size=32, start_step=0) as batches,
 ):
   for _ in range(3):
-    made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32))
+    made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32), {})
     losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
 arrays = {
   k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()

@@ -1,5 +1,6 @@
 """The training step: a golden one, gradients before clipping, microbatches, average, precision."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -12,6 +13,7 @@ import pytest
 
 from configs import digits
 from diversedit_jax import build, rng, sharding, trees
+from diversedit_jax.data import sources
 from diversedit_jax.methods import base
 from diversedit_jax.training import optim
 from diversedit_jax.training import state as state_lib
@@ -33,7 +35,7 @@ class Setting:
   objective: base.Objective
   trainable: state_lib.Trainable
   tx: optax.GradientTransformation
-  step: step_lib.Step
+  step: Callable[..., tuple[state_lib.TrainState, base.Metrics]]
   key: jax.Array
 
   def state(self):
@@ -70,13 +72,14 @@ def setting(
     learning_rate=optim.schedule(optimizer, STEPS), accumulate=accumulate,
   )  # fmt: skip
   compiled = step_lib.compile_step(step, trainable.shardings, mesh)
-  return Setting(experiment.objective, trainable, tx, compiled, key)
+  without_encoders = lambda state, batch: compiled(state, batch, {})
+  return Setting(experiment.objective, trainable, tx, without_encoders, key)
 
 
 @pytest.fixture(scope='module')
 def batch():
   config = digits.get_config()
-  source = build.sources.open_source(config.data.source)
+  source = sources.open_source(config.data.source)
   return sharding.put_batch(source.gather(np.arange(BATCH)), sharding.make_mesh(), BATCH)
 
 
@@ -109,7 +112,7 @@ def direct_gradient():
 
   def loss(params, draw, step_key):
     network = nnx.merge(chosen.trainable.graphdef, params)
-    return chosen.objective.loss(network, draw, rng.stream(step_key, 'terms'))
+    return chosen.objective.loss(network, draw, key=rng.stream(step_key, 'terms'), step=0)
 
   return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -260,7 +263,7 @@ def test_memory_and_precision_options_agree_with_the_plain_step(batch, model, to
 
 def test_sixty_steps_learn():
   chosen, mesh = setting('flow+diverse', optimizer=WARM), sharding.make_mesh()
-  source, generator = build.sources.open_source('digits'), np.random.default_rng(0)
+  source, generator = sources.open_source('digits'), np.random.default_rng(0)
   state, rows = chosen.trainable.init(jax.random.key(0)), []
   for _ in range(60):
     chunk = source.gather(generator.choice(len(source), 64, replace=False))

@@ -27,7 +27,7 @@ EXAMPLES = 3
 def parts():
   """Objective, trainable, parameters without zeros, a batch, and the compiled similarity."""
   objective = base.Objective(
-    flow=flow.VelocityFlow(
+    flow=flow.StochasticInterpolant(
       path=interpolants.linear(), time_law=times.Uniform(), label_dropout=0.5, null_label=5
     )
   )
@@ -41,7 +41,7 @@ def parts():
     'images': jnp.asarray(generator.uniform(-1, 1, (8, 4, 4, 1)), jnp.float32),
     'labels': jnp.arange(8, dtype=jnp.int32) % 5,
   }
-  similarity = telemetry.make_similarity(objective, trainable, key=KEY, examples=EXAMPLES)
+  similarity = telemetry.make_similarity(objective, trainable, {}, key=KEY, examples=EXAMPLES)
   return objective, trainable, params, batch, similarity
 
 

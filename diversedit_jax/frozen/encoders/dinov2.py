@@ -79,7 +79,7 @@ def make(name: str, config: vit.ViTConfig, request: base.Request) -> base.Encode
     name=name,
     params=vit.params_shapes(config, (rows, cols), request.dtype),
     apply=apply,
-    load=lambda: load(name, config, request.weights, (rows, cols), request.dtype),
+    load=functools.partial(load, name, config, request.weights, (rows, cols), request.dtype),
     image_shape=request.image_shape,
     flops=vit.flops(config, (rows, cols)) + preprocess.resize_flops(height, width, *size, channels),
   )

@@ -1,0 +1,82 @@
+"""The recipe of all ImageNet experiments: DiverseDiT's Table A1 (arXiv 2603.04239) and, per method,
+what that method's paper does otherwise. s256.py to xl512.py and paper.py are made of it.
+"""
+
+import ml_collections
+
+from configs import common
+from diversedit_jax.methods import rules
+from diversedit_jax.models import sizes
+
+# Guidance in MeanFlow's training by size: omega, kappa, start, end (2505.13447, its table of configurations). It has no
+# size S, which takes B's here.
+MEANFLOW = {
+  'S': (1.0, 0.5, 0.0, 1.0),
+  'B': (1.0, 0.5, 0.0, 1.0),
+  'M': (1.0, 0.5, 0.0, 1.0),
+  'L': (0.2, 0.92, 0.0, 0.8),
+  'XL': (0.2, 0.92, 0.0, 0.75),
+}
+
+
+def get(arg: str | None, *, size: str, resolution: int) -> ml_collections.ConfigDict:
+  """A config from meta-arguments, as in `method=repa+diverse,steps=1_000_000`.
+
+    method    parts joined by '+', see methods/rules.py
+    skips     long residual connections; None given, exactly the methods with 'diverse' have them,
+              for DiverseDiT is the connections and the loss together
+    size      any of models.sizes
+    steps     of training; 400K, as here, are 80 epochs, MeanFlow's own length is 1_200_000 (240)
+    guidance  while sampling, 1.0 is none; of a MeanFlow it must stay 1.0
+    data      see `dry_run_data`
+
+  Raises:
+    UserError: for an unknown argument, method or size, or a value of another type.
+  """
+  defaults = {'method': 'flow+diverse', 'size': size, 'steps': 400_000, 'guidance': 1.0}
+  # Twice, because two of the defaults follow the method.
+  method = common.parse_arg(arg, **defaults, skips=True, data='').method
+  args = common.parse_arg(
+    arg, **defaults, skips=has_skips(method), data=dry_run_data(method, resolution)
+  )
+  return recipe(resolution=resolution, **args)
+
+
+def has_skips(method: str) -> bool:
+  """True if the published form of a method has long residual connections."""
+  return 'diverse' in rules.parse(method)
+
+
+def dry_run_data(method: str, resolution: int) -> str:
+  """Gaussian latents, with pixels beside them if the method shows pixels to an encoder.
+
+  They only let a config be planned, traced and timed. For real runs give `arrays:PATH.npz`: scaled
+  SD-VAE `latents` and `labels`, and uint8 `pixels` where an encoder wants them.
+  """
+  latents = f'{resolution // 8}x{resolution // 8}x4'
+  pixels = f'+{resolution}x{resolution}x3' if rules.needs(rules.parse(method), 'encoder') else ''
+  return f'synthetic:{latents}{pixels}:1000'
+
+
+def recipe(
+  *, method: str, size: str, resolution: int, steps: int, guidance: float, skips: bool, data: str
+) -> ml_collections.ConfigDict:
+  """The whole config of one experiment; see `get`. resolution: of the pixels, 256 or 512."""
+  config = common.base()
+  config.data.source = data
+  config.model.size = size
+  config.model.skip.enabled = skips
+  config.model.dtype = 'bfloat16'  # MeanFlow was published in float32.
+  config.train.steps = steps
+  config.train.batch_size = 256
+  common.set_method(config, method)
+  config.sampler.guidance_scale = guidance
+  if 'meanflow' in rules.parse(method):
+    sizes.size(size)  # Refuses an unknown one by name.
+    omega, kappa, start, end = MEANFLOW[size.partition('/')[0]]
+    config.meanflow.update(omega=omega, kappa=kappa, start=start, end=end)
+  if resolution == 512:
+    config.model.remat = 'names'  # 1,024 tokens: 32 images on an 80 GB device want it.
+    config.sra.decay_after = 99.0
+    config.sra.decay_epochs = 800.0
+  return config

@@ -1,0 +1,26 @@
+"""DiverseDiT, SiT-L/2 at 512x512, after the paper's recipe (arXiv 2603.04239, Table A1).
+
+  python -m diversedit_jax.main --config=configs/l512.py:data=arrays:LATENTS.npz --workdir=DIR
+
+Hardware: 8 GPUs of 80 GB.
+Time: `--mode=plan` expects 1.7 days for 400K steps and 1.9 days with method=repa+diverse, at an
+assumed 20 % of 989 TFLOP/s (MFU); not measured.
+Memory: 33 GiB per GPU by the same plan, with remat=names, which the config sets. With less,
+`--config.model.remat=full`, `--config.mesh.fsdp=8`, or `--config.train.accumulate=2`, whose
+diversity loss sees half a batch.
+FID-50K of the paper (SDE, 250 steps, no guidance, 400K steps, Table A3): SiT-L 22.75, DiverseDiT
+19.19; REPA 10.82, with DiverseDiT 9.83. None has been measured with this code yet.
+Differs from the paper: the diversity loss takes all 24 blocks and the global batch (the paper: 10
+random ones, in code per device; `--config.diversity.layers=random` and
+`--config.diversity.groups=8` give that); latents from a file are samples fixed beforehand, not
+drawn anew at every step; bfloat16, where the authors train in float16.
+Meta-arguments: method, skips, size, steps, guidance, data. `method=flow` is plain SiT, `repa` REPA,
+which wants `pixels` beside the latents. Without data the latents are synthetic, for dry runs.
+"""
+
+from configs import imagenet
+
+
+def get_config(arg: str | None = None):
+  """The config; see `imagenet.get` for the meta-arguments."""
+  return imagenet.get(arg, size='L/2', resolution=512)

@@ -1,0 +1,28 @@
+"""`--mode=list`: what a config file offers that holds several experiments (configs/paper.py)."""
+
+import ml_collections
+
+from diversedit_jax import types
+
+
+def listing(config: ml_collections.ConfigDict) -> str:
+  """The table of experiments of a config without a row's name.
+
+  Raises:
+    UserError: for the config of one experiment.
+  """
+  if 'listing' not in config:
+    raise types.UserError(
+      'this config is one experiment, so there is nothing to list; '
+      '--config=configs/paper.py --mode=list shows the rows of the paper'
+    )
+  return config.listing
+
+
+def check_is_experiment(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config that only lists experiments, and tells how to name one (UserError)."""
+  if 'listing' in config:
+    raise types.UserError(
+      'this config file holds many experiments and none was named; name one after a colon, as in '
+      '--config=configs/paper.py:table1/SiT-B+DiverseDiT (--mode=list shows all)'
+    )
