@@ -1,5 +1,7 @@
-"""The recipe of all ImageNet experiments: DiverseDiT's Table A1 (arXiv 2603.04239) and, per method,
-what that method's paper does otherwise. s256.py to xl512.py and paper.py are made of it.
+"""The recipe that all ImageNet experiments share, s256.py to xl512.py and paper.py.
+
+It is Table A1 of DiverseDiT (arXiv 2603.04239) and, by method, what that method's paper does
+otherwise.
 """
 
 import ml_collections
@@ -8,8 +10,8 @@ from configs import common
 from diversedit_jax.methods import rules
 from diversedit_jax.models import sizes
 
-# Guidance in MeanFlow's training by size: omega, kappa, start, end (2505.13447, its table of configurations). It has no
-# size S, which takes B's here.
+# Guidance in MeanFlow's training by size: omega, kappa, start, end (2505.13447, the table of its
+# configurations). It has no size S, which takes B's here.
 MEANFLOW = {
   'S': (1.0, 0.5, 0.0, 1.0),
   'B': (1.0, 0.5, 0.0, 1.0),

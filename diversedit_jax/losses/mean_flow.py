@@ -15,37 +15,6 @@ from diversedit_jax import types
 from diversedit_jax.losses import diversity
 
 
-def times(
-  normals_t_N: jax.Array,
-  normals_r_N: jax.Array,
-  *,
-  mean: float = -0.4,
-  std: float = 1.0,
-  equal_fraction: float = 0.75,
-) -> tuple[jax.Array, jax.Array]:
-  """Logit-normal times with r <= t.
-
-  Args:
-    normals_t_N: standard normal draws.
-    normals_r_N: independent standard normal draws.
-    mean: of the logit.
-    std: of the logit.
-    equal_fraction: the first int(equal_fraction N) examples get r = t, in the order of the batch as
-      in the authors' code: 0.75 in MeanFlow, 0.5 in improved MeanFlow.
-
-  Returns:
-    (t_N, r_N), in float32 or better: the larger and the smaller of two draws.
-
-  Raises:
-    UserError: if equal_fraction is outside [0, 1].
-  """
-  draws = [
-    jax.nn.sigmoid(diversity.at_least_float32(normals_N) * std + mean)
-    for normals_N in (normals_t_N, normals_r_N)
-  ]
-  return ordered_times(*draws, equal_fraction=equal_fraction)
-
-
 def ordered_times(
   a_N: jax.Array, b_N: jax.Array, *, equal_fraction: float = 0.75
 ) -> tuple[jax.Array, jax.Array]:

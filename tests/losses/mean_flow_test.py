@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import types
+from diversedit_jax.interpolants import times
 from diversedit_jax.losses import mean_flow
 
 CASES = (
@@ -129,31 +130,30 @@ def test_interval_includes_both_ends():
   np.testing.assert_allclose(v_g[:, 0], [1, 37, 37, 37, 1], rtol=1e-14)
 
 
+def times_of(normals_t, normals_r, **options):
+  """(t_N, r_N) from standard normal draws by MeanFlow's law of time."""
+  law = times.LogitNormal(mean=-0.4, std=1.0)
+  draws = law.from_normal(normals_t), law.from_normal(normals_r)
+  return mean_flow.ordered_times(*draws, **options)
+
+
 def test_times_match_reference(arrays):
-  t_N, r_N = mean_flow.times(arrays['normals_t'], arrays['normals_r'])
+  t_N, r_N = times_of(arrays['normals_t'], arrays['normals_r'])
   np.testing.assert_allclose(t_N, arrays['sampled_t'], **EXACT)
   np.testing.assert_allclose(r_N, arrays['sampled_r'], **EXACT)
 
 
-def test_times_options():
-  normals_t, normals_r = jnp.asarray([0.5, -1.0, 2.0, 0.0]), jnp.asarray([1.0, 0.0, -2.0, 3.0])
-  t_N, r_N = mean_flow.times(normals_t, normals_r, mean=0.3, std=2.0, equal_fraction=0.3)
-  sigmoid = lambda x: 1 / (1 + np.exp(-x))
-  np.testing.assert_allclose(t_N, sigmoid(np.asarray([2.3, 0.3, 4.3, 6.3])), rtol=1e-14)
-  wanted = sigmoid(np.asarray([2.3, -1.7, -3.7, 0.3]))  # int(0.3 * 4) = 1 example has r = t.
-  np.testing.assert_allclose(r_N, wanted, rtol=1e-14)
-  t_N, r_N = mean_flow.times(normals_t, normals_r, equal_fraction=1.0)
+def test_ordered_times():
+  a_N, b_N = jnp.asarray([0.1, 0.9, 0.3, 0.4]), jnp.asarray([0.2, 0.5, 0.8, 0.4])
+  # int(0.3 * 4) = 1 example has r = t.
+  t_N, r_N = mean_flow.ordered_times(a_N, b_N, equal_fraction=0.3)
+  np.testing.assert_array_equal(t_N, [0.2, 0.9, 0.8, 0.4])
+  np.testing.assert_array_equal(r_N, [0.2, 0.5, 0.3, 0.4])
+  t_N, r_N = mean_flow.ordered_times(a_N, b_N, equal_fraction=1.0)
   np.testing.assert_array_equal(t_N, r_N)
   for fraction in (-0.1, 1.1):
     with pytest.raises(types.UserError, match='equal_fraction'):
-      mean_flow.times(normals_t, normals_r, equal_fraction=fraction)
-
-
-def test_ordered_times_of_another_law():
-  a_N, b_N = jnp.asarray([0.1, 0.9, 0.3, 0.4]), jnp.asarray([0.2, 0.5, 0.8, 0.4])
-  t_N, r_N = mean_flow.ordered_times(a_N, b_N, equal_fraction=0.25)
-  np.testing.assert_array_equal(t_N, [0.2, 0.9, 0.8, 0.4])
-  np.testing.assert_array_equal(r_N, [0.2, 0.5, 0.3, 0.4])
+      mean_flow.ordered_times(a_N, b_N, equal_fraction=fraction)
 
 
 def test_samples_match_reference(arrays):
@@ -272,7 +272,7 @@ def test_float32_matches_reference(golden, arrays):
   for part in ('v_g', 'u_target', 'loss_per_sample_raw', 'adaptive_weight'):
     assert parts[part].dtype == jnp.float32
     np.testing.assert_allclose(parts[part], arrays[f'default/{part}'], rtol=2e-5, atol=2e-5)
-  t_N, r_N = mean_flow.times(single['normals_t'], single['normals_r'])
+  t_N, r_N = times_of(single['normals_t'], single['normals_r'])
   assert t_N.dtype == r_N.dtype == jnp.float32
   np.testing.assert_allclose(r_N, arrays['sampled_r'], rtol=1e-6)
 

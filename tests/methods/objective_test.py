@@ -1,7 +1,6 @@
-"""Objectives: random draws of the flow, the diversity term through its tap, one forward pass."""
+"""Objectives: random draws of the flow, the diversity term through its tap, terms that add up."""
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 from flax import nnx
@@ -9,47 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from diversedit_jax import interpolants, rng, trees, types
+from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.interpolants import times
 from diversedit_jax.losses import diversity
 from diversedit_jax.losses.diversity_config import DiversityConfig
 from diversedit_jax.methods import base, diverse, flow
 from diversedit_jax.models import heads as heads_lib
-from diversedit_jax.models import sit, stack, taps
+from diversedit_jax.models import stack, taps
 
-CLASSES = 5
-
-
-def small(**fields):
-  defaults = dict(
-    input_size=(4, 4), channels=1, num_classes=CLASSES, depth=4, width=16, heads=2, patch_size=2
-  )
-  return sit.SiTConfig(**(defaults | fields))
+CLASSES = tiny.CLASSES
+STEP = jnp.zeros((), jnp.int32)
 
 
-def velocity_flow(**fields):
-  defaults = dict(path=interpolants.linear(), time_law=times.Uniform(), null_label=CLASSES)
-  return flow.VelocityFlow(**(defaults | fields))
-
-
-def examples(n, shape=(4, 4, 1), classes=CLASSES):
-  x_NHWC = jax.random.uniform(jax.random.key(7), (n, *shape), minval=-1, maxval=1)
-  return {'images': x_NHWC, 'labels': jnp.arange(n, dtype=jnp.int32) % classes}
-
-
-def parameters(network, dtype=jnp.float32):
-  """(graphdef, params) without zeros: at initialisation all blocks agree, which hides mistakes."""
-  graphdef, state = nnx.split(network)
-  leaves, treedef = jax.tree.flatten(state)
-  generator = np.random.default_rng(1)
-  leaves = [
-    jnp.asarray(np.asarray(x) + 0.2 * generator.standard_normal(x.shape), dtype) for x in leaves
-  ]
-  return graphdef, jax.tree.unflatten(treedef, leaves)
-
-
-class LastBlock:
+class LastBlock(base.Term):
   """A second term with a head and a tap of its own: the mean square of a projected last block."""
 
   name: ClassVar[str] = 'last'
@@ -60,8 +34,8 @@ class LastBlock:
   def tap(self, key, depth):
     return taps.chosen([depth - 1])
 
-  def loss(self, features, draw, heads, teacher):
-    value = jnp.mean(jnp.square(heads(features[0])))
+  def loss(self, features, context):
+    value = jnp.mean(jnp.square(context.heads(features[0])))
     return 0.5 * value, {'loss': value}
 
 
@@ -106,72 +80,74 @@ CONFIGS = {
 }
 
 
-class Silent(flow.VelocityFlow):
-  """Draws as its parent and scores nothing, so that only the terms have a gradient."""
-
-  def loss(self, output, draw):
-    return jnp.zeros_like(draw.t)
-
-
-@functools.cache
-def setting(dtype, skip):
-  """A network and a draw in that type, all its features, and their pull-back to the parameters."""
-  silent = Silent(path=interpolants.linear(), time_law=times.Uniform(), null_label=CLASSES)
-  graphdef, params = parameters(base.Network(small(skip=skip), rngs=nnx.Rngs(0)), dtype)
-  batch = examples(4) | {'images': examples(4)['images'].astype(dtype)}
-  draw = silent.draw(batch, jax.random.key(3))
-
-  def features(params):
-    model = nnx.merge(graphdef, params).model
-    return model(draw.x_t, draw.t, draw.y, tap=taps.every()).features
-
-  pull_back = jax.jit(lambda params, cotangent: jax.vjp(features, params)[1](cotangent)[0])
-  return silent, graphdef, params, draw, jax.jit(features)(params), pull_back
-
-
-def compare(config, dtype, skip, tolerance):
-  """The term through its tap against the same by hand, values and gradients."""
-  silent, graphdef, params, draw, f_LNTD, pull_back = setting(dtype, skip)
-  objective, key = (
-    base.Objective(flow=silent, terms=(diverse.Diverse(config=config),)),
-    jax.random.key(4),
-  )
-  assert f_LNTD.dtype == dtype
-  selected = what_to_compare(config, key)
-  (expected, expected_metrics), cotangent = jax.jit(
-    jax.value_and_grad(lambda f: by_hand(config, f, selected), has_aux=True)
-  )(f_LNTD)
-  expected_grads = pull_back(params, cotangent)
-
-  loss_fn = lambda params: objective.loss(nnx.merge(graphdef, params), draw, key)
-  (loss, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
-
-  assert loss.dtype == dtype and loss == metrics.pop('loss') and metrics.pop('velocity') == 0
-  assert 0.01 < float(metrics['diverse/weight']) < 0.99
-  assert {k.removeprefix('diverse/') for k in metrics} == expected_metrics.keys()
-  # The terms are cosines and shares: their unit is 1.
-  np.testing.assert_allclose(loss, expected, rtol=0, atol=tolerance)
-  for name, value in expected_metrics.items():
-    np.testing.assert_allclose(
-      metrics[f'diverse/{name}'], value, rtol=0, atol=tolerance, err_msg=name
-    )
-  largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(expected_grads))
-  assert largest > 1e-2
-  for name, grad in trees.named_leaves(grads).items():
-    other = trees.named_leaves(expected_grads)[name]
-    np.testing.assert_allclose(grad, other, rtol=0, atol=tolerance * largest, err_msg=name)
+def check_metrics(metrics, expected, tolerance):
+  assert metrics.keys() == expected.keys()
+  assert 0.01 < float(metrics['weight']) < 0.99
+  for name, value in expected.items():
+    # The terms are cosines and shares: their unit is 1.
+    np.testing.assert_allclose(metrics[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_diverse_equals_the_plain_loop_over_all_features(name):
+  """Through its tap; four blocks with something in common."""
+  config, key = CONFIGS[name], jax.random.key(4)
+  term, generator = diverse.Diverse(config=config), np.random.default_rng(0)
   with jax.enable_x64(True):
+    common, own = generator.standard_normal((1, 4, 4, 16)), generator.standard_normal((4, 4, 4, 16))
+    selected = what_to_compare(config, key)
+
+    def streamed(f_LNTD):
+      return term.loss(tiny.fold(term.tap(key, 4), f_LNTD), None)
+
+    both = lambda f: [
+      jax.value_and_grad(g, has_aux=True)(f)
+      for g in (streamed, lambda f: by_hand(config, f, selected))
+    ]
+    found, expected = jax.jit(both)(jnp.asarray(2 * common + own))
     # Sums in another order: some hundreds of float64 roundings.
-    compare(CONFIGS[name], jnp.float64, None, tolerance=1e-10)
+    check_metrics(found[0][1], expected[0][1], 1e-10)
+    np.testing.assert_allclose(found[0][0], expected[0][0], rtol=0, atol=1e-10)
+    assert np.abs(expected[1]).max() > 1e-4
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-12)
+
+
+class Silent(flow.StochasticInterpolant):
+  """Draws as its parent and scores nothing, so that only the terms have a gradient."""
+
+  def loss(self, pred, target, t_N):
+    return jnp.zeros_like(t_N)
 
 
 def test_diverse_equals_the_plain_loop_in_float32_with_long_skips():
+  """Through the whole network, to the gradients of its parameters."""
+  config, key = CONFIGS['given'], jax.random.key(4)
+  silent = Silent(path=interpolants.linear(), time_law=times.Uniform(), null_label=CLASSES)
+  objective = base.Objective(flow=silent, terms=(diverse.Diverse(config=config),))
+  graphdef, params = tiny.parameters(tiny.config(depth=4, skip=stack.Skip()))
+  images, t_N = tiny.batch()['images'], jnp.asarray([0.2, 0.5, 0.7, 0.9])
+  draw = tiny.draw_of(images, images[::-1], jnp.arange(4), t_N, {'diverse': ()})
+  draw = silent.at(draw, t_N)
+
+  def loss_fn(params):
+    return objective.loss(nnx.merge(graphdef, params), draw, key=key, step=STEP)
+
+  def plain(params):
+    model = nnx.merge(graphdef, params).model
+    f_LNTD = model(draw.x_t, draw.t, draw.y, tap=taps.every()).features
+    return by_hand(config, f_LNTD, what_to_compare(config, key))
+
+  (loss, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+  (expected, parts), wanted = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+  assert loss == metrics.pop('loss') and metrics.pop('velocity') == 0
   # Sums in another order: some tens of float32 roundings.
-  compare(CONFIGS['given'], jnp.float32, stack.Skip(), tolerance=1e-5)
+  check_metrics({k.removeprefix('diverse/'): v for k, v in metrics.items()}, parts, 1e-5)
+  np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)
+  largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(wanted))
+  assert largest > 1e-2
+  for name, grad in trees.named_leaves(grads).items():
+    other = trees.named_leaves(wanted)[name]
+    np.testing.assert_allclose(grad, other, rtol=0, atol=1e-5 * largest, err_msg=name)
 
 
 def test_random_layers_follow_the_key_of_the_step():
@@ -181,12 +157,8 @@ def test_random_layers_follow_the_key_of_the_step():
 
   def loss(step):
     tap = term.tap(rng.stream(jax.random.key(0), 'step', step), 6)
-    carry, ys = tap.init(f_LNTD[0], 6), []
-    for i, f_NTD in enumerate(f_LNTD):
-      carry, y = tap.step(carry, f_NTD, i)
-      ys.append(y)
-    features = tap.finish(carry, jax.tree.map(lambda *y: jnp.stack(y), *ys))
-    return term.loss(features, None, None, None)[0]
+    features = tiny.fold(tap, f_LNTD)
+    return term.loss(features, None)[0]
 
   losses = [float(x) for x in jax.lax.map(loss, jnp.arange(12))]
   assert losses == [float(x) for x in jax.lax.map(loss, jnp.arange(12))]
@@ -194,45 +166,25 @@ def test_random_layers_follow_the_key_of_the_step():
   assert len({round(x, 5) for x in losses}) >= 6
 
 
-def test_a_model_of_one_block_is_refused():
+def test_diverse_refuses_models_and_batches_that_it_cannot_use():
   with pytest.raises(types.UserError, match='depth of at least 2, got 1'):
-    base.Network(small(depth=1), (diverse.Diverse(),), rngs=nnx.Rngs(0))
+    diverse.Diverse().check(tiny.config(depth=1), 4)
+  grouped = diverse.Diverse(config=DiversityConfig(groups=3))
+  grouped.check(tiny.config(), 6)
+  with pytest.raises(types.UserError, match='groups=3 does not divide the 4 examples'):
+    grouped.check(tiny.config(), 4)
 
 
 # The objective.
 
 
-@pytest.mark.parametrize(
-  'terms',
-  [
-    (), (diverse.Diverse(),), (diverse.Diverse(config=CONFIGS['absolute']),),
-    (diverse.Diverse(), LastBlock()),
-  ],
-  ids=lambda terms: '+'.join(term.name for term in terms) or 'flow',
-)  # fmt: skip
-def test_one_forward_pass_whatever_is_combined(terms, monkeypatch):
-  objective = base.Objective(flow=velocity_flow(), terms=terms)
-  graphdef, params = nnx.split(base.Network(small(), terms, rngs=nnx.Rngs(0)))
-  draw = objective.draw(examples(2), jax.random.key(0))
-  calls, original = [], stack.Stack.__call__
-
-  def counted(self, *args, **kwargs):
-    calls.append(self)
-    return original(self, *args, **kwargs)
-
-  monkeypatch.setattr(stack.Stack, '__call__', counted)
-  loss = lambda params: objective.loss(nnx.merge(graphdef, params), draw, jax.random.key(1))
-  jax.make_jaxpr(jax.grad(loss, has_aux=True))(params)
-  assert len(calls) == 1
-
-
 def test_terms_add_up_and_keep_their_names_and_heads():
   terms = (diverse.Diverse(config=CONFIGS['streaming']), LastBlock())
-  objective = base.Objective(flow=velocity_flow(), terms=terms)
-  graphdef, params = parameters(base.Network(small(), terms, rngs=nnx.Rngs(0)))
-  draw, key = objective.draw(examples(4), jax.random.key(0)), jax.random.key(1)
+  objective = base.Objective(flow=tiny.interpolant(), terms=terms)
+  graphdef, params = tiny.parameters(tiny.config(depth=4), terms)
+  draw, key = objective.draw(tiny.batch(), jax.random.key(0)), jax.random.key(1)
 
-  loss_fn = lambda params: objective.loss(nnx.merge(graphdef, params), draw, key)
+  loss_fn = lambda params: objective.loss(nnx.merge(graphdef, params), draw, key=key, step=STEP)
   (loss, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
   assert set(metrics) == {
     'loss', 'velocity', 'last/loss', 'diverse/loss', 'diverse/weight', 'diverse/orth',
@@ -248,14 +200,48 @@ def test_terms_add_up_and_keep_their_names_and_heads():
   assert all(float(jnp.max(jnp.abs(g))) > 0 for g in jax.tree.leaves(grads['heads']['last']))
 
 
-# The flow.
+def test_frozen_features_join_the_batch_without_gradient():
+  """Two toy encoders: what they see are pixels in [-1, 1], wherever these lie in the batch."""
+
+  def encoder(name, width):
+    return encoders_lib.Encoder(
+      name=name, params={'w': jax.ShapeDtypeStruct((), 'float32')},
+      apply=lambda params, x: encoders_lib.Features(
+        params['w'] * jnp.ones((len(x), 4, width)) * x[:, :1, 0, :1], params['w'] * x[:, 0, 0, :1]
+      ),
+      load=lambda: {'w': jnp.float32(width)}, image_shape=(2, 2, 1), flops=1.0,
+    )  # fmt: skip
+
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Looks(flow.StochasticInterpolant):
+    encoders: ClassVar[tuple[str, ...]] = ('b',)
+
+  looks = Looks(path=interpolants.linear(), time_law=times.Uniform(), null_label=CLASSES)
+  objective = base.Objective(flow=looks, encoders=(encoder('a', 3), encoder('b', 2)))
+  frozen = objective.frozen()
+  assert {name: float(params['w']) for name, params in frozen.items()} == {'a': 3, 'b': 2}
+  pixels = jnp.arange(8, dtype=jnp.uint8).reshape(2, 2, 2, 1) * 32
+  unit = pixels.astype(jnp.float32) / 127.5 - 1
+  for batch in ({'latents': unit[:, :1], 'pixels': pixels}, {'images': unit}):
+    seen = objective.encode(frozen, batch)
+    assert set(seen) == {*batch, 'a/tokens', 'a/summary', 'b/tokens', 'b/summary'}
+    assert seen['a/tokens'].shape == (2, 4, 3) and seen['b/summary'].shape == (2, 1)
+    np.testing.assert_allclose(seen['a/tokens'][:, 0, 0], 3 * unit[:, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(seen['b/summary'], 2 * unit[:, 0, 0], rtol=1e-6)
+  grads = jax.grad(lambda f: sum(jnp.sum(v) for v in objective.encode(f, batch).values()))(frozen)
+  assert all((g == 0).all() for g in jax.tree.leaves(grads))
+  assert [e.name for e in objective.flow_only().encoders] == ['b']
+  assert objective.flow_only().terms == ()
+
+
+# What is random.
 
 
 @pytest.fixture(scope='module')
 def many():
   """20,000 one-pixel examples and their draw, label dropout 0.1."""
-  batch = examples(20_000, shape=(1, 1, 1))
-  return batch, velocity_flow().draw(batch, jax.random.key(5))
+  batch = tiny.batch(20_000, shape=(1, 1, 1))
+  return batch, tiny.interpolant().draw(batch, jax.random.key(5))
 
 
 def noise_of(batch, draw):
@@ -277,10 +263,10 @@ def test_labels_are_dropped_with_their_probability(many):
 
 
 def test_no_dropout_and_no_classes():
-  batch = examples(50)
-  kept = velocity_flow(label_dropout=0.0).draw(batch, jax.random.key(0))
+  batch = tiny.batch(50)
+  kept = tiny.interpolant(label_dropout=0.0).draw(batch, jax.random.key(0))
   np.testing.assert_array_equal(kept.y, batch['labels'])
-  unconditional = velocity_flow(null_label=None).draw(batch, jax.random.key(0))
+  unconditional = tiny.interpolant(null_label=None).draw(batch, jax.random.key(0))
   np.testing.assert_array_equal(unconditional.y, np.zeros(50))
   assert unconditional.y.dtype == batch['labels'].dtype
 
@@ -288,14 +274,14 @@ def test_no_dropout_and_no_classes():
 @pytest.mark.parametrize('probability', [-0.1, 1.0, 1.5])
 def test_impossible_dropout_is_refused(probability):
   with pytest.raises(types.UserError, match=rf'must lie in \[0, 1\), got {probability}'):
-    velocity_flow(label_dropout=probability)
+    tiny.interpolant(label_dropout=probability)
 
 
 @pytest.mark.parametrize('space', ['images', 'latents'])
 def test_linear_path_gives_the_data_back(space):
-  batch = examples(64)
+  batch = tiny.batch(64)
   x_NHWC = batch.pop('images')
-  draw = velocity_flow().draw(batch | {space: x_NHWC}, jax.random.key(0))
+  draw = tiny.interpolant().draw(batch | {space: x_NHWC}, jax.random.key(0))
   t = draw.t.reshape(-1, 1, 1, 1)
   # x_t - t v = (1 - t) x + t e - t (e - x); float32 roundings of numbers up to 5.
   np.testing.assert_allclose(draw.x_t - t * draw.target, x_NHWC, rtol=0, atol=3e-6)
@@ -303,9 +289,9 @@ def test_linear_path_gives_the_data_back(space):
 
 @pytest.mark.parametrize('path', ['cosine', 'vp'])
 def test_other_paths_give_the_data_back(path):
-  path, batch = interpolants.PATHS[path], examples(64)
+  path, batch = interpolants.PATHS[path], tiny.batch(64)
   law = times.Uniform(epsilon=0.05)  # vp leaves e^-10 of the data at t = 1.
-  draw = velocity_flow(path=path, time_law=law).draw(batch, jax.random.key(0))
+  draw = tiny.interpolant(path=path, time_law=law).draw(batch, jax.random.key(0))
   convert = lambda target: interpolants.convert.convert(
     draw.target, draw.x_t, draw.t, path, source='velocity', target=target
   )
@@ -315,10 +301,10 @@ def test_other_paths_give_the_data_back(path):
 
 
 def test_a_draw_is_a_function_of_the_key():
-  batch = examples(8)
-  draw = lambda seed: velocity_flow(label_dropout=0.5).draw(batch, jax.random.key(seed))
+  batch = tiny.batch(8)
+  draw = lambda seed: tiny.interpolant(label_dropout=0.5).draw(batch, jax.random.key(seed))
   jax.tree.map(np.testing.assert_array_equal, draw(0), draw(0))
-  jitted = jax.jit(velocity_flow(label_dropout=0.5).draw)(batch, jax.random.key(0))
+  jitted = jax.jit(tiny.interpolant(label_dropout=0.5).draw)(batch, jax.random.key(0))
   # Compiled as one, products and sums may be contracted: one float32 rounding of numbers up to 5.
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), jitted, draw(0))
   for name in ('x_t', 't', 'y', 'target'):
@@ -329,10 +315,10 @@ def test_time_noise_and_dropout_have_streams_of_their_own(many):
   batch, draw = many
   key, noise = jax.random.key(5), noise_of(batch, draw)
   # Changing one law leaves the other two draws as they were.
-  no_dropout = velocity_flow(label_dropout=0.0).draw(batch, key)
+  no_dropout = tiny.interpolant(label_dropout=0.0).draw(batch, key)
   np.testing.assert_array_equal(no_dropout.t, draw.t)
   np.testing.assert_array_equal(no_dropout.x_t, draw.x_t)
-  other_times = velocity_flow(time_law=times.LogitNormal()).draw(batch, key)
+  other_times = tiny.interpolant(time_law=times.LogitNormal()).draw(batch, key)
   assert not np.array_equal(other_times.t, draw.t)
   np.testing.assert_array_equal(other_times.y, draw.y)
   np.testing.assert_allclose(noise_of(batch, other_times), noise, rtol=0, atol=3e-6)

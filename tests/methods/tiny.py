@@ -1,0 +1,117 @@
+"""A tiny network, batches and stand-ins for networks, shared by the tests of the methods.
+
+Weights and data come from numpy, so that they do not depend on the version of JAX.
+"""
+
+import types as python_types
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversedit_jax import interpolants
+from diversedit_jax.interpolants import times
+from diversedit_jax.methods import base, flow
+from diversedit_jax.models import sit, taps
+
+CLASSES = 5
+WIDTHS = {'enc': 6, 'other': 3}
+"""Encoders of `batch` and the width of their features."""
+
+
+def config(**fields):
+  """Two blocks of width 16 on four tokens."""
+  defaults = dict(
+    input_size=(4, 4), channels=1, num_classes=CLASSES, depth=2, width=16, heads=2, patch_size=2,
+    attention='xla',
+  )  # fmt: skip
+  return sit.SiTConfig(**(defaults | fields))
+
+
+def interpolant(**fields):
+  """Velocities on the linear path, uniform times."""
+  defaults = dict(path=interpolants.linear(), time_law=times.Uniform(), null_label=CLASSES)
+  return flow.StochasticInterpolant(**(defaults | fields))
+
+
+def batch(n=4, dtype=np.float32, shape=(4, 4, 1), space='images'):
+  """n examples with the features that two frozen encoders would give."""
+  generator = np.random.default_rng(7)
+  made = {
+    space: jnp.asarray(generator.uniform(-1, 1, (n, *shape)), dtype),
+    'labels': jnp.arange(n, dtype=jnp.int32) % CLASSES,
+  }
+  for name, width in WIDTHS.items():
+    made[f'{name}/tokens'] = jnp.asarray(generator.standard_normal((n, 4, width)), dtype)
+    made[f'{name}/summary'] = jnp.asarray(generator.standard_normal((n, width)), dtype)
+  return made
+
+
+def parameters(config, terms=(), dtype=np.float32, seed=1):
+  """(graphdef, params) of a network without zeros, which would hide mistakes.
+
+  Kernels keep the size of what they multiply; all else is of order 0.3.
+  """
+  graphdef, state = nnx.split(
+    nnx.eval_shape(lambda: base.Network(config, tuple(terms), rngs=nnx.Rngs(0))), nnx.Param
+  )
+  generator = np.random.default_rng(seed)
+
+  def fill(path, shape):
+    value, name = generator.standard_normal(shape.shape), path[-1].key
+    if name == 'kernel':
+      value = value / np.sqrt(shape.shape[-2])
+    else:
+      value = 0.3 * value + (name == 'scale')
+    return jnp.asarray(value, dtype)
+
+  return graphdef, jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(state))
+
+
+class Model:
+  """A model that says what it is told, and remembers what it was asked."""
+
+  def __init__(self, pred, blocks=(), **config):
+    """pred: an array, or a function of (x, t, y). blocks: what they put out, [N, T, D] each."""
+    self.pred, self.blocks, self.calls = pred, blocks, []
+    self.config = python_types.SimpleNamespace(depth=len(blocks), **config)
+
+  def __call__(self, x_NHWC, t_N, y_N, *, tap=None, **inputs):
+    self.calls.append(python_types.SimpleNamespace(x=x_NHWC, t=t_N, y=y_N, **inputs))
+    pred = self.pred(x_NHWC, t_N, y_N) if callable(self.pred) else self.pred
+    return python_types.SimpleNamespace(pred=pred, features=fold(tap, self.blocks))
+
+
+class Network:
+  """A stand-in for `base.Network`, around a `Model`; a tree without leaves."""
+
+  def __init__(self, model, heads=None):
+    self.model, self.heads = model, heads or {}
+
+
+jax.tree_util.register_pytree_node(Network, lambda n: ((), n), lambda n, _: n)
+
+
+def fold(tap, blocks):
+  """Features of a tap over the given block outputs."""
+  if tap is None or not len(blocks):
+    tap, blocks = taps.nothing(), [jnp.zeros(1)]
+  carry, ys = tap.init(blocks[0], len(blocks)), []
+  for i, f_NTD in enumerate(blocks):
+    carry, y = tap.step(carry, f_NTD, i)
+    ys.append(y)
+  return tap.finish(carry, jax.tree.map(lambda *y: jnp.stack(y), *ys))
+
+
+def draw_of(images, noise, labels, t_N, extras=None, **batch):
+  """A draw whose x_t and target are still to be made by a flow's `at`."""
+  unknown = jnp.full_like(images, jnp.nan)
+  return base.Draw(
+    x_t=unknown, t=t_N, y=labels, target=unknown, noise=noise,
+    batch={'latents': images, 'labels': labels, **batch}, extras=extras or {},
+  )  # fmt: skip
+
+
+def nhwc(x_NCHW):
+  return np.moveaxis(x_NCHW, 1, -1)

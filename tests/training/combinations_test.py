@@ -1,0 +1,90 @@
+"""Every method and many combinations: learn on digits, resume exactly, sample and analyse.
+
+Slow: `pytest -m slow`. Each run is 200 steps of a small network through the same functions as the
+command line.
+"""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from diversedit_jax import build, modes
+from diversedit_jax.methods import rules
+
+METHODS = (
+  'flow',
+  'diverse',
+  'repa',
+  'dispersive',
+  'sra',
+  'reg',
+  'meanflow',
+  'repa+diverse',
+  'dispersive+diverse',
+  'sra+diverse',
+  'reg+diverse',
+  'meanflow+diverse',
+  'meanflow+repa+dispersive+diverse',
+  'reg+dispersive+sra+diverse',
+  'repa+dispersive+sra+diverse',
+)
+STEPS, HALF = 200, 100
+pytestmark = pytest.mark.slow
+
+
+def test_every_part_is_among_them():
+  assert {part for method in METHODS for part in rules.parse(method)} == set(rules.RULES)
+
+
+def make(method):
+  config = digits.get_config(f'method={method},steps={STEPS}')
+  config.model.width, config.model.heads = 64, 2
+  config.optimizer.schedule = 'constant'
+  config.log.every, config.checkpoint.every, config.log.telemetry_every = 20, HALF, STEPS
+  config.log.tensorboard = False
+  config.preview.every, config.sample.number = 0, 20
+  config.analysis.examples, config.analysis.times = 32, (0.5,)
+  return build.build(config)
+
+
+def final_parameters(workdir, experiment):
+  from diversedit_jax.modes import shared
+
+  _, weights = shared.open_weights(experiment, str(workdir), None)
+  assert weights.step == STEPS
+  return [np.asarray(x) for x in jax.tree.leaves(weights.params)]
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_learns_resumes_exactly_samples_and_analyses(method, tmp_path):
+  experiment, whole, cut = make(method), tmp_path / 'whole', tmp_path / 'cut'
+  modes.train(experiment, str(whole))
+  rows = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
+  # MeanFlow's loss is near 1 by its weights; its velocity where r = t is what falls.
+  name = 'velocity' if 'meanflow' in method else 'loss'
+  losses = [row[name] for row in rows if name in row]
+  assert len(losses) == 10 and np.mean(losses[-3:]) < 0.8 * losses[0]
+
+  # The same run, killed after the checkpoint in the middle.
+  shutil.copytree(whole, cut)
+  shutil.rmtree(cut / 'checkpoints' / str(STEPS))
+  modes.train(experiment, str(cut))
+  for resumed, straight in zip(
+    final_parameters(cut, experiment), final_parameters(whole, experiment), strict=True
+  ):
+    np.testing.assert_array_equal(resumed, straight)
+
+  written = modes.sample(experiment, str(whole), None)
+  with np.load(written[0]) as file:
+    made = file['images']
+  assert made.shape == (20, 8, 8, 1) and np.isfinite(made).all()
+  evaluations = json.loads(written[1].read_text())['nfe']
+  assert evaluations == (1 if 'meanflow' in method else 2 * (2 * experiment.sampler.steps - 1))
+  with np.load(modes.analyze(experiment, str(whole), None)[0]) as file:
+    matrix = file['rbf/unbiased/t=0.5']
+  assert matrix.shape == (6, 6) and np.isfinite(matrix).all()
+  np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
