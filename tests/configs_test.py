@@ -106,7 +106,7 @@ RECIPE = {
   'sampler.last_step': 0.04, 'sampler.guidance_scale': 1.0, 'sample.weights': 'ema',
 }  # fmt: skip
 MEANFLOW = {
-  'optimizer.b2': 0.95, 'optimizer.clip_norm': 0.0,
+  'model.dtype': 'float32', 'optimizer.b2': 0.95, 'optimizer.clip_norm': 0.0,
   'config.interpolant.time_law': 'logit_normal', 'config.interpolant.time_mean': -0.4,
   'config.interpolant.time_std': 1.0,
   'sampler.kind': 'average_velocity', 'sampler.steps': 1,

@@ -435,7 +435,7 @@ CONSUMED = {
 # Keys that matter only under another choice than the run's.
 CONDITIONAL = ('diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion')
 CONDITIONAL += ('sampler.last_step', 'sampler.class_token_scale')
-# Sections of methods that the run does not have; `build_test` shows that none of their keys is lost.
+# Sections of other methods; `build_test` shows that none of their keys is lost.
 OTHER_METHODS = ('repa', 'dispersive', 'sra', 'reg', 'meanflow')
 
 

@@ -60,9 +60,8 @@ class Experiment:
 
 
 SECTIONS = (
-  'seed', 'method', 'data', 'model', 'interpolant', 'diversity', 'repa', 'dispersive', 'sra', 'reg',
-  'meanflow', 'train', 'optimizer', 'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample',
-  'eval', 'analysis', 'plan',
+  'seed', 'method', 'data', 'model', 'interpolant', *method.OPTIONS, 'train', 'optimizer', 'mesh',
+  'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
 
 
@@ -118,6 +117,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
   trajectory.check_guidance(experiment.sampler, model.null_label)
   objective.flow.check(model, experiment.sampler)
+  if experiment.sampler.class_token_scale is not None and not model.class_token:
+    raise types.UserError(
+      f'sampler.class_token_scale={experiment.sampler.class_token_scale} is for method=reg; '
+      f'{config.method!r} has no class token'
+    )
   guided = experiment.sampler.guidance_channels
   if guided is not None and guided > model.channels:
     raise types.UserError(

@@ -118,7 +118,10 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
     UserError: for parts that do not go together, options that the model or the batch does not
       allow, an unknown encoder, or data without the pixels that it looks at.
   """
-  options = _all_options(inputs.config)
+  # Every section is checked, that of a method which is not used too.
+  options = {
+    name: sections.splat(cls, inputs.config[name], name) for name, cls in OPTIONS.items()
+  }
   names, model = inputs.names, inputs.model
   opened, pairs = {}, ()
   if rules.needs(names, 'encoder'):
@@ -135,7 +138,7 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
   objective = base.Objective(
     flow=_make_flow(inputs, options, pairs),
     terms=tuple(
-      term for name in names if name in _TERMS for term in _TERMS[name](inputs, options, pairs)
+      term for name in names if name in TERMS for term in TERMS[name](inputs, options, pairs)
     ),
     encoders=tuple(opened.values()),
   )
@@ -146,16 +149,6 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
     model.attention, model.sequence, model.heads, model.width // model.heads, model.dtype
   )
   return objective, model
-
-
-def _all_options(config) -> dict[str, Any]:
-  """Every method's section, checked also where the method is not used."""
-  classes = {
-    'diversity': diversity_config.DiversityConfig, 'repa': RepaOptions,
-    'dispersive': DispersiveOptions, 'sra': SraOptions, 'reg': RegOptions,
-    'meanflow': MeanFlowOptions,
-  }  # fmt: skip
-  return {name: sections.splat(cls, config[name], name) for name, cls in classes.items()}
 
 
 def _make_flow(inputs, options, pairs) -> base.Flow:
@@ -263,7 +256,22 @@ def _diverse(inputs, options, pairs) -> list[base.Term]:
   return [diverse.Diverse(config=options['diversity'])]
 
 
+OPTIONS: dict[str, type] = {
+  'diversity': diversity_config.DiversityConfig,
+  'repa': RepaOptions,
+  'dispersive': DispersiveOptions,
+  'sra': SraOptions,
+  'reg': RegOptions,
+  'meanflow': MeanFlowOptions,
+}
+"""What each section of a method becomes."""
+
 _Make = Callable[[Inputs, dict[str, Any], tuple[repa.Pair, ...]], list[base.Term]]
-_TERMS: dict[str, _Make] = {
-  'reg': _repa, 'repa': _repa, 'dispersive': _dispersive, 'sra': _sra, 'diverse': _diverse,
-}  # fmt: skip
+TERMS: dict[str, _Make] = {
+  'reg': _repa,
+  'repa': _repa,
+  'dispersive': _dispersive,
+  'sra': _sra,
+  'diverse': _diverse,
+}
+"""What makes the terms of each part of a method; (inputs, options by section, pairs) -> terms."""

@@ -39,15 +39,19 @@ def method_flops(
     By part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer sequence),
     terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add is 2.
   """
-  plain = dataclasses.replace(model, class_token=0, interval=False)
-  ours, theirs = (cost_lib.forward_flops(m) for m in (model, plain))
+  ours, plain = (cost_lib.forward_flops(m) for m in (model, plain_model(model)))
   parts = {
     'forward passes': (objective.flow.forward_passes(True) - 3) * ours,
-    'class token': 3 * (ours - theirs) if model.class_token else 0.0,
+    'class token': 3 * (ours - plain) if model.class_token else 0.0,
     **{term.name: term.flops(model, examples) for term in objective.terms},
     **{f'encoder {encoder.name}': encoder.flops for encoder in objective.encoders},
   }
   return {name: flops for name, flops in parts.items() if flops}
+
+
+def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
+  """The model without what a method gave it: what a plain step would train."""
+  return dataclasses.replace(model, class_token=0, interval=False)
 
 
 def plan(
@@ -72,12 +76,13 @@ def plan(
   cost = cost_lib.cost(model)
   per_device = batch_size // config.devices // accumulate
   added = method_flops(objective, model, batch_size // accumulate)
-  training = cost.training + sum(added.values())
+  plain = cost_lib.cost(plain_model(model)).training
+  training = plain + sum(added.values())
   images_per_second = config.devices * config.peak_tflops * 1e12 * config.mfu / training
   return {
     'parameters': parameters,
     'tokens': model.sequence,
-    'method': {name: flops / (training - sum(added.values())) for name, flops in added.items()},
+    'method': {name: flops / plain for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
     'training_gflops_per_image': training / 1e9,
     'state_gib_per_device': (cost_lib.STATE_COPIES + 1) * shard_bytes / 2**30,

@@ -21,8 +21,8 @@ from diversedit_jax.data import files
 
 # Keys that may change when a run continues: they do not decide what is learned from a step.
 FREE = (
-  'train.steps', 'data.prefetch', 'repa.weights', 'model.attention', 'model.remat', 'model.unroll', 'mesh', 'log',
-  'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
+  'train.steps', 'data.prefetch', 'repa.weights', 'model.attention', 'model.remat', 'model.unroll',
+  'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
 
 

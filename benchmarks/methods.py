@@ -1,0 +1,102 @@
+"""What each method costs: its training step against the plain step, alternating in one run.
+
+  python benchmarks/methods.py
+  python benchmarks/methods.py --size=B/2 --batch=64 --dtype=bfloat16 --rounds=20      on one GPU
+
+Times are CPU seconds of the whole process on a CPU, where other load does not count, and wall
+seconds elsewhere. Beside the measured ratio stands the one that `--mode=plan` predicts from matrix
+products alone. Data are synthetic and encoders have random weights: neither changes the cost.
+"""
+
+import statistics
+import time
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import imagenet
+from diversedit_jax import build, rng, sharding
+from diversedit_jax.models import cost
+from diversedit_jax.training import plan, state, step
+
+METHODS = (
+  'diverse', 'repa', 'dispersive', 'sra', 'reg', 'meanflow', 'repa+diverse',
+  'meanflow+diverse',
+)  # fmt: skip
+
+
+class Run:
+  """One method's compiled step with its state and a batch on the device."""
+
+  def __init__(self, method: str, args):
+    config = imagenet.get(
+      f'method={method},skips=False,size={args.size}', size='S/2', resolution=256
+    )
+    config.model.dtype, config.repa.dtype = args.dtype, args.dtype
+    config.repa.pairs, config.train.batch_size = args.encoder, args.batch
+    config.dispersive.groups = 1
+    config.sampler.steps = 1 if 'meanflow' in method else 250
+    self.experiment = experiment = build.build(config)
+    mesh = sharding.make_mesh()
+    trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
+    self.state = trainable.init(jax.random.key(0))
+    self.frozen = jax.tree.map(
+      lambda x: jnp.full(x.shape, 0.02, x.dtype),
+      {e.name: e.params for e in experiment.objective.encoders},
+    )
+    made = step.make_step(
+      experiment.objective, trainable.graphdef, experiment.transformation(),
+      key=rng.stream(jax.random.key(0), 'train'), ema_decay=0.9999,
+      learning_rate=experiment.schedule(),
+    )  # fmt: skip
+    self.step = step.compile_step(made, trainable.shardings, mesh)
+    self.batch = sharding.put_batch(
+      experiment.source.gather(np.arange(args.batch)), mesh, args.batch
+    )
+
+  def seconds(self) -> float:
+    """Of one step, waited for."""
+    clock = time.process_time if jax.default_backend() == 'cpu' else time.perf_counter
+    started = clock()
+    self.state, metrics = self.step(self.state, self.batch, self.frozen)
+    jax.block_until_ready((self.state, metrics))
+    return clock() - started
+
+  def predicted(self) -> float:
+    """The whole step over the plain one, by matrix products."""
+    model = self.experiment.model
+    added = plan.method_flops(self.experiment.objective, model, len(self.batch['labels']))
+    return 1 + sum(added.values()) / cost.cost(plan.plain_model(model)).training
+
+
+def main() -> None:
+  """Measures every method against plain flow matching."""
+  parser = common.parser(__doc__.splitlines()[0], 'methods')
+  parser.add_argument('--size', default='S/2')
+  parser.add_argument('--batch', type=int, default=4)
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--encoder', default='dinov2-vit-s')
+  parser.add_argument('--rounds', type=int, default=5)
+  args = parser.parse_args()
+  plain, rows = Run('flow', args), {}
+  plain.seconds()
+  for method in METHODS:
+    run = Run(method, args)
+    run.seconds()
+    pairs = [(plain.seconds(), run.seconds()) for _ in range(args.rounds)]
+    ratios = [theirs / ours for ours, theirs in pairs]
+    rows[method] = {
+      'ratio_median': statistics.median(ratios), 'ratio_min': min(ratios),
+      'ratio_max': max(ratios), 'ratio_predicted': run.predicted(),
+      'seconds_median': statistics.median(theirs for _, theirs in pairs),
+      'plain_seconds_median': statistics.median(ours for ours, _ in pairs),
+    }  # fmt: skip
+    print(method, rows[method], flush=True)
+    del run
+  common.write(args.json, {'arguments': vars(args), 'methods': rows})
+
+
+if __name__ == '__main__':
+  main()
