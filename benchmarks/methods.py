@@ -86,12 +86,12 @@ def main() -> None:
     run = Run(method, args)
     run.seconds()
     pairs = [(plain.seconds(), run.seconds()) for _ in range(args.rounds)]
-    ratios = [theirs / ours for ours, theirs in pairs]
+    ratios = [with_method / alone for alone, with_method in pairs]
     rows[method] = {
       'ratio_median': statistics.median(ratios), 'ratio_min': min(ratios),
       'ratio_max': max(ratios), 'ratio_predicted': run.predicted(),
-      'seconds_median': statistics.median(theirs for _, theirs in pairs),
-      'plain_seconds_median': statistics.median(ours for ours, _ in pairs),
+      'seconds_median': statistics.median(with_method for _, with_method in pairs),
+      'plain_seconds_median': statistics.median(alone for alone, _ in pairs),
     }  # fmt: skip
     print(method, rows[method], flush=True)
     del run

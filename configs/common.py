@@ -114,7 +114,7 @@ def base() -> ml_collections.ConfigDict:
   config.diversity.stop_gradient_weight = False  # The released code lets gradients through.
 
   config.repa = ml_collections.ConfigDict()  # Also of reg, which aligns too.
-  # ENCODER@BLOCK,...; blocks from 1. Without a block: 5 (depth 12) or 8 (24, 28), as DiverseDiT.
+  # ENCODER@BLOCK,...; blocks from 1. Without a block: 5 (depth 12; 4 for reg) or 8 (24, 28).
   config.repa.pairs = 'dinov2-vit-b'
   config.repa.weight = 0.5
   config.repa.hidden = 2048  # Width of the projectors.
@@ -126,7 +126,8 @@ def base() -> ml_collections.ConfigDict:
   config.dispersive.kind = 'infonce_l2'  # infonce_l2 | infonce_cosine | hinge | covariance
   config.dispersive.block = ml_collections.config_dict.placeholder(int)  # From 1; L/4 or L.
   config.dispersive.temperature = ml_collections.config_dict.placeholder(float)  # 0.5 or 1.
-  config.dispersive.margin = 1.0  # Of the hinge, mean squared distance per feature.
+  # Of the hinge, in mean squared distance per feature; None is 1.
+  config.dispersive.margin = ml_collections.config_dict.placeholder(float)
   config.dispersive.weight = ml_collections.config_dict.placeholder(float)  # 0.5 or 0.25.
   # Parts of the batch with a loss each; groups of 16 or 32 examples. 1 is the global batch.
   config.dispersive.groups = ml_collections.config_dict.placeholder(int)
@@ -138,7 +139,7 @@ def base() -> ml_collections.ConfigDict:
   # smooth_l1 (paper) | l2 | l1 | cosine (the released code's default, with weight 0.5)
   config.sra.kind = 'smooth_l1'
   config.sra.axis = 'features'  # Of the cosine; the released code takes 'tokens'.
-  config.sra.beta = 0.05
+  config.sra.beta = ml_collections.config_dict.placeholder(float)  # Of smooth_l1; None is 0.05.
   config.sra.t_max = 0.2  # The teacher sees a time up to this much cleaner.
   config.sra.weight = 0.2
   config.sra.decay_after = 149.0  # Epochs; 99 at 512 px.

@@ -68,7 +68,7 @@ def recipe(
   config.data.source = data
   config.model.size = size
   config.model.skip.enabled = skips
-  config.model.dtype = 'bfloat16'
+  config.model.dtype = config.repa.dtype = 'bfloat16'
   config.train.steps = steps
   config.train.batch_size = 256
   common.set_method(config, method)

@@ -64,8 +64,13 @@ _OFF = 'never positive by (14), so the adaptive weight keeps it off'
 _INTERVAL = {'sampler.guidance_high': 0.7}  # REPA's.
 _ASSUMED = 'method and guidance assumed; the released command samples with 1.8'
 _LENGTH = 'length assumed: 240 epochs, as MeanFlow'
-_REPA_5 = {'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@5'}}
-_REPA_8 = {'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@8'}}
+_ALWAYS = 'guided at all times: assumed, as these FIDs differ from those of Table 2'
+_REPA_5 = {
+  'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@5'}, 'note': _ALWAYS
+}  # fmt: skip
+_REPA_8 = {
+  'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@8'}, 'note': _ALWAYS
+}  # fmt: skip
 
 
 def _range(lo: float, hi: float) -> dict[str, Any]:

@@ -129,10 +129,14 @@ REFUSED = [
   ({'method': 'flow+meanflow'}, ['flow and meanflow each make the forward pass']),
   ({'method': 'reg+repa'}, ['reg does not go with repa', 'class token too']),
   ({'method': 'meanflow+sra'}, ['meanflow does not go with sra', 'two times']),
-  ({'method': 'sra', 'train.ema_decay': 0.0}, ['ema_decay=0', 'teacher would be the student']),
+  (
+    {'method': 'sra', 'train.ema_decay': 0.0},
+    ['ema_decay=0', "'sra'", 'teacher would be the student'],
+  ),
   ({'method': 'repa', 'repa.weight': 0.0}, ['repa.weight=0', 'leave repa out']),
   ({'method': 'repa', 'repa.pairs': 'pca@7'}, ['repa.pairs', 'block 7', '1 to 6']),
   ({'method': 'repa', 'repa.pairs': 'pca'}, ["'pca' needs a block for depth 6: pca@BLOCK"]),
+  ({'method': 'repa', 'repa.pairs': 'pca@²'}, ["'pca@²'", 'ENCODER@BLOCK']),
   ({'method': 'repa', 'repa.pairs': 'pca@x'}, ["'pca@x'", "'dinov2-vit-b@8'"]),
   ({'method': 'repa', 'repa.pairs': 'pca@3,pca@3'}, ["'pca@3,pca@3'", 'twice']),
   ({'method': 'repa', 'repa.pairs': 'pac@3'}, ["no encoder 'pac'", "did you mean 'pca'"]),
@@ -146,8 +150,21 @@ REFUSED = [
   ({'repa.hidden': 0}, ['repa.hidden', 'at least 1', 'got 0']),
   ({'repa.dtype': 'float16'}, ['repa.dtype', "'float16'", "did you mean 'bfloat16'"]),
   ({'method': 'dispersive', 'dispersive.preset': 'papre'}, ["'papre'", "did you mean 'paper'"]),
-  ({'method': 'dispersive', 'dispersive.kind': 'hing'}, ["kind is 'hing'", 'hinge']),
-  ({'method': 'dispersive', 'dispersive.temperature': 0.0}, ['temperature is 0.0', 'positive']),
+  (
+    {'method': 'dispersive', 'dispersive.kind': 'hing'},
+    ['dispersive.kind', "'hing'", "did you mean 'hinge'"],
+  ),
+  (
+    {'method': 'dispersive', 'dispersive.temperature': 0.0},
+    ['dispersive.temperature must be positive', '0.0'],
+  ),
+  ({'dispersive.weight': -1.0}, ['dispersive.weight must be positive', '-1.0']),
+  ({'dispersive.preset': 'papre'}, ['dispersive.preset', "did you mean 'paper'"]),
+  (
+    {'dispersive.kind': 'hinge', 'dispersive.temperature': 0.5},
+    ['dispersive.temperature=0.5', 'infonce_l2 and infonce_cosine', "'hinge'"],
+  ),
+  ({'dispersive.margin': 0.5}, ['dispersive.margin=0.5', 'kind hinge', "'infonce_l2'"]),
   ({'method': 'dispersive', 'dispersive.block': 7}, ['dispersive.block', 'block 7', '1 to 6']),
   ({'method': 'dispersive', 'dispersive.groups': 5}, ['groups=5', '64 examples']),
   ({'method': 'dispersive', 'dispersive.groups': 64}, ['groups=64', 'one example', 'constant']),
@@ -161,14 +178,23 @@ REFUSED = [
     {'method': 'sra', 'sra.teacher_block': None},
     ['student_block and teacher_block for depth 6'],
   ),
-  ({'method': 'sra', 'sra.kind': 'l3'}, ["kind is 'l3'", 'smooth_l1']),
-  ({'method': 'sra', 'sra.axis': 'tokens'}, ["axis is 'tokens'", "only kind 'cosine'"]),
+  ({'method': 'sra', 'sra.kind': 'l3'}, ['sra.kind', "'l3'", 'smooth_l1']),
+  ({'method': 'sra', 'sra.axis': 'tokens'}, ["sra.axis='tokens'", "kind='cosine'"]),
   ({'method': 'sra', 'sra.t_max': 1.5}, ['sra.t_max', '[0, 1]', '1.5']),
-  ({'method': 'sra', 'sra.weight': -0.1}, ['sra.weight', 'negative', '-0.1']),
-  ({'method': 'reg', 'reg.class_weight': -1.0}, ['reg.class_weight', 'negative', '-1.0']),
+  ({'sra.weight': 0.0}, ['sra.weight must be positive', '0.0']),
+  ({'sra.kind': 'l1', 'sra.beta': 0.1}, ['sra.beta=0.1', "kind='smooth_l1'", "'l1'"]),
+  ({'reg.class_weight': -1.0}, ['reg.class_weight', 'at least 0', '-1.0']),
   ({'method': 'meanflow', 'meanflow.kappa': 1.0}, ['meanflow.kappa=1.0', '[0, 1)']),
   ({'method': 'meanflow', 'meanflow.omega': 0.0}, ['meanflow.omega=0.0', 'positive']),
   ({'method': 'meanflow', 'meanflow.start': 0.9, 'meanflow.end': 0.1}, ['interval [0.9, 0.1]']),
+  (
+    {'method': 'meanflow', 'model.attention': 'cudnn'},
+    ["attention='cudnn'", 'forward-mode derivative', 'model.attention=xla'],
+  ),
+  (
+    {'method': 'meanflow', 'sampler.guidance_scale': 2.0},
+    ['guidance_scale=2.0', 'omega=1.0, kappa=0.5', 'guided in training'],
+  ),
   ({'method': 'meanflow', 'meanflow.variant': 'imporved'}, ["did you mean 'improved'"]),
   ({'method': 'meanflow', 'meanflow.masks': 'same'}, ["'same'", 'independent']),
   ({'method': 'meanflow', 'meanflow.equal_fraction': 1.5}, ['equal_fraction=1.5', '[0, 1]']),
@@ -199,6 +225,11 @@ REFUSED = [
     ['sampler.times', 'the SDE has its own grid'],
   ),
   ({'sampler.class_token_scale': -1.0}, ['class_token_scale=-1.0', '>= 0']),
+  (
+    {'method': 'reg', 'sampler.guidance_scale': 1.0, 'sampler.class_token_scale': 2.0},
+    ['class_token_scale=2.0', 'guidance_scale=1.0'],
+  ),
+  ({'train.accumulate': 3}, ['train.batch_size=64', 'not divisible by train.accumulate=3']),
   ({'sampler.class_token_scale': 2.0}, ['class_token_scale=2.0', 'method=reg', "'flow+diverse'"]),
   ({'data.source': 'digit'}, ["'digit'", "did you mean 'digits'"]),
   ({'data.source': 'arrays:absent.npz'}, ['absent.npz', 'no such file', 'expected an .npz']),
@@ -376,18 +407,17 @@ def test_guidance_needs_classes(monkeypatch):
   assert experiment.model.null_label is None and experiment.objective.flow.null_label is None
 
 
-@pytest.mark.parametrize(('batch', 'accumulate', 'fits'), [(64, 4, True), (64, 6, False)])
-def test_microbatches_divide_the_batch(batch, accumulate, fits):
-  experiment = build.build(changed({'train.batch_size': batch, 'train.accumulate': accumulate}))
+def test_devices_and_microbatches_divide_the_batch():
   mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'))
-  if fits:
-    build.check_devices(experiment, mesh)
-    return
-  with pytest.raises(types.UserError, match=r'batch_size=64 .* 1 devices .*accumulate=6'):
-    build.check_devices(experiment, mesh)
+  experiment = build.build(changed({'train.batch_size': 64, 'train.accumulate': 4}))
+  build.check_devices(experiment, mesh)
+  three = jax.sharding.AbstractMesh((3, 1, 1), ('data', 'fsdp', 'tensor'))
+  with pytest.raises(types.UserError, match=r'batch_size=64 .* 3 devices .*accumulate=4'):
+    build.check_devices(experiment, three)
 
 
 # Another value of every key; with it, where needed, the setting in which the key means something.
+MEANFLOW = {'method': 'meanflow', 'sampler.guidance_scale': 1.0}  # It is guided in training.
 # An encoder that has weights looks at colour pictures.
 PRETRAINED = {
   'method': 'repa', 'repa.pairs': 'dinov2-vit-s@2', 'model.patch_size': 2,
@@ -447,7 +477,7 @@ ALTERNATIVES = {
   'dispersive.kind': ('hinge', {'method': 'dispersive'}),
   'dispersive.block': (5, {'method': 'dispersive'}),
   'dispersive.temperature': (0.7, {'method': 'dispersive'}),
-  'dispersive.margin': (0.5, {'method': 'dispersive'}),
+  'dispersive.margin': (0.5, {'method': 'dispersive', 'dispersive.kind': 'hinge'}),
   'dispersive.weight': (0.7, {'method': 'dispersive'}),
   'dispersive.groups': (2, {'method': 'dispersive'}),
   'sra.student_block': (1, {'method': 'sra'}),
@@ -460,15 +490,15 @@ ALTERNATIVES = {
   'sra.decay_after': (9.0, {'method': 'sra'}),
   'sra.decay_epochs': (0.0, {'method': 'sra'}),
   'reg.class_weight': (0.1, {'method': 'reg'}),
-  'meanflow.variant': ('improved', {'method': 'meanflow'}),
-  'meanflow.equal_fraction': (0.25, {'method': 'meanflow'}),
-  'meanflow.omega': (2.0, {'method': 'meanflow'}),
-  'meanflow.kappa': (0.25, {'method': 'meanflow'}),
-  'meanflow.start': (0.25, {'method': 'meanflow'}),
-  'meanflow.end': (0.75, {'method': 'meanflow'}),
-  'meanflow.power': (0.5, {'method': 'meanflow'}),
-  'meanflow.constant': (0.1, {'method': 'meanflow'}),
-  'meanflow.masks': ('correlated', {'method': 'meanflow'}),
+  'meanflow.variant': ('improved', MEANFLOW),
+  'meanflow.equal_fraction': (0.25, MEANFLOW),
+  'meanflow.omega': (2.0, MEANFLOW),
+  'meanflow.kappa': (0.25, MEANFLOW),
+  'meanflow.start': (0.25, MEANFLOW),
+  'meanflow.end': (0.75, MEANFLOW),
+  'meanflow.power': (0.5, MEANFLOW),
+  'meanflow.constant': (0.1, MEANFLOW),
+  'meanflow.masks': ('correlated', MEANFLOW),
   'train.steps': 999,
   'train.batch_size': 32,
   'train.accumulate': 2,

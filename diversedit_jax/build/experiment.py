@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from absl import logging
 from flax import nnx
 import ml_collections
 import optax
@@ -83,6 +84,10 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     raise types.UserError(
       f'train.batch_size={train.batch_size} is more than {source.name} has examples: {len(source)}'
     )
+  if train.batch_size % train.accumulate:
+    raise types.UserError(
+      f'train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}'
+    )
   objective, model = method.make_objective(
     method.Inputs(
       config=config,
@@ -116,7 +121,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   )
   generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
   trajectory.check_guidance(experiment.sampler, model.null_label)
-  objective.flow.check(model, experiment.sampler)
+  objective.flow.check_sampler(experiment.sampler)
+  if 'meanflow' in rules.parse(config.method) and config.interpolant.time_law == 'uniform':
+    logging.warning(
+      'method=meanflow with uniform times: its published recipe (logit-normal times, b2, no '
+      'clipping, one step) comes with the meta-argument --config=FILE.py:method=meanflow only'
+    )
   if experiment.sampler.class_token_scale is not None and not model.class_token:
     raise types.UserError(
       f'sampler.class_token_scale={experiment.sampler.class_token_scale} is for method=reg; '

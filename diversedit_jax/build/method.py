@@ -10,7 +10,8 @@ from diversedit_jax import interpolants, trees, types
 from diversedit_jax.build import network, sections
 from diversedit_jax.data import sources
 from diversedit_jax.frozen import encoders
-from diversedit_jax.losses import diversity_config
+from diversedit_jax.losses import alignment, diversity_config
+from diversedit_jax.losses import dispersive as dispersive_lib
 from diversedit_jax.methods import (
   base,
   dispersive,
@@ -56,7 +57,7 @@ class RepaOptions:
   dtype: str
 
   def __post_init__(self):
-    sections.at_least('repa', 'weight', self.weight, 0)
+    sections.at_least('repa', 'weight', self.weight, 0)  # 0: REG without its alignment.
     sections.at_least('repa', 'hidden', self.hidden, 1)
     trees.check_known('repa.dtype', self.dtype, sit.DTYPES)
 
@@ -69,9 +70,24 @@ class DispersiveOptions:
   kind: str
   block: int | None
   temperature: float | None
-  margin: float
+  margin: float | None
   weight: float | None
   groups: int | None
+
+  def __post_init__(self):
+    trees.check_known('dispersive.preset', self.preset, dispersive.PRESETS)
+    trees.check_known('dispersive.kind', self.kind, dispersive_lib.KINDS)
+    for name, kinds in (
+      ('temperature', ('infonce_l2', 'infonce_cosine')),
+      ('margin', ('hinge',)),
+    ):
+      value = getattr(self, name)
+      if value is not None and self.kind not in kinds:
+        raise types.UserError(
+          f'dispersive.{name}={value} is for kind {" and ".join(kinds)}, got {self.kind!r}'
+        )
+    for name in ('temperature', 'margin', 'weight'):
+      _positive('dispersive', name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,11 +98,21 @@ class SraOptions:
   teacher_block: int | None
   kind: str
   axis: str
-  beta: float
+  beta: float | None
   t_max: float
   weight: float
   decay_after: float
   decay_epochs: float
+
+  def __post_init__(self):
+    trees.check_known('sra.kind', self.kind, alignment.KINDS)
+    trees.check_known('sra.axis', self.axis, alignment.AXES)
+    if self.axis != 'features' and self.kind != 'cosine':
+      raise types.UserError(f"sra.axis={self.axis!r} is for kind='cosine', got {self.kind!r}")
+    if self.beta is not None and self.kind != 'smooth_l1':
+      raise types.UserError(f"sra.beta={self.beta} is for kind='smooth_l1', got {self.kind!r}")
+    for name in ('beta', 'weight'):
+      _positive('sra', name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +120,9 @@ class RegOptions:
   """See `reg.Reg`."""
 
   class_weight: float
+
+  def __post_init__(self):
+    sections.at_least('reg', 'class_weight', self.class_weight, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +139,10 @@ class MeanFlowOptions:
   constant: float
   masks: str
 
+  def __post_init__(self):
+    trees.check_known('meanflow.variant', self.variant, meanflow.VARIANTS)
+    trees.check_known('meanflow.masks', self.masks, meanflow.MASKS)
+
 
 def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
   """The objective that the method's name lists, and the model as that objective needs it.
@@ -118,12 +151,14 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
     UserError: for parts that do not go together, options that the model or the batch does not
       allow, an unknown encoder, or data without the pixels that it looks at.
   """
-  # Every section is checked, that of a method which is not used too.
-  options = {
-    name: sections.splat(cls, inputs.config[name], name) for name, cls in OPTIONS.items()
-  }
+  # Names and choices of every section are checked, also where its method is not used.
+  options = {name: sections.splat(cls, inputs.config[name], name) for name, cls in OPTIONS.items()}
   names, model = inputs.names, inputs.model
   opened, pairs = {}, ()
+  if rules.needs(names, 'teacher') and not inputs.config.train.ema_decay:
+    raise types.UserError(
+      f'method {inputs.config.method!r} with train.ema_decay=0: the teacher would be the student'
+    )
   if rules.needs(names, 'encoder'):
     opened, pairs = _open_encoders(inputs, options['repa'])
   if rules.needs(names, 'token'):
@@ -142,6 +177,7 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
     ),
     encoders=tuple(opened.values()),
   )
+  objective.flow.check_model(model)
   for term in objective.terms:
     term.check(model, inputs.examples)
   # Probe now, so that a kernel that cannot run is known before the model is traced.
@@ -178,10 +214,18 @@ def _make_flow(inputs, options, pairs) -> base.Flow:
   return flow.StochasticInterpolant(**common)
 
 
+def _positive(section, field, value):
+  """A weight of 0 would pay for a term without effect."""
+  if value is not None and not value > 0:
+    raise types.UserError(f'{section}.{field} must be positive, got {value}')
+
+
 def _open_encoders(inputs, options) -> tuple[dict[str, encoders.Encoder], tuple[repa.Pair, ...]]:
   """Encoders by name, and the pairs of encoder and block with the widths of the encoders."""
-  source, parsed = inputs.source, repa.parse_pairs(options.pairs, inputs.model.depth)
-  if 'reg' in inputs.names and len(parsed) > 1:
+  source, with_token = inputs.source, 'reg' in inputs.names
+  blocks = repa.REG_BLOCKS if with_token else repa.BLOCKS
+  parsed = repa.parse_pairs(options.pairs, inputs.model.depth, blocks)
+  if with_token and len(parsed) > 1:
     raise types.UserError(
       f'repa.pairs={options.pairs!r} with method=reg, whose class token is of one encoder: name one'
     )
@@ -220,33 +264,32 @@ def _dispersive(inputs, options, pairs) -> list[base.Term]:
   del pairs
   fields = dataclasses.asdict(options['dispersive'])
   name = fields.pop('preset')
-  trees.check_known('dispersive.preset', name, dispersive.PRESETS)
-  preset = dict(dispersive.PRESETS[name])
-  size = preset.pop('group_size')
+  preset = dispersive.PRESETS[name]
+  size = preset.group_size
   if fields['groups'] is None and inputs.examples % size:
     raise types.UserError(
       f'dispersive.preset={name!r} has groups of {size}, which do not divide the '
       f'{inputs.examples} examples of a microbatch; set dispersive.groups'
     )
-  depth = inputs.model.depth
-  preset |= {'block': depth // 4 if name == 'paper' else depth, 'groups': inputs.examples // size}
-  fields = {k: preset[k] if v is None else v for k, v in fields.items()}
+  published = {
+    'block': preset.block(inputs.model.depth), 'groups': inputs.examples // size,
+    'temperature': preset.temperature, 'weight': preset.weight, 'margin': 1.0,
+  }  # fmt: skip
+  fields = {k: published[k] if v is None else v for k, v in fields.items()}
   return [dispersive.Dispersive(**fields)]
 
 
 def _sra(inputs, options, pairs) -> list[base.Term]:
   del pairs
   fields, depth = dataclasses.asdict(options['sra']), inputs.model.depth
-  if not inputs.config.train.ema_decay:
-    raise types.UserError(
-      'method sra with train.ema_decay=0: the teacher would be the student itself'
-    )
   blocks = 'student_block', 'teacher_block'
   if any(fields[b] is None for b in blocks) and depth not in sra.BLOCKS:
     raise types.UserError(f'sra needs student_block and teacher_block for depth {depth}')
   for place, block in enumerate(blocks):
     if fields[block] is None:
       fields[block] = sra.BLOCKS[depth][place]
+  if fields['beta'] is None:
+    fields['beta'] = alignment.BETA
   steps = max(1, len(inputs.source) // inputs.batch_size)
   return [sra.Sra(**fields, steps_per_epoch=steps)]
 

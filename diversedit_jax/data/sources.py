@@ -170,7 +170,10 @@ def arrays(path: str | os.PathLike[str], num_classes: int | None = None) -> Arra
     raise UserError(f'{path}: no such file; expected an .npz with images or latents, and labels')
   data_name, data, labels, pixels = _read_npz(path)
   _check_data(path, data_name, data)
-  if pixels is not None and (pixels.dtype != np.uint8 or pixels.shape[:1] != data.shape[:1]):
+  if pixels is not None and not (
+    pixels.dtype == np.uint8 and pixels.ndim == 4 and 0 not in pixels.shape
+    and (len(pixels), pixels.shape[-1]) == (len(data), 3)
+  ):  # fmt: skip
     raise UserError(
       f'{path}: `pixels` is {pixels.dtype.name} {pixels.shape}, expected uint8 '
       f'({len(data)}, H, W, 3)'

@@ -16,14 +16,20 @@ from diversedit_jax.losses import diversity
 
 
 def ordered_times(
-  a_N: jax.Array, b_N: jax.Array, *, equal_fraction: float = 0.75
+  a_N: jax.Array,
+  b_N: jax.Array,
+  *,
+  equal_fraction: float = 0.75,
+  order_N: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """(t_N, r_N): the larger and the smaller of two draws, r = t for the head of the batch.
+  """(t_N, r_N): the larger and the smaller of two draws, r = t for a share of the batch.
 
   Args:
     a_N, b_N: independent draws from a law of time.
-    equal_fraction: the first int(equal_fraction N) examples get r = t, as in the authors' code:
-      0.75 in MeanFlow, 0.5 in improved MeanFlow.
+    equal_fraction: int(equal_fraction N) examples get r = t, the authors' 0.75 in MeanFlow and 0.5
+      in improved MeanFlow.
+    order_N: a permutation of 0 .. N-1, whose least get r = t; None is the order of the batch, as
+      in the authors' code.
 
   Raises:
     UserError: if equal_fraction is outside [0, 1].
@@ -32,7 +38,8 @@ def ordered_times(
     raise types.UserError(f'{equal_fraction=} must lie in [0, 1]')
   t_N, r_N = jnp.maximum(a_N, b_N), jnp.minimum(a_N, b_N)
   size = t_N.shape[0]
-  return t_N, jnp.where(jnp.arange(size) < int(equal_fraction * size), t_N, r_N)
+  order_N = jnp.arange(size) if order_N is None else order_N
+  return t_N, jnp.where(order_N < int(equal_fraction * size), t_N, r_N)
 
 
 def guided_velocity(

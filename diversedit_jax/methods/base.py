@@ -39,7 +39,8 @@ class Draw:
   target: jax.Array  # [N, H, W, C], what the flow regresses
   noise: jax.Array  # [N, H, W, C]
   batch: types.Batch  # What the draw was made from, and whatever else the data bring.
-  extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Of the flow and the terms.
+  extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # What else the flow drew.
+  drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # By the terms, by name.
 
   @property
   def clean(self) -> jax.Array:
@@ -72,8 +73,11 @@ class Flow(Protocol):
 
   encoders: tuple[str, ...]
 
-  def check(self, model: sit.SiTConfig, sampler: trajectory.SamplerConfig) -> None:
-    """Refuses a model or a sampler that the flow cannot use (UserError)."""
+  def check_model(self, model: sit.SiTConfig) -> None:
+    """Refuses a model that the flow cannot use (UserError)."""
+
+  def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
+    """Refuses a sampler that the flow cannot use (UserError)."""
 
   def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
     """Times, noise and dropped labels for a batch."""
@@ -81,8 +85,10 @@ class Flow(Protocol):
   def at(self, draw: Draw, t_N: jax.Array) -> Draw:
     """The same data, noise and labels at other times."""
 
-  def run(self, network: Network, draw: Draw, tap: taps.Tap) -> types.Output:
-    """The model on a draw, without a loss."""
+  def run(
+    self, network: Network, draw: Draw, tap: taps.Tap, blocks: int | None = None
+  ) -> types.Output:
+    """The model on a draw, without a loss; only its first blocks if a number is given."""
 
   def forward(self, network: Network, draw: Draw, tap: taps.Tap) -> tuple[Any, jax.Array, Metrics]:
     """The tap's features, the per-example loss [N] and metrics, from one forward pass."""
@@ -93,12 +99,13 @@ class Flow(Protocol):
   ) -> jax.Array:  # fmt: skip
     """Samples [N, H, W, C], each a function of its key and label."""
 
-  def forward_passes(self, training: bool) -> float:
-    """Cost of a step in forward passes of the model; a backward pass counts as two."""
+  def extra_passes(self) -> float:
+    """What a step costs beyond one forward and one backward pass, in forward passes."""
 
 
-Teacher = Callable[[jax.Array, taps.Tap], Any]
-"""(t_N, tap) -> features of the averaged network for the same data, noise and labels at t_N."""
+Teacher = Callable[[jax.Array, int], jax.Array]
+"""(t_N, block) -> [N, T, D], the output of that block (counted from 1) of the averaged network for
+the same data, noise and labels at t_N."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,21 +179,34 @@ class Objective:
     """Weights of the encoders by name; reads or fits them."""
     return {encoder.name: encoder.load() for encoder in self.encoders}
 
-  def encode(self, frozen: Mapping[str, Any], batch: types.Batch) -> types.Batch:
-    """The batch with 'NAME/tokens' and 'NAME/summary' of every encoder; no gradient."""
-    added = {}
-    for encoder in self.encoders:
-      features = encoder.apply(frozen[encoder.name], pixels(batch))
-      added[f'{encoder.name}/tokens'] = jax.lax.stop_gradient(features.tokens)
-      added[f'{encoder.name}/summary'] = jax.lax.stop_gradient(features.summary)
-    return {**batch, **added}
+  def encode(self, frozen: Mapping[str, Any], batch: types.Batch, parts: int = 1) -> types.Batch:
+    """The batch with 'NAME/tokens' and 'NAME/summary' of every encoder; no gradient.
+
+    The batch goes through the encoders in so many parts, one after the other, to save memory.
+    """
+
+    def features(pixels_NHWC):
+      added = {}
+      for encoder in self.encoders:
+        found = encoder.apply(frozen[encoder.name], pixels_NHWC)
+        added |= {f'{encoder.name}/{k}': v for k, v in found._asdict().items()}
+      return added
+
+    if not self.encoders:
+      return batch
+    if parts == 1:
+      added = features(pixels(batch))
+    else:
+      added = jax.lax.map(features, microbatches(pixels(batch), parts))
+      added = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), added)
+    return {**batch, **jax.lax.stop_gradient(added)}
 
   def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
     """All randomness of a step that belongs to single examples."""
     draw = self.flow.draw(batch, key)
     n = draw.t.shape[0]
     drawn = {term.name: term.draw(rng.stream(key, term.name), n) for term in self.terms}
-    return dataclasses.replace(draw, extras={**draw.extras, **drawn})
+    return dataclasses.replace(draw, drawn=drawn)
 
   def loss(
     self, network: Network, draw: Draw, *, key: jax.Array, step: jax.Array,
@@ -207,21 +227,28 @@ class Objective:
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
     features, loss_N, metrics = self.flow.forward(network, draw, tap)
 
-    def teach(t_N, tap):
+    def teach(t_N, block):
       if teacher is None:
         raise ValueError('a term asks for the teacher, and none is given')
-      return self.flow.run(jax.lax.stop_gradient(teacher), self.flow.at(draw, t_N), tap).features
+      averaged, tap = jax.lax.stop_gradient(teacher), taps.chosen([block - 1])
+      return self.flow.run(averaged, self.flow.at(draw, t_N), tap, blocks=block).features[0]
 
     loss = jnp.mean(loss_N)
     for term in self.terms:
       context = Context(
-        draw=draw, drawn=draw.extras[term.name], heads=network.heads.get(term.name), teacher=teach,
+        draw=draw, drawn=draw.drawn[term.name], heads=network.heads.get(term.name), teacher=teach,
         step=step,
       )  # fmt: skip
       value, parts = term.loss(features[term.name], context)
       loss = loss + value
       metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}
     return loss, {'loss': loss, **metrics}
+
+
+def check_block(field: str, block: int, depth: int) -> None:
+  """Refuses a block, counted from 1, that the model does not have (UserError)."""
+  if not 1 <= block <= depth:
+    raise types.UserError(f'{field}: block {block} is not one of 1 to {depth} (counted from 1)')
 
 
 def pixels(batch: types.Batch) -> jax.Array:

@@ -3,6 +3,7 @@
 No positives, no projector, no further pass: see `losses.dispersive` for the four forms.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any, ClassVar
 
@@ -10,14 +11,25 @@ import jax
 
 from diversedit_jax import types
 from diversedit_jax.losses import dispersive as dispersive_lib
-from diversedit_jax.methods import base, repa
+from diversedit_jax.methods import base
 from diversedit_jax.models import sit, taps
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """Published constants; the block follows the depth, the groups are one device's examples."""
+
+  weight: float
+  temperature: float
+  group_size: int
+  block: Callable[[int], int]
+
+
 PRESETS = {
-  # The paper's experiments: 16 devices of 16 examples, block L/4.
-  'paper': {'weight': 0.5, 'temperature': 0.5, 'group_size': 16},
-  # The released PyTorch code: 8 devices of 32 examples, the last block.
-  'release': {'weight': 0.25, 'temperature': 1.0, 'group_size': 32},
+  # The paper's experiments: 16 devices of 16 examples.
+  'paper': Preset(weight=0.5, temperature=0.5, group_size=16, block=lambda depth: depth // 4),
+  # The released PyTorch code: 8 devices of 32 examples.
+  'release': Preset(weight=0.25, temperature=1.0, group_size=32, block=lambda depth: depth),
 }
 
 
@@ -28,7 +40,8 @@ class Dispersive(base.Term):
   block: whose output, counted from 1. kind: of `losses.dispersive.KINDS`.
   temperature: of the InfoNCE forms. margin: of the hinge, in mean squared distance per feature.
   weight: factor of the loss. groups: consecutive parts of the batch with a loss each; 1 is the
-    global batch, which is a different loss (its least value is -log of the group's size).
+    global batch, which is a different loss (its least value is -log of the group's size). Fewer
+    groups than devices send the block's features and their gradient between devices.
   """
 
   block: int
@@ -43,7 +56,7 @@ class Dispersive(base.Term):
     dispersive_lib.check_options(self.kind, self.temperature, self.margin)
 
   def check(self, model: sit.SiTConfig, examples: int) -> None:
-    repa.check_block('dispersive.block', self.block, model.depth)
+    base.check_block('dispersive.block', self.block, model.depth)
     if self.groups < 1 or examples % self.groups:
       raise types.UserError(
         f'dispersive.groups={self.groups} does not divide the {examples} examples of a microbatch'

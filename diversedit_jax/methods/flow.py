@@ -62,13 +62,16 @@ class StochasticInterpolant:
         "weight 1: set weighting='none'"
       )
 
-  def check(self, model: sit.SiTConfig, sampler: trajectory.SamplerConfig) -> None:
-    """Refuses a sampler of average velocities, and one that starts where v is not defined."""
+  def check_model(self, model: sit.SiTConfig) -> None:
+    """Refuses times of a diffusion on another path."""
     if model.time_input == 'ddpm' and self.path.name != 'vp':
       raise types.UserError(
         "model.time_input='ddpm' is the step of a diffusion along interpolant.path=vp, got "
         f'{self.path.name!r}'
       )
+
+  def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
+    """Refuses a sampler of average velocities, and one that starts where v is not defined."""
     if sampler.kind == 'average_velocity':
       raise types.UserError(
         "sampler.kind='average_velocity' needs a network that predicts averages; set "
@@ -103,8 +106,10 @@ class StochasticInterpolant:
     x_t, target = self.noised(draw.clean, draw.noise, t_N)
     return dataclasses.replace(draw, x_t=x_t, t=t_N, target=target)
 
-  def run(self, network: base.Network, draw: base.Draw, tap: taps.Tap) -> types.Output:
-    return network.model(draw.x_t, draw.t, draw.y, tap=tap)
+  def run(
+    self, network: base.Network, draw: base.Draw, tap: taps.Tap, blocks: int | None = None
+  ) -> types.Output:
+    return network.model(draw.x_t, draw.t, draw.y, tap=tap, blocks=blocks)
 
   def forward(
     self, network: base.Network, draw: base.Draw, tap: taps.Tap
@@ -148,8 +153,8 @@ class StochasticInterpolant:
       null_label=network.model.config.null_label,
     )  # fmt: skip
 
-  def forward_passes(self, training: bool) -> float:
-    return 3.0 if training else 1.0
+  def extra_passes(self) -> float:
+    return 0.0
 
 
 def drop_labels(

@@ -28,6 +28,7 @@ from diversedit_jax.methods import base, flow
 from diversedit_jax.models import sit, taps
 from diversedit_jax.sampling import average, guidance, trajectory
 
+_PATH = interpolants.linear()
 VARIANTS = ('original', 'improved')
 MASKS = ('independent', 'correlated')
 
@@ -39,8 +40,8 @@ class MeanFlow:
   time_law: of two draws for each example, of which the larger is t and the smaller r.
   equal_fraction: of the batch that has r = t, where the loss is that of flow matching.
   variant: of `VARIANTS`. omega, kappa, start, end: of (2). power, constant: p and c of (3).
-  masks: 'independent' drops labels of any examples; 'correlated' drops them at the head of the
-    batch, where r = t too, as the released code does.
+  masks: 'independent' sets r = t and drops labels anywhere in the batch; 'correlated' does both at
+    its head, as the released code on each device.
   label_dropout: share of dropped labels; their v_g is v. null_label: K, or None without classes.
   """
 
@@ -83,9 +84,12 @@ class MeanFlow:
     """True if (2) asks the network for velocities."""
     return (self.omega, self.kappa) != (1.0, 0.0)
 
-  def check(self, model: sit.SiTConfig, sampler: trajectory.SamplerConfig) -> None:
+  @property
+  def _needs_class(self) -> bool:
+    return self.kappa > 0 or self.variant == 'improved'
+
+  def check_model(self, model: sit.SiTConfig) -> None:
     """Refuses fused attention, which has no forward-mode derivative."""
-    del sampler
     if model.time_input != 'unit':
       raise types.UserError(
         f'model.time_input={model.time_input!r} is not for method=meanflow, on the linear path'
@@ -96,11 +100,23 @@ class MeanFlow:
         'derivative, which fused kernels do not define; set model.attention=xla'
       )
 
+  def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
+    """Refuses to guide a network once more that was guided in training."""
+    if self.guided and sampler.guidance_scale > 1:
+      raise types.UserError(
+        f'sampler.guidance_scale={sampler.guidance_scale} with meanflow.omega={self.omega}, '
+        f'kappa={self.kappa}: the network was guided in training; set guidance_scale=1'
+      )
+
   def draw(self, batch: types.Batch, key: jax.Array) -> base.Draw:
     x_NHWC = base.clean(batch)
     n = x_NHWC.shape[0]
     ends = (self.time_law(rng.stream(key, name), n) for name in ('time', 'time/second'))
-    t_N, r_N = loss_lib.ordered_times(*ends, equal_fraction=self.equal_fraction)
+    # Spread over the batch, so that each group of a loss on groups has its share; or at its head.
+    order_N = jnp.arange(n)
+    if self.masks == 'independent':
+      order_N = jax.random.permutation(rng.stream(key, 'equal'), n)
+    t_N, r_N = loss_lib.ordered_times(*ends, equal_fraction=self.equal_fraction, order_N=order_N)
     eps_NHWC = jax.random.normal(rng.stream(key, 'noise'), x_NHWC.shape, x_NHWC.dtype)
     label_key = rng.stream(key, 'label_dropout')
     y_N, dropped_N = flow.drop_labels(
@@ -109,27 +125,23 @@ class MeanFlow:
     if self.masks == 'correlated' and self.null_label is not None:
       dropped_N = jnp.arange(n) < jnp.sum(dropped_N)
       y_N = jnp.where(dropped_N, self.null_label, batch['labels'])
-    draw = base.Draw(
-      x_t=x_NHWC, t=t_N, y=y_N, target=eps_NHWC, noise=eps_NHWC, batch=batch,
+    return base.Draw(
+      x_t=interpolants.interpolate(_PATH, x_NHWC, eps_NHWC, t_N), t=t_N, y=y_N,
+      target=eps_NHWC - x_NHWC, noise=eps_NHWC, batch=batch,
       extras={'h': t_N - r_N, 'dropped': dropped_N},
     )  # fmt: skip
-    return self._noised(draw)
-
-  def _noised(self, draw: base.Draw) -> base.Draw:
-    path, x, eps = interpolants.linear(), draw.clean, draw.noise
-    return dataclasses.replace(
-      draw,
-      x_t=interpolants.interpolate(path, x, eps, draw.t),
-      target=interpolants.velocity_target(path, x, eps, draw.t),
-    )
 
   def at(self, draw: base.Draw, t_N: jax.Array) -> base.Draw:
     """At other times and with h = 0, where u is the velocity."""
+    x_t = interpolants.interpolate(_PATH, draw.clean, draw.noise, t_N)
     extras = {**draw.extras, 'h': jnp.zeros_like(t_N)}
-    return self._noised(dataclasses.replace(draw, t=t_N, extras=extras))
+    return dataclasses.replace(draw, x_t=x_t, t=t_N, extras=extras)
 
-  def run(self, network: base.Network, draw: base.Draw, tap: taps.Tap) -> types.Output:
-    return network.model(draw.x_t, draw.t, draw.y, h_N=draw.extras['h'], tap=tap)
+  def run(
+    self, network: base.Network, draw: base.Draw, tap: taps.Tap, blocks: int | None = None
+  ) -> types.Output:
+    h_N = draw.extras['h']
+    return network.model(draw.x_t, draw.t, draw.y, h_N=h_N, tap=tap, blocks=blocks)
 
   def forward(
     self, network: base.Network, draw: base.Draw, tap: taps.Tap
@@ -185,19 +197,23 @@ class MeanFlow:
 
   def _guided(self, velocity, draw):
     """v_g of (2), and the network's own velocity; both constant."""
-    z, t_N, v = draw.x_t, draw.t, draw.target
+    z, t_N = draw.x_t, draw.t
     if not self.guided:
-      v_class = velocity(z, t_N, draw.y) if self.variant == 'improved' else v
-      return v, jax.lax.stop_gradient(v_class)
+      v_class = velocity(z, t_N, draw.y) if self._needs_class else draw.target
+      return draw.target, jax.lax.stop_gradient(v_class)
     twice = lambda x: jnp.concatenate([x, x])
-    y_2N = jnp.concatenate([draw.y, jnp.full_like(draw.y, self.null_label)])
-    v_class, v_null = jnp.split(velocity(twice(z), twice(t_N), y_2N), 2)
+    null_N = jnp.full_like(draw.y, self.null_label)
+    if self._needs_class:
+      v = velocity(twice(z), twice(t_N), jnp.concatenate([draw.y, null_N]))
+      v_class, v_null = jnp.split(v, 2)
+    else:
+      v_class, v_null = draw.target, velocity(z, t_N, null_N)
     v_g = loss_lib.guided_velocity(
-      v, v_null, v_class, omega=self.omega, kappa=self.kappa, t_N=t_N, start=self.start,
+      draw.target, v_null, v_class, omega=self.omega, kappa=self.kappa, t_N=t_N, start=self.start,
       end=self.end,
     )  # fmt: skip
     dropped = draw.extras['dropped'].reshape(-1, *(1,) * (z.ndim - 1))
-    return jax.lax.stop_gradient((jnp.where(dropped, v, v_g), v_class))
+    return jax.lax.stop_gradient((jnp.where(dropped, draw.target, v_g), v_class))
 
   def velocity(self, network: base.Network) -> guidance.Predict:
     """(x_NHWC, t_N, y_N) -> u over an empty interval, the instantaneous velocity."""
@@ -217,8 +233,6 @@ class MeanFlow:
     predict = lambda x, t, h, y: model(x, t, y, h_N=h).pred
     return average.sample(predict, model.config.shape, keys_N, labels_N, config)
 
-  def forward_passes(self, training: bool) -> float:
-    """The derivative costs one more pass, (2) two without gradient, the improved tangent one."""
-    if not training:
-      return 1.0
-    return 4.0 + (2.0 if self.guided else float(self.variant == 'improved'))
+  def extra_passes(self) -> float:
+    """One for the derivative, one without gradient for each velocity that is asked for."""
+    return 1.0 + self.guided + self._needs_class

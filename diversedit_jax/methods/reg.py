@@ -48,8 +48,8 @@ class Reg(flow.StochasticInterpolant):
     """The one that makes the class token."""
     return (self.encoder,)
 
-  def check(self, model: sit.SiTConfig, sampler: trajectory.SamplerConfig) -> None:
-    super().check(model, sampler)
+  def check_model(self, model: sit.SiTConfig) -> None:
+    super().check_model(model)
     if not model.class_token:
       raise types.UserError('method=reg needs a model with a class token')
 
@@ -69,10 +69,19 @@ class Reg(flow.StochasticInterpolant):
   def at(self, draw: base.Draw, t_N: jax.Array) -> base.Draw:
     return self._with_class_token(super().at(draw, t_N), draw.extras['class_noise'])
 
-  def run(self, network: base.Network, draw: base.Draw, tap: taps.Tap) -> types.Output:
-    return network.model(
-      draw.x_t, draw.t, draw.y, class_token_NZ=draw.extras['class_token'], tap=tap
-    )
+  def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
+    super().check_sampler(sampler)
+    if sampler.class_token_scale is not None and sampler.guidance_scale <= 1:
+      raise types.UserError(
+        f'sampler.class_token_scale={sampler.class_token_scale} acts only where the image is '
+        f'guided, and sampler.guidance_scale={sampler.guidance_scale}'
+      )
+
+  def run(
+    self, network: base.Network, draw: base.Draw, tap: taps.Tap, blocks: int | None = None
+  ) -> types.Output:
+    token_NZ = draw.extras['class_token']
+    return network.model(draw.x_t, draw.t, draw.y, class_token_NZ=token_NZ, tap=tap, blocks=blocks)
 
   def forward(
     self, network: base.Network, draw: base.Draw, tap: taps.Tap

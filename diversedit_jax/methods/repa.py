@@ -6,7 +6,7 @@ The released code aligns the output of one block; DiverseDiT (2603.04239, Fig. 2
 several (encoder, block) pairs at once, each with its own projector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any, ClassVar
 
@@ -22,6 +22,9 @@ from diversedit_jax.models import sit, taps
 
 BLOCKS = {12: 5, 24: 8, 28: 8}
 """Aligned block by depth in DiverseDiT's recipe (Table A1); REPA itself takes 4 for depth 12."""
+
+REG_BLOCKS = {12: 4, 24: 8, 28: 8}
+"""The same in REG (arXiv 2507.01467)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,11 +53,13 @@ class Repa(base.Term):
   def check(self, model: sit.SiTConfig, examples: int) -> None:
     del examples
     for pair in self.pairs:
-      check_block('repa.pairs', pair.block, model.depth)
+      base.check_block('repa.pairs', pair.block, model.depth)
 
   def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module:
     """One projector per pair, by number."""
-    make = lambda pair: heads_lib.Projector(config.width, self.hidden, pair.width, rngs=rngs)
+    make = lambda pair: heads_lib.Projector(
+      config.width, self.hidden, pair.width, dtype=config.compute_dtype, rngs=rngs
+    )
     return nnx.Dict({str(i): make(pair) for i, pair in enumerate(self.pairs)})
 
   @property
@@ -87,10 +92,12 @@ class Repa(base.Term):
     return 3 * 2.0 * model.sequence * macs
 
 
-def parse_pairs(text: str, depth: int) -> tuple[tuple[str, int], ...]:
+def parse_pairs(
+  text: str, depth: int, blocks: Mapping[int, int] = BLOCKS
+) -> tuple[tuple[str, int], ...]:
   """(encoder, block) of each 'ENCODER@BLOCK' in a list with commas; blocks count from 1.
 
-  Without '@BLOCK' the block of the recipe is taken for depths 12, 24 and 28.
+  Without '@BLOCK' the block is that of the depth in `blocks`.
 
   Raises:
     UserError: for an empty list, a repeated pair, a block that is no number, or none for the depth.
@@ -98,24 +105,13 @@ def parse_pairs(text: str, depth: int) -> tuple[tuple[str, int], ...]:
   pairs = []
   for item in text.split(','):
     encoder, _, block = item.strip().partition('@')
-    if not encoder or (block and not block.isdigit()):
+    if not encoder or (block and not block.isdecimal()):
       raise types.UserError(
         f"repa.pairs={text!r} is not a list of ENCODER@BLOCK as in 'dinov2-vit-b@8'"
       )
-    if not block and depth not in BLOCKS:
+    if not block and depth not in blocks:
       raise types.UserError(f'repa.pairs={text!r} needs a block for depth {depth}: {encoder}@BLOCK')
-    pairs.append((encoder, int(block) if block else BLOCKS[depth]))
+    pairs.append((encoder, int(block) if block else blocks[depth]))
   if len(set(pairs)) < len(pairs):
     raise types.UserError(f'repa.pairs={text!r} names a pair twice')
   return tuple(pairs)
-
-
-def check_block(field: str, block: int, depth: int) -> None:
-  """Refuses a block, counted from 1, that the model does not have (UserError)."""
-  if not 1 <= block <= depth:
-    raise types.UserError(f'{field}: block {block} is not one of 1 to {depth} (counted from 1)')
-
-
-def encoder_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
-  """Every encoder once, in order of first use."""
-  return tuple(dict.fromkeys(pair.encoder for pair in pairs))

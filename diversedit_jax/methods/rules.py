@@ -15,7 +15,7 @@ class Rule:
   """What one part of a method is.
 
   owns_pass: it makes the inputs, the forward pass and the main loss.
-  heads: it trains parameters beside the model. encoder: it looks at frozen features.
+  heads: it trains heads on the block outputs. encoder: it looks at frozen features.
   teacher: it runs the averaged network once per step.
   token: it puts a class token in front of the patches. interval: it gives the model a second time.
   not_with: other parts, with the reason.
@@ -72,6 +72,11 @@ def parse(method: str) -> tuple[str, ...]:
   if not owners:
     names.append('flow')
   return tuple(name for name in RULES if name in names)
+
+
+def trained_parts(method: str) -> tuple[str, ...]:
+  """The parts that decide which parameters there are, or what the model predicts."""
+  return tuple(name for name in parse(method) if RULES[name].owns_pass or RULES[name].heads)
 
 
 def needs(names: tuple[str, ...], what: str) -> bool:

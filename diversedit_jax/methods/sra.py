@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diversedit_jax import types
 from diversedit_jax.losses import alignment
-from diversedit_jax.methods import base, repa
+from diversedit_jax.methods import base
 from diversedit_jax.models import cost, sit, taps
 from diversedit_jax.models import heads as heads_lib
 
@@ -51,14 +51,14 @@ class Sra(base.Term):
     alignment.check_self_alignment(self.kind, self.axis, self.beta)
     if not 0 <= self.t_max <= 1:
       raise types.UserError(f'sra.t_max must lie in [0, 1], got {self.t_max}')
-    for name in ('weight', 'decay_after', 'decay_epochs'):
+    for name in ('decay_after', 'decay_epochs'):
       if getattr(self, name) < 0:
         raise types.UserError(f'sra.{name} must not be negative, got {getattr(self, name)}')
 
   def check(self, model: sit.SiTConfig, examples: int) -> None:
     del examples
-    repa.check_block('sra.student_block', self.student_block, model.depth)
-    repa.check_block('sra.teacher_block', self.teacher_block, model.depth)
+    base.check_block('sra.student_block', self.student_block, model.depth)
+    base.check_block('sra.teacher_block', self.teacher_block, model.depth)
     if self.student_block > self.teacher_block:
       raise types.UserError(
         f'sra.student_block={self.student_block} lies behind teacher_block={self.teacher_block}; '
@@ -67,7 +67,7 @@ class Sra(base.Term):
 
   def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module:
     """D -> 2D -> D."""
-    return heads_lib.AlignmentHead(config.width, rngs=rngs)
+    return heads_lib.AlignmentHead(config.width, dtype=config.compute_dtype, rngs=rngs)
 
   def draw(self, key: jax.Array, n: int) -> jax.Array:
     """u_N, how far the teacher is ahead."""
@@ -80,7 +80,7 @@ class Sra(base.Term):
   def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
     """Metrics 'loss' (before weighting) and 'weight'."""
     t_N = alignment.teacher_time(context.draw.t, context.drawn, self.t_max)
-    teacher_NTD = context.teacher(t_N, taps.chosen([self.teacher_block - 1]))[0]
+    teacher_NTD = context.teacher(t_N, self.teacher_block)
     loss_N = alignment.self_alignment(
       context.heads(features[0]), jax.lax.stop_gradient(teacher_NTD), kind=self.kind,
       axis=self.axis, beta=self.beta,
@@ -93,7 +93,7 @@ class Sra(base.Term):
     return weight * loss, {'loss': loss, 'weight': weight}
 
   def flops(self, model: sit.SiTConfig, examples: int) -> float:
-    """One forward pass of the teacher, and the head forward and backward."""
+    """The teacher forward up to its block, and the head forward and backward."""
     del examples
     head = 3 * 2.0 * model.sequence * 4 * model.width**2
-    return cost.forward_flops(model) + head
+    return cost.forward_flops(model) * self.teacher_block / model.depth + head

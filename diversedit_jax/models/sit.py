@@ -195,6 +195,7 @@ class SiT(nnx.Module):
     h_N: jax.Array | None = None,
     class_token_NZ: jax.Array | None = None,
     tap: taps.Tap | None = None,
+    blocks: int | None = None,
   ) -> types.Output:
     """One forward pass.
 
@@ -205,10 +206,11 @@ class SiT(nnx.Module):
       h_N: lengths t - r of intervals that end at t; for a model with `interval`, and only there.
       class_token_NZ: noisy class tokens; for a model with `class_token`, and only there.
       tap: what to keep of the block outputs.
+      blocks: stop after so many of them, for the features alone; None runs all.
 
     Returns:
       `Output` with the prediction [N, H, W, C] and that of the class token [N, Z], in float32 at
-      least, and the tap's features.
+      least (None if only the first blocks ran), and the tap's features.
 
     Raises:
       ValueError: for a wrong shape, a missing input, or one that the model has no place for.
@@ -222,8 +224,10 @@ class SiT(nnx.Module):
     _check_input('class_token_NZ', class_token_NZ, config.class_token > 0)
     c_ND = self.condition(t_N, y_N, h_N)
     x_NTD, features = self.blocks(
-      self.tokens(x_NHWC, class_token_NZ), c_ND, tap=tap or taps.nothing()
+      self.tokens(x_NHWC, class_token_NZ), c_ND, tap=tap or taps.nothing(), blocks=blocks
     )
+    if blocks is not None and blocks < config.depth:
+      return types.Output(None, features)
     out, class_token_NZ = self.final(x_NTD, c_ND)
     pred = embed.unpatchify(out, config.patch_size, rows, cols)[..., : config.channels]
     pred, class_token_NZ = jax.tree.map(_finished, (pred, class_token_NZ))

@@ -39,6 +39,14 @@ def layer(stack: nnx.Module, i: int) -> nnx.Module:
   return jax.tree.map(lambda leaf: leaf[i], stack)
 
 
+def _head(stacked: Any, n: int) -> Any:
+  return jax.tree.map(lambda leaf: leaf[:n], stacked)
+
+
+def _tail(stacked: Any, n: int) -> Any:
+  return jax.tree.map(lambda leaf: leaf[leaf.shape[0] - n :], stacked)
+
+
 class Stack(nnx.Module):
   """(x_NTD, c_ND) -> (x_NTD, features): L blocks, with L/2 long skips if `config.skip` is set.
 
@@ -56,23 +64,30 @@ class Stack(nnx.Module):
       self.second = stacked(block, half, rngs)
       self.fuse = stacked(lambda r: layers.Fuse(config, rngs=r), half, rngs)
 
-  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array, *, tap: taps.Tap) -> tuple[jax.Array, Any]:
+  def __call__(
+    self, x_NTD: jax.Array, c_ND: jax.Array, *, tap: taps.Tap, blocks: int | None = None
+  ) -> tuple[jax.Array, Any]:
+    """All blocks, or the first ones only."""
     depth = self.config.depth
+    blocks = depth if blocks is None else blocks
     kept = tap.init(x_NTD, depth)
     if self.config.skip is None:
       (x_NTD, kept), (_, ys) = self._scan(
-        self._plain(c_ND, tap), (x_NTD, kept), (self.layers, jnp.arange(depth))
+        self._plain(c_ND, tap), (x_NTD, kept), (_head(self.layers, blocks), jnp.arange(blocks))
       )
       return x_NTD, tap.finish(kept, ys)
 
-    half = jnp.arange(depth // 2)
+    half, kept_half = jnp.arange(depth // 2), min(blocks, depth // 2)
     (x_NTD, kept), (skips, ys1) = self._scan(
-      self._plain(c_ND, tap, keep=True), (x_NTD, kept), (self.first, half)
-    )
-    (x_NTD, kept), ys2 = self._scan(
-      self._fused(c_ND, tap), (x_NTD, kept),
-      (self.second, self.fuse, skips, depth - 1 - half), reverse=True,
+      self._plain(c_ND, tap, keep=True), (x_NTD, kept),
+      (_head(self.first, kept_half), half[:kept_half]),
     )  # fmt: skip
+    if blocks <= depth // 2:
+      return x_NTD, tap.finish(kept, ys1)
+    mirrored = (self.second, self.fuse, skips, depth - 1 - half)
+    (x_NTD, kept), ys2 = self._scan(
+      self._fused(c_ND, tap), (x_NTD, kept), _tail(mirrored, blocks - depth // 2), reverse=True
+    )
     in_order = lambda a, b: jnp.concatenate([a, jnp.flip(b, axis=0)])
     return x_NTD, tap.finish(kept, jax.tree.map(in_order, ys1, ys2))
 

@@ -74,10 +74,11 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
   options = experiment.analysis
   source = sources.open_source(experiment.data.source, split='test')
   objective = experiment.objective.flow_only()
+  frozen = jax.device_put(objective.frozen(), sharding.replicated(weights.mesh))
   with jax.set_mesh(weights.mesh):
     features = blocks.block_features(
       weights.graphdef, weights.params, source, options, objective=objective,
-      frozen=objective.frozen(), key=rng.stream(jax.random.key(experiment.seed), 'analysis'),
+      frozen=frozen, key=rng.stream(jax.random.key(experiment.seed), 'analysis'),
       mesh=weights.mesh,
     )  # fmt: skip
   if jax.process_index() != 0:

@@ -104,7 +104,7 @@ def generate_samples(experiment, weights, labels, *, label_policy=None):
     guidance_channels=sampler.guidance_channels, label_policy=label_policy or options.labels,
     quantiser=None, weights=options.weights, step=weights.step, checkpoint=weights.origin,
     num_samples=len(labels), seconds=time.monotonic() - started, batch_size=generator.batch_size,
-    path=sampler.path, diffusion=sampler.diffusion,
+    path=sampler.path, **sampler.facts(), class_token_scale=sampler.class_token_scale,
   )  # fmt: skip
   return made, facts
 

@@ -12,7 +12,7 @@ guided throughout or not at all, each one a scan; unguided steps cost a single e
 from collections.abc import Callable, Mapping
 import dataclasses
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,15 @@ class SamplerConfig:
         f'sampler.class_token_scale={self.class_token_scale}, expected a finite number >= 0 or None'
       )
     _ = self.guidance  # Checks the rest.
+
+  def facts(self) -> dict[str, Any]:
+    """The options that act for this kind, beside steps and guidance: for protocol cards."""
+    facts = {'start': self.start, 'dtype': self.dtype}
+    if self.times:
+      facts['times'] = list(self.times)
+    if self.kind == 'euler_maruyama':
+      facts |= {'diffusion': self.diffusion, 'last_step': self.last_step}
+    return facts
 
   def _check_times(self):
     if self.kind == 'euler_maruyama':

@@ -41,7 +41,7 @@ def method_flops(
   """
   ours, plain = (cost_lib.forward_flops(m) for m in (model, plain_model(model)))
   parts = {
-    'forward passes': (objective.flow.forward_passes(True) - 3) * ours,
+    'forward passes': objective.flow.extra_passes() * ours,
     'class token': 3 * (ours - plain) if model.class_token else 0.0,
     **{term.name: term.flops(model, examples) for term in objective.terms},
     **{f'encoder {encoder.name}': encoder.flops for encoder in objective.encoders},
@@ -105,7 +105,7 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
      or 'adds nothing to the matrix products of a plain step'),
     ('memory per device', f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + '
      f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + about '
-     f'{numbers["activation_gib_per_device"]:.2f} GiB activations'),
+     f'{numbers["activation_gib_per_device"]:.2f} GiB activations of the model'),
     ('hardware', f'{config.devices} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
      f'{config.mfu:.0%} of it (MFU)'),
     ('rate', f'{numbers["images_per_second"]:.4g} images/s, '

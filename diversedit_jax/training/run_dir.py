@@ -18,6 +18,7 @@ import ml_collections
 
 from diversedit_jax import types
 from diversedit_jax.data import files
+from diversedit_jax.methods import rules
 
 # Keys that may change when a run continues: they do not decide what is learned from a step.
 FREE = (
@@ -90,7 +91,7 @@ def open_for_training(
 
 
 def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
-  """The directory of an existing run whose model and interpolant are the config's, in any dtype.
+  """The directory of an existing run whose network and interpolant are the config's, in any dtype.
 
   Raises:
     UserError: if there is no run, or they differ (what differs is listed).
@@ -100,8 +101,10 @@ def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
   changed = differences(stored, flatten(config.to_dict()))
+  if 'method' in changed and len({rules.trained_parts(m) for m in changed['method']}) == 1:
+    del changed['method']  # The same parameters, trained by another loss.
   fixed = lambda k: (
-    k in ('interpolant.path', 'interpolant.prediction')
+    k in ('method', 'interpolant.path', 'interpolant.prediction')
     or (k.startswith('model.') and not k.endswith('dtype') and not is_free(k))
   )
   _refuse(path, {k: v for k, v in changed.items() if fixed(k)})

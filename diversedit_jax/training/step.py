@@ -64,7 +64,7 @@ def make_step(
 
   def step(state, batch, frozen):
     step_key = rng.stream(key, 'step', state.step)
-    draw = objective.draw(objective.encode(frozen, batch), step_key)
+    draw = objective.draw(objective.encode(frozen, batch, accumulate), step_key)
     grads, metrics = gradients(state, draw, step_key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
