@@ -135,7 +135,8 @@ class MeanFlow:
     """At other times and with h = 0, where u is the velocity."""
     x_t = interpolants.interpolate(_PATH, draw.clean, draw.noise, t_N)
     extras = {**draw.extras, 'h': jnp.zeros_like(t_N)}
-    return dataclasses.replace(draw, x_t=x_t, t=t_N, extras=extras)
+    target = draw.noise - draw.clean
+    return dataclasses.replace(draw, x_t=x_t, t=t_N, target=target, extras=extras)
 
   def run(
     self, network: base.Network, draw: base.Draw, tap: taps.Tap, blocks: int | None = None
@@ -181,18 +182,18 @@ class MeanFlow:
     )
     du_dt = jax.lax.stop_gradient(du_dt)
     if self.variant == 'original':
-      error = u - loss_lib.target(v_g, du_dt, t_N, t_N - h_N)
+      error_N = loss_lib.squared_error(u, loss_lib.target(v_g, du_dt, t_N, t_N - h_N))
     else:
-      error = loss_lib.improved_prediction(u, du_dt, t_N, t_N - h_N) - v_g
-    axes = tuple(range(1, z.ndim))
-    error_N = jnp.sum(jnp.square(error), axis=axes)
+      prediction = loss_lib.improved_prediction(u, du_dt, t_N, t_N - h_N)
+      error_N = loss_lib.squared_error(prediction, v_g)
     loss_N, _ = loss_lib.adaptive(error_N, power=self.power, constant=self.constant)
     equal_N = (h_N == 0).astype(error_N.dtype)
-    plain_N = jnp.mean(jnp.square(jax.lax.stop_gradient(u) - v), axis=axes)
+    plain_N = loss_lib.squared_error(jax.lax.stop_gradient(u), v)
+    per_value = z.shape[0] / z.size
     return features, loss_N, {
       'average_velocity': jnp.mean(loss_N),
-      'error': jnp.mean(error_N) * (error_N.size / error.size),
-      'velocity': jnp.sum(equal_N * plain_N) / jnp.maximum(jnp.sum(equal_N), 1),
+      'error': per_value * jnp.mean(error_N),
+      'velocity': per_value * jnp.sum(equal_N * plain_N) / jnp.maximum(jnp.sum(equal_N), 1),
     }  # fmt: skip
 
   def _guided(self, velocity, draw):

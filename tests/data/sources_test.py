@@ -188,3 +188,80 @@ def test_synthetic_splits_differ():
 def test_open_source_refusals(spec, split, classes, message):
   with pytest.raises(UserError, match=message):
     sources.open_source(spec, split, classes)
+
+
+# Pixels beside latents.
+
+PIXELS = np.arange(3 * 8 * 6 * 3, dtype=np.uint8).reshape(3, 8, 6, 3)
+LATENTS = np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 4), np.float32)
+
+
+def test_pixels_follow_their_latents(tmp_path):
+  path = write(tmp_path, latents=LATENTS, labels=Y, pixels=PIXELS)
+  source = sources.arrays(path)
+  assert (source.space, source.shape, source.pixel_shape) == ('latents', (2, 2, 4), (8, 6, 3))
+  batch = source.gather(np.array([2, 0, 2]))
+  assert set(batch) == {'latents', 'labels', 'pixels'} and batch['pixels'].dtype == np.uint8
+  np.testing.assert_array_equal(batch['latents'][:, 0, 0, 0], [2, 0, 2])
+  np.testing.assert_array_equal(batch['pixels'], PIXELS[[2, 0, 2]])
+  np.testing.assert_array_equal(batch['labels'], [2, 0, 2])
+
+
+def test_pixel_shape_is_that_of_the_data_where_these_are_pixels(tmp_path, splits):
+  assert splits[0].pixel_shape == (8, 8, 1)
+  assert sources.arrays(write(tmp_path, latents=LATENTS, labels=Y)).pixel_shape is None
+  assert sources.arrays(write(tmp_path, images=PIXELS, labels=Y)).pixel_shape == (8, 6, 3)
+
+
+@pytest.mark.parametrize(
+  'pixels',
+  [
+    PIXELS.astype(np.float32), PIXELS[:2], PIXELS[..., 0], PIXELS[..., :2], PIXELS[:, :0],
+    PIXELS[0],
+  ],
+  ids=['float32', 'fewer', 'rank', 'channels', 'empty', 'one'],
+)  # fmt: skip
+def test_other_pixels_are_refused(tmp_path, pixels):
+  path = write(tmp_path, latents=LATENTS, labels=Y, pixels=pixels)
+  with pytest.raises(UserError) as error:
+    sources.arrays(path)
+  found = f'{path}: `pixels` is {pixels.dtype.name} {pixels.shape}, expected uint8 (3, H, W, 3)'
+  assert str(error.value) == found
+
+
+def test_synthetic_pixels_depend_on_the_index_and_leave_the_latents():
+  source = sources.open_source('synthetic:4x4x2+16x8x3:7:50')
+  assert (source.shape, source.pixel_shape) == ((4, 4, 2), (16, 8, 3))
+  assert (source.space, source.num_classes, len(source)) == ('latents', 7, 50)
+  batch = source.gather(np.array([40, 3]))
+  assert batch['pixels'].shape == (2, 16, 8, 3) and batch['pixels'].dtype == np.uint8
+  for j, index in enumerate((40, 3)):
+    alone = source.gather(np.array([index]))
+    np.testing.assert_array_equal(batch['pixels'][j], alone['pixels'][0])
+  plain = sources.open_source('synthetic:4x4x2:7:50')
+  assert plain.pixel_shape is None
+  np.testing.assert_array_equal(plain.gather(np.array([40, 3]))['latents'], batch['latents'])
+  test = sources.open_source('synthetic:4x4x2+16x8x3:7:50', 'test').gather(np.array([40]))
+  assert not np.array_equal(test['pixels'][0], batch['pixels'][0])
+
+
+def test_synthetic_pixels_are_uniform_noise():
+  """19,200 values of 256: the mean has a standard error of 0.53; 5 of them."""
+  x = sources.open_source('synthetic:1x1x1+8x8x3:2').gather(np.arange(100))['pixels']
+  assert x.min() == 0 and x.max() == 255
+  assert abs(x.mean() - 127.5) < 5 * 0.54
+  assert abs(np.corrcoef(x[:-1].ravel(), x[1:].ravel())[0, 1]) < 5 / np.sqrt(x.size)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('synthetic:4x4x2+8x8:10', 'three positive sizes'),
+    ('synthetic:4x4x2+8x0x3:10', 'three positive sizes'),
+    ('synthetic:4x4x2+8x8x3+8x8x3:10', 'malformed'),
+    ('synthetic:4x4x2+:10', 'malformed'),
+  ],
+)
+def test_malformed_synthetic_pixels_are_refused(spec, message):
+  with pytest.raises(UserError, match=message):
+    sources.open_source(spec)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from diversedit_jax import interpolants, rng, trees, types
+from diversedit_jax import interpolants, rng, types
 from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.interpolants import times
 from diversedit_jax.losses import diversity
@@ -120,7 +120,7 @@ class Silent(flow.StochasticInterpolant):
 
 
 def test_diverse_equals_the_plain_loop_in_float32_with_long_skips():
-  """Through the whole network, to the gradients of its parameters."""
+  """Through the whole network, whose second half runs backwards; see also `gradients_test`."""
   config, key = CONFIGS['given'], jax.random.key(4)
   silent = Silent(path=interpolants.linear(), time_law=times.Uniform(), null_label=CLASSES)
   objective = base.Objective(flow=silent, terms=(diverse.Diverse(config=config),))
@@ -137,17 +137,11 @@ def test_diverse_equals_the_plain_loop_in_float32_with_long_skips():
     f_LNTD = model(draw.x_t, draw.t, draw.y, tap=taps.every()).features
     return by_hand(config, f_LNTD, what_to_compare(config, key))
 
-  (loss, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
-  (expected, parts), wanted = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+  (loss, metrics), (expected, parts) = jax.jit(lambda p: (loss_fn(p), plain(p)))(params)
   assert loss == metrics.pop('loss') and metrics.pop('velocity') == 0
   # Sums in another order: some tens of float32 roundings.
   check_metrics({k.removeprefix('diverse/'): v for k, v in metrics.items()}, parts, 1e-5)
   np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)
-  largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(wanted))
-  assert largest > 1e-2
-  for name, grad in trees.named_leaves(grads).items():
-    other = trees.named_leaves(wanted)[name]
-    np.testing.assert_allclose(grad, other, rtol=0, atol=1e-5 * largest, err_msg=name)
 
 
 def test_random_layers_follow_the_key_of_the_step():

@@ -32,9 +32,9 @@ class Toy(base.Term):
 
   def loss(self, features, context):
     batch, t_N = context.draw.batch, context.draw.t * context.drawn
-    seen = context.teacher(t_N, taps.chosen([1]))
+    seen = context.teacher(t_N, 2)
     target = jnp.mean(jnp.square(context.heads(features[0]) - batch['targets']))
-    teacher = jnp.mean(jnp.square(features[0] - seen[0]))
+    teacher = jnp.mean(jnp.square(features[0] - seen))
     return target + context.step * teacher, {'target': target, 'teacher': teacher}
 
 
@@ -65,7 +65,7 @@ def test_targets_teacher_draws_and_forward_derivative_reach_their_methods():
   targets = jnp.asarray(generator.standard_normal((4, 4, 5)), jnp.float32)
   draw = objective.draw(tiny.batch() | {'targets': targets}, jax.random.key(3))
   np.testing.assert_array_equal(
-    draw.extras['toy'], Toy().draw(rng.stream(jax.random.key(3), 'toy'), 4)
+    draw.drawn['toy'], Toy().draw(rng.stream(jax.random.key(3), 'toy'), 4)
   )
 
   @jax.jit
@@ -92,9 +92,9 @@ def test_targets_teacher_draws_and_forward_derivative_reach_their_methods():
   assert other['toy/target'] != metrics['toy/target']
   np.testing.assert_array_equal(other['toy/teacher'], metrics['toy/teacher'])
   # At the student's own times the student as its teacher differs by one block only.
-  now = dataclasses.replace(draw, extras={'toy': jnp.ones(4)})
-  model = nnx.merge(graphdef, params).model
-  first, last = model(draw.x_t, draw.t, draw.y, tap=taps.every()).features
+  now = dataclasses.replace(draw, drawn={'toy': jnp.ones(4)})
+  blocks = lambda p: nnx.merge(graphdef, p).model(draw.x_t, draw.t, draw.y, tap=taps.every())
+  first, last = jax.jit(blocks)(params).features
   wanted = jnp.mean(jnp.square(first - last))
   found = run(params, params, now, 2)[0][1]['toy/teacher']
   np.testing.assert_allclose(found, wanted, rtol=1e-5)

@@ -24,7 +24,7 @@ def test_the_table_holds_these_parts():
   assert {name for name, rule in rules.RULES.items() if rule.owns_pass} == OWNERS
 
 
-@pytest.mark.parametrize('pair', itertools.combinations(ORDER, 2), ids='+'.join)
+@pytest.mark.parametrize('pair', [*itertools.combinations(ORDER, 2)], ids='+'.join)
 def test_every_pair_is_allowed_or_refused_with_a_reason(pair):
   for names in (pair, pair[::-1]):
     method = '+'.join(names)

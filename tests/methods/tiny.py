@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import interpolants
+from diversedit_jax import interpolants, types
 from diversedit_jax.interpolants import times
 from diversedit_jax.methods import base, flow
 from diversedit_jax.models import sit, taps
+from diversedit_jax.sampling import trajectory
 
 CLASSES = 5
 WIDTHS = {'enc': 6, 'other': 3}
@@ -72,15 +73,15 @@ def parameters(config, terms=(), dtype=np.float32, seed=1):
 class Model:
   """A model that says what it is told, and remembers what it was asked."""
 
-  def __init__(self, pred, blocks=(), **config):
+  def __init__(self, pred, blocks=(), class_token=None, **config):
     """pred: an array, or a function of (x, t, y). blocks: what they put out, [N, T, D] each."""
-    self.pred, self.blocks, self.calls = pred, blocks, []
+    self.pred, self.blocks, self.class_token, self.calls = pred, blocks, class_token, []
     self.config = python_types.SimpleNamespace(depth=len(blocks), **config)
 
   def __call__(self, x_NHWC, t_N, y_N, *, tap=None, **inputs):
     self.calls.append(python_types.SimpleNamespace(x=x_NHWC, t=t_N, y=y_N, **inputs))
     pred = self.pred(x_NHWC, t_N, y_N) if callable(self.pred) else self.pred
-    return python_types.SimpleNamespace(pred=pred, features=fold(tap, self.blocks))
+    return types.Output(pred, fold(tap, self.blocks), self.class_token)
 
 
 class Network:
@@ -104,13 +105,20 @@ def fold(tap, blocks):
   return tap.finish(carry, jax.tree.map(lambda *y: jnp.stack(y), *ys))
 
 
-def draw_of(images, noise, labels, t_N, extras=None, **batch):
+def draw_of(images, noise, labels, t_N, extras=None, drawn=None, **batch):
   """A draw whose x_t and target are still to be made by a flow's `at`."""
   unknown = jnp.full_like(images, jnp.nan)
   return base.Draw(
     x_t=unknown, t=t_N, y=labels, target=unknown, noise=noise,
     batch={'latents': images, 'labels': labels, **batch}, extras=extras or {},
+    drawn=drawn or {},
   )  # fmt: skip
+
+
+def check(flow, model, sampler=None):
+  """All that a flow refuses."""
+  flow.check_model(model)
+  flow.check_sampler(sampler or trajectory.SamplerConfig())
 
 
 def nhwc(x_NCHW):

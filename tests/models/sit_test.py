@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import trees, types
+from diversedit_jax.interpolants import ddpm
 from diversedit_jax.models import attention, embed, sit, sizes, stack, taps
 
 # Parameters at 256 px (latents 32x32x4, 1000 classes), the fixed position table included.
@@ -231,3 +232,111 @@ def test_failed_probe_falls_back_loudly(monkeypatch, caplog):
   assert 'FALLING BACK TO XLA' in caplog.text
   with pytest.raises(types.UserError, match='float32'):
     attention.choose.__wrapped__('cudnn', 16, 2, 8, 'float32')
+
+
+# An interval, a class token, a second half of the head, steps of a diffusion.
+
+Z = 6
+
+
+def extra_inputs(**given):
+  """h_N and class tokens for three examples, those that are asked for."""
+  token_NZ = jnp.asarray(np.random.default_rng(3).normal(size=(3, Z)), jnp.float32)
+  values = {'h_N': jnp.asarray([0.0, 0.2, 0.9]), 'class_token_NZ': token_NZ}
+  return {name: value for name, value in values.items() if given.get(name)}
+
+
+@pytest.mark.parametrize('interval', [False, True])
+@pytest.mark.parametrize('class_token', [0, Z])
+def test_missing_and_surplus_inputs_are_refused(interval, class_token):
+  model = build(small(interval=interval, class_token=class_token))
+  x, t, y = inputs(model.config)
+  wanted = {'h_N': interval, 'class_token_NZ': class_token > 0}
+  trace = lambda **given: jax.eval_shape(lambda: model(x, t, y, **extra_inputs(**given)))
+  token = trace(**wanted).class_token
+  assert token is None if not class_token else token.shape == (3, Z)
+  for name, is_input in wanted.items():
+    words = f'{name} is missing' if is_input else f'{name} is not an input of this model'
+    with pytest.raises(ValueError, match=words):
+      trace(**(wanted | {name: not is_input}))
+
+
+def test_interval_adds_its_own_embedding_of_time():
+  model = randomised(small(interval=True))
+  _, t, y = inputs(model.config)
+  h = extra_inputs(h_N=True)['h_N']
+  wanted = model.time_embed(t) + model.label_embed(y) + model.interval_embed(h)
+  np.testing.assert_array_equal(model.condition(t, y, h), wanted)
+  assert np.abs(model.interval_embed(h) - model.time_embed(h)).max() > 0.1
+  plain = trees.count(nnx.state(build(small())))
+  assert trees.count(nnx.state(model)) - plain == 256 * 16 + 16 + 16 * 16 + 16
+
+
+def test_class_token_comes_first_and_has_no_position():
+  model = randomised(small(class_token=Z))
+  config, token_NZ = model.config, extra_inputs(class_token_NZ=True)['class_token_NZ']
+  x, _, _ = inputs(config)
+  tokens = model.tokens(x, token_NZ)
+  assert (config.tokens, config.sequence, tokens.shape) == (8, 9, (3, 9, 16))
+  np.testing.assert_array_equal(tokens[:, 0], model.class_token_embed(token_NZ))  # Nothing added.
+  np.testing.assert_array_equal(tokens[:, 1:], model.tokens(x))
+  table = embed.position_table(*config.grid, config.width)
+  patches = model.patch_embed(embed.patchify(x, config.patch_size))
+  np.testing.assert_allclose(tokens[:, 1:], patches + table[None], rtol=1e-6, atol=1e-6)
+
+
+def test_class_token_is_read_from_the_first_place_and_patches_from_the_others():
+  """With the head of one set to zero the other is unchanged, and both see both."""
+  model = randomised(small(class_token=Z))
+  x, t, y = inputs(model.config)
+  token_NZ = extra_inputs(class_token_NZ=True)['class_token_NZ']
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def run(x, token_NZ):
+    return nnx.merge(graphdef, state)(x, t, y, class_token_NZ=token_NZ, tap=taps.every())
+
+  output = run(x, token_NZ)
+  assert output.pred.shape == x.shape and output.class_token.shape == (3, Z)
+  last, c_ND = output.features[-1], model.condition(t, y)
+  shift, scale = jnp.split(model.final.adaln(jax.nn.silu(c_ND)), 2, axis=-1)
+  first = last[:, 0] - last[:, 0].mean(-1, keepdims=True)
+  first = first / np.sqrt(np.square(first).mean(-1, keepdims=True) + 1e-6)
+  wanted = model.final.class_linear(first * (1 + scale) + shift)
+  np.testing.assert_allclose(output.class_token, wanted, rtol=2e-4, atol=2e-4)
+  for other in (run(x + 1, token_NZ), run(x, token_NZ[:, ::-1])):
+    assert np.abs(other.pred - output.pred).max() > 1e-3
+    assert np.abs(other.class_token - output.class_token).max() > 1e-3
+
+
+def test_learn_sigma_predicts_with_the_first_half_of_its_head():
+  model = randomised(small(learn_sigma=True))
+  x, t, y = inputs(model.config)
+  graphdef, state = nnx.split(model)
+  objective = lambda s: jnp.sum(jnp.square(nnx.merge(graphdef, s)(x, t, y).pred))
+  grads = jax.jit(jax.grad(objective))(state)
+  assert model(x, t, y).pred.shape == x.shape
+  kernel = grads['final']['linear']['kernel'][...].reshape(16, 2, 2, 6)  # Channels are fastest.
+  assert (np.abs(kernel[..., :3]).max(axis=(0, 1, 2)) > 0).all()
+  np.testing.assert_array_equal(kernel[..., 3:], 0)
+
+
+def test_time_input_is_what_the_sinusoids_see():
+  unit, steps = (randomised(small(time_input=kind)) for kind in ('unit', 'ddpm'))
+  _, t, y = inputs(unit.config)
+  np.testing.assert_array_equal(unit.condition(t, y), unit.time_embed(t) + unit.label_embed(y))
+  wanted = steps.time_embed(ddpm.index(t)) + steps.label_embed(y)
+  np.testing.assert_array_equal(steps.condition(t, y), wanted)
+  assert np.abs(steps.condition(t, y) - unit.condition(t, y)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    (dict(class_token=-1), 'class token cannot have a width of -1'),
+    (dict(time_input='ddmp'), "model.time_input 'ddmp'; did you mean 'ddpm'"),
+  ],
+)
+def test_impossible_extras_are_refused(fields, words):
+  with pytest.raises(types.UserError, match=words):
+    small(**fields)

@@ -280,6 +280,19 @@ def test_state_stays_float32_over_a_bfloat16_network():
     ({'last_step': 0.0}, 'last_step=0.0'),
     ({'guidance_high': 2.0}, 'guidance interval'),
     ({'guidance_channels': 0}, 'guidance of 0 channels'),
+    ({'start': 1.1}, r'sampler.start=1.1, expected a time in \(0.5, 1\]'),
+    ({'start': 0.5}, r'sampler.start=0.5, expected a time in \(0.5, 1\]'),
+    ({'start': 0.8, 'last_step': 0.9}, 'start=0.8, .* after last_step=0.9'),
+    ({'times': (1.0, 0.5, 0.0)}, 'the SDE has its own grid'),
+    ({'kind': 'euler', 'steps': 2, 'times': (1.0, 1.0, 0.0)}, 'expected falling times'),
+    ({'kind': 'euler', 'steps': 2, 'times': (0.0, 0.5, 1.0)}, 'expected falling times'),
+    ({'kind': 'euler', 'steps': 2, 'times': (0.9, 0.5, 0.0)}, 'from start=1.0 to 0'),
+    ({'kind': 'heun', 'steps': 2, 'times': (1.0, 0.5, 0.1)}, 'from start=1.0 to 0'),
+    ({'kind': 'heun', 'steps': 3, 'times': (1.0, 0.5, 0.0)}, 'has 2 steps, but sampler.steps=3'),
+    ({'kind': 'average_velocity', 'guidance_scale': 1.5}, 'guided in training'),
+    ({'kind': 'average_velocity', 'steps': 0}, 'average_velocity with steps=0'),
+    ({'class_token_scale': -0.5}, 'class_token_scale=-0.5, expected a finite number'),
+    ({'class_token_scale': float('inf')}, 'class_token_scale=inf, expected a finite number'),
   ],
 )
 def test_refuses(options, message):
@@ -306,3 +319,103 @@ def test_refuses_wrong_counts_and_types():
   with pytest.raises(types.UserError, match='JAX_ENABLE_X64'):
     double = dataclasses.replace(config, dtype='float64')
     sampling.sample(None, (2, 2, 1), keys_N, None, double, null_label=None)
+
+
+# Times of one's own, and a later start.
+
+
+def test_grids_begin_at_the_start_and_end_at_0():
+  grid = lambda **options: trajectory.time_grid(sampling.SamplerConfig(**options))
+  np.testing.assert_allclose(
+    grid(kind='heun', steps=4, start=0.8), [0.8, 0.6, 0.4, 0.2, 0], atol=1e-16
+  )
+  np.testing.assert_allclose(grid(steps=3, start=0.84), [0.84, 0.44, 0.04, 0], atol=1e-16)
+  own = (0.9, 0.85, 0.1, 0.0)
+  np.testing.assert_array_equal(grid(kind='euler', steps=3, times=own, start=0.9), own)
+
+
+@pytest.mark.parametrize('kind', ['euler', 'heun'])
+def test_given_times_are_walked(kind):
+  """Against a loop of single steps; guided by the time at which a step begins."""
+  times = (0.95, 0.7, 0.65, 0.2, 0.0)
+  config = sampling.SamplerConfig(
+    kind=kind, steps=4, times=times, start=0.95, guidance_scale=2.0, guidance_low=0.3,
+    guidance_high=0.7, dtype='float64',
+  )  # fmt: skip
+  with jax.enable_x64(True):
+    predict = analytic_velocity(interpolants.linear(), jnp.float64)
+    x, y = jnp.asarray(nhwc(GOLDEN['latents']), jnp.float64), jnp.asarray(GOLDEN['y'], jnp.int32)
+    found = jax.jit(lambda x: trajectory.integrate(predict, x, y, config, null_label=1000))(x)
+    for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+
+      def velocity(x, at, t=t):
+        v, null = (predict(x, jnp.full(4, at), y) for y in (y, jnp.full(4, 1000)))
+        return null + 2 * (v - null) if 0.3 <= t <= 0.7 else v
+
+      v = velocity(x, t)
+      if kind == 'heun' and i < 3:
+        v = (v + velocity(x + (t_next - t) * v, t_next)) / 2
+      x = x + (t_next - t) * v
+    np.testing.assert_allclose(found, x, rtol=1e-12, atol=1e-12)
+  assert sampling.evaluations(config).calls == (4 if kind == 'euler' else 7)
+  assert sampling.evaluations(config).per_sample == (6 if kind == 'euler' else 11)
+
+
+# States of several arrays.
+
+
+def test_arrays_of_a_state_have_noise_of_their_own():
+  shapes = {'image': (3, 3, 2), 'token': (18,)}
+  keys_N = rng.per_example(jax.random.key(1), jnp.arange(200))
+  state = trajectory.normal(keys_N, shapes, 'sampling_step', jnp.float32, jnp.int32(3))
+  assert {k: v.shape for k, v in state.items()} == {'image': (200, 3, 3, 2), 'token': (200, 18)}
+  image, token = (np.asarray(state[k]).reshape(-1) for k in shapes)
+  for a in (image, token):  # 3,600 draws: four standard deviations.
+    assert abs(a.mean()) < 4 / 60 and abs(a.var() - 1) < 4 * np.sqrt(2) / 60
+  assert abs(np.corrcoef(image, token)[0, 1]) < 4 / 60
+  later = trajectory.normal(keys_N[5:6], shapes, 'sampling_step', jnp.float32, jnp.int32(4))
+  again = trajectory.normal(keys_N[5:6], shapes, 'sampling_step', jnp.float32, jnp.int32(3))
+  for name in shapes:
+    np.testing.assert_array_equal(again[name][0], state[name][5])  # A function of its key alone.
+    assert np.abs(later[name] - again[name]).max() > 0.1
+
+
+@pytest.mark.parametrize('kind', sorted({*trajectory.KINDS} - {'average_velocity'}))
+def test_independent_arrays_of_a_state_move_as_if_alone(kind):
+  """Two networks side by side, with guidance that combines each array by itself."""
+  config = sampling.SamplerConfig(kind=kind, steps=5, guidance_scale=1.8, guidance_high=0.7)
+  network = analytic_velocity(interpolants.linear(), jnp.float32)
+  keys_N, y = rng.per_example(jax.random.key(0), jnp.arange(3)), jnp.asarray([0, 1, 2])
+  start = {
+    name: jnp.asarray(np.random.default_rng(i).normal(size=(3, 4, 4, 4)), jnp.float32)
+    for i, name in enumerate('ab')
+  }
+  noise = lambda step: trajectory.normal(
+    keys_N, {name: (4, 4, 4) for name in 'ab'}, 'sampling_step', jnp.float32, step
+  )
+
+  def together(start):
+    predict = lambda x, t_N, y_N: {name: network(x[name], t_N, y_N) for name in x}
+    combine = lambda v, null: jax.tree.map(config.guidance.combine, v, null)
+    return trajectory.integrate(
+      predict, start, y, config, noise=noise, null_label=1000, combine=combine
+    )
+
+  def alone(name):
+    return trajectory.integrate(
+      network, start[name], y, config, noise=lambda step: noise(step)[name], null_label=1000
+    )
+
+  found, wanted = jax.jit(lambda: (together(start), {name: alone(name) for name in 'ab'}))()
+  for name in 'ab':
+    np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-5, err_msg=name)
+  assert np.abs(found['a'] - found['b']).max() > 0.1
+
+
+def test_average_velocities_are_not_integrated_as_velocities():
+  config = sampling.SamplerConfig(kind='average_velocity', steps=1)
+  with pytest.raises(ValueError, match='average velocities are not integrated'):
+    trajectory.integrate(None, jnp.zeros((1, 2, 2, 1)), None, config, null_label=None)
+  assert sampling.evaluations(config) == (1, 1)
+  four = sampling.SamplerConfig(kind='average_velocity', steps=4)
+  assert sampling.evaluations(four) == (4, 4)

@@ -1,0 +1,397 @@
+"""MeanFlow: the reference's losses and samples, an exactly known flow, masks, derivatives."""
+
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from diversedit_jax import rng, types
+from diversedit_jax.interpolants import times
+from diversedit_jax.methods import base, meanflow
+from diversedit_jax.models import taps
+from diversedit_jax.sampling import average, trajectory
+
+CASES = (
+  'no_guidance', 'default', 'omega2_kappa0', 'omega0.2_kappa0.92', 'interval', 'drop',
+  'p0.75_eps1e-3',
+)  # fmt: skip
+LAW = times.LogitNormal(mean=-0.4)
+UNGUIDED = dict(omega=1.0, kappa=0.0)
+
+
+def mean_flow(**fields):
+  return meanflow.MeanFlow(**({'time_law': LAW, 'null_label': tiny.CLASSES} | fields))
+
+
+# The reference: an analytic network.
+
+
+@pytest.fixture
+def arrays(golden):
+  with jax.enable_x64(True):
+    yield {
+      name: jnp.asarray(x, jnp.float64) if x.dtype.kind == 'f' else jnp.asarray(x)
+      for name, x in golden('meanflow').items()
+      if x.dtype.kind != 'U'
+    }
+
+
+def analytic(params, z_NHWC, t_N, r_N, y_N):
+  """Average velocity W2 tanh(W1 z + t a + h b + E[y]) + h c z."""
+  z = z_NHWC.reshape(len(z_NHWC), -1)
+  row = lambda name: params[name][None, :]
+  t, h = t_N[:, None], (t_N - r_N)[:, None]
+  hidden = jnp.tanh(z @ params['W1'].T + t * row('a') + h * row('b') + params['E'][y_N])
+  return (hidden @ params['W2'].T + h * row('c') * z).reshape(z_NHWC.shape)
+
+
+def parameters(arrays):
+  return {k.split('/')[1]: x for k, x in arrays.items() if k.startswith('u_params/')}
+
+
+def flow_of(case, **fields):
+  """Our objective with the settings of a case of the reference."""
+  unguided = case.get('guidance_eq') == ''
+  return mean_flow(
+    null_label=4, omega=1.0 if unguided else case['omega'],
+    kappa=0.0 if unguided else case['kappa'], start=case['t_start'], end=case['t_end'],
+    power=case['norm_p'], constant=case['norm_eps'], **fields,
+  )  # fmt: skip
+
+
+def reference_draw(arrays, y_N, ndrop):
+  draw = tiny.draw_of(
+    arrays['x'], arrays['noise'], y_N, arrays['t'],
+    {'h': jnp.zeros(8), 'dropped': jnp.arange(8) < ndrop},
+  )  # fmt: skip
+  draw = mean_flow().at(draw, draw.t)  # This makes x_t and v; h is lost.
+  draw.extras['h'] = arrays['t'] - arrays['r']
+  return draw
+
+
+def loss_of(flow, params, draw):
+  """(mean loss, (features, loss_N, metrics)); the velocity has no gradient, as in the method."""
+  held = jax.lax.stop_gradient(params)
+  velocity = lambda z, t_N, y_N: analytic(held, z, t_N, t_N, y_N)
+  predict = lambda z, t_N, r_N, y_N, tap: (analytic(params, z, t_N, r_N, y_N), (r_N, tap))
+  features, loss_N, metrics = flow.loss(predict, velocity, draw, 'tap')
+  assert features[1] == 'tap'
+  return jnp.mean(loss_N), (features[0], loss_N, metrics)
+
+
+def case_of(golden, name):
+  config = json.loads(str(golden('meanflow')['config']))
+  (case,) = (case for case in config['cases'] if case['name'] == name)
+  return config['defaults'] | case
+
+
+def test_every_case_is_tested(golden):
+  config = json.loads(str(golden('meanflow')['config']))
+  assert tuple(case['name'] for case in config['cases']) == CASES
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_losses_and_gradients_match_reference(golden, arrays, name):
+  case, stored = case_of(golden, name), lambda part: arrays[f'{name}/{part}']
+  draw = reference_draw(arrays, stored('y_inp'), case.get('ndrop', 0))
+  np.testing.assert_allclose(draw.x_t, arrays['z_t'], rtol=1e-13, atol=1e-14)
+  np.testing.assert_allclose(draw.target, arrays['v'], rtol=1e-13)
+  flow, params = flow_of(case), parameters(arrays)
+  grad = jax.jit(jax.value_and_grad(lambda p: loss_of(flow, p, draw), has_aux=True))
+  (loss, (r_N, loss_N, metrics)), gradients = grad(params)
+  raw_N, weight_N = stored('loss_per_sample_raw'), stored('adaptive_weight')
+  np.testing.assert_allclose(loss_N, raw_N * weight_N, rtol=1e-11)
+  np.testing.assert_allclose(loss, stored('loss'), rtol=1e-11)
+  np.testing.assert_allclose(metrics['average_velocity'], stored('loss'), rtol=1e-11)
+  np.testing.assert_allclose(metrics['error'], raw_N.mean() / 12, rtol=1e-11)  # 12 values each.
+  equal = np.asarray(arrays['t'] == arrays['r'])
+  assert 0 < equal.sum() < 8
+  plain = np.asarray(stored('v_loss_per_sample'))[equal].mean() / 12
+  np.testing.assert_allclose(metrics['velocity'], plain, rtol=1e-11)
+  np.testing.assert_allclose(r_N, arrays['r'], atol=1e-15)  # Features are of the value itself.
+  for leaf, gradient in gradients.items():
+    wanted = stored(f'grad/{leaf}')
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-9, atol=1e-11 * scale, err_msg=leaf)
+
+
+def test_improved_loss_is_the_original_where_both_take_one_tangent(golden, arrays):
+  """V - v_g = u - target, and the same part is held constant, if v_class = v_g."""
+  draw, params = reference_draw(arrays, arrays['y'], 0), parameters(arrays)
+
+  def run(variant, velocity):
+    flow = mean_flow(null_label=4, variant=variant, **UNGUIDED)
+
+    def loss(p):
+      predict = lambda z, t_N, r_N, y_N, tap: (analytic(p, z, t_N, r_N, y_N), None)
+      return jnp.mean(flow.loss(predict, velocity, draw)[1])
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  original, improved = (run(v, lambda z, t, y: draw.target) for v in meanflow.VARIANTS)
+  # A sum that starts from the other end.
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+  jax.tree.map(close, improved, original)
+  # The improved tangent is the network's own velocity, which changes du/dt.
+  own, _ = run('improved', lambda z, t, y: analytic(params, z, t, t, y))
+  unmoved, _ = run('original', lambda z, t, y: analytic(params, z, t, t, y))
+  assert abs(own - original[0]) > 1e-6 and unmoved == original[0]
+
+
+def test_improved_loss_by_hand(golden, arrays):
+  """(3) with V of the improved loss, du/dt by central differences."""
+  case = case_of(golden, 'drop')
+  draw, params = reference_draw(arrays, arrays['drop/y_inp'], 2), parameters(arrays)
+  loss_N = jax.jit(lambda p: loss_of(flow_of(case, variant='improved'), p, draw))(params)[1][1]
+  z, t, r, y = arrays['z_t'], arrays['t'], arrays['r'], arrays['drop/y_inp']
+  own, d = analytic(params, z, t, t, y), 1e-5
+  u = lambda s: analytic(params, z + s * own, t + s, r, y)
+  V = u(0) + (t - r)[:, None, None, None] * (u(d) - u(-d)) / (2 * d)
+  error_N = np.sum(np.square(V - arrays['drop/v_g']), axis=(1, 2, 3))
+  np.testing.assert_allclose(loss_N, error_N / (error_N + 0.01), rtol=1e-8)
+
+
+def test_samples_match_reference(arrays):
+  params, e, y = parameters(arrays), arrays['noise'], arrays['y']
+  network = lambda x, t_N, h_N, y_N: analytic(params, x, t_N, t_N - h_N, y_N)
+  config = lambda **fields: trajectory.SamplerConfig(
+    kind='average_velocity', dtype='float64', **fields
+  )
+  one = average.integrate(network, e, y, config(steps=1))
+  np.testing.assert_allclose(one, arrays['sample/one_step'], rtol=1e-11, atol=1e-12)
+  two = average.integrate(network, e, y, config(steps=2))
+  np.testing.assert_allclose(two, arrays['sample/two_step'], rtol=1e-11, atol=1e-12)
+
+
+# A flow that is known exactly: data from one Gaussian.
+
+MEAN, DEVIATION = 0.4, 0.6
+
+
+def variance(t):
+  return (1 - t) ** 2 * DEVIATION**2 + t**2
+
+
+def exact_average(x, t_N, r_N):
+  """u of the flow whose points keep their number of deviations from the mean (1 - t) MEAN."""
+  t, r = (s[:, None, None, None] for s in (t_N, r_N))
+  at_r = (1 - r) * MEAN + jnp.sqrt(variance(r) / variance(t)) * (x - (1 - t) * MEAN)
+  return (x - at_r) / jnp.where(t == r, 1, t - r)
+
+
+def exact_velocity(x, t_N):
+  t = t_N[:, None, None, None]
+  slope = (t - (1 - t) * DEVIATION**2) / variance(t)  # Of log sqrt(variance).
+  return -MEAN + slope * (x - (1 - t) * MEAN)
+
+
+@pytest.mark.parametrize('times', [(1.0, 0.0), (1.0, 0.6, 0.55, 0.1, 0.0)])
+def test_a_gaussian_is_sampled_exactly_in_any_number_of_steps(times):
+  with jax.enable_x64(True):
+    model = tiny.Model(None, shape=(2, 2, 1), null_label=None)
+    seen = []
+
+    def call(x, t_N, y_N, *, h_N):
+      seen.append(y_N)
+      return types.Output(exact_average(x, t_N, t_N - h_N))
+
+    network = tiny.Network(call)
+    call.config = model.config
+    keys_N, labels_N = jax.random.split(jax.random.key(0), 3), jnp.asarray([0, 1, 2])
+    config = trajectory.SamplerConfig(
+      kind='average_velocity', steps=len(times) - 1, times=times, dtype='float64'
+    )
+    found = mean_flow().sample(network, keys_N, labels_N, config)
+    e = trajectory.normal(keys_N, (2, 2, 1), 'sampling_start', jnp.float64)
+    np.testing.assert_allclose(found, MEAN + DEVIATION * e, rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(seen[0], labels_N)
+
+
+@pytest.mark.parametrize('variant', meanflow.VARIANTS)
+def test_the_exact_average_velocity_solves_the_identity(variant):
+  """(1) holds with the velocity of the flow in place of that of each example."""
+  with jax.enable_x64(True):
+    generator = np.random.default_rng(0)
+    t_N, r_N = jnp.asarray([0.9, 0.7, 0.5, 1.0]), jnp.asarray([0.1, 0.65, 0.2, 0.0])
+    images, noise = (jnp.asarray(generator.normal(size=(4, 2, 2, 1))) for _ in range(2))
+    flow = mean_flow(variant=variant, **UNGUIDED)
+    draw = tiny.draw_of(images, noise, jnp.zeros(4, jnp.int32), t_N)
+    x = flow.at(draw, t_N).x_t
+    draw = base.Draw(
+      x_t=x, t=t_N, y=draw.y, target=exact_velocity(x, t_N), noise=noise, batch=draw.batch,
+      extras={'h': t_N - r_N, 'dropped': jnp.zeros(4, bool)},
+    )  # fmt: skip
+    predict = lambda z, t_N, r_N, y_N, tap: (exact_average(z, t_N, r_N), None)
+    metrics = flow.loss(predict, lambda z, t_N, y_N: exact_velocity(z, t_N), draw)[2]
+    assert metrics['error'] < 1e-26 and jnp.mean(draw.target**2) > 0.1
+
+
+# Draws.
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  """Draws of both masks on 4,000 one-pixel examples, a fifth of the labels dropped."""
+  batch = tiny.batch(4000, shape=(1, 1, 1))
+  make = lambda masks: mean_flow(masks=masks, label_dropout=0.2, equal_fraction=0.25)
+  return batch, {m: make(m).draw(batch, jax.random.key(5)) for m in meanflow.MASKS}
+
+
+def test_labels_are_dropped_at_random_or_at_the_head(drawn):
+  batch, draws = drawn
+  dropped = {m: np.asarray(draw.extras['dropped']) for m, draw in draws.items()}
+  count = dropped['independent'].sum()
+  assert abs(count / 4000 - 0.2) < 4 * np.sqrt(0.16 / 4000)
+  np.testing.assert_array_equal(dropped['correlated'], np.arange(4000) < count)
+  for m, draw in draws.items():
+    wanted = np.where(dropped[m], tiny.CLASSES, batch['labels'])
+    np.testing.assert_array_equal(draw.y, wanted)
+  # The independent ones are as many where r = t as elsewhere: four standard deviations.
+  equal = {m: np.asarray(draw.extras['h'] == 0) for m, draw in draws.items()}
+  here, there = (
+    dropped['independent'][e].mean() for e in (equal['independent'], ~equal['independent'])
+  )
+  assert abs(here - there) < 4 * np.sqrt(0.16 / 1000 + 0.16 / 3000)
+  assert dropped['correlated'][equal['correlated']].mean() > 0.7
+  assert not dropped['correlated'][~equal['correlated']].any()
+
+
+def test_equal_times_are_spread_over_the_groups_of_the_batch_or_at_its_head(drawn):
+  _, draws = drawn
+  equal = {m: np.asarray(draw.extras['h'] == 0) for m, draw in draws.items()}
+  assert equal['independent'].sum() == equal['correlated'].sum() == 1000
+  np.testing.assert_array_equal(equal['correlated'], np.arange(4000) < 1000)
+  # Ten groups of 400 with a share of 1/4: four standard deviations.
+  shares = equal['independent'].reshape(10, 400).mean(axis=1)
+  assert np.abs(shares - 0.25).max() < 4 * np.sqrt(0.25 * 0.75 / 400)
+
+
+def test_times_are_two_ordered_draws_of_the_law(drawn):
+  _, draws = drawn
+  draw, other = draws['independent'], draws['correlated']
+  key = jax.random.key(5)
+  a_N, b_N = (np.asarray(LAW(rng.stream(key, n), 4000)) for n in ('time', 'time/second'))
+  np.testing.assert_array_equal(draw.t, np.maximum(a_N, b_N))
+  h_N = np.where(np.arange(4000) < 1000, 0, np.abs(a_N - b_N))
+  np.testing.assert_allclose(other.extras['h'], h_N, atol=1e-7)
+  apart = np.asarray(draw.extras['h'] > 0)
+  np.testing.assert_allclose(draw.extras['h'][apart], np.abs(a_N - b_N)[apart], atol=1e-7)
+  assert np.abs(np.corrcoef(a_N, b_N)[0, 1]) < 4 / np.sqrt(4000)
+  for name in ('x_t', 't', 'target', 'noise'):
+    np.testing.assert_array_equal(getattr(draw, name), getattr(other, name))
+  t = np.asarray(draw.t)[:, None, None, None]
+  np.testing.assert_allclose(draw.x_t, (1 - t) * draw.clean + t * draw.noise, atol=1e-6)
+  np.testing.assert_allclose(draw.target, draw.noise - draw.clean, atol=1e-6)
+
+
+def test_no_classes_and_no_dropout():
+  batch = tiny.batch(50, shape=(1, 1, 1))
+  for masks in meanflow.MASKS:
+    none = mean_flow(null_label=None, masks=masks, **UNGUIDED).draw(batch, jax.random.key(0))
+    np.testing.assert_array_equal(none.y, 0)
+    kept = mean_flow(label_dropout=0.0, masks=masks).draw(batch, jax.random.key(0))
+    np.testing.assert_array_equal(kept.y, batch['labels'])
+    assert not none.extras['dropped'].any() and not kept.extras['dropped'].any()
+
+
+def test_at_is_the_velocity_at_one_time():
+  draw = mean_flow().draw(tiny.batch(), jax.random.key(0))
+  t_N = jnp.asarray([0.0, 0.3, 0.6, 1.0])
+  moved = mean_flow().at(draw, t_N)
+  t = np.asarray(t_N)[:, None, None, None]
+  np.testing.assert_allclose(moved.x_t, (1 - t) * draw.clean + t * draw.noise, atol=1e-6)
+  np.testing.assert_array_equal(moved.extras['h'], 0)
+  np.testing.assert_array_equal(moved.extras['dropped'], draw.extras['dropped'])
+  np.testing.assert_array_equal(moved.y, draw.y)
+  np.testing.assert_array_equal(moved.t, t_N)
+
+
+# A whole network.
+
+
+def test_features_and_their_gradient_are_those_of_a_plain_pass():
+  """The derivative beside them adds nothing to what a term sees."""
+  flow = mean_flow(equal_fraction=0.25)
+  graphdef, params = tiny.parameters(tiny.config(interval=True))
+  draw = flow.draw(tiny.batch(), jax.random.key(0))
+
+  def total(run):
+    def loss(params):
+      features = run(nnx.merge(graphdef, params))
+      return jnp.sum(jnp.square(features)), features
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+  found = total(lambda network: flow.forward(network, draw, taps.every())[0])
+  plain = total(lambda network: flow.run(network, draw, taps.every()).features)
+  assert plain[0][1].shape == (2, 4, 4, 16)
+  # The same products, compiled with others beside them.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)
+
+
+def test_other_samplers_follow_the_velocity():
+  """Euler's step at t takes u over an empty interval."""
+  asked = []
+
+  def call(x, t_N, y_N, *, h_N):
+    asked.append(h_N)
+    return types.Output(exact_velocity(x, t_N))
+
+  call.config = tiny.Model(None, shape=(2, 2, 1), null_label=tiny.CLASSES).config
+  keys_N, labels_N = jax.random.split(jax.random.key(0), 2), jnp.asarray([0, 1])
+  config = trajectory.SamplerConfig(kind='euler', steps=2)
+  found = mean_flow().sample(tiny.Network(call), keys_N, labels_N, config)
+  x = trajectory.normal(keys_N, (2, 2, 1), 'sampling_start', jnp.float32)
+  for t in (1.0, 0.5):
+    x = x - 0.5 * exact_velocity(x, jnp.full(2, t))
+  np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-5)
+  assert len(asked) == 1  # The two steps are one traced loop.
+
+
+def test_passes_are_counted():
+  assert mean_flow(**UNGUIDED).extra_passes() == 1
+  assert mean_flow(**UNGUIDED, variant='improved').extra_passes() == 2
+  assert mean_flow(omega=2.0, kappa=0.0).extra_passes() == 2
+  for variant in meanflow.VARIANTS:
+    assert mean_flow(variant=variant).extra_passes() == 3
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize('attention', ['auto', 'cudnn'])
+def test_refuses_attention_without_a_forward_derivative(attention):
+  model = tiny.config(interval=True, attention=attention)
+  with pytest.raises(types.UserError, match='forward-mode derivative.*set model.attention=xla'):
+    mean_flow().check_model(model)
+  tiny.check(mean_flow(), tiny.config(interval=True))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (dict(variant='improve'), "meanflow.variant 'improve'; did you mean 'improved'"),
+    (dict(masks='equal'), "meanflow.masks 'equal'"),
+    (dict(equal_fraction=1.5), r'meanflow.equal_fraction=1.5 is not in \[0, 1\]'),
+    (dict(start=0.8, end=0.7), r'meanflow.interval \[0.8, 0.7\]'),
+    (dict(end=1.2), r'meanflow.interval \[0.0, 1.2\]'),
+    (dict(omega=0.0), 'meanflow.omega=0.0 is not positive'),
+    (dict(kappa=1.0), r'meanflow.kappa=1.0 is not in \[0, 1\)'),
+    (dict(power=-1.0), 'meanflow.power=-1.0 is negative'),
+    (dict(constant=0.0), 'meanflow.constant=0.0 is not positive'),
+    (dict(label_dropout=1.0), r'must lie in \[0, 1\), got 1.0'),
+    (dict(null_label=None), 'guide by classes, and the data have none; set omega=1, kappa=0'),
+  ],
+)
+def test_refuses(fields, message):
+  with pytest.raises(types.UserError, match=message):
+    mean_flow(**fields)
+
+
+def test_refuses_times_of_a_diffusion():
+  with pytest.raises(types.UserError, match="time_input='ddpm' is not for method=meanflow"):
+    mean_flow().check_model(tiny.config(interval=True, time_input='ddpm'))
