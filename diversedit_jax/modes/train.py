@@ -21,6 +21,8 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   build.check_devices(experiment, mesh)
   first = jax.process_index() == 0
   trainable = shared.make_trainable(experiment, mesh)
+  # Before the workdir is touched: this names a missing file of weights.
+  frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
   path = _first_then_all(
     lambda: run_dir.open_for_training(workdir, experiment.config, card.versions(), write=first)
   )
@@ -35,7 +37,6 @@ def train(experiment: build.Experiment, workdir: str) -> None:
     f'{trees.count(trainable.params):,}', dict(mesh.shape), experiment.train.batch_size,
   )  # fmt: skip
   rows = sharding.process_rows(mesh, experiment.train.batch_size)
-  frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
   with jax.set_mesh(mesh), contextlib.closing(_checkpoints(path, experiment)) as checkpoints:
     compiled = step.compile_step(step_fn, trainable.shardings, mesh)
     loop.train(
