@@ -236,8 +236,8 @@ class Objective:
     loss = jnp.mean(loss_N)
     for term in self.terms:
       context = Context(
-        draw=draw, drawn=draw.drawn.get(term.name), heads=network.heads.get(term.name), teacher=teach,
-        step=step,
+        draw=draw, drawn=draw.drawn.get(term.name), heads=network.heads.get(term.name),
+        teacher=teach, step=step,
       )  # fmt: skip
       value, parts = term.loss(features[term.name], context)
       loss = loss + value
