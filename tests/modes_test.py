@@ -203,7 +203,7 @@ def test_card_of_the_samples(run):
     'num_samples': 20, 'label_policy': 'balanced', 'sampler': 'heun', 'steps': 4,
     'nfe': 2 * (2 * 4 - 1), 'guidance': {'scale': 2.0, 'interval': [0.0, 1.0], 'channels': 'all'},
     'quantiser': None, 'versions': card.versions(), 'batch_size': 8, 'path': 'linear',
-    'diffusion': '2t', 'device': {'kind': 'cpu', 'count': 1},
+    'start': 1.0, 'dtype': 'float32', 'device': {'kind': 'cpu', 'count': 1},
   }  # fmt: skip
   assert run.card.pop('seconds') > 0
   assert run.card == expected

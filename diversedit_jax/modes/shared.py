@@ -104,8 +104,10 @@ def generate_samples(experiment, weights, labels, *, label_policy=None):
     guidance_channels=sampler.guidance_channels, label_policy=label_policy or options.labels,
     quantiser=None, weights=options.weights, step=weights.step, checkpoint=weights.origin,
     num_samples=len(labels), seconds=time.monotonic() - started, batch_size=generator.batch_size,
-    path=sampler.path, **sampler.facts(), class_token_scale=sampler.class_token_scale,
+    path=sampler.path, **sampler.facts(),
   )  # fmt: skip
+  if experiment.model.class_token:
+    facts['guidance']['class_token_scale'] = sampler.class_token_scale
   return made, facts
 
 
