@@ -17,24 +17,36 @@ LAYOUTS = {
 }
 
 
+def run(output, layout, method='flow+diverse'):
+  subprocess.run(
+    [sys.executable, str(HERE / 'eight_devices.py'), *LAYOUTS[layout], method, str(output)],
+    check=True, cwd=HERE.parents[1], env=os.environ | {'PYTHONPATH': str(HERE.parents[1])},
+  )  # fmt: skip
+  with np.load(output) as file:
+    return dict(file)
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
   folder = tmp_path_factory.mktemp('devices')
-  made = {}
-  for name, layout in LAYOUTS.items():
-    output = folder / f'{name}.npz'
-    subprocess.run(
-      [sys.executable, str(HERE / 'eight_devices.py'), *layout, str(output)],
-      check=True, cwd=HERE.parents[1], env=os.environ | {'PYTHONPATH': str(HERE.parents[1])},
-    )  # fmt: skip
-    with np.load(output) as file:
-      made[name] = dict(file)
-  return made
+  return {name: run(folder / f'{name}.npz', name) for name in LAYOUTS}
 
 
 @pytest.mark.parametrize('name', [n for n in LAYOUTS if n != 'one'])
 def test_eight_devices_equal_one(runs, name):
-  one, many = runs['one'], runs[name]
+  check_equal(runs['one'], runs[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'method', ['reg+dispersive+sra+diverse', 'meanflow+repa+dispersive+diverse']
+)
+def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
+  one, many = (run(tmp_path / f'{n}.npz', n, method) for n in ('one', 'dp_fsdp_tp'))
+  check_equal(one, many)
+
+
+def check_equal(one, many):
   assert one['devices'] == 1 and many['devices'] == 8
   for key in one:
     if key not in ('bytes', 'devices'):

@@ -1,13 +1,13 @@
 """Three training steps on a mesh of simulated devices; writes losses, parameters, state bytes.
 
 Run by devices_test.py in processes of their own, since the number of devices is fixed at start:
-  python eight_devices.py DEVICES DATA FSDP TENSOR OUTPUT.npz
+  python eight_devices.py DEVICES DATA FSDP TENSOR METHOD OUTPUT.npz
 """
 
 import os
 import sys
 
-devices, data, fsdp, tensor, output = sys.argv[1:]
+devices, data, fsdp, tensor, method, output = sys.argv[1:]
 simulated = f'--xla_force_host_platform_device_count={devices}'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {simulated}'
 
@@ -19,7 +19,7 @@ from diversedit_jax import build, rng, sharding, trees
 from diversedit_jax.data import pipeline
 from diversedit_jax.training import state, step
 
-config = digits.get_config()
+config = digits.get_config(f'method={method}')
 config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
 # Gradients of zero-initialised blocks vanish and Adam divides by them; start off the origin
 # instead.
@@ -47,13 +47,13 @@ step_fn = step.compile_step(
   ),
   trainable.shardings, mesh,
 )  # fmt: skip
-losses = []
+losses, frozen = [], experiment.objective.frozen()
 with (
   jax.set_mesh(mesh),
   pipeline.batches(experiment.source, seed=0, batch_size=32, start_step=0) as batches,
 ):
   for _ in range(3):
-    made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32), {})
+    made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32), frozen)
     losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
 arrays = {
   k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()
