@@ -200,6 +200,7 @@ def by_hand(network, config):
   [
     ('euler', 1.0, None),
     ('euler', 2.0, 0.0),
+    ('euler', 2.0, 0.5),
     ('euler_maruyama', 2.0, None),
     ('euler_maruyama', 2.0, 3.5),
   ],
