@@ -35,6 +35,11 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
   return made
 
 
+def arguments(args: argparse.Namespace) -> dict:
+  """What was asked for, without the machine's own path."""
+  return {name: value for name, value in vars(args).items() if name != 'json'}
+
+
 def write(path: str, measured: dict) -> None:
   """Prints the numbers and writes them with the header."""
   content = {'header': header(), **measured}

@@ -47,8 +47,8 @@ def main() -> None:
       'nfe': score['protocol']['nfe'],
       'training_cpu_seconds': seconds,
     }
-    print(method, rows[method], flush=True)
-  common.write(args.json, {'arguments': vars(args), 'methods': rows})
+    # After each one, so that what was measured survives being stopped.
+    common.write(args.json, {'arguments': common.arguments(args), 'methods': rows})
 
 
 if __name__ == '__main__':

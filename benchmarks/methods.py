@@ -95,7 +95,7 @@ def main() -> None:
     }  # fmt: skip
     print(method, rows[method], flush=True)
     del run
-  common.write(args.json, {'arguments': vars(args), 'methods': rows})
+  common.write(args.json, {'arguments': common.arguments(args), 'methods': rows})
 
 
 if __name__ == '__main__':
