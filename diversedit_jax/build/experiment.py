@@ -97,7 +97,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
       path=path,
       batch_size=train.batch_size,
       examples=train.batch_size // train.accumulate,
-    )  # fmt: skip
+    )
   )
   experiment = Experiment(
     config=config,

@@ -22,7 +22,7 @@ from diversedit_jax.methods import (
   repa,
   rules,
   sra,
-)  # fmt: skip
+)
 from diversedit_jax.models import attention, sit
 
 

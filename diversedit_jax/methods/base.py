@@ -13,6 +13,7 @@ x, t and y (REG). A term may look at the whole batch, frozen features included, 
 the averaged network, which receives no gradient.
 """
 
+import abc
 from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, ClassVar, Protocol
@@ -124,8 +125,8 @@ class Context:
   step: jax.Array
 
 
-class Term:
-  """One additional loss on the block outputs; a subclass overrides `loss` and what else it needs.
+class Term(abc.ABC):
+  """One additional loss on the block outputs; a subclass has `loss` and overrides what it needs.
 
   name: the key of its heads and metrics.
   """
@@ -149,9 +150,9 @@ class Term:
     del key, depth
     return taps.nothing()
 
+  @abc.abstractmethod
   def loss(self, features: Any, context: Context) -> tuple[jax.Array, Metrics]:
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
-    raise NotImplementedError
 
   def flops(self, model: sit.SiTConfig, examples: int) -> float:
     """What it adds to a training step with so many examples per microbatch.

@@ -89,7 +89,7 @@ class MeanFlow:
     return self.kappa > 0 or self.variant == 'improved'
 
   def check_model(self, model: sit.SiTConfig) -> None:
-    """Refuses fused attention, which has no forward-mode derivative."""
+    """Refuses times of a diffusion, and fused attention, which has no forward-mode derivative."""
     if model.time_input != 'unit':
       raise types.UserError(
         f'model.time_input={model.time_input!r} is not for method=meanflow, on the linear path'

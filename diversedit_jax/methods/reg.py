@@ -53,6 +53,14 @@ class Reg(flow.StochasticInterpolant):
     if not model.class_token:
       raise types.UserError('method=reg needs a model with a class token')
 
+  def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
+    super().check_sampler(sampler)
+    if sampler.class_token_scale is not None and sampler.guidance_scale <= 1:
+      raise types.UserError(
+        f'sampler.class_token_scale={sampler.class_token_scale} acts only where the image is '
+        f'guided, and sampler.guidance_scale={sampler.guidance_scale}'
+      )
+
   def draw(self, batch: types.Batch, key: jax.Array) -> base.Draw:
     summary_NZ = batch[f'{self.encoder}/summary']
     noise_NZ = jax.random.normal(
@@ -68,14 +76,6 @@ class Reg(flow.StochasticInterpolant):
 
   def at(self, draw: base.Draw, t_N: jax.Array) -> base.Draw:
     return self._with_class_token(super().at(draw, t_N), draw.extras['class_noise'])
-
-  def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
-    super().check_sampler(sampler)
-    if sampler.class_token_scale is not None and sampler.guidance_scale <= 1:
-      raise types.UserError(
-        f'sampler.class_token_scale={sampler.class_token_scale} acts only where the image is '
-        f'guided, and sampler.guidance_scale={sampler.guidance_scale}'
-      )
 
   def run(
     self, network: base.Network, draw: base.Draw, tap: taps.Tap, blocks: int | None = None

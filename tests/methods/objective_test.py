@@ -228,6 +228,25 @@ def test_frozen_features_join_the_batch_without_gradient():
   assert objective.flow_only().terms == ()
 
 
+@pytest.mark.parametrize('parts', [2, 3, 6])
+def test_encoding_in_parts_changes_nothing_and_keeps_the_order(parts):
+  """Each example's features are its own, so that a mixed-up row would show."""
+  apply = lambda params, x: encoders_lib.Features(
+    params * x.reshape(len(x), 4, 1), jnp.mean(x, axis=(1, 2))
+  )
+  encoder = encoders_lib.Encoder(
+    name='a', params=jax.ShapeDtypeStruct((), 'float32'), apply=apply,
+    load=lambda: jnp.float32(3), image_shape=(2, 2, 1), flops=1.0,
+  )  # fmt: skip
+  objective = base.Objective(flow=tiny.interpolant(), encoders=(encoder,))
+  images = jnp.arange(24, dtype=jnp.float32).reshape(6, 2, 2, 1) / 24
+  whole = objective.encode(objective.frozen(), {'images': images})
+  cut = jax.jit(lambda x: objective.encode(objective.frozen(), {'images': x}, parts))(images)
+  assert cut.keys() == whole.keys() and len(np.unique(whole['a/tokens'])) == 24
+  for name, array in whole.items():
+    np.testing.assert_allclose(cut[name], array, rtol=1e-6, err_msg=name)
+
+
 # What is random.
 
 

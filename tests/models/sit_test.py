@@ -108,6 +108,32 @@ def test_scan_equals_loop(skip, unroll):
   np.testing.assert_allclose(scanned, loop(model, x, t, y), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize('skip', [None, stack.Skip(), stack.Skip(placement='before')])
+def test_the_first_blocks_alone_put_out_what_they_do_in_the_whole(skip):
+  config = small(depth=6, skip=skip)
+  model, (x, t, y) = randomised(config), inputs(config)
+  whole = jax.jit(lambda: model(x, t, y, tap=taps.every()).features)()
+  assert min(np.abs(whole[i] - whole[i - 1]).max() for i in range(1, 6)) > 0.1
+  for blocks in range(1, 6):
+    output = jax.jit(lambda n=blocks: model(x, t, y, tap=taps.every(), blocks=n))()
+    assert output.pred is None and output.features.shape[0] == blocks
+    np.testing.assert_allclose(output.features, whole[:blocks], rtol=1e-5, atol=1e-5)
+    chosen = jax.jit(lambda n=blocks: model(x, t, y, tap=taps.chosen([n - 1]), blocks=n))()
+    np.testing.assert_array_equal(chosen.features[0], output.features[-1])
+  output = jax.jit(lambda: model(x, t, y, blocks=6))()
+  np.testing.assert_allclose(output.pred, jax.jit(lambda: model(x, t, y).pred)(), atol=1e-6)
+
+
+def test_a_step_of_the_scan_fewer_for_each_block_left_out():
+  """What is left out is not computed and thrown away."""
+  config = small(depth=6, skip=stack.Skip())
+  model, (x, t, y) = build(config), inputs(config)
+  for blocks, lengths in ((2, [2]), (3, [3]), (5, [3, 2]), (6, [3, 3])):
+    jaxpr = jax.make_jaxpr(lambda n=blocks: model(x, t, y, tap=taps.every(), blocks=n)[1])()
+    scans = [e.params['length'] for e in jaxpr.eqns if e.primitive.name == 'scan']
+    assert scans == lengths
+
+
 def test_skip_placements_differ():
   after, before = (randomised(small(skip=stack.Skip(placement=p))) for p in ('after', 'before'))
   x, t, y = inputs(after.config)

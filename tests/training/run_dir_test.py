@@ -77,6 +77,25 @@ def test_reading_needs_a_run_of_the_same_model(tmp_path):
     run_dir.open_for_reading(str(path), config(model__depth=4))
 
 
+@pytest.mark.parametrize(
+  ('stored', 'given', 'fits'),
+  [
+    ('flow', 'dispersive+diverse', True),  # Losses without parameters of their own.
+    ('repa+diverse', 'repa', True),
+    ('repa', 'flow', False),
+    ('flow', 'meanflow', False),
+    ('reg', 'repa', False),
+  ],
+)
+def test_reading_needs_the_parameters_of_the_same_method(tmp_path, stored, given, fits):
+  path = train(tmp_path / 'run', config(method=stored))
+  if fits:
+    run_dir.open_for_reading(str(path), config(method=given))
+    return
+  with pytest.raises(types.UserError, match=f"method: stored '{stored}', given '{given}'"):
+    run_dir.open_for_reading(str(path), config(method=given))
+
+
 def test_damaged_config_is_named(tmp_path):
   path = train(tmp_path / 'run', config())
   (path / 'config.json').write_text('{"train":')
