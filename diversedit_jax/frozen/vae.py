@@ -1,0 +1,240 @@
+"""The variational autoencoder of latent diffusion (arXiv 2112.10752, "SD-VAE"), frozen.
+
+An image x in [-1, 1] becomes the moments of a normal distribution, 2^(levels - 1) times smaller
+(`data.latents` draws from it); a latent z becomes an image. Down is a Conv3 of stride 2 that pads
+at the bottom and the right only, Up repeats every position 2x2 and applies a Conv3:
+
+  (1)  block      x <- Shortcut(x) + Conv3(SiLU(GN(Conv3(SiLU(GN(x))))))
+  (2)  attention  x <- x + Out(softmax(q k / sqrt(C)) v),  q, k, v = Linear(GN(x))
+  (3)  encoder    Conv3, levels of (1) with Down between them, (1) (2) (1), Conv3(SiLU(GN(x)))
+  (4)  decoder    Conv3, (1) (2) (1), levels of (1) with Up between them, Conv3(SiLU(GN(x)))
+
+Attributes are called as in diffusers' `AutoencoderKL`, so that the names of weights follow
+mechanically (`vae_files`). Norms, softmax and the residual stream are in float32 at least, and so
+are the thin layers at both ends, which cost nothing and decide the last bits of pixels and latents.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+
+from diversedit_jax import trees, types
+from diversedit_jax.data import latents
+from diversedit_jax.frozen import vae_layers as layers
+
+DTYPES = ('float32', 'bfloat16', 'float64')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+  """Sizes of an autoencoder, and what its latents are scaled with.
+
+  block_channels: width of each level, from the pixels to the latents.
+  layers_per_block: residual blocks in a level of the encoder; the decoder's have one more.
+  norm_groups: of every GroupNorm.
+  scale, shift: of `data.latents.Scaling`, one number or one for each latent channel.
+  quant_conv, post_quant_conv: whether a 1x1 convolution follows the encoder, precedes the decoder.
+  """
+
+  image_channels: int = 3
+  latent_channels: int = 4
+  block_channels: tuple[int, ...] = (128, 256, 512, 512)
+  layers_per_block: int = 2
+  norm_groups: int = 32
+  scale: float | tuple[float, ...] = 0.18215
+  shift: float | tuple[float, ...] = 0.0
+  quant_conv: bool = True
+  post_quant_conv: bool = True
+
+  def __post_init__(self):
+    def require(fits, message):
+      if not fits:
+        raise types.UserError(f'VAE: {message}')
+
+    for name in ('block_channels', 'scale', 'shift'):
+      if isinstance(getattr(self, name), list):
+        object.__setattr__(self, name, tuple(getattr(self, name)))
+    require(self.block_channels, 'block_channels must name at least one level, found none')
+    counts = ('image_channels', 'latent_channels', 'layers_per_block', 'norm_groups')
+    for name in (*counts, 'block_channels'):
+      for count in jax.tree.leaves(getattr(self, name)):
+        whole = isinstance(count, int) and count >= 1
+        require(whole, f'{name} must be made of whole numbers from 1, found {count!r}')
+    require(
+      all(width % self.norm_groups == 0 for width in self.block_channels),
+      f'norm_groups={self.norm_groups} does not divide every width of {self.block_channels}; the '
+      'right number is norm_num_groups in the config.json that is published with the weights',
+    )
+    for name in ('scale', 'shift'):
+      value = getattr(self, name)
+      numbers = value if isinstance(value, tuple) else (value,) * self.latent_channels
+      finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+      require(
+        finite and len(numbers) == self.latent_channels,
+        f'{name} must be a finite number, or {self.latent_channels} of them, one for each latent '
+        f'channel; found {value!r}',
+      )
+    latents.Scaling(scale=self.scale, shift=self.shift)  # Refuses scales that are not positive.
+
+  @property
+  def factor(self) -> int:
+    """Pixels per latent position, along a side."""
+    return 2 ** (len(self.block_channels) - 1)
+
+  @property
+  def scaling(self) -> latents.Scaling:
+    """Between the latents of this autoencoder and those that a diffusion model sees."""
+    return latents.Scaling(scale=self.scale, shift=self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Autoencoder:
+  """An autoencoder with weights, made by `vae_files`; the weights are arguments, not constants.
+
+  params: nested dict of float32 numpy arrays. dtype: of the matrix products.
+  file: name of the file they came from.
+  encoder_sha256, decoder_sha256: digests of the names and values of each half, its 1x1 convolution
+    included; the same whatever the file's format and naming.
+  """
+
+  config: VAEConfig
+  params: dict[str, Any]
+  file: str
+  encoder_sha256: str
+  decoder_sha256: str
+  dtype: str = 'float32'
+
+  def encode(self, params: Any, x_NHWC: jax.Array) -> jax.Array:
+    """`VAE.encode` as a pure function of the parameters."""
+    return nnx.merge(_split(self.config, self.dtype)[0], params).encode(x_NHWC)
+
+  def decode(self, params: Any, z_NHWC: jax.Array) -> jax.Array:
+    """`VAE.decode` as a pure function of the parameters."""
+    return nnx.merge(_split(self.config, self.dtype)[0], params).decode(z_NHWC)
+
+
+def shapes(config: VAEConfig) -> dict[str, Any]:
+  """The parameters as jax.ShapeDtypeStruct; lists are dicts with keys 0, 1, ..."""
+  return _split(config, 'float32')[1]
+
+
+def flops(config: VAEConfig, height: int, width: int) -> tuple[float, float]:
+  """FLOPs (encode, decode) for one image of that many pixels, a multiply-add being 2."""
+  widths, depth, latent = config.block_channels, config.layers_per_block, config.latent_channels
+  last, outer, inner = len(widths) - 1, widths[0], widths[-1]
+  pixels = [height * width / 4**i for i in range(len(widths))]
+  conv = lambda inputs, outputs, p, size=3: 2 * size**2 * inputs * outputs * p
+
+  def blocks(inputs, outputs, p, count):
+    shortcut = conv(inputs, outputs, p, 1) if inputs != outputs else 0
+    return conv(inputs, outputs, p) + shortcut + (2 * count - 1) * conv(outputs, outputs, p)
+
+  p = pixels[-1]
+  middle = 2 * blocks(inner, inner, p, 1) + 4 * conv(inner, inner, p, 1) + 4 * p * p * inner
+  encode = conv(config.image_channels, outer, pixels[0]) + middle + conv(inner, 2 * latent, p)
+  decode = conv(latent, inner, p) + middle + conv(outer, config.image_channels, pixels[0])
+  for i, w in enumerate(widths):
+    encode += blocks(widths[max(i - 1, 0)], w, pixels[i], depth)
+    decode += blocks(widths[min(i + 1, last)], w, pixels[i], depth + 1)
+  for i in range(last):
+    encode += conv(widths[i], widths[i], pixels[i + 1])
+    decode += conv(widths[i + 1], widths[i + 1], pixels[i])
+  encode += config.quant_conv * conv(2 * latent, 2 * latent, p, 1)
+  decode += config.post_quant_conv * conv(latent, latent, p, 1)
+  return float(encode), float(decode)
+
+
+class VAE(nnx.Module):
+  """Both halves; dtype: of the matrix products, 'float64' only where JAX has it switched on.
+
+  Raises:
+    UserError: for an unknown dtype, or 'float64' without jax_enable_x64.
+  """
+
+  def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str = 'float32'):
+    trees.check_known('dtype of the VAE', dtype, DTYPES)
+    if dtype == 'float64' and not jax.config.jax_enable_x64:
+      raise types.UserError('the VAE computes in float64 only with JAX_ENABLE_X64=1')
+    self.config = config
+    self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
+    self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
+    conv, c = layers.Make(config.norm_groups, dtype, rngs).wide.conv, config.latent_channels
+    self.quant_conv = conv(2 * c, 2 * c, 1) if config.quant_conv else None
+    self.post_quant_conv = conv(c, c, 1) if config.post_quant_conv else None
+
+  def encode(self, x_NHWC: jax.Array) -> jax.Array:
+    """Pixels in [-1, 1] -> moments [N, H/f, W/f, 2C]: means, then logarithms of variances.
+
+    Raises:
+      UserError: for sides that are no multiples of the factor f.
+    """
+    types.check('x', x_NHWC, 'N H W C', C=self.config.image_channels)
+    height, width = x_NHWC.shape[1:3]
+    if height % self.config.factor or width % self.config.factor:
+      raise types.UserError(
+        f'the VAE encodes images with sides divisible by {self.config.factor}, found '
+        f'{height}x{width}; crop or resize them first'
+      )
+    moments = self.encoder(x_NHWC)
+    return moments if self.quant_conv is None else self.quant_conv(moments)
+
+  def decode(self, z_NHWC: jax.Array) -> jax.Array:
+    """Latents, not scaled (`Scaling.undo`) -> pixels around [-1, 1], not clipped."""
+    types.check('z', z_NHWC, 'N H W C', C=self.config.latent_channels)
+    return self.decoder(z_NHWC if self.post_quant_conv is None else self.post_quant_conv(z_NHWC))
+
+
+class Encoder(nnx.Module):
+  """(3), without the 1x1 convolution after it."""
+
+  def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str):
+    make, widths = layers.Make(config.norm_groups, dtype, rngs), config.block_channels
+    last, blocks = len(widths) - 1, config.layers_per_block
+    self.conv_in = make.wide.conv(config.image_channels, widths[0])
+    self.down_blocks = nnx.List(
+      layers.Level(make, widths[max(i - 1, 0)], width, blocks, down=i < last)
+      for i, width in enumerate(widths)
+    )
+    self.mid_block = layers.Middle(make, widths[-1])
+    self.conv_norm_out = make.norm(widths[-1])
+    self.conv_out = make.wide.conv(widths[-1], 2 * config.latent_channels)
+
+  def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    x = self.conv_in(x_NHWC)
+    for level in self.down_blocks:
+      x = level(x)
+    return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+  """(4), without the 1x1 convolution before it."""
+
+  def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str):
+    make, widths = layers.Make(config.norm_groups, dtype, rngs), config.block_channels[::-1]
+    last, blocks = len(widths) - 1, config.layers_per_block + 1
+    self.conv_in = make.wide.conv(config.latent_channels, widths[0])
+    self.mid_block = layers.Middle(make, widths[0])
+    self.up_blocks = nnx.List(
+      layers.Level(make, widths[max(i - 1, 0)], width, blocks, up=i < last)
+      for i, width in enumerate(widths)
+    )
+    self.conv_norm_out = make.norm(widths[-1])
+    self.conv_out = make.wide.conv(widths[-1], config.image_channels)
+
+  def __call__(self, z_NHWC: jax.Array) -> jax.Array:
+    x = self.mid_block(self.conv_in(z_NHWC))
+    for level in self.up_blocks:
+      x = level(x)
+    return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+@functools.cache
+def _split(config: VAEConfig, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
+  """The structure, and the shapes of the parameters."""
+  model = nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype))
+  graphdef, variables = nnx.split(model, nnx.Param)
+  return graphdef, nnx.to_pure_dict(variables)

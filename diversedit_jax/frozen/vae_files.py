@@ -1,0 +1,291 @@
+"""Weights of the VAE from diffusers' files, and back: names, layouts, sizes, digests.
+
+The published files are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. A name of
+ours becomes theirs by dots for slashes and `weight` for `kernel` and `scale`; older files name the
+attention differently (`_LEGACY`) and may keep its matrices as 1x1 convolutions. Sizes are read off
+the arrays; what arrays cannot tell, groups and scale, stands in a `config.json` beside the file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+import json
+import os
+import pathlib
+import re
+from typing import Any
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversedit_jax import trees, types
+from diversedit_jax.frozen import vae
+from diversedit_jax.weights import array_files
+
+FILE = 'diffusion_pytorch_model.safetensors'
+SETTINGS = 'config.json'
+
+_LEGACY = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+_LEGACY_NAME = re.compile(rf'(\.attentions\.\d+\.)({"|".join(_LEGACY)})(?=\.)')
+_DECODER = ('decoder.', 'post_quant_conv.')
+# The scale of Stable Diffusion's first autoencoders, which their config.json does not give.
+_SD_CHANNELS, _SD_SCALE = 4, 0.18215
+# What an AutoencoderKL may be and this one is not.
+_SUPPORTED = {
+  '_class_name': 'AutoencoderKL',
+  'act_fn': 'silu',
+  'mid_block_add_attention': True,
+  'down_block_types': 'DownEncoderBlock2D',
+  'up_block_types': 'UpDecoderBlock2D',
+}
+
+
+def load(
+  path: str | os.PathLike[str],
+  *,
+  scale: float | Sequence[float] | None = None,
+  shift: float | Sequence[float] | None = None,
+  dtype: str = 'float32',
+) -> vae.Autoencoder:
+  """The autoencoder of a file, or of a folder with a file called `FILE`.
+
+  Args:
+    path: a .safetensors, .npz, .pt or .pth file of any floating-point dtype.
+    scale, shift: instead of those in `config.json` beside the file, see `vae.VAEConfig`.
+    dtype: of the matrix products, one of `vae.DTYPES`; the parameters are float32 always.
+
+  Raises:
+    UserError: no such file (where to find it is told), a file of something else, or one that
+      contradicts its `config.json`.
+  """
+  path = _find(pathlib.Path(path))
+  arrays, settings = array_files.load(path), _read_settings(path.with_name(SETTINGS))
+  try:
+    return from_arrays(
+      arrays, settings=settings, scale=scale, shift=shift, dtype=dtype, file=path.name
+    )
+  except types.UserError as error:
+    raise types.UserError(f'{path}: {error}') from error
+
+
+def from_arrays(
+  arrays: Mapping[str, np.ndarray],
+  *,
+  settings: Mapping[str, Any] | None = None,
+  scale: float | Sequence[float] | None = None,
+  shift: float | Sequence[float] | None = None,
+  dtype: str = 'float32',
+  file: str = '',
+) -> vae.Autoencoder:
+  """The autoencoder of arrays by diffusers' names; settings: what `config.json` would hold.
+
+  Raises:
+    UserError: as `load`.
+  """
+  settings = settings or {}
+  arrays = _current_names(arrays)
+  _refuse_unsupported(settings, scale is not None and shift is not None)
+  config = _config(arrays, settings, scale, shift)
+  shapes = vae.shapes(config)
+  _check(arrays, shapes)
+
+  def ours(path, leaf):
+    array = _to_ours(arrays[_diffusers_name(path)], leaf.ndim)
+    return np.ascontiguousarray(array, np.float32)
+
+  return _autoencoder(config, jax.tree_util.tree_map_with_path(ours, shapes), dtype, file)
+
+
+def to_arrays(params: Mapping[str, Any], config: vae.VAEConfig) -> dict[str, np.ndarray]:
+  """Parameters as float32 arrays by diffusers' current names and in its layout.
+
+  Raises:
+    ValueError: they are not those of the config.
+  """
+  expected = {name: leaf.shape for name, leaf in trees.named_leaves(vae.shapes(config)).items()}
+  found = {name: np.shape(leaf) for name, leaf in trees.named_leaves(params).items()}
+  if found != expected:
+    wrong = sorted(dict(found.items() ^ expected.items()))
+    raise ValueError(f'parameters and config of the VAE disagree on {", ".join(wrong[:8])}')
+  return {name: np.ascontiguousarray(array) for name, array in _named(params)}
+
+
+def random(config: vae.VAEConfig, seed: int, *, dtype: str = 'float32') -> vae.Autoencoder:
+  """An autoencoder with random weights of which none is neutral, for tests and trials.
+
+  Values are of order 1 throughout: pixels come out of order 1, and so do moments.
+  """
+
+  def draw(path, leaf):
+    name = trees.path_name(path)
+    noise = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    x = noise.standard_normal(leaf.shape, np.float32)
+    if name.endswith('/kernel'):
+      return x / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+    return np.float32(0.1) * x + np.float32(name.endswith('/scale'))
+
+  params = jax.tree_util.tree_map_with_path(draw, vae.shapes(config))
+  return _autoencoder(config, params, dtype, f'random-{seed}')
+
+
+def _autoencoder(config, params, dtype, file):
+  trees.check_known('dtype of the VAE', dtype, vae.DTYPES)
+  return vae.Autoencoder(
+    config=config,
+    params=params,
+    file=file,
+    encoder_sha256=_digest((n, x) for n, x in _named(params) if not n.startswith(_DECODER)),
+    decoder_sha256=_digest((n, x) for n, x in _named(params) if n.startswith(_DECODER)),
+    dtype=dtype,
+  )
+
+
+def _digest(named: Iterable[tuple[str, np.ndarray]]) -> str:
+  """SHA-256 over the sorted names, shapes and little-endian float32 values."""
+  hashed = hashlib.sha256()
+  for name, array in sorted(named, key=lambda pair: pair[0]):
+    hashed.update(f'{name} {array.shape}\n'.encode())
+    hashed.update(np.ascontiguousarray(array, '<f4').tobytes())
+  return hashed.hexdigest()
+
+
+def _named(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+  """Parameters by diffusers' names, as views in its layout."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    leaf = np.asarray(leaf, np.float32)
+    yield _diffusers_name(path), np.moveaxis(leaf, (-1, -2), (0, 1)) if leaf.ndim > 1 else leaf
+
+
+def _to_ours(array: np.ndarray, ndim: int) -> np.ndarray:
+  """PyTorch keeps matrices as [out, in] and convolutions as [out, in, row, column]."""
+  if ndim == 2 and array.ndim == 4:
+    array = array[:, :, 0, 0]
+  return np.moveaxis(array, (0, 1), (-1, -2)) if ndim > 1 else array
+
+
+def _diffusers_name(path: tuple[Any, ...]) -> str:
+  folder, _, leaf = trees.path_name(path).rpartition('/')
+  return f'{folder.replace("/", ".")}.{"bias" if leaf == "bias" else "weight"}'
+
+
+def _current_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  named = {}
+  for name, array in arrays.items():
+    current = _LEGACY_NAME.sub(lambda match: match[1] + _LEGACY[match[2]], name)
+    if current in named:
+      raise types.UserError(f'{current} is there twice, under its current and its older name')
+    named[current] = array
+  return named
+
+
+def _config(arrays, settings, scale, shift) -> vae.VAEConfig:
+  """Sizes of the arrays, the rest of the settings; where both speak, they must agree."""
+  size = lambda name, axis: _size(arrays, name, axis)
+  first = 'encoder.down_blocks.{}.resnets.{}.conv1.weight'.format
+  count = lambda name: next(i for i in range(len(arrays) + 1) if name(i) not in arrays)
+  latent, image = size('decoder.conv_in.weight', 1), size('encoder.conv_in.weight', 1)
+  levels = max(count(lambda i: first(i, 0)), 1)
+  fields = {
+    'latent_channels': latent,
+    'block_channels': tuple(size(first(i, 0), 0) for i in range(levels)),
+    'layers_per_block': count(lambda i: first(0, i)),
+    'quant_conv': any(name.startswith('quant_conv.') for name in arrays),
+    'post_quant_conv': any(name.startswith('post_quant_conv.') for name in arrays),
+  }
+  theirs = {'block_channels': 'block_out_channels'}
+  theirs |= {name: f'use_{name}' for name in ('quant_conv', 'post_quant_conv')}
+  told = {theirs.get(name, name): value for name, value in fields.items()}
+  for key, found in (told | {'in_channels': image, 'out_channels': image}).items():
+    value = settings.get(key, found)
+    value = tuple(value) if isinstance(value, list) else value
+    if value != found:
+      raise types.UserError(f'{SETTINGS} says {key}={value}, but by the arrays it is {found}')
+  usual = _SD_SCALE if latent == _SD_CHANNELS else None
+  scale = _first(scale, settings.get('scaling_factor'), usual)
+  if scale is None:
+    raise types.UserError(
+      f'the scale of {latent} latent channels is not known: give scale=, or put the published '
+      f'{SETTINGS}, which has it as scaling_factor, beside the file'
+    )
+  return vae.VAEConfig(
+    image_channels=image,
+    norm_groups=_first(settings.get('norm_num_groups'), 32),
+    scale=scale,
+    shift=_first(shift, settings.get('shift_factor'), 0.0),
+    **fields,
+  )
+
+
+def _first(*values):
+  return next((value for value in values if value is not None), None)
+
+
+def _size(arrays, name, axis):
+  if name not in arrays or arrays[name].ndim != 4:
+    found = f'has shape {arrays[name].shape}' if name in arrays else 'is missing'
+    raise types.UserError(
+      f'these are not the weights of an AutoencoderKL by the names of diffusers: {name} {found}; '
+      f'there are {len(arrays)} arrays: {", ".join(sorted(arrays)[:4])}, ...'
+    )
+  return arrays[name].shape[axis]
+
+
+def _refuse_unsupported(settings: Mapping[str, Any], scaled: bool) -> None:
+  for key, expected in _SUPPORTED.items():
+    found = settings.get(key, expected)
+    if any(value != expected for value in (found if isinstance(found, list) else [found])):
+      raise types.UserError(f'{SETTINGS} says {key}={found!r}; only {expected!r} is supported')
+  if not scaled and any(settings.get(key) for key in ('latents_mean', 'latents_std')):
+    raise types.UserError(
+      f'{SETTINGS} has latents_mean and latents_std for each channel, which programs apply in '
+      'different ways; say what is meant: give scale= and shift='
+    )
+
+
+def _check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> None:
+  expected = {
+    _diffusers_name(path): (*leaf.shape[:-3:-1], *leaf.shape[:-2])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+  }
+  faults = [f'{name} is missing' for name in expected if name not in arrays]
+  faults += [f'{name} is not expected' for name in arrays if name not in expected]
+  for name, shape in expected.items():
+    if name not in arrays:
+      continue
+    array = arrays[name]
+    if array.shape != shape and (len(shape) != 2 or array.shape != (*shape, 1, 1)):
+      faults.append(f'{name} has shape {array.shape}, expected {shape}')
+    elif not jnp.issubdtype(array.dtype, jnp.floating):
+      faults.append(f'{name} has dtype {array.dtype}, expected floating-point numbers')
+    elif not np.isfinite(array.astype(np.float32)).all():
+      faults.append(f'{name} holds values that are not finite in float32')
+  if faults:
+    more = f'; and {len(faults) - 8} more' if len(faults) > 8 else ''
+    raise types.UserError(
+      f'these are not the weights of an AutoencoderKL: {"; ".join(faults[:8])}{more}'
+    )
+
+
+def _find(path: pathlib.Path) -> pathlib.Path:
+  file = path / FILE if path.is_dir() else path
+  if file.is_file():
+    return file
+  found = f'{path} does not hold it' if path.is_dir() else f'there is no {path}'
+  raise types.UserError(
+    f'the VAE needs its weights, {FILE} (about 335 MB), but {found}. Its authors publish it on '
+    'Hugging Face as stabilityai/sd-vae-ft-mse (or stabilityai/sd-vae-ft-ema: the same encoder, '
+    f'another decoder); download it, with its {SETTINGS}, and give the path'
+  )
+
+
+def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+  if not path.is_file():
+    return {}
+  try:
+    settings = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise types.UserError(f'{path}, beside the weights, is not readable JSON: {error}') from error
+  if not isinstance(settings, dict):
+    raise types.UserError(f'{path}, beside the weights, must hold a JSON object')
+  return settings

@@ -1,0 +1,130 @@
+"""Layers of the VAE: the equations (1) and (2) of `vae`, and the steps between resolutions."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+NORM_EPSILON = 1e-6
+
+
+class Make(NamedTuple):
+  """What every layer is made with; dtype: of its products."""
+
+  groups: int
+  dtype: str
+  rngs: nnx.Rngs
+
+  @property
+  def wide(self) -> 'Make':
+    return self._replace(dtype='float32' if self.dtype == 'bfloat16' else self.dtype)
+
+  def norm(self, width: int) -> nnx.GroupNorm:
+    # No dtype: that of its input, float32 at least, as its parameters are.
+    return nnx.GroupNorm(
+      width, self.groups, epsilon=NORM_EPSILON, use_fast_variance=False, rngs=self.rngs
+    )
+
+  def conv(self, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nnx.Conv:
+    edge = (0, 1) if stride == 2 else (size // 2, size // 2)
+    return nnx.Conv(
+      inputs, outputs, (size, size), strides=stride, padding=(edge, edge),
+      dtype=jnp.dtype(self.dtype), precision=precision(self.dtype), rngs=self.rngs,
+    )  # fmt: skip
+
+  def linear(self, width: int) -> nnx.Linear:
+    return nnx.Linear(
+      width, width, dtype=jnp.dtype(self.dtype), precision=precision(self.dtype), rngs=self.rngs
+    )
+
+
+class Level(nnx.Module):
+  """Blocks (1) at one resolution, then Down, Up or neither."""
+
+  def __init__(self, make, inputs: int, width: int, layers: int, *, down=False, up=False):
+    self.resnets = nnx.List(Resnet(make, width if i else inputs, width) for i in range(layers))
+    self.downsamplers = nnx.List([Down(make, width)] if down else [])
+    self.upsamplers = nnx.List([Up(make, width)] if up else [])
+
+  def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
+      x_NHWC = layer(x_NHWC)
+    return x_NHWC
+
+
+class Middle(nnx.Module):
+  """(1) (2) (1) at the resolution of the latents."""
+
+  def __init__(self, make, width: int):
+    self.resnets = nnx.List([Resnet(make, width, width), Resnet(make, width, width)])
+    self.attentions = nnx.List([Attention(make, width)])
+
+  def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    return self.resnets[1](self.attentions[0](self.resnets[0](x_NHWC)))
+
+
+class Resnet(nnx.Module):
+  """(1); the shortcut is a 1x1 convolution where the width changes, else the identity."""
+
+  def __init__(self, make, inputs: int, width: int):
+    self.norm1, self.conv1 = make.norm(inputs), make.conv(inputs, width)
+    self.norm2, self.conv2 = make.norm(width), make.conv(width, width)
+    self.conv_shortcut = make.conv(inputs, width, 1) if inputs != width else None
+
+  def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    h = self.conv1(jax.nn.silu(self.norm1(x_NHWC)))
+    h = self.conv2(jax.nn.silu(self.norm2(h)))
+    skip = x_NHWC if self.conv_shortcut is None else self.conv_shortcut(x_NHWC)
+    return skip.astype(x_NHWC.dtype) + h.astype(x_NHWC.dtype)
+
+
+class Attention(nnx.Module):
+  """(2): one head that is as wide as the layer, over all positions."""
+
+  def __init__(self, make, width: int):
+    self.group_norm = make.norm(width)
+    self.to_q, self.to_k, self.to_v = (make.linear(width) for _ in range(3))
+    self.to_out = nnx.List([make.linear(width)])
+
+  def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    n, h, w, c = x_NHWC.shape
+    y_NTC = self.group_norm(x_NHWC).reshape(n, h * w, c)
+    q, k, v = self.to_q(y_NTC), self.to_k(y_NTC), self.to_v(y_NTC)
+    product = functools.partial(
+      jnp.einsum, precision=precision(q.dtype), preferred_element_type=x_NHWC.dtype
+    )
+    logits_NTS = product('NTC,NSC->NTS', q, k) / math.sqrt(c)
+    out_NTC = product('NTS,NSC->NTC', jax.nn.softmax(logits_NTS).astype(v.dtype), v)
+    return x_NHWC + self.to_out[0](out_NTC).reshape(x_NHWC.shape).astype(x_NHWC.dtype)
+
+
+class Down(nnx.Module):
+  """Half as many rows and columns."""
+
+  def __init__(self, make, width: int):
+    self.conv = make.conv(width, width, stride=2)
+
+  def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    return self.conv(x_NHWC).astype(x_NHWC.dtype)
+
+
+class Up(nnx.Module):
+  """Twice as many rows and columns."""
+
+  def __init__(self, make, width: int):
+    self.conv = make.conv(width, width)
+
+  def __call__(self, x_NHWC: jax.Array) -> jax.Array:
+    n, h, w, c = x_NHWC.shape
+    # Rounded before it is repeated: four times less to move.
+    x = x_NHWC.astype(self.conv.dtype)[:, :, None, :, None]
+    x = jnp.broadcast_to(x, (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+    return self.conv(x).astype(x_NHWC.dtype)
+
+
+def precision(dtype: Any) -> jax.lax.Precision | None:
+  """All of float32, where TPUs and TF32 would drop bits; a narrow dtype has none to keep."""
+  return None if jnp.dtype(dtype) == jnp.bfloat16 else jax.lax.Precision.HIGHEST

@@ -1,0 +1,290 @@
+"""Files of the VAE: names, layouts, sizes read off the arrays, digests, refusals."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from diversedit_jax import trees, types
+from diversedit_jax.frozen import vae, vae_files
+from diversedit_jax.weights import array_files
+
+CONFIG = vae.VAEConfig(block_channels=(4, 8), layers_per_block=1, norm_groups=2)
+SETTINGS = {'norm_num_groups': 2}
+ATTENTION = 'encoder.mid_block.attentions.0.'
+OTHER = vae.VAEConfig(
+  latent_channels=16, block_channels=(4, 8, 8), layers_per_block=2, norm_groups=2, scale=0.3611,
+  shift=0.1159, quant_conv=False, post_quant_conv=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def source():
+  return vae_files.random(CONFIG, 0)
+
+
+@pytest.fixture
+def arrays(source):
+  return vae_files.to_arrays(source.params, CONFIG)
+
+
+def equal(found, expected):
+  found, expected = trees.named_leaves(found), trees.named_leaves(expected)
+  assert list(found) == list(expected)
+  for name, array in found.items():
+    assert isinstance(array, np.ndarray) and array.dtype == np.float32
+    np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def digests(autoencoder):
+  return autoencoder.encoder_sha256, autoencoder.decoder_sha256
+
+
+def write(folder, arrays, settings=None, name=vae_files.FILE):
+  folder.mkdir(exist_ok=True)
+  array_files.save(folder / name, arrays)
+  if settings is not None:
+    (folder / vae_files.SETTINGS).write_text(json.dumps(settings))
+  return folder / name
+
+
+def older(arrays, as_convolutions):
+  """The same weights as files of 2022 have them."""
+  names = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
+  out = {}
+  for name, array in arrays.items():
+    for current, legacy in names.items():
+      if f'.{current}.' in name:
+        name = name.replace(f'.{current}.', f'.{legacy}.')
+        array = array[:, :, None, None] if as_convolutions and array.ndim == 2 else array
+    out[name] = array
+  return out
+
+
+def test_names_and_layouts_are_those_of_diffusers(golden):
+  stored = golden('vae_tiny')
+  meta = json.loads(str(stored['meta']))
+  weights = {name[3:]: array for name, array in stored.items() if name.startswith('sd/')}
+  autoencoder = vae_files.from_arrays(weights, settings=meta)
+  assert autoencoder.config == vae.VAEConfig(block_channels=(16, 32, 32, 32), norm_groups=8)
+  assert trees.count(autoencoder.params) == meta['param_count']
+  back = vae_files.to_arrays(autoencoder.params, autoencoder.config)
+  assert set(back) == set(weights)
+  for name, array in weights.items():
+    np.testing.assert_array_equal(back[name], array, err_msg=name)
+  pairs = dict(meta['legacy_name_pairs'])
+  legacy = {pairs.get(name, name): array for name, array in weights.items()}
+  assert set(legacy) == set(older(weights, False)) and len(pairs) == 16
+  twin = vae_files.from_arrays(legacy, settings=meta)
+  equal(twin.params, autoencoder.params)
+  assert digests(twin) == digests(autoencoder)
+
+
+@pytest.mark.parametrize('as_convolutions', [False, True])
+def test_older_names_give_the_same_parameters(source, arrays, as_convolutions):
+  legacy = older(arrays, as_convolutions)
+  assert f'{ATTENTION}query.weight' in legacy and f'{ATTENTION}to_q.weight' not in legacy
+  found = vae_files.from_arrays(legacy, settings=SETTINGS)
+  equal(found.params, source.params)
+  assert digests(found) == digests(source)
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.npz'])
+def test_a_file_gives_back_what_was_written(tmp_path, source, arrays, suffix):
+  path = write(tmp_path, arrays, SETTINGS, f'vae{suffix}')
+  found = vae_files.load(path)
+  equal(found.params, source.params)
+  assert found.config == CONFIG and found.file == f'vae{suffix}' and found.dtype == 'float32'
+  assert digests(found) == digests(source)
+
+
+def test_a_folder_stands_for_its_file(tmp_path, source, arrays):
+  write(tmp_path / 'sd-vae', arrays, SETTINGS)
+  found = vae_files.load(tmp_path / 'sd-vae', dtype='bfloat16')
+  equal(found.params, source.params)
+  assert found.file == vae_files.FILE and found.dtype == 'bfloat16'
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
+def test_files_of_other_dtypes_become_float32(tmp_path, source, arrays, dtype):
+  dtype = ml_dtypes.bfloat16 if dtype == 'bfloat16' else np.dtype(dtype)
+  found = vae_files.load(write(tmp_path, {k: x.astype(dtype) for k, x in arrays.items()}, SETTINGS))
+  expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), source.params)
+  equal(found.params, expected)
+  # Half of the digits make other weights.
+  assert (digests(found) == digests(source)) == (dtype == np.float64)
+
+
+def test_another_autoencoder_is_recognised(tmp_path):
+  source = vae_files.random(OTHER, 3)
+  settings = {
+    '_class_name': 'AutoencoderKL', 'act_fn': 'silu', 'block_out_channels': [4, 8, 8],
+    'down_block_types': ['DownEncoderBlock2D'] * 3, 'up_block_types': ['UpDecoderBlock2D'] * 3,
+    'in_channels': 3, 'out_channels': 3, 'latent_channels': 16, 'latents_mean': None,
+    'latents_std': None, 'layers_per_block': 2, 'mid_block_add_attention': True,
+    'norm_num_groups': 2, 'scaling_factor': 0.3611, 'shift_factor': 0.1159,
+    'use_quant_conv': False, 'use_post_quant_conv': False,
+  }  # fmt: skip
+  path = write(tmp_path, vae_files.to_arrays(source.params, OTHER), settings)
+  found = vae_files.load(path)
+  assert found.config == OTHER
+  equal(found.params, source.params)
+  override = vae_files.load(path, scale=0.5, shift=0.0).config
+  assert (override.scale, override.shift) == (0.5, 0.0)
+  each = vae_files.load(path, scale=[0.5] * 16, shift=tuple(range(16))).config
+  assert each.scaling.scale == (0.5,) * 16 and each.scaling.shift == tuple(range(16))
+
+
+def test_a_shift_of_null_is_none(arrays):
+  settings = SETTINGS | {'shift_factor': None, 'scaling_factor': 0.13025}
+  config = vae_files.from_arrays(arrays, settings=settings).config
+  assert (config.scale, config.shift) == (0.13025, 0.0)
+
+
+def test_digests_follow_the_half_that_changes(source, arrays):
+  def changed(name):
+    array = arrays[name].copy()
+    array.flat[-1] = np.nextafter(array.flat[-1], np.float32(9))
+    return digests(vae_files.from_arrays(arrays | {name: array}, settings=SETTINGS))
+
+  encoder, decoder = digests(source)
+  assert len(encoder) == len(decoder) == 64 and encoder != decoder
+  for name in ('encoder.conv_in.weight', f'{ATTENTION}to_k.bias', 'quant_conv.bias'):
+    found = changed(name)
+    assert found[0] != encoder and found[1] == decoder, name
+  for name in ('decoder.conv_norm_out.weight', 'post_quant_conv.weight'):
+    found = changed(name)
+    assert found[0] == encoder and found[1] != decoder, name
+
+
+def test_digests_tell_names_apart(source, arrays):
+  """The same values under two names exchanged are other weights."""
+  a, b = f'{ATTENTION}to_q.weight', f'{ATTENTION}to_k.weight'
+  swapped = vae_files.from_arrays(arrays | {a: arrays[b], b: arrays[a]}, settings=SETTINGS)
+  assert swapped.encoder_sha256 != source.encoder_sha256
+
+
+def test_digests_are_the_same_in_every_version(source):
+  """They stand in stores of latents, which must be recognised later."""
+  count = lambda x: (np.arange(x.size, dtype=np.float32) % 7).reshape(x.shape)
+  arrays = vae_files.to_arrays(source.params, CONFIG)
+  found = vae_files.from_arrays(jax.tree.map(count, arrays), settings=SETTINGS)
+  assert found.encoder_sha256[:16] == '717ea2c402a9af24'
+  assert found.decoder_sha256[:16] == '60af07ba4b974548'
+
+
+def test_random_weights_follow_the_seed(source):
+  equal(vae_files.random(CONFIG, 0).params, source.params)
+  other = trees.named_leaves(vae_files.random(CONFIG, 1).params)
+  for name, array in trees.named_leaves(source.params).items():
+    assert not np.isin(array, (0, 1)).any() and (array != other[name]).all(), name
+
+
+def test_random_weights_keep_values_of_order_one():
+  config = vae.VAEConfig(block_channels=(8, 16), norm_groups=4)
+  autoencoder = vae_files.random(config, 0)
+  x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+  moments = jax.jit(autoencoder.encode)(autoencoder.params, x)
+  pixels = jax.jit(autoencoder.decode)(autoencoder.params, moments[..., :4])
+  assert 0.1 < moments.std() < 3 and 0.1 < pixels.std() < 3
+
+
+def test_a_missing_file_is_described(tmp_path):
+  for path, found in ((tmp_path / 'vae.safetensors', 'there is no'), (tmp_path, 'not hold it')):
+    with pytest.raises(types.UserError) as caught:
+      vae_files.load(path)
+    for part in (str(path), found, vae_files.FILE, '335 MB', 'stabilityai/sd-vae-ft-mse', '-ema'):
+      assert part in str(caught.value)
+
+
+def refuse(message, arrays, **options):
+  options = {'settings': SETTINGS} | options
+  with pytest.raises(types.UserError, match=message):
+    vae_files.from_arrays(arrays, **options)
+
+
+def test_wrong_arrays_are_listed(arrays):
+  name, stray = 'decoder.conv_out.bias', np.zeros(3, np.float32)
+  refuse(f'{name} is missing', {k: v for k, v in arrays.items() if k != name})
+  refuse('loss.logvar is not expected', arrays | {'loss.logvar': stray})
+  refuse(rf'{name} has shape \(4,\), expected \(3,\)', arrays | {name: np.zeros(4, np.float32)})
+  refuse(f'{name} has dtype int64', arrays | {name: np.zeros(3, np.int64)})
+  refuse(f'{name} holds values that are not finite', arrays | {name: np.array([0, 1, np.nan])})
+  kernel = 'quant_conv.weight'
+  refuse(rf'{kernel} has shape \(8, 8\)', arrays | {kernel: arrays[kernel][:, :, 0, 0]})
+  matrix = f'{ATTENTION}to_q.weight'
+  wide = np.zeros((8, 8, 3, 3), np.float32)
+  refuse(rf'{matrix} has shape \(8, 8, 3, 3\), expected \(8, 8\)', arrays | {matrix: wide})
+  refuse(f'{matrix} is there twice', arrays | {f'{ATTENTION}query.weight': arrays[matrix]})
+  strays = {f'x{i}': stray for i in range(11)}
+  refuse('x7 is not expected; and 3 more$', arrays | strays)
+
+
+def test_foreign_files_are_refused(tmp_path, arrays):
+  theirs = {f'first_stage_model.{name}': array for name, array in arrays.items()}
+  path = write(tmp_path, theirs)
+  with pytest.raises(types.UserError, match='not the weights of an AutoencoderKL') as caught:
+    vae_files.load(path)
+  assert str(path) in str(caught.value) and 'first_stage_model.' in str(caught.value)
+  refuse('no|missing', {})
+  refuse(r'conv_in.weight has shape \(3,\)', arrays | {'decoder.conv_in.weight': np.zeros(3)})
+  (tmp_path / 'a.safetensors').write_bytes(b'nothing')
+  with pytest.raises(types.UserError, match='not a safetensors file'):
+    vae_files.load(tmp_path / 'a.safetensors')
+
+
+@pytest.mark.parametrize(
+  'key, value, found',
+  [
+    ('block_out_channels', [4, 16], r'\(4, 8\)'),
+    ('latent_channels', 8, '4'),
+    ('layers_per_block', 2, '1'),
+    ('in_channels', 1, '3'),
+    ('out_channels', 1, '3'),
+    ('use_quant_conv', False, 'True'),
+    ('use_post_quant_conv', False, 'True'),
+  ],
+)
+def test_settings_that_contradict_the_arrays(arrays, key, value, found):
+  refuse(f'config.json says {key}=.*by the arrays it is {found}', arrays, settings={key: value})
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('_class_name', 'AutoencoderTiny'),
+    ('act_fn', 'relu'),
+    ('mid_block_add_attention', False),
+    ('down_block_types', ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D']),
+    ('up_block_types', ['AttnUpDecoderBlock2D', 'UpDecoderBlock2D']),
+  ],
+)
+def test_settings_of_another_architecture(arrays, key, value):
+  refuse(f'config.json says {key}=.* is supported', arrays, settings=SETTINGS | {key: value})
+
+
+def test_what_arrays_cannot_tell_is_asked_for(arrays):
+  refuse(r'norm_groups=32 does not divide every width of \(4, 8\)', arrays, settings={})
+  wide = vae_files.to_arrays(vae_files.random(OTHER, 0).params, OTHER)
+  refuse('scale of 16 latent channels is not known: give scale=', wide)
+  assert vae_files.from_arrays(wide, settings=SETTINGS, scale=0.5).config.scale == 0.5
+  each = SETTINGS | {'latents_mean': [0.1] * 4, 'latents_std': [2.0] * 4}
+  refuse('give scale= and shift=', arrays, settings=each)
+  refuse('give scale= and shift=', arrays, settings=each, scale=1.0)
+  assert vae_files.from_arrays(arrays, settings=each, scale=1.0, shift=0.0).config.scale == 1.0
+  refuse('unknown dtype of the VAE', arrays, dtype='float61')
+
+
+def test_unreadable_settings_are_refused(tmp_path, arrays):
+  path = write(tmp_path, arrays)
+  for text, message in (('{', 'not readable JSON'), ('[1]', 'must hold a JSON object')):
+    (tmp_path / vae_files.SETTINGS).write_text(text)
+    with pytest.raises(types.UserError, match=message):
+      vae_files.load(path)
+
+
+def test_parameters_of_another_config_are_refused(source):
+  with pytest.raises(ValueError, match='disagree on decoder/conv_in/kernel, '):
+    vae_files.to_arrays(source.params, OTHER)

@@ -1,0 +1,260 @@
+"""The VAE against diffusers' `AutoencoderKL`: values on the way, dtypes, precision, cost."""
+
+import json
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax import trees, types
+from diversedit_jax.data import latents
+from diversedit_jax.frozen import vae, vae_files
+
+# The reference's own float32 pass is up to 1.3e-5 from its float64 pass (`fp32_noise_max_abs`),
+# which is stored as float32, rounded by half a unit in the last place, 6e-8 of the value.
+TOLERANCE = {'float32': {'atol': 2e-5, 'rtol': 1e-5}, 'float64': {'atol': 1e-9, 'rtol': 6.1e-8}}
+# Inside, values go up to 12, and so does the noise; half of what the reference suggests.
+INSIDE = TOLERANCE | {'float32': {'atol': 1e-4, 'rtol': 5e-5}}
+SMALL = vae.VAEConfig(block_channels=(8, 16), layers_per_block=1, norm_groups=4)
+OTHER = vae.VAEConfig(
+  latent_channels=16, block_channels=(8, 16, 16), layers_per_block=1, norm_groups=4, scale=0.3611,
+  shift=0.1159, quant_conv=False, post_quant_conv=False,
+)  # fmt: skip
+
+
+def nhwc(array, dtype='float32'):
+  return np.moveaxis(array, 1, -1).astype(dtype)
+
+
+def load(golden, dtype):
+  arrays = golden('vae_tiny')
+  weights = {name[3:]: array for name, array in arrays.items() if name.startswith('sd/')}
+  return vae_files.from_arrays(weights, settings=json.loads(str(arrays['meta'])), dtype=dtype)
+
+
+@pytest.fixture(scope='module')
+def results(golden):
+  """What the network makes of the reference's inputs, by dtype and name."""
+  arrays, found = golden('vae_tiny'), {}
+  for dtype in vae.DTYPES:
+    wide = 'float32' if dtype == 'bfloat16' else dtype
+    with jax.enable_x64(dtype == 'float64'):
+      autoencoder = load(golden, dtype)
+      encode, decode = jax.jit(autoencoder.encode), jax.jit(autoencoder.decode)
+      moments = encode(autoencoder.params, nhwc(arrays['in/image'], wide))
+      mean, logvar = jnp.split(moments, 2, axis=-1)
+      out = {
+        'moments': moments,
+        'mean': mean,
+        'logvar': jnp.clip(logvar, *latents.LOGVAR_RANGE),
+        'std': latents.mean_std(moments)[..., mean.shape[-1] :],
+        'decoded': decode(autoencoder.params, nhwc(arrays['in/latents'], wide)),
+        'recon_mode': decode(autoencoder.params, mean),
+      }
+      assert {array.dtype for array in out.values()} == {jnp.dtype(wide)}
+      found[dtype] = jax.tree.map(np.asarray, out)
+  return found
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('name', ['moments', 'mean', 'logvar', 'std', 'decoded', 'recon_mode'])
+def test_results_agree_with_diffusers(golden, results, name, dtype):
+  expected = nhwc(golden('vae_tiny')[f'out/{name}'])
+  np.testing.assert_allclose(results[dtype][name], expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+def test_values_on_the_way_agree(golden, dtype):
+  arrays = golden('vae_tiny')
+
+  def walk(params, x):
+    model = nnx.merge(vae._split(autoencoder.config, dtype)[0], params)
+    found = {}
+    h = found['encoder.conv_in'] = model.encoder.conv_in(x)
+    for i, level in enumerate(model.encoder.down_blocks):
+      h = found[f'encoder.down_blocks.{i}'] = level(h)
+    found['encoder.mid_block'] = model.encoder.mid_block(h)
+    z, _ = jnp.split(model.encode(x), 2, axis=-1)
+    h = model.decoder.mid_block(model.decoder.conv_in(model.post_quant_conv(z)))
+    found['decoder.mid_block'] = h
+    found['decoder.up_blocks.0'] = model.decoder.up_blocks[0](h)
+    return found
+
+  with jax.enable_x64(dtype == 'float64'):
+    autoencoder = load(golden, dtype)
+    x = nhwc(arrays['in/image'][:1], dtype)
+    found = jax.tree.map(np.asarray, jax.jit(walk)(autoencoder.params, x))
+  names = [name for name in arrays if name.startswith('mid/')]
+  assert len(names) == 6
+  for name in names:
+    np.testing.assert_allclose(found[name[4:]], nhwc(arrays[name]), **INSIDE[dtype])
+
+
+def test_bfloat16_products_stay_near_float32(results):
+  """Errors, measured: 0.0069 (moments), 0.0068 (decoded), 0.0089 (recon_mode) of the rms.
+
+  A value has 8 bits, so a product is off by 0.002 of itself; some twenty layers in a row make that
+  four times as much.
+  """
+  for name in ('moments', 'decoded', 'recon_mode'):
+    exact, coarse = results['float64'][name], results['bfloat16'][name]
+    error = np.sqrt(np.mean((coarse - exact) ** 2) / np.mean(exact**2))
+    assert 1e-3 < error < 2e-2, (name, error)
+    # The last layers are not in bfloat16: nearly all values need more than its 8 bits.
+    assert np.mean(coarse != coarse.astype(jnp.bfloat16).astype(np.float32)) > 0.9
+
+
+def test_the_residual_stream_stays_in_float32():
+  def run(params, wide, narrow):
+    model = nnx.merge(vae._split(SMALL, 'bfloat16')[0], params)
+    down, middle, up = model.encoder.down_blocks, model.encoder.mid_block, model.decoder.up_blocks
+    for module in (middle.resnets[0], middle.attentions[0], up[0], up[1].resnets[0]):
+      yield module(wide)
+    for module in (down[0], down[0].downsamplers[0], down[1].resnets[0]):
+      yield module(narrow)
+    yield middle.resnets[0].conv1(wide)
+
+  wide, narrow = (jax.ShapeDtypeStruct((1, 4, 4, c), 'float32') for c in (16, 8))
+  made = jax.eval_shape(lambda *args: list(run(*args)), vae.shapes(SMALL), wide, narrow)
+  assert [str(x.dtype) for x in made] == ['float32'] * 7 + ['bfloat16']
+
+
+def products(function, *args):
+  """Convolutions and matrix products of a function, as jaxpr equations."""
+
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name in ('conv_general_dilated', 'dot_general'):
+        yield eqn
+      for value in eqn.params.values():
+        inner = getattr(value, 'jaxpr', value)
+        if hasattr(inner, 'eqns'):
+          yield from walk(inner)
+
+  return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def unloaded(config, dtype='float32'):
+  return vae.Autoencoder(
+    config=config, params=vae.shapes(config), file='', encoder_sha256='', decoder_sha256='',
+    dtype=dtype,
+  )  # fmt: skip
+
+
+def both_halves(autoencoder, size):
+  config = autoencoder.config
+  image = jax.ShapeDtypeStruct((1, *size, config.image_channels), 'float32')
+  side = [pixels // config.factor for pixels in size]
+  latent = jax.ShapeDtypeStruct((1, *side, config.latent_channels), 'float32')
+  params = autoencoder.params
+  return products(autoencoder.encode, params, image), products(autoencoder.decode, params, latent)
+
+
+def test_float32_products_are_of_full_precision():
+  """A TPU's and TF32's shorter products would change latents in the third digit."""
+  highest = (jax.lax.Precision.HIGHEST,) * 2
+  for half in both_halves(unloaded(SMALL), (16, 16)):
+    assert len(half) > 15
+    assert all(eqn.params['precision'] == highest for eqn in half)
+
+
+def test_bfloat16_reaches_the_products():
+  """All but those at the ends: two convolutions at the ends, and the 1x1 one."""
+  for half in both_halves(unloaded(SMALL, 'bfloat16'), (16, 16)):
+    kinds = [{str(v.aval.dtype) for v in eqn.invars} for eqn in half]
+    assert kinds.count({'float32'}) == 3 and kinds.count({'bfloat16'}) == len(kinds) - 3
+
+
+@pytest.mark.parametrize(
+  'config, size',
+  [(vae.VAEConfig(), (256, 256)), (vae.VAEConfig(), (512, 256)), (OTHER, (24, 16))],
+  ids=['sd-256', 'sd-512x256', 'other'],
+)
+def test_flops_are_those_of_the_traced_network(config, size):
+  counted = []
+  for half in both_halves(unloaded(config), size):
+    total = 0
+    for eqn in half:
+      kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+      if eqn.primitive.name == 'dot_general':
+        (axes, _), _ = eqn.params['dimension_numbers']
+        terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in axes)
+      else:
+        terms = math.prod(kernel[:3])
+      total += 2 * terms * math.prod(out)
+    counted.append(float(total))
+  assert tuple(counted) == vae.flops(config, *size)
+
+
+def test_the_published_size():
+  """83,653,863 parameters; multiply-adds of the published network, from its authors' code."""
+  assert trees.count(vae.shapes(vae.VAEConfig())) == 83_653_863
+  for size, expected in ((256, (136.4e9, 311.1e9)), (512, (558e9, 1257e9))):
+    found = np.array(vae.flops(vae.VAEConfig(), size, size)) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_another_autoencoder():
+  """Three levels, 16 latent channels, no 1x1 convolutions, a shift, an oblong image."""
+  autoencoder = vae_files.random(OTHER, 1)
+  assert set(autoencoder.params) == {'encoder', 'decoder'}
+  assert OTHER.factor == 4 and OTHER.scaling == latents.Scaling(scale=0.3611, shift=0.1159)
+  x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
+  moments = jax.jit(autoencoder.encode)(autoencoder.params, x)
+  assert moments.shape == (2, 4, 6, 32)
+  # Examples do not see each other.
+  alone = jax.jit(autoencoder.encode)(autoencoder.params, x[1:])
+  np.testing.assert_allclose(moments[1:], alone, rtol=0, atol=1e-5)
+  back = jax.jit(autoencoder.decode)(autoencoder.params, moments[..., :16])
+  assert back.shape == x.shape and 0.1 < float(jnp.std(back)) < 10
+
+
+def test_refused_images_and_latents():
+  small = unloaded(SMALL)
+  run = lambda function, *shape: jax.eval_shape(
+    function, small.params, jax.ShapeDtypeStruct(shape, 'float32')
+  )
+  with pytest.raises(types.UserError, match='divisible by 2, found 4x5'):
+    run(small.encode, 1, 4, 5, 3)
+  with pytest.raises(ValueError, match=r'x has shape \(1, 4, 4, 1\)'):
+    run(small.encode, 1, 4, 4, 1)
+  with pytest.raises(ValueError, match=r'z has shape \(1, 4, 4, 8\)'):
+    run(small.decode, 1, 4, 4, 8)
+
+
+def test_refused_dtypes():
+  with pytest.raises(types.UserError, match="'bfloat17'; did you mean 'bfloat16'"):
+    vae.VAE(SMALL, rngs=nnx.Rngs(0), dtype='bfloat17')
+  with pytest.raises(types.UserError, match='JAX_ENABLE_X64=1'):
+    vae.VAE(SMALL, rngs=nnx.Rngs(0), dtype='float64')
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'block_channels': ()}, 'at least one level'),
+    ({'block_channels': (32, 0)}, 'block_channels must be made of whole numbers from 1, found 0'),
+    ({'latent_channels': 0}, 'latent_channels must be made of whole numbers from 1'),
+    ({'layers_per_block': 1.5}, 'layers_per_block must be .* found 1.5'),
+    ({'norm_groups': '32'}, "norm_groups must be .* found '32'"),
+    ({'block_channels': (32, 48)}, r'norm_groups=32 does not divide every width of \(32, 48\)'),
+    ({'scale': -1.0}, 'scale of latents must be positive'),
+    ({'scale': (1.0, 0.0, 1.0, 1.0)}, 'scale of latents must be positive'),
+    ({'scale': math.nan}, 'scale must be a finite number'),
+    ({'scale': (1.0, 2.0)}, 'scale must be a finite number, or 4 of them'),
+    ({'shift': 'none'}, "shift must be .* found 'none'"),
+  ],
+)
+def test_refused_configs(fields, message):
+  with pytest.raises(types.UserError, match=message):
+    vae.VAEConfig(**fields)
+
+
+def test_numbers_for_each_channel_are_accepted():
+  config = vae.VAEConfig(scale=[1, 2, 3, 4], shift=(0.5, 0.0, -0.5, 1.0))
+  assert config.scale == (1, 2, 3, 4) and hash(config)
+  z = jnp.ones((1, 1, 1, 4))
+  np.testing.assert_array_equal(config.scaling.apply(z).ravel(), [0.5, 2, 4.5, 0])
