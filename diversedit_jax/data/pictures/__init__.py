@@ -1,0 +1,16 @@
+"""Collections of encoded pictures: `open_pictures` opens one, `decode` and `crop` make its pixels.
+
+`decode.decode` and `crop.crop` are functions of the modules of these names.
+"""
+
+from diversedit_jax.data.pictures import crop, decode
+from diversedit_jax.data.pictures.base import BadPicture, Listing, Pictures, Skipped
+from diversedit_jax.data.pictures.crop import CROPS
+from diversedit_jax.data.pictures.decode import ORIENTATIONS
+from diversedit_jax.data.pictures.labels import read_classes
+from diversedit_jax.data.pictures.opening import KINDS, open_pictures
+
+__all__ = [
+  'CROPS', 'KINDS', 'ORIENTATIONS', 'BadPicture', 'Listing', 'Pictures', 'Skipped', 'crop',
+  'decode', 'open_pictures', 'read_classes',
+]  # fmt: skip

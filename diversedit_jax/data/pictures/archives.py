@@ -1,0 +1,189 @@
+"""Pictures in a `.tar` or a `.zip`, read where they lie: nothing is unpacked.
+
+Layouts are those of folders (see `naming`), and the tar of tars of ILSVRC-2012, in which
+`n01440764.tar` stands for a folder of that name. A path may go on below the archive, as in
+`cifar10.tar/train`: then only what lies in that folder belongs to the collection.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import struct
+import threading
+import weakref
+import zlib
+
+import numpy as np
+
+from diversedit_jax import trees, types
+from diversedit_jax.data.pictures import base, naming, tars, zips
+
+
+class SharedFile:
+  """A file that other processes open when they first read it; several threads may read.
+
+  Raises:
+    UserError: when it is opened, if it cannot be, or is not what it was when this object was made.
+  """
+
+  def __init__(self, path: str):
+    self.path = os.path.abspath(path)
+    self._facts, self._lock = None, threading.Lock()
+    self._descriptor = self._open()
+
+  def __getstate__(self):
+    return self.path, self._facts
+
+  def __setstate__(self, state):
+    self.path, self._facts = state
+    self._lock, self._descriptor = threading.Lock(), None
+
+  def read(self, offset: int, size: int) -> bytes:
+    """Bytes from `offset` on, fewer than `size` only at the end of the file (OSError)."""
+    with self._lock:
+      if self._descriptor is None:
+        self._descriptor = self._open()
+    return os.pread(self._descriptor, size, offset)
+
+  def _open(self):
+    try:
+      descriptor = os.open(self.path, os.O_RDONLY | getattr(os, 'O_CLOEXEC', 0))
+    except OSError as error:
+      raise types.UserError(f'{self.path}: cannot be read: {error.strerror}') from error
+    weakref.finalize(self, os.close, descriptor)
+    status = os.fstat(descriptor)
+    facts = status.st_size, status.st_mtime_ns
+    self._facts = self._facts or facts
+    if facts != self._facts:
+      raise types.UserError(
+        f'{self.path} has changed since its pictures were listed; start again to list it anew'
+      )
+    return descriptor
+
+
+@dataclasses.dataclass(eq=False)
+class TarPictures(base.Pictures):
+  """See `base.Pictures`. offsets: of each picture's first byte."""
+
+  name: str
+  listing: base.Listing
+  file: SharedFile
+  offsets: np.ndarray
+
+  def read(self, index: int) -> bytes:
+    """See `base.Pictures`."""
+    return _read(self.file, int(self.offsets[index]), int(self.listing.sizes[index]))
+
+
+@dataclasses.dataclass(eq=False)
+class ZipPictures(base.Pictures):
+  """See `base.Pictures`. entries: `zips.ENTRY` records, in the order of the listing."""
+
+  name: str
+  listing: base.Listing
+  file: SharedFile
+  entries: np.ndarray
+
+  def read(self, index: int) -> bytes:
+    """See `base.Pictures`."""
+    entry, size = self.entries[index], int(self.listing.sizes[index])
+    offset = int(entry['offset'])
+    header = _read(self.file, offset, zips.LOCAL_HEADER)
+    if not header.startswith(zips.LOCAL_MAGIC):
+      raise base.BadPicture('its place in the archive is damaged')
+    offset += zips.LOCAL_HEADER + sum(struct.unpack_from('<HH', header, 26))
+    data = _read(self.file, offset, int(entry['stored']))
+    if entry['deflated']:
+      try:
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+      except zlib.error as error:
+        raise base.BadPicture(f'damaged in the archive: {error}') from error
+    if len(data) != size or zlib.crc32(data) != entry['checksum']:
+      raise base.BadPicture('damaged in the archive: its checksum differs')
+    return data
+
+
+def open_tar(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> TarPictures:
+  """Pictures of a `.tar`, or of a folder in one; only headers are read.
+
+  Links, devices and files of more than 1 GiB are skipped by name.
+
+  Raises:
+    UserError: no such archive, a compressed one, one that is cut off or damaged (the last good
+      member is named), or as `naming.arrange`.
+  """
+  archive, inner = split_path(path)
+  file = SharedFile(archive)
+  members = tars.scan(archive)
+  listing, order = _listing(members, inner, classes, path)
+  offsets = np.array([members.found[i][2] for i in order], np.int64)
+  return TarPictures(_name('tar', archive, inner), listing, file, offsets)
+
+
+def open_zip(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> ZipPictures:
+  """Pictures of a `.zip`, stored or deflated, or of a folder in one; only its directory is read.
+
+  Links, encrypted members and files of more than 1 GiB are skipped by name.
+
+  Raises:
+    UserError: no such archive, one that is cut off or damaged (the last good member is named), or
+      as `naming.arrange`.
+  """
+  archive, inner = split_path(path)
+  file = SharedFile(archive)
+  members = zips.scan(archive)
+  listing, order = _listing(members, inner, classes, path)
+  entries = np.array([members.found[i][2] for i in order], zips.ENTRY)
+  return ZipPictures(_name('zip', archive, inner), listing, file, entries)
+
+
+def split_path(path: str | os.PathLike[str]) -> tuple[str, str]:
+  """A file and the folder in it: 'a.tar/b/c' -> ('a.tar', 'b/c'), ('a.tar', '') without one.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  archive, inner = os.fspath(path).rstrip('/'), ''
+  while archive and not os.path.lexists(archive):
+    archive, _, part = archive.rpartition('/')
+    inner = f'{part}/{inner}' if inner else part
+  if not os.path.isfile(archive):
+    found = 'a folder' if os.path.isdir(path) else 'nothing'
+    raise types.UserError(f'{path}: no such file; found {found} there')
+  return archive, tars.clean(inner)
+
+
+def _listing(members, inner, classes, path):
+  """The listing of the members in a folder, and where each is among all that were found."""
+  prefix = f'{inner}/' if inner else ''
+  within = [i for i, entry in enumerate(members.found) if entry[0].startswith(prefix)]
+  skipped = [s for s in members.skipped if s.name.startswith(prefix)]
+  if inner and not within and not skipped:
+    tops = {name.partition('/')[0] for name, *_ in members.found if '/' in name}
+    raise types.UserError(
+      f'{path}: the archive has no folder {inner!r}{trees.did_you_mean(inner, tops)}'
+    )
+  listing, order, _ = naming.arrange(
+    [(members.found[i][0].removeprefix(prefix), members.found[i][1]) for i in within],
+    [base.Skipped(s.name.removeprefix(prefix), s.reason) for s in skipped],
+    [folder.removeprefix(prefix) for folder in members.folders if folder.startswith(prefix)],
+    classes,
+    os.fspath(path),
+  )
+  return listing, np.array(within, np.int64)[order]
+
+
+def _read(file, offset, size):
+  try:
+    data = file.read(offset, size)
+  except OSError as error:
+    raise base.BadPicture(f'cannot be read: {error.strerror}') from error
+  if len(data) != size:
+    raise base.BadPicture('the archive ends before it does')
+  return data
+
+
+def _name(kind, archive, inner):
+  stem = os.path.basename(archive)
+  stem = stem[: -len(kind) - 1] if stem.lower().endswith(f'.{kind}') else stem
+  return '/'.join([kind, stem, *([inner] if inner else [])])

@@ -1,0 +1,118 @@
+"""Which files of a folder or an archive are pictures, and of which class: one rule for all.
+
+A picture is a file with a picture's suffix, of at most 1 GiB, that is not hidden (no part of its
+name begins with a dot or is `__MACOSX`). Its class is the top folder that it lies in; without one
+it is the WordNet id that its name begins with (`n01440764_10026.JPEG`), or it is skipped.
+
+One folder above the class folders, such as `train/`, is left out of names and classes. It is known
+by this: all pictures lie below it, and those directly in it are none, or are all named by WordNet
+ids while the folder itself is not. One folder at most is left out in this way. Where the class
+folders would be splits (`train` and `test` side by side) it is an error, so that nobody trains on
+them as classes by accident.
+"""
+
+from collections.abc import Iterable, Sequence
+import re
+
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data.pictures import base
+
+SUFFIXES = (
+  '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm',
+)  # fmt: skip
+MAX_BYTES = 2**30
+SPLITS = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing'))
+_WORDNET = re.compile(r'(n\d{8})(_.*)?')
+
+
+def is_wordnet(name: str) -> bool:
+  """Whether the name of a class is a WordNet id, 'n' and eight digits."""
+  return bool(match := _WORDNET.fullmatch(name)) and match[2] is None
+
+
+def hidden(name: str) -> bool:
+  """Whether a file, or a folder that it lies in, is hidden."""
+  return any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))
+
+
+def refusal(name: str, size: int) -> str | None:
+  """Why a file is no picture, from its name and its bytes; None if it may be one."""
+  if hidden(name):
+    return 'hidden'
+  if not name.lower().endswith(SUFFIXES):
+    return 'not named as a picture'
+  return too_large(size)
+
+
+def too_large(size: int) -> str | None:
+  """Why a file of so many bytes is not read; None if it is."""
+  return f'{size} bytes, more than {MAX_BYTES}' if size > MAX_BYTES else None
+
+
+def arrange(
+  found: Sequence[tuple[str, int]],
+  skipped: Iterable[base.Skipped],
+  folders: Iterable[str],
+  classes: Sequence[str] | None,
+  where: str,
+) -> tuple[base.Listing, np.ndarray, str]:
+  """The listing of pictures by the rule above.
+
+  Args:
+    found: POSIX name and bytes of each candidate.
+    skipped: what is none.
+    folders: names of all folders; those that hold nothing are skipped by name.
+    classes: all classes, in order; None takes those that are found, sorted.
+    where: the collection, for messages.
+
+  Returns:
+    The listing; the positions in `found` of its pictures; the folder left out, as 'train/' or ''.
+
+  Raises:
+    UserError: no pictures, splits for classes, two files for one key, a class that is not known.
+  """
+  skipped = [*skipped, *_empty(folders, [*(name for name, _ in found), *(s.name for s in skipped)])]
+  homeless = {i for i, (name, _) in enumerate(found) if _class(name) is None}
+  kept = [i for i in range(len(found)) if i not in homeless]
+  skipped += [base.Skipped(found[i][0], 'in no class folder') for i in sorted(homeless)]
+  top = _left_out([found[i][0] for i in kept])
+  entries = [(found[i][0].removeprefix(top), found[i][1]) for i in kept]
+  labelled = [(name, _class(name), size) for name, size in entries]
+  found_classes = {label for _, label, _ in labelled}
+  if len(found_classes) > 1 and found_classes <= SPLITS:
+    raise types.UserError(
+      f'{where} holds the splits {", ".join(sorted(found_classes))} and no classes; name one of '
+      f'them, as in {where}/{top}{max(found_classes)}'
+    )
+  skipped.sort(key=lambda s: (s.name, s.reason))
+  listing, order = base.make_listing(labelled, skipped, classes, where)
+  return listing, np.array(kept, np.int64)[order], top
+
+
+def _class(name):
+  folder, slash, _ = name.partition('/')
+  if slash:
+    return folder
+  match = _WORDNET.match(name)
+  return match[1] if match and match[2] else None
+
+
+def _left_out(names):
+  tops = {name.partition('/')[0] for name in names}
+  if len(tops) != 1 or not all('/' in name for name in names):
+    return ''
+  (top,) = tops
+  inside = [name.partition('/')[2] for name in names]
+  direct = [name for name in inside if '/' not in name]
+  named = all(_class(name) for name in direct) and not is_wordnet(top)
+  return f'{top}/' if not direct or named else ''
+
+
+def _empty(folders, names):
+  """Folders that nothing lies in, neither a file nor a folder."""
+  folders = set(folders)
+  holding = {folder.rpartition('/')[0] for folder in folders}
+  holding |= {name.rstrip('/').rpartition('/')[0] for name in names}
+  return [base.Skipped(f'{folder}/', 'an empty folder') for folder in sorted(folders - holding)]

@@ -1,0 +1,142 @@
+"""Pictures that a CSV file lists with their labels."""
+
+from collections.abc import Iterator, Sequence
+import csv
+import io
+import os
+import pathlib
+import re
+import stat
+
+from diversedit_jax import trees, types
+from diversedit_jax.data.pictures import base, folders, naming
+
+_COLUMNS = ('path', 'label')
+_INTEGER = re.compile(r'[+-]?[0-9]+')
+
+
+class TablePictures(base.Pictures):
+  """See `base.Pictures`; names are the paths in the table."""
+
+  def __init__(self, name: str, root: str, listing: base.Listing):
+    self.name, self.listing = name, listing
+    self._root = root
+
+  def read(self, index: int) -> bytes:
+    """See `base.Pictures`."""
+    return folders.read_file(os.path.join(self._root, self.listing.names[index]))
+
+
+def open_table(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> TablePictures:
+  """The pictures of a CSV file with the columns 'path' and 'label', in UTF-8.
+
+  Paths are absolute or relative to the folder of the table; files are taken whatever their names
+  end in. Labels are all integers, counted from 0, or all names of classes. Other columns and empty
+  lines are left out. A file that is not there, or of more than 1 GiB, is skipped by name.
+
+  Raises:
+    UserError: naming the line: no CSV, a column or a field that is missing, labels of both kinds.
+      Or as `base.make_listing`.
+  """
+  path = pathlib.Path(path)
+  root = os.path.abspath(path.parent)
+  found, skipped, first = [], [], None
+  for number, file, label in _rows(path):
+    first = first or (number, label)
+    if type(label) is not type(first[1]):
+      raise types.UserError(
+        f'{path}:{number}: the label {label!r} is {_kind(label)}, but line {first[0]} has '
+        f'{_kind(first[1])}, {first[1]!r}; labels are all integers or all names'
+      )
+    size, reason = _look(os.path.join(root, file))
+    if reason:
+      skipped.append(base.Skipped(file, f'line {number}: {reason}'))
+    else:
+      found.append((file, label, size))
+  listing, _ = base.make_listing(found, skipped, classes, str(path))
+  return TablePictures(f'csv/{path.stem}', root, listing)
+
+
+def _rows(path) -> Iterator[tuple[int, str, str | int]]:
+  """Line, path and label of each row."""
+  reader = csv.reader(io.StringIO(_text(path), newline=''), strict=True, skipinitialspace=True)
+  columns = None
+  while True:
+    try:
+      row = next(reader, None)
+    except csv.Error as error:
+      raise types.UserError(f'{path}:{reader.line_num}: bad CSV: {error}') from error
+    number = reader.line_num
+    if row is None:
+      break
+    if not row:
+      continue
+    if columns is None:
+      columns = _header([name.strip() for name in row], f'{path}:{number}')
+      continue
+    if len(row) != len(columns):
+      raise types.UserError(
+        f'{path}:{number}: {len(row)} fields, expected {len(columns)} as in the header; a field '
+        'with a comma in it stands in double quotes'
+      )
+    fields = {name: row[columns.index(name)] for name in _COLUMNS}
+    label = fields['label'].strip()
+    for name, value in (('path', fields['path']), ('label', label)):
+      if not value:
+        raise types.UserError(f'{path}:{number}: the {name} is empty')
+    # PurePosixPath leaves out './' and doubled slashes, and nothing else.
+    yield number, str(pathlib.PurePosixPath(fields['path'])), _label(label, f'{path}:{number}')
+  if columns is None:
+    raise types.UserError(f'{path}: the table is empty, expected a header with path,label')
+
+
+def _text(path):
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise types.UserError(f'{path}: cannot be read: {error.strerror}') from error
+  nul = data.find(b'\0')
+  if nul >= 0:
+    raise types.UserError(f'{path}:{_line(data, nul)}: a NUL byte, expected text in UTF-8')
+  try:
+    return data.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    line = _line(data, error.start)
+    raise types.UserError(f'{path}:{line}: not UTF-8: {error.reason}') from error
+
+
+def _line(data, position):
+  return data.count(b'\n', 0, position) + 1
+
+
+def _header(names, where):
+  for column in _COLUMNS:
+    if names.count(column) != 1:
+      found = 'twice' if column in names else f'not there{trees.did_you_mean(column, names)}'
+      raise types.UserError(
+        f'{where}: the column {column!r} is {found}; expected a header with path,label'
+      )
+  return names
+
+
+def _label(text, where):
+  if not _INTEGER.fullmatch(text):
+    return text
+  if len(text) > 18 or int(text) < 0:
+    raise types.UserError(f'{where}: the label {text} is out of range, labels are counted from 0')
+  return int(text)
+
+
+def _kind(label):
+  return 'an integer' if isinstance(label, int) else 'a name'
+
+
+def _look(path):
+  """Bytes of a file, and why it is none if it is none."""
+  try:
+    status = os.stat(path)
+  except OSError as error:
+    return 0, f'cannot be read: {error.strerror}'
+  if not stat.S_ISREG(status.st_mode):
+    return 0, 'not a file'
+  return status.st_size, naming.too_large(status.st_size)

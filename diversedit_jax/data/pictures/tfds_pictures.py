@@ -1,0 +1,192 @@
+"""Pictures of a TFDS dataset that has been prepared as ArrayRecord files, without TensorFlow."""
+
+from collections.abc import Sequence
+import difflib
+import functools
+import os
+import pathlib
+import re
+import threading
+
+from absl import logging
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data.pictures import base
+
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
+_SPEC = re.compile(r'(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?')
+_BATCH = 256
+# TFDS needs importlib_resources to prepare, but does not ask for it; its command line needs Beam.
+_PREPARE = (
+  'pip install importlib_resources && python -c "import tensorflow_datasets as tfds; '
+  "tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
+)
+_ARCHIVES = (
+  '; before that put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, from '
+  'https://image-net.org/download-images, into {folder}/downloads/manual'
+)
+
+
+class TfdsPictures(base.Pictures):
+  """See `base.Pictures`; names are positions in the split."""
+
+  def __init__(self, name: str, folder: pathlib.Path, split: str, listing: base.Listing):
+    self.name, self.listing = name, listing
+    self._folder, self._split = folder, split
+    self._lock = threading.Lock()
+
+  def __getstate__(self):
+    left_out = ('_source', '_lock')
+    return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state, _lock=threading.Lock())
+
+  def read(self, index: int) -> bytes:
+    """See `base.Pictures`."""
+    with self._lock:
+      source = self._source
+    try:
+      return source[int(self.listing.names[index])]['image']
+    # ArrayRecord and the parser of examples raise their own, for damage of any kind.
+    except Exception as error:
+      raise base.BadPicture(f'cannot be read: {error}') from error
+
+  @functools.cached_property
+  def _source(self):
+    return _data_source(self._folder, self._split, self.name)
+
+
+def parse(spec: str, split: str) -> tuple[str, str]:
+  """'NAME[:VERSION][:SPLIT]' -> name with version, and split; `split` where the spec has none.
+
+  Raises:
+    UserError: if it is malformed.
+  """
+  match = _SPEC.fullmatch(spec)
+  if not match:
+    raise types.UserError(
+      f"'tfds:{spec}' is malformed; expected tfds:NAME or tfds:NAME:SPLIT, as in "
+      'tfds:imagenet2012:train'
+    )
+  return match['name'], match['split'] or split
+
+
+def open_tfds(dataset: str, split: str, classes: Sequence[str] | None = None) -> TfdsPictures:
+  """The pictures of a split of a prepared dataset with the features 'image' and 'label'.
+
+  TFDS keeps labels beside the pictures, so that the listing reads the whole split once.
+
+  Args:
+    dataset: 'cifar10', 'imagenet2012:5.1.0', 'NAME/CONFIG', ...; it lies where the environment
+      variable TFDS_DATA_DIR says, or in ~/tensorflow_datasets.
+    split: in TFDS's notation, as 'train' or 'train[:10%]'.
+    classes: all classes; None takes the dataset's own.
+
+  Raises:
+    UserError: an unknown dataset or split, one that is not prepared (and how to), no such features,
+      examples without labels.
+  """
+  where, folder = f'tfds:{dataset}:{split}', _find(dataset)
+  source = _data_source(folder, split, where)
+  names = _label_names(source.dataset_info.features, where)
+  if len(source) > 10 * _BATCH:
+    logging.info('%s: reading %d examples for their labels', where, len(source))
+  labels, sizes = _facts(source, where)
+  keys = [f'{i:08d}' for i in range(len(source))]
+  if labels and min(labels) < 0:
+    raise types.UserError(f'{where} has examples without labels; take another split')
+  if classes is None:
+    classes = names
+  elif names != tuple(str(i) for i in range(len(names))):  # Names that the dataset gives itself.
+    labels = [names[label] for label in labels]
+  found = list(zip(keys, labels, sizes, strict=True))
+  listing, _ = base.make_listing(found, (), classes, where)
+  return TfdsPictures(f'tfds/{dataset}/{split}', folder, split, listing)
+
+
+def _find(dataset):
+  """The folder of a prepared dataset, of its newest version if none is named."""
+  name, _, version = dataset.partition(':')
+  root = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+  found = [path.parent for path in (root / name).glob('*/dataset_info.json')]
+  versions = {path.name: path for path in found if _VERSION.fullmatch(path.name)}
+  if version in versions:
+    return versions[version]
+  if versions and not version:
+    return versions[max(versions, key=lambda v: [int(part) for part in v.split('.')])]
+  configs = sorted(
+    {path.parent.parent.name for path in (root / name).glob('*/*/dataset_info.json')}
+  )
+  if configs and not versions:
+    raise types.UserError(
+      f'tfds:{dataset} has configurations in {root}: {", ".join(configs)}; name one, as in '
+      f'tfds:{name}/{configs[0]}'
+    )
+  prepare = f'prepare it by `{_PREPARE.format(name=dataset)}`'
+  if name == 'imagenet2012':
+    prepare += _ARCHIVES.format(folder=root)
+  if versions:
+    prepare = f'there are {", ".join(sorted(versions))}; take one of these or {prepare}'
+  raise types.UserError(f'tfds:{dataset} is not in {root} (TFDS_DATA_DIR){_near(name)}; {prepare}')
+
+
+def _near(name):
+  """A hint where TFDS knows no dataset of this name; all that it knows would be a thousand."""
+  import tensorflow_datasets as tfds
+
+  known = tfds.list_builders(with_community_datasets=False)
+  if name.partition('/')[0] in known:
+    return ''
+  near = difflib.get_close_matches(name, known, n=1)
+  return ', and TFDS has none of that name' + (f'; did you mean {near[0]!r}?' if near else '')
+
+
+def _data_source(folder, split, where):
+  import tensorflow_datasets as tfds  # Here: its import takes a third of a second.
+
+  try:
+    # Made from the files alone: building by name would ask a bucket for facts, through TensorFlow.
+    return tfds.builder_from_directory(folder).as_data_source(
+      split=split, decoders={'image': tfds.decode.SkipDecoding()}
+    )
+  except NotImplementedError as error:
+    prepare = _PREPARE.format(name=folder.parent.name)
+    raise types.UserError(
+      f'{where}: {folder} has no array_record files, which alone can be read in any order; set '
+      f'TFDS_DATA_DIR to another folder and prepare it by `{prepare}`'
+    ) from error
+  except (ValueError, LookupError, OSError, AssertionError) as error:
+    raise types.UserError(f'{where}: {" ".join(str(error).split())}') from error
+
+
+def _label_names(features, where):
+  """Names of the classes; '0', '1', ... where the dataset has none."""
+  import tensorflow_datasets as tfds
+
+  if not {'image', 'label'} <= set(features):
+    raise types.UserError(
+      f"{where} has the features {', '.join(sorted(features))}; expected 'image' and 'label'"
+    )
+  image, label = features['image'], features['label']
+  if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+    raise types.UserError(f"{where}: the feature 'image' is {image}, expected pictures of bytes")
+  if not isinstance(label, tfds.features.ClassLabel):
+    raise types.UserError(f"{where}: the feature 'label' is {label}, expected a ClassLabel")
+  return tuple(label.names)
+
+
+def _facts(source, where):
+  labels, sizes = [], []
+  for start in range(0, len(source), _BATCH):
+    positions = list(range(start, min(start + _BATCH, len(source))))
+    try:
+      examples = source.__getitems__(positions)
+    except Exception as error:  # As in `TfdsPictures.read`.
+      raise types.UserError(
+        f'{where}: examples {start} to {positions[-1]} cannot be read: {error}; prepare it again'
+      ) from error
+    labels += [int(example['label']) for example in examples]
+    sizes += [len(example['image']) for example in examples]
+  return labels, sizes

@@ -1,0 +1,91 @@
+"""Which files are pictures, and of which class: the one rule of folders and archives."""
+
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.data.pictures import naming
+
+
+def arrange(*names, classes=None, folders=()):
+  listing, order, top = naming.arrange([(n, 5) for n in names], (), folders, classes, 'X')
+  assert [names[i].removeprefix(top) for i in order] == list(listing.names)
+  return {
+    name: listing.label_names[label]
+    for name, label in zip(listing.names, listing.labels, strict=True)
+  }, listing  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'names,expected',
+  [
+    (['b/1.png', 'a/2.png'], {'a/2.png': 'a', 'b/1.png': 'b'}),
+    (['a/x/1.png', 'b/y/z/1.png'], {'a/x/1.png': 'a', 'b/y/z/1.png': 'b'}),
+    (['train/a/1.png', 'train/b/1.png'], {'a/1.png': 'a', 'b/1.png': 'b'}),
+    # Only one folder is left out, and none that holds pictures itself.
+    (['x/train/a/1.png', 'x/train/b/1.png'], {'train/a/1.png': 'train', 'train/b/1.png': 'train'}),
+    (['a/1.png', 'a/x/2.png'], {'a/1.png': 'a', 'a/x/2.png': 'a'}),
+    (['a/1.png'], {'a/1.png': 'a'}),
+    # Named by WordNet ids, without folders or in one that is no class.
+    (['n00000002_1.JPEG', 'n00000001_1.JPEG'],
+     {'n00000001_1.JPEG': 'n00000001', 'n00000002_1.JPEG': 'n00000002'}),
+    (['all/n00000002_1.JPEG', 'all/n00000001_1.JPEG'],
+     {'n00000001_1.JPEG': 'n00000001', 'n00000002_1.JPEG': 'n00000002'}),
+    (['n00000002/n00000002_1.JPEG'], {'n00000002/n00000002_1.JPEG': 'n00000002'}),
+    (['n00000002/a.JPEG', 'n00000001_1.JPEG'],
+     {'n00000001_1.JPEG': 'n00000001', 'n00000002/a.JPEG': 'n00000002'}),
+  ],
+)  # fmt: skip
+def test_classes_and_names(names, expected):
+  assert arrange(*names)[0] == expected
+
+
+def test_a_folder_above_changes_nothing():
+  names = ['b/1.png', 'a/2.png', 'a/deep/er/3.png']
+  plain, wrapped = arrange(*names)[1], arrange(*(f'train/{name}' for name in names))[1]
+  assert plain.digest() == wrapped.digest() and plain.keys == wrapped.keys
+
+
+def test_a_picture_without_a_class_is_skipped_by_name():
+  found, listing = arrange('b.png', 'a/1.png', 'n123_1.png', 'n00000001.png')
+  assert found == {'a/1.png': 'a'}
+  assert [s.name for s in listing.skipped] == ['b.png', 'n00000001.png', 'n123_1.png']
+  assert {s.reason for s in listing.skipped} == {'in no class folder'}
+
+
+@pytest.mark.parametrize('above', ['', 'data/'])
+def test_splits_are_no_classes(above):
+  names = [f'{above}{split}/{c}/1.png' for split in ('train', 'val') for c in 'ab']
+  with pytest.raises(types.UserError, match=f'holds the splits train, val .* X/{above}val'):
+    arrange(*names)
+  assert arrange('train/1.png', 'bus/1.png')[0] == {'bus/1.png': 'bus', 'train/1.png': 'train'}
+
+
+def test_empty_folders_are_named():
+  listing = arrange('a/1.png', folders=['a', 'b', 'c', 'c/d'])[1]
+  assert [(s.name, s.reason) for s in listing.skipped] == [
+    ('b/', 'an empty folder'), ('c/d/', 'an empty folder'),
+  ]  # fmt: skip
+  assert listing.label_names == ('a',)
+
+
+def test_given_classes_decide_the_labels():
+  listing = arrange('cat/1.png', 'ant/1.png', classes=('bee', 'cat', 'ant'))[1]
+  assert listing.labels.tolist() == [2, 1] and listing.label_names == ('bee', 'cat', 'ant')
+  with pytest.raises(types.UserError, match="class 'cat', which is not one of the 2 classes"):
+    arrange('cat/1.png', classes=('cats', 'dogs'))
+
+
+def test_two_files_for_one_key_are_refused():
+  with pytest.raises(types.UserError, match='two files for one key.*a/1.jpg.*a/1.png'):
+    arrange('a/1.jpg', 'a/1.png')
+
+
+@pytest.mark.parametrize('name', ['a/.b.png', '.a/b.png', '__MACOSX/a/b.png', 'a/._b.png'])
+def test_hidden_files_are_refused(name):
+  assert naming.refusal(name, 5) == 'hidden'
+
+
+def test_names_and_sizes_decide():
+  assert naming.refusal('a/b.JPEG', 2**30) is None
+  assert naming.refusal('a/b.JPEG', 2**30 + 1) == '1073741825 bytes, more than 1073741824'
+  assert naming.refusal('a/b.txt', 5) == naming.refusal('a/png', 5) == 'not named as a picture'
