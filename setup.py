@@ -21,6 +21,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['diversedit_jax*']),
   install_requires=[
     'absl-py>=2.1',
+    'array_record>=0.8',
     'clu>=0.0.12',
     'flax>=0.12.8',
     'grain>=0.2.18',

@@ -61,6 +61,18 @@ def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
   return config
 
 
+def keep_programs() -> None:
+  """Keeps compiled programs between starts, in $JAX_COMPILATION_CACHE_DIR or below ~/.cache.
+
+  A restart is quicker, and a GPU's tuning cannot come out otherwise in the middle of a store.
+  """
+  cache = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
+  jax.config.update(
+    'jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache))
+  )
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
 def join_processes() -> None:
   """Joins the other processes of a run.
 

@@ -1,16 +1,12 @@
 """Trains, samples, scores, analyses: `python -m diversedit_jax.main --config=FILE ...`."""
 
-import os
-import pathlib
-
 from absl import flags
-import jax
 from ml_collections import config_flags
 
 from diversedit_jax import build, cli, modes, types
 from diversedit_jax.modes import listing
 
-MODES = ('train', 'sample', 'eval', 'analyze', 'plan', 'list')
+MODES = ('train', 'sample', 'eval', 'analyze', 'plan', 'audit', 'list')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
@@ -32,11 +28,7 @@ def main(argv: list[str]) -> None:
   """Builds the experiment and runs the mode."""
   if len(argv) > 1:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
-  cache = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
-  jax.config.update(
-    'jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache))
-  )
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  cli.keep_programs()
   if _DISTRIBUTED.value:
     cli.join_processes()
   config, mode = cli.load(_CONFIG), _MODE.value
@@ -47,6 +39,8 @@ def main(argv: list[str]) -> None:
   experiment = build.build(config)
   if mode == 'plan':
     print(modes.plan(experiment))
+  elif mode == 'audit':
+    print(modes.audit(experiment, _WORKDIR.value))
   elif mode == 'train':
     modes.train(experiment, _WORKDIR.value)
   else:

@@ -1,0 +1,221 @@
+"""The folder of a latent store: names of its files, and the three kinds of JSON in it.
+
+  plan.json                        what is being made; a restart must want the same
+  shards/moments-00003.array_record   a column of one shard; also pixels-00003
+  shards/00003.json                facts of the shard, written last: the shard is finished
+  manifest.json, labels.npy        written when all shards are: the store is finished
+
+Records are raw little-endian arrays of one shape. A store with twins has two records for an
+example, the picture and its mirror image, at 2 i and 2 i + 1 of the shard. The examples of a store
+are those of its shards one after the other; their order is that of the keys.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Literal
+
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data import files
+
+VERSION = 1
+COLUMNS = ('moments', 'pixels')
+Column = Literal['moments', 'pixels']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnFacts:
+  """dtype: of the records. shape: of one record. twins: two records for each example."""
+
+  dtype: str
+  shape: tuple[int, ...]
+  twins: bool = False
+
+  @property
+  def record_bytes(self) -> int:
+    """Bytes of one record."""
+    return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What is being made: everything that decides the bytes of the store.
+
+  source: name of the collection. source_digest: of its listing. examples: that it lists.
+  records_per_shard: listed examples of a shard; those that are skipped leave it smaller.
+  columns: by name. label_names: of all classes.
+  size, crop, orientation: of the pictures, see `pictures.crop` and `pictures.decode`.
+  vae: None for a store of pixels alone, else {'file', 'encoder_sha256', 'scale', 'shift', 'dtype',
+    'config'}; scale and shift are those of `data.latents.Scaling`.
+  """
+
+  source: str
+  source_digest: str
+  examples: int
+  records_per_shard: int
+  columns: dict[str, ColumnFacts]
+  label_names: tuple[str, ...]
+  size: int
+  crop: str
+  orientation: str
+  vae: dict[str, Any] | None
+  version: int = VERSION
+
+  @property
+  def shards(self) -> int:
+    """How many."""
+    return -(-self.examples // self.records_per_shard)
+
+  def entries(self, shard: int) -> range:
+    """Positions in the listing of one shard's pictures."""
+    first = shard * self.records_per_shard
+    return range(first, min(first + self.records_per_shard, self.examples))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardFacts:
+  """One finished shard.
+
+  count: examples. keys, labels: of each. skipped: [name, reason] of listed pictures without one.
+  columns: {column: {'bytes', 'sha256'}} of the files. content_sha256: over the encoded pictures.
+  """
+
+  shard: int
+  count: int
+  keys: tuple[str, ...]
+  labels: tuple[int, ...]
+  skipped: tuple[tuple[str, str], ...]
+  columns: dict[str, dict[str, Any]]
+  content_sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+  """A finished store.
+
+  count: examples. counts: of each shard. classes: examples of each label.
+  shards: SHA-256 of each shard's facts. labels: SHA-256 of labels.npy.
+  skipped: pictures without an example, shards' and listing's together.
+  content_sha256: over those of the shards. versions: of the programs that made it.
+  """
+
+  plan: Plan
+  count: int
+  counts: tuple[int, ...]
+  classes: tuple[int, ...]
+  shards: tuple[str, ...]
+  labels: str
+  skipped: int
+  content_sha256: str
+  versions: dict[str, str]
+
+
+def shard_file(root: pathlib.Path, column: str, shard: int) -> pathlib.Path:
+  """The ArrayRecord file of a column of a shard."""
+  return root / 'shards' / f'{column}-{shard:05d}.array_record'
+
+
+def facts_file(root: pathlib.Path, shard: int) -> pathlib.Path:
+  """Whose presence says that the shard is finished."""
+  return root / 'shards' / f'{shard:05d}.json'
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a dataclass of this module, whole or not at all, always with the same bytes."""
+  with files.atomic(path) as temporary:
+    temporary.write_text(json.dumps(dataclasses.asdict(value), indent=1, sort_keys=True) + '\n')
+
+
+def read_plan(root: pathlib.Path) -> Plan:
+  """The plan of a store that may be unfinished.
+
+  Raises:
+    UserError: no store there, or one of another version.
+  """
+  path = root / 'plan.json'
+  if not path.is_file():
+    raise types.UserError(f'{root} is no store: it has no plan.json')
+  return _plan(path, _read(path))
+
+
+def read_facts(root: pathlib.Path, shard: int) -> ShardFacts:
+  """Facts of a finished shard.
+
+  Raises:
+    UserError: the file is missing or damaged; it is named.
+  """
+  path = facts_file(root, shard)
+  fields = _fields(path, ShardFacts, _read(path))
+  for name in ('keys', 'labels'):
+    fields[name] = tuple(fields[name])
+  fields['skipped'] = tuple((name, reason) for name, reason in fields['skipped'])
+  return ShardFacts(**fields)
+
+
+def read_manifest(root: pathlib.Path) -> Manifest:
+  """Manifest of a finished store.
+
+  Raises:
+    UserError: no store there, an unfinished one (how far it is), another version, a damaged file.
+  """
+  path = root / 'manifest.json'
+  if not path.is_file():
+    plan = read_plan(root)
+    done = sum(facts_file(root, shard).is_file() for shard in range(plan.shards))
+    raise types.UserError(
+      f'the store {root} is unfinished: {done} of {plan.shards} shards are done; start '
+      '`python -m diversedit_jax.prepare` again with the same arguments to finish it'
+    )
+  fields = _fields(path, Manifest, _read(path))
+  fields['plan'] = _plan(path, fields['plan'])
+  for name in ('counts', 'classes', 'shards'):
+    fields[name] = tuple(fields[name])
+  return Manifest(**fields)
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+  """SHA-256 of a file.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except OSError as error:
+    raise types.UserError(f'{path}: cannot be read: {error.strerror}') from error
+
+
+def _read(path):
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise types.UserError(f'{path}: cannot be read as JSON: {error}') from error
+
+
+def _fields(path, cls, found):
+  expected = {field.name for field in dataclasses.fields(cls)}
+  if not isinstance(found, dict) or set(found) != expected:
+    raise types.UserError(
+      f'{path}: expected the entries {sorted(expected)}, found '
+      f'{sorted(found) if isinstance(found, dict) else type(found).__name__}'
+    )
+  return dict(found)
+
+
+def _plan(path, found):
+  if isinstance(found, dict) and found.get('version') != VERSION:
+    raise types.UserError(
+      f'{path}: a store of version {found.get("version")}; this program reads version {VERSION}'
+    )
+  fields = _fields(path, Plan, found)
+  fields['columns'] = {
+    name: ColumnFacts(**{**column, 'shape': tuple(column['shape'])})
+    for name, column in fields['columns'].items()
+  }
+  fields['label_names'] = tuple(fields['label_names'])
+  return Plan(**fields)

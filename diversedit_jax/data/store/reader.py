@@ -1,0 +1,124 @@
+"""A finished store, opened for random access in batches."""
+
+import functools
+import pathlib
+
+from array_record.python import array_record_module
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data.store import layout
+
+# Neither reads ahead nor keeps threads of its own: neighbours in a batch are far apart in a file.
+_OPTIONS = 'readahead_buffer_size:16384,max_parallelism:0'
+
+
+class Store:
+  """Examples of a store by their indices, in the order of their keys.
+
+  manifest: of the store. labels: int32 [n]. Every record's checksum is checked as it is read.
+  Travels to other processes by pickling; several threads may read.
+  """
+
+  def __init__(self, root: str | pathlib.Path):
+    """Opens every shard of a finished store.
+
+    Raises:
+      UserError: no store, an unfinished one, or a missing, damaged or foreign file, which is named.
+    """
+    self.root = pathlib.Path(root)
+    self.manifest = layout.read_manifest(self.root)
+    self._first = np.concatenate([[0], np.cumsum(self.manifest.counts)])
+    self.labels = self._read_labels()
+    for column in self.manifest.plan.columns:
+      for shard in range(self.manifest.plan.shards):
+        self._check(column, shard)
+
+  def __len__(self) -> int:
+    return self.manifest.count
+
+  def __getstate__(self):
+    return {name: value for name, value in self.__dict__.items() if name != '_readers'}
+
+  def read(
+    self, column: layout.Column, indices: np.ndarray, flips: np.ndarray | None = None
+  ) -> np.ndarray:
+    """Records [n, *shape] of a column in the dtype of the store; the twins where `flips` [n].
+
+    Raises:
+      UserError: a shard that cannot be read, named.
+    """
+    facts = self.manifest.plan.columns[column]
+    shards = np.searchsorted(self._first, indices, side='right') - 1
+    rows = indices - self._first[shards]
+    if facts.twins:
+      rows = 2 * rows + (0 if flips is None else flips)
+    # By shard, and in a shard by position: one call for each, and the disk is read one way.
+    order = np.lexsort((rows, shards))
+    out = np.empty((len(indices), facts.record_bytes), np.uint8)
+    ends = np.flatnonzero(np.diff(shards[order], append=-1)) + 1
+    start = 0
+    for end in ends:
+      part = order[start:end]
+      shard = int(shards[part[0]])
+      records = self._records(column, shard, rows[part].tolist())
+      for place, record in zip(part, records, strict=True):
+        if len(record) != facts.record_bytes:
+          raise types.UserError(
+            f'{layout.shard_file(self.root, column, shard)}: a record has {len(record)} bytes, '
+            f'expected {facts.record_bytes}'
+          )
+        out[place] = np.frombuffer(record, np.uint8)
+      start = end
+    dtype = np.dtype(facts.dtype).newbyteorder('<')
+    return out.view(dtype).astype(facts.dtype, copy=False).reshape(-1, *facts.shape)
+
+  def _records(self, column, shard, rows):
+    try:
+      return self._reader(column, shard).read(rows)
+    except (RuntimeError, IndexError) as error:
+      raise types.UserError(
+        f'{layout.shard_file(self.root, column, shard)} cannot be read: {error}; '
+        f'`python -m diversedit_jax.prepare --verify --output={self.root}` checks the whole store'
+      ) from error
+
+  def _reader(self, column, shard):
+    if (column, shard) not in self._readers:
+      path = layout.shard_file(self.root, column, shard)
+      self._readers[column, shard] = array_record_module.ArrayRecordReader(str(path), _OPTIONS)
+    return self._readers[column, shard]
+
+  @functools.cached_property
+  def _readers(self):
+    return {}
+
+  def _check(self, column, shard):
+    path = layout.shard_file(self.root, column, shard)
+    twins = self.manifest.plan.columns[column].twins
+    expected = self.manifest.counts[shard] * (2 if twins else 1)
+    if expected == 0:
+      return
+    reader = self._reader(column, shard)
+    if not reader.ok() or reader.num_records() != expected:
+      found = f'{reader.num_records()} records' if reader.ok() else 'a damaged or missing file'
+      raise types.UserError(
+        f"{path}: found {found}, expected {expected} records; remove it and the store's "
+        'manifest.json and prepare again with the same arguments: only what is missing is made'
+      )
+
+  def _read_labels(self):
+    path = self.root / 'labels.npy'
+    try:
+      labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+      raise types.UserError(f'{path}: cannot be read: {error}') from error
+    classes = len(self.manifest.plan.label_names)
+    if labels.shape != (len(self),) or labels.dtype != np.int32:
+      raise types.UserError(
+        f'{path}: found {labels.dtype.name} {labels.shape}, expected int32 ({len(self)},)'
+      )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+      raise types.UserError(
+        f'{path}: labels lie in [{labels.min()}, {labels.max()}], expected [0, {classes})'
+      )
+    return labels

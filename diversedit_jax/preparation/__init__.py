@@ -1,0 +1,1 @@
+"""Makes a latent store of a collection of pictures, and goes on where a killed run stopped."""

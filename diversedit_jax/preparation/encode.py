@@ -1,0 +1,170 @@
+"""Pictures -> records: decoded by threads ahead of the device, encoded in batches of one size.
+
+While the device encodes a batch the threads decode the next ones (Pillow gives the interpreter
+free), and the moments of the batch before go to the store. A batch is a run of listed pictures
+without the bad ones, filled up with black, so one program encodes every batch, and the records of
+a shard depend on nothing outside it. Another batch size or device may round the last bit otherwise.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import dataclasses
+import hashlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data import latents
+from diversedit_jax.data.pictures import base, crop, decode
+from diversedit_jax.data.store import layout, writer
+from diversedit_jax.frozen import vae
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picture:
+  """One that could be read. index: in the listing. sha256: of its file. pixels: [S, S, 3] uint8."""
+
+  index: int
+  sha256: str
+  pixels: np.ndarray
+
+
+class Encoder:
+  """Pictures [n, S, S, 3] uint8 -> moments [n, S/f, S/f, 2C] float32, on this process's devices.
+
+  batch_size: as asked for, rounded up to a multiple of the devices.
+  """
+
+  def __init__(self, autoencoder: vae.Autoencoder, batch_size: int):
+    devices = jax.local_devices()
+    self.batch_size = -(-batch_size // len(devices)) * len(devices)
+    mesh = jax.make_mesh((len(devices),), ('data',), (AxisType.Auto,), devices=devices)
+    self._split = NamedSharding(mesh, PartitionSpec('data'))
+    self._params = jax.device_put(autoencoder.params, NamedSharding(mesh, PartitionSpec()))
+
+    def moments(params, pixels_NHWC):
+      x_NHWC = pixels_NHWC.astype(jnp.float32) / 127.5 - 1
+      return latents.mean_std(autoencoder.encode(params, x_NHWC).astype(jnp.float32))
+
+    self._program = jax.jit(moments, out_shardings=self._split)
+
+  def start(self, pixels_NHWC: np.ndarray) -> jax.Array:
+    """The moments of at most `batch_size` pictures, filled up to that; does not wait for them."""
+    filled = np.zeros((self.batch_size, *pixels_NHWC.shape[1:]), np.uint8)
+    filled[: len(pixels_NHWC)] = pixels_NHWC
+    return self._program(self._params, jax.device_put(filled, self._split))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Pipeline:
+  """Makes the examples of a shard. encoder: None for a store of pixels alone.
+
+  batch_size: pictures that go through together. pool: of `threads` threads.
+  """
+
+  collection: base.Pictures
+  plan: layout.Plan
+  encoder: Encoder | None
+  batch_size: int
+  pool: futures.Executor
+  threads: int
+
+  def results(self, shard: int) -> Iterator[writer.Example | base.Skipped]:
+    """What became of the pictures of a shard, examples in the order of their keys.
+
+    Raises:
+      UserError: moments that are not finite numbers of the store's dtype, the picture is named; or
+        a batch too large for the device.
+    """
+    window = self.threads + 2 * self.batch_size
+    read = _ahead(self.pool, self._read, self.plan.entries(shard), window)
+    try:
+      yield from self._encoded(read)
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      raise types.UserError(
+        f'the device has no room for {self.batch_size} pictures at once; take a smaller '
+        f'--batch_size ({str(error).splitlines()[0]})'
+      ) from error
+
+  def _encoded(self, read):
+    """Batch by batch; one is on the device while the one before it is taken from there."""
+    earlier = None
+    while group := list(itertools.islice(read, self.batch_size)):
+      yield from (result for result in group if isinstance(result, base.Skipped))
+      pictures = [result for result in group if isinstance(result, Picture)]
+      started = pictures, self._start(pictures)
+      if earlier is not None:
+        yield from self._examples(*earlier)
+      earlier = started
+    if earlier is not None:
+      yield from self._examples(*earlier)
+
+  def _read(self, index):
+    try:
+      data = self.collection.read(index)
+      image = decode.decode(data, self.plan.orientation)
+      pixels = crop.crop(image, self.plan.size, self.plan.crop)
+    except base.BadPicture as error:
+      return base.Skipped(self.collection.listing.names[index], str(error))
+    return Picture(index, hashlib.sha256(data).hexdigest(), pixels)
+
+  def _start(self, pictures):
+    """Moments on their way from the device: one array, with twins two."""
+    if self.encoder is None or not pictures:
+      return []
+    pixels_NHWC = np.stack([picture.pixels for picture in pictures])
+    mirrored = [pixels_NHWC[:, :, ::-1]] * self.plan.columns['moments'].twins
+    return [self.encoder.start(x) for x in (pixels_NHWC, *mirrored)]
+
+  def _examples(self, pictures, started):
+    listing = self.collection.listing
+    if started:
+      moments = np.stack([np.asarray(x)[: len(pictures)] for x in started], 1)
+    for i, picture in enumerate(pictures):
+      columns = {}
+      if 'moments' in self.plan.columns:
+        dtype = self.plan.columns['moments'].dtype
+        columns['moments'] = _stored(moments[i], dtype, listing.names[picture.index])
+      if 'pixels' in self.plan.columns:
+        columns['pixels'] = picture.pixels[None]
+      yield writer.Example(
+        key=listing.keys[picture.index], label=int(listing.labels[picture.index]),
+        sha256=picture.sha256, columns=columns,
+      )  # fmt: skip
+
+
+def _ahead(
+  pool: futures.Executor, function: Callable, arguments: Iterable, window: int
+) -> Iterator:
+  """`map` in order with at most `window` calls begun and not yet taken."""
+  waiting = collections.deque()
+  try:
+    for argument in arguments:
+      waiting.append(pool.submit(function, argument))
+      if len(waiting) >= window:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    for future in waiting:
+      future.cancel()
+
+
+def _stored(moments, dtype, name):
+  with np.errstate(over='ignore'):
+    stored = moments.astype(dtype)
+  if not np.isfinite(stored).all():
+    largest = np.abs(moments).max()
+    if np.isfinite(largest):
+      found, remedy = f'moments up to {largest:.3g}, more than {dtype} holds', '--dtype=float32'
+    else:
+      found, remedy = 'moments that are not finite', '--vae_dtype=float32 or other weights'
+    raise types.UserError(f'the autoencoder gives {name!r} {found}; try {remedy}')
+  return stored

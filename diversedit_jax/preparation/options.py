@@ -1,0 +1,155 @@
+"""What the user asks of `prepare`, checked; and the plan of the store that follows from it."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+
+from diversedit_jax import trees, types
+from diversedit_jax.data import pictures
+from diversedit_jax.data.pictures import base
+from diversedit_jax.data.store import layout
+from diversedit_jax.frozen import vae
+
+STORES = ('latents', 'pixels', 'both')
+DTYPES = ('float16', 'float32')
+VAE_DTYPES = ('float32', 'bfloat16')
+# A shard is made again as a whole after a crash, and read by one file handle.
+_SHARDS, _RECORDS = 64, (256, 65536)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """One request. None stands for a default that depends on something else.
+
+  source, classes, split: of `pictures.open_pictures`. output: folder of the store.
+  vae: weights. vae_scale, vae_shift: instead of those of the weights. vae_dtype: of its products.
+  size: side of the square pictures. crop, orientation: see `pictures.crop`, `pictures.decode`.
+  store: 'latents', 'pixels' or 'both'. twins: latents of mirror images too. dtype: of the latents.
+  records_per_shard: None makes about 64 shards.
+  batch_size: pictures encoded at once, on all devices of the process. threads: that decode.
+  worker, workers: shard s belongs to worker s % workers. strict: a bad picture is an error.
+
+  Raises:
+    UserError: for values that are not known, or do not go together.
+  """
+
+  source: str
+  output: pathlib.Path
+  vae: pathlib.Path | None = None
+  vae_scale: float | tuple[float, ...] | None = None
+  vae_shift: float | tuple[float, ...] | None = None
+  vae_dtype: str | None = None
+  size: int = 256
+  crop: str = 'adm'
+  orientation: str = 'exif'
+  store: str = 'latents'
+  twins: bool = False
+  dtype: str | None = None
+  classes: str | None = None
+  split: str = 'train'
+  batch_size: int = 16
+  threads: int | None = None
+  records_per_shard: int | None = None
+  worker: int = 0
+  workers: int = 1
+  strict: bool = False
+
+  def __post_init__(self):
+    for name, known in (
+      ('store', STORES), ('crop', pictures.CROPS), ('orientation', pictures.ORIENTATIONS),
+      ('dtype', (None, *DTYPES)), ('vae_dtype', (None, *VAE_DTYPES)),
+    ):  # fmt: skip
+      value = getattr(self, name)
+      if value not in known:
+        trees.check_known(f'--{name}', value, [k for k in known if k is not None])
+    for name in ('size', 'batch_size', 'threads', 'records_per_shard'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise types.UserError(f'--{name}={value}, expected a whole number from 1')
+    if not 0 <= self.worker < self.workers:
+      raise types.UserError(
+        f'--shard={self.worker}/{self.workers}: workers are counted from 0, expected '
+        f'0/{self.workers} to {self.workers - 1}/{self.workers}'
+      )
+    if re.match(r'\w+:/', str(self.output)):
+      raise types.UserError(
+        f'--output={self.output} is a URL, expected a folder; mount the bucket and give the path'
+      )
+    self._check_vae()
+
+  def _check_vae(self):
+    if self.latents and self.vae is None:
+      raise types.UserError(
+        f'--store={self.store} needs --vae=FILE, the weights of an autoencoder; pictures alone '
+        'are stored by --store=pixels'
+      )
+    for name in ('vae', 'vae_scale', 'vae_shift', 'vae_dtype', 'dtype', 'twins'):
+      if not self.latents and getattr(self, name) not in (None, False):
+        why = 'mirroring stored pixels is exact' if name == 'twins' else 'there are no latents'
+        raise types.UserError(f'--{name} is not for --store=pixels: {why}; leave it out')
+
+  @property
+  def latents(self) -> bool:
+    """Whether the store has them."""
+    return self.store != 'pixels'
+
+  def decoding_threads(self) -> int:
+    """How many; without a wish one for each core that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+      return self.threads or len(os.sched_getaffinity(0))
+    return self.threads or os.cpu_count() or 1
+
+
+def check_size(options: Options, config: vae.VAEConfig) -> None:
+  """Refuses an autoencoder that cannot take the pictures.
+
+  Raises:
+    UserError: the size, or channels other than red, green and blue.
+  """
+  if options.size % config.factor:
+    above = (options.size // config.factor + 1) * config.factor
+    nearest = [str(size) for size in (above - config.factor, above) if size]
+    raise types.UserError(
+      f'--size={options.size} is not divisible by {config.factor}, the factor of {options.vae}; '
+      f'take {" or ".join(nearest)}'
+    )
+  if config.image_channels != 3:
+    raise types.UserError(f'{options.vae} takes {config.image_channels} channels, pictures have 3')
+
+
+def make_plan(
+  options: Options, collection: base.Pictures, autoencoder: vae.Autoencoder | None
+) -> layout.Plan:
+  """The plan of the store; `autoencoder` is None for pixels alone."""
+  columns, facts = {}, None
+  if options.latents:
+    config = autoencoder.config
+    side = options.size // config.factor
+    columns['moments'] = layout.ColumnFacts(
+      dtype=options.dtype or 'float16', shape=(side, side, 2 * config.latent_channels),
+      twins=options.twins,
+    )  # fmt: skip
+    facts = {
+      'file': autoencoder.file, 'encoder_sha256': autoencoder.encoder_sha256,
+      'scale': config.scale, 'shift': config.shift, 'dtype': autoencoder.dtype,
+      'config': dataclasses.asdict(config),
+    }  # fmt: skip
+    facts = json.loads(json.dumps(facts))  # As it will be read again: lists for tuples.
+  if options.store != 'latents':
+    columns['pixels'] = layout.ColumnFacts(dtype='uint8', shape=(options.size, options.size, 3))
+  listing = collection.listing
+  return layout.Plan(
+    source=collection.name, source_digest=listing.digest(), examples=len(listing),
+    records_per_shard=options.records_per_shard or _records_per_shard(len(listing)),
+    columns=columns, label_names=tuple(listing.label_names), size=options.size,
+    crop=options.crop, orientation=options.orientation, vae=facts,
+  )  # fmt: skip
+
+
+def _records_per_shard(examples):
+  """The power of two that makes about 64 shards, within bounds."""
+  low, high = _RECORDS
+  return min(max(2 ** round(math.log2(examples / _SHARDS)), low), high)

@@ -1,0 +1,102 @@
+"""The folder of a store before anything is encoded: whose it is, whether it fits, what to clear."""
+
+from collections.abc import Collection, Mapping
+import dataclasses
+import pathlib
+import re
+import shutil
+from typing import Any
+
+from diversedit_jax import types
+from diversedit_jax.data.store import layout, writer
+
+_OWN = re.compile(r'\.(?:store|worker-\d+-of-\d+)\.lock')
+
+
+def check(root: pathlib.Path, plan: layout.Plan) -> None:
+  """Refuses a folder that holds something else; writes nothing.
+
+  Raises:
+    UserError: a file, files that are no store, or a store of another plan (what differs is listed).
+  """
+  if root.exists() and not root.is_dir():
+    raise types.UserError(f'--output={root} is a file, expected a folder')
+  if (root / 'plan.json').exists():
+    stored = layout.read_plan(root)
+    changed = list(_differences(dataclasses.asdict(stored), dataclasses.asdict(plan)))
+    if changed:
+      listed = '; '.join(f'{name}: stored {old}, asked for {new}' for name, old, new in changed)
+      raise types.UserError(
+        f'--output={root} is a store of another plan. {listed}. Choose another folder, or ask '
+        'for what is stored'
+      )
+    return
+  clutter = {path for path, _ in writer.leftovers(root)}
+  others = [
+    path.name
+    for path in (sorted(root.iterdir()) if root.exists() else ())
+    if path not in clutter and not _OWN.fullmatch(path.name)
+  ]
+  if others:
+    raise types.UserError(
+      f'--output={root} holds {others[0]!r}{" and more" * (len(others) > 1)} but no plan.json: no '
+      'store; choose a new or empty folder'
+    )
+
+
+def check_space(root: pathlib.Path, plan: layout.Plan, missing: Collection[int]) -> None:
+  """Refuses a disk on which the missing shards have no room.
+
+  Raises:
+    UserError: with both numbers.
+  """
+  needed = sum(writer.shard_bytes(plan, shard) for shard in missing)
+  folder = next(path for path in (root, *root.absolute().parents) if path.exists())
+  free = shutil.disk_usage(folder).free
+  if needed > free:
+    raise types.UserError(
+      f'--output={root} needs {needed / 1e9:.3f} GB for {len(missing)} of {plan.shards} shards, '
+      f'but its disk has {free / 1e9:.3f} GB free'
+    )
+
+
+def begin(root: pathlib.Path, plan: layout.Plan, worker: int, workers: int) -> None:
+  """Writes the plan if there is none, and removes what a killed run of this worker left.
+
+  To be called under the lock of the store.
+
+  Raises:
+    UserError: as `check`, since another process may have come first.
+  """
+  check(root, plan)
+  for path, shard in list(writer.leftovers(root)):
+    if shard is None or shard % workers == worker:
+      path.unlink(missing_ok=True)
+  if not (root / 'plan.json').exists():
+    with writer.writing(root / 'plan.json'):
+      layout.write_json(root / 'plan.json', plan)
+
+
+def _differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ''):
+  """(name, stored, given) of every entry that differs, in words; entries of entries by dots."""
+  for name in sorted({*stored, *given}):
+    old, new = stored.get(name, '(absent)'), given.get(name, '(absent)')
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+      yield from _differences(old, new, f'{prefix}{name}.')
+    elif old != new:
+      yield f'{prefix}{name}', *_in_words(old, new)
+
+
+def _in_words(old, new):
+  """Both values; of long lists the length and the first entry that differs."""
+  if not all(isinstance(value, (list, tuple)) and len(value) > 8 for value in (old, new)):
+    return repr(old), repr(new)
+  place = next(
+    (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
+  )
+  return tuple(
+    f'{len(value)} entries with {value[place]!r} at {place}'
+    if place < len(value)
+    else f'{len(value)} entries'
+    for value in (old, new)
+  )

@@ -1,0 +1,49 @@
+"""Makes a store of pictures or latents: `python -m diversedit_jax.prepare --help`."""
+
+from collections.abc import Sequence
+import sys
+
+from absl import flags as absl_flags
+from absl import logging
+import jax
+
+from diversedit_jax import cli, types
+from diversedit_jax.data.store import verify
+from diversedit_jax.preparation import flags, options, work
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status: 0; 1 or, interrupted, 130 after a message."""
+  # Absl waits for its own flags before it logs as usual.
+  absl_flags.FLAGS.mark_as_parsed()
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  try:
+    given = flags.parse(argv)
+    if given.pop('verify', False):
+      report = verify.verify(given['output'])
+      print(report.text())
+      return 1 if report.faults else 0
+    if given.pop('distributed', False):
+      given |= _place()
+    print(work.run(options.Options(**given)).text())
+  except types.UserError as error:
+    print(f'prepare: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print('prepare: interrupted; the same command goes on from the last shard', file=sys.stderr)
+    return 130
+  return 0
+
+
+def _place() -> dict[str, int]:
+  """Which worker of how many; they part at once, so that none waits for another or ends with it."""
+  cli.join_processes()
+  place = {'worker': jax.process_index(), 'workers': jax.process_count()}
+  jax.distributed.shutdown()
+  return place
+
+
+if __name__ == '__main__':
+  cli.keep_programs()
+  sys.exit(main())

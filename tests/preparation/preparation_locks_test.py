@@ -1,0 +1,88 @@
+"""Two processes never write the same shards, and locks leave no files."""
+
+import contextlib
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.preparation import locks
+
+
+def test_a_second_worker_of_the_same_number_is_refused_and_others_are_not(tmp_path):
+  with locks.worker(tmp_path, 0, 2):
+    with locks.worker(tmp_path, 1, 2):
+      pass
+    with pytest.raises(types.UserError, match='another process writes .*worker-0-of-2'):
+      locks.worker(tmp_path, 0, 2).__enter__()
+    with locks.worker(tmp_path, 1, 2):
+      pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_of_another_number_are_refused_since_their_shards_overlap(tmp_path):
+  other = locks.worker(tmp_path, 2, 3)
+  with locks.worker(tmp_path, 0, 2), pytest.raises(types.UserError, match='with the same n in'):
+    other.__enter__()
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+  code = (
+    'import pathlib, sys, time\n'
+    'from diversedit_jax.preparation import locks\n'
+    'with locks.worker(pathlib.Path(sys.argv[1]), 0, 1):\n'
+    '  print("held", flush=True)\n'
+    '  time.sleep(60)\n'
+  )
+  process = subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE)
+  with contextlib.closing(process.stdout) as out:
+    assert out.readline() == b'held\n'
+    with pytest.raises(types.UserError), locks.worker(tmp_path, 0, 1):
+      pass
+    process.kill()
+    process.wait()
+  assert [path.name for path in tmp_path.iterdir()] == ['.worker-0-of-1.lock']
+  with locks.worker(tmp_path, 1, 2):  # The dead one's number of workers does not bind.
+    pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_stale_locks_are_removed_and_held_ones_kept(tmp_path):
+  (tmp_path / '.worker-0-of-2.lock').write_text('')
+  with locks.worker(tmp_path, 1, 2):
+    locks.remove_stale(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['.worker-1-of-2.lock']
+
+
+def test_a_lock_whose_name_was_taken_away_is_asked_for_anew(tmp_path, monkeypatch):
+  """Between opening and locking, its holder has removed the file: the lock would be on nothing."""
+  path, flock, calls = tmp_path / 'x.lock', locks.fcntl.flock, []
+
+  def late(descriptor, how):
+    if not calls:
+      path.unlink()
+    calls.append(how)
+    flock(descriptor, how)
+
+  monkeypatch.setattr(locks.fcntl, 'flock', late)
+  with locks.lock(path, wait=False):
+    assert path.exists() and len(calls) == 2
+    assert locks.is_held(path)
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+  def none(descriptor, how):
+    raise OSError(errno.ENOLCK, 'no locks')
+
+  monkeypatch.setattr(locks.fcntl, 'flock', none)
+  with locks.worker(tmp_path, 0, 1):
+    pass
+  assert list(tmp_path.iterdir()) == []
+  assert 'this file system has no locks' in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+  with pytest.raises(types.UserError, match='cannot be written: No such file'):
+    locks.worker(tmp_path / 'nowhere', 0, 1).__enter__()
