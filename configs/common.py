@@ -58,10 +58,28 @@ def base() -> ml_collections.ConfigDict:
   config.method = 'flow'
 
   config.data = ml_collections.ConfigDict()
-  config.data.source = 'digits'  # digits | arrays:PATH.npz | synthetic:HxWxC:CLASSES
+  # digits | store:DIR | folder:DIR | tar:FILE | zip:FILE | csv:FILE | tfds:NAME[:SPLIT] |
+  # arrays:FILE.npz | synthetic:HxWxC:CLASSES; '{split}' in a path becomes train or test.
+  config.data.source = 'digits'
   # None takes the largest label of arrays:PATH plus one.
   config.data.num_classes = ml_collections.config_dict.placeholder(int)
-  config.data.prefetch = 2  # Batches kept ready by the background thread.
+  # Side of the pixels: of the crop of pictures; else demanded of the data. None demands nothing.
+  config.data.size = ml_collections.config_dict.placeholder(int)
+  config.data.crop = 'adm'  # adm (Dhariwal and Nichol) | center | exact; of pictures.
+  config.data.orientation = 'exif'  # exif (turned as the camera says) | stored (ADM); of pictures.
+  config.data.flip = False  # Mirror each example in half of the epochs; latents need twins.
+  config.data.resident = 'none'  # none | host | device: all examples in its memory.
+  config.data.prefetch = 2  # Batches kept ready; by each worker if there are some.
+  config.data.threads = 1  # That gather a batch each; pictures of a batch are decoded by all cores.
+  config.data.workers = 0  # Processes that gather a batch each instead.
+
+  config.vae = ml_collections.ConfigDict()
+  config.vae.weights = ''  # File of the SD-VAE that decodes samples; without it they stay latents.
+  # Of latents; None is what the store or the file says, 0.18215 and 0 for SD's.
+  config.vae.scale = ml_collections.config_dict.placeholder(float)
+  config.vae.shift = ml_collections.config_dict.placeholder(float)
+  config.vae.dtype = 'float32'  # Of its matrix products.
+  config.vae.tile = 64  # Latent pixels; larger latents are decoded in tiles of this side. 0 is off.
 
   config.model = ml_collections.ConfigDict()
   config.model.size = 'S/2'  # A name of models.sizes; '' takes the four numbers below.

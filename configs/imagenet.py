@@ -52,8 +52,9 @@ def has_skips(method: str) -> bool:
 def dry_run_data(method: str, resolution: int) -> str:
   """Gaussian latents, with pixels beside them if the method shows pixels to an encoder.
 
-  They only let a config be planned, traced and timed. For real runs give `arrays:PATH.npz`: scaled
-  SD-VAE `latents` and `labels`, and uint8 `pixels` where an encoder wants them.
+  They only let a config be planned, traced and timed. For real runs give `store:DIR`, which
+  `python -m diversedit_jax.prepare` makes: moments of the SD-VAE, and pixels where an encoder wants
+  them.
   """
   latents = f'{resolution // 8}x{resolution // 8}x4'
   pixels = f'+{resolution}x{resolution}x3' if rules.needs(rules.parse(method), 'encoder') else ''
@@ -66,6 +67,7 @@ def recipe(
   """The whole config of one experiment; see `get`. resolution: of the pixels, 256 or 512."""
   config = common.base()
   config.data.source = data
+  config.data.size = resolution
   config.model.size = size
   config.model.skip.enabled = skips
   config.model.dtype = config.repa.dtype = 'bfloat16'

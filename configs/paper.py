@@ -2,7 +2,7 @@
 
   python -m diversedit_jax.main --config=configs/paper.py --mode=list
   python -m diversedit_jax.main --workdir=DIR \
-    --config=configs/paper.py:table1/SiT-B+DiverseDiT,data=arrays:LATENTS.npz
+    --config=configs/paper.py:table1/SiT-B+DiverseDiT,data=store:DIR
 
 Hardware, time and memory: as in the header of the size's own file, b256.py to xl512.py.
 The numbers are the paper's, FID-50K and so on; none has been measured with this code yet. Steps are

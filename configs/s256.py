@@ -1,6 +1,6 @@
 """DiverseDiT, SiT-S/2 at 256x256, after the paper's recipe (arXiv 2603.04239, Table A1).
 
-  python -m diversedit_jax.main --config=configs/s256.py:data=arrays:LATENTS.npz --workdir=DIR
+  python -m diversedit_jax.main --config=configs/s256.py:data=store:DIR --workdir=DIR
 
 Hardware: 8 GPUs of 80 GB.
 Time: `--mode=plan` expects 42 minutes for 400K steps and 1.7 hours with method=repa+diverse, at an
@@ -10,10 +10,10 @@ Memory: 6 GiB per GPU by the same plan. With less, `--config.model.remat=names` 
 FID-50K: the paper has no size S, and none has been measured with this code yet.
 Differs from the paper: the diversity loss takes all 12 blocks and the global batch (the paper: 10
 random ones, in code per device; `--config.diversity.layers=random` and
-`--config.diversity.groups=8` give that); latents from a file are samples fixed beforehand, not
-drawn anew at every step; bfloat16, where the authors train in float16.
+`--config.diversity.groups=8` give that); bfloat16, where the authors train in float16.
 Meta-arguments: method, skips, size, steps, guidance, data. `method=flow` is plain SiT, `repa` REPA,
-which wants `pixels` beside the latents. Without data the latents are synthetic, for dry runs.
+which wants a store of latents and pixels. Without data the latents are synthetic, for dry runs;
+docs/data.md makes the store.
 """
 
 from configs import imagenet

@@ -19,10 +19,14 @@ from typing import Any, NamedTuple
 import jax
 
 Batch = Mapping[str, jax.Array]
-"""Arrays of one step: `images` or `latents` [N, H, W, C] float32, `labels` [N] int32.
+"""Arrays of one step, with `labels` [N] int32 beside one of
 
-Beside latents there may be `pixels` [N, H, W, 3] uint8, and after the frozen encoders have run,
-'ENCODER/tokens' [N, T, Z] and 'ENCODER/summary' [N, Z].
+  images   [N, H, W, C], uint8 or float32 in [-1, 1]
+  latents  [N, H, W, C] float32, scaled
+  moments  [N, H, W, 2C], mean and standard deviation of raw latents
+
+Beside latents or moments there may be `pixels` [N, H, W, 3] uint8, and after the frozen encoders
+have run, 'ENCODER/tokens' [N, T, Z] and 'ENCODER/summary' [N, Z].
 """
 
 

@@ -25,6 +25,7 @@ class Experiment:
   seed: int
   data: sections.DataOptions
   source: sources.Source
+  vae: sections.VaeOptions
   model: sit.SiTConfig
   path: interpolants.Path
   objective: base.Objective
@@ -61,8 +62,8 @@ class Experiment:
 
 
 SECTIONS = (
-  'seed', 'method', 'data', 'model', 'interpolant', *method.OPTIONS, 'train', 'optimizer', 'mesh',
-  'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
+  'seed', 'method', 'data', 'vae', 'model', 'interpolant', *method.OPTIONS, 'train', 'optimizer',
+  'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
 
 
@@ -75,7 +76,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   sections.check_keys('config', config, SECTIONS, SECTIONS)
   sections.at_least('config', 'seed', config.seed, 0)
   data = sections.splat(sections.DataOptions, config.data, 'data')
-  source = sources.open_source(data.source, num_classes=data.num_classes)
+  names = rules.parse(config.method)
+  source = data.open(pixels=rules.needs(names, 'encoder'))
   path = network.make_path(config.interpolant)
   train = sections.splat(sections.TrainOptions, config.train, 'train')
   optimizer = sections.splat(optim.OptimizerConfig, config.optimizer, 'optimizer')
@@ -91,7 +93,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   objective, model = method.make_objective(
     method.Inputs(
       config=config,
-      names=rules.parse(config.method),
+      names=names,
       source=source,
       model=network.make_model(config.model, source),
       path=path,
@@ -104,6 +106,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     seed=config.seed,
     data=data,
     source=source,
+    vae=make_vae_options(config, source),
     model=model,
     path=path,
     objective=objective,
@@ -122,7 +125,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
   trajectory.check_guidance(experiment.sampler, model.null_label)
   objective.flow.check_sampler(experiment.sampler)
-  if 'meanflow' in rules.parse(config.method) and config.interpolant.time_law == 'uniform':
+  if 'meanflow' in names and config.interpolant.time_law == 'uniform':
     logging.warning(
       'method=meanflow with uniform times: its published recipe (logit-normal times, b2, no '
       'clipping, one step) comes with the meta-argument --config=FILE.py:method=meanflow only'
@@ -138,6 +141,27 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
       f'sampler.guidance_channels={guided}, but {source.name} has {model.channels} channels'
     )
   return experiment
+
+
+def make_vae_options(
+  config: ml_collections.ConfigDict, source: sources.Source
+) -> sections.VaeOptions:
+  """The section 'vae', with the scale of latents that the data have.
+
+  Raises:
+    UserError: for another scale than that of the data, or a VAE for pixels.
+  """
+  options = sections.splat(sections.VaeOptions, config.vae, 'vae')
+  if source.space == 'pixels' and options.weights:
+    raise types.UserError(f'vae.weights={options.weights!r}, but {source.name} are pixels')
+  if source.scaling is None:
+    return options
+  stated = {'scale': options.scale, 'shift': options.shift}
+  for name, value in stated.items():
+    found = getattr(source.scaling, name)
+    if value is not None and value != found:
+      raise types.UserError(f'vae.{name}={value}, but {source.name} was made for {found}')
+  return dataclasses.replace(options, scale=source.scaling.scale, shift=source.scaling.shift)
 
 
 def check_devices(experiment: Experiment, mesh) -> None:

@@ -176,6 +176,7 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
       term for name in names if name in TERMS for term in TERMS[name](inputs, options, pairs)
     ),
     encoders=tuple(opened.values()),
+    scaling=inputs.source.scaling,
   )
   objective.flow.check_model(model)
   for term in objective.terms:

@@ -5,23 +5,90 @@ import dataclasses
 from typing import Any, TypeVar
 
 from diversedit_jax import trees, types
+from diversedit_jax.data import sources
+from diversedit_jax.data.pictures import crop, decode
+from diversedit_jax.models import sit
 
 T = TypeVar('T')
+RESIDENT = ('none', 'host', 'device')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions:
-  """source: see `data.sources.open_source`. prefetch: batches kept ready.
+  """source, size, crop, orientation: see `data.sources.open_source`; size is None or demanded.
 
-  num_classes: of labels; None is what the source has.
+  num_classes: of labels; None is what the source has. flip: mirror half of an epoch's examples.
+  resident: where all examples are kept in memory, if anywhere.
+  prefetch, threads, workers: see `data.pipeline.batches`.
   """
 
   source: str
   num_classes: int | None
+  size: int | None
+  crop: str
+  orientation: str
+  flip: bool
+  resident: str
   prefetch: int
+  threads: int
+  workers: int
 
   def __post_init__(self):
-    at_least('data', 'prefetch', self.prefetch, 1)
+    trees.check_known('data.crop', self.crop, crop.CROPS)
+    trees.check_known('data.orientation', self.orientation, decode.ORIENTATIONS)
+    trees.check_known('data.resident', self.resident, RESIDENT)
+    for name, low in (('prefetch', 1), ('threads', 1), ('workers', 0)):
+      at_least('data', name, getattr(self, name), low)
+    if self.workers and self.resident != 'none':
+      raise types.UserError(
+        f'data.workers={self.workers} with data.resident={self.resident!r}: what is in memory '
+        'needs no worker processes'
+      )
+
+  def open(self, split: str = 'train', *, pixels: bool) -> sources.Source:
+    """The source of a split. pixels: whether pixels that lie beside latents are wanted.
+
+    Raises:
+      UserError: see `data.sources.open_source`; or pixels of another size.
+    """
+    source = sources.open_source(
+      self.source, split, self.num_classes, size=self.size, crop=self.crop,
+      orientation=self.orientation, pixels=pixels,
+    )  # fmt: skip
+    if isinstance(source, sources.StoreSource):
+      source.check_size(self.size)
+    found = source.pixel_shape
+    if self.size is not None and found is not None and found[:2] != (self.size, self.size):
+      raise types.UserError(
+        f'data.size={self.size}, but the pixels of {source.name} are {found[0]}x{found[1]}'
+      )
+    if self.flip and not source.mirrors:
+      raise types.UserError(
+        f'data.flip=True, but {source.name} has no mirror images: mirrored latents are not the '
+        'latents of the mirrored picture; prepare a store with --twins'
+      )
+    return source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VaeOptions:
+  """weights: file of the VAE that decodes samples, '' for none; see `frozen.vae_files.load`.
+
+  scale, shift: of latents; None is what the file or the store says. dtype: of its products.
+  tile: side in latent pixels beyond which pictures are decoded in tiles; 0 never does.
+  """
+
+  weights: str
+  scale: float | None
+  shift: float | None
+  dtype: str
+  tile: int
+
+  def __post_init__(self):
+    trees.check_known('vae.dtype', self.dtype, sit.DTYPES)
+    at_least('vae', 'tile', self.tile, 0)
+    if self.scale is not None and self.scale <= 0:
+      raise types.UserError(f'vae.scale must be positive, got {self.scale}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

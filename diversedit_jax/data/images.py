@@ -8,6 +8,7 @@ They differ by half a level; an experiment keeps to one and records it.
 
 from collections.abc import Sequence
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -34,14 +35,23 @@ def to_uint8(x: np.ndarray, quantiser: str = 'truncate') -> np.ndarray:
   Raises:
     UserError: for an unknown quantiser or values that are not finite.
   """
-  if quantiser not in QUANTISERS:
-    raise UserError(f'unknown quantiser {quantiser!r}{trees.did_you_mean(quantiser, QUANTISERS)}')
+  trees.check_known('quantiser', quantiser, QUANTISERS)
   x = np.asarray(x, np.float32)
   if not np.isfinite(x).all():
     bad = np.count_nonzero(~np.isfinite(x))
     raise UserError(f'cannot quantise: {bad} of {x.size} values are not finite')
-  levels = 255 * ((x + 1) / 2) if quantiser == 'truncate' else 127.5 * x + 128
-  return np.clip(levels, 0, 255).astype(np.uint8)
+  return levels(x, quantiser)
+
+
+def levels(x: Any, quantiser: str) -> Any:
+  """`to_uint8` for a numpy or JAX array whose values are known to be finite; traceable."""
+  scaled = 255 * ((x + 1) / 2) if quantiser == 'truncate' else 127.5 * x + 128
+  return scaled.clip(0, 255).astype(np.uint8)
+
+
+def from_uint8(x: Any) -> Any:
+  """x / 127.5 - 1 in [-1, 1], float32, of uint8 levels in a numpy or JAX array."""
+  return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def save_grid(

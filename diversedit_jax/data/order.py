@@ -63,3 +63,24 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     parts.append(permutation(seed, epoch, n)[offset : offset + length])
     position += length
   return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=4)
+def flips(seed: int, epoch: int, n: int) -> np.ndarray:
+  """Which of the n examples are mirrored in an epoch, bool [n], read-only: a fair coin for each."""
+  # Unlike a trailing 0, a trailing 1 makes another sequence than that of `permutation`.
+  words = np.random.Philox(np.random.SeedSequence((seed, epoch, 1))).random_raw(-(-n // 64))
+  bits = np.unpackbits(words.astype('<u8').view(np.uint8), count=n).astype(bool)
+  bits.flags.writeable = False
+  return bits
+
+
+def batch_flips(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
+  """Which examples of the global batch of a step are mirrored, bool [batch_size]."""
+  positions = step * batch_size + np.arange(batch_size)
+  indices, epochs = batch_indices(seed, step, batch_size, n), positions // n
+  mirrored = np.empty(batch_size, bool)
+  for epoch in np.unique(epochs):
+    here = epochs == epoch
+    mirrored[here] = flips(seed, int(epoch), n)[indices[here]]
+  return mirrored

@@ -1,59 +1,96 @@
-"""Batches step after step, gathered ahead of their use by one background thread."""
+"""Batches step after step, gathered and put on the devices ahead of their use.
 
-from collections.abc import Iterator
-import queue
-import threading
+Grain runs it. Its elements are whole batches, element k being that of step k, so that a batch is
+read in one go and nothing about the order depends on threads or worker processes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import gc
 from typing import Any, Self
-import weakref
 
+from absl import flags
+import grain
 import numpy as np
 
-from diversedit_jax.data import order, sources
+from diversedit_jax.data import order
+from diversedit_jax.data.sources import base
 from diversedit_jax.types import UserError
 
-# How long a side waits on the queue before it looks whether the other one has gone, in seconds.
-_POLL = 0.05
+# More steps than any run has.
+_END = 2**62
+
+Put = Callable[[dict[str, np.ndarray]], Any]
 
 
-class Batches(Iterator[dict[str, np.ndarray]]):
-  """Endless iterator of numpy batches; made by `batches`. Use as a context manager or `close()`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps:
+  """Step -> this process's rows of its batch, as numpy arrays; a function of nothing else.
 
-  An exception in the thread is raised by `next` once the batches before it are used up, and by
-  every later `next`. After `close` the iterator is exhausted.
+  source: of the examples. seed: of the data order. batch_size: examples of all processes together.
+  rows: of the global batch that this process holds, see `sharding.process_rows`; None is all.
+  flip: half of the examples of an epoch are mirrored, chosen by (seed, epoch, index).
   """
 
-  def __init__(self, gather_step: Any, start_step: int, prefetch: int):
-    self._queue: queue.Queue = queue.Queue(maxsize=prefetch)
-    self._stop = threading.Event()
-    self._error: BaseException | None = None
-    # The thread knows nothing of this object, so that forgetting the iterator ends the thread.
-    weakref.finalize(self, self._stop.set)
-    self._thread = threading.Thread(
-      target=_produce,
-      args=(self._queue, self._stop, gather_step, start_step),
-      name='batches',
-      daemon=True,
-    )
-    self._thread.start()
+  source: base.Source
+  seed: int
+  batch_size: int
+  rows: np.ndarray | None = None
+  flip: bool = False
 
-  def __next__(self) -> dict[str, np.ndarray]:
+  def __post_init__(self):
+    name, n = self.source.name, len(self.source)
+    if self.batch_size < 1 or self.batch_size > n:
+      raise UserError(
+        f'batch_size must lie in [1, {n}], the number of examples of {name}; got {self.batch_size}'
+      )
+    if self.flip and not self.source.mirrors:
+      raise UserError(
+        f'data.flip=True, but {name} has no mirror images: mirrored latents are not the latents of '
+        'the mirrored picture; prepare the store with --twins'
+      )
+
+  def __call__(self, step: int) -> dict[str, np.ndarray]:
+    indices = order.batch_indices(self.seed, step, self.batch_size, len(self.source))
+    flips = None
+    if self.flip:
+      flips = order.batch_flips(self.seed, step, self.batch_size, len(self.source))
+    if self.rows is not None:
+      indices = indices[self.rows]
+      flips = None if flips is None else flips[self.rows]
+    return self.source.gather(indices) if flips is None else self.source.gather(indices, flips)
+
+
+class Batches(Iterator[Mapping[str, Any]]):
+  """Endless iterator of batches; made by `batches`. Use as a context manager or `close()`.
+
+  An exception while a batch is made is raised by `next` once the batches before it are used up, and
+  by every later `next`. After `close` the iterator is exhausted.
+  """
+
+  def __init__(self, iterator: Any):
+    self._iterator, self._error, self._closed = iterator, None, False
+
+  def __next__(self) -> Mapping[str, Any]:
     if self._error is not None:
       raise self._error
-    while not self._stop.is_set():
-      try:
-        item = self._queue.get(timeout=_POLL)
-      except queue.Empty:
-        continue
-      if isinstance(item, BaseException):
-        self._error = item
-        raise item
-      return item
-    raise StopIteration
+    if self._closed:
+      raise StopIteration
+    try:
+      return next(self._iterator)
+    except Exception as error:
+      self._error = error
+      raise
 
   def close(self) -> None:
-    """Ends the thread and waits for it; may be called twice."""
-    self._stop.set()
-    self._thread.join()
+    """Ends the threads and worker processes; may be called twice."""
+    if not self._closed:
+      self._closed = True
+      self._iterator.close()
+      # Grain's iterators close themselves again when they are collected, which prints a traceback
+      # if that is at the interpreter's end.
+      self._iterator = None
+      gc.collect()
 
   def __enter__(self) -> Self:
     return self
@@ -63,60 +100,40 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 
 def batches(
-  source: sources.Source,
+  steps: Steps,
   *,
-  seed: int,
-  batch_size: int,
   start_step: int,
-  rows: np.ndarray | None = None,
+  put: Put | None = None,
   prefetch: int = 2,
+  threads: int = 1,
+  workers: int = 0,
 ) -> Batches:
-  """This process's part of the batches of steps start_step, start_step + 1, ...
+  """This process's batches of steps start_step, start_step + 1, ...
 
   Args:
-    source: of the examples.
-    seed: of the data order.
-    batch_size: examples per step of all processes together.
+    steps: what makes a batch.
     start_step: first step to produce, so that resuming needs the step alone.
-    rows: of the global batch that this process holds, see `sharding.process_rows`; None is all.
-    prefetch: batches kept ready.
-
-  Returns:
-    Iterator of dicts of numpy arrays, leading size len(rows).
+    put: called on each batch, to put it on the devices; None leaves numpy arrays.
+    prefetch: batches kept ready; by each worker, if there are some.
+    threads: that gather a batch each, and put it.
+    workers: processes that gather a batch each instead of threads.
 
   Raises:
-    UserError: if the source is smaller than a batch or a number is out of range.
+    UserError: a number is out of range.
   """
-  if batch_size < 1 or batch_size > len(source):
+  if prefetch < 1 or start_step < 0 or steps.seed < 0 or threads < 1 or workers < 0:
     raise UserError(
-      f'batch_size must lie in [1, {len(source)}], the number of examples of {source.name}; '
-      f'got {batch_size}'
+      'batches need prefetch >= 1, threads >= 1, workers >= 0, start_step >= 0 and seed >= 0; got '
+      f'{prefetch=}, {threads=}, {workers=}, {start_step=}, seed={steps.seed}'
     )
-  if prefetch < 1 or start_step < 0 or seed < 0:
-    raise UserError(
-      'batches need prefetch >= 1, start_step >= 0 and seed >= 0; got '
-      f'prefetch={prefetch}, start_step={start_step}, seed={seed}'
-    )
-
-  def gather_step(step: int) -> dict[str, np.ndarray]:
-    indices = order.batch_indices(seed, step, batch_size, len(source))
-    return source.gather(indices if rows is None else indices[rows])
-
-  return Batches(gather_step, start_step, prefetch)
-
-
-def _produce(ready: queue.Queue, stop: threading.Event, gather_step: Any, step: int) -> None:
-  """Fills the queue until told to stop or an exception, which it passes on."""
-  failed = False
-  while not stop.is_set() and not failed:
-    try:
-      item = gather_step(step)
-    except BaseException as error:  # noqa: BLE001 - the consumer raises it.
-      item, failed = error, True
-    while not stop.is_set():
-      try:
-        ready.put(item, timeout=_POLL)
-        break
-      except queue.Full:
-        continue
-    step += 1
+  made = grain.MapDataset.range(start_step, _END).map(steps)
+  if not workers:
+    made = made if put is None else made.map(put)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return Batches(iter(made.to_iter_dataset(options)))
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, also outside an absl program.
+  alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+  options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+  made = made.to_iter_dataset(alone).mp_prefetch(options)
+  return Batches(iter(made if put is None else made.map(put)))

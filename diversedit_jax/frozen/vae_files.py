@@ -205,8 +205,8 @@ def _config(arrays, settings, scale, shift) -> vae.VAEConfig:
   scale = _first(scale, settings.get('scaling_factor'), usual)
   if scale is None:
     raise types.UserError(
-      f'the scale of {latent} latent channels is not known: give scale=, or put the published '
-      f'{SETTINGS}, which has it as scaling_factor, beside the file'
+      f'the scale of {latent} latent channels is not known: give it (--vae_scale), or put the '
+      f'published {SETTINGS}, which has it as scaling_factor, beside the file'
     )
   return vae.VAEConfig(
     image_channels=image,
@@ -239,7 +239,7 @@ def _refuse_unsupported(settings: Mapping[str, Any], scaled: bool) -> None:
   if not scaled and any(settings.get(key) for key in ('latents_mean', 'latents_std')):
     raise types.UserError(
       f'{SETTINGS} has latents_mean and latents_std for each channel, which programs apply in '
-      'different ways; say what is meant: give scale= and shift='
+      'different ways; say what is meant by a scale and a shift (--vae_scale, --vae_shift)'
     )
 
 

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from diversedit_jax import rng, types
+from diversedit_jax.data import images
+from diversedit_jax.data import latents as latents_lib
 from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.models import sit, taps
 from diversedit_jax.sampling import trajectory
@@ -53,8 +55,18 @@ jax.tree_util.register_dataclass(Draw)
 
 
 def clean(batch: types.Batch) -> jax.Array:
-  """What the model learns to make, [N, H, W, C]: images, or latents."""
-  return batch['images'] if 'images' in batch else batch['latents']
+  """What the model learns to make, [N, H, W, C] float32: images, or latents."""
+  return _floating(batch['images']) if 'images' in batch else batch['latents']
+
+
+def sampled(batch: types.Batch, key: jax.Array, scaling: latents_lib.Scaling | None) -> types.Batch:
+  """The batch with latents drawn from its moments, if it has any; a new draw at every key."""
+  if 'moments' not in batch:
+    return batch
+  rest = {name: x for name, x in batch.items() if name != 'moments'}
+  *shape, channels = batch['moments'].shape
+  eps_NHWC = jax.random.normal(key, (*shape, channels // 2))
+  return {**rest, 'latents': latents_lib.sample(batch['moments'], eps_NHWC, scaling)}
 
 
 class Network(nnx.Module):
@@ -135,6 +147,7 @@ class Term(abc.ABC):
 
   def check(self, model: sit.SiTConfig, examples: int) -> None:
     """Refuses a model, or a number of examples per microbatch, that the term cannot use."""
+    del model, examples
 
   def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module | None:
     """Extra parameters, or None."""
@@ -170,11 +183,12 @@ class Objective:
   flow: Flow
   terms: tuple[Term, ...] = ()
   encoders: tuple[encoders_lib.Encoder, ...] = ()
+  scaling: latents_lib.Scaling | None = None  # Of moments, if the data are some.
 
   def flow_only(self) -> 'Objective':
     """The flow without terms, with the encoders that it looks at itself: for analysis."""
     seen = tuple(e for e in self.encoders if e.name in self.flow.encoders)
-    return Objective(flow=self.flow, encoders=seen)
+    return dataclasses.replace(self, terms=(), encoders=seen)
 
   def frozen(self) -> dict[str, Any]:
     """Weights of the encoders by name; reads or fits them."""
@@ -204,6 +218,7 @@ class Objective:
 
   def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
     """All randomness of a step that belongs to single examples."""
+    batch = sampled(batch, rng.stream(key, 'posterior'), self.scaling)
     draw = self.flow.draw(batch, key)
     n = draw.t.shape[0]
     drawn = {term.name: term.draw(rng.stream(key, term.name), n) for term in self.terms}
@@ -254,9 +269,11 @@ def check_block(field: str, block: int, depth: int) -> None:
 
 def pixels(batch: types.Batch) -> jax.Array:
   """Pixels in [-1, 1], float32, whether they are the data or lie beside latents."""
-  if 'pixels' in batch:
-    return batch['pixels'].astype(jnp.float32) / 127.5 - 1
-  return batch['images']
+  return _floating(batch['pixels'] if 'pixels' in batch else batch['images'])
+
+
+def _floating(x_NHWC: jax.Array) -> jax.Array:
+  return images.from_uint8(x_NHWC) if x_NHWC.dtype == jnp.uint8 else x_NHWC
 
 
 def microbatches(draw: Any, n: int) -> Any:

@@ -10,31 +10,42 @@ from diversedit_jax import build, rng, sharding, trees, types
 from diversedit_jax.analysis import blocks, figures, similarity
 from diversedit_jax.data import files, sources
 from diversedit_jax.evaluation import card, digits
-from diversedit_jax.modes import shared
+from diversedit_jax.methods import rules
+from diversedit_jax.modes import decoding, shared
 from diversedit_jax.sampling import generate
 from diversedit_jax.training import plan as plan_lib
 
 
 def sample(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
-  """Writes samples.npz with its card, and a grid if the model makes pixels; returns the paths."""
+  """Writes samples.npz with its card, and a grid of the pictures if there are some; the paths.
+
+  Latents become pictures, uint8, where `vae.weights` is given.
+  """
+  decoder = decoding.open_decoder(experiment, shared.make_mesh(experiment))
   path, weights = shared.open_weights(experiment, workdir, origin)
   options = experiment.sample
   labels = generate.make_labels(
     options.labels, np.arange(options.number), experiment.model.num_classes, options.seed
   )
   made, facts = shared.generate_samples(experiment, weights, labels)
+  arrays = {sources.KEYS[experiment.source.space]: made, 'labels': labels}
+  if decoder is not None:
+    arrays['images'] = decoder(made)
+    facts |= {
+      'quantiser': decoding.QUANTISER,
+      'vae': {'file': decoder.file, 'decoder_sha256': decoder.sha256},
+    }
   if jax.process_index() != 0:
     return []
-  key = sources.KEYS[experiment.source.space]
   with files.atomic(path / 'samples' / 'samples.npz') as temporary:
-    np.savez(temporary, **{key: made, 'labels': labels})
+    np.savez(temporary, **arrays)
   written = [path / 'samples' / 'samples.npz', path / 'samples' / 'samples.json']
   card.write_json(written[1], facts)
-  if experiment.source.space == 'pixels':
+  if 'images' in arrays:
     order = np.argsort(labels, kind='stable')
     columns = int(np.bincount(labels).max())
-    grid = path / 'samples' / 'grid.png'
-    shared.save_grid(grid, made[order], labels[order], columns, title=shared.caption(facts))
+    grid, pictures = path / 'samples' / 'grid.png', arrays['images'][order]
+    shared.save_grid(grid, pictures, labels[order], columns, title=shared.caption(facts))
     written.append(grid)
   return written
 
@@ -72,7 +83,8 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
   """CKA between the outputs of all blocks; writes `analysis/cka.npz` and `analysis/cka.png`."""
   path, weights = shared.open_weights(experiment, workdir, origin)
   options = experiment.analysis
-  source = sources.open_source(experiment.data.source, split='test')
+  wanted = rules.needs(rules.parse(experiment.config.method), 'encoder')
+  source = experiment.data.open('test', pixels=wanted)
   objective = experiment.objective.flow_only()
   frozen = jax.device_put(objective.frozen(), sharding.replicated(weights.mesh))
   with jax.set_mesh(weights.mesh):

@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 
 from diversedit_jax import checkpoint, convert, sharding, trees, types
-from diversedit_jax.data import images
+from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.sampling import generate
 from diversedit_jax.training import run_dir, state
@@ -85,6 +85,18 @@ def _from_file(file, trainable):
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
   return jax.tree.map(jax.device_put, params, trainable.shardings.params)
+
+
+def resident(experiment, mesh):
+  """The source to train on: as it is, or in the memory that `data.resident` names."""
+  source, where = experiment.source, experiment.data.resident
+  if where == 'none':
+    return source
+  held = sources.in_memory(source, flip=experiment.data.flip)
+  if where == 'host':
+    return held
+  whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  return sources.DeviceSource(held, whole=whole, batch=batch)
 
 
 def generate_samples(experiment, weights, labels, *, label_policy=None):

@@ -10,7 +10,7 @@ import numpy as np
 from diversedit_jax import build, checkpoint, rng, sharding, trees, types
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
-from diversedit_jax.modes import shared
+from diversedit_jax.modes import decoding, shared
 from diversedit_jax.sampling import generate
 from diversedit_jax.training import loop, run_dir, step, telemetry, writers
 
@@ -21,8 +21,10 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   build.check_devices(experiment, mesh)
   first = jax.process_index() == 0
   trainable = shared.make_trainable(experiment, mesh)
-  # Before the workdir is touched: this names a missing file of weights.
+  # Before the workdir is touched: these name a missing file of weights.
+  decoder = decoding.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
+  source = shared.resident(experiment, mesh)
   path = _first_then_all(
     lambda: run_dir.open_for_training(workdir, experiment.config, card.versions(), write=first)
   )
@@ -36,7 +38,6 @@ def train(experiment: build.Experiment, workdir: str) -> None:
     '%s, %s: %s parameters, mesh %s, batch %d', experiment.config.method, experiment.source.name,
     f'{trees.count(trainable.params):,}', dict(mesh.shape), experiment.train.batch_size,
   )  # fmt: skip
-  rows = sharding.process_rows(mesh, experiment.train.batch_size)
   with jax.set_mesh(mesh), contextlib.closing(_checkpoints(path, experiment)) as checkpoints:
     compiled = step.compile_step(step_fn, trainable.shardings, mesh)
     loop.train(
@@ -44,16 +45,31 @@ def train(experiment: build.Experiment, workdir: str) -> None:
       trainable=trainable,
       step_fn=lambda state, batch: compiled(state, batch, frozen),
       init_key=rng.stream(key, 'init'),
-      open_batches=lambda start: pipeline.batches(
-        experiment.source, seed=experiment.seed, batch_size=experiment.train.batch_size,
-        start_step=start, rows=rows, prefetch=experiment.data.prefetch,
-      ),
+      open_batches=lambda start: _open_batches(experiment, source, mesh, start),
       checkpoints=checkpoints,
       open_writer=lambda start: writers.Writer(
         path, start_step=start, tensorboard=experiment.log.tensorboard, active=first
       ),
-      hooks=lambda writer: _hooks(experiment, trainable, frozen, path, writer, key, first),
+      hooks=lambda writer: _hooks(
+        experiment, trainable, frozen, decoder, path, writer, key, first
+      ),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _open_batches(experiment, source, mesh, start):
+  """Batches on the devices from a step on."""
+  options, batch_size = experiment.data, experiment.train.batch_size
+  steps = pipeline.Steps(
+    source=source, seed=experiment.seed, batch_size=batch_size,
+    rows=sharding.process_rows(mesh, batch_size), flip=options.flip,
+  )  # fmt: skip
+  with pipeline.batches(
+    steps, start_step=start, put=lambda batch: sharding.put_batch(batch, mesh, batch_size),
+    prefetch=options.prefetch, threads=options.threads, workers=options.workers,
+  ) as batches:  # fmt: skip
+    # Here and not in the background: all processes start programs in the same order.
+    yield map(source.look_up, batches) if options.resident == 'device' else batches
 
 
 def _first_then_all(action):
@@ -82,7 +98,7 @@ def _checkpoints(path, experiment):
   )
 
 
-def _hooks(experiment, trainable, frozen, path, writer, key, first) -> Sequence[loop.Hook]:
+def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> Sequence[loop.Hook]:
   similar = telemetry.make_similarity(
     experiment.objective.flow_only(), trainable, frozen, key=key,
     examples=experiment.log.telemetry_examples,
@@ -90,10 +106,10 @@ def _hooks(experiment, trainable, frozen, path, writer, key, first) -> Sequence[
   watch = telemetry.hook(
     experiment.log.telemetry_every, similar, path / 'telemetry', writer, active=first
   )
-  return [watch, _preview(experiment, trainable, path, writer, first)]
+  return [watch, _preview(experiment, trainable, decoder, path, writer, first)]
 
 
-def _preview(experiment, trainable, path, writer, first):
+def _preview(experiment, trainable, decoder, path, writer, first):
   """Grids of the averaged weights at intervals, always of the same labels and noise."""
   options = experiment.preview
   rows = min(options.rows, max(experiment.model.num_classes, 1))
@@ -106,15 +122,18 @@ def _preview(experiment, trainable, path, writer, first):
   def run(step, state, batch):
     del batch
     made = generator(state.ema, labels)
+    pictures = made if decoder is None else decoder(made)
     if not first:
       return
     folder = path / 'samples'
-    if experiment.source.space == 'pixels':
+    if decoder is not None or experiment.source.space == 'pixels':
       title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
       shared.save_grid(
-        folder / f'preview-{step:08d}.png', made, labels, options.columns, title=title
+        folder / f'preview-{step:08d}.png', pictures, labels, options.columns, title=title
       )
-      writer.images(step, {'preview': images.to_uint8(made, 'round_half')})
+      if pictures.dtype != np.uint8:
+        pictures = images.to_uint8(pictures, 'round_half')
+      writer.images(step, {'preview': pictures})
     else:
       with files.atomic(folder / f'preview-{step:08d}.npz') as temporary:
         np.savez(temporary, latents=made, labels=labels)

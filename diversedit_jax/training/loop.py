@@ -9,17 +9,16 @@ Order of one iteration (it decides what a checkpoint holds, so keep it):
 Resuming: restore the newest readable checkpoint, drop later metrics, go on at its step.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import math
 import signal
-from typing import Any
 
 from absl import logging
 import jax
 
-from diversedit_jax import checkpoint, sharding, types
+from diversedit_jax import checkpoint, types
 from diversedit_jax.training import progress, writers
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import step as step_lib
@@ -75,7 +74,7 @@ def train(
   trainable: state_lib.Trainable,
   step_fn: step_lib.Step,
   init_key: jax.Array,
-  open_batches: Callable[[int], contextlib.AbstractContextManager[Iterator[Mapping[str, Any]]]],
+  open_batches: Callable[[int], contextlib.AbstractContextManager[Iterator[types.Batch]]],
   checkpoints: checkpoint.Checkpoints,
   open_writer: Callable[[int], writers.Writer],
   hooks: Callable[[writers.Writer], Sequence[Hook]],
@@ -87,7 +86,7 @@ def train(
     trainable: makes, places and restores the state.
     step_fn: compiled; donates the state.
     init_key: for the initial parameters.
-    open_batches: start step -> context manager of an iterator of host batches.
+    open_batches: start step -> context manager of an iterator of batches on the devices.
     checkpoints: of this run.
     open_writer: start step -> where metrics go.
     hooks: writer -> what else is done at intervals.
@@ -111,9 +110,9 @@ def train(
   with contextlib.ExitStack() as stack:
     stack.callback(writer.close)
     terminated = stack.enter_context(sigterm_flag())
-    host_batches = stack.enter_context(open_batches(start))
+    batches = stack.enter_context(open_batches(start))
     for step in range(start + 1, config.steps + 1):
-      batch = sharding.put_batch(next(host_batches), trainable.mesh, config.batch_size)
+      batch = next(batches)
       state, metrics = step_fn(state, batch)
       _absorb(pending, accumulator, checkpoints)
       pending = (step, metrics)

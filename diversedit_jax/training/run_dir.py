@@ -22,7 +22,8 @@ from diversedit_jax.methods import rules
 
 # Keys that may change when a run continues: they do not decide what is learned from a step.
 FREE = (
-  'train.steps', 'data.prefetch', 'repa.weights', 'model.attention', 'model.remat', 'model.unroll',
+  'train.steps', 'data.prefetch', 'data.resident', 'data.threads', 'data.workers', 'vae',
+  'repa.weights', 'model.attention', 'model.remat', 'model.unroll',
   'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The background thread: order, errors, and its end."""
+"""Batches by step: order, mirror images, threads, worker processes, errors, the end."""
 
 import dataclasses
 import gc
@@ -11,6 +11,9 @@ import pytest
 from diversedit_jax.data import order, pipeline, sources
 from diversedit_jax.types import UserError
 
+# The first 24 coins of seed 0, epoch 0, as they were when the order was defined.
+FLIPS_OF_SEED_0 = '010110011110001011111010'
+
 
 @dataclasses.dataclass(frozen=True)
 class Indices:
@@ -22,22 +25,30 @@ class Indices:
   num_classes = 1
   n: int = 20
   poison: int = -1
+  mirrors: bool = True
 
   def __len__(self):
     return self.n
 
-  def gather(self, indices):
+  def gather(self, indices, flips=None):
     if self.poison in indices:
       raise OSError(f'example {self.poison} is unreadable')
-    return {'latents': indices[:, None, None, None].astype(np.float32), 'labels': 0 * indices}
+    flips = np.zeros(len(indices), bool) if flips is None else flips
+    return {'latents': indices.astype(np.float32), 'labels': 0 * indices, 'flips': flips}
 
 
-def read(iterator, steps):
-  return [next(iterator)['latents'].ravel() for _ in range(steps)]
+def steps(source=None, **options):
+  return pipeline.Steps(
+    **{'source': source or Indices(), 'seed': 1, 'batch_size': 6, 'flip': False, **options}
+  )
+
+
+def read(iterator, count):
+  return [next(iterator)['latents'] for _ in range(count)]
 
 
 def ours():
-  return [t for t in threading.enumerate() if t.name == 'batches']
+  return [t for t in threading.enumerate() if t.name.startswith('grain')]
 
 
 @pytest.fixture(autouse=True)
@@ -51,98 +62,134 @@ def no_thread_outlives_the_test():
 
 
 @pytest.mark.parametrize('start', [0, 5])
-@pytest.mark.parametrize('prefetch', [1, 4])
-def test_batches_of_consecutive_steps(start, prefetch):
-  with pipeline.batches(
-    Indices(), seed=1, batch_size=6, start_step=start, prefetch=prefetch
-  ) as iterator:
+@pytest.mark.parametrize(('prefetch', 'threads'), [(1, 1), (4, 3)])
+def test_batches_of_consecutive_steps(start, prefetch, threads):
+  with pipeline.batches(steps(), start_step=start, prefetch=prefetch, threads=threads) as iterator:
     for step, batch in enumerate(read(iterator, 8), start):
       np.testing.assert_array_equal(batch, order.batch_indices(1, step, 6, 20))
 
 
-def test_a_process_reads_its_rows_of_the_same_batch():
-  options = {'seed': 1, 'batch_size': 8, 'start_step': 3}
-  with pipeline.batches(Indices(), **options) as iterator:
-    whole = read(iterator, 4)
-  rows = np.array([0, 1, 5, 7])
-  with pipeline.batches(Indices(), rows=rows, **options) as iterator:
-    part = read(iterator, 4)
-  for step in range(4):
-    np.testing.assert_array_equal(part[step], whole[step][rows])
+def test_worker_processes_change_nothing():
+  with pipeline.batches(steps(flip=True), start_step=3, workers=2, put=dict) as iterator:
+    for step in range(3, 10):
+      batch, expected = next(iterator), steps(flip=True)(step)
+      assert batch.keys() == expected.keys()
+      for name, array in expected.items():
+        np.testing.assert_array_equal(batch[name], array)
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+@pytest.mark.parametrize('flip', [False, True])
+def test_processes_join_to_the_same_global_batches(processes, flip):
+  rows = np.random.default_rng(processes).permutation(8).reshape(processes, -1)
+  rows.sort(axis=1)
+  whole = steps(batch_size=8, flip=flip)
+  parts = [steps(batch_size=8, flip=flip, rows=r) for r in rows]
+  for step in range(12):
+    batch = whole(step)
+    for r, part in zip(rows, parts, strict=True):
+      for name, array in part(step).items():
+        np.testing.assert_array_equal(array, batch[name][r], err_msg=name)
+
+
+def test_an_epoch_shows_each_example_once_and_mirrors_about_half():
+  n, epochs = 1000, 4
+  made = steps(Indices(n=n), batch_size=50, flip=True)
+  batches = [made(step) for step in range(epochs * n // 50)]
+  seen = np.concatenate([b['latents'] for b in batches]).astype(int).reshape(epochs, n)
+  flips = np.concatenate([b['flips'] for b in batches]).reshape(epochs, n)
+  assert (np.sort(seen) == np.arange(n)).all()
+  by_index = np.take_along_axis(flips, np.argsort(seen), axis=1)
+  # Binomial: 1000 fair coins lie within 4 standard deviations of 63 / 1000 of a half.
+  assert (np.abs(by_index.mean(axis=1) - 0.5) < 0.064).all()
+  assert 0.4 < (by_index[0] != by_index[1]).mean() < 0.6, 'epochs must toss anew'
+
+
+def test_flips_are_of_the_example_and_epoch_not_of_the_place():
+  """A batch that crosses two epochs takes each example's coin of its own epoch."""
+  indices, flips = order.batch_indices(3, 1, 7, 10), order.batch_flips(3, 1, 7, 10)
+  expected = [order.flips(3, (7 + j) // 10, 10)[i] for j, i in enumerate(indices)]
+  np.testing.assert_array_equal(flips, expected)
+
+
+def test_flips_of_a_seed_never_change():
+  """The stream of a bit generator is fixed by NumPy's compatibility policy."""
+  assert ''.join('01'[int(f)] for f in order.flips(0, 0, 24)) == FLIPS_OF_SEED_0
+
+
+def test_put_is_called_once_on_each_batch():
+  put = lambda batch: batch['latents'].sum()
+  with pipeline.batches(steps(), start_step=2, put=put, threads=2) as iterator:
+    made = [next(iterator) for _ in range(5)]
+  assert made == [order.batch_indices(1, step, 6, 20).sum() for step in range(2, 7)]
 
 
 def test_digits_flow_through():
-  with pipeline.batches(sources.digits('train'), seed=0, batch_size=32, start_step=0) as iterator:
+  source = sources.digits('train')
+  with pipeline.batches(steps(source, batch_size=32, flip=True), start_step=0) as iterator:
     batch = next(iterator)
   assert batch['images'].shape == (32, 8, 8, 1) and batch['labels'].shape == (32,)
+  flips = order.batch_flips(1, 0, 32, len(source))
+  plain = steps(source, batch_size=32)(0)['images']
+  np.testing.assert_array_equal(batch['images'][flips], plain[flips][:, :, ::-1])
+  np.testing.assert_array_equal(batch['images'][~flips], plain[~flips])
 
 
 def test_prefetch_bounds_what_is_read_ahead():
   seen = []
 
   class Counting(Indices):
-    def gather(self, indices):
+    def gather(self, indices, flips=None):
       seen.append(1)
-      return super().gather(indices)
+      return super().gather(indices, flips)
 
-  with pipeline.batches(Counting(), seed=0, batch_size=2, start_step=0, prefetch=3) as iterator:
+  with pipeline.batches(steps(Counting(), batch_size=2), start_step=0, prefetch=3) as iterator:
     next(iterator)
     time.sleep(0.3)
-    # One taken, three in the queue, one in the thread's hand.
-    assert len(seen) == 5
+    assert len(seen) == 4  # One taken, three ready.
 
 
 def test_error_reaches_the_consumer_after_the_good_batches():
   n, size = 20, 5
   poison = int(order.batch_indices(0, 2, size, n)[3])
-  iterator = pipeline.batches(Indices(poison=poison), seed=0, batch_size=size, start_step=0)
-  read(iterator, 2)
-  for _ in range(2):  # An error that is asked for again does not become silence or a hang.
-    with pytest.raises(OSError, match=f'example {poison} is unreadable'):
-      next(iterator)
-  iterator.close()
+  made = steps(Indices(poison=poison), seed=0, batch_size=size)
+  with pipeline.batches(made, start_step=0, threads=2) as iterator:
+    read(iterator, 2)
+    for _ in range(2):  # An error that is asked for again does not become silence or a hang.
+      with pytest.raises(OSError, match=f'example {poison} is unreadable'):
+        next(iterator)
 
 
-def test_close_ends_the_thread_and_the_iterator():
-  iterator = pipeline.batches(Indices(), seed=0, batch_size=4, start_step=0)
+def test_close_ends_the_threads_and_the_iterator():
+  iterator = pipeline.batches(steps(), start_step=0)
   next(iterator)
-  assert len(ours()) == 1
+  assert ours()
   iterator.close()
   iterator.close()
-  assert not ours()
   with pytest.raises(StopIteration):
     next(iterator)
 
 
-def test_close_frees_a_waiting_consumer():
-  class Slow(Indices):
-    def gather(self, indices):
-      time.sleep(0.5)
-      return super().gather(indices)
-
-  iterator = pipeline.batches(Slow(), seed=0, batch_size=4, start_step=0)
-  threading.Timer(0.1, iterator.close).start()
-  with pytest.raises(StopIteration):
-    next(iterator)
-
-
-def test_forgotten_iterator_ends_its_thread():
-  iterator = pipeline.batches(Indices(), seed=0, batch_size=4, start_step=0)
+def test_forgotten_iterator_ends_its_threads():
+  iterator = pipeline.batches(steps(), start_step=0)
   next(iterator)
-  del iterator  # The fixture waits for the thread.
+  del iterator  # The fixture waits for the threads.
 
 
 @pytest.mark.parametrize(
-  ('options', 'message'),
+  ('made', 'options', 'message'),
   [
-    ({'batch_size': 21}, r'\[1, 20\], the number of examples of indices; got 21'),
-    ({'batch_size': 0}, 'got 0'),
-    ({'prefetch': 0}, 'prefetch=0'),
-    ({'start_step': -1}, 'start_step=-1'),
-    ({'seed': -1}, 'seed=-1'),
+    ({'batch_size': 21}, {}, r'\[1, 20\], the number of examples of indices; got 21'),
+    ({'batch_size': 0}, {}, 'got 0'),
+    ({'source': Indices(mirrors=False), 'flip': True}, {}, 'indices has no mirror images'),
+    ({}, {'prefetch': 0}, 'prefetch=0'),
+    ({}, {'threads': 0}, 'threads=0'),
+    ({}, {'workers': -1}, 'workers=-1'),
+    ({}, {'start_step': -1}, 'start_step=-1'),
+    ({'seed': -1}, {}, 'seed=-1'),
   ],
 )
-def test_refusals_come_before_any_thread(options, message):
+def test_refusals_come_before_any_thread(made, options, message):
   with pytest.raises(UserError, match=message):
-    pipeline.batches(Indices(), **{'seed': 0, 'batch_size': 4, 'start_step': 0} | options)
+    pipeline.batches(steps(**made), **{'start_step': 0, **options})
   assert not ours()

@@ -87,10 +87,26 @@ def test_arrays_uint8_images(tmp_path):
   source = sources.arrays(write(tmp_path, images=x, labels=np.array([4, 0])))
   assert (source.space, source.shape, source.num_classes) == ('pixels', (4, 5, 3), 5)
   batch = source.gather(np.array([1, 0]))
-  assert batch['images'].dtype == np.float32 and batch['labels'].dtype == np.int32
-  # One float32 rounding each of the division and the subtraction.
-  np.testing.assert_allclose(batch['images'], x[::-1] / 127.5 - 1, atol=2e-7)
+  assert batch['images'].dtype == np.uint8 and batch['labels'].dtype == np.int32
+  np.testing.assert_array_equal(batch['images'], x[::-1])
   np.testing.assert_array_equal(batch['labels'], [0, 4])
+  mirrored = source.gather(np.array([1, 0]), np.array([True, False]))['images']
+  np.testing.assert_array_equal(mirrored, [x[1, :, ::-1], x[0]])
+
+
+def test_latents_have_no_mirror_images(tmp_path):
+  source = sources.arrays(write(tmp_path, latents=LATENTS, labels=Y))
+  assert not source.mirrors and not sources.synthetic((4, 4, 2), 7, 9, seed=3).mirrors
+  with pytest.raises(ValueError, match='cannot be mirrored'):
+    source.gather(np.array([0]), np.array([True]))
+
+
+def test_pixels_beside_latents_are_read_only_where_they_are_wanted(tmp_path):
+  path = write(tmp_path, latents=LATENTS, labels=Y, pixels=PIXELS)
+  for spec in (f'arrays:{path}', 'synthetic:4x4x2+16x8x3:7:50'):
+    assert 'pixels' in sources.open_source(spec).gather(np.array([0]))
+    without = sources.open_source(spec, pixels=False)
+    assert without.pixel_shape is None and 'pixels' not in without.gather(np.array([0]))
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
@@ -174,7 +190,7 @@ def test_synthetic_splits_differ():
   [
     ('digit', 'train', None, "did you mean 'digits'"),
     ('array:x.npz', 'train', None, "did you mean 'arrays'"),
-    ('cats', 'train', None, 'known: arrays, digits, synthetic'),
+    ('cats', 'train', None, 'known: arrays, csv, digits, folder, store'),
     ('digits:8', 'train', None, 'malformed'),
     ('arrays', 'train', None, 'malformed'),
     ('digits', 'tets', None, "did you mean 'test'"),
@@ -182,7 +198,11 @@ def test_synthetic_splits_differ():
     ('synthetic:32x32:1000', 'train', None, 'malformed'),
     ('synthetic:32x32x4', 'train', None, 'malformed'),
     ('synthetic:0x32x4:10', 'train', None, 'three positive sizes'),
-    ('arrays:some.npz', 'test', None, 'names one file'),
+    ('arrays:some.npz', 'test', None, 'names one split'),
+    ('store:some', 'test', None, 'names one split'),
+    ('store:', 'train', None, 'malformed'),
+    ('folder:some', 'train', None, 'set data.size'),
+    ('tfds:cifar10', 'train', None, 'set data.size'),
   ],
 )
 def test_open_source_refusals(spec, split, classes, message):

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from diversedit_jax import interpolants, rng, types
+from diversedit_jax.data import latents
 from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.interpolants import times
 from diversedit_jax.losses import diversity
@@ -245,6 +246,49 @@ def test_encoding_in_parts_changes_nothing_and_keeps_the_order(parts):
   assert cut.keys() == whole.keys() and len(np.unique(whole['a/tokens'])) == 24
   for name, array in whole.items():
     np.testing.assert_allclose(cut[name], array, rtol=1e-6, err_msg=name)
+
+
+# Latents of moments, images of bytes.
+
+
+def moments(n=3):
+  generator = np.random.default_rng(0)
+  mean = generator.normal(size=(n, 4, 4, 2)).astype(np.float16)
+  std = generator.uniform(0.5, 1.5, size=mean.shape).astype(np.float16)
+  labels = np.arange(n, dtype=np.int32) % CLASSES
+  return mean, std, {'moments': np.concatenate([mean, std], axis=-1), 'labels': labels}
+
+
+def test_latents_are_drawn_anew_from_their_moments_at_every_step():
+  mean, std, batch = moments()
+  scaling = latents.Scaling(scale=0.5, shift=2.0)
+  objective = base.Objective(flow=tiny.interpolant(), scaling=scaling)
+  draws = jax.jit(jax.vmap(lambda key: objective.draw(batch, key).clean))
+  many = np.asarray(draws(jax.random.split(jax.random.key(0), 4000)), np.float64)
+  # The mean of 4000 draws is normal with std / sqrt(4000), their spread with std / sqrt(8000).
+  wide = std.astype(np.float64) * 0.5
+  error = (many.mean(axis=0) - (mean.astype(np.float64) - 2) * 0.5) / (wide / np.sqrt(4000))
+  assert np.abs(error).max() < 5
+  assert np.abs((many.std(axis=0) / wide - 1) * np.sqrt(8000)).max() < 5
+  # Noise of the posterior is not the noise of the interpolant.
+  draw = objective.draw(batch, jax.random.key(0))
+  eps = (np.asarray(draw.clean) / 0.5 + 2 - mean) / std
+  assert abs(np.corrcoef(eps.ravel(), np.asarray(draw.noise).ravel())[0, 1]) < 0.5
+  assert 'moments' not in draw.batch and draw.clean.dtype == jnp.float32
+
+
+def test_bytes_are_the_images_they_stand_for():
+  levels = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 1), np.uint8)
+  labels = np.zeros(3, np.int32)
+  objective, key = base.Objective(flow=tiny.interpolant()), jax.random.key(0)
+  as_bytes = objective.draw({'images': levels, 'labels': labels}, key)
+  as_floats = objective.draw(
+    {'images': (levels / 127.5 - 1).astype(np.float32), 'labels': labels}, key
+  )
+  # One float32 rounding each of the division and the subtraction.
+  np.testing.assert_allclose(as_bytes.clean, as_floats.clean, atol=2e-7)
+  np.testing.assert_allclose(as_bytes.x_t, as_floats.x_t, atol=1e-6)
+  np.testing.assert_allclose(base.pixels({'images': levels}), levels / 127.5 - 1, atol=2e-7)
 
 
 # What is random.

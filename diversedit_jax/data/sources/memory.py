@@ -1,58 +1,37 @@
-"""Where examples come from: frozen sources that give any set of indices as numpy arrays.
-
-A source has a length, facts (`name`, `space`, `shape`, `num_classes`, `pixel_shape`) and
-`gather(indices)`, which returns `{'images' or 'latents': float32 [n, H, W, C], 'labels': int32
-[n]}`. The key is 'images' for pixels in [-1, 1] and 'latents' for latents that are already scaled
-for the model; beside latents there may be 'pixels', uint8, for encoders.
-"""
+"""Sources in memory: scikit-learn's digits, and the arrays of an .npz file."""
 
 import dataclasses
 import os
 import pathlib
-from typing import Literal, Protocol
 import zipfile
 
 import numpy as np
 
-from diversedit_jax import trees
+from diversedit_jax.data import latents
+from diversedit_jax.data.sources import base
 from diversedit_jax.types import UserError
-
-Space = Literal['pixels', 'latents']
-KEYS = {'pixels': 'images', 'latents': 'latents'}
-KINDS = ('digits', 'arrays', 'synthetic')
-SPLITS = ('train', 'test')
-# Sizes of ImageNet, so that epochs of a synthetic run mean what they mean in the papers.
-SYNTHETIC_SIZE = {'train': 1_281_167, 'test': 50_000}
-
-
-class Source(Protocol):
-  """What the pipeline and the model's construction need to know about data."""
-
-  name: str
-  space: Space
-  shape: tuple[int, int, int]
-  num_classes: int
-  pixel_shape: tuple[int, int, int] | None
-
-  def __len__(self) -> int: ...
-
-  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ArraySource:
   """Examples held in memory: `data` uint8 or floating [n, H, W, C], `labels` integer [n].
 
-  uint8 data become x / 127.5 - 1 when gathered; floating values are taken as they are. `pixels`
-  uint8 [n, H, W, C] may lie beside latents.
+  Values are taken as they are; uint8 becomes floating on the device. `pixels` uint8 [n, H, W, C]
+  may lie beside latents.
   """
 
   name: str
-  space: Space
+  space: base.Space
   num_classes: int
   data: np.ndarray
   labels: np.ndarray
   pixels: np.ndarray | None = None
+  scaling: latents.Scaling | None = None
+
+  @property
+  def mirrors(self) -> bool:
+    """Pixels can be mirrored; latents of a mirror image are not the mirrored latents."""
+    return self.space == 'pixels'
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -68,62 +47,17 @@ class ArraySource:
   def __len__(self) -> int:
     return len(self.data)
 
-  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Batch of the examples at `indices` [n], each in [0, len)."""
-    _check_indices(self.name, indices, len(self))
-    x_NHWC = self.data[indices].astype(np.float32)
-    if self.data.dtype == np.uint8:
-      x_NHWC = x_NHWC / np.float32(127.5) - np.float32(1)
+  def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """See `base.Source`."""
+    base.check_indices(self.name, indices, len(self))
+    if flips is not None and not self.mirrors:
+      raise ValueError(f'{self.name} holds latents, which cannot be mirrored')
+    x_NHWC = base.mirrored(self.data[indices], flips)
+    if x_NHWC.dtype != np.uint8:
+      x_NHWC = x_NHWC.astype(np.float32)
     beside = {} if self.pixels is None else {'pixels': self.pixels[indices]}
-    return {KEYS[self.space]: x_NHWC, 'labels': self.labels[indices].astype(np.int32), **beside}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
-  """Standard Gaussian latents computed from the index: nothing to learn, nothing to store.
-
-  For benchmarks and dry runs. Example i has label i mod num_classes and, with a `pixel_shape`,
-  uniform noise for pixels.
-  """
-
-  name: str
-  shape: tuple[int, int, int]
-  num_classes: int
-  n: int
-  seed: int
-  pixel_shape: tuple[int, int, int] | None = None
-  space: Space = 'latents'
-
-  def __post_init__(self) -> None:
-    shapes = [shape for shape in (self.shape, self.pixel_shape) if shape is not None]
-    fits = all(len(shape) == 3 and min(shape) >= 1 for shape in shapes)
-    if not fits or self.num_classes < 1 or self.n < 1:
-      raise UserError(
-        'a synthetic source needs a shape of three positive sizes (H, W, C), num_classes >= 1 and '
-        f'n >= 1; got shapes {shapes}, num_classes={self.num_classes}, n={self.n}'
-      )
-    if not 0 <= self.seed < 2**63:
-      raise UserError(f'the seed of a synthetic source must lie in [0, 2**63); got {self.seed}')
-
-  def __len__(self) -> int:
-    return self.n
-
-  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Batch of the examples at `indices` [n], each in [0, len)."""
-    _check_indices(self.name, indices, len(self))
-    x_NHWC = np.empty((len(indices), *self.shape), np.float32)
-    beside = {}
-    if self.pixel_shape is not None:
-      beside['pixels'] = np.empty((len(indices), *self.pixel_shape), np.uint8)
-    for i, index in enumerate(indices):
-      # The counter's high words name the example; its low words count within the example.
-      generator = np.random.Generator(
-        np.random.Philox(key=self.seed, counter=[0, 0, 0, int(index)])
-      )
-      generator.standard_normal(dtype=np.float32, out=x_NHWC[i])
-      for pixels in beside.values():
-        pixels[i] = generator.integers(0, 256, self.pixel_shape, np.uint8)
-    return {'latents': x_NHWC, 'labels': (indices % self.num_classes).astype(np.int32), **beside}
+    labels_N = self.labels[indices].astype(np.int32)
+    return {base.KEYS[self.space]: x_NHWC, 'labels': labels_N, **beside}
 
 
 def digits(split: str) -> ArraySource:
@@ -131,11 +65,7 @@ def digits(split: str) -> ArraySource:
 
   Every fifth image of each class, in the file's order, is the test split (355 images); the other
   1,442 are the train split. Both hold the same writers.
-
-  Raises:
-    UserError: for a split other than 'train' and 'test'.
   """
-  _check_split(split)
   from sklearn import datasets  # Here, because its import takes a second that others need not pay.
 
   raw = datasets.load_digits()
@@ -151,7 +81,9 @@ def digits(split: str) -> ArraySource:
   )
 
 
-def arrays(path: str | os.PathLike[str], num_classes: int | None = None) -> ArraySource:
+def arrays(
+  path: str | os.PathLike[str], num_classes: int | None = None, *, pixels: bool = True
+) -> ArraySource:
   """Examples of an `.npz` file, read whole into memory, without executing pickled code.
 
   The file holds `labels` integer [n] and either `images` [n, H, W, C], uint8 or float32 in
@@ -161,6 +93,7 @@ def arrays(path: str | os.PathLike[str], num_classes: int | None = None) -> Arra
   Args:
     path: of the file.
     num_classes: labels must lie below it; None takes the largest label plus one.
+    pixels: whether pixels beside latents are read.
 
   Raises:
     UserError: naming the file, the array, what was found and what was expected.
@@ -168,105 +101,26 @@ def arrays(path: str | os.PathLike[str], num_classes: int | None = None) -> Arra
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f'{path}: no such file; expected an .npz with images or latents, and labels')
-  data_name, data, labels, pixels = _read_npz(path)
+  data_name, data, labels, beside = _read_npz(path, pixels)
   _check_data(path, data_name, data)
-  if pixels is not None and not (
-    pixels.dtype == np.uint8 and pixels.ndim == 4 and 0 not in pixels.shape
-    and (len(pixels), pixels.shape[-1]) == (len(data), 3)
+  if beside is not None and not (
+    beside.dtype == np.uint8 and beside.ndim == 4 and 0 not in beside.shape
+    and (len(beside), beside.shape[-1]) == (len(data), 3)
   ):  # fmt: skip
     raise UserError(
-      f'{path}: `pixels` is {pixels.dtype.name} {pixels.shape}, expected uint8 '
+      f'{path}: `pixels` is {beside.dtype.name} {beside.shape}, expected uint8 '
       f'({len(data)}, H, W, 3)'
     )
   classes = _check_labels(path, labels, len(data), num_classes)
   space = 'pixels' if data_name == 'images' else 'latents'
   name = f'arrays/{path.stem}'
   return ArraySource(
-    name=name, space=space, num_classes=classes, data=data, labels=labels, pixels=pixels
+    name=name, space=space, num_classes=classes, data=data, labels=labels, pixels=beside
   )
-
-
-def synthetic(
-  shape: tuple[int, int, int], num_classes: int, n: int, seed: int,
-  pixel_shape: tuple[int, int, int] | None = None,
-) -> SyntheticSource:  # fmt: skip
-  """Gaussian latents [*shape] as a function of seed and index; see `SyntheticSource`."""
-  name = f'synthetic/{"x".join(map(str, shape))}'
-  return SyntheticSource(
-    name=name, shape=tuple(shape), num_classes=num_classes, n=n, seed=seed, pixel_shape=pixel_shape
-  )
-
-
-def open_source(spec: str, split: str = 'train', num_classes: int | None = None) -> Source:
-  """Source of a spec string.
-
-    digits                             scikit-learn's digits
-    arrays:PATH                        an .npz file; '{split}' in PATH becomes 'train' or 'test'
-    synthetic:HxWxC:CLASSES[:N]        Gaussian latents; N defaults to the size of ImageNet's split
-    synthetic:HxWxC+HxWxC:CLASSES[:N]  with pixels beside them, of the second shape
-
-  Args:
-    spec: as above.
-    split: 'train' or 'test'.
-    num_classes: demanded of the source; None accepts what the source has.
-
-  Raises:
-    UserError: for an unknown kind or split, a malformed spec, or another number of classes.
-  """
-  _check_split(split)
-  kind, _, rest = spec.partition(':')
-  if kind == 'digits' and not rest:
-    source: Source = digits(split)
-  elif kind == 'arrays' and rest:
-    if '{split}' not in rest and split != 'train':
-      raise UserError(
-        f'data {spec!r} names one file, which is the train split; for the {split!r} split write '
-        "'{split}' in the path, as in arrays:FOLDER/{split}.npz"
-      )
-    source = arrays(rest.replace('{split}', split), num_classes)
-  elif kind == 'synthetic':
-    source = _parse_synthetic(spec, rest, split)
-  elif kind in KINDS:
-    raise UserError(f"data {spec!r} is malformed; expected 'digits' or 'arrays:PATH'")
-  else:
-    raise UserError(f'unknown data source {spec!r}{trees.did_you_mean(kind, KINDS)}')
-  if num_classes is not None and source.num_classes != num_classes:
-    raise UserError(f'data {spec!r} has {source.num_classes} classes, expected {num_classes}')
-  return source
-
-
-def _parse_synthetic(spec: str, rest: str, split: str) -> SyntheticSource:
-  try:
-    shape, *numbers = rest.split(':')
-    shape, *pixel_shapes = (tuple(int(n) for n in s.split('x')) for s in shape.split('+'))
-    (height, width, channels), (pixel_shape,) = shape, pixel_shapes or [None]
-    num_classes, n = (int(x) for x in (numbers if len(numbers) > 1 else [*numbers, '0']))
-  except ValueError as error:
-    raise UserError(
-      f"data {spec!r} is malformed; expected 'synthetic:HxWxC:CLASSES' or "
-      "'synthetic:HxWxC:CLASSES:N', as in synthetic:32x32x4:1000"
-    ) from error
-  n = n if len(numbers) > 1 else SYNTHETIC_SIZE[split]
-  return synthetic(
-    (height, width, channels), num_classes, n, seed=SPLITS.index(split), pixel_shape=pixel_shape
-  )
-
-
-def _check_split(split: str) -> None:
-  if split not in SPLITS:
-    raise UserError(f'unknown split {split!r}{trees.did_you_mean(split, SPLITS)}')
-
-
-def _check_indices(name: str, indices: np.ndarray, n: int) -> None:
-  # Without this, numpy would take negative indices from the end.
-  if len(indices) and not (np.min(indices) >= 0 and np.max(indices) < n):
-    raise IndexError(
-      f'{name} has {n} examples; got indices from {np.min(indices)} to {np.max(indices)}'
-    )
 
 
 def _read_npz(
-  path: pathlib.Path,
+  path: pathlib.Path, pixels: bool
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None]:
   """'images' or 'latents', that array, the labels, and the pixels beside latents if any."""
   try:
@@ -276,7 +130,7 @@ def _read_npz(
     with loaded as file:
       wanted = [name for name in ('images', 'latents') if name in file.files]
       if len(wanted) == 1 and 'labels' in file.files:
-        beside = wanted[0] == 'latents' and 'pixels' in file.files
+        beside = pixels and wanted[0] == 'latents' and 'pixels' in file.files
         return wanted[0], file[wanted[0]], file['labels'], file['pixels'] if beside else None
       found = sorted(file.files)
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diversedit_jax import types
-from diversedit_jax.data import sources
+from diversedit_jax.data import images, sources
 from diversedit_jax.frozen.encoders import base
 
 COMPONENTS = 16
@@ -134,7 +134,9 @@ def _pixels(source: sources.Source, shape: tuple[int, int, int]) -> Iterator[np.
     batch = source.gather(indices[start : start + _CHUNK])
     if 'images' not in batch and 'pixels' not in batch:
       raise types.UserError(f"encoder 'pca' needs pixels, and {source.name} has only latents")
-    x_NHWC = batch['images'] if 'images' in batch else batch['pixels'] / np.float32(127.5) - 1
+    x_NHWC = batch['images'] if 'images' in batch else batch['pixels']
+    if x_NHWC.dtype == np.uint8:
+      x_NHWC = images.from_uint8(x_NHWC)
     if x_NHWC.shape[1:] != tuple(shape):
       raise types.UserError(
         f"encoder 'pca' was asked for pixels of shape {tuple(shape)}, and {source.name} has "

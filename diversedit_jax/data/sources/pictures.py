@@ -1,0 +1,78 @@
+"""Pictures decoded and cropped as they are asked for: training from pixels without a store."""
+
+from concurrent import futures
+import functools
+import os
+
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data import pictures as pictures_lib
+from diversedit_jax.data.sources import base
+
+
+class PictureSource:
+  """See `base.Source`: uint8 images of a collection, cropped to a square.
+
+  A picture that turns out to be bad ends the run with its name: leaving it out would change the
+  order of all others. `python -m diversedit_jax.prepare` makes a store that leaves such ones out.
+  """
+
+  space: base.Space = 'pixels'
+  scaling = None
+  mirrors = True
+
+  def __init__(
+    self, collection: pictures_lib.Pictures, *, size: int, crop: str = 'adm',
+    orientation: str = 'exif',
+  ):  # fmt: skip
+    """See `pictures.crop` and `pictures.decode` for the options."""
+    self.collection = collection
+    self.name = collection.name
+    self.num_classes = len(collection.listing.label_names)
+    self._size, self._crop, self._orientation = size, crop, orientation
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Of all examples."""
+    return self.collection.listing.labels
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(H, W, 3)."""
+    return self._size, self._size, 3
+
+  @property
+  def pixel_shape(self) -> tuple[int, int, int]:
+    """The same: the pixels are the data."""
+    return self.shape
+
+  def __len__(self) -> int:
+    return len(self.collection.listing)
+
+  def __getstate__(self):
+    return {name: value for name, value in self.__dict__.items() if name != '_pool'}
+
+  def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """See `base.Source`.
+
+    Raises:
+      UserError: for a bad picture, named.
+    """
+    base.check_indices(self.name, indices, len(self))
+    x_NHWC = np.stack(list(self._pool.map(self._load, indices.tolist())))
+    return {'images': base.mirrored(x_NHWC, flips), 'labels': self.labels[indices]}
+
+  @functools.cached_property
+  def _pool(self):
+    return futures.ThreadPoolExecutor(os.cpu_count())
+
+  def _load(self, index):
+    try:
+      image = pictures_lib.decode.decode(self.collection.read(index), self._orientation)
+      return pictures_lib.crop.crop(image, self._size, self._crop)
+    except pictures_lib.BadPicture as error:
+      raise types.UserError(
+        f'{self.name}: {self.collection.listing.names[index]}: {error}; remove it, or make a store '
+        'without it (python -m diversedit_jax.prepare, which lists what it leaves out)'
+      ) from error

@@ -1,0 +1,93 @@
+"""A store that `python -m diversedit_jax.prepare` made, as a source of moments, pixels or both."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.data import latents
+from diversedit_jax.data.sources import base
+from diversedit_jax.data.store import layout, reader
+
+
+class StoreSource:
+  """See `base.Source`. The moments are what is learnt if there are any, the pixels lie beside."""
+
+  def __init__(self, path: str | pathlib.Path, *, pixels: bool = True):
+    """Opens a finished store.
+
+    Args:
+      path: its folder. pixels: whether pixels beside moments are read; only encoders want them.
+
+    Raises:
+      UserError: no store, an unfinished one, or a damaged file, which is named.
+    """
+    self.store = reader.Store(path)
+    plan = self.plan
+    self.name = f'store/{pathlib.Path(path).name}'
+    self.space: base.Space = 'latents' if 'moments' in plan.columns else 'pixels'
+    self.num_classes = len(plan.label_names)
+    self.scaling = None
+    self.mirrors = True
+    self._columns = [c for c in plan.columns if pixels or c == self._main]
+    if plan.vae is not None:
+      self.scaling = latents.Scaling(scale=plan.vae['scale'], shift=plan.vae['shift'])
+      self.mirrors = plan.columns['moments'].twins
+
+  @property
+  def plan(self) -> layout.Plan:
+    """How the store was made."""
+    return self.store.manifest.plan
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Of all examples."""
+    return self.store.labels
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(H, W, C) of what the model makes; moments have twice the channels."""
+    height, width, channels = self.plan.columns[self._main].shape
+    return height, width, channels // 2 if self._main == 'moments' else channels
+
+  @property
+  def pixel_shape(self) -> tuple[int, int, int] | None:
+    """(H, W, C) of the pixels, be they the data or beside them."""
+    return self.plan.columns['pixels'].shape if 'pixels' in self._columns else None
+
+  def __len__(self) -> int:
+    return len(self.store)
+
+  def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """See `base.Source`. A mirror image is the twin that was encoded, not mirrored latents."""
+    base.check_indices(self.name, indices, len(self))
+    if flips is not None and not self.mirrors:
+      raise ValueError(f'{self.name} has no twins, and latents cannot be mirrored')
+    batch: dict[str, Any] = {'labels': self.labels[indices]}
+    if 'moments' in self._columns:
+      batch['moments'] = self.store.read('moments', indices, flips)
+    if 'pixels' in self._columns:
+      key = 'pixels' if 'moments' in batch else 'images'
+      batch[key] = base.mirrored(self.store.read('pixels', indices), flips)
+    return batch
+
+  def check_size(self, size: int | None) -> None:
+    """Refuses a store of another size than a config states; None states nothing (UserError)."""
+    if size is not None and self.plan.size != size:
+      raise types.UserError(
+        f'data.size={size}, but {self.name} was made at {self.plan.size} pixels'
+      )
+
+  def check_encoder(self, file: str, encoder_sha256: str) -> None:
+    """Refuses a VAE with another encoder than the store's; decoders may differ (UserError)."""
+    made = self.plan.vae
+    if made is not None and made['encoder_sha256'] != encoder_sha256:
+      raise types.UserError(
+        f'{self.name} was made with another VAE than vae.weights={file}: the encoder of '
+        f'{made["file"]} is {made["encoder_sha256"][:12]}..., not {encoder_sha256[:12]}...'
+      )
+
+  @property
+  def _main(self):
+    return 'moments' if 'moments' in self.plan.columns else 'pixels'

@@ -1,0 +1,118 @@
+"""`--mode=audit`: what a run would see, checked before it is trusted."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from diversedit_jax import build, types
+from diversedit_jax.data import audit as audit_lib
+from diversedit_jax.data import images, latents, pipeline, sources
+from diversedit_jax.evaluation import card
+from diversedit_jax.training import run_dir
+
+_EPOCHS = 2
+_EXAMPLES = 2048  # Read for the statistics of values.
+
+
+def audit(experiment: build.Experiment, workdir: str) -> str:
+  """Checks order, labels and values; the report, which `workdir`, if given, keeps as audit.json.
+
+  Raises:
+    UserError: naming every fault.
+  """
+  facts = gather(experiment)
+  if workdir:
+    card.write_json(pathlib.Path(run_dir.open_for_output(workdir)) / 'audit.json', facts)
+  if facts['faults']:
+    raise types.UserError(f'{experiment.source.name}: {"; ".join(facts["faults"])}')
+  return table(facts)
+
+
+def gather(experiment: build.Experiment) -> dict[str, Any]:
+  """All facts, and the 'faults' and 'remarks' found in them, in words."""
+  source, batch_size = experiment.source, experiment.train.batch_size
+  order = audit_lib.order_facts(
+    len(source), seed=experiment.seed, batch_size=batch_size, flip=experiment.data.flip,
+    epochs=_EPOCHS, processes=[p for p in (1, 2, 4, 8) if batch_size % p == 0],
+  )  # fmt: skip
+  labels = audit_lib.label_facts(source.labels, source.num_classes)
+  steps = pipeline.Steps(
+    source=source, seed=experiment.seed, batch_size=batch_size, flip=experiment.data.flip
+  )
+  count = max(1, min(_EXAMPLES, len(source)) // batch_size)
+  values = audit_lib.value_facts(
+    (_values(steps(step), source, experiment.seed) for step in range(count)), 'values'
+  )
+  faults, remarks = list(order['faults']), []
+  if values['nonfinite']:
+    faults.append(f'{values["nonfinite"]} positions of the data are not finite')
+  low, high = audit_lib.USUAL_STD
+  unusual = [s for s in values['std'] if not low <= s <= high]
+  if source.space == 'latents' and unusual:
+    remarks.append(
+      f'channels have standard deviations {", ".join(f"{s:.2f}" for s in values["std"])}: scaled '
+      f'latents of natural images have 0.7 to 1, so the scale may not be that of the VAE'
+    )
+  if labels['empty']:
+    remarks.append(f'{len(labels["empty"])} of {labels["classes"]} classes have no example')
+  facts = {
+    'data': experiment.config.data.source, 'name': source.name, 'seed': experiment.seed,
+    'batch_size': batch_size, 'order': order, 'labels': labels, 'values': values,
+    'faults': faults, 'remarks': remarks,
+  }  # fmt: skip
+  if isinstance(source, sources.StoreSource):
+    facts['store'] = _store_facts(source)
+  return facts
+
+
+def table(facts: dict[str, Any]) -> str:
+  """The report in lines."""
+  order, labels, values = facts['order'], facts['labels'], facts['values']
+  numbers = lambda xs: ' '.join(f'{x:.3f}' for x in xs)
+  rows = [
+    ('data', f'{facts["name"]}, {order["examples"]:,} examples, batch {facts["batch_size"]}'),
+    *(
+      (
+        f'epoch {e["epoch"]}',
+        f'sha256 {e["sha256"][:16]}, each example once, {e["mirrored"]:.1%} mirrored',
+      )
+      for e in order['epochs']
+    ),
+    ('processes', f'{", ".join(map(str, order["processes"]))}: the same global batches'),
+    (
+      'labels',
+      f'{labels["classes"]} classes of {labels["least"]} to {labels["most"]} examples, '
+      f'{len(labels["empty"])} empty',
+    ),
+    ('values', f'{values["examples"]} examples, {values["per_second"]:.0f} examples/s read alone'),
+    ('mean', numbers(values['mean'])),
+    ('std', numbers(values['std'])),
+    ('range', f'{values["min"]:.3f} to {values["max"]:.3f}'),
+    *((name, str(value)) for name, value in facts.get('store', {}).items()),
+    *(('remark', remark) for remark in facts['remarks']),
+  ]
+  return '\n'.join(f'{name:<12}{text}' for name, text in rows)
+
+
+def _values(batch, source, seed):
+  """What the model would learn to make of a batch, float32, under 'values'."""
+  if 'moments' in batch:
+    moments = batch['moments']
+    shape = (*moments.shape[:-1], moments.shape[-1] // 2)
+    eps = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return {'values': np.asarray(latents.sample(jax.numpy.asarray(moments), eps, source.scaling))}
+  x = batch['images'] if 'images' in batch else batch['latents']
+  return {'values': images.from_uint8(x) if x.dtype == np.uint8 else x}
+
+
+def _store_facts(source):
+  manifest, plan = source.store.manifest, source.plan
+  vae = plan.vae and f'{plan.vae["file"]}, encoder {plan.vae["encoder_sha256"][:16]}'
+  return {
+    'source': f'{plan.source}, content {manifest.content_sha256[:16]}',
+    'crop': f'{plan.crop} to {plan.size}, orientation {plan.orientation}',
+    'vae': vae or 'none, pixels',
+    'shards': f'{plan.shards}, {manifest.count} examples, {manifest.skipped} skipped',
+  }
