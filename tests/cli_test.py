@@ -1,6 +1,6 @@
 """What a user's mistake looks like at the command line: one line, exit code 1, nothing written.
 
-Real processes, one for each way in; the mistakes inside a config are in build_test.py, those in a
+Real processes, one for each way in; the mistakes inside a config are in tests/build, those in a
 workdir in training/run_dir_test.py.
 """
 

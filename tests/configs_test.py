@@ -10,8 +10,9 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
+from PIL import Image
 import pytest
 
 from configs import common, imagenet, paper
@@ -35,6 +36,8 @@ VARIANTS = {
   's256': ['', 'method=repa', 'method=meanflow'],
   'b512': ['', 'method=sra', 'method=reg', 'method=meanflow+dispersive'],
   'paper': [row.name for row in paper.ROWS],
+  # Its own data are not in the package; 'pictures' is a folder that a fixture makes.
+  'cifar10': ['data=folder:pictures', 'data=folder:pictures,method=flow'],
 }  # fmt: skip
 CASES = [(name, arg) for name in NAMES for arg in VARIANTS.get(name, [''])]
 
@@ -58,8 +61,20 @@ def kinds():
   return [pytest.param(*case, id=key) for key, case in found.items()]
 
 
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+  """A folder with 'pictures', 13 of 32x32 in each of ten classes."""
+  root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
+  for i in range(130):
+    path = root / 'pictures' / f'class{i % 10}' / f'{i:03d}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path, compress_level=0)
+  return root
+
+
 @pytest.mark.parametrize(('name', 'arg'), kinds())
-def test_step_traces(name, arg):
+def test_step_traces(pictures, monkeypatch, name, arg):
+  monkeypatch.chdir(pictures)
   experiment = built(name, arg)
   tx, key = experiment.transformation(), jax.random.key(0)
   trainable = state.Trainable(experiment.network, tx, sharding.make_mesh())
@@ -69,13 +84,9 @@ def test_step_traces(name, arg):
     accumulate=experiment.train.accumulate,
   )  # fmt: skip
   n, source = experiment.train.batch_size, experiment.source
-  data = sources.KEYS[source.space]
-  batch = {
-    data: jax.ShapeDtypeStruct((n, *source.shape), jnp.float32),
-    'labels': jax.ShapeDtypeStruct((n,), jnp.int32),
-  }
-  if data == 'latents' and source.pixel_shape:
-    batch['pixels'] = jax.ShapeDtypeStruct((n, *source.pixel_shape), jnp.uint8)
+  one = source.gather(np.arange(1))
+  batch = {name: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype) for name, x in one.items()}
+  assert batch[sources.KEYS[source.space]].shape == (n, *source.shape)
   frozen = {encoder.name: encoder.params for encoder in experiment.objective.encoders}
   before = jax.eval_shape(trainable.init, key)
   after, metrics = jax.eval_shape(step_fn, before, batch, frozen)
@@ -148,6 +159,7 @@ def test_recipe(name, method):
   assert (model.depth, model.width, model.heads, model.patch_size) == SHAPES[size]
   assert (model.skip is not None) == ('diverse' in method)
   assert experiment.source.shape == {256: (32, 32, 4), 512: (64, 64, 4)}[resolution]
+  assert (experiment.data.size, experiment.data.crop) == (resolution, 'adm')
   assert model.sequence == {256: 256, 512: 1024}[resolution]
   assert experiment.train.steps == 400_000
   if 'repa' in method:
@@ -247,6 +259,7 @@ def test_row_is_what_its_name_says(row):
   assert found(experiment, expected) == expected
   assert experiment.sampler.guidance_high == (0.7 if table in ('table2', 'table3') else 1.0)
   assert experiment.model.sequence == (1024 if table in ('table3', 'tableA3') else 256)
+  assert experiment.data.size == (512 if table in ('table3', 'tableA3') else 256)
   steps = {'table2/200-epochs': 10**6, 'table3/200-epochs': 10**6}.get(row.name, 400_000)
   assert experiment.train.steps == (1_200_000 if table == 'table5' else steps)
   if table in ('table2', 'table3'):
@@ -332,6 +345,25 @@ def test_list_and_experiment_are_not_confused():
   listing.check_is_experiment(config)
   with pytest.raises(types.UserError, match='nothing to list'):
     listing.listing(config)
+
+
+def test_cifar10(pictures, monkeypatch):
+  monkeypatch.chdir(pictures)
+  experiment = built('cifar10', 'data=folder:pictures')
+  model, data = experiment.model, experiment.data
+  assert (model.input_size, model.channels, model.num_classes) == ((32, 32), 3, 10)
+  assert (model.depth, model.width, model.heads, model.patch_size) == SHAPES['s']
+  assert (data.size, data.flip, data.resident) == (32, True, 'host')
+  assert experiment.train.batch_size == 128 and experiment.train.steps == 200_000
+
+
+def test_cifar10_that_is_not_prepared_is_refused_with_the_command(tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  with pytest.raises(types.UserError) as error:
+    built('cifar10')
+  assert str(error.value).startswith(f'tfds:cifar10 is not in {tmp_path}')
+  command = "tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
+  assert command in str(error.value)
 
 
 def test_skips_follow_the_method_unless_given():

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import Any, TypeVar
 
+import numpy as np
+
 from diversedit_jax import trees, types
 from diversedit_jax.data import sources
 from diversedit_jax.data.pictures import crop, decode
@@ -37,6 +39,8 @@ class DataOptions:
     trees.check_known('data.crop', self.crop, crop.CROPS)
     trees.check_known('data.orientation', self.orientation, decode.ORIENTATIONS)
     trees.check_known('data.resident', self.resident, RESIDENT)
+    if self.size is not None:
+      at_least('data', 'size', self.size, 1)
     for name, low in (('prefetch', 1), ('threads', 1), ('workers', 0)):
       at_least('data', name, getattr(self, name), low)
     if self.workers and self.resident != 'none':
@@ -74,20 +78,23 @@ class DataOptions:
 class VaeOptions:
   """weights: file of the VAE that decodes samples, '' for none; see `frozen.vae_files.load`.
 
-  scale, shift: of latents; None is what the file or the store says. dtype: of its products.
+  scale, shift: of latents, one number or one for each channel; None is what the file or the store
+    says. dtype: of its products.
   tile: side in latent pixels beyond which pictures are decoded in tiles; 0 never does.
   """
 
   weights: str
-  scale: float | None
-  shift: float | None
+  scale: float | tuple[float, ...] | None
+  shift: float | tuple[float, ...] | None
   dtype: str
   tile: int
 
   def __post_init__(self):
     trees.check_known('vae.dtype', self.dtype, sit.DTYPES)
     at_least('vae', 'tile', self.tile, 0)
-    if self.scale is not None and self.scale <= 0:
+    if self.tile == 1:
+      raise types.UserError('vae.tile must be 0 or at least 2, got 1: tiles overlap')
+    if self.scale is not None and np.min(self.scale) <= 0:
       raise types.UserError(f'vae.scale must be positive, got {self.scale}')
 
 

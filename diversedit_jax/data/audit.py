@@ -82,8 +82,8 @@ def value_facts(batches: Iterable[dict[str, np.ndarray]], key: str) -> dict[str,
   """Reads batches and describes the values under a key, by channel.
 
   Returns:
-    'examples', 'per_second' (reading alone), 'mean' and 'std' by channel, 'min', 'max',
-    'nonfinite'.
+    'examples', 'per_second' (reading alone), 'nonfinite' positions, and of the others 'mean' and
+    'std' by channel, 'min' and 'max'.
   """
   count, total, squares, low, high, nonfinite, examples = 0, 0.0, 0.0, np.inf, -np.inf, 0, 0
   started = time.perf_counter()
@@ -96,14 +96,15 @@ def value_facts(batches: Iterable[dict[str, np.ndarray]], key: str) -> dict[str,
     x_NC = x_NC[finite]
     count, examples = count + len(x_NC), examples + len(batch[key])
     total, squares = total + x_NC.sum(axis=0), squares + (x_NC**2).sum(axis=0)
-    low, high = min(low, x_NC.min(initial=np.inf)), max(high, x_NC.max(initial=-np.inf))
+    low = min(low, float(x_NC.min(initial=np.inf)))
+    high = max(high, float(x_NC.max(initial=-np.inf)))
     started = time.perf_counter()
+  facts = {'examples': examples, 'per_second': examples / read, 'nonfinite': nonfinite}
+  if not count:
+    return {**facts, 'mean': [], 'std': [], 'min': None, 'max': None}
   mean = total / count
-  return {
-    'examples': examples, 'per_second': examples / read, 'mean': mean.tolist(),
-    'std': np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist(), 'min': float(low),
-    'max': float(high), 'nonfinite': nonfinite,
-  }  # fmt: skip
+  std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+  return {**facts, 'mean': mean.tolist(), 'std': std.tolist(), 'min': low, 'max': high}
 
 
 def _read(n, seed, batch_size, flip, last, parts):

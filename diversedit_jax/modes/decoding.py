@@ -47,7 +47,7 @@ class Decoder:
     def decode(params, x_NHWC):
       z_NHWC = scaling.undo(x_NHWC)
       one = lambda z: autoencoder.decode(params, z)
-      side = tile or max(z_NHWC.shape[1:3])
+      side = tile or max(2, *z_NHWC.shape[1:3])
       made = vae_tiles.decode_tiled(
         one, z_NHWC, factor=factor, tile=side, overlap=max(side // 4, 1), batch=self._size
       )

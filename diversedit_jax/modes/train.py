@@ -24,10 +24,10 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   # Before the workdir is touched: these name a missing file of weights.
   decoder = decoding.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
-  source = shared.resident(experiment, mesh)
   path = _first_then_all(
     lambda: run_dir.open_for_training(workdir, experiment.config, card.versions(), write=first)
   )
+  source = shared.resident(experiment, mesh)
   key = jax.random.key(experiment.seed)
   step_fn = step.make_step(
     experiment.objective, trainable.graphdef, experiment.transformation(),

@@ -27,7 +27,7 @@ class Source(Protocol):
   name: for messages and cards. space: what the model makes. shape: (H, W, C) of it.
   pixel_shape: (H, W, C) of the pixels, be they the data or beside them; None without any.
   scaling: of moments; None where latents are scaled already, or there are none.
-  mirrors: whether `gather` can give mirror images.
+  mirrors: whether `gather` can give mirror images. labels: of all examples, int32 [len].
   """
 
   name: str
@@ -37,11 +37,9 @@ class Source(Protocol):
   pixel_shape: tuple[int, int, int] | None
   scaling: latents.Scaling | None
   mirrors: bool
+  labels: np.ndarray
 
   def __len__(self) -> int: ...
-
-  def labels(self) -> np.ndarray:
-    """Of all examples, int32 [len]."""
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Examples at `indices` [n], each in [0, len); mirrored left to right where `flips` [n]."""

@@ -174,6 +174,11 @@ def read_manifest(root: pathlib.Path) -> Manifest:
   fields['plan'] = _plan(path, fields['plan'])
   for name in ('counts', 'classes', 'shards'):
     fields[name] = tuple(fields[name])
+  if len(fields['counts']) != fields['plan'].shards or sum(fields['counts']) != fields['count']:
+    raise types.UserError(
+      f'{path}: found counts of {len(fields["counts"])} shards that add up to '
+      f'{sum(fields["counts"])}, expected {fields["plan"].shards} shards and {fields["count"]}'
+    )
   return Manifest(**fields)
 
 
@@ -213,9 +218,12 @@ def _plan(path, found):
       f'{path}: a store of version {found.get("version")}; this program reads version {VERSION}'
     )
   fields = _fields(path, Plan, found)
-  fields['columns'] = {
-    name: ColumnFacts(**{**column, 'shape': tuple(column['shape'])})
-    for name, column in fields['columns'].items()
-  }
+  try:
+    fields['columns'] = {
+      name: ColumnFacts(**{**column, 'shape': tuple(column['shape'])})
+      for name, column in fields['columns'].items()
+    }
+  except (AttributeError, KeyError, TypeError) as error:
+    raise types.UserError(f'{path}: its columns are damaged: {error}') from error
   fields['label_names'] = tuple(fields['label_names'])
   return Plan(**fields)

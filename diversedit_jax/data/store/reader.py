@@ -107,18 +107,11 @@ class Store:
       )
 
   def _read_labels(self):
-    path = self.root / 'labels.npy'
-    try:
-      labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-      raise types.UserError(f'{path}: cannot be read: {error}') from error
-    classes = len(self.manifest.plan.label_names)
-    if labels.shape != (len(self),) or labels.dtype != np.int32:
+    path, expected = self.root / 'labels.npy', self.manifest.labels
+    found = layout.digest(path)
+    if found != expected:
       raise types.UserError(
-        f'{path}: found {labels.dtype.name} {labels.shape}, expected int32 ({len(self)},)'
+        f'{path}: found SHA-256 {found[:16]}..., the manifest says {expected[:16]}...; remove '
+        'manifest.json and prepare again with the same arguments: only the labels are made anew'
       )
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-      raise types.UserError(
-        f'{path}: labels lie in [{labels.min()}, {labels.max()}], expected [0, {classes})'
-      )
-    return labels
+    return np.load(path, allow_pickle=False).astype(np.int32, copy=False)
