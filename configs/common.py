@@ -61,16 +61,21 @@ def base() -> ml_collections.ConfigDict:
   # digits | store:DIR | folder:DIR | tar:FILE | zip:FILE | csv:FILE | tfds:NAME[:SPLIT] |
   # arrays:FILE.npz | synthetic:HxWxC:CLASSES; '{split}' in a path becomes train or test.
   config.data.source = 'digits'
-  # None takes the largest label of arrays:PATH plus one.
+  # Demanded of the data; None takes what they have, of arrays:FILE the largest label plus one.
   config.data.num_classes = ml_collections.config_dict.placeholder(int)
-  # Side of the pixels: of the crop of pictures; else demanded of the data. None demands nothing.
+  # Of pictures: a file that names all classes in order, or 'imagenet'; None takes those found.
+  config.data.classes = ml_collections.config_dict.placeholder(str)
+  config.data.space = ml_collections.config_dict.placeholder(str)  # pixels | latents; demanded.
+  # Side of the pixels: of the crop of pictures; demanded of stores, and of pixels beside latents.
   config.data.size = ml_collections.config_dict.placeholder(int)
-  config.data.crop = 'adm'  # adm (Dhariwal and Nichol) | center | exact; of pictures.
-  config.data.orientation = 'exif'  # exif (turned as the camera says) | stored (ADM); of pictures.
-  config.data.flip = False  # Mirror each example in half of the epochs; latents need twins.
+  # Of pictures: adm (Dhariwal and Nichol; None) | center | exact; demanded of a store.
+  config.data.crop = ml_collections.config_dict.placeholder(str)
+  # Of pictures: exif (turned as the camera says; None) | stored (ADM's); demanded of a store.
+  config.data.orientation = ml_collections.config_dict.placeholder(str)
+  config.data.flip = False  # Mirror each example in each epoch by a fair coin; latents need twins.
   config.data.resident = 'none'  # none | host | device: all examples in its memory.
   config.data.prefetch = 2  # Batches kept ready; by each worker if there are some.
-  config.data.threads = 1  # That gather a batch each; pictures of a batch are decoded by all cores.
+  config.data.threads = 1  # That gather a batch each; pictures in it are decoded by all cores.
   config.data.workers = 0  # Processes that gather a batch each instead.
 
   config.vae = ml_collections.ConfigDict()

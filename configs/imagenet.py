@@ -68,6 +68,7 @@ def recipe(
   config = common.base()
   config.data.source = data
   config.data.size = resolution
+  config.data.space = 'latents'
   config.model.size = size
   config.model.skip.enabled = skips
   config.model.dtype = config.repa.dtype = 'bfloat16'

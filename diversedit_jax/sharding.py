@@ -144,7 +144,10 @@ def put_batch(
 
   def put(local):
     def shard(index):
-      return local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
+      places = np.searchsorted(rows, np.arange(batch_size)[index[0]])
+      first, last = places[0], places[-1]
+      # Neighbours are a view; an index would copy them.
+      return local[first : last + 1] if last - first == len(places) - 1 else local[places]
 
     return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
 

@@ -159,7 +159,7 @@ def test_recipe(name, method):
   assert (model.depth, model.width, model.heads, model.patch_size) == SHAPES[size]
   assert (model.skip is not None) == ('diverse' in method)
   assert experiment.source.shape == {256: (32, 32, 4), 512: (64, 64, 4)}[resolution]
-  assert (experiment.data.size, experiment.data.crop) == (resolution, 'adm')
+  assert (experiment.data.size, experiment.data.space) == (resolution, 'latents')
   assert model.sequence == {256: 256, 512: 1024}[resolution]
   assert experiment.train.steps == 400_000
   if 'repa' in method:

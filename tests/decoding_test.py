@@ -224,7 +224,7 @@ REFUSED = {
   ),
   'other shift': ('store', lambda _: {'vae__shift': 0.0}, ['vae.shift=0.0', 'store/store', '0.25']),
   'other size': (
-    'store', lambda _: {'data__size': 64}, ['data.size=64', 'store/store', '32 pixels']
+    'store', lambda _: {'data__size': 64}, ['data.size=64', 'store/store', 'size 32']
   ),
   'other classes': ('store', lambda _: {'data__num_classes': 4}, ['3 classes', 'expected 4']),
   'pixels': (

@@ -10,7 +10,7 @@ import optax
 from diversedit_jax import interpolants, sharding, types
 from diversedit_jax.analysis import blocks
 from diversedit_jax.build import method, network, sections
-from diversedit_jax.data import sources
+from diversedit_jax.data import pipeline, sources
 from diversedit_jax.methods import base, rules
 from diversedit_jax.models import sit
 from diversedit_jax.sampling import generate, trajectory
@@ -86,6 +86,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     raise types.UserError(
       f'train.batch_size={train.batch_size} is more than {source.name} has examples: {len(source)}'
     )
+  # Refuses a seed, and mirror images that there are none of.
+  pipeline.Steps(source=source, seed=config.seed, batch_size=train.batch_size, flip=data.flip)
   if train.batch_size % train.accumulate:
     raise types.UserError(
       f'train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}'
@@ -155,6 +157,12 @@ def make_vae_options(
   if source.space == 'pixels' and options.weights:
     raise types.UserError(f'vae.weights={options.weights!r}, but {source.name} are pixels')
   if source.scaling is None:
+    for name in ('scale', 'shift'):
+      if getattr(options, name) is not None and not options.weights:
+        raise types.UserError(
+          f'vae.{name}={getattr(options, name)} has no use: {source.name} is scaled already, and '
+          'without vae.weights nothing is decoded'
+        )
     return options
   stated = {'scale': options.scale, 'shift': options.shift}
   for name, value in stated.items():

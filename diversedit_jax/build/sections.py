@@ -17,18 +17,20 @@ RESIDENT = ('none', 'host', 'device')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions:
-  """source, size, crop, orientation: see `data.sources.open_source`; size is None or demanded.
+  """source, classes, size, crop, orientation: see `data.sources.open_source`.
 
-  num_classes: of labels; None is what the source has. flip: mirror half of an epoch's examples.
+  num_classes, space: demanded of the source; None takes what it has. flip: see `data.pipeline`.
   resident: where all examples are kept in memory, if anywhere.
   prefetch, threads, workers: see `data.pipeline.batches`.
   """
 
   source: str
   num_classes: int | None
+  classes: str | None
+  space: str | None
   size: int | None
-  crop: str
-  orientation: str
+  crop: str | None
+  orientation: str | None
   flip: bool
   resident: str
   prefetch: int
@@ -36,9 +38,12 @@ class DataOptions:
   workers: int
 
   def __post_init__(self):
-    trees.check_known('data.crop', self.crop, crop.CROPS)
-    trees.check_known('data.orientation', self.orientation, decode.ORIENTATIONS)
-    trees.check_known('data.resident', self.resident, RESIDENT)
+    for name, known in (
+      ('crop', crop.CROPS), ('orientation', decode.ORIENTATIONS), ('resident', RESIDENT),
+      ('space', tuple(sources.KEYS)),
+    ):  # fmt: skip
+      if getattr(self, name) is not None:
+        trees.check_known(f'data.{name}', getattr(self, name), known)
     if self.size is not None:
       at_least('data', 'size', self.size, 1)
     for name, low in (('prefetch', 1), ('threads', 1), ('workers', 0)):
@@ -48,28 +53,61 @@ class DataOptions:
         f'data.workers={self.workers} with data.resident={self.resident!r}: what is in memory '
         'needs no worker processes'
       )
+    if self.workers and self.threads > 1:
+      raise types.UserError(
+        f'data.threads={self.threads} with data.workers={self.workers}: a batch is gathered by one '
+        'or the other'
+      )
 
-  def open(self, split: str = 'train', *, pixels: bool) -> sources.Source:
-    """The source of a split. pixels: whether pixels that lie beside latents are wanted.
+  def open(self, *, pixels: bool) -> sources.Source:
+    """The train split. pixels: whether pixels that lie beside latents are wanted.
 
     Raises:
-      UserError: see `data.sources.open_source`; or pixels of another size.
+      UserError: see `data.sources.open_source`; or data of another kind than the section states.
     """
+    source = self._open('train', pixels, self.classes)
+    if self.workers and isinstance(source, sources.ArraySource | sources.SyntheticSource):
+      raise types.UserError(
+        f'data.workers={self.workers}, but {source.name} is in memory: each worker would get a copy'
+      )
+    return source
+
+  def open_test(self, train: sources.Source, *, pixels: bool) -> sources.Source:
+    """The test split, with the classes of the train split.
+
+    Raises:
+      UserError: as `open`; or classes that differ.
+    """
+    source = self._open('test', pixels, train.label_names or None)
+    if source.label_names != train.label_names or source.num_classes != train.num_classes:
+      raise types.UserError(
+        f'{source.name} has {source.num_classes} classes that are not the {train.num_classes} of '
+        f'{train.name}; give prepare the same --classes=FILE for both'
+      )
+    return source
+
+  def _open(self, split, pixels, classes):
     source = sources.open_source(
-      self.source, split, self.num_classes, size=self.size, crop=self.crop,
+      self.source, split, self.num_classes, classes=classes, size=self.size, crop=self.crop,
       orientation=self.orientation, pixels=pixels,
     )  # fmt: skip
-    if isinstance(source, sources.StoreSource):
-      source.check_size(self.size)
+    pictures = isinstance(source, sources.PictureSource)
+    for name, fits in (
+      ('classes', pictures),
+      ('crop', pictures or isinstance(source, sources.StoreSource)),
+      ('orientation', pictures or isinstance(source, sources.StoreSource)),
+    ):
+      if getattr(self, name) is not None and not fits:
+        raise types.UserError(f'data.{name}={getattr(self, name)!r} is not for {source.name}')
+    if self.space is not None and source.space != self.space:
+      raise types.UserError(
+        f'data.space={self.space!r}, but {source.name} are {source.space}; make a store of latents '
+        'by `python -m diversedit_jax.prepare --vae=...`'
+      )
     found = source.pixel_shape
     if self.size is not None and found is not None and found[:2] != (self.size, self.size):
       raise types.UserError(
         f'data.size={self.size}, but the pixels of {source.name} are {found[0]}x{found[1]}'
-      )
-    if self.flip and not source.mirrors:
-      raise types.UserError(
-        f'data.flip=True, but {source.name} has no mirror images: mirrored latents are not the '
-        'latents of the mirrored picture; prepare a store with --twins'
       )
     return source
 

@@ -1,6 +1,6 @@
 """Facts about data that a run depends on: its order, its labels, its values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import hashlib
 import time
@@ -78,8 +78,10 @@ def label_facts(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def value_facts(batches: Iterable[dict[str, np.ndarray]], key: str) -> dict[str, Any]:
-  """Reads batches and describes the values under a key, by channel.
+def value_facts(
+  batches: Iterable[dict[str, np.ndarray]], values: Callable[[dict[str, np.ndarray]], np.ndarray]
+) -> dict[str, Any]:
+  """Reads batches, and describes what `values` [n, ..., C] makes of them, by channel.
 
   Returns:
     'examples', 'per_second' (reading alone), 'nonfinite' positions, and of the others 'mean' and
@@ -90,11 +92,12 @@ def value_facts(batches: Iterable[dict[str, np.ndarray]], key: str) -> dict[str,
   read = 0.0
   for batch in batches:
     read += time.perf_counter() - started
-    x_NC = batch[key].astype(np.float64).reshape(-1, batch[key].shape[-1])
+    x = values(batch)
+    x_NC = x.astype(np.float64).reshape(-1, x.shape[-1])
     finite = np.isfinite(x_NC).all(axis=1)
     nonfinite += int(len(x_NC) - finite.sum())
     x_NC = x_NC[finite]
-    count, examples = count + len(x_NC), examples + len(batch[key])
+    count, examples = count + len(x_NC), examples + len(x)
     total, squares = total + x_NC.sum(axis=0), squares + (x_NC**2).sum(axis=0)
     low = min(low, float(x_NC.min(initial=np.inf)))
     high = max(high, float(x_NC.max(initial=-np.inf)))

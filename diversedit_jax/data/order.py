@@ -24,11 +24,12 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
   NumPy may change, the raw stream of a bit generator is the same on all versions and platforms.
 
   Raises:
-    UserError: for a negative seed or epoch, or n < 1.
+    UserError: for a seed outside [0, 2**32), a negative epoch, or n < 1.
   """
-  if seed < 0 or epoch < 0 or n < 1:
+  # A longer seed would be cut into words, of which another seed and epoch may have the same.
+  if not 0 <= seed < 2**32 or epoch < 0 or n < 1:
     raise UserError(
-      f'data order needs seed >= 0, epoch >= 0 and n >= 1 examples; got seed={seed}, '
+      f'data order needs 0 <= seed < 2**32, epoch >= 0 and n >= 1 examples; got seed={seed}, '
       f'epoch={epoch}, n={n}'
     )
   words = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(n)

@@ -7,6 +7,7 @@ read in one go and nothing about the order depends on threads or worker processe
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import gc
+import signal
 from typing import Any, Self
 
 from absl import flags
@@ -29,7 +30,7 @@ class Steps:
 
   source: of the examples. seed: of the data order. batch_size: examples of all processes together.
   rows: of the global batch that this process holds, see `sharding.process_rows`; None is all.
-  flip: half of the examples of an epoch are mirrored, chosen by (seed, epoch, index).
+  flip: each example is mirrored in an epoch or not, by a fair coin of (seed, epoch, index).
   """
 
   source: base.Source
@@ -44,6 +45,8 @@ class Steps:
       raise UserError(
         f'batch_size must lie in [1, {n}], the number of examples of {name}; got {self.batch_size}'
       )
+    if not 0 <= self.seed < 2**32:
+      raise UserError(f'the seed of the data order must lie in [0, 2**32); got {self.seed}')
     if self.flip and not self.source.mirrors:
       raise UserError(
         f'data.flip=True, but {name} has no mirror images: mirrored latents are not the latents of '
@@ -114,26 +117,33 @@ def batches(
     steps: what makes a batch.
     start_step: first step to produce, so that resuming needs the step alone.
     put: called on each batch, to put it on the devices; None leaves numpy arrays.
-    prefetch: batches kept ready; by each worker, if there are some.
+    prefetch: batches kept ready, at least one for each thread; by each worker if there are some.
     threads: that gather a batch each, and put it.
     workers: processes that gather a batch each instead of threads.
 
   Raises:
     UserError: a number is out of range.
   """
-  if prefetch < 1 or start_step < 0 or steps.seed < 0 or threads < 1 or workers < 0:
+  if prefetch < 1 or start_step < 0 or threads < 1 or workers < 0:
     raise UserError(
-      'batches need prefetch >= 1, threads >= 1, workers >= 0, start_step >= 0 and seed >= 0; got '
-      f'{prefetch=}, {threads=}, {workers=}, {start_step=}, seed={steps.seed}'
+      'batches need prefetch >= 1, threads >= 1, workers >= 0 and start_step >= 0; got '
+      f'{prefetch=}, {threads=}, {workers=}, {start_step=}'
     )
   made = grain.MapDataset.range(start_step, _END).map(steps)
   if not workers:
     made = made if put is None else made.map(put)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     return Batches(iter(made.to_iter_dataset(options)))
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, also outside an absl program.
   alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-  made = made.to_iter_dataset(alone).mp_prefetch(options)
+  made = made.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=_leave_signals)
   return Batches(iter(made if put is None else made.map(put)))
+
+
+def _leave_signals(index: int, count: int) -> None:
+  """A worker goes on where a whole process group is told to end: the run saves, then ends it."""
+  del index, count
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)

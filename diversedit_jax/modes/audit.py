@@ -1,6 +1,5 @@
 """`--mode=audit`: what a run would see, checked before it is trusted."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -8,8 +7,9 @@ import numpy as np
 
 from diversedit_jax import build, types
 from diversedit_jax.data import audit as audit_lib
-from diversedit_jax.data import images, latents, pipeline, sources
+from diversedit_jax.data import images, latents, pictures, pipeline, sources
 from diversedit_jax.evaluation import card
+from diversedit_jax.modes import shared
 from diversedit_jax.training import run_dir
 
 _EPOCHS = 2
@@ -23,8 +23,8 @@ def audit(experiment: build.Experiment, workdir: str) -> str:
     UserError: naming every fault.
   """
   facts = gather(experiment)
-  if workdir:
-    card.write_json(pathlib.Path(run_dir.open_for_output(workdir)) / 'audit.json', facts)
+  if workdir and jax.process_index() == 0:
+    card.write_json(run_dir.open_for_output(workdir) / run_dir.AUDIT, facts)
   if facts['faults']:
     raise types.UserError(f'{experiment.source.name}: {"; ".join(facts["faults"])}')
   return table(facts)
@@ -33,19 +33,22 @@ def audit(experiment: build.Experiment, workdir: str) -> str:
 def gather(experiment: build.Experiment) -> dict[str, Any]:
   """All facts, and the 'faults' and 'remarks' found in them, in words."""
   source, batch_size = experiment.source, experiment.train.batch_size
+  data = shared.data_facts(source)  # Refuses processes with different data.
   order = audit_lib.order_facts(
     len(source), seed=experiment.seed, batch_size=batch_size, flip=experiment.data.flip,
     epochs=_EPOCHS, processes=[p for p in (1, 2, 4, 8) if batch_size % p == 0],
   )  # fmt: skip
   labels = audit_lib.label_facts(source.labels, source.num_classes)
-  steps = pipeline.Steps(
-    source=source, seed=experiment.seed, batch_size=batch_size, flip=experiment.data.flip
-  )
-  count = max(1, min(_EXAMPLES, len(source)) // batch_size)
+  bad: list[str] = []
   values = audit_lib.value_facts(
-    (_values(steps(step), source, experiment.seed) for step in range(count)), 'values'
+    _batches(experiment, bad), lambda batch: _values(batch, source, experiment.seed)
   )
   faults, remarks = list(order['faults']), []
+  if bad:
+    faults.append(
+      f'{len(bad)} of {values["examples"] + len(bad)} pictures that were read are bad, which would '
+      f'end a run: {"; ".join(bad[:3])}'
+    )
   if values['nonfinite']:
     faults.append(f'{values["nonfinite"]} positions of the data are not finite')
   low, high = audit_lib.USUAL_STD
@@ -58,8 +61,8 @@ def gather(experiment: build.Experiment) -> dict[str, Any]:
   if labels['empty']:
     remarks.append(f'{len(labels["empty"])} of {labels["classes"]} classes have no example')
   facts = {
-    'data': experiment.config.data.source, 'name': source.name, 'seed': experiment.seed,
-    'batch_size': batch_size, 'order': order, 'labels': labels, 'values': values,
+    'data': experiment.config.data.source, **data, 'seed': experiment.seed,
+    'batch_size': batch_size, 'order': order, 'labels': labels, 'values': values, 'bad': bad,
     'faults': faults, 'remarks': remarks,
   }  # fmt: skip
   if isinstance(source, sources.StoreSource):
@@ -90,21 +93,38 @@ def table(facts: dict[str, Any]) -> str:
     ('mean', numbers(values['mean'])),
     ('std', numbers(values['std'])),
     ('range', f'{values["min"]:.3f} to {values["max"]:.3f}'),
+    ('digest', facts['sha256'][:16]),
     *((name, str(value)) for name, value in facts.get('store', {}).items()),
     *(('remark', remark) for remark in facts['remarks']),
   ]
   return '\n'.join(f'{name:<12}{text}' for name, text in rows)
 
 
+def _batches(experiment, bad):
+  """Batches of a run; of pictures some from all over the collection, the names of `bad` ones."""
+  source, batch_size = experiment.source, experiment.train.batch_size
+  if not isinstance(source, sources.PictureSource):
+    steps = pipeline.Steps(
+      source=source, seed=experiment.seed, batch_size=batch_size, flip=experiment.data.flip
+    )
+    yield from map(steps, range(max(1, min(_EXAMPLES, len(source)) // batch_size)))
+    return
+  for index in np.unique(np.linspace(0, len(source) - 1, _EXAMPLES).astype(int)).tolist():
+    try:
+      yield {'images': source.load(index)[None]}
+    except pictures.BadPicture as error:
+      bad.append(f'{source.collection.listing.names[index]}: {error}')
+
+
 def _values(batch, source, seed):
-  """What the model would learn to make of a batch, float32, under 'values'."""
+  """What the model would learn to make of a batch, float32."""
   if 'moments' in batch:
     moments = batch['moments']
     shape = (*moments.shape[:-1], moments.shape[-1] // 2)
     eps = np.random.default_rng(seed).standard_normal(shape, np.float32)
-    return {'values': np.asarray(latents.sample(jax.numpy.asarray(moments), eps, source.scaling))}
+    return np.asarray(latents.sample(jax.numpy.asarray(moments), eps, source.scaling))
   x = batch['images'] if 'images' in batch else batch['latents']
-  return {'values': images.from_uint8(x) if x.dtype == np.uint8 else x}
+  return images.from_uint8(x) if x.dtype == np.uint8 else x
 
 
 def _store_facts(source):

@@ -84,7 +84,7 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
   path, weights = shared.open_weights(experiment, workdir, origin)
   options = experiment.analysis
   wanted = rules.needs(rules.parse(experiment.config.method), 'encoder')
-  source = experiment.data.open('test', pixels=wanted)
+  source = experiment.data.open_test(experiment.source, pixels=wanted)
   objective = experiment.objective.flow_only()
   frozen = jax.device_put(objective.frozen(), sharding.replicated(weights.mesh))
   with jax.set_mesh(weights.mesh):
@@ -121,5 +121,17 @@ def plan(experiment: build.Experiment) -> str:
     batch_size=experiment.train.batch_size, accumulate=experiment.train.accumulate,
     parameters=trees.count(trainable.params),
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
+    data_bytes=_resident_bytes(experiment),
   )  # fmt: skip
   return plan_lib.table(numbers, options, experiment.train.steps)
+
+
+def _resident_bytes(experiment):
+  """Of the examples that every device would hold."""
+  source, options = experiment.source, experiment.data
+  if options.resident != 'device':
+    return 0
+  one = source.gather(np.arange(1))
+  if options.flip and source.space == 'latents':
+    one |= {f'twin {name}': x for name, x in source.twins(np.arange(1)).items()}
+  return len(source) * sum(x.nbytes for name, x in one.items() if name != 'labels')

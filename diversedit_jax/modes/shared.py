@@ -10,6 +10,8 @@ from typing import Any
 from absl import logging
 from flax import nnx
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from diversedit_jax import checkpoint, convert, sharding, trees, types
 from diversedit_jax.data import images, sources
@@ -85,6 +87,24 @@ def _from_file(file, trainable):
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
   return jax.tree.map(jax.device_put, params, trainable.shardings.params)
+
+
+def data_facts(source):
+  """What identifies the data of a run: name, number of examples, digest.
+
+  Raises:
+    UserError: if processes have different data, as from local copies of which one is old.
+  """
+  facts = {'name': source.name, 'examples': len(source), 'sha256': source.digest()}
+  mine = np.frombuffer(bytes.fromhex(facts['sha256']), np.uint8)
+  others = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))
+  if (others != mine).any():
+    raise types.UserError(
+      f'{source.name} is not the same on all processes: process {jax.process_index()} has '
+      f'{len(source)} examples, SHA-256 {facts["sha256"][:16]}..., and '
+      f'{int((others != mine).any(axis=1).sum())} of {len(others)} processes have other data'
+    )
+  return facts
 
 
 def resident(experiment, mesh):

@@ -24,10 +24,12 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   # Before the workdir is touched: these name a missing file of weights.
   decoder = decoding.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
+  data = shared.data_facts(experiment.source)
   path = _first_then_all(
-    lambda: run_dir.open_for_training(workdir, experiment.config, card.versions(), write=first)
+    lambda: run_dir.open_for_training(
+      workdir, experiment.config, card.versions(), data=data, write=first
+    )
   )
-  source = shared.resident(experiment, mesh)
   key = jax.random.key(experiment.seed)
   step_fn = step.make_step(
     experiment.objective, trainable.graphdef, experiment.transformation(),
@@ -45,7 +47,7 @@ def train(experiment: build.Experiment, workdir: str) -> None:
       trainable=trainable,
       step_fn=lambda state, batch: compiled(state, batch, frozen),
       init_key=rng.stream(key, 'init'),
-      open_batches=lambda start: _open_batches(experiment, source, mesh, start),
+      open_batches=lambda start: _open_batches(experiment, mesh, start),
       checkpoints=checkpoints,
       open_writer=lambda start: writers.Writer(
         path, start_step=start, tensorboard=experiment.log.tensorboard, active=first
@@ -57,8 +59,9 @@ def train(experiment: build.Experiment, workdir: str) -> None:
 
 
 @contextlib.contextmanager
-def _open_batches(experiment, source, mesh, start):
+def _open_batches(experiment, mesh, start):
   """Batches on the devices from a step on."""
+  source = shared.resident(experiment, mesh)
   options, batch_size = experiment.data, experiment.train.batch_size
   steps = pipeline.Steps(
     source=source, seed=experiment.seed, batch_size=batch_size,

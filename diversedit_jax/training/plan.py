@@ -56,7 +56,7 @@ def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
 
 def plan(
   model: sit.SiTConfig, config: PlanConfig, *, objective: base.Objective, steps: int,
-  batch_size: int, accumulate: int, parameters: int, shard_bytes: int,
+  batch_size: int, accumulate: int, parameters: int, shard_bytes: int, data_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
   """Numbers of the plan; memory is per device, activations are an estimate with XLA attention.
 
@@ -64,6 +64,7 @@ def plan(
     model: shapes and precision. config: hardware. objective: the method.
     steps, batch_size, accumulate: of the run.
     parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
+    data_bytes: of examples that every device holds.
 
   Raises:
     UserError: if the batch does not fit the devices.
@@ -87,6 +88,7 @@ def plan(
     'training_gflops_per_image': training / 1e9,
     'state_gib_per_device': (cost_lib.STATE_COPIES + 1) * shard_bytes / 2**30,
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
+    'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / batch_size,
@@ -104,7 +106,8 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
     ('method', ', '.join(f'{name} +{share:.1%}' for name, share in numbers['method'].items())
      or 'adds nothing to the matrix products of a plain step'),
     ('memory per device', f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + '
-     f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + about '
+     f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + '
+     f'{numbers["data_gib_per_device"]:.2f} GiB resident data + about '
      f'{numbers["activation_gib_per_device"]:.2f} GiB activations of the model'),
     ('hardware', f'{config.devices} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
      f'{config.mfu:.0%} of it (MFU)'),

@@ -4,6 +4,7 @@ config.json    resolved config                versions.json  of the packages, at
 metrics.jsonl  one row per report             telemetry/     similarities of the blocks
 checkpoints/   Orbax                          samples/       grids, .npz with cards
 tensorboard/   events                         eval/          scores; analysis/ figures
+data.json      which examples it learns from  audit.json     what --mode=audit found
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,14 @@ FREE = (
   'repa.weights', 'model.attention', 'model.remat', 'model.unroll',
   'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
 )  # fmt: skip
+
+
+# Keys that came after runs were made, with the value that means as before.
+ADDED = {
+  'data.classes': None, 'data.space': None, 'data.size': None, 'data.crop': None,
+  'data.orientation': None, 'data.flip': False,
+}  # fmt: skip
+AUDIT = 'audit.json'
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -52,21 +61,27 @@ def is_free(key: str) -> bool:
 
 
 def open_for_training(
-  workdir: str, config: ml_collections.ConfigDict, versions: Mapping[str, str], *, write: bool
-) -> pathlib.Path:
+  workdir: str, config: ml_collections.ConfigDict, versions: Mapping[str, str], *,
+  data: Mapping[str, Any] | None = None, write: bool,
+) -> pathlib.Path:  # fmt: skip
   """A new or continued run directory.
 
   Args:
     workdir: as the user gave it. config: resolved. versions: to record.
+    data: what identifies the examples, 'name', 'examples' and 'sha256'; None leaves it open.
     write: whether this process writes (the first one does).
 
   Raises:
-    UserError: if it cannot be written, holds something that is no run, or a run of another config.
+    UserError: if it cannot be written, holds something that is no run, or a run of another config
+      or of other data.
   """
   path = _checked(workdir)
   given = flatten(config.to_dict())
   stored = _stored(path)
-  if stored is None and path.exists() and any(path.iterdir()):
+  if stored is not None:
+    stored = {**{k: v for k, v in ADDED.items() if k in given}, **stored}
+  held = {p.name for p in path.iterdir()} if stored is None and path.exists() else set()
+  if held - {AUDIT}:
     raise types.UserError(
       f'workdir {path} holds files but no config.json: not a run; choose a new or empty folder'
     )
@@ -75,9 +90,17 @@ def open_for_training(
   if given.get('optimizer.schedule', 'constant') != 'constant' and 'train.steps' in changed:
     fixed['train.steps'] = changed['train.steps']  # The learning rate would jump.
   _refuse(path, fixed)
+  known_data = _read_json(path / 'data.json') if stored is not None else None
+  if data is not None and known_data is not None and known_data['sha256'] != data['sha256']:
+    raise types.UserError(
+      f'workdir {path} learns from other data: stored {known_data}, given {dict(data)}. Its order '
+      'of examples would change; restore the data, or choose another workdir'
+    )
   if not write:
     return path
   _make_writable(path)
+  if data is not None and known_data is None:
+    _write_json(path / 'data.json', dict(data))
   if changed:
     logging.info('the run goes on with %s', _listed(changed))
     steps = stored['train.steps']
@@ -85,7 +108,7 @@ def open_for_training(
   if changed or stored is None:
     _write_json(path / 'config.json', config.to_dict())
   history = path / 'versions.json'
-  known = json.loads(history.read_text()) if history.exists() else []
+  known = _read_json(history) or []
   if known[-1:] != [dict(versions)]:
     _write_json(history, [*known, dict(versions)])
   return path
@@ -167,6 +190,14 @@ def _refuse(path, changed):
 
 def _listed(changed):
   return ', '.join(f'{k}: stored {old!r}, given {new!r}' for k, (old, new) in changed.items())
+
+
+def _read_json(path):
+  """Its content, or None if there is no such file."""
+  try:
+    return json.loads(path.read_text()) if path.exists() else None
+  except ValueError as error:
+    raise types.UserError(f'{path} is damaged: {error}') from error
 
 
 def _write_json(path, content):

@@ -101,7 +101,7 @@ def test_scale_of_latents_is_that_of_the_data_if_they_have_one(monkeypatch, scal
 
 
 def test_scale_of_latents_is_the_configs_where_the_data_have_none():
-  synthetic = {'data.source': 'synthetic:8x8x4:10'}
+  synthetic = {'data.source': 'synthetic:8x8x4:10', 'vae.weights': 'vae.npz'}
   options = build.build(changed({**synthetic, 'vae.scale': 0.5, 'vae.shift': 1.5})).vae
   assert (options.scale, options.shift) == (0.5, 1.5)
   options = build.build(changed(synthetic)).vae

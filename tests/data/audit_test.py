@@ -55,10 +55,10 @@ def test_labels():
 
 def test_values_are_described_by_channel():
   x = np.random.default_rng(0).normal([1.0, -2.0], [0.5, 3.0], (6, 10, 10, 2))
-  facts = audit.value_facts([{'v': x[:2]}, {'v': x[2:]}], 'v')
+  facts = audit.value_facts([{'v': x[:2]}, {'v': x[2:]}], lambda batch: batch['v'])
   np.testing.assert_allclose(facts['mean'], x.mean(axis=(0, 1, 2)), rtol=1e-12)
   np.testing.assert_allclose(facts['std'], x.std(axis=(0, 1, 2)), rtol=1e-12)
   assert (facts['examples'], facts['nonfinite']) == (6, 0) and facts['per_second'] > 0
   assert (facts['min'], facts['max']) == (x.min(), x.max())
   x[3, 4, 5, 0] = np.nan
-  assert audit.value_facts([{'v': x}], 'v')['nonfinite'] == 1
+  assert audit.value_facts([{'v': x}], lambda batch: batch['v'])['nonfinite'] == 1

@@ -103,7 +103,7 @@ def test_a_bad_picture_ends_with_its_name(tmp_path, index, name):
   with pytest.raises(types.UserError) as error:
     source.gather(np.array([4, index, 6]))
   assert str(error.value).startswith(f'folder/bad: {name}: ')
-  assert 'remove it, or make a store without it' in str(error.value)
+  assert 'mend it, or make a store' in str(error.value)
 
 
 def test_a_bad_picture_ends_the_batches_at_its_step(tmp_path):

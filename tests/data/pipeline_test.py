@@ -186,7 +186,8 @@ def test_forgotten_iterator_ends_its_threads():
     ({}, {'threads': 0}, 'threads=0'),
     ({}, {'workers': -1}, 'workers=-1'),
     ({}, {'start_step': -1}, 'start_step=-1'),
-    ({'seed': -1}, {}, 'seed=-1'),
+    ({'seed': -1}, {}, r'\[0, 2\*\*32\); got -1'),
+    ({'seed': 2**32}, {}, r'\[0, 2\*\*32\); got 4294967296'),
   ],
 )
 def test_refusals_come_before_any_thread(made, options, message):

@@ -15,6 +15,7 @@ class Moments:
 
   name, space, shape, num_classes = 'moments', 'latents', (2, 2, 1), 3
   pixel_shape, scaling, mirrors = (4, 4, 3), latents.Scaling(), True
+  label_names = ('a', 'b', 'c')
 
   def __init__(self, n=10):
     generator = np.random.default_rng(0)
@@ -32,6 +33,9 @@ class Moments:
     pixels = base.mirrored(self.pixels[indices], flips)
     labels = self.labels[indices]
     return {'moments': self.table[indices, twin], 'pixels': pixels, 'labels': labels}
+
+  def twins(self, indices):
+    return {'moments': self.table[indices, 1]}
 
 
 @pytest.fixture(params=['moments', 'digits'])
@@ -60,9 +64,11 @@ def test_in_memory_is_the_same_source(source, flip):
       assert host[name].dtype == found[name].dtype == array.dtype
 
 
-def test_every_example_is_read_once():
+@pytest.mark.parametrize('flip', [False, True])
+def test_every_example_is_read_once(flip):
   source = Moments(n=25)
-  held = sources.in_memory(source, flip=False)
+  held = sources.in_memory(source, flip=flip)
+  assert held.num_bytes == 25 * (2 * 2 * 2 * 2 * (1 + flip) + 4 * 4 * 3)  # No twins of pixels.
   assert source.reads == 25 + 1  # One more tells the shapes.
   held.gather(np.arange(25))
   assert source.reads == 26
@@ -93,3 +99,47 @@ def test_a_batch_named_on_the_host_is_a_few_bytes():
   batch = device.gather(np.array([3, 1]))
   assert {name: x.nbytes for name, x in batch.items()} == {'index': 8, 'labels': 8}
   assert isinstance(device.look_up(batch)['moments'], jax.Array)
+
+
+class Device:
+  """One that says how much memory it has."""
+
+  def __init__(self, limit):
+    self.limit = limit
+
+  def memory_stats(self):
+    return {'bytes_limit': self.limit, 'bytes_in_use': 100}
+
+
+@pytest.mark.parametrize(('limit', 'fits'), [(10 * 64 + 100, True), (10 * 64 + 99, False)])
+def test_what_does_not_fit_the_devices_is_refused_before_it_is_put_there(limit, fits):
+  check = lambda: resident._check_devices('moments', 10 * 64, sharding_of([Device(limit)]))
+  if fits:
+    check()
+    return
+  with pytest.raises(UserError, match='data.resident=device: moments needs .* every device'):
+    check()
+
+
+def sharding_of(devices):
+  return type('Sharding', (), {'addressable_devices': devices})
+
+
+def test_labels_of_a_file_keep_room_for_the_null_label(tmp_path):
+  """256 classes in bytes: the null label 256 would be class 0 among them."""
+  labels = np.arange(256, dtype=np.uint8)
+  np.savez(tmp_path / 'x.npz', images=np.zeros((256, 2, 2, 1), np.uint8), labels=labels)
+  source = sources.arrays(tmp_path / 'x.npz')
+  held = sources.in_memory(source, flip=False)
+  for one in (source, held):
+    assert one.gather(np.array([255]))['labels'].dtype == np.int32 and one.num_classes == 256
+
+
+def test_mirroring_leaves_what_is_held_as_it_was(source):
+  held, flips = sources.in_memory(source, flip=True), np.ones(4, bool)
+  before = held.gather(np.arange(4))
+  held.gather(np.arange(4), flips)
+  source.gather(np.arange(4), flips)
+  for one in (held, source):
+    for name, array in one.gather(np.arange(4)).items():
+      np.testing.assert_array_equal(array, before[name])

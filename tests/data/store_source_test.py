@@ -126,12 +126,17 @@ def test_indices_outside_are_refused(opened, index):
     opened['both'].gather(np.array([0, index]))
 
 
-def test_another_size_is_refused(opened):
+def test_what_was_made_otherwise_is_refused(opened):
+  plan = opened['both'].plan
   for source in opened.values():
-    source.check_size(None)
-    source.check_size(4)
-  with pytest.raises(types.UserError, match=r'data\.size=8, but store/both was made at 4 pixels'):
-    opened['both'].check_size(8)
+    source.check_made(size=None, crop=None, orientation=None)
+    source.check_made(size=4, crop=plan.crop, orientation=plan.orientation)
+  for name, other in (('size', 8), ('crop', 'center'), ('orientation', 'stored')):
+    found = getattr(plan, name)
+    assert found != other
+    message = rf'data\.{name}={other}, but store/both was made with {name} {found}'
+    with pytest.raises(types.UserError, match=message):
+      opened['both'].check_made(**{name: other})
 
 
 def test_another_encoder_is_refused(opened):

@@ -48,10 +48,8 @@ step_fn = step.compile_step(
   trainable.shardings, mesh,
 )  # fmt: skip
 losses, frozen = [], experiment.objective.frozen()
-with (
-  jax.set_mesh(mesh),
-  pipeline.batches(experiment.source, seed=0, batch_size=32, start_step=0) as batches,
-):
+steps = pipeline.Steps(source=experiment.source, seed=0, batch_size=32)
+with jax.set_mesh(mesh), pipeline.batches(steps, start_step=0) as batches:
   for _ in range(3):
     made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32), frozen)
     losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])

@@ -10,7 +10,8 @@
 one of the four, and 'pixels' uint8 [n, H, W, 3] beside latents for encoders.
 """
 
-from typing import Literal, Protocol
+import hashlib
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Source(Protocol):
   pixel_shape: (H, W, C) of the pixels, be they the data or beside them; None without any.
   scaling: of moments; None where latents are scaled already, or there are none.
   mirrors: whether `gather` can give mirror images. labels: of all examples, int32 [len].
+  label_names: of all classes; () where they have none but numbers.
   """
 
   name: str
@@ -38,8 +40,12 @@ class Source(Protocol):
   scaling: latents.Scaling | None
   mirrors: bool
   labels: np.ndarray
+  label_names: tuple[str, ...]
 
   def __len__(self) -> int: ...
+
+  def digest(self) -> str:
+    """SHA-256, in hex, that other data do not have; cheap, so arrays are looked at in places."""
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Examples at `indices` [n], each in [0, len); mirrored left to right where `flips` [n]."""
@@ -54,7 +60,19 @@ def check_indices(name: str, indices: np.ndarray, n: int) -> None:
 
 
 def mirrored(x_NHWC: np.ndarray, flips: np.ndarray | None) -> np.ndarray:
-  """Rows mirrored left to right where `flips` [N]."""
-  if flips is None or not flips.any():
-    return x_NHWC
-  return np.where(flips.reshape(-1, 1, 1, 1), x_NHWC[:, :, ::-1], x_NHWC)
+  """The array itself, its rows mirrored left to right in place where `flips` [N]."""
+  if flips is not None:
+    x_NHWC[flips] = x_NHWC[flips][:, :, ::-1]
+  return x_NHWC
+
+
+def digest_of(*parts: Any) -> str:
+  """SHA-256 in hex of arrays and of the text of everything else."""
+  hashed = hashlib.sha256()
+  for part in parts:
+    if isinstance(part, np.ndarray):
+      hashed.update(f'{part.dtype.str} {part.shape}\n'.encode())
+      hashed.update(np.ascontiguousarray(part).tobytes())
+    else:
+      hashed.update(f'{part}\n'.encode())
+  return hashed.hexdigest()

@@ -27,6 +27,11 @@ class ArraySource:
   labels: np.ndarray
   pixels: np.ndarray | None = None
   scaling: latents.Scaling | None = None
+  label_names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    # Bytes would wrap where the null label is written among them.
+    object.__setattr__(self, 'labels', np.asarray(self.labels).astype(np.int32))
 
   @property
   def mirrors(self) -> bool:
@@ -56,8 +61,13 @@ class ArraySource:
     if x_NHWC.dtype != np.uint8:
       x_NHWC = x_NHWC.astype(np.float32)
     beside = {} if self.pixels is None else {'pixels': self.pixels[indices]}
-    labels_N = self.labels[indices].astype(np.int32)
-    return {base.KEYS[self.space]: x_NHWC, 'labels': labels_N, **beside}
+    return {base.KEYS[self.space]: x_NHWC, 'labels': self.labels[indices], **beside}
+
+  def digest(self) -> str:
+    """Of the labels and of up to 16 examples, spread evenly."""
+    n = len(self)
+    places = np.unique(np.linspace(0, n - 1, 16).astype(int))
+    return base.digest_of(n, self.labels, self.data[places])
 
 
 def digits(split: str) -> ArraySource:

@@ -1,5 +1,7 @@
 """Sources by name, as a config writes them."""
 
+from collections.abc import Sequence
+
 from diversedit_jax import trees
 from diversedit_jax.data import pictures as pictures_lib
 from diversedit_jax.data.sources import base, memory, pictures, store, synthetic
@@ -9,8 +11,9 @@ KINDS = ('digits', 'arrays', 'store', *pictures_lib.KINDS, 'synthetic')
 
 
 def open_source(
-  spec: str, split: str = 'train', num_classes: int | None = None, *, size: int | None = None,
-  crop: str = 'adm', orientation: str = 'exif', pixels: bool = True,
+  spec: str, split: str = 'train', num_classes: int | None = None, *,
+  classes: str | Sequence[str] | None = None, size: int | None = None, crop: str | None = None,
+  orientation: str | None = None, pixels: bool = True,
 ) -> base.Source:  # fmt: skip
   """Source of a spec string.
 
@@ -28,7 +31,9 @@ def open_source(
     spec: as above.
     split: 'train' or 'test'.
     num_classes: demanded of the source; None accepts what the source has.
-    size, crop, orientation: of pictures; see `pictures.crop` and `pictures.decode`.
+    classes: of pictures, see `pictures.open_pictures`.
+    size, crop, orientation: of pictures, None is 'adm' and 'exif', see `pictures.crop` and
+      `pictures.decode`; demanded of a store.
     pixels: whether pixels that lie beside latents are read.
 
   Raises:
@@ -47,10 +52,13 @@ def open_source(
   elif kind in pictures_lib.KINDS:
     if size is None:
       raise UserError(f'data {spec!r} are pictures; set data.size to the side of their crop')
-    collection = pictures_lib.open_pictures(spec, split=split)
-    source = pictures.PictureSource(collection, size=size, crop=crop, orientation=orientation)
+    collection = pictures_lib.open_pictures(spec, classes=classes, split=split)
+    source = pictures.PictureSource(
+      collection, size=size, crop=crop or 'adm', orientation=orientation or 'exif'
+    )
   elif kind == 'store':
     source = store.StoreSource(_path(spec, rest, split), pixels=pixels)
+    source.check_made(size=size, crop=crop, orientation=orientation)
   else:
     source = memory.arrays(_path(spec, rest, split), num_classes, pixels=pixels)
   if num_classes is not None and source.num_classes != num_classes:

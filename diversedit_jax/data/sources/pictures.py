@@ -47,6 +47,15 @@ class PictureSource:
     """The same: the pixels are the data."""
     return self.shape
 
+  @property
+  def label_names(self) -> tuple[str, ...]:
+    """Of all classes."""
+    return self.collection.listing.label_names
+
+  def digest(self) -> str:
+    """Of the listing: names, labels and sizes of the files."""
+    return self.collection.listing.digest()
+
   def __len__(self) -> int:
     return len(self.collection.listing)
 
@@ -67,12 +76,20 @@ class PictureSource:
   def _pool(self):
     return futures.ThreadPoolExecutor(os.cpu_count())
 
+  def load(self, index: int) -> np.ndarray:
+    """One picture, uint8 [S, S, 3].
+
+    Raises:
+      BadPicture: with the reason.
+    """
+    image = pictures_lib.decode.decode(self.collection.read(index), self._orientation)
+    return pictures_lib.crop.crop(image, self._size, self._crop)
+
   def _load(self, index):
     try:
-      image = pictures_lib.decode.decode(self.collection.read(index), self._orientation)
-      return pictures_lib.crop.crop(image, self._size, self._crop)
+      return self.load(index)
     except pictures_lib.BadPicture as error:
       raise types.UserError(
-        f'{self.name}: {self.collection.listing.names[index]}: {error}; remove it, or make a store '
-        'without it (python -m diversedit_jax.prepare, which lists what it leaves out)'
+        f'{self.name}: {self.collection.listing.names[index]}: {error}; mend it, or make a store '
+        '(python -m diversedit_jax.prepare), which lists what it leaves out'
       ) from error

@@ -18,7 +18,10 @@ _CHUNK = 4096
 _REPORT_SECONDS = 10.0
 
 
-_FACTS = ('name', 'space', 'shape', 'num_classes', 'pixel_shape', 'scaling', 'mirrors', 'labels')
+_FACTS = (
+  'name', 'space', 'shape', 'num_classes', 'pixel_shape', 'scaling', 'mirrors', 'labels',
+  'label_names', 'digest',
+)  # fmt: skip
 
 
 class _Resident:
@@ -46,6 +49,11 @@ class HostSource(_Resident):
     super().__init__(of)
     self.arrays, self.twins = arrays, twins
 
+  @property
+  def num_bytes(self) -> int:
+    """Of all arrays."""
+    return sum(x.nbytes for x in (*self.arrays.values(), *self.twins.values()))
+
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`."""
     base.check_indices(self.name, indices, len(self))
@@ -66,6 +74,7 @@ class DeviceSource(_Resident):
   ):
     """Puts a source in memory on the devices; whole: of its arrays, batch: of what is looked up."""
     super().__init__(host.of)
+    _check_devices(self.name, host.num_bytes, batch)
     put = lambda arrays: {
       name: jax.make_array_from_callback(x.shape, whole, lambda i, x=x: x[i])
       for name, x in arrays.items()
@@ -102,14 +111,16 @@ def in_memory(source: base.Source, *, flip: bool) -> HostSource:
   Raises:
     UserError: more bytes than the machine has memory for.
   """
-  n = len(source)
-  both = flip and source.space == 'latents'
-  one = source.gather(np.arange(1))
-  size = n * sum(x.nbytes for name, x in one.items() if name != 'labels') * (2 if both else 1)
+  n, first = len(source), np.arange(1)
+  one = {name: x for name, x in source.gather(first).items() if name != 'labels'}
+  more = source.twins(first) if flip and source.space == 'latents' else {}
+  size = n * sum(x.nbytes for x in (*one.values(), *more.values()))
   _check_memory(source.name, size)
   logging.info('%s: reading %.1f GiB into memory', source.name, size / 2**30)
-  arrays = {k: np.empty((n, *x.shape[1:]), x.dtype) for k, x in one.items() if k != 'labels'}
-  twins = {k: np.empty_like(x) for k, x in arrays.items() if both and k == 'moments'}
+  arrays, twins = (
+    {name: np.empty((n, *x.shape[1:]), x.dtype) for name, x in examples.items()}
+    for examples in (one, more)
+  )
   started = reported = time.monotonic()
   for start in range(0, n, _CHUNK):
     indices = np.arange(start, min(start + _CHUNK, n))
@@ -117,9 +128,8 @@ def in_memory(source: base.Source, *, flip: bool) -> HostSource:
     for name, array in arrays.items():
       array[indices] = chunk[name]
     if twins:
-      mirrored = source.gather(indices, np.ones(len(indices), bool))
-      for name, array in twins.items():
-        array[indices] = mirrored[name]
+      for name, x in source.twins(indices).items():
+        twins[name][indices] = x
     now = time.monotonic()
     if now - reported > _REPORT_SECONDS:
       done = int(indices[-1]) + 1
@@ -140,3 +150,14 @@ def _check_memory(name, size):
       f'data.resident: {name} needs {size / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} '
       'GiB are available; set data.resident=none'
     )
+
+
+def _check_devices(name, size, sharding):
+  for device in sharding.addressable_devices:
+    stats = device.memory_stats() or {}
+    free = stats.get('bytes_limit', size) - stats.get('bytes_in_use', 0)
+    if 'bytes_limit' in stats and size > free:
+      raise types.UserError(
+        f'data.resident=device: {name} needs {size / 2**30:.1f} GiB on every device, and '
+        f'{free / 2**30:.1f} GiB of {device} are free; set data.resident=host'
+      )

@@ -72,12 +72,30 @@ class StoreSource:
       batch[key] = base.mirrored(self.store.read('pixels', indices), flips)
     return batch
 
-  def check_size(self, size: int | None) -> None:
-    """Refuses a store of another size than a config states; None states nothing (UserError)."""
-    if size is not None and self.plan.size != size:
-      raise types.UserError(
-        f'data.size={size}, but {self.name} was made at {self.plan.size} pixels'
-      )
+  @property
+  def label_names(self) -> tuple[str, ...]:
+    """Of all classes."""
+    return self.plan.label_names
+
+  def digest(self) -> str:
+    """Of the shards, whose facts hold checksums, and of the labels."""
+    return base.digest_of(*self.store.manifest.shards, self.store.manifest.labels)
+
+  def twins(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """What mirror images have of their own: their moments."""
+    everywhere = np.ones(len(indices), bool)
+    return {'moments': self.store.read('moments', indices, everywhere)}
+
+  def check_made(self, **stated: int | str | None) -> None:
+    """Refuses a store made with another size, crop or orientation; None states nothing.
+
+    Raises:
+      UserError: naming what was stated and what the store has.
+    """
+    for name, value in stated.items():
+      found = getattr(self.plan, name)
+      if value is not None and found != value:
+        raise types.UserError(f'data.{name}={value}, but {self.name} was made with {name} {found}')
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
     """Refuses a VAE with another encoder than the store's; decoders may differ (UserError)."""

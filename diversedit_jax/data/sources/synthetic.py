@@ -1,6 +1,7 @@
 """Noise as data: nothing to learn, nothing to store; for benchmarks and dry runs."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class SyntheticSource:
   space: base.Space = 'latents'
   scaling: None = None
   mirrors: bool = False
+  label_names: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     shapes = [shape for shape in (self.shape, self.pixel_shape) if shape is not None]
@@ -43,10 +45,14 @@ class SyntheticSource:
   def __len__(self) -> int:
     return self.n
 
-  @property
+  @functools.cached_property
   def labels(self) -> np.ndarray:
     """Of all examples."""
     return (np.arange(self.n) % self.num_classes).astype(np.int32)
+
+  def digest(self) -> str:
+    """Of the facts that decide the noise."""
+    return base.digest_of(self.shape, self.pixel_shape, self.num_classes, self.n, self.seed)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`; there are no mirror images of noise."""

@@ -53,29 +53,24 @@ class Store:
     rows = indices - self._first[shards]
     if facts.twins:
       rows = 2 * rows + (0 if flips is None else flips)
-    # By shard, and in a shard by position: one call for each, and the disk is read one way.
-    order = np.lexsort((rows, shards))
     out = np.empty((len(indices), facts.record_bytes), np.uint8)
-    ends = np.flatnonzero(np.diff(shards[order], append=-1)) + 1
-    start = 0
-    for end in ends:
-      part = order[start:end]
-      shard = int(shards[part[0]])
-      records = self._records(column, shard, rows[part].tolist())
-      for place, record in zip(part, records, strict=True):
-        if len(record) != facts.record_bytes:
-          raise types.UserError(
-            f'{layout.shard_file(self.root, column, shard)}: a record has {len(record)} bytes, '
-            f'expected {facts.record_bytes}'
-          )
-        out[place] = np.frombuffer(record, np.uint8)
-      start = end
+    # By shard, and in a shard by position: the disk is read one way.
+    for place in np.lexsort((rows, shards)).tolist():
+      shard, row = int(shards[place]), int(rows[place])
+      record = self._record(column, shard, row)
+      if len(record) != facts.record_bytes:
+        raise types.UserError(
+          f'{layout.shard_file(self.root, column, shard)}: a record has {len(record)} bytes, '
+          f'expected {facts.record_bytes}'
+        )
+      out[place] = np.frombuffer(record, np.uint8)
     dtype = np.dtype(facts.dtype).newbyteorder('<')
     return out.view(dtype).astype(facts.dtype, copy=False).reshape(-1, *facts.shape)
 
-  def _records(self, column, shard, rows):
+  def _record(self, column, shard, row):
     try:
-      return self._reader(column, shard).read(rows)
+      # A range of one: a list of rows costs ArrayRecord three times as much (benchmarks/data.py).
+      return self._reader(column, shard).read(row, row + 1)[0]
     except (RuntimeError, IndexError) as error:
       raise types.UserError(
         f'{layout.shard_file(self.root, column, shard)} cannot be read: {error}; '
