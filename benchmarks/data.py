@@ -1,0 +1,316 @@
+"""What a core can read from a store of latents, and whether training waits for it.
+
+  python benchmarks/data.py
+  python benchmarks/data.py --size=S/2 --train_batch=256 --dtype=bfloat16        on one GPU
+
+1. Records a second on one core, in batches and in the order of training: by the store's source, by
+   ArrayRecord itself in two ways, by Grain a record at a time, from a memory map of the same bytes,
+   from memory, and as noise. By wall clock, and by CPU seconds, where other load does not count.
+2. Input stall: steps a second of a loop that is fed as training is, over those of the same loop
+   with one batch that lies on the device; with a step that only waits, and with a training step.
+
+The store is made here, of random moments of the size of ImageNet's at 256 pixels. It lies in the
+page cache, so no disk is measured. Its shards are smaller than those of ImageNet at the same
+number; `--shards=1` shows what does not scale with that. Everything alternates within each round.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+from array_record.python import array_record_module
+import common
+import grain
+import jax
+import numpy as np
+
+from configs import imagenet
+from diversedit_jax import build, rng, sharding
+from diversedit_jax.data import order, pipeline, sources
+from diversedit_jax.data.store import layout, writer
+from diversedit_jax.training import state, step
+
+SHAPE, CLASSES, SEED = (32, 32, 8), 1000, 0
+# Records a second on one core that are wanted, and the share of steps that stay.
+GOALS = {'store': 50_000, 'memmap': 200_000}
+STALL_GOAL = 0.98
+# Taken before the clock starts, more than are prefetched.
+WARM_UP = 4
+
+SHUFFLED = 'grain, shuffled, its threads'
+
+Reading = Callable[[range], Iterator[np.ndarray]]
+
+
+def make_store(root: pathlib.Path, records: int, shards: int) -> None:
+  """A finished store of random moments."""
+  plan = layout.Plan(
+    source='random', source_digest='', examples=records, records_per_shard=-(-records // shards),
+    columns={'moments': layout.ColumnFacts(dtype='float16', shape=SHAPE)},
+    label_names=tuple(str(label) for label in range(CLASSES)), size=256, crop='adm',
+    orientation='exif', vae={'file': 'random', 'encoder_sha256': '', 'scale': 0.18215, 'shift': 0},
+  )  # fmt: skip
+  root.mkdir()
+  layout.write_json(root / 'plan.json', plan)
+  generator = np.random.default_rng(SEED)
+  for shard in range(plan.shards):
+    entries = plan.entries(shard)
+    moments = generator.standard_normal((len(entries), 1, *SHAPE), np.float32).astype('float16')
+    moments[..., SHAPE[-1] // 2 :] = np.abs(moments[..., SHAPE[-1] // 2 :])  # Standard deviations.
+    examples = (
+      writer.Example(key=f'{i:08d}', label=i % CLASSES, sha256='', columns={'moments': x})
+      for i, x in zip(entries, moments, strict=True)
+    )
+    writer.write_shard(root, plan, shard, examples)
+  writer.finish(root, plan, [], {})
+
+
+def readings(source: sources.StoreSource, folder: pathlib.Path, batch: int) -> dict[str, Reading]:
+  """Name -> steps -> their batches [batch, *SHAPE]."""
+  n, plan = len(source), source.plan
+  held = sources.in_memory(source, flip=False)
+  held.arrays['moments'].tofile(folder / 'moments')
+  mapped = np.memmap(folder / 'moments', '<f2', 'r', shape=(n, *SHAPE))
+  noise = sources.open_source(f'synthetic:32x32x4:{CLASSES}:{n}')  # float32, so as many bytes.
+  indices = lambda k: order.batch_indices(SEED, k, batch, n)
+  gathered = lambda of, key: lambda steps: (of.gather(indices(k))[key] for k in steps)
+  paths = [
+    str(layout.shard_file(source.store.root, 'moments', shard)) for shard in range(plan.shards)
+  ]
+  by_grain = grain.sources.ArrayRecordDataSource(paths)
+  decode = lambda record: np.frombuffer(record, '<f2').reshape(SHAPE)
+
+  def shuffled_grain(steps):
+    shuffled = grain.MapDataset.source(by_grain).shuffle(seed=steps.start)
+    return iter(shuffled[: len(steps) * batch].map(decode).batch(batch).to_iter_dataset())
+
+  def ordered_grain(steps):
+    wanted = np.concatenate([indices(k) for k in steps])
+    records = grain.MapDataset.source(wanted).map(lambda i: decode(by_grain[i])).batch(batch)
+    return iter(records.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+  options = 'readahead_buffer_size:0,max_parallelism:0'
+  readers = [array_record_module.ArrayRecordReader(path, options) for path in paths]
+
+  def array_record(read, steps):
+    for k in steps:
+      wanted, out = indices(k), np.empty((batch, int(np.prod(SHAPE))), '<f2')
+      places = np.argsort(wanted)
+      shards = wanted[places] // plan.records_per_shard
+      for at in np.split(places, np.flatnonzero(np.diff(shards)) + 1):
+        shard, _ = divmod(wanted[at[0]], plan.records_per_shard)
+        records = read(readers[shard], (wanted[at] - shard * plan.records_per_shard).tolist())
+        for place, record in zip(at, records, strict=True):
+          out[place] = np.frombuffer(record, '<f2')
+      yield out.reshape(-1, *SHAPE)
+
+  lists = lambda reader, rows: reader.read(rows)
+  ranges = lambda reader, rows: (reader.read(row, row + 1)[0] for row in rows)
+  return {
+    'store': gathered(source, 'moments'),
+    'array_record, a list per shard': functools.partial(array_record, lists),
+    'array_record, a range per record': functools.partial(array_record, ranges),
+    SHUFFLED: shuffled_grain,
+    'grain, this order, no threads': ordered_grain,
+    'memmap': lambda steps: (mapped[indices(k)] for k in steps),
+    'host memory': gathered(held, 'moments'),
+    'synthetic': gathered(noise, 'latents'),
+  }
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[bool]:
+  """Keeps every thread of this process on one core, where the system can; yields whether it did."""
+  if not hasattr(os, 'sched_setaffinity'):
+    yield False
+    return
+  threads = lambda: [int(thread) for thread in os.listdir('/proc/self/task')]
+  before = os.sched_getaffinity(0)
+  for thread in threads():
+    os.sched_setaffinity(thread, {min(before)})
+  try:
+    yield True
+  finally:
+    for thread in threads():  # Those too that were started meanwhile.
+      os.sched_setaffinity(thread, before)
+
+
+def measure_reading(named: dict[str, Reading], batch: int, batches: int, rounds: int) -> dict:
+  """Name -> records by second and by CPU second."""
+  expected = next(named['store'](range(1)))
+  for name, read in named.items():
+    found = next(read(range(1)))
+    same = name in (SHUFFLED, 'synthetic') or np.array_equal(found, expected)
+    if found.nbytes != expected.nbytes or not same:
+      raise RuntimeError(f'{name} reads another batch than the store')
+  wall, cpu = ({name: [] for name in named} for _ in range(2))
+  for turn in range(rounds):
+    steps = range(turn * batches, (turn + 1) * batches)
+    for name, read in named.items():
+      clocks = time.perf_counter(), time.process_time()
+      count = sum(len(found) for found in read(steps))
+      wall[name].append(count / (time.perf_counter() - clocks[0]))
+      cpu[name].append(count / (time.process_time() - clocks[1]))
+  return {
+    name: {
+      'wall': spread(wall[name]), 'cpu': spread(cpu[name]), 'goal': GOALS.get(name),
+      'over_store_cpu': spread([a / b for a, b in zip(cpu[name], cpu['store'], strict=True)]),
+    }
+    for name in named
+  }  # fmt: skip
+
+
+class Feeds:
+  """What a loop can be fed with: name -> iterator of batches on the devices."""
+
+  def __init__(self, held: sources.HostSource, batch: int, stack: contextlib.ExitStack):
+    mesh = sharding.make_mesh()
+    on_device = sources.DeviceSource(
+      held, whole=sharding.replicated(mesh), batch=sharding.batch_sharding(mesh)
+    )
+    put = lambda made: sharding.put_batch(made, mesh, batch)
+
+    def fed(source):
+      steps = pipeline.Steps(source=source, seed=SEED, batch_size=batch)
+      return stack.enter_context(pipeline.batches(steps, start_step=0, put=put))
+
+    self.fixed = put(held.gather(np.arange(batch)))
+    self.named = {
+      'store': fed(held.of),
+      'resident=host': fed(held),
+      'resident=device': map(on_device.look_up, fed(on_device)),
+    }
+
+
+def measure_stall(feeds: Feeds, run: Callable, steps: int, rounds: int) -> dict:
+  """Name -> steps a second, and their ratio to those with the fixed batch, by wall and CPU time.
+
+  run: starts a step and returns what waits for it, which is called one step later, as in training.
+  """
+
+  def seconds(batches):
+    clocks, wait = (time.perf_counter(), time.process_time()), lambda: None
+    for _ in range(steps):
+      earlier, wait = wait, run(next(batches))
+      earlier()
+    wait()
+    return time.perf_counter() - clocks[0], time.process_time() - clocks[1]
+
+  fixed = iter(lambda: feeds.fixed, None)
+  seconds(fixed)
+  measured = {name: [] for name in feeds.named}
+  for _ in range(rounds):
+    for name, batches in feeds.named.items():
+      alone = seconds(fixed)
+      for _ in range(WARM_UP):
+        jax.block_until_ready(next(batches))
+      measured[name].append((*alone, *seconds(batches)))
+  return {
+    name: {
+      'over_fixed': spread([alone / fed for alone, _, fed, _ in rows]), 'goal': STALL_GOAL,
+      'over_fixed_cpu': spread([alone / fed for _, alone, _, fed in rows]),
+      'rate': spread([steps / fed for _, _, fed, _ in rows]),
+      'cpu_ms_more': spread([1000 * (fed - alone) / steps for _, alone, _, fed in rows]),
+    }
+    for name, rows in measured.items()
+  }  # fmt: skip
+
+
+class Waiting:
+  """An accelerator that does a step in ten milliseconds and takes none of the host's time."""
+
+  def __init__(self):
+    self._free = 0.0
+
+  def __call__(self, batch) -> Callable:
+    jax.block_until_ready(batch)
+    self._free = done = max(self._free, time.perf_counter()) + 0.01
+    return lambda: time.sleep(max(0.0, done - time.perf_counter()))
+
+
+def training_step(store: pathlib.Path, args) -> Callable:
+  """The compiled step of plain flow matching on the store's moments."""
+  config = imagenet.get(
+    f'method=flow,skips=False,size={args.size},data=store:{store}', size='S/2', resolution=256
+  )
+  config.model.dtype, config.train.batch_size = args.dtype, args.train_batch
+  experiment, mesh = build.build(config), sharding.make_mesh()
+  trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
+  made = step.make_step(
+    experiment.objective, trainable.graphdef, experiment.transformation(),
+    key=rng.stream(jax.random.key(SEED), 'train'), ema_decay=0.9999,
+    learning_rate=experiment.schedule(),
+  )  # fmt: skip
+  compiled = step.compile_step(made, trainable.shardings, mesh)
+  held = [trainable.init(jax.random.key(SEED))]
+
+  def run(batch):
+    held[0], metrics = compiled(held[0], batch, {})
+    return lambda: jax.block_until_ready(metrics)
+
+  return run
+
+
+def spread(values: list[float]) -> dict:
+  """Median, least and most."""
+  return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
+
+
+def table(title: str, rows: dict, formats: dict[str, str]) -> None:
+  """Prints rows of spreads; formats: of the numbers of a column, by its name in a row."""
+  print(f'\n{title:34s}' + ''.join(f'{name:>28s}' for name in formats) + '    goal')
+  cell = '{median:{format}} ({min:{format}}..{max:{format}})'.format
+  for name, row in rows.items():
+    cells = [cell(**row[column], format=form) for column, form in formats.items()]
+    print(f'{name:34s}' + ''.join(f'{c:>28s}' for c in cells) + f'    {row["goal"] or ""}')
+  sys.stdout.flush()
+
+
+def main() -> None:
+  """Measures reading, then stalls."""
+  parser = common.parser(__doc__.splitlines()[0], 'data')
+  parser.add_argument('--records', type=int, default=16384)
+  parser.add_argument('--shards', type=int, default=64)
+  parser.add_argument('--batch', type=int, default=256, help='but for the training step')
+  parser.add_argument('--batches', type=int, default=32, help='read in one turn')
+  parser.add_argument('--steps', type=int, default=100, help='of the waiting step in one turn')
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--size', default='S/2', help='of the model that is trained')
+  parser.add_argument('--train_batch', type=int, default=4)
+  parser.add_argument('--train_steps', type=int, default=1, help='in one turn')
+  parser.add_argument('--train_rounds', type=int, default=9)
+  parser.add_argument('--dtype', default='float32')
+  args = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    root = pathlib.Path(folder) / 'store'
+    make_store(root, args.records, args.shards)
+    with one_core() as pinned:
+      named = readings(sources.StoreSource(root), root.parent, args.batch)
+      reading = measure_reading(named, args.batch, args.batches, args.rounds)
+    core = 'one core' if pinned else 'all cores: this system pins none'
+    table(f'records/s, {core}', reading, {'wall': ',.0f', 'cpu': ',.0f', 'over_store_cpu': '.2f'})
+    held = sources.in_memory(sources.StoreSource(root), flip=False)
+    shown = {'over_fixed': '.3f', 'rate': '.2f'}
+    feeds = Feeds(held, args.batch, stack)
+    waiting = measure_stall(feeds, Waiting(), args.steps, args.rounds)
+    table(f'steps/s, 10 ms, batch {args.batch}', waiting, {**shown, 'cpu_ms_more': '.1f'})
+    feeds, run = Feeds(held, args.train_batch, stack), training_step(root, args)
+    training = measure_stall(feeds, run, args.train_steps, args.train_rounds)
+    title = f'steps/s, {args.size}, batch {args.train_batch}'
+    table(title, training, {**shown, 'over_fixed_cpu': '.3f'})
+  if 'tensorflow' in sys.modules:
+    raise RuntimeError('TensorFlow was imported: reading latents must not need it')
+  measured = {
+    'pinned': pinned, 'records_per_second': reading, 'waiting': waiting, 'training': training,
+  }  # fmt: skip
+  common.write(args.json, {'arguments': common.arguments(args), **measured})
+
+
+if __name__ == '__main__':
+  main()
