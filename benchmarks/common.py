@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import platform
+import sys
 
 import jax
 
 from diversedit_jax.evaluation import card
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # configs/ lies beside the package, not in it.
 RESULTS = ROOT / 'benchmarks' / 'results'
 
 

@@ -49,33 +49,32 @@ class Store:
       UserError: a shard that cannot be read, named.
     """
     facts = self.manifest.plan.columns[column]
+    size = facts.record_bytes
     shards = np.searchsorted(self._first, indices, side='right') - 1
     rows = indices - self._first[shards]
     if facts.twins:
       rows = 2 * rows + (0 if flips is None else flips)
-    out = np.empty((len(indices), facts.record_bytes), np.uint8)
+    out = np.empty((len(indices), size), np.uint8)
     # By shard, and in a shard by position: the disk is read one way.
-    for place in np.lexsort((rows, shards)).tolist():
-      shard, row = int(shards[place]), int(rows[place])
-      record = self._record(column, shard, row)
-      if len(record) != facts.record_bytes:
-        raise types.UserError(
-          f'{layout.shard_file(self.root, column, shard)}: a record has {len(record)} bytes, '
-          f'expected {facts.record_bytes}'
-        )
-      out[place] = np.frombuffer(record, np.uint8)
-    dtype = np.dtype(facts.dtype).newbyteorder('<')
-    return out.view(dtype).astype(facts.dtype, copy=False).reshape(-1, *facts.shape)
-
-  def _record(self, column, shard, row):
+    order = np.lexsort((rows, shards))
+    places = zip(order.tolist(), shards[order].tolist(), rows[order].tolist(), strict=True)
     try:
-      # A range of one: a list of rows costs ArrayRecord three times as much (benchmarks/data.py).
-      return self._reader(column, shard).read(row, row + 1)[0]
+      for place, shard, row in places:
+        # A range of one: a list of rows costs ArrayRecord three times as much (benchmarks/data.py).
+        record = self._reader(column, shard).read(row, row + 1)[0]
+        if len(record) != size:
+          raise types.UserError(
+            f'{layout.shard_file(self.root, column, shard)}: a record has {len(record)} bytes, '
+            f'expected {size}'
+          )
+        out[place] = np.frombuffer(record, np.uint8)
     except (RuntimeError, IndexError) as error:
       raise types.UserError(
         f'{layout.shard_file(self.root, column, shard)} cannot be read: {error}; '
         f'`python -m diversedit_jax.prepare --verify --output={self.root}` checks the whole store'
       ) from error
+    dtype = np.dtype(facts.dtype).newbyteorder('<')
+    return out.view(dtype).astype(facts.dtype, copy=False).reshape(-1, *facts.shape)
 
   def _reader(self, column, shard):
     if (column, shard) not in self._readers:
