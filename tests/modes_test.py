@@ -175,7 +175,7 @@ def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
   found = {p.relative_to(run.workdir).as_posix() for p in run.workdir.rglob('*') if p.is_file()}
   rest = {p for p in found if p.split('/')[0] not in ('checkpoints', 'tensorboard')}
   assert rest == said | {
-    'config.json', 'versions.json', 'metrics.jsonl',
+    'config.json', 'versions.json', 'data.json', 'metrics.jsonl',
     'samples/preview-00000015.png', 'samples/preview-00000030.png',
     'telemetry/similarity-00000015.npz', 'telemetry/similarity-00000030.npz',
   }  # fmt: skip

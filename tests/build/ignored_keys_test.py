@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
       exif[274] = 6  # Of the tags the orientation: a quarter turn.
     image = Image.fromarray(rng.integers(0, 256, (24, 40, 3), np.uint8))
     image.save(root / 'pictures' / f'{name}.jpg', exif=exif)
+  (root / 'classes.txt').write_text('ant\nbee\ncat\n')
   np.savez(root / 'latents.npz', latents=np.zeros((4, 8, 8, 4), 'f4'), labels=np.arange(4))
   return root
 
@@ -202,7 +203,7 @@ def test_every_key_has_an_alternative():
 
 
 # Of the data these are used up when the source is opened, so the source alone must show them.
-OPENED = dict.fromkeys(('source', 'num_classes', 'size', 'crop', 'orientation'))
+OPENED = dict.fromkeys(('source', 'num_classes', 'classes', 'size', 'crop', 'orientation'))
 
 
 def built(changes):

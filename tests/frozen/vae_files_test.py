@@ -268,7 +268,7 @@ def test_settings_of_another_architecture(arrays, key, value):
 def test_what_arrays_cannot_tell_is_asked_for(arrays):
   refuse(r'norm_groups=32 does not divide every width of \(4, 8\)', arrays, settings={})
   wide = vae_files.to_arrays(vae_files.random(OTHER, 0).params, OTHER)
-  refuse('scale of 16 latent channels is not known: give scale=', wide)
+  refuse('scale of 16 latent channels is not known: give it', wide)
   assert vae_files.from_arrays(wide, settings=SETTINGS, scale=0.5).config.scale == 0.5
   each = SETTINGS | {'latents_mean': [0.1] * 4, 'latents_std': [2.0] * 4}
   refuse('give scale= and shift=', arrays, settings=each)

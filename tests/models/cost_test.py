@@ -190,6 +190,7 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
     'training_gflops_per_image': 3 * counted.forward / 1e9,
     'state_gib_per_device': (4 + 1) * 12345 / 2**30,  # The state and the gradients.
     'frozen_gib_per_device': 0,
+    'data_gib_per_device': 0,
     'activation_gib_per_device': 64 / 8 / 2 * counted.activation_bytes / 2**30,
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / 64,
