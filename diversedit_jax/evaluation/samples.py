@@ -1,0 +1,185 @@
+"""Samples on disk: ADM's `.npz`, written and read in batches, and the parts of an unfinished one.
+
+ADM's evaluator (guided-diffusion, `evaluations/evaluator.py`) reads `arr_0`, uint8 [N, H, W, 3];
+its samplers put the labels beside it as `arr_1`. Fifty thousand pictures of 256 x 256 are 9.8 GB,
+so neither side ever holds them all.
+"""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from diversedit_jax.data import files
+from diversedit_jax.types import UserError
+
+IMAGES, LABELS = 'arr_0', 'arr_1'
+
+
+class SampleFile:
+  """The images of an `.npz`, read from its beginning as often as wanted."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Reads the header alone.
+
+    Raises:
+      UserError: no such file, no `.npz`, or no uint8 images [N, H, W, 3] under `arr_0`.
+    """
+    self.path = pathlib.Path(path)
+    with self._opened() as (_, shape, dtype, fortran):
+      if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8 or fortran:
+        raise UserError(
+          f'{self.path}: {IMAGES} is {dtype} {shape}, expected uint8 (N, H, W, 3) in C order'
+        )
+    self._shape = shape
+
+  def __len__(self) -> int:
+    return self._shape[0]
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, 3)."""
+    return self._shape[1:]
+
+  def batches(self, size: int) -> Iterator[np.ndarray]:
+    """All images in the order of the file, uint8 [n, H, W, 3], n = size but in the last.
+
+    Raises:
+      UserError: if the file ends early or is damaged.
+    """
+    with self._opened() as (member, shape, _, _):
+      for start in range(0, len(self), size):
+        n = min(size, len(self) - start)
+        expected = n * int(np.prod(shape[1:]))
+        try:
+          data = member.read(expected)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+          raise UserError(f'{self.path} is damaged after {start} images: {error}') from error
+        if len(data) != expected:
+          raise UserError(f'{self.path} ends after {start} of {len(self)} images')
+        yield np.frombuffer(data, np.uint8).reshape(n, *shape[1:])
+
+  @contextlib.contextmanager
+  def _opened(self):
+    """The member after its header, and what the header says."""
+    try:
+      archive = zipfile.ZipFile(self.path)
+    except FileNotFoundError as error:
+      raise UserError(f'there is no {self.path}') from error
+    except (zipfile.BadZipFile, IsADirectoryError, PermissionError) as error:
+      raise UserError(f'{self.path} cannot be read as an .npz file: {error}') from error
+    with archive:
+      names = archive.namelist()
+      if f'{IMAGES}.npy' not in names:
+        raise UserError(
+          f'{self.path} has no {IMAGES}, where images are expected; found '
+          f'{", ".join(name.removesuffix(".npy") for name in names) or "nothing"}'
+        )
+      with archive.open(f'{IMAGES}.npy') as member:
+        try:
+          shape, fortran, dtype = _read_header(member)
+        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+          raise UserError(f'{self.path}: {IMAGES} cannot be read: {error}') from error
+        yield member, shape, dtype, fortran
+
+
+def _read_header(member):
+  read = {
+    (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
+  }  # fmt: skip
+  version = np.lib.format.read_magic(member)
+  if version not in read:
+    raise ValueError(f'its format version is {version}')
+  return read[version](member)
+
+
+def write_npz(
+  path: str | os.PathLike[str], shape: tuple[int, ...], batches: Iterable[np.ndarray],
+  labels: np.ndarray | None = None,
+) -> None:  # fmt: skip
+  """Writes an `.npz` as ADM's evaluator reads it; appears whole or not at all.
+
+  Args:
+    path: of the file. shape: (N, H, W, 3) of all images.
+    batches: uint8 [n, H, W, 3], together N. labels: integers [N], or None.
+
+  Raises:
+    ValueError: for batches that do not add up to `shape`.
+  """
+  with (
+    files.atomic(path) as temporary,
+    zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive,
+  ):
+    with archive.open(f'{IMAGES}.npy', 'w', force_zip64=True) as member:
+      header = {'descr': '|u1', 'fortran_order': False, 'shape': tuple(shape)}
+      np.lib.format.write_array_header_1_0(member, header)
+      count = 0
+      for batch in batches:
+        if batch.dtype != np.uint8 or batch.shape[1:] != tuple(shape[1:]):
+          raise ValueError(f'a batch is {batch.dtype} {batch.shape}, expected uint8 {shape}')
+        member.write(np.ascontiguousarray(batch).data)
+        count += len(batch)
+      if count != shape[0]:
+        raise ValueError(f'{count} images came for an array of {shape[0]}')
+    if labels is not None:
+      with archive.open(f'{LABELS}.npy', 'w') as member:
+        np.lib.format.write_array(member, np.asarray(labels, np.int64), allow_pickle=False)
+
+
+class Parts:
+  """Images [N, H, W, 3] that are made piece by piece, each piece a file that appears whole.
+
+  So an evaluation that is killed goes on with the first missing piece.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], count: int, size: int):
+    """count: N. size: of a piece; the last may be smaller."""
+    self.folder = pathlib.Path(folder)
+    self._count, self._size = count, size
+
+  def __len__(self) -> int:
+    return -(-self._count // self._size)
+
+  def indices(self, part: int) -> np.ndarray:
+    """Of the images in a piece, int64 [n]."""
+    start = part * self._size
+    return np.arange(start, min(start + self._size, self._count))
+
+  def missing(self) -> list[int]:
+    """Pieces that are not there yet."""
+    return [part for part in range(len(self)) if not self._file(part).is_file()]
+
+  def write(self, part: int, images: np.ndarray) -> None:
+    """Keeps a piece, uint8 [n, H, W, 3].
+
+    Raises:
+      ValueError: for another number of images than the piece has.
+    """
+    expected = len(self.indices(part))
+    if images.dtype != np.uint8 or len(images) != expected:
+      raise ValueError(f'part {part} is {images.dtype} {images.shape}, expected {expected} uint8')
+    self.folder.mkdir(parents=True, exist_ok=True)
+    with files.atomic(self._file(part)) as temporary, open(temporary, 'wb') as file:
+      np.save(file, images)
+
+  def batches(self, order: np.ndarray) -> Iterator[np.ndarray]:
+    """All images in an order, int [N], in batches of about a piece; none of them is missing."""
+    open_part = lambda part: np.load(self._file(part), mmap_mode='r', allow_pickle=False)
+    mapped = [open_part(part) for part in range(len(self))]
+    for start in range(0, self._count, self._size):
+      wanted = order[start : start + self._size]
+      yield np.stack([mapped[i // self._size][i % self._size] for i in wanted.tolist()])
+
+  def remove(self) -> None:
+    """Forgets all pieces."""
+    for file in (*self.folder.glob('*.npy'), *self.folder.glob('.*.npy')):
+      file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Something else lies in it, or it was never made.
+      self.folder.rmdir()
+
+  def _file(self, part):
+    return self.folder / f'{part:05d}.npy'

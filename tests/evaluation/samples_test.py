@@ -1,0 +1,110 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from diversedit_jax.evaluation import samples
+from diversedit_jax.types import UserError
+
+
+@pytest.fixture
+def images():
+  return np.random.default_rng(0).integers(0, 256, (11, 4, 5, 3), np.uint8)
+
+
+def in_batches(array, size):
+  return [array[i : i + size] for i in range(0, len(array), size)]
+
+
+def test_what_is_written_numpy_reads_as_adm_does(tmp_path, images):
+  labels = np.arange(11)
+  samples.write_npz(tmp_path / 'a.npz', images.shape, in_batches(images, 4), labels)
+  with np.load(tmp_path / 'a.npz', allow_pickle=False) as found:
+    assert sorted(found.files) == ['arr_0', 'arr_1']
+    np.testing.assert_array_equal(found['arr_0'], images)
+    np.testing.assert_array_equal(found['arr_1'], labels)
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('size', [1, 4, 11, 20])
+def test_batches_are_the_images_in_order(tmp_path, images, save, size):
+  save(tmp_path / 'a.npz', images, np.arange(11))
+  file = samples.SampleFile(tmp_path / 'a.npz')
+  assert len(file) == 11 and file.image_shape == (4, 5, 3)
+  for _ in range(2):
+    found = list(file.batches(size))
+    assert [len(x) for x in found[:-1]] == [size] * (len(found) - 1)
+    np.testing.assert_array_equal(np.concatenate(found), images)
+
+
+def test_a_file_is_never_read_whole(tmp_path, images, monkeypatch):
+  np.savez(tmp_path / 'a.npz', images)
+  asked = []
+  read = zipfile.ZipExtFile.read
+  monkeypatch.setattr(zipfile.ZipExtFile, 'read', lambda s, n=-1: asked.append(n) or read(s, n))
+  list(samples.SampleFile(tmp_path / 'a.npz').batches(2))
+  assert max(asked) < images.nbytes / 2 and min(asked) >= 0
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'found'),
+  [
+    ({'images': np.zeros((2, 4, 4, 3), np.uint8)}, 'no arr_0.*found images'),
+    ({'arr_0': np.zeros((2, 4, 4, 3), np.float32)}, 'float32'),
+    ({'arr_0': np.zeros((2, 3, 4, 4), np.uint8)}, r'\(2, 3, 4, 4\)'),
+    ({'arr_0': np.zeros((0, 4, 4, 3), np.uint8)}, r'\(0, 4, 4, 3\)'),
+    ({'arr_0': np.zeros((4, 4, 3), np.uint8)}, r'\(4, 4, 3\)'),
+    ({'arr_0': np.array([{}], object)}, 'object'),
+  ],
+)
+def test_other_arrays_are_refused(tmp_path, arrays, found):
+  np.savez(tmp_path / 'a.npz', **arrays)
+  with pytest.raises(UserError, match=found):
+    samples.SampleFile(tmp_path / 'a.npz')
+
+
+def test_no_file_another_file_and_a_cut_file_are_refused(tmp_path, images):
+  with pytest.raises(UserError, match='there is no'):
+    samples.SampleFile(tmp_path / 'a.npz')
+  (tmp_path / 'b.npz').write_bytes(b'nothing')
+  with pytest.raises(UserError, match=r'b\.npz cannot be read as an \.npz'):
+    samples.SampleFile(tmp_path / 'b.npz')
+  with zipfile.ZipFile(tmp_path / 'c.npz', 'w') as archive, archive.open('arr_0.npy', 'w') as file:
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': (11, 4, 5, 3)}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(images[:5].tobytes())
+  with pytest.raises(UserError, match='ends after 4 of 11 images'):
+    list(samples.SampleFile(tmp_path / 'c.npz').batches(4))
+  np.savez(tmp_path / 'd.npz', images)
+  data = bytearray((tmp_path / 'd.npz').read_bytes())
+  data[500] ^= 1
+  (tmp_path / 'd.npz').write_bytes(data)
+  with pytest.raises(UserError, match='Bad CRC-32'):
+    list(samples.SampleFile(tmp_path / 'd.npz').batches(4))
+
+
+def test_writing_checks_what_comes_and_leaves_nothing_half_done(tmp_path, images):
+  with pytest.raises(ValueError, match='8 images came for an array of 11'):
+    samples.write_npz(tmp_path / 'a.npz', images.shape, in_batches(images[:8], 4))
+  with pytest.raises(ValueError, match='float32'):
+    samples.write_npz(tmp_path / 'a.npz', images.shape, [images.astype(np.float32)])
+  assert not list(tmp_path.iterdir())
+
+
+def test_parts_are_kept_and_read_in_any_order(tmp_path, images):
+  parts = samples.Parts(tmp_path / 'parts', 11, 4)
+  assert parts.missing() == [0, 1, 2]
+  parts.write(2, images[8:])
+  parts.write(0, images[:4])
+  again = samples.Parts(tmp_path / 'parts', 11, 4)
+  assert again.missing() == [1]
+  np.testing.assert_array_equal(again.indices(2), [8, 9, 10])
+  again.write(1, images[again.indices(1)])
+  order = np.random.default_rng(1).permutation(11)
+  np.testing.assert_array_equal(np.concatenate(list(again.batches(order))), images[order])
+  with pytest.raises(ValueError, match='expected 3 uint8'):
+    again.write(2, images[:4])
+  (tmp_path / 'parts' / '.left.npy').touch()
+  again.remove()
+  assert not (tmp_path / 'parts').exists()
+  again.remove()
