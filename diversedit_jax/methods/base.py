@@ -197,14 +197,16 @@ class Objective:
   def encode(self, frozen: Mapping[str, Any], batch: types.Batch, parts: int = 1) -> types.Batch:
     """The batch with 'NAME/tokens' and 'NAME/summary' of every encoder; no gradient.
 
-    The batch goes through the encoders in so many parts, one after the other, to save memory.
+    An encoder without a summary adds its tokens alone. The batch goes through the encoders in so
+    many parts, one after the other, to save memory.
     """
 
     def features(pixels_NHWC):
       added = {}
       for encoder in self.encoders:
         found = encoder.apply(frozen[encoder.name], pixels_NHWC)
-        added |= {f'{encoder.name}/{k}': v for k, v in found._asdict().items()}
+        named = {f'{encoder.name}/{k}': v for k, v in found._asdict().items()}
+        added |= {k: v for k, v in named.items() if v is not None}
       return added
 
     if not self.encoders:

@@ -25,13 +25,13 @@ NORM_EPSILON = 1e-6
 QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
 
 
-def normalise(x_NTD: jax.Array) -> jax.Array:
+def normalise(x_NTD: jax.Array, epsilon: float = NORM_EPSILON) -> jax.Array:
   """LayerNorm over the last axis without parameters, in float32 at least."""
   x = x_NTD.astype(jnp.promote_types(x_NTD.dtype, jnp.float32))
   mean = jnp.mean(x, axis=-1, keepdims=True)
   centred = x - mean
   variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-  return centred * jax.lax.rsqrt(variance + NORM_EPSILON)
+  return centred * jax.lax.rsqrt(variance + epsilon)
 
 
 def modulate(x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array) -> jax.Array:

@@ -2,10 +2,11 @@
 
 .npz            NumPy archive
 .safetensors    the only one here that keeps bfloat16 and holds nothing but arrays by construction
-.pt, .pth       `torch.save`; read by `torch_file` without PyTorch, written with it
+.pt, .pth       `torch.save`; read by `torch_file` without PyTorch, written with it; what
+                `torch.jit.save` writes is read too, and so is .pth.tar, an older name of the same
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import os
 import pathlib
 from typing import Any, BinaryIO
@@ -21,13 +22,16 @@ from diversedit_jax.weights import torch_file
 _PREFERRED = ('ema', 'model')
 
 
-def load(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, np.ndarray]:
+def load(
+  path: str | os.PathLike[str], *, key: str | None = None, prefer: Sequence[str] = _PREFERRED
+) -> dict[str, np.ndarray]:
   """Arrays of a file by name, without the prefixes `module.` (DDP) and `_orig_mod.` (compile).
 
   Args:
-    path: a `.npz`, `.safetensors`, `.pt` or `.pth` file.
-    key: which part of a PyTorch checkpoint to take; None takes 'ema' if there is one, else 'model',
+    path: a `.npz`, `.safetensors`, `.pt`, `.pth` or `.pth.tar` file.
+    key: which part of a PyTorch checkpoint to take; None takes the first of `prefer` that is there,
       else the whole file. The other formats have no parts.
+    prefer: names of parts, the best first.
 
   Returns:
     Arrays in the dtypes of the file; those of a PyTorch file are read-only views.
@@ -37,12 +41,12 @@ def load(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, n
   """
   path = pathlib.Path(path)
   readers = {'.npz': _load_npz, '.safetensors': _load_safetensors}
-  readers |= dict.fromkeys(('.pt', '.pth'), _load_torch)
+  readers |= dict.fromkeys(('.pt', '.pth', '.pth.tar'), _load_torch)
   reader = _by_suffix(path, readers)
   if not path.is_file():
     raise types.UserError(f'no file {path}')
   if reader is _load_torch:
-    return _clean_names(path, _load_torch(path, key))
+    return _clean_names(path, _load_torch(path, key, prefer))
   if key is not None:
     raise types.UserError(f'key={key!r} chooses a part of a .pt file; {path} has no parts')
   return _clean_names(path, reader(path))
@@ -112,9 +116,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_suffix(path, table):
-  if path.suffix not in table:
-    raise types.UserError(f'{path} has the suffix {path.suffix!r}; known: {", ".join(table)}')
-  return table[path.suffix]
+  suffix = '.pth.tar' if path.name.endswith('.pth.tar') else path.suffix
+  if suffix not in table:
+    raise types.UserError(f'{path} has the suffix {suffix!r}; known: {", ".join(table)}')
+  return table[suffix]
 
 
 def _exists(path):
@@ -156,9 +161,9 @@ def _load_safetensors(path):
     raise types.UserError(f'{path} is not a safetensors file of known dtypes: {error}') from error
 
 
-def _load_torch(path, key):
+def _load_torch(path, key, prefer):
   with torch_file.TorchFile(path) as file:
-    key, part = _choose(path, file.contents, key)
+    key, part = _choose(path, file.contents, key, prefer)
     tensors = {name: x for name, x in part.items() if isinstance(x, torch_file.Tensor)}
     others = sorted(repr(name) for name in part if name not in tensors)
     if others or not all(isinstance(name, str) for name in tensors):
@@ -169,7 +174,7 @@ def _load_torch(path, key):
     return {name: file.array(tensor) for name, tensor in tensors.items()}
 
 
-def _choose(path, contents, key):
+def _choose(path, contents, key, prefer):
   """The chosen part of a checkpoint with its key, which is None for the whole."""
   if not isinstance(contents, dict):
     raise types.UserError(f'{path} does not hold a state dict')
@@ -177,7 +182,7 @@ def _choose(path, contents, key):
   if key is not None and key not in parts:
     found = ', '.join(repr(name) for name in parts) or 'none'
     raise types.UserError(f'{path} has no part {key!r}; parts: {found}')
-  for name in _PREFERRED if key is None else (key,):
+  for name in prefer if key is None else (key,):
     if name in parts:
       return name, contents[name]
   return None, contents

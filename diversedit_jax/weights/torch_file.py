@@ -4,9 +4,12 @@ Such a file is a zip archive: `NAME/data.pkl`, a pickle that describes the objec
 the bytes of one storage each; `NAME/byteorder`. A pickle names functions to be called. Here every
 name is looked up in the short table `_stand_ins`, whose entries only record their arguments; any
 other name ends the reading with an error.
+
+A TorchScript program (`torch.jit.save`) is such an archive with code beside it. The code is not
+looked at: its modules are taken apart into the tensors that they hold, as `state_dict()` would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import math
 import os
@@ -69,6 +72,28 @@ class Record(_Inert):
     del state  # Unused.
 
 
+class Module(_Inert):
+  """A module of a TorchScript program: what it holds by name, and nothing of what it does."""
+
+  __slots__ = ('held',)
+
+  def __setstate__(self, state):
+    if type(state) is not dict or not all(type(name) is str for name in state):
+      raise pickle.UnpicklingError('a module that holds something without a name')
+    self.held = state
+
+  def tensors(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by dotted name, those of submodules included. seen: ids of the modules so far."""
+    if id(self) in seen:  # Sharing could make a small file grow without end.
+      raise pickle.UnpicklingError('a module in two places')
+    seen.add(id(self))
+    for name, value in self.held.items():
+      if isinstance(value, Tensor):
+        yield prefix + name, value
+      elif isinstance(value, Module):
+        yield from value.tensors(f'{prefix}{name}.', seen)
+
+
 class _Dict(dict):
   """An `OrderedDict`; the attributes that PyTorch hangs on it (`_metadata`) are left out."""
 
@@ -129,12 +154,14 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-  def __init__(self, file, path):
+  def __init__(self, file, path, program):
     super().__init__(file)
-    self._path = path
+    self._path, self._program = path, program
     self._globals = _stand_ins()
 
   def find_class(self, module, name):
+    if self._program and module.partition('.')[0] == '__torch__':
+      return Module
     if (module, name) not in self._globals:
       raise types.UserError(
         f'{self._path} asks for {f"{module}.{name}"!r}, which is not among the few names that a '
@@ -153,12 +180,14 @@ class _Unpickler(pickle.Unpickler):
 class TorchFile:
   """One open file: `contents` is what was saved, with a `Tensor` in place of each tensor.
 
+  Of a TorchScript program, `contents` is its state dict.
+
   Use it as a context manager. Nothing but the description is read until `array` asks for it, so an
   optimizer state of twice the model's size costs nothing.
 
   Raises:
-    UserError: the file is not a zip archive of `torch.save`, is damaged, or names a global that is
-      not permitted.
+    UserError: the file is not a zip archive of `torch.save` or `torch.jit.save`, is damaged, or
+      names a global that is not permitted.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -170,7 +199,10 @@ class TorchFile:
       self._prefix = self._find_prefix()
       self._byte_order = self._read_byte_order()
       with self._guard(), self._zip.open(f'{self._prefix}data.pkl') as pickled:
-        self.contents = _Unpickler(pickled, self._path).load()
+        program = f'{self._prefix}constants.pkl' in self._names
+        self.contents = _Unpickler(pickled, self._path, program).load()
+        if program:
+          self.contents = self._state_dict(self.contents)
     except BaseException:
       self._zip.close()
       raise
@@ -209,12 +241,12 @@ class TorchFile:
     found = [n.removesuffix('data.pkl') for n in self._names if n.endswith('/data.pkl')]
     if len(found) != 1 or found[0].count('/') != 1:
       raise types.UserError(f'{self._path} is a zip archive, but not one of torch.save')
-    if f'{found[0]}constants.pkl' in self._names:
-      raise types.UserError(
-        f'{self._path} is a TorchScript program, which holds code; load it with PyTorch and save '
-        'its state_dict()'
-      )
     return found[0]
+
+  def _state_dict(self, module):
+    if not isinstance(module, Module):
+      raise self._damaged('a TorchScript program without a module')
+    return dict(module.tensors('', set()))
 
   def _read_byte_order(self):
     name = f'{self._prefix}byteorder'

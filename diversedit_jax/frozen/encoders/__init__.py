@@ -1,7 +1,10 @@
 """Frozen encoders of images by name: `open_encoder('dinov2-vit-b', Request(...))`; see `base`."""
 
-from diversedit_jax.frozen.encoders import dinov2, pca
+from diversedit_jax.frozen.encoders import clip, dinov2, ijepa, mae, mocov3, pca
 from diversedit_jax.frozen.encoders.base import Encoder, Features, Request, open_encoder, register
 
 # An encoder's module registers its names when it is imported.
-__all__ = ['Encoder', 'Features', 'Request', 'dinov2', 'open_encoder', 'pca', 'register']
+__all__ = [
+  'Encoder', 'Features', 'Request', 'clip', 'dinov2', 'ijepa', 'mae', 'mocov3', 'open_encoder',
+  'pca', 'register',
+]  # fmt: skip

@@ -21,11 +21,11 @@ class Features(NamedTuple):
   """What an encoder says of images.
 
   tokens: [N, T, Z] float32, on the grid of the model's patches, row-major.
-  summary: [N, Z] float32, of the whole image (a class token).
+  summary: [N, Z] float32, of the whole image (a class token), or None if the encoder has none.
   """
 
   tokens: jax.Array
-  summary: jax.Array
+  summary: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Encoder:
   flops: float
 
   def shapes(self) -> Features:
-    """Shapes of the features of one image, [1, T, Z] and [1, Z]."""
+    """Shapes of the features of one image, [1, T, Z] and [1, Z] or None."""
     pixels = jax.ShapeDtypeStruct((1, *self.image_shape), 'float32')
     return jax.eval_shape(self.apply, self.params, pixels)
 

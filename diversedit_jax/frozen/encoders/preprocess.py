@@ -13,6 +13,18 @@ import numpy as np
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def imagenet(x_NHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Pixels in [-1, 1] for all encoders but CLIP: normalised, then resized (height, width)."""
+  return resize(normalise(x_NHWC), *size)
+
+
+def clip(x_NHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Pixels in [-1, 1] for CLIP: resized, then normalised with its own constants."""
+  return normalise(resize(x_NHWC, *size), CLIP_MEAN, CLIP_STD)
 
 
 def normalise(

@@ -174,7 +174,7 @@ def random_weights(config):
 
 
 def write(path, weights):
-  if path.suffix in ('.pt', '.pth'):
+  if path.suffix in ('.pt', '.pth', '.tar'):
     torch_zip.write(path, torch_zip.tensors(weights))
   else:
     array_files.save(path, weights)

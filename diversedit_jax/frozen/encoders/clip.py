@@ -1,0 +1,55 @@
+"""CLIP (arXiv 2103.00020), OpenAI's ViT-L/14: the image encoder.
+
+The weights file is a TorchScript program, of which the tensors are read and the code is not; a
+state dict by the same names will do too. Features are the patch tokens of the last block, without
+CLIP's last norm and projection, as in REPA, and the summary is the class token there. The position
+table is used as it is: 256 x 256 pixels only.
+"""
+
+from diversedit_jax.frozen.encoders import family, files, preprocess, vit
+
+URL = (
+  'https://openaipublic.azureedge.net/clip/models/'
+  'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt'
+)
+
+CONFIGS = {
+  'clip-vit-l': vit.ViTConfig(
+    width=1024, depth=24, heads=16, hidden=4 * 1024, patch_size=14, table=16, mlp='quick_gelu',
+    layer_scale=False, patch_bias=False, first_norm=True, last_norm=False, epsilon=1e-5,
+  )
+}  # fmt: skip
+
+LAYOUT = files.Layout(
+  names={
+    'patches/kernel': 'conv1.weight', 'class_token': 'class_embedding',
+    'positions': 'positional_embedding',
+    'first_norm/scale': 'ln_pre.weight', 'first_norm/bias': 'ln_pre.bias',
+    **{
+      f'blocks/{ours}': f'transformer.resblocks.{{}}.{theirs}'
+      for ours, theirs in {
+        'norm1/scale': 'ln_1.weight', 'norm1/bias': 'ln_1.bias',
+        'qkv/kernel': 'attn.in_proj_weight', 'qkv/bias': 'attn.in_proj_bias',
+        'proj/kernel': 'attn.out_proj.weight', 'proj/bias': 'attn.out_proj.bias',
+        'norm2/scale': 'ln_2.weight', 'norm2/bias': 'ln_2.bias',
+        'fc1/kernel': 'mlp.c_fc.weight', 'fc1/bias': 'mlp.c_fc.bias',
+        'fc2/kernel': 'mlp.c_proj.weight', 'fc2/bias': 'mlp.c_proj.bias',
+      }.items()
+    },
+  },
+  parts=('state_dict', 'model'),
+  prefix='visual.',
+  unused=('ln_post.', 'proj'),
+  leading=False,
+)  # fmt: skip
+
+FAMILY = family.Family(
+  configs=CONFIGS,
+  layout=lambda config: LAYOUT,
+  published=lambda name: files.Published(
+    file='ViT-L-14.pt', url=URL, by='OpenAI publishes it', size=932_768_134
+  ),
+  pixels=preprocess.clip,
+  resampled=False,
+)
+FAMILY.register()

@@ -1,0 +1,40 @@
+"""MAE (arXiv 2111.06377), the encoder.
+
+The weights are the authors' files of the encoder alone. Features are the patch tokens of the last
+block *before* the last norm, as in REPA, and the summary is the class token there. REPA has only
+'mae-vit-l'; the huge model has patches of 14, and so sees resized pixels.
+"""
+
+from diversedit_jax.frozen.encoders import family, files, vit
+
+URL = 'https://dl.fbaipublicfiles.com/mae/pretrain'
+
+
+def _config(width: int, depth: int, heads: int, patch_size: int, table: int) -> vit.ViTConfig:
+  return vit.ViTConfig(
+    width=width, depth=depth, heads=heads, hidden=4 * width, patch_size=patch_size, table=table,
+    layer_scale=False, last_norm=False,
+  )  # fmt: skip
+
+
+CONFIGS = {
+  'mae-vit-b': _config(768, 12, 12, 16, 14),
+  'mae-vit-l': _config(1024, 24, 16, 16, 14),
+  'mae-vit-h': _config(1280, 32, 16, 14, 16),
+}
+_WORDS = {'b': 'base', 'l': 'large', 'h': 'huge'}
+
+
+def published(name: str) -> files.Published:
+  """For 'mae-vit-l', 'mae_pretrain_vit_large.pth' below `URL`; 'mae_vitl.pth' in REPA's folder."""
+  size = name[-1]
+  file = f'mae_pretrain_vit_{_WORDS[size]}.pth'
+  return files.Published(file=file, url=f'{URL}/{file}', others=(f'mae_vit{size}',))
+
+
+FAMILY = family.Family(
+  configs=CONFIGS,
+  layout=lambda config: files.Layout(names=files.TIMM, unused=('norm.',)),
+  published=published,
+)
+FAMILY.register()
