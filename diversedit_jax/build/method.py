@@ -245,8 +245,8 @@ def _open_encoders(inputs, options) -> tuple[dict[str, encoders.Encoder], tuple[
   for name, encoder in opened.items():
     if with_token and encoder.shapes().summary is None:
       raise types.UserError(
-        f'method={inputs.config.method!r} denoises the class token of its encoder, and {name!r} has '
-        'none; name another in repa.pairs, or take method=repa'
+        f'method={inputs.config.method!r} denoises the class token of its encoder, and {name!r} '
+        'has none; name another in repa.pairs, or take method=repa'
       )
   pairs = tuple(
     repa.Pair(encoder=name, block=block, width=opened[name].shapes().tokens.shape[-1])

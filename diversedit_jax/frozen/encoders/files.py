@@ -94,7 +94,7 @@ def load(
   Raises:
     UserError: an unreadable file, or names, shapes or dtypes that are not the encoder's.
   """
-  arrays = _read(path, layout)
+  arrays = proper_names(array_files.load(path, prefer=layout.parts), layout)
   expected = shapes(config, layout)
   _check(path, name, arrays, expected, layout.unused)
   flat = {}
@@ -155,9 +155,8 @@ def _names(ours: str, config: vit.ViTConfig, layout: Layout) -> list[str]:
   return [theirs.format(i) for i in range(config.depth)] if '{}' in theirs else [theirs]
 
 
-def _read(path: pathlib.Path, layout: Layout) -> dict[str, np.ndarray]:
-  """Arrays by their proper names, without the prefix."""
-  arrays = array_files.load(path, prefer=layout.parts)
+def proper_names(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+  """Arrays of a file without the prefix, published mistakes in their names mended."""
   if any(name.startswith(layout.prefix) for name in arrays):
     arrays = {
       name.removeprefix(layout.prefix): array
@@ -169,7 +168,7 @@ def _read(path: pathlib.Path, layout: Layout) -> dict[str, np.ndarray]:
       right + name.removeprefix(wrong) if name.startswith(wrong) else name: array
       for name, array in arrays.items()
     }
-  return arrays
+  return dict(arrays)
 
 
 def _from_torch(ours: str, array: np.ndarray) -> np.ndarray:

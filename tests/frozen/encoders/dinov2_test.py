@@ -1,5 +1,6 @@
 """DINOv2 against the authors' model, from files with the authors' names."""
 
+import functools
 import json
 import math
 
@@ -8,10 +9,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_zip
+import tools
 
 from diversedit_jax import trees, types
-from diversedit_jax.data import sources
 from diversedit_jax.frozen import encoders
 from diversedit_jax.frozen.encoders import dinov2, preprocess, vit
 from diversedit_jax.weights import array_files
@@ -23,9 +23,7 @@ TOLERANCE = {'float32': 2e-5, 'float64': 2e-6}
 
 
 def state_dict(arrays, variant):
-  part = lambda prefix: {
-    name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
-  }
+  part = functools.partial(tools.part, arrays)
   weights = part('sd/')
   if variant == 'swiglu':
     weights = {name: array for name, array in weights.items() if '.mlp.' not in name}
@@ -40,17 +38,6 @@ def config_of(arrays, variant):
     hidden=hidden * 2 // 3 if variant == 'swiglu' else hidden,
     mlp='swiglu' if variant == 'swiglu' else 'gelu',
     registers=meta['num_registers'] if variant == 'reg' else 0, table=meta['source_grid'],
-  )  # fmt: skip
-
-
-def request_of(size, *, weights='', dtype='float32', channels=3):
-  source = sources.ArraySource(
-    name='none', space='pixels', num_classes=1, data=np.zeros((1, 1, 1, 1), np.uint8),
-    labels=np.zeros(1, np.int32),
-  )  # fmt: skip
-  return encoders.Request(
-    source=source, grid=(size[0] // 16, size[1] // 16), image_shape=(*size, channels),
-    weights=str(weights), dtype=dtype,
   )  # fmt: skip
 
 
@@ -111,7 +98,7 @@ def test_values_on_the_way_agree(golden, files):
 @pytest.mark.parametrize('dtype', TOLERANCE)
 def test_raw_image_to_features(golden, files, dtype):
   arrays = golden('dinov2_tiny')
-  request = request_of((256, 256), weights=files['plain'], dtype=dtype)
+  request = tools.request_of((256, 256), weights=files['plain'], dtype=dtype)
   encoder = dinov2.make('tiny', config_of(arrays, 'plain'), request)
   x = arrays['in/raw_uint8'].transpose(0, 2, 3, 1).astype(np.float32) / np.float32(127.5) - 1
   with jax.enable_x64(dtype == 'float64'):
@@ -127,7 +114,7 @@ def test_registers_are_left_out_of_the_features(golden, files):
   x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3)), jnp.float32)
   tokens = vit.encode(params, preprocess.resize(preprocess.normalise(x), 28, 42), config)
   assert tokens.shape == (2, 1 + 4 + 6, 48)
-  features = dinov2.make('tiny', config, request_of((32, 48))).apply(params, x)
+  features = dinov2.make('tiny', config, tools.request_of((32, 48))).apply(params, x)
   np.testing.assert_allclose(features.summary, tokens[:, 0], atol=1e-6)
   np.testing.assert_allclose(features.tokens, tokens[:, 5:], atol=1e-6)
 
@@ -137,7 +124,7 @@ def test_bfloat16_products_stay_near_float32(golden, files):
   x = np.random.default_rng(0).uniform(-1, 1, (2, 48, 32, 3)).astype(np.float32)
   features = {}
   for dtype in ('float32', 'bfloat16'):
-    request = request_of((48, 32), weights=files['reg'], dtype=dtype)
+    request = tools.request_of((48, 32), weights=files['reg'], dtype=dtype)
     encoder = dinov2.make('tiny', config_of(arrays, 'reg'), request)
     params = encoder.load()
     kinds = {name: leaf.dtype for name, leaf in trees.named_leaves(params).items()}
@@ -152,7 +139,7 @@ def test_bfloat16_products_stay_near_float32(golden, files):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_loaded_parameters_have_the_planned_shapes(golden, files, variant):
-  request = request_of((32, 64), weights=files[variant], dtype='bfloat16')
+  request = tools.request_of((32, 64), weights=files[variant], dtype='bfloat16')
   encoder = dinov2.make('tiny', config_of(golden('dinov2_tiny'), variant), request)
   as_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
   assert jax.tree.map(as_shape, encoder.load()) == encoder.params
@@ -165,19 +152,8 @@ def small():
 
 
 def random_weights(config):
-  rng = np.random.default_rng(1)
-  weights = {
-    name: rng.standard_normal(shape).astype(np.float32)
-    for name, shape in dinov2.hub_shapes(config).items()
-  }
+  weights = tools.random_arrays(dinov2.hub_shapes(config))
   return weights | {'mask_token': np.zeros((1, config.width), np.float32)}
-
-
-def write(path, weights):
-  if path.suffix in ('.pt', '.pth', '.tar'):
-    torch_zip.write(path, torch_zip.tensors(weights))
-  else:
-    array_files.save(path, weights)
 
 
 @pytest.mark.parametrize('suffix', dinov2.SUFFIXES)
@@ -187,7 +163,7 @@ def test_hub_names_in_every_kind_of_file(tmp_path, suffix, by):
   weights = random_weights(config)
   name = 'dinov2reg-vit-b'
   path = tmp_path / f'dinov2_vitb14_reg4_pretrain{suffix}'
-  write(path, weights)
+  tools.write(path, weights)
   given = tmp_path if by == 'folder' else path
   params = dinov2.load(name, config, str(given), (3, 3), 'float32')
   equal = np.testing.assert_array_equal
@@ -226,13 +202,13 @@ def test_foreign_weights_are_refused_by_name(tmp_path, change, message):
     weights.pop(name, None)
     if shape is not None:
       weights[name] = np.zeros(shape, np.float32)
-  write(tmp_path / 'w.npz', weights)
+  tools.write(tmp_path / 'w.npz', weights)
   with pytest.raises(types.UserError, match=message):
     dinov2.load('tiny', small(), str(tmp_path / 'w.npz'), (3, 3), 'float32')
 
 
 def test_many_faults_are_counted(tmp_path):
-  write(tmp_path / 'w.npz', {'x': np.zeros(1, np.float32)})
+  tools.write(tmp_path / 'w.npz', {'x': np.zeros(1, np.float32)})
   expected = len(dinov2.hub_shapes(small()))
   with pytest.raises(types.UserError, match=f'and {expected + 1 - 8} more'):
     dinov2.load('tiny', small(), str(tmp_path / 'w.npz'), (3, 3), 'float32')
@@ -255,7 +231,7 @@ def test_a_missing_file_is_explained(tmp_path, name, file, megabytes):
     (tmp_path, f'{tmp_path} does not hold it'),
     (tmp_path / 'x', f'there is no {tmp_path / "x"}'),
   ):
-    encoder = encoders.open_encoder(name, request_of((256, 256), weights=weights))
+    encoder = encoders.open_encoder(name, tools.request_of((256, 256), weights=weights))
     with pytest.raises(types.UserError) as caught:
       encoder.load()
     for part in (
@@ -268,11 +244,11 @@ def test_a_missing_file_is_explained(tmp_path, name, file, megabytes):
 @pytest.mark.parametrize('shape', [(8, 8, 1), (256, 256, 4), (250, 256, 3), (256, 40, 3)])
 def test_pixels_that_do_not_fit_are_refused(shape):
   with pytest.raises(types.UserError, match='3 channels and sides divisible by 16; found'):
-    encoders.open_encoder('dinov2-vit-s', request_of(shape[:2], channels=shape[2]))
+    encoders.open_encoder('dinov2-vit-s', tools.request_of(shape[:2], channels=shape[2]))
 
 
 def test_512_pixels_give_32x32_tokens():
-  encoder = encoders.open_encoder('dinov2-vit-s', request_of((512, 512)))
+  encoder = encoders.open_encoder('dinov2-vit-s', tools.request_of((512, 512)))
   assert encoder.params['positions'].shape == (1 + 32 * 32, 384)
   assert encoder.shapes().tokens.shape == (1, 1024, 384)
 
@@ -284,24 +260,11 @@ def test_published_numbers_of_parameters(name, millions):
   assert round(count / 1e6, 1) == millions
 
 
-def dot_flops(jaxpr, times=1):
-  """2 x multiply-adds of all matrix products of a jaxpr and all it calls."""
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'dot_general':
-      (contracted, _), _ = equation.params['dimension_numbers']
-      inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-      total += times * 2 * math.prod(equation.outvars[0].aval.shape) * inner
-    for value in equation.params.values():
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        total += dot_flops(inner, times * equation.params.get('length', 1))
-  return total
-
-
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_flops_are_the_products_of_the_traced_encoder(golden, variant):
-  request = request_of((32, 64))
+  request = tools.request_of((32, 64))
   encoder = dinov2.make('tiny', config_of(golden('dinov2_tiny'), variant), request)
   x = jax.ShapeDtypeStruct((3, 32, 64, 3), 'float32')
-  assert dot_flops(jax.make_jaxpr(encoder.apply)(encoder.params, x).jaxpr) == 3 * encoder.flops
+  assert (
+    tools.dot_flops(jax.make_jaxpr(encoder.apply)(encoder.params, x).jaxpr) == 3 * encoder.flops
+  )
