@@ -9,6 +9,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -29,3 +30,17 @@ def golden():
     return loaded[name]
 
   return load
+
+
+@pytest.fixture(scope='module')
+def compilation_cached(tmp_path_factory):
+  """What a module's tests compile more than once is compiled once."""
+  options = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+  before = {name: getattr(jax.config, name) for name in options}
+  for name, value in zip(options, (str(tmp_path_factory.mktemp('xla')), 0.0), strict=True):
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()

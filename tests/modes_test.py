@@ -7,7 +7,6 @@ import sys
 import types as python_types
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
@@ -24,6 +23,9 @@ from diversedit_jax.methods import reg
 from diversedit_jax.sampling import trajectory
 from diversedit_jax.training import writers
 
+# Most tests sample with the one sampler of this file.
+pytestmark = pytest.mark.usefixtures('compilation_cached')
+
 STEPS, WIDTH, DEPTH = 30, 16, 2
 SMALL = {
   'model.depth': DEPTH, 'model.width': WIDTH, 'model.heads': 2,
@@ -36,20 +38,6 @@ SMALL = {
   'sampler.steps': 4, 'sample.number': 20, 'sample.batch_size': 8,
   'eval.number': 40, 'analysis.examples': 33,
 }  # fmt: skip
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compilation_cached(tmp_path_factory):
-  """Most tests sample with the one sampler of this file; it compiles once."""
-  options = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in zip(options, (str(tmp_path_factory.mktemp('xla')), 0.0), strict=True):
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 def make_config(**changes):

@@ -26,8 +26,8 @@ def request_of(size, *, weights='', dtype='float32', channels=3):
   )  # fmt: skip
 
 
-def random_arrays(shapes):
-  rng = np.random.default_rng(1)
+def random_arrays(shapes, seed=1):
+  rng = np.random.default_rng(seed)
   return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

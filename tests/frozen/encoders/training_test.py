@@ -1,0 +1,83 @@
+"""A transformer with weights from a file inside the training step: it learns and resumes exactly."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tools
+
+from configs import digits
+from diversedit_jax import build, modes
+from diversedit_jax.frozen import encoders
+from diversedit_jax.frozen.encoders import base, dinov2, ijepa
+from diversedit_jax.modes import shared
+from diversedit_jax.training import writers
+
+pytestmark = pytest.mark.usefixtures('compilation_cached')
+
+STEPS, HALF = 4, 2
+SMALL = {'width': 16, 'depth': 2, 'heads': 2, 'hidden': 24, 'patch_size': 2, 'table': 2}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+  """Adds a tiny encoder of a family under the name 'tiny'."""
+
+  def add(family):
+    config = dataclasses.replace(next(iter(family.configs.values())), **SMALL)
+    encoders.register('tiny', lambda request: family.make('tiny', config, request))
+    return config
+
+  monkeypatch.setattr(base, '_ENCODERS', dict(base._ENCODERS))
+  return add
+
+
+def make(weights, method='repa', **repa):
+  config = digits.get_config(f'method={method},steps={STEPS},skips=False')
+  config.data.source = 'synthetic:4x4x4+32x32x3:10:64'
+  config.data.space = 'latents'
+  config.model.depth, config.model.width, config.model.heads = 2, 16, 2
+  config.repa.update(pairs='tiny@1', hidden=8, weights=str(weights), **repa)
+  config.train.batch_size = 16
+  config.optimizer.warmup_steps = 0
+  config.log.every, config.checkpoint.every, config.log.telemetry_every = 1, HALF, 0
+  config.log.tensorboard = False
+  config.preview.every = 0
+  return build.build(config)
+
+
+def parameters(workdir, experiment):
+  _, weights = shared.open_weights(experiment, str(workdir), None)
+  assert weights.step == STEPS
+  return [np.asarray(x) for x in jax.tree.leaves(weights.params)]
+
+
+def losses(workdir):
+  rows = writers.read_jsonl(workdir / 'metrics.jsonl')
+  return [row['repa/loss'] for row in rows if 'repa/loss' in row]
+
+
+def test_repa_trains_with_weights_of_a_file_and_resumes_exactly(tiny, tmp_path):
+  config = tiny(dinov2.FAMILY)
+  path, whole, cut = tmp_path / 'w.pth', tmp_path / 'whole', tmp_path / 'cut'
+  tools.write(path, tools.random_arrays(dinov2.hub_shapes(config)))
+  experiment = make(path, dtype='bfloat16')
+  modes.train(experiment, str(whole))
+  straight = losses(whole)
+  assert len(straight) == STEPS and len(set(straight)) == STEPS
+  # The same run, killed after the checkpoint in the middle.
+  shutil.copytree(whole, cut)
+  shutil.rmtree(cut / 'checkpoints' / str(STEPS))
+  shutil.copytree(cut, tmp_path / 'other')
+  modes.train(experiment, str(cut))
+  for resumed, other in zip(
+    parameters(cut, experiment), parameters(whole, experiment), strict=True
+  ):
+    np.testing.assert_array_equal(resumed, other)
+  # The weights are read when a run starts, and matter.
+  tools.write(path, tools.random_arrays(dinov2.hub_shapes(config), seed=2))
+  modes.train(experiment, str(tmp_path / 'other'))
+  resumed = losses(tmp_path / 'other')
+  assert resumed[:HALF] == straight[:HALF] and resumed[HALF] != straight[HALF]
