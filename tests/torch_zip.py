@@ -41,6 +41,13 @@ class Call:
     return self._reduced
 
 
+class Instance:
+  """An object of a class that need not exist here, made without its constructor."""
+
+  def __init__(self, module, name, state):
+    self.type, self.state = Global(module, name), state
+
+
 class Storage:
   """A flat array that tensors look into."""
 
@@ -79,6 +86,25 @@ def write(path, contents, *, order='little', **changes):
   write_records(path, records | changes)
 
 
+def write_program(path, arrays):
+  """Writes a TorchScript program that holds arrays by dotted name, beside code that is no code."""
+  tree = {'training': False}
+  for name, array in arrays.items():
+    *parts, last = name.split('.')
+    node = tree
+    for part in parts:
+      node = node.setdefault(part, {'training': False, '_is_full_backward_hook': None})
+    node[last] = tensor(array)
+  code = {'constants.pkl': b'\x80\x02).', 'code/__torch__.py': b'raise SystemExit'}
+  write(path, module('__torch__.net.___torch_mangle_7', 'Net', tree), **code)
+
+
+def module(path, name, held):
+  """An instance of a program's class; dicts in what it holds become modules too."""
+  held = {k: module(path, 'Part', v) if isinstance(v, dict) else v for k, v in held.items()}
+  return Instance(path, name, held)
+
+
 def write_records(path, records):
   """Writes the zip archive alone."""
   with zipfile.ZipFile(path, 'w') as archive:
@@ -101,6 +127,15 @@ class _Pickler(pickle._Pickler):
     self.memoize(stub)
 
   dispatch[Global] = save_stub
+
+  def save_instance(self, instance):
+    self.save_stub(instance.type)
+    self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+    self.memoize(instance)
+    self.save(instance.state)
+    self.write(pickle.BUILD)
+
+  dispatch[Instance] = save_instance
 
   def persistent_id(self, obj):
     if not isinstance(obj, Storage):

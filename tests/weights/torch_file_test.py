@@ -2,6 +2,7 @@
 
 import argparse
 from collections import OrderedDict
+import functools
 import io
 import pickle
 import zipfile
@@ -109,6 +110,23 @@ def test_only_the_chosen_part_is_read(tmp_path):
     _read(path, key='model')
 
 
+def test_the_tensors_of_a_program_are_read_and_its_code_is_not(tmp_path):
+  array = _values('float16')
+  arrays = {'scale': array[0, 0], 'a.weight': array, 'a.0.b.bias': array[1], 'c.weight': 2 * array}
+  torch_zip.write_program(tmp_path / 'a.pt', arrays)
+  read = _read(tmp_path / 'a.pt')
+  assert set(read) == set(arrays)
+  for name, expected in arrays.items():
+    assert read[name].dtype == np.float16
+    np.testing.assert_array_equal(read[name], expected)
+
+
+def test_classes_of_a_program_are_unknown_elsewhere(tmp_path):
+  torch_zip.write(tmp_path / 'a.pt', {'x': torch_zip.module('__torch__.net', 'Net', {})})
+  with pytest.raises(types.UserError, match=r"asks for '__torch__\.net\.Net'"):
+    _read(tmp_path / 'a.pt')
+
+
 def test_a_namespace_is_inert(tmp_path):
   torch_zip.write(tmp_path / 'a.pt', {'args': argparse.Namespace(x=1)})
   with torch_file.TorchFile(tmp_path / 'a.pt') as file:
@@ -196,6 +214,10 @@ def _npz():
 _X = np.arange(6, dtype=np.float32)
 _GOOD = {'x': torch_zip.tensor(_X)}
 _HUGE = 2**80
+_CODE = {'constants.pkl': b'\x80\x02).'}
+_module = functools.partial(torch_zip.Instance, '__torch__', 'Net')
+_SHARED = _module({'x': torch_zip.tensor(_X)})
+_HOLLOW = b'\x80\x02c__torch__\nNet\n)\x81.'
 
 
 def _view(shape, strides, offset=0):
@@ -211,7 +233,11 @@ _DAMAGED = {
   'text': (b'<html>404</html>', 'not a file of torch.save'),
   'empty file': (b'', 'not a file of torch.save'),
   'npz': (_npz(), 'a zip archive, but not one of torch.save'),
-  'TorchScript': (_saved(_GOOD, **{'constants.pkl': b'\x80\x02).'}), 'TorchScript'),
+  'no module': (_saved(_GOOD, **_CODE), 'TorchScript program without a module'),
+  'a shared module': (_saved(_module({'a': _SHARED, 'b': _SHARED}), **_CODE), 'in two places'),
+  'a module of no dict': (_saved(_module([1]), **_CODE), 'without a name'),
+  'a nameless part': (_saved(_module({3: 4}), **_CODE), 'without a name'),
+  'a module of nothing': (_zipped(**{'data.pkl': _HOLLOW}, **_CODE), 'damaged'),
   'half a pickle': (_saved(_GOOD, **{'data.pkl': b'\x80\x02}V'}), 'damaged'),
   'no pickle': (_saved(_GOOD, **{'data.pkl': None}), 'not one of torch.save'),
   'storage missing': (_saved(_GOOD, **{'data/0': None}), 'data/0 is missing'),
@@ -288,6 +314,12 @@ def test_files_of_pytorch_itself(tmp_path):
       assert str(x.dtype).removeprefix('torch.') == read[name].dtype.name
       assert tuple(x.shape) == read[name].shape
       np.testing.assert_array_equal(read[name].astype('float64'), x.detach().double().numpy())
+  traced = torch.jit.trace(module.eval(), torch.ones(2, 3).double())
+  traced.save(tmp_path / 'program.pt')
+  read = _read(tmp_path / 'program.pt')
+  assert set(read) == set(module.state_dict())
+  for name, x in module.state_dict().items():
+    np.testing.assert_array_equal(read[name], x.numpy())
   torch.save(contents, tmp_path / 'old.pt', _use_new_zipfile_serialization=False)
   with pytest.raises(types.UserError, match=r'before 1\.6'):
     _read(tmp_path / 'old.pt')

@@ -1,4 +1,4 @@
-"""A transformer with weights from a file inside the training step: it learns and resumes exactly."""
+"""A transformer with weights of a file inside the training step: it learns, resumes exactly."""
 
 import dataclasses
 import shutil
@@ -11,7 +11,7 @@ import tools
 from configs import digits
 from diversedit_jax import build, modes
 from diversedit_jax.frozen import encoders
-from diversedit_jax.frozen.encoders import base, dinov2, ijepa
+from diversedit_jax.frozen.encoders import base, dinov2
 from diversedit_jax.modes import shared
 from diversedit_jax.training import writers
 

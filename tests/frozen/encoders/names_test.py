@@ -1,0 +1,114 @@
+"""The encoders by name at full size, without weights: shapes, counts, cost, what they refuse."""
+
+import math
+import re
+
+import jax
+import pytest
+import tools
+
+from configs import b256
+from diversedit_jax import build, modes, types
+from diversedit_jax.frozen import encoders
+from diversedit_jax.frozen.encoders import clip, ijepa, mae, mocov3
+
+# name -> family, width, millions of parameters in the authors' encoder as timm 1.0 lists it
+NAMES = {
+  'mae-vit-b': (mae, 768, 85.8),
+  'mae-vit-l': (mae, 1024, 303.3),
+  'mae-vit-h': (mae, 1280, 630.8),
+  'mocov3-vit-s': (mocov3, 384, 21.7),
+  'mocov3-vit-b': (mocov3, 768, 85.8),
+  'mocov3-vit-l': (mocov3, 1024, 303.3),
+  'clip-vit-l': (clip, 1024, 304.0),
+  'ijepa-vit-h': (ijepa, 1280, 630.8),
+}
+
+
+def test_all_of_them_are_tested():
+  assert set(NAMES) == {name for m in (mae, mocov3, clip, ijepa) for name in m.CONFIGS}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_256_pixels_give_16x16_tokens(name):
+  encoder = encoders.open_encoder(name, tools.request_of((256, 256), dtype='bfloat16'))
+  shapes, width = encoder.shapes(), NAMES[name][1]
+  assert shapes.tokens.shape == (1, 256, width) and shapes.tokens.dtype == 'float32'
+  if name == 'ijepa-vit-h':
+    assert shapes.summary is None
+  else:
+    assert shapes.summary.shape == (1, width)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_published_numbers_of_parameters(name):
+  module, width, millions = NAMES[name]
+  count = sum(math.prod(s) for s in module.FAMILY.shapes(module.CONFIGS[name]).values())
+  # What the authors' encoders have and features do without: MAE's last norm, CLIP's and its
+  # projection to 768.
+  count += {mae: 2 * width, clip: 2 * width + width * 768}.get(module, 0)
+  assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_flops_are_the_products_of_the_traced_encoder(name):
+  encoder = encoders.open_encoder(name, tools.request_of((256, 256)))
+  x = jax.ShapeDtypeStruct((3, 256, 256, 3), 'float32')
+  jaxpr = jax.make_jaxpr(encoder.apply)(encoder.params, x).jaxpr
+  assert tools.dot_flops(jaxpr) == 3 * encoder.flops
+
+
+@pytest.mark.parametrize('name', ['mae-vit-l', 'mocov3-vit-b'])
+def test_512_pixels_give_32x32_tokens_where_positions_are_resampled(name):
+  encoder = encoders.open_encoder(name, tools.request_of((512, 512)))
+  assert encoder.shapes().tokens.shape[1] == 1024
+
+
+@pytest.mark.parametrize('name', ['clip-vit-l', 'ijepa-vit-h'])
+def test_other_pixels_are_refused_where_positions_are_fixed(name):
+  for size in ((512, 512), (256, 128), (224, 224)):
+    message = rf'positions for 16x16 tokens.* takes 256x256 pixels; found {size[0]}x{size[1]}'
+    with pytest.raises(types.UserError, match=message):
+      encoders.open_encoder(name, tools.request_of(size))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_pixels_that_do_not_fit_are_refused(name):
+  for shape in ((256, 256, 1), (250, 256, 3)):
+    with pytest.raises(types.UserError, match='3 channels and sides divisible by 16; found'):
+      encoders.open_encoder(name, tools.request_of(shape[:2], channels=shape[2]))
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'ours'),
+  [('clip-vit-L', 'clip-vit-l'), ('jepa-vit-h', 'ijepa-vit-h'), ('mae-vitl', 'mae-vit-l')],
+)
+def test_spellings_of_repa_are_answered_with_ours(theirs, ours):
+  with pytest.raises(types.UserError, match=f'no encoder {theirs!r}; did you mean {ours!r}'):
+    encoders.open_encoder(theirs, tools.request_of((256, 256)))
+
+
+def make(method, pairs):
+  config = b256.get_config(f'method={method}')
+  config.repa.pairs = pairs
+  return build.build(config)
+
+
+def test_a_plan_lists_the_cost_of_each_encoder():
+  experiment = make('repa', 'mae-vit-l@4,clip-vit-l@4,ijepa-vit-h@8')
+  plan = modes.plan(experiment)
+  for name in ('mae-vit-l', 'clip-vit-l', 'ijepa-vit-h'):
+    assert f'encoder {name} +' in plan
+  gib = 2 * (303.3 + 303.2 + 630.8) * 1e6 / 2**30  # In bfloat16, all but norms and positions.
+  found = float(re.search(r'(\S+) GiB encoders', plan)[1])
+  assert gib - 0.01 < found < 1.01 * gib
+
+
+def test_reg_takes_the_class_token_of_those_that_have_one():
+  for name in ('mae-vit-l', 'mocov3-vit-b', 'clip-vit-l'):
+    assert make('reg', f'{name}@4').model.class_token == NAMES[name][1]
+  with pytest.raises(
+    types.UserError, match=r"class token of its encoder, and 'ijepa-vit-h' has no"
+  ):
+    make('reg', 'ijepa-vit-h@4')
+  assert make('repa', 'ijepa-vit-h@4').model.class_token == 0
