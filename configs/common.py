@@ -138,6 +138,8 @@ def base() -> ml_collections.ConfigDict:
 
   config.repa = ml_collections.ConfigDict()  # Also of reg, which aligns too.
   # ENCODER@BLOCK,...; blocks from 1. Without a block: 5 (depth 12; 4 for reg) or 8 (24, 28).
+  # pca | dinov2-vit-{s,b,l,g} | dinov2reg-vit-{s,b,l,g} | mae-vit-{b,l,h} | mocov3-vit-{s,b,l} |
+  # clip-vit-l | ijepa-vit-h (not for reg); see docs/methods.md.
   config.repa.pairs = 'dinov2-vit-b'
   config.repa.weight = 0.5
   config.repa.hidden = 2048  # Width of the projectors.

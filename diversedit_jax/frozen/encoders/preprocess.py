@@ -1,4 +1,4 @@
-"""Pixels as the encoders' authors feed them: normalisation and two kinds of bicubic resize.
+"""Pixels as REPA feeds them to encoders: normalisation and two kinds of bicubic resize.
 
 REPA (arXiv 2410.06940, `preprocess_raw_image`) resizes pixels as PyTorch's `interpolate` does
 without antialiasing: Keys' kernel with a = -0.75, four taps also when shrinking, half-pixel
@@ -23,7 +23,10 @@ def imagenet(x_NHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def clip(x_NHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Pixels in [-1, 1] for CLIP: resized, then normalised with its own constants."""
+  """Pixels in [-1, 1] for CLIP: resized, then normalised with its own constants.
+
+  Resizing [-1, 1] instead of [0, 1] makes no difference, for the weights of a pixel sum to one.
+  """
   return normalise(resize(x_NHWC, *size), CLIP_MEAN, CLIP_STD)
 
 

@@ -35,7 +35,8 @@ def mean_of_rows(request):
 
 def test_names_of_the_package_are_known():
   published = {f'dinov2{reg}-vit-{size}' for reg in ('', 'reg') for size in 'sblg'}
-  assert published | {'pca'} <= set(base._ENCODERS)
+  published |= {f'mae-vit-{size}' for size in 'blh'} | {f'mocov3-vit-{size}' for size in 'sbl'}
+  assert published | {'clip-vit-l', 'ijepa-vit-h', 'pca'} <= set(base._ENCODERS)
 
 
 def test_a_registered_encoder_is_opened(registry):

@@ -14,15 +14,6 @@ def pixels(raw_NCHW):
   return raw_NCHW.transpose(0, 2, 3, 1).astype(np.float64) / 127.5 - 1
 
 
-def imagenet_then_resize(x, size):
-  return preprocess.resize(preprocess.normalise(x), size, size)
-
-
-def clip(x, size, meta):
-  # CLIP's order is the other one; resize keeps the offset of [-1, 1], for its weights sum to one.
-  return preprocess.normalise(preprocess.resize(x, size, size), meta['clip_mean'], meta['clip_std'])
-
-
 @pytest.mark.parametrize(
   ('name', 'size'),
   [('dinov2', 224), ('jepa', 224), ('clip', 224), ('mae', 256), ('mocov3', 256), ('dinov1', 256)],
@@ -30,10 +21,10 @@ def clip(x, size, meta):
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_every_encoder_of_repa(golden, name, size, dtype):
   arrays = golden('encoder_preprocess')
-  meta = json.loads(str(arrays['meta']))
+  pipeline = preprocess.clip if name == 'clip' else preprocess.imagenet
   with jax.enable_x64(True):
     x = jnp.asarray(pixels(arrays['in/raw_uint8']), dtype)
-    y = clip(x, size, meta) if name == 'clip' else imagenet_then_resize(x, size)
+    y = pipeline(x, (size, size))
     y = np.asarray(y).transpose(0, 3, 1, 2)
   assert y.dtype == dtype and y.shape == tuple(arrays[f'out/{name}_shape'])
   index = arrays[f'idx_{size}']
@@ -48,10 +39,17 @@ def test_every_encoder_of_repa(golden, name, size, dtype):
     np.testing.assert_allclose(found, arrays[f'out/{name}_{statistic}'], rtol=0, atol=tolerance)
 
 
+def test_constants_are_the_published_ones(golden):
+  meta = json.loads(str(golden('encoder_preprocess')['meta']))
+  assert tuple(meta['clip_mean']) == preprocess.CLIP_MEAN
+  assert tuple(meta['clip_std']) == preprocess.CLIP_STD
+
+
 def test_512_pixels_become_448(golden):
   arrays = golden('encoder_preprocess')
   raw = arrays['in/raw_uint8'][:1].repeat(2, axis=2).repeat(2, axis=3)
-  y = imagenet_then_resize(jnp.asarray(pixels(raw), jnp.float32), 448).transpose(0, 3, 1, 2)
+  x = jnp.asarray(pixels(raw), jnp.float32)
+  y = preprocess.imagenet(x, (448, 448)).transpose(0, 3, 1, 2)
   assert y.shape == tuple(arrays['out/dinov2512_shape'])
   index = arrays['idx_448']
   np.testing.assert_allclose(

@@ -9,9 +9,9 @@ import pytest
 import tools
 
 from configs import digits
-from diversedit_jax import build, modes
+from diversedit_jax import build, modes, types
 from diversedit_jax.frozen import encoders
-from diversedit_jax.frozen.encoders import base, dinov2
+from diversedit_jax.frozen.encoders import base, dinov2, ijepa
 from diversedit_jax.modes import shared
 from diversedit_jax.training import writers
 
@@ -81,3 +81,18 @@ def test_repa_trains_with_weights_of_a_file_and_resumes_exactly(tiny, tmp_path):
   modes.train(experiment, str(tmp_path / 'other'))
   resumed = losses(tmp_path / 'other')
   assert resumed[:HALF] == straight[:HALF] and resumed[HALF] != straight[HALF]
+
+
+def test_an_encoder_without_a_class_token_adds_its_tokens_alone(tiny, tmp_path):
+  config = tiny(ijepa.FAMILY)
+  path = tmp_path / 'w.npz'
+  tools.write(path, tools.random_arrays(ijepa.FAMILY.shapes(config)))
+  objective = make(path).objective
+  pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+  frozen, batch = objective.frozen(), {'pixels': pixels, 'labels': np.zeros(4, np.int32)}
+  whole, parts = (objective.encode(frozen, batch, parts=n) for n in (1, 2))
+  assert set(whole) == set(parts) == {'pixels', 'labels', 'tiny/tokens'}
+  assert whole['tiny/tokens'].shape == (4, 4, 16)
+  np.testing.assert_allclose(whole['tiny/tokens'], parts['tiny/tokens'], atol=1e-5)
+  with pytest.raises(types.UserError, match="class token of its encoder, and 'tiny' has none"):
+    make(path, method='reg')
