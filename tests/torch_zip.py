@@ -105,6 +105,29 @@ def module(path, name, held):
   return Instance(path, name, held)
 
 
+def write_legacy(path, contents, *, keys=None, counts=None):
+  """Writes a file as `torch.save` did before PyTorch 1.6, to a path or an open file.
+
+  keys: of the storages, instead of their numbers; counts: of their elements, instead of the truth.
+  """
+  buffer = io.BytesIO()
+  sizes = {'short': 2, 'int': 4, 'long': 4}
+  facts = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': sizes}
+  for head in (0x1950A86A20F9469CFC6C, 1001, facts):
+    pickle.dump(head, buffer, protocol=2)
+  pickler = _Pickler(buffer, protocol=2)
+  pickler.extra = (None,)
+  pickler.dump(contents)
+  arrays = [storage.array for storage in pickler.storages]
+  _Pickler(buffer, protocol=2).dump(keys or [str(i) for i in range(len(arrays))])
+  for array, count in zip(arrays, counts or [a.size for a in arrays], strict=True):
+    buffer.write(count.to_bytes(8, 'little') + array.tobytes())
+  if hasattr(path, 'write'):
+    path.write(buffer.getvalue())
+  else:
+    path.write_bytes(buffer.getvalue())
+
+
 def write_records(path, records):
   """Writes the zip archive alone."""
   with zipfile.ZipFile(path, 'w') as archive:
@@ -117,6 +140,8 @@ class _Pickler(pickle._Pickler):
   """The pickler written in Python, which can be taught to write names that it cannot import."""
 
   dispatch = dict(pickle._Pickler.dispatch)
+
+  extra = ()  # What an identity ends with.
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
@@ -143,4 +168,4 @@ class _Pickler(pickle._Pickler):
     if obj not in self.storages:
       self.storages.append(obj)
     kind = Global('torch', STORAGES[obj.array.dtype.name])
-    return ('storage', kind, str(self.storages.index(obj)), 'cuda:0', obj.numel)
+    return ('storage', kind, str(self.storages.index(obj)), 'cuda:0', obj.numel, *self.extra)

@@ -6,8 +6,7 @@ attention differently (`_LEGACY`) and may keep its matrices as 1x1 convolutions.
 the arrays; what arrays cannot tell, groups and scale, stands in a `config.json` beside the file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 import pathlib
@@ -135,19 +134,12 @@ def _autoencoder(config, params, dtype, file):
     config=config,
     params=params,
     file=file,
-    encoder_sha256=_digest((n, x) for n, x in _named(params) if not n.startswith(_DECODER)),
-    decoder_sha256=_digest((n, x) for n, x in _named(params) if n.startswith(_DECODER)),
+    encoder_sha256=array_files.digest(
+      (n, x) for n, x in _named(params) if not n.startswith(_DECODER)
+    ),
+    decoder_sha256=array_files.digest((n, x) for n, x in _named(params) if n.startswith(_DECODER)),
     dtype=dtype,
   )
-
-
-def _digest(named: Iterable[tuple[str, np.ndarray]]) -> str:
-  """SHA-256 over the sorted names, shapes and little-endian float32 values."""
-  hashed = hashlib.sha256()
-  for name, array in sorted(named, key=lambda pair: pair[0]):
-    hashed.update(f'{name} {array.shape}\n'.encode())
-    hashed.update(np.ascontiguousarray(array, '<f4').tobytes())
-  return hashed.hexdigest()
 
 
 def _named(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

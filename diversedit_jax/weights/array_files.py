@@ -4,9 +4,11 @@
 .safetensors    the only one here that keeps bfloat16 and holds nothing but arrays by construction
 .pt, .pth       `torch.save`; read by `torch_file` without PyTorch, written with it; what
                 `torch.jit.save` writes is read too, and so is .pth.tar, an older name of the same
+.pickle, .pkl   nested dicts of NumPy arrays; read by `numpy_pickle`, never written
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
 import os
 import pathlib
 from typing import Any, BinaryIO
@@ -17,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from diversedit_jax import types
-from diversedit_jax.weights import torch_file
+from diversedit_jax.weights import numpy_pickle, torch_file, torch_legacy
 
 _PREFERRED = ('ema', 'model')
 
@@ -28,13 +30,14 @@ def load(
   """Arrays of a file by name, without the prefixes `module.` (DDP) and `_orig_mod.` (compile).
 
   Args:
-    path: a `.npz`, `.safetensors`, `.pt`, `.pth` or `.pth.tar` file.
+    path: a `.npz`, `.safetensors`, `.pt`, `.pth`, `.pth.tar`, `.pickle` or `.pkl` file.
     key: which part of a PyTorch checkpoint to take; None takes the first of `prefer` that is there,
       else the whole file. The other formats have no parts.
     prefer: names of parts, the best first.
 
   Returns:
-    Arrays in the dtypes of the file; those of a PyTorch file are read-only views.
+    Arrays in the dtypes of the file; those of a PyTorch file and of a pickle are read-only views.
+    Names of nested dicts are joined by slashes.
 
   Raises:
     UserError: unreadable or foreign file, one that would run code, or no such part.
@@ -42,6 +45,7 @@ def load(
   path = pathlib.Path(path)
   readers = {'.npz': _load_npz, '.safetensors': _load_safetensors}
   readers |= dict.fromkeys(('.pt', '.pth', '.pth.tar'), _load_torch)
+  readers |= dict.fromkeys(('.pickle', '.pkl'), numpy_pickle.load)
   reader = _by_suffix(path, readers)
   if not path.is_file():
     raise types.UserError(f'no file {path}')
@@ -115,6 +119,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def digest(named: Iterable[tuple[str, np.ndarray]]) -> str:
+  """SHA-256 over the sorted names, shapes and little-endian float32 values."""
+  hashed = hashlib.sha256()
+  for name, array in sorted(named, key=lambda pair: pair[0]):
+    hashed.update(f'{name} {array.shape}\n'.encode())
+    hashed.update(np.ascontiguousarray(array, '<f4').tobytes())
+  return hashed.hexdigest()
+
+
 def _by_suffix(path, table):
   suffix = '.pth.tar' if path.name.endswith('.pth.tar') else path.suffix
   if suffix not in table:
@@ -162,7 +175,8 @@ def _load_safetensors(path):
 
 
 def _load_torch(path, key, prefer):
-  with torch_file.TorchFile(path) as file:
+  opener = torch_legacy.LegacyFile if torch_legacy.recognises(path) else torch_file.TorchFile
+  with opener(path) as file:
     key, part = _choose(path, file.contents, key, prefer)
     tensors = {name: x for name, x in part.items() if isinstance(x, torch_file.Tensor)}
     others = sorted(repr(name) for name in part if name not in tensors)

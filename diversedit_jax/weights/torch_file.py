@@ -3,7 +3,7 @@
 Such a file is a zip archive: `NAME/data.pkl`, a pickle that describes the objects; `NAME/data/KEY`,
 the bytes of one storage each; `NAME/byteorder`. A pickle names functions to be called. Here every
 name is looked up in the short table `_stand_ins`, whose entries only record their arguments; any
-other name ends the reading with an error.
+other name ends the reading with an error. Files from before PyTorch 1.6: `torch_legacy`.
 
 A TorchScript program (`torch.jit.save`) is such an archive with code beside it. The code is not
 looked at: its modules are taken apart into the tensors that they hold, as `state_dict()` would.
@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from diversedit_jax import types
+from diversedit_jax.weights import restricted
 
 _DTYPES = {
   'DoubleStorage': np.float64,
@@ -38,16 +39,7 @@ _DTYPES = {
 _BYTE_ORDERS = {b'little': '<', b'big': '>'}
 
 
-class _Inert:
-  """Refuses the state that a pickle may try to set on it."""
-
-  __slots__ = ()
-
-  def __setstate__(self, state):
-    raise pickle.UnpicklingError(f'state for a {type(self).__name__}')
-
-
-class Tensor(_Inert):
+class Tensor(restricted.Inert):
   """Where the elements of one tensor lie; `TorchFile.array` reads them."""
 
   __slots__ = ('dtype', 'key', 'offset', 'shape', 'storage_size', 'strides')
@@ -63,7 +55,7 @@ class Tensor(_Inert):
       raise pickle.UnpicklingError(f'a tensor that ends after its storage of {self.storage_size}')
 
 
-class Record(_Inert):
+class Record(restricted.Inert):
   """An `argparse.Namespace`, of which training scripts keep one: its fields are not read."""
 
   __slots__ = ()
@@ -72,7 +64,7 @@ class Record(_Inert):
     del state  # Unused.
 
 
-class Module(_Inert):
+class Module(restricted.Inert):
   """A module of a TorchScript program: what it holds by name, and nothing of what it does."""
 
   __slots__ = ('held',)
@@ -103,30 +95,18 @@ class _Dict(dict):
     del state  # Unused.
 
 
-class _StorageType(_Inert):
+class _StorageType(restricted.Inert):
   __slots__ = ('dtype',)
 
   def __init__(self, dtype):
     self.dtype = np.dtype(dtype)
 
 
-class _Storage(_Inert):
+class _Storage(restricted.Inert):
   __slots__ = ('dtype', 'key', 'size')
 
   def __init__(self, dtype, key, size):
     self.dtype, self.key, self.size = dtype, key, size
-
-
-class _Call(_Inert):
-  """A function of ours in an object without attributes, so that a pickle cannot alter it."""
-
-  __slots__ = ('_function',)
-
-  def __init__(self, function: Callable[..., Any]):
-    self._function = function
-
-  def __call__(self, *args):
-    return self._function(*args)
 
 
 def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
@@ -140,40 +120,43 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metad
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
   """What each permitted global becomes; made anew for every file."""
+  call, parameter = restricted.Call, lambda data, requires_grad, hooks, state=None: data
   return {
     ('collections', 'OrderedDict'): _Dict,
     ('argparse', 'Namespace'): Record,
-    ('torch', 'Size'): _Call(tuple),
-    ('torch._utils', '_rebuild_tensor_v2'): _Call(_rebuild_tensor),
-    ('torch._utils', '_rebuild_parameter'): _Call(lambda data, requires_grad, hooks: data),
-    ('torch._utils', '_rebuild_parameter_with_state'): _Call(
-      lambda data, requires_grad, hooks, state: data
-    ),
+    ('torch', 'Size'): call(tuple),
+    ('torch._utils', '_rebuild_tensor_v2'): call(_rebuild_tensor),
+    ('torch._utils', '_rebuild_parameter'): call(parameter),
+    ('torch._utils', '_rebuild_parameter_with_state'): call(parameter),
     **{('torch', name): _StorageType(dtype) for name, dtype in _DTYPES.items()},
   }
 
 
-class _Unpickler(pickle.Unpickler):
-  def __init__(self, file, path, program):
-    super().__init__(file)
-    self._path, self._program = path, program
-    self._globals = _stand_ins()
+class Unpickler(restricted.Unpickler):
+  """Reads a description; `storages`: those that it mentions, (dtype, number of elements) by key.
+
+  program: whether it is that of a TorchScript program, whose own classes are modules.
+  """
+
+  def __init__(self, file: Any, path: pathlib.Path, *, program: bool = False):
+    remedy = 'load it with PyTorch and save its state_dict() alone'
+    super().__init__(file, path, _stand_ins(), kind='file of plain tensors', remedy=remedy)
+    self.storages: dict[str, tuple[np.dtype, int]] = {}
+    self._program = program
 
   def find_class(self, module, name):
     if self._program and module.partition('.')[0] == '__torch__':
       return Module
-    if (module, name) not in self._globals:
-      raise types.UserError(
-        f'{self._path} asks for {f"{module}.{name}"!r}, which is not among the few names that a '
-        'file of plain tensors needs; nothing of it was run. If you trust its source, load it with '
-        'PyTorch and save its state_dict() alone'
-      )
-    return self._globals[module, name]
+    return super().find_class(module, name)
 
   def persistent_load(self, pid):
-    kind, storage_type, key, _, size = pid
-    if kind != 'storage' or not isinstance(storage_type, _StorageType) or type(key) is not str:
+    # Files of `torch_legacy` say besides which part of another storage this is: None, the whole.
+    kind, storage_type, key, _, size, *part = pid
+    known = kind == 'storage' and isinstance(storage_type, _StorageType) and part in ([], [None])
+    if not known or type(key) is not str or type(size) is not int:
       raise pickle.UnpicklingError(f'a storage of an unknown kind {kind!r}')
+    if self.storages.setdefault(key, (storage_type.dtype, size)) != (storage_type.dtype, size):
+      raise pickle.UnpicklingError(f'storage {key} is described in two ways')
     return _Storage(storage_type.dtype, key, size)
 
 
@@ -198,9 +181,9 @@ class TorchFile:
       self._names = set(self._zip.namelist())
       self._prefix = self._find_prefix()
       self._byte_order = self._read_byte_order()
-      with self._guard(), self._zip.open(f'{self._prefix}data.pkl') as pickled:
+      with guard(self._path), self._zip.open(f'{self._prefix}data.pkl') as pickled:
         program = f'{self._prefix}constants.pkl' in self._names
-        self.contents = _Unpickler(pickled, self._path, program).load()
+        self.contents = Unpickler(pickled, self._path, program=program).load()
         if program:
           self.contents = self._state_dict(self.contents)
     except BaseException:
@@ -215,27 +198,20 @@ class TorchFile:
 
   def array(self, tensor: Tensor) -> np.ndarray:
     """The elements, a read-only view of the storage: tensors that share storage share memory."""
-    with self._guard():
-      if not math.prod(tensor.shape):
-        return np.empty(tensor.shape, tensor.dtype)
-      flat = self._storage(tensor)[tensor.offset :]
-      strides = [n * tensor.dtype.itemsize for n in tensor.strides]
-      return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+    with guard(self._path):
+      return view(tensor, self._storage)
 
   def _storage(self, tensor):
     if tensor.key not in self._arrays:
       name, size = f'{self._prefix}data/{tensor.key}', tensor.dtype.itemsize
       if name not in self._names:
-        raise self._damaged(f'record {name} is missing')
+        raise damaged(self._path, f'record {name} is missing')
       expected, found = tensor.storage_size * size, self._zip.getinfo(name).file_size
       if found != expected:
-        raise self._damaged(f'record {name} has {found} bytes, expected {expected}')
+        raise damaged(self._path, f'record {name} has {found} bytes, expected {expected}')
       words = np.frombuffer(self._zip.read(name), f'{self._byte_order}u{size}')
       self._arrays[tensor.key] = words.astype(f'=u{size}', copy=False).view(tensor.dtype)
-    array = self._arrays[tensor.key]
-    if array.dtype != tensor.dtype or array.size != tensor.storage_size:
-      raise self._damaged(f'storage {tensor.key} is described in two ways')
-    return array
+    return self._arrays[tensor.key]
 
   def _find_prefix(self):
     found = [n.removesuffix('data.pkl') for n in self._names if n.endswith('/data.pkl')]
@@ -245,31 +221,42 @@ class TorchFile:
 
   def _state_dict(self, module):
     if not isinstance(module, Module):
-      raise self._damaged('a TorchScript program without a module')
+      raise damaged(self._path, 'a TorchScript program without a module')
     return dict(module.tensors('', set()))
 
   def _read_byte_order(self):
     name = f'{self._prefix}byteorder'
     if name not in self._names:
       return '<'  # Releases before 2.1 wrote no record and ran on little-endian machines.
-    with self._guard():
+    with guard(self._path):
       order = self._zip.read(name)
     if order not in _BYTE_ORDERS:
-      raise self._damaged(f'unknown byte order {order[:20]!r}')
+      raise damaged(self._path, f'unknown byte order {order[:20]!r}')
     return _BYTE_ORDERS[order]
 
-  def _damaged(self, reason):
-    return types.UserError(f'{self._path} is damaged or of an unknown version: {reason}')
 
-  @contextlib.contextmanager
-  def _guard(self):
-    """Turns whatever the zip reader and the unpickler raise on damaged bytes into a `UserError`."""
-    try:
-      yield
-    except types.UserError:
-      raise
-    except Exception as error:
-      raise self._damaged(f'{type(error).__name__}: {error}') from error
+def view(tensor: Tensor, storage: Callable[[Tensor], np.ndarray]) -> np.ndarray:
+  """The elements of a tensor in its storage, which is asked for only if there are any."""
+  if not math.prod(tensor.shape):
+    return np.empty(tensor.shape, tensor.dtype)
+  flat = storage(tensor)[tensor.offset :]
+  strides = [n * tensor.dtype.itemsize for n in tensor.strides]
+  return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+
+
+@contextlib.contextmanager
+def guard(path: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a reader and the unpickler raise on damaged bytes into a `UserError`."""
+  try:
+    yield
+  except types.UserError:
+    raise
+  except Exception as error:
+    raise damaged(path, f'{type(error).__name__}: {error}') from error
+
+
+def damaged(path: pathlib.Path, reason: str) -> types.UserError:
+  return types.UserError(f'{path} is damaged or of an unknown version: {reason}')
 
 
 def _open_zip(path):
@@ -282,11 +269,6 @@ def _open_zip(path):
   except zipfile.BadZipFile as error:
     if head[:2] == b'PK':
       reason = 'is truncated: its zip directory at the end is missing'
-    elif head[:1] == b'\x80':
-      reason = (
-        'is in the format of PyTorch before 1.6; rewrite it there with '
-        'torch.save(torch.load(path, weights_only=True), path)'
-      )
     else:
       reason = 'is not a file of torch.save'
     raise types.UserError(f'{path} {reason}') from error

@@ -1,0 +1,87 @@
+"""Files of torch.save from before PyTorch 1.6: read equal, and never run."""
+
+import io
+import pickle
+
+import bad_files
+import numpy as np
+import pytest
+import torch_zip
+
+from diversedit_jax import types
+from diversedit_jax.weights import array_files, torch_legacy
+
+_X = np.arange(6, dtype=np.float32)
+_GOOD = {'x': torch_zip.tensor(_X)}
+
+
+def _bytes(contents, **changes):
+  buffer = io.BytesIO()
+  torch_zip.write_legacy(buffer, contents, **changes)
+  return buffer.getvalue()
+
+
+def _read(path, key=None):
+  return array_files.load(path, key=key)
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32', 'float16', 'int64', 'uint8', 'bool'])
+def test_arrays_and_views(tmp_path, dtype):
+  base = np.array([0, 1, 1, 0, 3, 100], 'float32').astype(dtype)
+  storage = torch_zip.Storage(base)
+  contents = {
+    'base': torch_zip.tensor(base, storage=storage, strides=(1,)),
+    'other': torch_zip.tensor(base[:1] + base[1:2]),
+    'transposed': torch_zip.tensor(base.reshape(2, 3).T, storage=storage, strides=(1, 3)),
+    'last': torch_zip.tensor(base[5:], storage=storage, offset=5, strides=(1,)),
+    'empty': torch_zip.tensor(base[:0]),
+  }
+  path = tmp_path / 'a.pth'
+  path.write_bytes(_bytes({'model': contents, 'steps': 7}))
+  assert torch_legacy.recognises(path)
+  expected = {
+    'base': base, 'other': base[:1] + base[1:2], 'transposed': base.reshape(2, 3).T,
+    'last': base[5:], 'empty': base[:0],
+  }  # fmt: skip
+  read = _read(path)
+  assert list(read) == list(expected)
+  for name, array in expected.items():
+    assert read[name].dtype == array.dtype and not (array.size and read[name].flags.writeable)
+    np.testing.assert_array_equal(read[name], array)
+  assert np.shares_memory(read['base'], read['transposed'])
+
+
+def test_only_the_chosen_part_is_kept(tmp_path):
+  parts = {name: {'x': torch_zip.tensor(i * _X)} for i, name in enumerate(('opt', 'model', 'ema'))}
+  (tmp_path / 'a.pt').write_bytes(_bytes(parts))
+  np.testing.assert_array_equal(_read(tmp_path / 'a.pt')['x'], 2 * _X)
+  np.testing.assert_array_equal(_read(tmp_path / 'a.pt', 'model')['x'], _X)
+
+
+def test_code_is_refused_and_not_run(tmp_path):
+  marker, path = tmp_path / 'marker', tmp_path / 'evil.pth'
+  path.write_bytes(_bytes({'x': torch_zip.Call('os', 'system', f'mkdir {marker}')}))
+  with pytest.raises(types.UserError, match=r"evil\.pth asks for 'os\.system'"):
+    _read(path)
+  assert not marker.exists()
+
+
+_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_REFUSED = {
+  'another version': (_HEAD + pickle.dumps(1002, protocol=2), 'it begins with'),
+  'nothing after the head': (_HEAD, 'damaged'),
+  'code among the keys': (_bytes(_GOOD, keys=[torch_zip.Call('os', 'system', ':')]), 'os.system'),
+  'a count that is wrong': (_bytes(_GOOD, counts=[5]), 'storage 0 has 5 elements, expected 6'),
+  'a storage of another name': (_bytes(_GOOD, keys=['1']), 'damaged'),
+  'one byte short': (_bytes(_GOOD)[:-1], 'storage 0 ends after its last byte'),
+  'no dict': (_bytes([1, 2]), 'does not hold a state dict'),
+}
+
+
+@pytest.mark.parametrize('case', _REFUSED)
+def test_damaged_files_are_refused(tmp_path, case):
+  bad_files.refused(_read, tmp_path / 'bad.pth', *_REFUSED[case])
+
+
+def test_every_truncation_is_refused(tmp_path):
+  bad_files.truncations_refused(_read, tmp_path / 'bad.pth', _bytes(_GOOD))
