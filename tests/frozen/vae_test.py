@@ -6,6 +6,7 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 
@@ -122,21 +123,6 @@ def test_the_residual_stream_stays_in_float32():
   assert [str(x.dtype) for x in made] == ['float32'] * 7 + ['bfloat16']
 
 
-def products(function, *args):
-  """Convolutions and matrix products of a function, as jaxpr equations."""
-
-  def walk(jaxpr):
-    for eqn in jaxpr.eqns:
-      if eqn.primitive.name in ('conv_general_dilated', 'dot_general'):
-        yield eqn
-      for value in eqn.params.values():
-        inner = getattr(value, 'jaxpr', value)
-        if hasattr(inner, 'eqns'):
-          yield from walk(inner)
-
-  return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
-
-
 def unloaded(config, dtype='float32'):
   return vae.Autoencoder(
     config=config, params=vae.shapes(config), file='', encoder_sha256='', decoder_sha256='',
@@ -150,7 +136,10 @@ def both_halves(autoencoder, size):
   side = [pixels // config.factor for pixels in size]
   latent = jax.ShapeDtypeStruct((1, *side, config.latent_channels), 'float32')
   params = autoencoder.params
-  return products(autoencoder.encode, params, image), products(autoencoder.decode, params, latent)
+  return (
+    jaxprs.products(autoencoder.encode, params, image),
+    jaxprs.products(autoencoder.decode, params, latent),
+  )
 
 
 def test_float32_products_are_of_full_precision():
@@ -174,18 +163,7 @@ def test_bfloat16_reaches_the_products():
   ids=['sd-256', 'sd-512x256', 'other'],
 )
 def test_flops_are_those_of_the_traced_network(config, size):
-  counted = []
-  for half in both_halves(unloaded(config), size):
-    total = 0
-    for eqn in half:
-      kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
-      if eqn.primitive.name == 'dot_general':
-        (axes, _), _ = eqn.params['dimension_numbers']
-        terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in axes)
-      else:
-        terms = math.prod(kernel[:3])
-      total += 2 * terms * math.prod(out)
-    counted.append(float(total))
+  counted = [jaxprs.flops(half) for half in both_halves(unloaded(config), size)]
   assert tuple(counted) == vae.flops(config, *size)
 
 

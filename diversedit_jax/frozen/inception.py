@@ -1,0 +1,297 @@
+"""Inception-v3 (arXiv 1512.00567) as published scores use it, frozen.
+
+This is the TensorFlow graph of 2015-12-05, fed as ADM's evaluator feeds it: levels 0..255 are
+resized to 299 x 299 by the `resize_bilinear` of TensorFlow 1, then
+
+  (1)  x <- (x - 128) / 128
+  (2)  convolution:  x <- ReLU(BN(W * x)),  BN with epsilon 1e-3 folded into W and a bias
+  (3)  block:        x <- the outputs of its branches side by side
+
+Four things set it apart from the Inception-v3 of torchvision: the resize (half-pixel centres move
+FID), averages that leave out the padding, a maximum where the last block had an average, and a head
+of 1008 classes, whose bias the Inception score leaves out. Names are those of torchvision, which
+every published file of these weights follows.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversedit_jax import types
+from diversedit_jax.weights import array_files
+
+Params = dict[str, Any]
+
+SIDE = 299
+WIDTH, CLASSES = 2048, 1008
+NORM_EPSILON = 1e-3
+# ADM's `mixed_6/conv:0` cut to channels 0..6: TensorFlow calls the blocks mixed, mixed_1, ...,
+# mixed_10, so its mixed_6 is Mixed_6d here, and its 1x1 branch comes first in the block's output.
+SPATIAL_BLOCK, SPATIAL_CHANNELS = 'Mixed_6d', 7
+SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Conv(NamedTuple):
+  """A convolution (2)."""
+
+  name: str
+  outputs: int
+  rows: int = 1
+  cols: int = 1
+  stride: int = 1
+  padding: Literal['SAME', 'VALID'] = 'SAME'
+
+
+class Pool(NamedTuple):
+  """3x3: with stride 2 it sees no padding, with stride 1 it leaves the padding out."""
+
+  kind: Literal['max', 'average']
+  stride: int = 1
+  name: str = ''
+
+
+class Fork(NamedTuple):
+  """Branches (3), each a series of steps; without a name it is a part of the block around it."""
+
+  name: str
+  branches: tuple[tuple['Conv | Pool | Fork', ...], ...]
+
+
+class Features(NamedTuple):
+  """What scores are computed from, float32.
+
+  pool: [N, 2048], the mean over the last map (`pool_3`): FID, precision, recall.
+  spatial: [N, 2023], 17 x 17 positions of 7 channels, row, column, channel: sFID.
+  logits: [N, 1008], without the head's bias: Inception score.
+  """
+
+  pool: jax.Array
+  spatial: jax.Array
+  logits: jax.Array
+
+
+class Layer(NamedTuple):
+  """kernel: shape [rows, columns, in, out]; side: rows, and columns, of the map it makes."""
+
+  kernel: tuple[int, int, int, int]
+  side: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Inception:
+  """A network with weights, made by `inception_files`; they are arguments of `features`.
+
+  params: nested dict of float32 numpy arrays, as `shapes`.
+  file: name of the file they came from.
+  sha256: of the names and values that were read, the same whatever the file's format.
+  random: they are drawn, not trained, and scores with them compare with no published one.
+  """
+
+  params: Params
+  file: str
+  sha256: str
+  random: bool = False
+
+
+def features(params: Params, images_NHWC: jax.Array) -> Features:
+  """What the network says of images, uint8 [N, H, W, 3] of any size; pure, traceable.
+
+  An image's features do not depend on the others. Products have all of float32's digits, whatever
+  JAX's default precision is: TF32 and bfloat16 would move scores.
+
+  Raises:
+    UserError: for images that are not uint8 RGB.
+  """
+  if images_NHWC.ndim != 4 or images_NHWC.shape[-1] != 3 or images_NHWC.dtype != jnp.uint8:
+    raise types.UserError(
+      'Inception takes images uint8 [N, H, W, 3] with levels 0..255, found '
+      f'{images_NHWC.dtype} {list(images_NHWC.shape)}'
+    )
+  maps = stages(params, (resize(images_NHWC) - 128) / 128)
+  pool_ND = jnp.mean(maps['Mixed_7c'], axis=(1, 2))
+  spatial = maps[SPATIAL_BLOCK][..., :SPATIAL_CHANNELS].reshape(-1, SPATIAL_WIDTH)
+  logits_NK = jnp.matmul(pool_ND, params['fc']['kernel'], precision=_HIGHEST)
+  return Features(pool=pool_ND, spatial=spatial, logits=logits_NK)
+
+
+def resize(images_NHWC: jax.Array) -> jax.Array:
+  """`tf.compat.v1.image.resize_bilinear` to 299 x 299 with its defaults, float32, bit for bit.
+
+  Position i reads at i * size / 299: no half-pixel centres, no antialiasing, also when shrinking.
+  Rows and columns are gathered, not multiplied by matrices: this is TensorFlow's own arithmetic in
+  its own order, columns first, and no device's precision of products enters.
+  """
+  x_NHWC = images_NHWC.astype(jnp.float32)
+  for axis in (2, 1):
+    low, high, share = _positions(x_NHWC.shape[axis])
+    below, above = jnp.take(x_NHWC, low, axis=axis), jnp.take(x_NHWC, high, axis=axis)
+    gap = above - below
+    # Compilers like to fuse a product and a sum into one rounding, which TensorFlow does not do.
+    # An absolute value between them prevents it, and a product with a sign rounds nothing.
+    step = jnp.abs(gap * share.reshape([-1 if i == axis else 1 for i in range(4)]))
+    x_NHWC = below + jnp.sign(gap) * step
+  return x_NHWC
+
+
+def stages(params: Params, x_NHWC: jax.Array) -> dict[str, jax.Array]:
+  """Maps after every step of `NETWORK` by name, from normalised 299 x 299 pixels."""
+  maps = {}
+  for step in NETWORK:
+    x_NHWC = maps[step.name] = _run((step,), params, x_NHWC)
+  return maps
+
+
+def layers() -> dict[str, Layer]:
+  """All convolutions, by slash-joined name and in order."""
+  found: dict[str, Layer] = {}
+  _measure(NETWORK, '', 3, SIDE, found)
+  return found
+
+
+def shapes() -> Params:
+  """The parameters as jax.ShapeDtypeStruct; (2) is a kernel and a bias."""
+  flat = {'fc/kernel': (WIDTH, CLASSES)}
+  for name, layer in layers().items():
+    flat |= {f'{name}/kernel': layer.kernel, f'{name}/bias': layer.kernel[-1:]}
+  return array_files.unflatten(
+    {name: jax.ShapeDtypeStruct(shape, 'float32') for name, shape in flat.items()}
+  )
+
+
+def flops() -> float:
+  """FLOPs of the products for one image of whatever size, a multiply-add being 2."""
+  convs = sum(2 * math.prod(layer.kernel) * layer.side**2 for layer in layers().values())
+  return float(convs + 2 * WIDTH * CLASSES)
+
+
+def _positions(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """For each of 299 positions: the two that it lies between, and how far from the first."""
+  source = np.arange(SIDE, dtype=np.float32) * (np.float32(size) / np.float32(SIDE))
+  low = np.floor(source)
+  high = np.minimum(low + 1, size - 1)
+  return low.astype(np.int32), high.astype(np.int32), source - low
+
+
+def _run(steps, params, x_NHWC):
+  for step in steps:
+    if isinstance(step, Conv):
+      x_NHWC = _convolve(step, params[step.name], x_NHWC)
+    elif isinstance(step, Pool):
+      x_NHWC = _maximum(x_NHWC, step.stride) if step.kind == 'max' else _average(x_NHWC)
+    else:
+      inner = params[step.name] if step.name else params
+      x_NHWC = jnp.concatenate([_run(b, inner, x_NHWC) for b in step.branches], axis=-1)
+  return x_NHWC
+
+
+def _convolve(step, p, x_NHWC):
+  y = jax.lax.conv_general_dilated(
+    x_NHWC, p['kernel'], (step.stride,) * 2, step.padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=_HIGHEST,
+  )  # fmt: skip
+  return jax.nn.relu(y + p['bias'][None, None, None])
+
+
+def _maximum(x_NHWC, stride):
+  padding = 'SAME' if stride == 1 else 'VALID'
+  window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
+  return jax.lax.reduce_window(x_NHWC, -jnp.inf, jax.lax.max, window, strides, padding)
+
+
+def _average(x_NHWC):
+  """Over the pixels that a 3x3 window finds: 9 inside, 6 at an edge, 4 in a corner."""
+  found = [np.convolve(np.ones(n), np.ones(3), 'same') for n in x_NHWC.shape[1:3]]
+  counts_HW = np.outer(*found).astype(np.float32)
+  sums = jax.lax.reduce_window(x_NHWC, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
+  return sums / counts_HW[None, :, :, None]
+
+
+def _measure(steps, prefix, channels, side, found):
+  """Adds the layers of steps to `found`; returns channels and side of what they make."""
+  for step in steps:
+    if isinstance(step, Fork):
+      inner = f'{prefix}{step.name}/' if step.name else prefix
+      made = [_measure(branch, inner, channels, side, found) for branch in step.branches]
+      channels, side = sum(c for c, _ in made), made[0][1]
+    elif isinstance(step, Conv):
+      if step.padding == 'VALID':
+        side = (side - step.rows) // step.stride + 1
+      kernel = (step.rows, step.cols, channels, step.outputs)
+      found[f'{prefix}{step.name}'] = Layer(kernel, side)
+      channels = step.outputs
+    elif step.stride == 2:
+      side = (side - 3) // 2 + 1
+  return channels, side
+
+
+def _half(name, outputs):
+  """Of both sides, by a 3x3 convolution of stride 2 without padding."""
+  return Conv(name, outputs, 3, 3, stride=2, padding='VALID')
+
+
+def _block_35(name, pooled):
+  return Fork(name, (
+    (Conv('branch1x1', 64),),
+    (Conv('branch5x5_1', 48), Conv('branch5x5_2', 64, 5, 5)),
+    (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, 3, 3),
+     Conv('branch3x3dbl_3', 96, 3, 3)),
+    (Pool('average'), Conv('branch_pool', pooled)),
+  ))  # fmt: skip
+
+
+def _block_17(name, c):
+  return Fork(name, (
+    (Conv('branch1x1', 192),),
+    (Conv('branch7x7_1', c), Conv('branch7x7_2', c, 1, 7), Conv('branch7x7_3', 192, 7, 1)),
+    (Conv('branch7x7dbl_1', c), Conv('branch7x7dbl_2', c, 7, 1), Conv('branch7x7dbl_3', c, 1, 7),
+     Conv('branch7x7dbl_4', c, 7, 1), Conv('branch7x7dbl_5', 192, 1, 7)),
+    (Pool('average'), Conv('branch_pool', 192)),
+  ))  # fmt: skip
+
+
+def _block_8(name, pool):
+  cross = lambda a, b: Fork('', ((Conv(a, 384, 1, 3),), (Conv(b, 384, 3, 1),)))
+  return Fork(name, (
+    (Conv('branch1x1', 320),),
+    (Conv('branch3x3_1', 384), cross('branch3x3_2a', 'branch3x3_2b')),
+    (Conv('branch3x3dbl_1', 448), Conv('branch3x3dbl_2', 384, 3, 3),
+     cross('branch3x3dbl_3a', 'branch3x3dbl_3b')),
+    (Pool(pool), Conv('branch_pool', 192)),
+  ))  # fmt: skip
+
+
+NETWORK = (
+  _half('Conv2d_1a_3x3', 32),
+  Conv('Conv2d_2a_3x3', 32, 3, 3, padding='VALID'),
+  Conv('Conv2d_2b_3x3', 64, 3, 3),
+  Pool('max', stride=2, name='pool_1'),
+  Conv('Conv2d_3b_1x1', 80),
+  Conv('Conv2d_4a_3x3', 192, 3, 3, padding='VALID'),
+  Pool('max', stride=2, name='pool_2'),
+  _block_35('Mixed_5b', 32),
+  _block_35('Mixed_5c', 64),
+  _block_35('Mixed_5d', 64),
+  Fork('Mixed_6a', (
+    (_half('branch3x3', 384),),
+    (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, 3, 3), _half('branch3x3dbl_3', 96)),
+    (Pool('max', stride=2),),
+  )),
+  _block_17('Mixed_6b', 128),
+  _block_17('Mixed_6c', 160),
+  _block_17('Mixed_6d', 160),
+  _block_17('Mixed_6e', 192),
+  Fork('Mixed_7a', (
+    (Conv('branch3x3_1', 192), _half('branch3x3_2', 320)),
+    (Conv('branch7x7x3_1', 192), Conv('branch7x7x3_2', 192, 1, 7),
+     Conv('branch7x7x3_3', 192, 7, 1), _half('branch7x7x3_4', 192)),
+    (Pool('max', stride=2),),
+  )),
+  _block_8('Mixed_7b', 'average'),
+  _block_8('Mixed_7c', 'max'),
+)  # fmt: skip

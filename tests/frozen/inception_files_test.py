@@ -1,0 +1,192 @@
+"""Files of Inception: both ports' names and layouts, digests, refusals; a short network."""
+
+import os
+import pickle
+
+import jax
+import numpy as np
+import pytest
+import torch_zip
+
+from diversedit_jax import trees, types
+from diversedit_jax.frozen import inception, inception_files
+from diversedit_jax.weights import array_files
+
+STEM, BRANCH = 'Conv2d_1a_3x3', 'Mixed_5b.branch5x5_2'
+PTH, _, PICKLE = inception_files.FILES
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+  """One convolution, one block and a head: 3 kB of weights instead of 95 MB."""
+  conv = inception.Conv
+  block = inception.Fork('Mixed_5b', ((conv('branch1x1', 2),), (conv('branch5x5_2', 3, 1, 5),)))
+  monkeypatch.setattr(inception, 'NETWORK', (conv(STEM, 4, 3, 3), block))
+  monkeypatch.setattr(inception, 'WIDTH', 5)
+  monkeypatch.setattr(inception, 'CLASSES', 7)
+
+
+@pytest.fixture
+def source(short):
+  return inception_files.random(3)
+
+
+@pytest.fixture
+def arrays(short):
+  return inception_files.random_arrays(3)
+
+
+def flax_tree(arrays):
+  """The same weights as the port to Flax nests and lays them out."""
+  leaves = {'running_mean': 'mean', 'running_var': 'var', 'weight': 'scale', 'bias': 'bias'}
+  tree = {}
+  for name, array in arrays.items():
+    *folders, kind, leaf = name.split('.')
+    if kind in ('conv', 'fc') and leaf == 'weight':
+      leaf = 'kernel'
+      array = np.transpose(array, (2, 3, 1, 0)[-array.ndim :] if array.ndim == 4 else (1, 0))
+    node = tree
+    for folder in (*folders, kind):
+      node = node.setdefault(folder, {})
+    node[leaves.get(leaf, leaf)] = np.ascontiguousarray(array)
+  return tree
+
+
+def write(path, arrays):
+  if path.suffix in ('.pickle', '.pkl'):
+    path.write_bytes(pickle.dumps(flax_tree(arrays)))
+  elif path.suffix == '.pth':
+    torch_zip.write(path, torch_zip.tensors(arrays))
+  else:
+    array_files.save(path, arrays)
+  return path
+
+
+def equal(found, expected):
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+  assert found.sha256 == expected.sha256
+
+
+@pytest.mark.parametrize('name', [PTH, PICKLE, 'a.pkl', 'a.npz', 'a.safetensors'])
+def test_every_format_gives_the_same_network(tmp_path, source, arrays, name):
+  found = inception_files.load(write(tmp_path / name, arrays))
+  equal(found, source)
+  assert found.file == name and not found.random
+  shapes = {key: x.shape for key, x in trees.named_leaves(inception.shapes()).items()}
+  assert {key: x.shape for key, x in trees.named_leaves(found.params).items()} == shapes
+
+
+def test_a_file_from_before_pytorch_1_6(tmp_path, source, arrays):
+  torch_zip.write_legacy(tmp_path / PTH, torch_zip.tensors(arrays))
+  equal(inception_files.load(tmp_path / PTH), source)
+
+
+@pytest.mark.parametrize('name', inception_files.FILES)
+def test_a_folder_stands_for_its_file(tmp_path, source, arrays, name):
+  write(tmp_path / name, arrays)
+  equal(inception_files.load(tmp_path), source)
+
+
+def test_what_no_score_uses_is_left_out(tmp_path, source, arrays):
+  extra = {
+    'fc.bias': np.ones(7, np.float32),
+    f'{STEM}.bn.num_batches_tracked': np.int64(3),
+    'AuxLogits.conv0.conv.weight': np.ones((2, 2, 1, 1), np.float32),
+  }
+  equal(inception_files.from_arrays(arrays | extra), source)
+  equal(inception_files.load(write(tmp_path / PICKLE, arrays | extra)), source)
+
+
+def test_folded_norms_are_the_norms(arrays):
+  """kernel * x + bias = BN(conv * x), in float64, for one output of the stem."""
+  p = inception_files.from_arrays(arrays).params[STEM]
+  x = np.random.default_rng(0).normal(size=(3, 3, 3))  # Row, column, channel.
+  leaf = lambda name: arrays[f'{STEM}.{name}'].astype(np.float64)
+  y = np.einsum('oihw,hwi->o', leaf('conv.weight'), x)
+  y = (y - leaf('bn.running_mean')) / np.sqrt(leaf('bn.running_var') + 1e-3)
+  y = y * leaf('bn.weight') + leaf('bn.bias')
+  found = np.einsum('hwio,hwi->o', p['kernel'].astype(np.float64), x) + p['bias']
+  np.testing.assert_allclose(found, y, rtol=1e-6, atol=1e-6)
+
+
+def test_random_weights_say_so_and_follow_the_seed(source):
+  assert source.random and source.file == 'random-3'
+  equal(inception_files.random(3), source)
+  other = inception_files.random(4)
+  for name, array in trees.named_leaves(source.params).items():
+    assert (array != trees.named_leaves(other.params)[name]).all(), name
+  assert other.sha256 != source.sha256
+
+
+def test_digests_follow_every_array_and_name(source, arrays):
+  found = {source.sha256}
+  for name in arrays:
+    array = arrays[name].copy()
+    array.flat[-1] = np.nextafter(array.flat[-1], np.float32(9))
+    found.add(inception_files.from_arrays(arrays | {name: array}).sha256)
+  a, b = f'{STEM}.bn.weight', f'{STEM}.bn.bias'
+  found.add(inception_files.from_arrays(arrays | {a: arrays[b], b: arrays[a]}).sha256)
+  assert len(found) == len(arrays) + 2
+
+
+def test_digests_are_the_same_in_every_version(arrays):
+  """They stand beside scores, which must be compared later."""
+  count = lambda x: (np.arange(x.size, dtype=np.float32) % 7).reshape(x.shape)
+  found = inception_files.from_arrays({name: count(x) for name, x in arrays.items()})
+  assert found.sha256[:16] == 'db351f1da2bb3dd3'
+
+
+def test_a_missing_file_is_described(tmp_path):
+  for path, found in ((tmp_path / 'a.pth', 'there is no'), (tmp_path, 'holds none of them')):
+    with pytest.raises(types.UserError) as caught:
+      inception_files.load(path)
+    for part in (str(path), found, PTH, PICKLE, '95 MB', 'mseitzer/pytorch-fid', 'jax-fid'):
+      assert part in str(caught.value)
+
+
+def refuse(message, arrays):
+  with pytest.raises(types.UserError, match=message):
+    inception_files.from_arrays(arrays)
+
+
+def test_wrong_arrays_are_listed(arrays):
+  name = f'{BRANCH}.conv.weight'
+  refuse(f'{name} is missing', {k: x for k, x in arrays.items() if k != name})
+  refuse('logit_scale is not expected', arrays | {'logit_scale': np.ones(1, np.float32)})
+  refuse('extra.fc.bias is not expected', arrays | {'extra.fc.bias': np.ones(1, np.float32)})
+  theirs = arrays | {'fc.weight': np.zeros((6, 5), np.float32)}
+  refuse(r'torchvision.* fc.weight has shape \(6, 5\), expected \(7, 5\)', theirs)
+  refuse(f'{name} has dtype int32', arrays | {name: arrays[name].astype(np.int32)})
+  refuse(f'{name} holds values that are not finite', arrays | {name: arrays[name] * np.nan})
+  variance = f'{STEM}.bn.running_var'
+  refuse(f'{variance} holds negative variances', arrays | {variance: -arrays[variance]})
+  strays = {f'x{i}': np.ones(1, np.float32) for i in range(11)}
+  refuse('x7 is not expected; and 3 more$', arrays | strays)
+  kernels = arrays | {f'{STEM}/conv/kernel': np.ones((3, 3, 3, 4), np.float32)}
+  refuse(f'{STEM}.conv.weight is there twice', kernels)
+  flat = {f'{STEM}/conv/kernel': np.ones(4, np.float32)}
+  refuse(r'conv.weight has shape \(4,\)', {k: x for k, x in arrays.items() if STEM not in k} | flat)
+
+
+def test_the_file_is_named_when_its_arrays_are_wrong(tmp_path, arrays):
+  path = write(tmp_path / 'a.npz', {k: x for k, x in arrays.items() if k != 'fc.weight'})
+  with pytest.raises(types.UserError, match=r'a\.npz: these are not .* fc\.weight is missing'):
+    inception_files.load(path)
+
+
+class Evil:
+  def __init__(self, command):
+    self._command = command
+
+  def __reduce__(self):
+    return os.system, (self._command,)
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, arrays):
+  marker, path = tmp_path / 'marker', tmp_path / PICKLE
+  path.write_bytes(pickle.dumps(flax_tree(arrays) | {'evil': Evil(f'mkdir {marker}')}))
+  with pytest.raises(types.UserError, match=rf"{PICKLE} asks for '(posix|nt)\.system'"):
+    inception_files.load(tmp_path)
+  assert not marker.exists()
+  pickle.loads(path.read_bytes())
+  assert marker.exists(), 'the payload works where nobody guards against it'

@@ -1,0 +1,34 @@
+"""Looks into traced functions: which products they make, and what those cost."""
+
+import math
+
+import jax
+
+
+def products(function, *args):
+  """Convolutions and matrix products of a function, as jaxpr equations."""
+
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name in ('conv_general_dilated', 'dot_general'):
+        yield eqn
+      for value in eqn.params.values():
+        inner = getattr(value, 'jaxpr', value)
+        if hasattr(inner, 'eqns'):
+          yield from walk(inner)
+
+  return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def flops(equations):
+  """FLOPs of products without feature groups, a multiply-add being 2."""
+  total = 0
+  for eqn in equations:
+    kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+    if eqn.primitive.name == 'dot_general':
+      (axes, _), _ = eqn.params['dimension_numbers']
+      terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in axes)
+    else:
+      terms = math.prod(kernel[:3])
+    total += 2 * terms * math.prod(out)
+  return float(total)
