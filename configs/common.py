@@ -243,12 +243,37 @@ def base() -> ml_collections.ConfigDict:
   config.sample.weights = 'ema'  # ema | params
   config.sample.number = 64  # Of --mode=sample.
   config.sample.labels = 'balanced'  # balanced | random | one class index
+  # Of float32 products while sampling and decoding: default (TF32 or bfloat16 on some devices) |
+  # high | highest. Coarse products move FID; bfloat16 models (model.dtype) are as they are.
+  config.sample.matmul_precision = 'highest'
 
   config.eval = ml_collections.ConfigDict()
-  config.eval.name = (
-    'digits'  # What to score against; only digits has its reference in the package.
-  )
-  config.eval.number = 1_000
+  config.eval.name = 'fid-{step}'  # Of the files eval/NAME.json and .npz.
+  # What to score against: ADM's .npz, one that --mode=stats wrote, pictures as in data.source
+  # (folder:DIR, store:DIR, ...), or digits.
+  config.eval.reference = ''
+  config.eval.number = 50_000  # Samples.
+  config.eval.labels = 'random'  # random (SiT, REPA) | balanced | one class | file:LABELS.npy
+  config.eval.quantiser = 'truncate'  # truncate (REPA, SRA, REG) | round_half (DiT, SiT, MeanFlow)
+  config.eval.inception = ''  # File of the FID network's weights, or its folder; random:SEED.
+  config.eval.encoder = ''  # A second network, such as dinov2-vit-l for FD-DINOv2.
+  config.eval.encoder_weights = ''  # Folder with its official file.
+  # As eval.reference, of --mode=stats with the same encoder; '' takes eval.reference's pictures.
+  config.eval.encoder_reference = ''
+  config.eval.batch_size = 64  # Pictures through these networks at a time, of all devices.
+  config.eval.precision_recall = 'float32'  # float32 | float16 (ADM's arithmetic) | none
+  config.eval.kid_subsets = 100  # Of the kernel distance; 0 leaves it out.
+  config.eval.keep_samples = True  # As eval/NAME.npz, which ADM's evaluator reads too.
+  config.eval.every = 0  # Steps between evaluations while training; 0 is off.
+  config.eval.every_number = 1_000  # Their samples: for watching, not for quoting.
+  config.eval.best = 'fid'  # The score by which the best averaged weights are kept.
+
+  config.sweep = ml_collections.ConfigDict()  # Of guidance, by --mode=sweep.
+  config.sweep.guidance_scales = (1.0, 1.25, 1.5, 1.75, 2.0)
+  config.sweep.guidance_lows = (0.0,)
+  config.sweep.guidance_highs = (0.7, 1.0)
+  config.sweep.number = 5_000  # Samples for each setting.
+  config.sweep.score = 'fid'  # What is tabled first and plotted.
 
   config.analysis = ml_collections.ConfigDict()
   config.analysis.examples = 256

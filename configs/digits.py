@@ -55,7 +55,12 @@ def get_config(arg: str | None = None):
   common.set_method(config, args.method)
   config.sample.number = 100
   config.sample.batch_size = 250
+  config.eval.name = config.eval.reference = 'digits'  # Held-out ones, and a classifier of digits.
+  config.eval.labels = 'balanced'
   config.eval.number = 500
+  config.eval.every_number = 200
+  config.eval.best = config.sweep.score = 'frechet_distance'
+  config.sweep.number = 500
 
   config.plan.devices = 1
   config.plan.peak_tflops = 0.1  # Two CPU cores.

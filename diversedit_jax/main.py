@@ -6,7 +6,7 @@ from ml_collections import config_flags
 from diversedit_jax import build, cli, modes, types
 from diversedit_jax.modes import listing
 
-MODES = ('train', 'sample', 'eval', 'analyze', 'plan', 'audit', 'list')
+MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
@@ -43,10 +43,14 @@ def main(argv: list[str]) -> None:
     print(modes.audit(experiment, _WORKDIR.value))
   elif mode == 'train':
     modes.train(experiment, _WORKDIR.value)
+  elif mode == 'stats':
+    print(*modes.stats(experiment, _WORKDIR.value), sep='\n')
   else:
-    run = {'sample': modes.sample, 'eval': modes.evaluate, 'analyze': modes.analyze}[mode]
-    for path in run(experiment, _WORKDIR.value, _CHECKPOINT.value):
-      print(path)
+    run = {
+      'sample': modes.sample, 'eval': modes.evaluate, 'sweep': modes.sweep,
+      'analyze': modes.analyze,
+    }[mode]  # fmt: skip
+    print(*run(experiment, _WORKDIR.value, _CHECKPOINT.value), sep='\n')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
-from matplotlib import figure, ticker
+from matplotlib import colormaps, figure, ticker
 import numpy as np
 
 from diversedit_jax import trees
@@ -133,6 +133,48 @@ def metric_curves(
     ax.spines[['top', 'right']].set_visible(False)
     if i + columns >= len(names):
       ax.set_xlabel('step', fontsize=_TEXT)
+  _write(fig, path)
+
+
+def guidance_curves(
+  path: str | os.PathLike[str],
+  curves: Mapping[str, Mapping[float, float]],
+  *,
+  label: str,
+  lowest_is_best: bool,
+) -> None:
+  """Writes a score against the guidance scale as a PNG, one curve for each interval.
+
+  Args:
+    path: of the PNG; appears whole or not at all.
+    curves: by the interval in words, {scale: score}. label: of the score.
+    lowest_is_best: of all points the best one is marked.
+
+  Raises:
+    UserError: for no points, or scores that are not finite.
+  """
+  points = [(y, x, name) for name, curve in curves.items() for x, y in curve.items()]
+  if not points or not np.isfinite([y for y, _, _ in points]).all():
+    raise UserError(f'guidance curves need points with finite scores; got {points}')
+  fig = figure.Figure(figsize=(3.4, 2.6), layout='constrained')
+  ax = fig.subplots()
+  colours = colormaps['viridis'](np.linspace(0.1, 0.85, len(curves)))
+  for (name, curve), colour in zip(curves.items(), colours, strict=True):
+    scales = sorted(curve)
+    ax.plot(
+      scales, [curve[x] for x in scales], color=colour, linewidth=1, marker='o', ms=3, label=name
+    )
+  best, at, _ = min(points) if lowest_is_best else max(points)
+  ax.plot(at, best, marker='o', ms=8, mfc='none', color='#c0392b', linestyle='')
+  ax.annotate(
+    f'{best:.4g}', (at, best), xytext=(6, 6), textcoords='offset points', fontsize=_TEXT - 1
+  )
+  ax.set_xlabel('guidance scale', fontsize=_TEXT)
+  ax.set_ylabel(label, fontsize=_TEXT)
+  ax.tick_params(labelsize=_TEXT - 1, length=2)
+  ax.grid(color='0.9', linewidth=0.5)
+  ax.spines[['top', 'right']].set_visible(False)
+  ax.legend(title='interval of t', fontsize=_TEXT - 1, title_fontsize=_TEXT - 1, frameon=False)
   _write(fig, path)
 
 

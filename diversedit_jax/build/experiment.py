@@ -9,7 +9,7 @@ import optax
 
 from diversedit_jax import interpolants, sharding, types
 from diversedit_jax.analysis import blocks
-from diversedit_jax.build import method, network, sections
+from diversedit_jax.build import method, network, scoring, sections
 from diversedit_jax.data import pipeline, sources
 from diversedit_jax.methods import base, rules
 from diversedit_jax.models import sit
@@ -37,7 +37,8 @@ class Experiment:
   preview: sections.PreviewOptions
   sampler: trajectory.SamplerConfig
   sample: sections.SampleOptions
-  evaluation: sections.EvalOptions
+  evaluation: scoring.EvalOptions
+  sweep: scoring.SweepOptions
   analysis: blocks.AnalysisConfig
   plan: plan.PlanConfig
 
@@ -63,7 +64,7 @@ class Experiment:
 
 SECTIONS = (
   'seed', 'method', 'data', 'vae', 'model', 'interpolant', *method.OPTIONS, 'train', 'optimizer',
-  'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'analysis', 'plan',
+  'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'sweep', 'analysis', 'plan',
 )  # fmt: skip
 
 
@@ -120,7 +121,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     preview=sections.splat(sections.PreviewOptions, config.preview, 'preview'),
     sampler=sections.splat(trajectory.SamplerConfig, config.sampler, 'sampler', path=path.name),
     sample=sections.splat(sections.SampleOptions, config.sample, 'sample'),
-    evaluation=sections.splat(sections.EvalOptions, config.eval, 'eval'),
+    evaluation=sections.splat(scoring.EvalOptions, config.eval, 'eval'),
+    sweep=sections.splat(scoring.SweepOptions, config.sweep, 'sweep'),
     analysis=sections.splat(blocks.AnalysisConfig, config.analysis, 'analysis'),
     plan=sections.splat(plan.PlanConfig, config.plan, 'plan'),
   )

@@ -13,6 +13,7 @@ from diversedit_jax.models import sit
 
 T = TypeVar('T')
 RESIDENT = ('none', 'host', 'device')
+PRECISIONS = ('default', 'high', 'highest')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,24 +220,14 @@ class SampleOptions:
   weights: str
   number: int
   labels: str
+  matmul_precision: str
 
   def __post_init__(self):
     trees.check_known('sample.weights', self.weights, ('ema', 'params'))
+    trees.check_known('sample.matmul_precision', self.matmul_precision, PRECISIONS)
     at_least('sample', 'seed', self.seed, 0)
     at_least('sample', 'batch_size', self.batch_size, 1)
     at_least('sample', 'number', self.number, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-  """name: of the reference, which also names the result file. number: of samples."""
-
-  name: str
-  number: int
-
-  def __post_init__(self):
-    trees.check_known('eval.name', self.name, ('digits',))
-    at_least('eval', 'number', self.number, 2)
 
 
 def splat(cls: type[T], section: Mapping[str, Any], name: str, **extra: Any) -> T:

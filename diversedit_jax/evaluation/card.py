@@ -80,7 +80,6 @@ def protocol_card(
   if negative:
     raise UserError(f'a protocol card needs numbers >= 0; got {negative}')
   path = pathlib.PurePath(checkpoint)
-  devices = jax.devices()
   return {
     'step': step,
     'weights': weights,
@@ -98,10 +97,16 @@ def protocol_card(
     },
     'quantiser': quantiser,
     'seconds': seconds,
-    'device': {'kind': devices[0].device_kind, 'count': len(devices)},
+    'device': devices(),
     'versions': versions(),
     **extra,
   }
+
+
+def devices() -> dict[str, Any]:
+  """What computes, and how many of it."""
+  found = jax.devices()
+  return {'kind': found[0].device_kind, 'count': len(found)}
 
 
 def versions() -> dict[str, str]:

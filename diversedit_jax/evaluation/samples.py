@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import os
 import pathlib
+import shutil
 import zipfile
 import zlib
 
@@ -131,55 +132,44 @@ def write_npz(
 
 
 class Parts:
-  """Images [N, H, W, 3] that are made piece by piece, each piece a file that appears whole.
+  """Samples that are made one batch after the other, each kept in a file that appears whole.
 
-  So an evaluation that is killed goes on with the first missing piece.
+  So an evaluation that is killed goes on where it was, also with another batch size.
   """
 
-  def __init__(self, folder: str | os.PathLike[str], count: int, size: int):
-    """count: N. size: of a piece; the last may be smaller."""
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Finds what is there already."""
     self.folder = pathlib.Path(folder)
-    self._count, self._size = count, size
+    self._starts, self._arrays = [], []
+    for file in sorted(self.folder.glob('[0-9]*.npy')):
+      if int(file.stem) == len(self):
+        self._open(file)
 
   def __len__(self) -> int:
-    return -(-self._count // self._size)
+    """Samples so far."""
+    return self._starts[-1] + len(self._arrays[-1]) if self._starts else 0
 
-  def indices(self, part: int) -> np.ndarray:
-    """Of the images in a piece, int64 [n]."""
-    start = part * self._size
-    return np.arange(start, min(start + self._size, self._count))
-
-  def missing(self) -> list[int]:
-    """Pieces that are not there yet."""
-    return [part for part in range(len(self)) if not self._file(part).is_file()]
-
-  def write(self, part: int, images: np.ndarray) -> None:
-    """Keeps a piece, uint8 [n, H, W, 3].
-
-    Raises:
-      ValueError: for another number of images than the piece has.
-    """
-    expected = len(self.indices(part))
-    if images.dtype != np.uint8 or len(images) != expected:
-      raise ValueError(f'part {part} is {images.dtype} {images.shape}, expected {expected} uint8')
+  def append(self, batch: np.ndarray) -> None:
+    """Keeps the next samples [n, ...]."""
     self.folder.mkdir(parents=True, exist_ok=True)
-    with files.atomic(self._file(part)) as temporary, open(temporary, 'wb') as file:
-      np.save(file, images)
+    file = self.folder / f'{len(self):08d}.npy'
+    with files.atomic(file) as temporary, open(temporary, 'wb') as opened:
+      np.save(opened, batch)
+    self._open(file)
 
-  def batches(self, order: np.ndarray) -> Iterator[np.ndarray]:
-    """All images in an order, int [N], in batches of about a piece; none of them is missing."""
-    open_part = lambda part: np.load(self._file(part), mmap_mode='r', allow_pickle=False)
-    mapped = [open_part(part) for part in range(len(self))]
-    for start in range(0, self._count, self._size):
-      wanted = order[start : start + self._size]
-      yield np.stack([mapped[i // self._size][i % self._size] for i in wanted.tolist()])
+  def batches(self, order: np.ndarray, size: int = 512) -> Iterator[np.ndarray]:
+    """Samples by their indices in an order, in batches of a size but for the last."""
+    files_N = np.searchsorted(self._starts, order, side='right') - 1
+    rows_N = order - np.asarray(self._starts)[files_N]
+    places = list(zip(files_N.tolist(), rows_N.tolist(), strict=True))
+    for start in range(0, len(places), size):
+      yield np.stack([self._arrays[file][row] for file, row in places[start : start + size]])
 
   def remove(self) -> None:
-    """Forgets all pieces."""
-    for file in (*self.folder.glob('*.npy'), *self.folder.glob('.*.npy')):
-      file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # Something else lies in it, or it was never made.
-      self.folder.rmdir()
+    """Forgets all samples, and the folder with whatever else is in it."""
+    shutil.rmtree(self.folder, ignore_errors=True)
+    self._starts, self._arrays = [], []
 
-  def _file(self, part):
-    return self.folder / f'{part:05d}.npy'
+  def _open(self, file):
+    self._starts.append(len(self))
+    self._arrays.append(np.load(file, mmap_mode='r', allow_pickle=False))

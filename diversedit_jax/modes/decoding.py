@@ -8,7 +8,6 @@ from diversedit_jax import build, sharding, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.frozen import vae, vae_files, vae_tiles
 
-QUANTISER = 'truncate'  # REPA's.
 _BATCH = 8  # Pictures decoded at a time on each device.
 
 
@@ -31,15 +30,22 @@ def open_decoder(experiment: build.Experiment, mesh: jax.sharding.Mesh) -> 'Deco
     )
   if isinstance(source, sources.StoreSource):
     source.check_encoder(options.weights, autoencoder.encoder_sha256)
-  return Decoder(autoencoder, options.tile, mesh)
+  return Decoder(autoencoder, options.tile, mesh, experiment.evaluation.quantiser)
 
 
 class Decoder:
   """Latents [n, h, w, C] as the model makes them -> pictures [n, H, W, 3] uint8."""
 
-  def __init__(self, autoencoder: vae.Autoencoder, tile: int, mesh: jax.sharding.Mesh):
-    """tile: side in latents beyond which pictures are decoded in tiles; 0 never does."""
+  def __init__(
+    self, autoencoder: vae.Autoencoder, tile: int, mesh: jax.sharding.Mesh, quantiser: str
+  ):
+    """tile: side in latents beyond which pictures are decoded in tiles; 0 never does.
+
+    quantiser: of `data.images`.
+    """
     self.file, self.sha256 = autoencoder.file, autoencoder.decoder_sha256
+    self.factor, self.quantiser = autoencoder.config.factor, quantiser
+    self._dtype, self._tile = autoencoder.dtype, tile
     self._mesh, self._size = mesh, _BATCH * sharding.batch_divisor(mesh)
     scaling, factor = autoencoder.config.scaling, autoencoder.config.factor
     self._params = jax.device_put(autoencoder.params, sharding.replicated(mesh))
@@ -51,9 +57,15 @@ class Decoder:
       made = vae_tiles.decode_tiled(
         one, z_NHWC, factor=factor, tile=side, overlap=max(side // 4, 1), batch=self._size
       )
-      return images.levels(made, QUANTISER), jnp.isfinite(made).all()
+      return images.levels(made, quantiser), jnp.isfinite(made).all()
 
     self._decode = jax.jit(decode, out_shardings=sharding.replicated(mesh))
+
+  def facts(self) -> dict[str, object]:
+    """For a protocol card."""
+    return {
+      'file': self.file, 'decoder_sha256': self.sha256, 'dtype': self._dtype, 'tile': self._tile,
+    }  # fmt: skip
 
   def __call__(self, x_NHWC: np.ndarray) -> np.ndarray:
     """Pictures of latents.

@@ -1,4 +1,4 @@
-"""`--mode=sample`, `eval`, `analyze` and `plan`: what a config or its weights are worth."""
+"""`--mode=sample`, `analyze` and `plan`: what a config or its weights are worth."""
 
 import pathlib
 
@@ -6,10 +6,10 @@ from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import build, rng, sharding, trees, types
+from diversedit_jax import build, rng, sharding, trees
 from diversedit_jax.analysis import blocks, figures, similarity
 from diversedit_jax.data import files, sources
-from diversedit_jax.evaluation import card, digits
+from diversedit_jax.evaluation import card
 from diversedit_jax.methods import rules
 from diversedit_jax.modes import decoding, shared
 from diversedit_jax.sampling import generate
@@ -30,11 +30,9 @@ def sample(experiment: build.Experiment, workdir: str, origin: str | None) -> li
   made, facts = shared.generate_samples(experiment, weights, labels)
   arrays = {sources.KEYS[experiment.source.space]: made, 'labels': labels}
   if decoder is not None:
-    arrays['images'] = decoder(made)
-    facts |= {
-      'quantiser': decoding.QUANTISER,
-      'vae': {'file': decoder.file, 'decoder_sha256': decoder.sha256},
-    }
+    with shared.sampling(experiment, weights.mesh):
+      arrays['images'] = decoder(made)
+    facts |= {'quantiser': decoder.quantiser, 'vae': decoder.facts()}
   if jax.process_index() != 0:
     return []
   with files.atomic(path / 'samples' / 'samples.npz') as temporary:
@@ -48,35 +46,6 @@ def sample(experiment: build.Experiment, workdir: str, origin: str | None) -> li
     shared.save_grid(grid, pictures, labels[order], columns, title=shared.caption(facts))
     written.append(grid)
   return written
-
-
-def evaluate(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
-  """Scores fresh samples against the held-out data; writes `eval/NAME.json` with its protocol."""
-  if not experiment.source.name.startswith('digits'):
-    raise types.UserError(
-      f'eval.name=digits scores samples of data.source=digits, got {experiment.data.source}'
-    )
-  path, weights = shared.open_weights(experiment, workdir, origin)
-  labels = generate.make_labels(
-    'balanced',
-    np.arange(experiment.evaluation.number),
-    experiment.model.num_classes,
-    experiment.sample.seed,
-  )
-  made, facts = shared.generate_samples(experiment, weights, labels, label_policy='balanced')
-  if jax.process_index() != 0:
-    return []
-  result = digits.DigitsReference.build().evaluate(made, labels)
-  logging.info(
-    'class consistency %.1f%% (real test images %.1f%%), Frechet distance %.3f (floor %.3f)',
-    100 * result['class_consistency'], 100 * result['classifier_test_accuracy'],
-    result['frechet_distance'], result['frechet_floor'],
-  )  # fmt: skip
-  for warning in result['warnings']:
-    logging.warning('%s', warning)
-  target = path / 'eval' / f'{experiment.evaluation.name}.json'
-  card.write_json(target, {**result, 'protocol': facts})
-  return [target]
 
 
 def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:

@@ -16,7 +16,7 @@ import numpy as np
 from diversedit_jax import checkpoint, convert, sharding, trees, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
-from diversedit_jax.sampling import generate
+from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import run_dir, state
 
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
@@ -119,28 +119,62 @@ def resident(experiment, mesh):
   return sources.DeviceSource(held, whole=whole, batch=batch)
 
 
-def generate_samples(experiment, weights, labels, *, label_policy=None):
-  options, sampler = experiment.sample, experiment.sampler
-  generator = generate.Generator(
-    weights.graphdef, experiment.objective.flow.sample, sampler, mesh=weights.mesh,
-    seed=options.seed, batch_size=min(options.batch_size, len(labels)),
+def make_generator(experiment, graphdef, mesh, count, sampler=None):
+  """The sampler of an experiment, or another, for `count` samples at most at a time."""
+  options = experiment.sample
+  return generate.Generator(
+    graphdef, experiment.objective.flow.sample, sampler or experiment.sampler, mesh=mesh,
+    seed=options.seed, batch_size=min(options.batch_size, count),
   )  # fmt: skip
+
+
+def generate_samples(experiment, weights, labels):
+  """Samples of labels, and their protocol card."""
+  generator = make_generator(experiment, weights.graphdef, weights.mesh, len(labels))
   started = time.monotonic()
-  with jax.set_mesh(weights.mesh):
+  with sampling(experiment, weights.mesh):
     made = generator(weights.params, labels, progress=True)
+  facts = protocol(
+    experiment, weights, labels, label_policy=experiment.sample.labels,
+    seconds=time.monotonic() - started, batch_size=generator.batch_size,
+  )  # fmt: skip
+  return made, facts
+
+
+@contextlib.contextmanager
+def sampling(experiment, mesh):
+  """In which samplers and decoders are traced and run."""
+  with jax.set_mesh(mesh), jax.default_matmul_precision(experiment.sample.matmul_precision):
+    yield
+
+
+def sampler_facts(experiment, sampler=None):
+  """Of a protocol card: what the sampler does."""
+  sampler = sampler or experiment.sampler
+  return {
+    'seed': experiment.sample.seed, 'sampler': sampler.kind, 'steps': sampler.steps,
+    'nfe': trajectory.evaluations(sampler).per_sample,
+    'guidance_scale': sampler.guidance_scale,
+    'guidance_interval': (sampler.guidance_low, sampler.guidance_high),
+    'guidance_channels': sampler.guidance_channels, 'weights': experiment.sample.weights,
+    'path': sampler.path, **sampler.facts(),
+    'precision': {
+      'model': experiment.model.dtype, 'residual': experiment.model.residual_dtype,
+      'float32_products': experiment.sample.matmul_precision,
+    },
+  }  # fmt: skip
+
+
+def protocol(experiment, of, labels, *, sampler=None, **extra):
+  """The protocol card of samples of labels by some `Weights`."""
+  facts = sampler_facts(experiment, sampler)
   facts = card.protocol_card(
-    seed=options.seed, sampler=sampler.kind, steps=sampler.steps,
-    nfe=generator.evaluations.per_sample,
-    guidance_scale=sampler.guidance_scale,
-    guidance_interval=(sampler.guidance_low, sampler.guidance_high),
-    guidance_channels=sampler.guidance_channels, label_policy=label_policy or options.labels,
-    quantiser=None, weights=options.weights, step=weights.step, checkpoint=weights.origin,
-    num_samples=len(labels), seconds=time.monotonic() - started, batch_size=generator.batch_size,
-    path=sampler.path, **sampler.facts(),
+    **{'quantiser': None, **facts, **extra}, step=of.step, checkpoint=of.origin,
+    num_samples=len(labels),
   )  # fmt: skip
   if experiment.model.class_token:
-    facts['guidance']['class_token_scale'] = sampler.class_token_scale
-  return made, facts
+    facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
+  return facts
 
 
 def save_grid(path, made, labels, columns, *, title):

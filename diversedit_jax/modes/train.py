@@ -10,7 +10,7 @@ import numpy as np
 from diversedit_jax import build, checkpoint, rng, sharding, trees, types
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
-from diversedit_jax.modes import decoding, shared
+from diversedit_jax.modes import decoding, during, shared
 from diversedit_jax.sampling import generate
 from diversedit_jax.training import loop, run_dir, step, telemetry, writers
 
@@ -24,12 +24,14 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   # Before the workdir is touched: these name a missing file of weights.
   decoder = decoding.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
+  networks = during.open_networks(experiment, decoder)
   data = shared.data_facts(experiment.source)
   path = _first_then_all(
     lambda: run_dir.open_for_training(
       workdir, experiment.config, card.versions(), data=data, write=first
     )
   )
+  scorer = during.open_scorer(experiment, mesh, path, decoder, networks)
   key = jax.random.key(experiment.seed)
   step_fn = step.make_step(
     experiment.objective, trainable.graphdef, experiment.transformation(),
@@ -52,9 +54,10 @@ def train(experiment: build.Experiment, workdir: str) -> None:
       open_writer=lambda start: writers.Writer(
         path, start_step=start, tensorboard=experiment.log.tensorboard, active=first
       ),
-      hooks=lambda writer: _hooks(
-        experiment, trainable, frozen, decoder, path, writer, key, first
-      ),
+      hooks=lambda writer: [
+        *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),
+        during.hook(experiment, trainable, scorer, path, writer),
+      ],
     )  # fmt: skip
 
 

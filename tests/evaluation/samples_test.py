@@ -91,20 +91,31 @@ def test_writing_checks_what_comes_and_leaves_nothing_half_done(tmp_path, images
   assert not list(tmp_path.iterdir())
 
 
-def test_parts_are_kept_and_read_in_any_order(tmp_path, images):
-  parts = samples.Parts(tmp_path / 'parts', 11, 4)
-  assert parts.missing() == [0, 1, 2]
-  parts.write(2, images[8:])
-  parts.write(0, images[:4])
-  again = samples.Parts(tmp_path / 'parts', 11, 4)
-  assert again.missing() == [1]
-  np.testing.assert_array_equal(again.indices(2), [8, 9, 10])
-  again.write(1, images[again.indices(1)])
+def test_parts_go_on_where_they_were_and_are_read_in_any_order(tmp_path, images):
+  parts = samples.Parts(tmp_path / 'parts')
+  assert len(parts) == 0 and not (tmp_path / 'parts').exists()
+  parts.append(images[:4])
+  parts.append(images[4:5])
+  again = samples.Parts(tmp_path / 'parts')
+  assert len(again) == 5
+  again.append(images[5:])
   order = np.random.default_rng(1).permutation(11)
-  np.testing.assert_array_equal(np.concatenate(list(again.batches(order))), images[order])
-  with pytest.raises(ValueError, match='expected 3 uint8'):
-    again.write(2, images[:4])
-  (tmp_path / 'parts' / '.left.npy').touch()
+  found = list(again.batches(order, 3))
+  assert [len(x) for x in found] == [3, 3, 3, 2]
+  np.testing.assert_array_equal(np.concatenate(found), images[order])
+
+
+def test_what_follows_a_gap_does_not_count(tmp_path, images):
+  parts = samples.Parts(tmp_path)
+  for start in (0, 3, 6):
+    parts.append(images[start : start + 3])
+  (tmp_path / '00000003.npy').unlink()
+  (tmp_path / '.00000003.left.npy').touch()
+  again = samples.Parts(tmp_path)
+  assert len(again) == 3
+  again.append(images[3:9])
+  again.append(images[9:])
+  assert len(samples.Parts(tmp_path)) == 11
   again.remove()
-  assert not (tmp_path / 'parts').exists()
+  assert not tmp_path.exists()
   again.remove()

@@ -1,0 +1,46 @@
+"""Scores an `.npz` of samples: `python -m diversedit_jax.evaluate_npz --samples=... --help`."""
+
+import json
+import pathlib
+
+from absl import flags
+
+from diversedit_jax import cli, evaluation, types
+from diversedit_jax.evaluation import card, judge
+
+_SAMPLES = flags.DEFINE_string('samples', None, '.npz with arr_0, uint8 [N, H, W, 3].')
+_REFERENCE = flags.DEFINE_string(
+  'reference', None, "ADM's .npz (VIRTUAL_imagenet256_labeled.npz), or one of --mode=stats."
+)
+_INCEPTION = flags.DEFINE_string('inception', '', 'Weights of the FID network, or their folder.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the scores; new.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Pictures at a time, of all devices.')
+_PRECISION_RECALL = flags.DEFINE_enum(
+  'precision_recall', 'float32', judge.PRECISION_RECALL, "Arithmetic; float16 is ADM's."
+)
+_KID_SUBSETS = flags.DEFINE_integer('kid_subsets', 100, 'Of the kernel distance; 0 leaves it out.')
+flags.mark_flags_as_required(['samples', 'reference'])
+
+
+def main(argv: list[str]) -> None:
+  """Scores the file, prints and writes the numbers."""
+  if len(argv) > 1:
+    raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
+  cli.keep_programs()
+  output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
+  if output is not None and output.exists():
+    raise types.UserError(f'{output} exists already; nothing is overwritten')
+  found = evaluation.evaluate_npz(
+    _SAMPLES.value, _REFERENCE.value, _INCEPTION.value,
+    options=judge.JudgeOptions(
+      batch_size=_BATCH_SIZE.value, precision_recall=_PRECISION_RECALL.value,
+      kid_subsets=_KID_SUBSETS.value,
+    ),
+  )  # fmt: skip
+  if output is not None:
+    card.write_json(output, found)
+  print(json.dumps(found, indent=2))
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,166 @@
+"""Scores of pictures against a reference, by one network: numbers, and what makes them doubtful."""
+
+from collections.abc import Iterable
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from diversedit_jax import trees
+from diversedit_jax.evaluation import checks, manifold, reference, scores, views
+from diversedit_jax.types import UserError
+
+PRECISION_RECALL = ('none', *manifold.ARITHMETIC)
+KID_SIZE = 1000
+"""Points of a subset, as the authors of the kernel distance have it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+  """What is computed beside Fréchet distances and the Inception Score.
+
+  batch_size: pictures through the network at a time, of all devices.
+  precision_recall: arithmetic, see `manifold`; 'none' leaves them out.
+  kid_subsets: of the kernel distance, see `kernel`; 0 leaves it out.
+  """
+
+  batch_size: int = 64
+  precision_recall: str = 'float32'
+  kid_subsets: int = 100
+
+  def __post_init__(self):
+    trees.check_known('precision_recall', self.precision_recall, PRECISION_RECALL)
+    for name, low in (('batch_size', 1), ('kid_subsets', 0)):
+      if getattr(self, name) < low:
+        raise UserError(f'{name} must be at least {low}, got {getattr(self, name)}')
+
+  @property
+  def pool(self) -> bool:
+    """Whether features of single pictures are needed."""
+    return self.precision_recall != 'none' or self.kid_subsets > 0
+
+
+class Judge:
+  """(pictures) -> scores; made for pictures of one size, so that what cannot fit is refused early.
+
+  The reference's images, if it brings some, go through the network once, when they are first
+  needed.
+  """
+
+  def __init__(
+    self, view: views.View, against: reference.Reference, *, image_size: int,
+    options: JudgeOptions, mesh: jax.sharding.Mesh,
+  ):  # fmt: skip
+    """Checks that network, reference and size go together.
+
+    Raises:
+      UserError: as `reference.check_fits`.
+    """
+    widths = view.widths(image_size)
+    reference.check_fits(
+      against, width=widths['pool'], spatial_width=widths.get('spatial'),
+      inception_sha256=view.sha256, image_size=image_size,
+    )  # fmt: skip
+    self.view, self.reference, self.options = view, against, options
+    self._mesh = mesh
+    self._extractor = views.Extractor(view, mesh, options.batch_size)
+    self._theirs = _Statistics(
+      mu=against.mu, sigma=against.sigma, mu_s=against.mu_s, sigma_s=against.sigma_s,
+      pool_ND=against.pool_ND, n=against.n,
+    )  # fmt: skip
+
+  def score(self, batches: Iterable[np.ndarray], count: int) -> dict[str, Any]:
+    """All scores of pictures, ready for JSON.
+
+    Args:
+      batches: uint8 [n, H, W, 3]; their order decides the parts of the Inception Score.
+      count: of pictures, at least 2.
+
+    Returns:
+      'scores' by name ('fid', 'sfid', 'inception_score', 'inception_score_std', 'precision',
+      'recall', 'kid', 'kid_std'; only those that can be had), 'warnings' in words, and
+      'reference', the facts of it.
+
+    Raises:
+      UserError: see `views.Extractor.summarise`; or a reference of which nothing can be compared.
+    """
+    theirs = self._look_at_reference()
+    keep = count if self.options.pool and theirs.pool_ND is not None else 0
+    summary = self._extractor.summarise(batches, count, keep=keep)
+    found, warnings = {}, list(summary.warnings)
+    if theirs.mu is not None:
+      found['fid'] = scores.frechet_distance(summary.mu, summary.sigma, theirs.mu, theirs.sigma)
+    else:
+      warnings.append(f'{self.reference.name} has no mu and sigma, so there is no FID')
+    if theirs.mu_s is not None and summary.mu_s is not None:
+      found['sfid'] = scores.frechet_distance(
+        summary.mu_s, summary.sigma_s, theirs.mu_s, theirs.sigma_s
+      )
+    if summary.inception_score is not None:
+      found['inception_score'] = summary.inception_score
+      found['inception_score_std'] = summary.inception_score_std
+    if summary.pool_ND is not None:
+      found |= self._pairwise(theirs.pool_ND, summary.pool_ND, warnings)
+    if theirs.n is not None and theirs.mu is not None:
+      warnings += checks.rank_warnings(theirs.n, len(theirs.mu), 'the reference')
+    if self.view.random:
+      warnings.append(
+        f'the weights of {self.view.name} are random: these scores compare with no others'
+      )
+    return {'scores': found, 'warnings': warnings, 'reference': self._facts()}
+
+  def _facts(self):
+    against, theirs = self.reference, self._theirs
+    return {
+      'name': against.name, 'sha256': against.sha256, 'images': theirs.n,
+      'images_of_precision_recall': None if theirs.pool_ND is None else len(theirs.pool_ND),
+      **against.facts,
+    }  # fmt: skip
+
+  def _look_at_reference(self):
+    """Its statistics; of its images too, if the file has some, as ADM's evaluator does."""
+    given, theirs = self.reference.images_NHWC, self._theirs
+    if given is None or (theirs.mu is not None and not self.options.pool):
+      return theirs
+    if theirs.pool_ND is None:
+      made = self._extractor.summarise([given], len(given), keep=len(given))
+      self._theirs = dataclasses.replace(theirs, pool_ND=made.pool_ND)
+      if theirs.mu is None:
+        self._theirs = _Statistics(
+          mu=made.mu, sigma=made.sigma, mu_s=made.mu_s, sigma_s=made.sigma_s,
+          pool_ND=made.pool_ND, n=made.n,
+        )  # fmt: skip
+    return self._theirs
+
+  def _pairwise(self, theirs_ND, pool_ND, warnings):
+    """Scores of single features against those of the reference's pictures."""
+    options, found = self.options, {}
+    if options.precision_recall != 'none':
+      found |= scores.precision_recall(
+        theirs_ND, pool_ND, arithmetic=options.precision_recall, mesh=self._mesh
+      )._asdict()
+      if len(theirs_ND) != reference.POOL_LIMIT:
+        warnings.append(
+          f'precision and recall are against {len(theirs_ND)} pictures instead of '
+          f'{reference.POOL_LIMIT}, and depend on that number'
+        )
+    if options.kid_subsets:
+      size = min(KID_SIZE, len(theirs_ND), len(pool_ND))
+      kid = scores.kernel_distance(
+        pool_ND, theirs_ND, subsets=options.kid_subsets, size=size, mesh=self._mesh
+      )
+      found |= {'kid': kid.mean, 'kid_std': kid.std}
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Statistics:
+  """Of the reference, as far as they are known; see `reference.Reference`."""
+
+  mu: np.ndarray | None
+  sigma: np.ndarray | None
+  mu_s: np.ndarray | None
+  sigma_s: np.ndarray | None
+  pool_ND: np.ndarray | None
+  n: int | None

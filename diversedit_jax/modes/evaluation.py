@@ -1,0 +1,224 @@
+"""`--mode=eval`, `sweep` and `stats`: samples scored, each number with the protocol behind it.
+
+Samples are made batch by batch, each kept as soon as it is there, so that an evaluation that was
+killed goes on where it was. What decides the samples is kept beside them: those of another protocol
+are never mixed, and finished scores of another protocol are never overwritten.
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from diversedit_jax import build, checkpoint, trees, types
+from diversedit_jax.data import order
+from diversedit_jax.evaluation import card, pictures, samples
+from diversedit_jax.modes import scoring, shared, statistics
+from diversedit_jax.sampling import generate, trajectory
+from diversedit_jax.training import run_dir
+
+_REPORT_SECONDS = 10.0
+
+
+def evaluate(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
+  """Scores fresh samples; writes `eval/NAME.json` and, of pictures, `eval/NAME.npz`.
+
+  Raises:
+    UserError: whatever does not fit, before anything compiles; another protocol under this name.
+  """
+  path, weights = shared.open_weights(experiment, workdir, origin)
+  options, folder = experiment.evaluation, path / 'eval'
+  name = options.name.replace('{step}', weights.origin.split('/')[-1])
+  made = Evaluation(experiment, weights, folder, name, number=options.number)
+  return made.run(keep_samples=options.keep_samples)
+
+
+class Evaluation:
+  """Samples of some weights, and their scores, under one name in one folder."""
+
+  def __init__(
+    self, experiment: build.Experiment, weights: shared.Weights, folder: pathlib.Path, name: str, *,
+    number: int, sampler: trajectory.SamplerConfig | None = None,
+    scorer: scoring.Scorer | None = None,
+  ):  # fmt: skip
+    """Opens what is needed, and refuses what does not fit.
+
+    Args:
+      experiment, weights: whose samples. folder, name: of the files. number: of samples.
+      sampler: instead of the experiment's. scorer: opened before; None opens that of the config.
+
+    Raises:
+      UserError: see `scoring.open_scorer`; or files by this name of another protocol.
+    """
+    self._experiment, self._weights = experiment, weights
+    self._sampler = sampler or experiment.sampler
+    self._scorer = scorer or scoring.open_all(experiment, weights.mesh, folder / 'references')
+    self._labels = make_labels(experiment, number)
+    self.result, self.archive = folder / f'{name}.json', folder / f'{name}.npz'
+    self._parts, self._name = folder / f'{name}.parts', name
+    self._identity = plain({
+      'samples': {
+        **shared.sampler_facts(experiment, self._sampler), **self._scorer.facts(),
+        'label_policy': experiment.evaluation.labels, 'number': number,
+        'parameters': trees.fingerprint(weights.params),
+      },
+      'compared': self._scorer.compared(),
+    })  # fmt: skip
+    self.finished = _is_of(self.result, self._identity, 'scores')
+
+  def run(self, *, keep_samples: bool) -> list[pathlib.Path]:
+    """Makes what is missing, scores it and writes it; the files, on the first process."""
+    first = jax.process_index() == 0
+    if self.finished:
+      logging.info('%s has the scores of this protocol already', self.result)
+      return [self.result] if first else []
+    seconds = self._make()
+    parts, count = samples.Parts(self._parts), len(self._labels)
+    # Parts of the Inception Score are cut from the file's order, which must not be that of labels.
+    shuffled = order.permutation(self._experiment.sample.seed, 0, count)
+    labels, started = self._labels[shuffled], time.monotonic()
+    found = self._scorer.score(lambda: parts.batches(shuffled), labels)
+    facts = shared.protocol(
+      self._experiment, self._weights, labels, sampler=self._sampler, seconds=seconds,
+      seconds_of_scoring=time.monotonic() - started,
+      label_policy=self._experiment.evaluation.labels,
+      parameters=self._identity['samples']['parameters'], **self._scorer.facts(),
+      **self._scorer.compared(),
+    )  # fmt: skip
+    _log(self._name, found)
+    if not first:
+      return []
+    written = [self.result]
+    if keep_samples and self._scorer.image_shape[-1] == 3:
+      shape = (count, *self._scorer.image_shape)
+      samples.write_npz(self.archive, shape, parts.batches(shuffled), labels)
+      written.append(self.archive)
+    card.write_json(self.result, {**found, 'protocol': facts, 'identity': self._identity})
+    parts.remove()
+    return written
+
+  def _make(self) -> float:
+    """Makes the samples that are missing; the seconds that it took."""
+    first, known = jax.process_index() == 0, self._parts / 'identity.json'
+    if not _is_of(known, self._identity['samples'], 'samples') and first:
+      card.write_json(known, self._identity['samples'])
+    checkpoint.all_processes(True)
+    parts, labels = samples.Parts(self._parts), self._labels
+    start, count = _of_first(len(parts)), len(labels)
+    if start:
+      logging.info('%s: %d of %d samples are there already', self._name, start, count)
+    generator = shared.make_generator(
+      self._experiment, self._weights.graphdef, self._weights.mesh, count, self._sampler
+    )
+    begun, started = start, time.monotonic()
+    reported = started
+    while start < count:
+      some = labels[start : start + generator.batch_size]
+      with shared.sampling(self._experiment, self._weights.mesh):
+        made = generator(self._weights.params, some, first_index=start)
+        finished = self._scorer.finish(made)
+      if first:
+        parts.append(finished)
+      start, now = start + len(some), time.monotonic()
+      if now - reported > _REPORT_SECONDS or start == count:
+        rate, reported = (start - begun) / (now - started), now
+        logging.info(
+          '%s: sampled %d/%d, %.3g images/s, ETA %.0f s', self._name, start, count, rate,
+          (count - start) / rate,
+        )  # fmt: skip
+    checkpoint.all_processes(True)  # The others read what the first has written.
+    return time.monotonic() - started
+
+
+def make_labels(experiment: build.Experiment, number: int) -> np.ndarray:
+  """Labels of an evaluation, int32 [number], by `eval.labels`.
+
+  Raises:
+    UserError: a file that cannot be read, or holds other than one class for each sample.
+  """
+  policy, classes = experiment.evaluation.labels, experiment.model.num_classes
+  kind, _, file = policy.partition(':')
+  if kind != 'file':
+    return generate.make_labels(policy, np.arange(number), classes, experiment.sample.seed)
+  try:
+    labels = np.load(file, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise types.UserError(f'eval.labels={policy!r} cannot be read: {error}') from error
+  if labels.ndim != 1 or labels.dtype.kind not in 'iu' or len(labels) < number:
+    raise types.UserError(
+      f'eval.labels={policy!r} holds {labels.dtype} {labels.shape}, expected at least {number} '
+      'integers'
+    )
+  labels = labels[:number]
+  if labels.min() < 0 or labels.max() >= max(classes, 1):
+    raise types.UserError(
+      f'eval.labels={policy!r} holds labels from {labels.min()} to {labels.max()}, expected '
+      f'0 to {max(classes, 1) - 1}'
+    )
+  return labels.astype(np.int32)
+
+
+def stats(experiment: build.Experiment, workdir: str) -> list[pathlib.Path]:
+  """Statistics of the pictures of `data.source`, by Inception and `eval.encoder`.
+
+  Raises:
+    UserError: a source without square uint8 colour pictures, or no weights.
+  """
+  mesh, source = shared.make_mesh(experiment), experiment.source
+  pictures.check_source(source)
+  folder = run_dir.open_for_output(workdir) / 'statistics'
+  seen = [scoring.open_inception(experiment.evaluation.inception)]
+  if experiment.evaluation.encoder:
+    seen.append(scoring.open_encoder(experiment, source.pixel_shape[0]))
+  for view in seen:
+    statistics.kept(source, view, mesh, experiment.evaluation.batch_size, folder)
+  return [folder / statistics.file_name(source, view) for view in seen]
+
+
+def plain(facts: Any) -> Any:
+  """Facts as they come back from a JSON file."""
+  return json.loads(json.dumps(facts))
+
+
+def _is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
+  """Whether a file is there and of this identity.
+
+  Raises:
+    UserError: it is of another one; what differs is listed.
+  """
+  known = None
+  if path.is_file():
+    try:
+      known = json.loads(path.read_text())
+    except ValueError as error:
+      raise types.UserError(f'{path} is damaged: {error}') from error
+    known = known.get('identity', known)
+  # The first process writes the file later, so all look before any goes on.
+  checkpoint.all_processes(True)
+  if known is None:
+    return False
+  changed = run_dir.differences(run_dir.flatten(known), run_dir.flatten(identity))
+  if changed:
+    listed = ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
+    raise types.UserError(
+      f'{path} is of {what} by another protocol: {listed}. Choose another eval.name, or remove it'
+    )
+  return True
+
+
+def _of_first(number: int) -> int:
+  """The first process's number, on every process."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _log(name, found):
+  numbers = ', '.join(f'{k} {v:.4g}' for k, v in found['scores'].items())
+  logging.info('%s: %s', name, numbers)
+  for warning in found['warnings']:
+    logging.warning('%s: %s', name, warning)

@@ -1,0 +1,106 @@
+"""`--mode=sweep`: one score over guidance scales and intervals, as a table and a plot."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+
+from diversedit_jax import build, types
+from diversedit_jax.analysis import figures
+from diversedit_jax.build import scoring as options_lib
+from diversedit_jax.evaluation import card
+from diversedit_jax.modes import evaluation, scoring, shared
+from diversedit_jax.sampling import trajectory
+
+
+def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> list[pathlib.Path]:
+  """Scores samples of every setting; writes a table and a plot beside one file for each.
+
+  A setting that was scored before is not sampled again, so a sweep may be interrupted or extended.
+
+  Raises:
+    UserError: a guided setting for a model without classes or for MeanFlow; see `evaluate`.
+  """
+  path, weights = shared.open_weights(experiment, workdir, origin)
+  options, folder = experiment.sweep, path / 'eval'
+  name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.origin.split('/')[-1])
+  samplers = [_sampler(experiment, *point) for point in options.points()]
+  scorer = scoring.open_all(experiment, weights.mesh, folder / 'references')
+  evaluations = [
+    evaluation.Evaluation(
+      experiment, weights, folder / name, _point_name(sampler), number=options.number,
+      sampler=sampler, scorer=scorer,
+    )
+    for sampler in samplers
+  ]  # fmt: skip
+  rows: list[dict[str, Any]] = []
+  for i, (sampler, one) in enumerate(zip(samplers, evaluations, strict=True)):
+    logging.info('setting %d of %d: %s', i + 1, len(samplers), _point_name(sampler))
+    one.run(keep_samples=False)
+    if jax.process_index() == 0:
+      rows.append(_row(sampler, json.loads(one.result.read_text())))
+  if jax.process_index() != 0:
+    return []
+  _check_score(options.score, rows)
+  choose = options_lib.BEST[options.score]
+  best = choose(rows, key=lambda row: row[options.score])
+  table, plot = folder / f'{name}.json', folder / f'{name}.png'
+  card.write_json(table, {
+    'score': options.score, 'number': options.number, 'best': best, 'rows': rows,
+    'warning': f'{options.number} samples each: compare these among themselves, and quote none',
+  })  # fmt: skip
+  curves: dict[str, dict[float, float]] = {}
+  for row in rows:
+    low, high = row['interval']
+    curves.setdefault(f'[{low:g}, {high:g}]', {})[row['scale']] = row[options.score]
+  unguided = [row for row in rows if row['scale'] == 1]
+  for curve in curves.values():  # Guidance 1 is none, so every interval begins there.
+    curve |= {1.0: unguided[0][options.score]} if unguided else {}
+  label = f'{options.score.replace("_", " ")} of {options.number} samples'
+  figures.guidance_curves(plot, curves, label=label, lowest_is_best=choose is min)
+  logging.info('%s', as_text(rows, options.score, best))
+  return [table, plot]
+
+
+def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str:
+  """The table for a terminal; the best setting has a star."""
+  names = [score, *(k for k in rows[0] if k not in (score, 'scale', 'interval', 'nfe'))]
+  lines = [f'{"scale":>7}  {"interval":<12}{"NFE":>6}' + ''.join(f'{n:>22}' for n in names)]
+  for row in rows:
+    low, high = row['interval']
+    star = ' *' if row is best else ''
+    numbers = ''.join(f'{row[n]:>22.5g}' for n in names)
+    lines.append(f'{row["scale"]:>7g}  {f"[{low:g}, {high:g}]":<12}{row["nfe"]:>6}{numbers}{star}')
+  return '\n'.join(lines)
+
+
+def _sampler(experiment, scale, low, high) -> trajectory.SamplerConfig:
+  sampler = dataclasses.replace(
+    experiment.sampler, guidance_scale=scale, guidance_low=low, guidance_high=high
+  )
+  trajectory.check_guidance(sampler, experiment.model.null_label)
+  experiment.objective.flow.check_sampler(sampler)
+  return sampler
+
+
+def _point_name(sampler):
+  return f'w{sampler.guidance_scale:g}-t{sampler.guidance_low:g}-{sampler.guidance_high:g}'
+
+
+def _row(sampler, found):
+  return {
+    'scale': sampler.guidance_scale,
+    'interval': [sampler.guidance_low, sampler.guidance_high],
+    'nfe': trajectory.evaluations(sampler).per_sample, **found['scores'],
+  }  # fmt: skip
+
+
+def _check_score(score, rows):
+  if score not in rows[0]:
+    known = [k for k in rows[0] if k in options_lib.BEST]
+    raise types.UserError(
+      f'sweep.score={score!r} is not among the scores of this reference: {", ".join(known)}'
+    )
