@@ -110,6 +110,22 @@ def load(
   return array_files.unflatten(flat)
 
 
+def proper_names(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+  """Arrays of a file without the prefix, published mistakes in their names mended."""
+  if any(name.startswith(layout.prefix) for name in arrays):
+    arrays = {
+      name.removeprefix(layout.prefix): array
+      for name, array in arrays.items()
+      if name.startswith(layout.prefix)
+    }
+  for wrong, right in layout.misnamed.items():
+    arrays = {
+      right + name.removeprefix(wrong) if name.startswith(wrong) else name: array
+      for name, array in arrays.items()
+    }
+  return dict(arrays)
+
+
 def find(
   name: str, published: Published, expected: Mapping[str, tuple[int, ...]], weights: str
 ) -> pathlib.Path:
@@ -153,22 +169,6 @@ def _names(ours: str, config: vit.ViTConfig, layout: Layout) -> list[str]:
   """The name in a file, or those of all blocks in order."""
   theirs = layout.names[ours]
   return [theirs.format(i) for i in range(config.depth)] if '{}' in theirs else [theirs]
-
-
-def proper_names(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
-  """Arrays of a file without the prefix, published mistakes in their names mended."""
-  if any(name.startswith(layout.prefix) for name in arrays):
-    arrays = {
-      name.removeprefix(layout.prefix): array
-      for name, array in arrays.items()
-      if name.startswith(layout.prefix)
-    }
-  for wrong, right in layout.misnamed.items():
-    arrays = {
-      right + name.removeprefix(wrong) if name.startswith(wrong) else name: array
-      for name, array in arrays.items()
-    }
-  return dict(arrays)
 
 
 def _from_torch(ours: str, array: np.ndarray) -> np.ndarray:
