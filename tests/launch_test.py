@@ -13,6 +13,7 @@ SCRIPTS = [*sorted((ROOT / 'launch').glob('*.sh')), ROOT / '.ci' / 'run']
 # Installs itself where a virtual environment has its Python; ruff is the same program.
 STUB = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >> "$CALLS"
+echo "$XLA_FLAGS|$XLA_PYTHON_CLIENT_MEM_FRACTION|$LIBTPU_INIT_ARGS" > "$CALLS.flags"
 case "$*" in
   '-c import sys'*) exit "${TOO_OLD:-0}" ;;
   --version) echo 'Python 3.9.1' ;;
@@ -45,7 +46,9 @@ class Copy:
     stub.chmod(0o755)
     self._environment = {**os.environ, 'PYTHON': str(stub), 'STUB': str(stub)}
     self._environment |= {'CALLS': str(self._calls)}
-    for name in ('WORKDIR', 'TEST_WORKERS'):
+    for name in (
+      'WORKDIR', 'TEST_WORKERS', 'XLA_FLAGS', 'XLA_PYTHON_CLIENT_MEM_FRACTION', 'LIBTPU_INIT_ARGS',
+    ):  # fmt: skip
       self._environment.pop(name, None)
 
   def run(self, script, *arguments, cwd='.', **environment):
@@ -56,6 +59,10 @@ class Copy:
       env={**self._environment, **environment},
     )  # fmt: skip
     return done, self._calls.read_text().splitlines()
+
+  def flags(self):
+    """XLA_FLAGS, the share of memory and LIBTPU_INIT_ARGS that Python saw last."""
+    return self._calls.with_name('calls.flags').read_text().strip().split('|')
 
   def stamps(self):
     return list(self.root.glob('.venv/.installed-*'))
@@ -72,7 +79,16 @@ def test_script_parses(path):
   assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-@pytest.mark.parametrize('name', ['launch/demo.sh', 'launch/test.sh', '.ci/run'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'launch/demo.sh',
+    'launch/test.sh',
+    'launch/gpu_node.sh',
+    'launch/tpu_host.sh',
+    '.ci/run',
+  ],
+)
 def test_script_can_be_executed(name):
   assert os.access(ROOT / name, os.X_OK)
 
@@ -146,3 +162,27 @@ def test_continuous_integration_runs_the_tests_from_any_directory(copy):
   done, calls = copy.run('.ci/run', cwd='elsewhere', TEST_WORKERS='5')
   assert done.returncode == 0, done.stderr
   assert calls[-1] == 'python -m pytest -n 5 --dist loadfile'
+
+
+@pytest.mark.parametrize(
+  ('given', 'fraction'), [({}, '0.9'), ({'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'}, '0.5')]
+)
+def test_gpu_node_hides_latency_and_leaves_the_last_word_to_the_user(copy, given, fraction):
+  own = '--xla_gpu_enable_latency_hiding_scheduler=false'
+  done, calls = copy.run('launch/gpu_node.sh', '--config=a b', XLA_FLAGS=own, **given)
+  assert done.returncode == 0, done.stderr
+  assert calls == ['my-python -m diversedit_jax.main --config=a b']
+  xla, found, _ = copy.flags()
+  assert xla.split() == ['--xla_gpu_enable_latency_hiding_scheduler=true', own]
+  assert found == fraction
+
+
+def test_tpu_host_overlaps_when_it_is_asked(copy):
+  done, calls = copy.run('launch/tpu_host.sh', '--workdir=w')
+  assert done.returncode == 0, done.stderr
+  assert calls == ['my-python -m diversedit_jax.main --distributed --workdir=w']
+  assert copy.flags()[2] == ''
+  copy.run('launch/tpu_host.sh', TPU_OVERLAP='1', LIBTPU_INIT_ARGS='--own=1')
+  flags = copy.flags()[2].split()
+  assert flags[-1] == '--own=1' and len(flags) == 7
+  assert all(flag.startswith('--xla_') and '=' in flag for flag in flags[:-1])
