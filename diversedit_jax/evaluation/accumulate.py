@@ -1,7 +1,7 @@
 """All statistics of a set of samples, from features that arrive in batches.
 
 Give features of each batch to `Statistics.add`; `finish` returns what the scores need. Batches may
-come in any order and size, padded at the end, on any number of devices and processes.
+come in any order and size, padded at the end, from any number of devices and processes.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,10 @@ class Summary:
 
 
 class Statistics:
-  """Sums over `count` samples of their pool features, spatial features and logits."""
+  """Sums over `count` samples of their pool features, spatial features and logits.
+
+  Each process adds up samples of its own; `across_processes` then gives every one of them all.
+  """
 
   def __init__(
     self,
@@ -52,7 +55,6 @@ class Statistics:
     keep: int = 0,
     folder: str | os.PathLike[str] | None = None,
     split: int = splits.SPLIT,
-    mesh: jax.sharding.Mesh | None = None,
   ):
     """Starts with no samples.
 
@@ -62,14 +64,11 @@ class Statistics:
         and the kernel distance; [keep, D] float32 once.
       folder: where they are kept, in a file `pool.npy` mapped into memory; None is memory.
       split: samples of one part of the Inception Score.
-      mesh: devices that share the sums. With a mesh over several processes, each process adds
-        every batch as a global array; without one, each adds samples of its own and
-        `across_processes` brings them together.
     """
     self.count, self.keep = count, min(keep, count)
-    self._folder, self._mesh = folder, mesh
+    self._folder = folder
     self._kinds: set[str] | None = None
-    self._pool, self._spatial = moments.Moments(mesh), moments.Moments(mesh)
+    self._pool, self._spatial = moments.Moments(), moments.Moments()
     self._scores = splits.SplitScores(count, split)
     # Rows without values: only which samples were seen.
     self._seen = rows.Rows(count, (0,), np.bool_)
@@ -87,7 +86,8 @@ class Statistics:
 
     Args:
       features: 'pool' [N, D], and in every batch or in none 'spatial' [N, E] or [N, H, W, C] and
-        'logits' [N, K]. Numpy or JAX arrays, used as float32 (logits as they are).
+        'logits' [N, K]. Numpy arrays hold samples of this process; of JAX arrays that are split
+        over several processes, which all call this, each takes the rows of its devices.
       mask_N: which rows are samples; None means all. The others may hold anything.
       indices_N: global indices of the rows; None continues from the last batch, without counting
         rows that the mask leaves out.
@@ -106,20 +106,19 @@ class Statistics:
       raise UserError(
         f'{n} rows of features come with a mask {mask_N.shape} and indices {indices_N.shape}'
       )
-    chosen_M = indices_N[mask_N]
-    self._seen.add(np.zeros((len(chosen_M), 0), bool), chosen_M)
-    self._next = int(max(chosen_M.max(initial=-1) + 1, self._next))
-    self._pool.add(features['pool'], mask_N, indices_N)
+    pool_MD, places_M = placement.own_rows(features['pool'], mask_N)
+    own_M = indices_N[places_M]
+    self._seen.add(np.zeros((len(own_M), 0), bool), own_M)
+    self._next = int(max(indices_N[mask_N].max(initial=-1) + 1, self._next))
+    self._pool.add(pool_MD, indices_N=own_M)
     if 'spatial' in features:
       spatial = features['spatial']
-      self._spatial.add(spatial.reshape(len(spatial), -1), mask_N, indices_N)
+      self._spatial.add(spatial.reshape(n, -1), mask_N, indices_N)
     if 'logits' in features:
-      logits_NK = placement.to_host(features['logits'], self._mesh)
-      self._scores.add(logits_NK[mask_N], chosen_M, logits=True)
-    kept_N = mask_N & (indices_N < self.keep)
-    if kept_N.any():
-      pool_ND = placement.to_host(features['pool'], self._mesh)
-      self._store(pool_ND.shape[1]).add(pool_ND[kept_N], indices_N[kept_N])
+      logits_MK, places_M = placement.own_rows(features['logits'], mask_N)
+      self._scores.add(logits_MK, indices_N[places_M], logits=True)
+    if (own_M < self.keep).any():
+      self._store(pool_MD.shape[1]).add(pool_MD[own_M < self.keep], own_M[own_M < self.keep])
 
   def merge(self, other: Self) -> None:
     """Adds what another has seen of the same samples.
@@ -143,11 +142,8 @@ class Statistics:
       self._store(other._kept.values.shape[1]).merge(other._kept)
 
   def across_processes(self) -> None:
-    """Adds what the other processes have seen; called by all of them.
-
-    Does nothing on a mesh of several processes, where each has seen every sample.
-    """
-    if jax.process_count() == 1 or placement.spans_processes(self._mesh):
+    """Adds what the other processes have seen; called by all of them, once."""
+    if jax.process_count() == 1:
       return
     mine = np.array([kind in (self._kinds or ()) for kind in KINDS])
     present = placement.gather(mine).any(axis=0)

@@ -69,11 +69,16 @@ def read(path: str | os.PathLike[str]) -> Reference:
   if not path.is_file():
     raise UserError(f'no file {path}')
   try:
+    with zipfile.ZipFile(path):
+      pass  # Else numpy would take other files for arrays or pickles.
     with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files if name in _NAMES}
       found = archive.files
-  except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+      arrays = {name: archive[name] for name in found if name in _NAMES}
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path} is not a .npz archive of plain arrays: {error}') from error
+  foreign = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
+  if foreign:
+    raise UserError(f'{path} holds {", ".join(foreign)}, which is not an array')
   own = 'facts' in arrays
   if not own and not {'arr_0', 'mu', 'mu_s'} & set(arrays):
     raise UserError(

@@ -12,6 +12,7 @@ evaluator returns NaN for them.
 
 from typing import Self
 
+import jax
 import numpy as np
 from scipy import special
 
@@ -81,7 +82,9 @@ class SplitScores:
       self._p_PK = other._p_PK.copy() if self._p_PK is None else self._p_PK + other._p_PK
 
   def across_processes(self) -> None:
-    """Adds what the other processes have seen; called by all of them."""
+    """Adds what the other processes have seen; called by all of them, once."""
+    if jax.process_count() == 1:
+      return
     classes = int(
       placement.gather(np.int64(0 if self._p_PK is None else self._p_PK.shape[1])).max()
     )

@@ -1,0 +1,78 @@
+"""Sentences about samples whose scores mean little, and refusals of those that have none."""
+
+import numpy as np
+import pytest
+
+from diversedit_jax.evaluation import checks
+from diversedit_jax.types import UserError
+
+
+def images(n=6):
+  return np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), np.uint8)
+
+
+def test_bad_values_are_counted_and_the_first_is_named():
+  x = np.zeros((5, 2, 2))
+  checks.check_finite('images', x)
+  x[2, 1, 1], x[4, 0, 0] = np.nan, np.inf
+  with pytest.raises(UserError, match='images of 2 samples are NaN .*; the first is sample 2'):
+    checks.check_finite('images', x)
+  with pytest.raises(UserError, match='the first is sample 70'):
+    checks.check_finite('images', x, np.array([9, 8, 70, 6, 5]))
+
+
+def test_counts():
+  assert checks.count_warnings(50_000, 2048) == []
+  (few,) = checks.count_warnings(49_999, 2048)
+  assert 'FID-49999 is not FID-50K' in few
+  rank, few = checks.count_warnings(2048, 2048, 'the pool features')
+  assert '2048 dimensions of the pool features; their Fréchet distance needs at least 2049' in rank
+  assert len(checks.count_warnings(2049, 2048)) == 1
+
+
+def test_parts_of_the_inception_score():
+  assert checks.split_warnings(50_000, 5000) == []
+  assert '12 samples instead of 5000' in checks.split_warnings(10_012, 5000)[0]
+  assert 'one part of 12 samples' in checks.split_warnings(12, 5000)[0]
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+def test_constant_images_and_copies(dtype):
+  x = images().astype(dtype)
+  made = checks.ImageChecks(6)
+  made.add(x, np.arange(6))
+  assert made.warnings() == []
+  x[[1, 4]] = x[[1, 4], :1, :1]  # Each of one colour.
+  x[[3, 5]] = x[0]
+  made = checks.ImageChecks(6)
+  made.add(x[3:], np.arange(3, 6))
+  made.add(x[:3], np.arange(3))
+  assert made.warnings() == [
+    '2 of 6 images are of one colour; the first is sample 1',
+    '2 of 6 images are exact copies of an earlier one; the first is sample 3',
+  ]
+
+
+def test_copies_are_found_across_processes_and_unseen_places_are_none():
+  x = images(4)
+  x[3] = x[0]
+  one, two = checks.ImageChecks(9), checks.ImageChecks(9)
+  one.add(x[:2], np.array([0, 4]))
+  two.add(x[2:], np.array([6, 7]))
+  assert one.warnings() == two.warnings() == []
+  one.merge(two)
+  assert one.warnings() == [
+    '1 of 4 images are exact copies of an earlier one; the first is sample 7'
+  ]
+
+
+def test_refused_images():
+  made = checks.ImageChecks(6)
+  with pytest.raises(UserError, match=r'shape \(6, 4, 4\), expected \(6, H, W, C\)'):
+    made.add(images()[..., 0], np.arange(6))
+  x = images().astype(np.float32)
+  x[2] = np.nan
+  with pytest.raises(UserError, match='images of 1 samples .* first is sample 12'):
+    made.add(x, np.arange(10, 16))
+  with pytest.raises(UserError, match='beyond the 6 samples'):
+    made.add(images(), np.arange(1, 7))

@@ -1,0 +1,151 @@
+"""Moments of batches are those of one pass, whatever the batches, their padding and their order."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from diversedit_jax import sharding
+from diversedit_jax.evaluation import moments, placement, scores
+from diversedit_jax.types import UserError
+
+
+def features(n, d=24, seed=0):
+  """Skewed and of unequal variance, as pool features are; a part of them goes over the devices."""
+  rng = np.random.default_rng(seed)
+  mixed = np.random.default_rng(9).normal(size=(d, d)) * np.geomspace(1, 0.05, d)[:, None]
+  x = rng.normal(size=(n, d)) @ mixed
+  return np.maximum(x + 0.4, 0).astype(np.float32)
+
+
+def of(*batches):
+  made = moments.Moments()
+  for x in batches:
+    made.add(x)
+  return made
+
+
+def check_same(found, expected):
+  """The same statistics, and the same Fréchet distance to other features: float64 rounding."""
+  other = scores.gaussian_statistics(1.05 * features(900, seed=5))
+  n, mu, sigma = found.statistics()
+  assert n == expected[0]
+  scale = np.sqrt(np.diag(expected[2]).max())
+  np.testing.assert_allclose(mu, expected[1], atol=1e-12 * scale)
+  np.testing.assert_allclose(sigma, expected[2], atol=1e-12 * scale**2)
+  distance = scores.frechet_distance(*expected[1:], *other)
+  assert scores.frechet_distance(mu, sigma, *other) == pytest.approx(distance, rel=1e-10)
+  # Small beside the variances, so that an error of theirs would show.
+  assert 0 < distance < 0.1 * np.trace(sigma)
+
+
+@pytest.fixture(scope='module')
+def x():
+  return features(2500)
+
+
+@pytest.fixture(scope='module')
+def expected(x):
+  return len(x), *scores.gaussian_statistics(x)
+
+
+@pytest.mark.parametrize('kind', ['numpy', 'jax'])
+@pytest.mark.parametrize('size', [1, 37, 256, 1025, 2500])
+def test_batch_size_does_not_matter(x, expected, size, kind):
+  mesh = sharding.make_mesh()
+  put = lambda part: part if kind == 'numpy' else placement.put_rows(part, mesh)
+  found = of(*(put(x[i : i + size]) for i in range(0, len(x), size)))
+  check_same(found, expected)
+  # To the last bit: the sums are over the same chunks.
+  np.testing.assert_array_equal(found.statistics()[2], of(x).statistics()[2])
+
+
+def test_order_does_not_matter(x, expected):
+  check_same(of(np.random.default_rng(0).permutation(x)), expected)
+  check_same(of(x[np.argsort(x[:, 0])]), expected)
+
+
+def test_masked_rows_may_hold_anything(x, expected):
+  made = moments.Moments()
+  for i in range(0, len(x), 300):
+    padded = np.full((300, x.shape[1]), np.nan, np.float32)
+    part = x[i : i + 300]
+    padded[: len(part)] = part
+    made.add(padded[::-1], (np.arange(300) < len(part))[::-1])
+  made.add(padded, np.zeros(300, bool))
+  check_same(made, expected)
+
+
+@pytest.mark.parametrize('cuts', [(700, 701), (0, 1800), (5, 2500)])
+def test_uneven_parts_merge_to_one_pass(x, expected, cuts):
+  made = moments.Moments()
+  for part in np.split(x, cuts):
+    made.merge(of(part))
+  check_same(made, expected)
+  made.merge(of(x[:10]))
+  assert made.count == len(x) + 10
+
+
+def test_what_was_merged_stays_as_it_was(x):
+  one, two = of(x[:1500]), of(x[1500:])
+  before = two.statistics()
+  one.merge(two)
+  one.add(x[:50])
+  for a, b in zip(before, two.statistics(), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+FRECHET = ['fid_main', 'fid_fewer_samples_than_dims', 'fid_large_offset', 'fid_constant_dims']
+
+
+@pytest.mark.parametrize('name', [*FRECHET, 'fid_one_dim', 'sfid_small'])
+def test_golden_distances(golden, name):
+  data = golden('metrics')
+  pair = []
+  for side in 'xy':
+    points = data[f'{name}/{side}'].reshape(len(data[f'{name}/{side}']), -1)
+    pair += of(points[:20], points[20:]).statistics()[1:]
+  # The tolerance that the file states for float64.
+  assert scores.frechet_distance(*pair) == pytest.approx(float(data[f'{name}/value']), rel=1e-6)
+
+
+def test_a_large_common_offset_cancels():
+  """Mean 4000, deviation 0.05: sums of squares in float32 would have steps of 1000."""
+  rng = np.random.default_rng(0)
+  x = (4000 + 0.05 * rng.normal(size=(3000, 8))).astype(np.float32)
+  _, mu, sigma = of(x[:40], x[40:]).statistics()
+  exact = scores.gaussian_statistics(x)
+  np.testing.assert_allclose(mu, exact[0], rtol=1e-12)
+  np.testing.assert_allclose(np.diag(sigma), np.diag(exact[1]), rtol=1e-10)
+
+
+def test_features_are_not_kept(x):
+  made = moments.Moments()
+  for i in range(0, 2500, 250):
+    part = x[i : i + 250].copy()
+    last = weakref.ref(part)
+    made.add(part)
+    del part
+  gc.collect()
+  assert last() is None
+  held = [v for v in vars(made).values() if isinstance(v, np.ndarray)]
+  # One chunk waits to be summed, however many samples there were.
+  assert sum(v.size for v in held) == moments.CHUNK * 24 + 24 * 24 + 24
+
+
+def test_refusals(x):
+  made = of(x)
+  with pytest.raises(UserError, match=r'shape \(5, 23\), expected \(N, 24\)'):
+    made.add(x[:5, 1:])
+  with pytest.raises(UserError, match='widths 24, 23'):
+    made.merge(of(x[:, 1:]))
+  with pytest.raises(UserError, match='at least 2 samples; got 1'):
+    of(x[:1]).statistics()
+  bad = x[:200].copy()
+  bad[[31, 70, 90], 3] = np.nan, np.inf, -np.inf
+  message = 'features of 3 samples are NaN or infinite; the first is sample 1031'
+  with pytest.raises(UserError, match=message):
+    made.add(bad, indices_N=1000 + np.arange(200))
+  # Masked, they do no harm.
+  of(x).add(bad, np.isfinite(bad).all(axis=1))
