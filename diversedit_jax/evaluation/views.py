@@ -93,7 +93,8 @@ class Extractor:
     self.view, self.batch_size = view, -(-batch_size // divisor) * divisor
     self._mesh = mesh
     self._params = jax.device_put(view.params, sharding.replicated(mesh))
-    self._features = jax.jit(view.features, out_shardings=sharding.replicated(mesh))
+    # Cut by rows, so that each process sums those that its own devices hold.
+    self._features = jax.jit(view.features, out_shardings=sharding.batch_sharding(mesh))
 
   def __call__(self, x_NHWC: np.ndarray) -> Mapping[str, jax.Array]:
     """Features of `batch_size` rows, of which the first n are those of the pictures, uint8."""
@@ -116,7 +117,7 @@ class Extractor:
       UserError: for fewer than two pictures, another number than `count`, or features that are not
         finite.
     """
-    statistics = accumulate.Statistics(count, keep=keep, mesh=self._mesh)
+    statistics = accumulate.Statistics(count, keep=keep)
     looked_at = checks.ImageChecks(count)
     started = reported = time.monotonic()
     first, waiting = 0, None
@@ -134,6 +135,7 @@ class Extractor:
           (count - first) / rate,
         )  # fmt: skip
     _take(statistics, waiting)
+    statistics.across_processes()
     summary = statistics.finish()
     return dataclasses.replace(summary, warnings=summary.warnings + looked_at.warnings())
 

@@ -13,10 +13,10 @@ from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import build, checkpoint, trees, types
+from diversedit_jax import build, checkpoint, sharding, trees, types
 from diversedit_jax.build import scoring as options_lib
 from diversedit_jax.data import files
-from diversedit_jax.evaluation import card, placement
+from diversedit_jax.evaluation import card
 from diversedit_jax.modes import decoding, evaluation, scoring, shared
 from diversedit_jax.training import loop, state, writers
 from diversedit_jax.weights import array_files
@@ -106,7 +106,8 @@ def _is_best(folder, name, value, step):
 
 def _keep(folder, name, scores, step, params, mesh):
   """The averaged weights, as a file that --checkpoint takes, and which step they are of."""
-  flat = {key: placement.to_host(value, mesh) for key, value in trees.named_leaves(params).items()}
+  whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))  # Parts lie elsewhere.
+  flat = {name: np.asarray(whole(x)) for name, x in trees.named_leaves(params).items()}
   if jax.process_index() == 0:
     with files.atomic(folder / 'best.safetensors') as temporary:
       array_files.save(temporary, flat)
