@@ -138,7 +138,8 @@ def test_samples_are_latents_and_their_pictures(run, files):
 def test_the_card_tells_the_vae_and_the_quantiser(run, files):
   autoencoder = vae_files.load(files.vae)
   assert run.card['vae'] == {
-    'file': vae_files.FILE, 'decoder_sha256': autoencoder.decoder_sha256
+    'file': vae_files.FILE, 'decoder_sha256': autoencoder.decoder_sha256,
+    'scale': small.CONFIG.scale, 'shift': small.CONFIG.shift, 'dtype': 'float32', 'tile': 64,
   }  # fmt: skip
   assert run.card['quantiser'] == 'truncate' and run.card['num_samples'] == 10
 

@@ -15,7 +15,7 @@ FLOORS = {
   'frozen': 3, 'sampling': 3,
   'methods': 4, 'convert': 4, 'evaluation': 4, 'preparation': 4,
   'analysis': 5, 'training': 5, 'build': 6,
-  'modes': 7, 'cli': 7, 'main': 8, 'prepare': 8,
+  'modes': 7, 'cli': 7, 'main': 8, 'prepare': 8, 'evaluate_npz': 8,
 }  # fmt: skip
 # Within floor 0: these two may be imported by the others of their floor.
 WITHIN_FLOOR = {('trees', 'types'), ('rng', 'types')}

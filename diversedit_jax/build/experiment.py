@@ -127,6 +127,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     plan=sections.splat(plan.PlanConfig, config.plan, 'plan'),
   )
   generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
+  scored = experiment.evaluation.labels
+  if not scored.startswith(scoring.LABELS_FILE):  # A file is read when it is needed.
+    generate.make_labels(scored, [0], model.num_classes, 0, key='eval.labels')
   trajectory.check_guidance(experiment.sampler, model.null_label)
   objective.flow.check_sampler(experiment.sampler)
   if 'meanflow' in names and config.interpolant.time_law == 'uniform':

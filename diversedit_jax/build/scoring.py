@@ -6,13 +6,15 @@ import re
 from diversedit_jax import trees, types
 from diversedit_jax.build import sections
 from diversedit_jax.data import images
-from diversedit_jax.evaluation import judge
+from diversedit_jax.evaluation import checks, judge
 
 BEST = {
   'fid': min, 'sfid': min, 'kid': min, 'inception_score': max, 'precision': max, 'recall': max,
   'frechet_distance': min, 'class_consistency': max, 'encoder_fid': min, 'encoder_kid': min,
 }  # fmt: skip
 """Scores by name, and which of two is the better one."""
+LABELS_FILE = 'file:'
+"""Begins an `eval.labels` that names a file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,7 @@ class EvalOptions:
       raise types.UserError(
         f"eval.name={self.name!r} names a file: letters, digits, '.+=-_' and '{{step}}' only"
       )
-    if '50k' in self.name.lower() and self.number != 50_000:
-      raise types.UserError(
-        f'eval.name={self.name!r} says 50K, but eval.number={self.number}; name it otherwise'
-      )
+    check_claim(self.name, 'eval.number', self.number)
     trees.check_known('eval.quantiser', self.quantiser, images.QUANTISERS)
     trees.check_known('eval.best', self.best, BEST)
     for name, low in (('number', 2), ('every', 0), ('every_number', 2)):
@@ -108,3 +107,9 @@ class SweepOptions:
       for scale in self.guidance_scales
       for low, high in (intervals[:1] if scale == 1 else intervals)
     ]
+
+
+def check_claim(name: str, key: str, number: int) -> None:
+  """Refuses a name of results that claims 50K samples of another number (UserError)."""
+  if re.search(r'(?<!\d)50k', name.lower()) and number != checks.STANDARD_COUNT:
+    raise types.UserError(f'eval.name={name!r} says 50K, but {key}={number}; name it otherwise')

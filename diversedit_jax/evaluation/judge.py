@@ -63,12 +63,29 @@ class Judge:
       inception_sha256=view.sha256, image_size=image_size,
     )  # fmt: skip
     self.view, self.reference, self.options = view, against, options
-    self._mesh = mesh
+    self._mesh, self._kinds = mesh, frozenset(widths)
     self._extractor = views.Extractor(view, mesh, options.batch_size)
     self._theirs = _Statistics(
       mu=against.mu, sigma=against.sigma, mu_s=against.mu_s, sigma_s=against.sigma_s,
       pool_ND=against.pool_ND, n=against.n,
     )  # fmt: skip
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the scores that this reference makes possible."""
+    theirs, options = self.reference, self.options
+    pictures = theirs.images_NHWC is not None
+    # The images stand in for statistics only where there are none at all.
+    statistics = theirs.mu is not None or pictures
+    spatial = theirs.mu_s is not None or (pictures and theirs.mu is None)
+    pool = theirs.pool_ND is not None or pictures
+    there = {
+      ('fid',): statistics, ('sfid',): spatial and 'spatial' in self._kinds,
+      ('inception_score', 'inception_score_std'): 'logits' in self._kinds,
+      ('precision', 'recall'): pool and options.precision_recall != 'none',
+      ('kid', 'kid_std'): pool and options.kid_subsets > 0,
+    }  # fmt: skip
+    return tuple(name for names, found in there.items() if found for name in names)
 
   def score(self, batches: Iterable[np.ndarray], count: int) -> dict[str, Any]:
     """All scores of pictures, ready for JSON.
@@ -78,12 +95,10 @@ class Judge:
       count: of pictures, at least 2.
 
     Returns:
-      'scores' by name ('fid', 'sfid', 'inception_score', 'inception_score_std', 'precision',
-      'recall', 'kid', 'kid_std'; only those that can be had), 'warnings' in words, and
-      'reference', the facts of it.
+      'scores' by name, those of `names`, 'warnings' in words, and 'reference', the facts of it.
 
     Raises:
-      UserError: see `views.Extractor.summarise`; or a reference of which nothing can be compared.
+      UserError: see `views.Extractor.summarise`.
     """
     theirs = self._look_at_reference()
     keep = count if self.options.pool and theirs.pool_ND is not None else 0
@@ -104,6 +119,11 @@ class Judge:
       found |= self._pairwise(theirs.pool_ND, summary.pool_ND, warnings)
     if theirs.n is not None and theirs.mu is not None:
       warnings += checks.rank_warnings(theirs.n, len(theirs.mu), 'the reference')
+    if not self.reference.facts and self.reference.images_NHWC is None:
+      warnings.append(
+        f'{self.reference.name} does not tell the size of its pictures; see that it is that of the '
+        'samples'
+      )
     if self.view.random:
       warnings.append(
         f'the weights of {self.view.name} are random: these scores compare with no others'

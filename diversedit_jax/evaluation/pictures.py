@@ -37,6 +37,14 @@ def batches(source: sources.Source, size: int) -> Iterator[np.ndarray]:
       yield batch
 
 
+def digest(source: sources.Source) -> str:
+  """SHA-256 of a source's pictures: of the data, and of how files of pictures are cropped."""
+  if not isinstance(source, sources.PictureSource):
+    return source.digest()
+  made = f'{source.digest()} {source.crop} {source.orientation}'
+  return hashlib.sha256(made.encode()).hexdigest()
+
+
 def digested(of: Iterable[np.ndarray], digest: 'hashlib._Hash') -> Iterator[np.ndarray]:
   """The same batches, whose bytes go into a digest on the way."""
   for batch in of:

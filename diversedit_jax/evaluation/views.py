@@ -75,7 +75,8 @@ def of_encoder(encoder: encoders.Encoder) -> View:
   params = encoder.load()
 
   def features(params, x_NHWC):
-    return {'pool': encoder.apply(params, images.from_uint8(x_NHWC)).summary}
+    with jax.default_matmul_precision('highest'):  # Of float32 products, as Inception's are.
+      return {'pool': encoder.apply(params, images.from_uint8(x_NHWC)).summary}
 
   return View(
     name=encoder.name, file='', random=False, resize="the encoder's own, see REPA",

@@ -45,7 +45,7 @@ class Decoder:
     """
     self.file, self.sha256 = autoencoder.file, autoencoder.decoder_sha256
     self.factor, self.quantiser = autoencoder.config.factor, quantiser
-    self._dtype, self._tile = autoencoder.dtype, tile
+    self._dtype, self._tile, self._scaling = autoencoder.dtype, tile, autoencoder.config.scaling
     self._mesh, self._size = mesh, _BATCH * sharding.batch_divisor(mesh)
     scaling, factor = autoencoder.config.scaling, autoencoder.config.factor
     self._params = jax.device_put(autoencoder.params, sharding.replicated(mesh))
@@ -64,7 +64,8 @@ class Decoder:
   def facts(self) -> dict[str, object]:
     """For a protocol card."""
     return {
-      'file': self.file, 'decoder_sha256': self.sha256, 'dtype': self._dtype, 'tile': self._tile,
+      'file': self.file, 'decoder_sha256': self.sha256, 'scale': self._scaling.scale,
+      'shift': self._scaling.shift, 'dtype': self._dtype, 'tile': self._tile,
     }  # fmt: skip
 
   def __call__(self, x_NHWC: np.ndarray) -> np.ndarray:

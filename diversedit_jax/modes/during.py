@@ -13,9 +13,9 @@ from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import build, checkpoint, sharding, trees, types
+from diversedit_jax import build, checkpoint, sharding, trees
 from diversedit_jax.build import scoring as options_lib
-from diversedit_jax.data import files
+from diversedit_jax.data import files, order
 from diversedit_jax.evaluation import card
 from diversedit_jax.modes import decoding, evaluation, scoring, shared
 from diversedit_jax.training import loop, state, writers
@@ -25,8 +25,11 @@ FOLDER = pathlib.Path('eval') / 'during'
 
 
 def open_networks(experiment: build.Experiment, decoder: decoding.Decoder | None) -> dict:
-  """Of `scoring`, before anything is written; none if `eval.every` is 0 (UserError)."""
-  return scoring.open_networks(experiment, decoder) if experiment.evaluation.every else {}
+  """Of `scoring`, before anything is written, as labels are checked (UserError); none if off."""
+  if not experiment.evaluation.every:
+    return {}
+  evaluation.make_labels(experiment, experiment.evaluation.every_number)
+  return scoring.open_networks(experiment, decoder)
 
 
 def open_scorer(
@@ -36,11 +39,14 @@ def open_scorer(
   """What scores the samples, opened before anything compiles; None if `eval.every` is 0.
 
   Raises:
-    UserError: see `scoring.open_scorer`.
+    UserError: see `scoring.open_scorer`; or an `eval.best` that it will not give.
   """
   if not experiment.evaluation.every:
     return None
-  return scoring.open_scorer(experiment, mesh, path / 'eval' / 'references', decoder, networks)
+  folder = path / 'eval' / 'references'
+  scorer = scoring.open_scorer(experiment, mesh, folder, decoder, networks)
+  scoring.check_name('eval.best', experiment.evaluation.best, scorer)
+  return scorer
 
 
 def hook(
@@ -55,6 +61,11 @@ def hook(
   generator = shared.make_generator(
     experiment, trainable.graphdef, trainable.mesh, options.every_number
   )
+  facts = evaluation.label_facts(experiment, labels)
+  identity = evaluation.identity(
+    experiment, experiment.sampler, scorer, options.every_number, {**facts, 'weights': 'ema'}
+  )
+  shuffled = order.permutation(experiment.sample.seed, 0, len(labels))
 
   def run(step, state, batch):
     del batch
@@ -62,16 +73,14 @@ def hook(
     with shared.sampling(experiment, trainable.mesh):
       finished = scorer.finish(generator(state.ema, labels))
     seconds = time.monotonic() - started
-    shuffled = np.random.default_rng(experiment.sample.seed).permutation(len(labels))
     found = scorer.score(lambda: [finished[shuffled]], labels[shuffled])
     weights = shared.Weights(
       trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}'
     )
-    facts = shared.protocol(
-      experiment, weights, labels, label_policy=options.labels, seconds=seconds,
-      weights='ema', **scorer.facts(), **scorer.compared(),
+    protocol = shared.protocol(
+      experiment, weights, labels, seconds=seconds, weights='ema', **facts, **scorer.facts(),
+      **scorer.compared(),
     )  # fmt: skip
-    _check_best(options.best, found['scores'])
     writer.row(step, {f'eval/{name}': value for name, value in found['scores'].items()})
     logging.info(
       'step %d, %d samples: %s', step, len(labels),
@@ -79,39 +88,33 @@ def hook(
     )  # fmt: skip
     folder = path / FOLDER
     if jax.process_index() == 0:
-      card.write_json(folder / f'step-{step:08d}.json', {**found, 'protocol': facts})
-    if _is_best(folder, options.best, found['scores'][options.best], step):
-      _keep(folder, options.best, found['scores'], step, state.ema, trainable.mesh)
+      card.write_json(folder / f'step-{step:08d}.json', {**found, 'protocol': protocol})
+    best = {'score': options.best, 'value': found['scores'][options.best], 'step': step}
+    if _is_best(folder, best, identity):
+      _keep(
+        folder, {**best, 'scores': found['scores'], 'identity': identity}, state.ema, trainable.mesh
+      )
 
   return loop.Hook(every=options.every, run=run)
 
 
-def _check_best(best, found):
-  if best not in found:
-    raise types.UserError(
-      f'eval.best={best!r} is not among the scores of this reference: {", ".join(found)}'
-    )
-
-
-def _is_best(folder, name, value, step):
+def _is_best(folder, found, identity):
   """Whether no earlier evaluation was better; decided by the first process for all."""
-  better = True
+  better, name, value = True, found['score'], found['value']
   if jax.process_index() == 0 and (folder / 'best.json').is_file():
     known = json.loads((folder / 'best.json').read_text())
-    # An evaluation of the same step is this one, before the run was interrupted.
-    if known['score'] == name and known['step'] != step:
+    if known['score'] != name or known['identity'] != identity:
+      logging.info('the best so far was of another score or protocol; it is sought anew')
+    elif known['step'] != found['step']:  # Else it is this one, before the run was interrupted.
       better = value != known['value'] and options_lib.BEST[name](value, known['value']) == value
   return checkpoint.all_processes(better)
 
 
-def _keep(folder, name, scores, step, params, mesh):
+def _keep(folder, best, params, mesh):
   """The averaged weights, as a file that --checkpoint takes, and which step they are of."""
   whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))  # Parts lie elsewhere.
   flat = {name: np.asarray(whole(x)) for name, x in trees.named_leaves(params).items()}
   if jax.process_index() == 0:
     with files.atomic(folder / 'best.safetensors') as temporary:
       array_files.save(temporary, flat)
-    card.write_json(
-      folder / 'best.json',
-      {'score': name, 'value': scores[name], 'step': step, 'weights': 'best.safetensors', **scores},
-    )
+    card.write_json(folder / 'best.json', {'weights': 'best.safetensors', **best})

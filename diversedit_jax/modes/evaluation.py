@@ -6,6 +6,7 @@ are never mixed, and finished scores of another protocol are never overwritten.
 """
 
 from collections.abc import Mapping
+import hashlib
 import json
 import pathlib
 import time
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from diversedit_jax import build, checkpoint, trees, types
+from diversedit_jax.build import scoring as options_lib
 from diversedit_jax.data import order
 from diversedit_jax.evaluation import card, pictures, samples
 from diversedit_jax.modes import scoring, shared, statistics
@@ -58,18 +60,13 @@ class Evaluation:
     """
     self._experiment, self._weights = experiment, weights
     self._sampler = sampler or experiment.sampler
-    self._scorer = scorer or scoring.open_all(experiment, weights.mesh, folder / 'references')
     self._labels = make_labels(experiment, number)
+    self._scorer = scorer or scoring.open_all(experiment, weights.mesh, folder / 'references')
     self.result, self.archive = folder / f'{name}.json', folder / f'{name}.npz'
     self._parts, self._name = folder / f'{name}.parts', name
-    self._identity = plain({
-      'samples': {
-        **shared.sampler_facts(experiment, self._sampler), **self._scorer.facts(),
-        'label_policy': experiment.evaluation.labels, 'number': number,
-        'parameters': trees.fingerprint(weights.params),
-      },
-      'compared': self._scorer.compared(),
-    })  # fmt: skip
+    self._facts = label_facts(experiment, self._labels)
+    self._facts |= {'parameters': trees.fingerprint(weights.params)}
+    self._identity = identity(experiment, self._sampler, self._scorer, number, self._facts)
     self.finished = _is_of(self.result, self._identity, 'scores')
 
   def run(self, *, keep_samples: bool) -> list[pathlib.Path]:
@@ -77,8 +74,10 @@ class Evaluation:
     first = jax.process_index() == 0
     if self.finished:
       logging.info('%s has the scores of this protocol already', self.result)
-      return [self.result] if first else []
-    seconds = self._make()
+      if keep_samples and self._are_pictures and not self.archive.is_file():
+        logging.warning('%s was not kept; remove %s to make it', self.archive, self.result)
+      return [path for path in (self.result, self.archive) if first and path.is_file()]
+    seconds, made_before = self._make()
     parts, count = samples.Parts(self._parts), len(self._labels)
     # Parts of the Inception Score are cut from the file's order, which must not be that of labels.
     shuffled = order.permutation(self._experiment.sample.seed, 0, count)
@@ -86,16 +85,14 @@ class Evaluation:
     found = self._scorer.score(lambda: parts.batches(shuffled), labels)
     facts = shared.protocol(
       self._experiment, self._weights, labels, sampler=self._sampler, seconds=seconds,
-      seconds_of_scoring=time.monotonic() - started,
-      label_policy=self._experiment.evaluation.labels,
-      parameters=self._identity['samples']['parameters'], **self._scorer.facts(),
-      **self._scorer.compared(),
+      samples_made_before=made_before, seconds_of_scoring=time.monotonic() - started,
+      **self._facts, **self._scorer.facts(), **self._scorer.compared(),
     )  # fmt: skip
     _log(self._name, found)
     if not first:
       return []
     written = [self.result]
-    if keep_samples and self._scorer.image_shape[-1] == 3:
+    if keep_samples and self._are_pictures:
       shape = (count, *self._scorer.image_shape)
       samples.write_npz(self.archive, shape, parts.batches(shuffled), labels)
       written.append(self.archive)
@@ -103,8 +100,13 @@ class Evaluation:
     parts.remove()
     return written
 
-  def _make(self) -> float:
-    """Makes the samples that are missing; the seconds that it took."""
+  @property
+  def _are_pictures(self) -> bool:
+    """Whether ADM's evaluator could read the samples."""
+    return self._scorer.image_shape[-1] == 3
+
+  def _make(self) -> tuple[float, int]:
+    """Makes the samples that are missing; the seconds that it took, and how many were there."""
     first, known = jax.process_index() == 0, self._parts / 'identity.json'
     if not _is_of(known, self._identity['samples'], 'samples') and first:
       card.write_json(known, self._identity['samples'])
@@ -133,7 +135,7 @@ class Evaluation:
           (count - start) / rate,
         )  # fmt: skip
     checkpoint.all_processes(True)  # The others read what the first has written.
-    return time.monotonic() - started
+    return time.monotonic() - started, begun
 
 
 def make_labels(experiment: build.Experiment, number: int) -> np.ndarray:
@@ -143,13 +145,15 @@ def make_labels(experiment: build.Experiment, number: int) -> np.ndarray:
     UserError: a file that cannot be read, or holds other than one class for each sample.
   """
   policy, classes = experiment.evaluation.labels, experiment.model.num_classes
-  kind, _, file = policy.partition(':')
-  if kind != 'file':
-    return generate.make_labels(policy, np.arange(number), classes, experiment.sample.seed)
+  if not policy.startswith(options_lib.LABELS_FILE):
+    return generate.make_labels(
+      policy, np.arange(number), classes, experiment.sample.seed, key='eval.labels'
+    )
   try:
-    labels = np.load(file, allow_pickle=False)
-  except (OSError, ValueError) as error:
-    raise types.UserError(f'eval.labels={policy!r} cannot be read: {error}') from error
+    with open(policy.removeprefix(options_lib.LABELS_FILE), 'rb') as file:
+      labels = np.lib.format.read_array(file, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise types.UserError(f'eval.labels={policy!r} cannot be read as .npy: {error}') from error
   if labels.ndim != 1 or labels.dtype.kind not in 'iu' or len(labels) < number:
     raise types.UserError(
       f'eval.labels={policy!r} holds {labels.dtype} {labels.shape}, expected at least {number} '
@@ -162,6 +166,30 @@ def make_labels(experiment: build.Experiment, number: int) -> np.ndarray:
       f'0 to {max(classes, 1) - 1}'
     )
   return labels.astype(np.int32)
+
+
+def label_facts(experiment: build.Experiment, labels: np.ndarray) -> dict[str, Any]:
+  """Of a protocol card: which labels; a file by its name and contents, not by its folder."""
+  policy = experiment.evaluation.labels
+  if policy.startswith(options_lib.LABELS_FILE):
+    policy = options_lib.LABELS_FILE + pathlib.PurePath(policy).name
+  return {'label_policy': policy, 'labels_sha256': hashlib.sha256(labels.tobytes()).hexdigest()}
+
+
+def identity(
+  experiment: build.Experiment, sampler: trajectory.SamplerConfig, scorer: scoring.Scorer,
+  number: int, facts: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+  """What decides samples and their scores; `facts` are those of labels and weights."""
+  config = run_dir.flatten(experiment.config.to_dict())
+  return plain({
+    'samples': {
+      **shared.sampler_facts(experiment, sampler), **scorer.facts(), **facts, 'number': number,
+      'class_token_scale': sampler.class_token_scale,
+      'network': {k: v for k, v in config.items() if run_dir.decides_network(k)},
+    },
+    'compared': scorer.compared(),
+  })  # fmt: skip
 
 
 def stats(experiment: build.Experiment, workdir: str) -> list[pathlib.Path]:

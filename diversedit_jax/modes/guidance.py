@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 import jax
 
-from diversedit_jax import build, types
+from diversedit_jax import build
 from diversedit_jax.analysis import figures
 from diversedit_jax.build import scoring as options_lib
 from diversedit_jax.evaluation import card
@@ -24,11 +24,14 @@ def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> lis
   Raises:
     UserError: a guided setting for a model without classes or for MeanFlow; see `evaluate`.
   """
+  options = experiment.sweep
+  options_lib.check_claim(experiment.evaluation.name, 'sweep.number', options.number)
   path, weights = shared.open_weights(experiment, workdir, origin)
-  options, folder = experiment.sweep, path / 'eval'
+  folder = path / 'eval'
   name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.origin.split('/')[-1])
   samplers = [_sampler(experiment, *point) for point in options.points()]
   scorer = scoring.open_all(experiment, weights.mesh, folder / 'references')
+  scoring.check_name('sweep.score', options.score, scorer)
   evaluations = [
     evaluation.Evaluation(
       experiment, weights, folder / name, _point_name(sampler), number=options.number,
@@ -44,7 +47,6 @@ def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> lis
       rows.append(_row(sampler, json.loads(one.result.read_text())))
   if jax.process_index() != 0:
     return []
-  _check_score(options.score, rows)
   choose = options_lib.BEST[options.score]
   best = choose(rows, key=lambda row: row[options.score])
   table, plot = folder / f'{name}.json', folder / f'{name}.png'
@@ -96,11 +98,3 @@ def _row(sampler, found):
     'interval': [sampler.guidance_low, sampler.guidance_high],
     'nfe': trajectory.evaluations(sampler).per_sample, **found['scores'],
   }  # fmt: skip
-
-
-def _check_score(score, rows):
-  if score not in rows[0]:
-    known = [k for k in rows[0] if k in options_lib.BEST]
-    raise types.UserError(
-      f'sweep.score={score!r} is not among the scores of this reference: {", ".join(known)}'
-    )

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from diversedit_jax import build, types
+from diversedit_jax.build import scoring as options_lib
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import digits, judge, reference, views
 from diversedit_jax.frozen import encoders, inception_files
@@ -21,10 +22,11 @@ Read = Callable[[], Iterable[np.ndarray]]
 class Scorer(Protocol):
   """Makes what a model samples comparable, and compares it.
 
-  image_shape: (H, W, C) of finished samples.
+  image_shape: (H, W, C) of finished samples. names: of the scores.
   """
 
   image_shape: tuple[int, int, int]
+  names: tuple[str, ...]
 
   def facts(self) -> dict[str, Any]:
     """How samples are finished, which decides them as much as the sampler does."""
@@ -94,6 +96,7 @@ class DigitsScorer:
   """See `Scorer`: class consistency and Fréchet distance of digits, from floats in [-1, 1]."""
 
   image_shape = (8, 8, 1)
+  names = ('class_consistency', 'frechet_distance')
 
   def __init__(self):
     self._reference = digits.DigitsReference.build()
@@ -109,8 +112,7 @@ class DigitsScorer:
 
   def score(self, read: Read, labels: np.ndarray) -> dict[str, Any]:
     found = self._reference.evaluate(np.concatenate(list(read())), labels)
-    names = ('class_consistency', 'frechet_distance')
-    return {'scores': {name: found[name] for name in names}, **found}
+    return {'scores': {name: found[name] for name in self.names}, **found}
 
 
 class PictureScorer:
@@ -131,6 +133,7 @@ class PictureScorer:
       )
       for prefix, view in networks.items()
     }  # fmt: skip
+    self.names = tuple(prefix + k for prefix, one in self._judges.items() for k in one.names)
 
   def facts(self) -> dict[str, Any]:
     vae = {} if self._decoder is None else {'vae': self._decoder.facts()}
@@ -165,6 +168,13 @@ class PictureScorer:
     return {'scores': numbers, 'warnings': warnings, 'references': references}
 
 
+def check_name(key: str, name: str, scorer: Scorer) -> None:
+  """Refuses a choice of a score that a scorer will not give, naming the key (UserError)."""
+  if name not in scorer.names:
+    known = ', '.join(k for k in scorer.names if k in options_lib.BEST)
+    raise types.UserError(f'{key}={name!r} is not among the scores of this reference: {known}')
+
+
 def image_side(source: sources.Source, decoder: decoding.Decoder | None) -> int:
   """Of the pictures that samples become, in pixels.
 
@@ -195,7 +205,10 @@ def open_inception(weights: str) -> views.View:
   kind, _, seed = weights.partition(':')
   if kind == 'random' and seed.isdecimal():
     return views.of_inception(inception_files.random(int(seed)))
-  return views.of_inception(inception_files.load(weights))
+  try:
+    return views.of_inception(inception_files.load(weights))
+  except types.UserError as error:
+    raise types.UserError(f'eval.inception={weights!r}: {error}') from error
 
 
 def open_encoder(experiment: build.Experiment, side: int) -> views.View:

@@ -31,7 +31,7 @@ def kept(
   side = source.pixel_shape[0]
   facts = {
     'inception_sha256': view.sha256, 'image_size': side, 'resize': view.resize,
-    'source': source.name, 'source_sha256': source.digest(), 'network': view.facts(),
+    'source': source.name, 'source_sha256': pictures.digest(source), 'network': view.facts(),
     'versions': card.versions(),
   }  # fmt: skip
   path = folder / file_name(source, view)
@@ -52,4 +52,4 @@ def file_name(source: sources.Source, view: views.View) -> str:
   """Of the file; tells source, size and network, and by digests which of each."""
   name = source.name.replace('/', '-').replace(':', '-')
   side = source.pixel_shape[0]
-  return f'{name}-{side}-{source.digest()[:8]}-{view.name}-{view.sha256[:8]}.npz'
+  return f'{name}-{side}-{pictures.digest(source)[:8]}-{view.name}-{view.sha256[:8]}.npz'

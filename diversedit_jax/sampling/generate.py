@@ -15,12 +15,15 @@ LABEL_POLICIES = ('balanced', 'random')
 _REPORT_SECONDS = 10.0
 
 
-def make_labels(policy: str, indices: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+def make_labels(
+  policy: str, indices: np.ndarray, num_classes: int, seed: int, *, key: str = 'sample.labels'
+) -> np.ndarray:
   """Labels of samples by their indices.
 
   Args:
     policy: 'balanced' (index mod K), 'random' (uniform, a function of seed and index), or a class.
     indices: sample indices [n]. num_classes: K; 0 gives label 0 to all. seed: of 'random'.
+    key: of the config that names the policy, for messages.
 
   Returns:
     int32 [n].
@@ -38,7 +41,7 @@ def make_labels(policy: str, indices: np.ndarray, num_classes: int, seed: int) -
     return np.array([word % num_classes for word in words], np.int32)
   if not str(policy).isdigit() or int(policy) >= num_classes:
     raise types.UserError(
-      f'sample.labels={policy!r} is neither one of {LABEL_POLICIES} nor a class below {num_classes}'
+      f'{key}={policy!r} is neither one of {LABEL_POLICIES} nor a class below {num_classes}'
     )
   return np.full(len(indices), int(policy), np.int32)
 

@@ -61,6 +61,13 @@ def is_free(key: str) -> bool:
   return any(key == free or key.startswith(f'{free}.') for free in FREE)
 
 
+def decides_network(key: str) -> bool:
+  """Whether weights mean something else under another value of a key, 'method' aside."""
+  if key in ('interpolant.path', 'interpolant.prediction'):
+    return True
+  return key.startswith('model.') and not key.endswith('dtype') and not is_free(key)
+
+
 def open_for_training(
   workdir: str, config: ml_collections.ConfigDict, versions: Mapping[str, str], *,
   data: Mapping[str, Any] | None = None, write: bool,
@@ -128,11 +135,7 @@ def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib
   changed = differences(stored, flatten(config.to_dict()))
   if 'method' in changed and len({rules.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
-  fixed = lambda k: (
-    k in ('method', 'interpolant.path', 'interpolant.prediction')
-    or (k.startswith('model.') and not k.endswith('dtype') and not is_free(k))
-  )
-  _refuse(path, {k: v for k, v in changed.items() if fixed(k)})
+  _refuse(path, {k: v for k, v in changed.items() if k == 'method' or decides_network(k)})
   return path
 
 

@@ -32,6 +32,7 @@ MISSPELT = {
   'sampler': ('guidance_scael', 'guidance_scale'),
   'sample': ('weight', 'weights'),
   'eval': ('numbr', 'number'),
+  'sweep': ('guidance_scale', 'guidance_scales'),
   'analysis': ('bandwith', 'bandwidth'),
   'plan': ('device', 'devices'),
 }

@@ -52,6 +52,7 @@ PRETRAINED = {
   'data.source': 'synthetic:32x32x4+256x256x3:10',
 }  # fmt: skip
 PICTURES = {'data.source': 'folder:pictures', 'data.size': 8, 'train.batch_size': 4}
+ENCODER = {'eval.encoder': 'dinov2-vit-l', 'eval.encoder_weights': 'folder'}
 LATENTS = {'data.source': 'synthetic:8x8x4:10', 'vae.weights': 'vae.npz'}
 
 ALTERNATIVES = {
@@ -186,8 +187,28 @@ ALTERNATIVES = {
   'sample.weights': 'params',
   'sample.number': 7,
   'sample.labels': 'random',
-  'eval.name': None,  # 'digits' is the only one yet.
+  'sample.matmul_precision': 'high',
+  'eval.name': 'fid',
+  'eval.reference': 'folder:pictures',
   'eval.number': 7,
+  'eval.labels': 'random',
+  'eval.quantiser': 'round_half',
+  'eval.inception': 'random:1',
+  'eval.encoder': ('dinov2-vit-b', {'eval.encoder': 'dinov2-vit-s', **ENCODER}),
+  'eval.encoder_weights': ('another', ENCODER),
+  'eval.encoder_reference': ('statistics.npz', ENCODER),
+  'eval.batch_size': 7,
+  'eval.precision_recall': 'none',
+  'eval.kid_subsets': 7,
+  'eval.keep_samples': False,
+  'eval.every': 7,
+  'eval.every_number': 7,
+  'eval.best': 'class_consistency',
+  'sweep.guidance_scales': (1.0, 3.0),
+  'sweep.guidance_lows': (0.0, 0.1),
+  'sweep.guidance_highs': (0.9,),
+  'sweep.number': 7,
+  'sweep.score': 'class_consistency',
   'analysis.examples': 7,
   'analysis.times': (0.2, 0.4),
   'analysis.view': 'flatten',
@@ -225,7 +246,7 @@ def digest(batch):
   return hashed.hexdigest()
 
 
-@pytest.mark.parametrize('key', [k for k, v in ALTERNATIVES.items() if v is not None])
+@pytest.mark.parametrize('key', ALTERNATIVES)
 def test_no_key_is_ignored(key):
   alternative = ALTERNATIVES[key]
   with_setting = isinstance(alternative, tuple) and isinstance(alternative[-1], dict)

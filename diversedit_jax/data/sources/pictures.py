@@ -30,7 +30,7 @@ class PictureSource:
     self.collection = collection
     self.name = collection.name
     self.num_classes = len(collection.listing.label_names)
-    self._size, self._crop, self._orientation = size, crop, orientation
+    self._size, self.crop, self.orientation = size, crop, orientation
 
   @property
   def labels(self) -> np.ndarray:
@@ -82,8 +82,8 @@ class PictureSource:
     Raises:
       BadPicture: with the reason.
     """
-    image = pictures_lib.decode.decode(self.collection.read(index), self._orientation)
-    return pictures_lib.crop.crop(image, self._size, self._crop)
+    image = pictures_lib.decode.decode(self.collection.read(index), self.orientation)
+    return pictures_lib.crop.crop(image, self._size, self.crop)
 
   def _load(self, index):
     try:
