@@ -21,7 +21,7 @@ from diversedit_jax.modes import decoding, shared
 from diversedit_jax.preparation import work
 from diversedit_jax.training import writers
 
-compilation_cached = modes_test.compilation_cached
+pytestmark = pytest.mark.usefixtures('compilation_cached')
 
 STEPS, SIZE, SIDE = 4, small.SIZE, small.SIZE // small.CONFIG.factor
 SMALL = {
