@@ -19,6 +19,10 @@ pytestmark = pytest.mark.usefixtures('compilation_cached')
 N = picture_eval.SMALL['eval__number']
 
 
+class Interrupted(Exception):
+  """A kill."""
+
+
 @pytest.fixture(autouse=True)
 def tiny_inception(monkeypatch):
   monkeypatch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
@@ -132,11 +136,11 @@ def test_an_interrupted_evaluation_goes_on(whole, files, tmp_path, monkeypatch, 
   def once(self, params, labels, *, first_index=0, **more):
     asked.append(first_index)
     if first_index == 16 and len(asked) == 3:
-      raise KeyboardInterrupt
+      raise Interrupted
     return call(self, params, labels, first_index=first_index, **more)
 
   monkeypatch.setattr(generate.Generator, '__call__', once)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Interrupted):
     evaluate(files, tmp_path)
   kept = {p.name for p in (tmp_path / 'eval' / 'fid.parts').iterdir()}
   assert kept == {'identity.json', '00000000.npy', '00000008.npy'}

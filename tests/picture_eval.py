@@ -1,4 +1,4 @@
-"""Small things to evaluate: a folder of pictures, a narrow network in Inception's place, weights."""
+"""Small things to evaluate: pictures, weights, and a narrow network in Inception's place."""
 
 import jax
 import modes_test
@@ -23,12 +23,12 @@ SMALL = {
 
 
 def write_pictures(folder, seed=0):
-  """30 noisy gradients of colour in three class folders, PNG, larger than SIDE and not square."""
+  """30 noisy gradients of colour in three class folders, of more than twice SIDE, not square."""
   rng = np.random.default_rng(seed)
   for i in range(COUNT):
     path = folder / 'abc'[i % CLASSES] / f'{i:02d}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
-    ramp = np.linspace(0, 150, 20)[:, None, None] * rng.random(3) + 100 * rng.random((20, 28, 3))
+    ramp = np.linspace(0, 150, 36)[:, None, None] * rng.random(3) + 100 * rng.random((36, 44, 3))
     Image.fromarray(ramp.astype(np.uint8)).save(path)
   return folder
 

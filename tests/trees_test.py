@@ -65,3 +65,43 @@ def test_per_example_keys_do_not_depend_on_the_batch():
   parts = [jax.random.key_data(rng.per_example(key, np.arange(i, i + 2))) for i in range(0, 8, 2)]
   np.testing.assert_array_equal(whole, np.concatenate(parts))
   assert len(np.unique(whole, axis=0)) == 8
+
+
+def leaf(values, dtype=jnp.float32):
+  return {'w': jnp.asarray(values, dtype)}
+
+
+VALUES = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+
+
+def flipped_bit(bit):
+  bits = VALUES.view(np.uint32).copy()
+  bits[3, 2] ^= np.uint32(1 << bit)
+  return bits.view(np.float32)
+
+
+CHANGES = {
+  **{f'bit {bit}': flipped_bit(bit) for bit in (0, 15, 31)},
+  'negated': -VALUES, 'two signs': VALUES * np.where(np.arange(6) % 5, 1, -1).astype(np.float32),
+  'rows exchanged': VALUES[::-1], 'columns exchanged': VALUES[:, ::-1],
+  'two exchanged': np.concatenate([VALUES[1::-1], VALUES[2:]]),
+  'shape': VALUES.reshape(6, 8), 'zeros': 0 * VALUES, 'negative zeros': -0.0 * np.abs(VALUES),
+}  # fmt: skip
+
+
+def test_fingerprints_of_other_values_differ():
+  found = {name: trees.fingerprint(leaf(x)) for name, x in CHANGES.items()}
+  found['same'] = trees.fingerprint(leaf(VALUES))
+  found['name'] = trees.fingerprint({'v': jnp.asarray(VALUES)})
+  found['type'] = trees.fingerprint(leaf(VALUES, jnp.bfloat16))
+  assert len(set(found.values())) == len(CHANGES) + 3
+  assert all(len(digits) == 16 and int(digits, 16) >= 0 for digits in found.values())
+  assert trees.fingerprint(leaf(VALUES.copy())) == found['same']
+  assert trees.fingerprint({'w': VALUES}) == found['same']  # On the host.
+
+
+def test_fingerprint_of_any_tree():
+  first = trees.fingerprint(TREE)
+  assert trees.fingerprint(TREE | {'a': [TREE['a'][0], jnp.ones((), jnp.int32)]}) != first
+  half = TREE['a'][0].at[2].set(1.0078125)  # The last bit of a bfloat16.
+  assert trees.fingerprint(TREE | {'a': [half, TREE['a'][1]]}) != first

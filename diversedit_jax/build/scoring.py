@@ -100,12 +100,12 @@ class SweepOptions:
       )
 
   def points(self) -> list[tuple[float, float, float]]:
-    """(scale, low, high); unguided ones once, whatever the interval."""
+    """(scale, low, high); without guidance once, as of the whole interval."""
     intervals = [(a, b) for a in self.guidance_lows for b in self.guidance_highs if a <= b]
     return [
       (scale, low, high)
-      for scale in self.guidance_scales
-      for low, high in (intervals[:1] if scale == 1 else intervals)
+      for scale in (self.guidance_scales if intervals else ())
+      for low, high in ([(0.0, 1.0)] if scale == 1 else intervals)
     ]
 
 

@@ -54,14 +54,8 @@ def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> lis
     'score': options.score, 'number': options.number, 'best': best, 'rows': rows,
     'warning': f'{options.number} samples each: compare these among themselves, and quote none',
   })  # fmt: skip
-  curves: dict[str, dict[float, float]] = {}
-  for row in rows:
-    low, high = row['interval']
-    curves.setdefault(f'[{low:g}, {high:g}]', {})[row['scale']] = row[options.score]
-  unguided = [row for row in rows if row['scale'] == 1]
-  for curve in curves.values():  # Guidance 1 is none, so every interval begins there.
-    curve |= {1.0: unguided[0][options.score]} if unguided else {}
   label = f'{options.score.replace("_", " ")} of {options.number} samples'
+  curves = _curves(rows, options.score)
   figures.guidance_curves(plot, curves, label=label, lowest_is_best=choose is min)
   logging.info('%s', as_text(rows, options.score, best))
   return [table, plot]
@@ -77,6 +71,17 @@ def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str
     numbers = ''.join(f'{row[n]:>22.5g}' for n in names)
     lines.append(f'{row["scale"]:>7g}  {f"[{low:g}, {high:g}]":<12}{row["nfe"]:>6}{numbers}{star}')
   return '\n'.join(lines)
+
+
+def _curves(rows, score):
+  """{interval in words: {scale: score}}; guidance 1 is none, so it belongs to every interval."""
+  unguided = {row['scale']: row[score] for row in rows if row['scale'] == 1}
+  curves: dict[str, dict[float, float]] = {}
+  for row in rows:
+    if row['scale'] != 1:
+      low, high = row['interval']
+      curves.setdefault(f'[{low:g}, {high:g}]', dict(unguided))[row['scale']] = row[score]
+  return curves or {'unguided': unguided}
 
 
 def _sampler(experiment, scale, low, high) -> trajectory.SamplerConfig:
