@@ -49,7 +49,7 @@ def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
 def check_equal(one, many):
   assert one['devices'] == 1 and many['devices'] == 8
   for key in one:
-    if key not in ('bytes', 'devices'):
+    if key not in ('bytes', 'devices', 'fingerprint'):
       # Sums over devices are taken in another order: float32 rounding, through three Adam steps.
       np.testing.assert_allclose(many[key], one[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
@@ -61,6 +61,10 @@ def test_the_three_steps_moved_the_parameters(runs):
     np.abs(runs['one'][k] - runs['one'][k.replace('params/', 'ema/')]).max() for k in moved
   ]
   assert min(distance) > 1e-6
+
+
+def test_a_fingerprint_does_not_depend_on_where_parameters_lie(runs):
+  assert len({str(run['fingerprint']) for run in runs.values()}) == 1
 
 
 def test_fsdp_splits_the_state(runs):

@@ -53,9 +53,14 @@ with jax.set_mesh(mesh), pipeline.batches(steps, start_step=0) as batches:
   for _ in range(3):
     made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32), frozen)
     losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
+host = jax.tree.map(
+  lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype), trainable.params
+)
+fingerprint = trees.fingerprint(jax.device_put(host, trainable.shardings.params))
 arrays = {
   k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()
 }
 np.savez(
-  output, losses=losses, bytes=state.bytes_per_device(made), devices=len(jax.devices()), **arrays
-)
+  output, losses=losses, bytes=state.bytes_per_device(made), devices=len(jax.devices()),
+  fingerprint=fingerprint, **arrays,
+)  # fmt: skip
