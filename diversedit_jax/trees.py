@@ -34,8 +34,9 @@ def num_bytes(tree: Any) -> int:
 
 
 def global_norm(tree: Any) -> jax.Array:
-  """Euclidean norm over all leaves, accumulated in float32."""
-  squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+  """Euclidean norm over all leaves, accumulated in float32 at least."""
+  wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  squares = [jnp.sum(jnp.square(wide(x))) for x in jax.tree.leaves(tree)]
   return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 

@@ -38,6 +38,21 @@ def test_updates_are_adamw_with_clipping(fields):
     np.testing.assert_allclose(params, adamw_numpy(config, grads, x), rtol=1e-10)
 
 
+@pytest.mark.parametrize('size', [1e-3, 1.0, 1e3])
+def test_clipping_is_that_of_optax_to_one_rounding(size):
+  generator = np.random.default_rng(1)
+  grads = {k: jnp.asarray(size * generator.normal(size=5), jnp.float32) for k in 'ab'}
+  ours, theirs = optim.clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
+  clipped, state = ours.update(grads, ours.init(grads))
+  wanted, other = theirs.update(grads, theirs.init(grads))
+  assert jax.tree.structure(state) == jax.tree.structure(other)  # Checkpoints stay readable.
+  for name in grads:
+    # g (1 / n) is rounded twice, g / n once.
+    np.testing.assert_allclose(clipped[name], wanted[name], rtol=2e-7)
+    if size == 1e-3:
+      np.testing.assert_array_equal(clipped[name], grads[name])
+
+
 def test_weight_decay_is_off_by_default():
   assert optim.OptimizerConfig().weight_decay == 0.0
 
