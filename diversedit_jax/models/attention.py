@@ -19,8 +19,23 @@ IMPLEMENTATIONS = ('auto', 'xla', 'cudnn')
 def attend(
   q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str
 ) -> jax.Array:
-  """softmax(q k / sqrt(d)) v per head; softmax in float32, even where all else is float64."""
+  """softmax(q k / sqrt(d)) v per head, the softmax in float32 at least."""
+  if implementation == 'xla':
+    return _xla(q_NTHd, k_NTHd, v_NTHd)
   return jax.nn.dot_product_attention(q_NTHd, k_NTHd, v_NTHd, implementation=implementation)
+
+
+def _xla(q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array) -> jax.Array:
+  # The sum divides the product with v, not the T x T weights, of which one copy then is enough.
+  wide = jnp.promote_types(q_NTHd.dtype, jnp.float32)
+  logits_NHTT = jnp.einsum('nqhd,nkhd->nhqk', q_NTHd, k_NTHd, preferred_element_type=wide)
+  highest_NHT1 = jax.lax.stop_gradient(jnp.max(logits_NHTT, axis=-1, keepdims=True))
+  weights_NHTT = jnp.exp((logits_NHTT - highest_NHT1) * q_NTHd.shape[-1] ** -0.5)
+  sum_NTH = jnp.sum(weights_NHTT, axis=-1).swapaxes(1, 2)
+  out_NTHd = jnp.einsum(
+    'nhqk,nkhd->nqhd', weights_NHTT.astype(v_NTHd.dtype), v_NTHd, preferred_element_type=wide
+  )
+  return (out_NTHd / sum_NTH[..., None]).astype(q_NTHd.dtype)
 
 
 @functools.cache

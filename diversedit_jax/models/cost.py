@@ -57,16 +57,19 @@ def activation_bytes(config: sit.SiTConfig) -> float:
   block = d * (6 * 4 + 2 * residual + 6 * width) + 6 * hidden * width
   block += config.heads * t * (4 + width)
   products = 4 * d * width + hidden * width  # q, k, v, attention (or its projection), fc1.
+  # The XLA attention keeps exp (and its copy for the product) and its output before division.
+  copy = 0 if config.dtype == 'float32' else width
+  softmax = config.heads * t * (4 + copy) + d * 4
+  # Without remat: besides these the inputs of two normalisations and two branches before gates.
   kept = {
-    'none': block,
+    'none': 2 * d * residual + products + 2 * d * width + softmax,
     'full': d * residual,
     'dots': d * residual + products + d * width,
     'names': d * residual + products,
   }[config.remat]
   skips = 0
-  if config.skip is not None:  # The stored output and its gradient, and the fusion of 2D values.
-    skip = d * 2 * residual + (d * (6 * 4 + 2 * width) if config.remat == 'none' else 0)
-    skips = config.depth // 2 * skip
+  if config.skip is not None:  # The stored output and its gradient, and the input of the fusion.
+    skips = config.depth // 2 * d * residual * (3 if config.remat == 'none' else 2)
   return float(t * (config.depth * kept + skips + block))
 
 

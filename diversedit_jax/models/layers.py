@@ -11,8 +11,11 @@ and the fusion of a long residual connection (DiverseDiT, arXiv 2603.04239, Eq. 
   (4)  f = Linear(LN([x, skip]))
 
 Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the
-matrix products.
+matrix products. No step of a normalisation or of the GELU is kept for the backward pass, which
+computes them again from what goes into them (`keep_products`).
 """
+
+import functools
 
 from flax import nnx
 import jax
@@ -23,6 +26,16 @@ from diversedit_jax.models import attention, embed
 
 NORM_EPSILON = 1e-6
 QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
+
+
+keep_products = functools.partial(
+  jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable
+)
+"""Keeps the arguments and the matrix products of a function, and recomputes what is cheap.
+
+Inside a scan the compiler cannot merge the recomputation with the forward pass; a barrier against
+that would only prevent fusions.
+"""
 
 
 def normalise(x_NTD: jax.Array, epsilon: float = NORM_EPSILON) -> jax.Array:
@@ -39,8 +52,25 @@ def modulate(x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array) -> jax.
   return x_NTD * (1 + scale_ND[:, None]) + shift_ND[:, None]
 
 
+@keep_products
+def modulated(
+  layer: nnx.Module, x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array
+) -> jax.Array:
+  """layer(LN(x) (1 + scale) + shift)."""
+  return layer(modulate(normalise(x_NTD), shift_ND, scale_ND))
+
+
+@keep_products
+def gated(x_NTD: jax.Array, gate_ND: jax.Array, h_NTD: jax.Array) -> jax.Array:
+  """x + gate * h in the dtype of x."""
+  return x_NTD + gate_ND[:, None] * h_NTD.astype(x_NTD.dtype)
+
+
 class Attention(nnx.Module):
-  """Multi-head self-attention with a fused, biased qkv projection laid out [q | k | v]."""
+  """Multi-head self-attention of queries, keys and values laid out [q | k | v].
+
+  `qkv` makes them, in one biased projection; a call attends and projects back.
+  """
 
   def __init__(self, config, *, rngs: nnx.Rngs):
     width, dtype = config.width, config.compute_dtype
@@ -64,9 +94,9 @@ class Attention(nnx.Module):
       self.q_norm, self.k_norm = norm(), norm()
     self.qk_norm = config.qk_norm
 
-  def __call__(self, x_NTD: jax.Array) -> jax.Array:
-    n, t, d = x_NTD.shape
-    qkv = checkpoint_name(self.qkv(x_NTD), 'qkv').reshape(n, t, 3, self.heads, d // self.heads)
+  def __call__(self, qkv_NTE: jax.Array) -> jax.Array:
+    n, t, d = *qkv_NTE.shape[:2], qkv_NTE.shape[2] // 3
+    qkv = checkpoint_name(qkv_NTE, 'qkv').reshape(n, t, 3, self.heads, d // self.heads)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if self.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
@@ -111,10 +141,9 @@ class Block(nnx.Module):
   def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
     modulation = self.adaln(jax.nn.silu(c_ND)).astype(x_NTD.dtype)
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
-    h = self.attn(modulate(normalise(x_NTD), shift1, scale1))
-    x_NTD = x_NTD + gate1[:, None] * h.astype(x_NTD.dtype)
-    h = self.mlp(modulate(normalise(x_NTD), shift2, scale2))
-    return x_NTD + gate2[:, None] * h.astype(x_NTD.dtype)
+    h = self.attn(modulated(self.attn.qkv, x_NTD, shift1, scale1))
+    x_NTD = gated(x_NTD, gate1, h)
+    return gated(x_NTD, gate2, modulated(self.mlp, x_NTD, shift2, scale2))
 
 
 class Fuse(nnx.Module):
@@ -131,9 +160,22 @@ class Fuse(nnx.Module):
       bias_init=embed.zeros('embed'), dtype=config.compute_dtype, rngs=rngs,
     )  # fmt: skip
 
+  @keep_products
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
-    joined = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
-    return self.linear(self.norm(joined)).astype(x_NTD.dtype)
+    """(4) without [x, skip] in memory: sums of both, and one product with each half of the kernel."""
+    d, kernel, dtype = x_NTD.shape[-1], self.linear.kernel[...], self.linear.dtype
+    wide = jnp.promote_types(x_NTD.dtype, jnp.float32)
+    halves = [x_NTD.astype(wide), skip_NTD.astype(wide)]
+    mean = sum(jnp.sum(h, axis=-1, keepdims=True) for h in halves) / (2 * d)
+    halves = [h - mean for h in halves]
+    squares = sum(jnp.sum(jnp.square(h), axis=-1, keepdims=True) for h in halves)
+    inverse = jax.lax.rsqrt(squares / (2 * d) + self.norm.epsilon)
+    out = self.linear.bias[...].astype(wide)[None, None]
+    for h, part in zip(halves, (slice(None, d), slice(d, None)), strict=True):
+      h = h * inverse * self.norm.scale[None, None, part] + self.norm.bias[None, None, part]
+      h, weights = h.astype(dtype or wide), kernel[part].astype(dtype or wide)
+      out = out + jnp.matmul(h, weights, preferred_element_type=wide)
+    return out.astype(x_NTD.dtype)
 
 
 class Final(nnx.Module):

@@ -157,7 +157,8 @@ def test_remat_changes_nothing_but_memory(skip, policy):
 
   (loss, grads), plain = value_and_grad(small(skip=skip))
   (other_loss, other_grads), remat = value_and_grad(small(skip=skip, remat=policy))
-  assert 'prevent_cse' not in plain and 'prevent_cse' in remat  # Two different settings.
+  # Two different settings: around each scan, besides what is always recomputed.
+  assert plain.count('prevent_cse') != remat.count('prevent_cse')
   np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other_grads, grads

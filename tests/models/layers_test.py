@@ -1,0 +1,97 @@
+"""Parts of a block against the same mathematics written plainly, in float64."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax.models import attention, layers, sit
+
+N, T, D = 2, 6, 8
+
+
+def config(**fields):
+  return sit.SiTConfig(
+    input_size=(4, 6), depth=2, width=D, heads=2, patch_size=2, attention='xla', **fields
+  )
+
+
+def randomised(make, dtype=np.float64):
+  """A module with random parameters and its split form; zeros and ones would hide mistakes."""
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+  generator = np.random.default_rng(0)
+  draw = lambda x: jnp.asarray(generator.normal(size=x.shape), dtype)
+  return graphdef, jax.tree.map(draw, state)
+
+
+def arrays(*shapes, dtype=np.float64):
+  generator = np.random.default_rng(1)
+  return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
+
+
+def joined(fuse, x_NTD, skip_NTD):
+  """(4) as it is written: one LayerNorm and one product of the concatenation."""
+  both = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
+  both = both - jnp.mean(both, axis=-1, keepdims=True)
+  both = both / jnp.sqrt(jnp.mean(both**2, axis=-1, keepdims=True) + layers.NORM_EPSILON)
+  both = both * fuse.norm.scale[None, None] + fuse.norm.bias[None, None]
+  return both @ fuse.linear.kernel[...] + fuse.linear.bias[None, None]
+
+
+def test_fusion_without_concatenation_is_the_fusion():
+  with jax.enable_x64(True):
+    graphdef, state = randomised(lambda rngs: layers.Fuse(config(), rngs=rngs))
+    x, skip = arrays((N, T, D), (N, T, D))
+    skip = 3 * skip + 1  # Statistics of one half are not those of the other.
+    loss = lambda form: lambda state, *xs: jnp.sum(jnp.sin(form(nnx.merge(graphdef, state), *xs)))
+    ours = jax.value_and_grad(loss(lambda fuse, *xs: fuse(*xs)), argnums=(0, 1, 2))
+    plain = jax.value_and_grad(loss(joined), argnums=(0, 1, 2))
+    compared = zip(
+      jax.tree.leaves(ours(state, x, skip)), jax.tree.leaves(plain(state, x, skip)), strict=True
+    )
+    for a, b in compared:
+      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_fusion_makes_nothing_of_twice_the_width():
+  graphdef, state = randomised(lambda rngs: layers.Fuse(config(), rngs=rngs), np.float32)
+  x, skip = arrays((N, T, D), (N, T, D), dtype=np.float32)
+  fuse = lambda state, x, skip: jnp.sum(nnx.merge(graphdef, state)(x, skip))
+  text = jax.jit(jax.grad(fuse, argnums=(0, 1, 2))).lower(state, x, skip).as_text()
+  assert f'tensor<{N}x{T}x{D}xf32>' in text and f'tensor<{N}x{T}x{2 * D}xf32>' not in text
+
+
+def plain_attention(q_NTHd, k_NTHd, v_NTHd):
+  logits = jnp.einsum('nqhd,nkhd->nhqk', q_NTHd, k_NTHd) / np.sqrt(q_NTHd.shape[-1])
+  return jnp.einsum('nhqk,nkhd->nqhd', jax.nn.softmax(logits), v_NTHd)
+
+
+@pytest.mark.parametrize('size', [1.0, 100.0])
+def test_xla_attention_is_attention_also_in_forward_mode(size):
+  """Value, gradient and directional derivative; large logits must not overflow."""
+  with jax.enable_x64(True):
+    qkv, directions = arrays(*[(N, T, 2, 4)] * 3), tuple(arrays(*[(N, T, 2, 4)] * 3))
+    qkv = (size * qkv[0], qkv[1], qkv[2])
+    ours = lambda *qkv: attention.attend(*qkv, 'xla')
+    for transform in (
+      lambda f: f(*qkv),
+      lambda f: jax.grad(lambda qkv: jnp.sum(jnp.sin(f(*qkv))))(qkv),
+      lambda f: jax.jvp(f, qkv, directions),
+    ):
+      compared = zip(
+        jax.tree.leaves(transform(ours)), jax.tree.leaves(transform(plain_attention)), strict=True
+      )
+      for a, b in compared:
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_xla_attention_in_bfloat16_is_as_good_as_jax_own():
+  exact = arrays(*[(N, 64, 2, 16)] * 3, dtype=np.float32)
+  half = [x.astype(jnp.bfloat16) for x in exact]
+  exact = [x.astype(jnp.float32) for x in half]  # Of the rounded inputs.
+  wanted = plain_attention(*exact)
+  error = lambda out: float(jnp.sqrt(jnp.mean(jnp.square(out.astype(jnp.float32) - wanted))))
+  ours, jax_own = attention.attend(*half, 'xla'), jax.nn.dot_product_attention(*half)
+  assert ours.dtype == jnp.bfloat16
+  assert error(ours) <= 1.1 * error(jax_own)
