@@ -22,6 +22,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from diversedit_jax import trees
 from diversedit_jax.models import attention, embed
 
 NORM_EPSILON = 1e-6
@@ -122,6 +123,25 @@ class Mlp(nnx.Module):
     return self.fc2(jax.nn.gelu(checkpoint_name(self.fc1(x_NTD), 'fc1'), approximate=True))
 
 
+def cast_products(network: nnx.Module) -> nnx.Module:
+  """The network with the parameters of products in the dtype that these compute in.
+
+  A linear layer casts its parameters at every use, which is the same arithmetic; a caller that uses
+  them in every step of a sampler, or of a scan, casts them once. Gradients towards the parameters
+  before the cast are in their own dtype, float32.
+  """
+  dtypes = {
+    '/'.join(map(str, path)): module.dtype for path, module in nnx.iter_modules(network)
+    if isinstance(module, nnx.Linear) and module.dtype is not None
+  }  # fmt: skip
+
+  def cast(path, leaf):
+    layer, _, _ = trees.path_name(path).rpartition('/')
+    return leaf.astype(dtypes[layer]) if layer in dtypes else leaf
+
+  return jax.tree_util.tree_map_with_path(cast, network) if dtypes else network
+
+
 def adaln(config, parts: int, *, rngs: nnx.Rngs) -> nnx.Linear:
   """The zero-initialised layer that turns the conditioning into `parts` vectors of width D."""
   return nnx.Linear(
@@ -162,7 +182,7 @@ class Fuse(nnx.Module):
 
   @keep_products
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
-    """(4) without [x, skip] in memory: sums of both, and one product with each half of the kernel."""
+    """(4) without [x, skip] in memory: sums over both, a product with each half of the kernel."""
     d, kernel, dtype = x_NTD.shape[-1], self.linear.kernel[...], self.linear.dtype
     wide = jnp.promote_types(x_NTD.dtype, jnp.float32)
     halves = [x_NTD.astype(wide), skip_NTD.astype(wide)]

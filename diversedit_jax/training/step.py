@@ -10,6 +10,7 @@ import optax
 
 from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.methods import base
+from diversedit_jax.models import layers
 from diversedit_jax.training import state as state_lib
 
 Frozen = Mapping[str, Any]
@@ -44,11 +45,11 @@ def make_step(
 
   def gradients(state, draw, step_key):
     params, terms_key = state.params, rng.stream(step_key, 'terms')
-    teacher = nnx.merge(graphdef, state.ema)
+    merged = lambda params: layers.cast_products(nnx.merge(graphdef, params))
+    teacher = merged(state.ema)
 
     def loss_fn(params, draw):
-      network = nnx.merge(graphdef, params)
-      return objective.loss(network, draw, key=terms_key, step=state.step, teacher=teacher)
+      return objective.loss(merged(params), draw, key=terms_key, step=state.step, teacher=teacher)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
