@@ -10,7 +10,7 @@ import pytest
 
 from diversedit_jax import trees, types
 from diversedit_jax.interpolants import ddpm
-from diversedit_jax.models import attention, embed, sit, sizes, stack, taps
+from diversedit_jax.models import embed, sit, sizes, stack, taps
 
 # Parameters at 256 px (latents 32x32x4, 1000 classes), the fixed position table included.
 COUNTS = {
@@ -220,6 +220,7 @@ def test_unconditional_model_has_one_row_and_no_null_label():
     (dict(skip=stack.Skip(placement='atfer')), "did you mean 'after'"),
     (dict(remat='ful'), "did you mean 'full'"),
     (dict(attention='cudn'), "did you mean 'cudnn'"),
+    (dict(attention='cudnn@72'), 'unknown model.attention'),
     (dict(dtype='float16'), 'float16'),
     (dict(depth=0), 'model.depth must be at least 1, got 0'),
   ],
@@ -242,23 +243,6 @@ def test_sizes_are_known_by_name():
   assert dataclasses.astuple(sizes.size('XL/2')) == (28, 1152, 16, 2)
   with pytest.raises(types.UserError, match="did you mean 'XL/2'"):
     sizes.size('XXL/2')
-
-
-def test_attention_choice():
-  assert attention.choose('auto', 16, 2, 8, 'bfloat16') == 'xla'
-  with pytest.raises(types.UserError, match='needs an NVIDIA GPU'):
-    attention.choose('cudnn', 16, 2, 8, 'bfloat16')
-
-
-def test_failed_probe_falls_back_loudly(monkeypatch, caplog):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  fault = attention.cudnn_fault(16, 2, 8, 'bfloat16')  # There is no cuDNN on a CPU to run.
-  assert fault is not None
-  with caplog.at_level('WARNING'):
-    assert attention.choose.__wrapped__('auto', 16, 2, 8, 'bfloat16') == 'xla'
-  assert 'FALLING BACK TO XLA' in caplog.text
-  with pytest.raises(types.UserError, match='float32'):
-    attention.choose.__wrapped__('cudnn', 16, 2, 8, 'float32')
 
 
 # An interval, a class token, a second half of the head, steps of a diffusion.

@@ -1,0 +1,147 @@
+"""Kernels of attention: what pads, what is chosen on which machine, and what is refused.
+
+There is neither GPU nor TPU where these run: the machine is pretended, and so are times.
+"""
+
+import jax
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.models import attention
+
+SHAPE = (16, 2, 72, 'bfloat16')
+choose = attention.choose.__wrapped__  # Without the cache, which would outlive the pretence.
+
+
+def qkv(n, t, h, d, dtype=np.float32):
+  generator = np.random.default_rng(0)
+  return [jnp.asarray(generator.normal(size=(n, t, h, d)), dtype) for _ in range(3)]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+  """Makes a machine of a backend on which kernels run in the given seconds, others not at all."""
+
+  def make(backend, seconds, processes=1):
+    probed = []
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(jax, 'process_count', lambda: processes)
+    kernels = dict(attention._KERNELS)
+    for name in ('cudnn', 'flash'):
+
+      def kernel(q, k, v, scale, name=name):
+        probed.append((name, q.shape[-1]))
+        padded = name if q.shape[-1] == SHAPE[2] else f'{name}@{q.shape[-1]}'
+        if padded not in seconds:
+          raise RuntimeError('No valid engine configs')
+        return attention._xla(q, k, v, scale)
+
+      kernels[name] = kernel
+    monkeypatch.setattr(attention, '_KERNELS', kernels)
+    monkeypatch.setattr(attention, '_seconds', lambda name, *shape: seconds[name])
+    return probed
+
+  return make
+
+
+@pytest.mark.parametrize('padded', attention.PADDED)
+def test_padding_changes_nothing(padded, machine):
+  with jax.enable_x64(True):
+    machine('gpu', {f'cudnn@{padded}': 1.0, 'cudnn': 1.0})
+    inputs = qkv(2, 5, 2, 72, np.float64)
+    for transform in (
+      lambda f: f(*inputs),
+      lambda f: jax.grad(lambda *x: jnp.sum(jnp.sin(f(*x))), argnums=(0, 1, 2))(*inputs),
+    ):
+      a, b = (
+        transform(lambda *x, name=name: attention.attend(*x, name))
+        for name in ('xla', f'cudnn@{padded}')
+      )
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), a, b)
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'chosen'),
+  [
+    ({'cudnn': 2.0, 'cudnn@96': 1.0, 'cudnn@128': 3.0, 'xla': 4.0}, 'cudnn@96'),
+    ({'cudnn': 2.0, 'xla': 1.0}, 'xla'),
+    ({'cudnn@80': 1.0, 'xla': 2.0}, 'cudnn@80'),
+  ],
+)
+def test_auto_takes_the_fastest_that_runs_and_says_so(machine, caplog, seconds, chosen):
+  machine('gpu', seconds)
+  with caplog.at_level('INFO'):
+    assert choose('auto', *SHAPE) == chosen
+  assert f'attention: {chosen} for T=16' in caplog.text
+  assert all(f'{name} {1e3 * s:.3g} ms' in caplog.text for name, s in seconds.items())
+  failed = {'cudnn', 'cudnn@80', 'cudnn@96', 'cudnn@128'} - set(seconds)
+  assert all(f'{name} cannot run here: RuntimeError: No valid' in caplog.text for name in failed)
+
+
+@pytest.mark.parametrize(('backend', 'failed'), [('gpu', 'cudnn'), ('tpu', 'flash')])
+def test_failed_probes_fall_back_loudly(machine, caplog, backend, failed):
+  machine(backend, {'xla': 1.0})
+  with caplog.at_level('WARNING'):
+    assert choose('auto', *SHAPE) == 'xla'
+  assert f'{failed} cannot run here' in caplog.text and 'FALLING BACK TO XLA' in caplog.text
+  with pytest.raises(types.UserError, match='No valid engine configs'):
+    choose(failed, *SHAPE)
+
+
+def test_several_processes_take_the_first_that_runs_without_timing(machine):
+  machine('gpu', {'cudnn': 2.0, 'cudnn@96': 1.0, 'xla': 0.5}, processes=2)
+  assert choose('auto', *SHAPE) == 'cudnn'
+
+
+def test_tpu_tries_its_own_kernel_only(machine):
+  probed = machine('tpu', {'flash': 1.0, 'xla': 2.0})
+  assert choose('auto', *SHAPE) == 'flash'
+  assert {name for name, _ in probed} == {'flash'}
+
+
+def test_nothing_is_probed_on_a_cpu(machine):
+  probed = machine('cpu', {'cudnn': 0.0, 'flash': 0.0, 'xla': 1.0})
+  assert choose('auto', *SHAPE) == 'xla'
+  with pytest.raises(types.UserError, match='needs an NVIDIA GPU'):
+    choose('cudnn', *SHAPE)
+  with pytest.raises(types.UserError, match='needs a TPU'):
+    choose('flash', *SHAPE)
+  assert probed == []
+
+
+def test_impossible_kernels_are_refused_before_they_run(machine):
+  probed = machine('gpu', {'cudnn': 1.0, 'cudnn@80': 1.0})
+  with pytest.raises(types.UserError, match='compute dtype is float32'):
+    choose('cudnn', 16, 2, 72, 'float32')
+  with pytest.raises(types.UserError, match='a head has 96 values, which is more than 80'):
+    choose('cudnn@80', 16, 2, 96, 'bfloat16')
+  with pytest.raises(types.UserError, match='divisible by 8, and it is 12'):
+    choose('cudnn', 16, 2, 12, 'bfloat16')
+  assert probed == []
+
+
+def test_heads_of_64_are_not_padded(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert attention.candidates(64) == attention.candidates(128) == ['cudnn']
+  assert attention.candidates(72) == ['cudnn', 'cudnn@80', 'cudnn@96', 'cudnn@128']
+
+
+def test_timing_runs_the_kernel_forward_and_backward():
+  assert 0 < attention._seconds('xla', 8, 2, 8, 'float32') < 10
+
+
+def test_flash_is_attention():
+  """JAX's kernel for TPU, interpreted; its blocks need 128 tokens."""
+  inputs = qkv(1, 128, 1, 72)
+  with pltpu.force_tpu_interpret_mode():
+    for transform in (
+      lambda f: f(*inputs),
+      lambda f: jax.grad(lambda *x: jnp.sum(jnp.sin(f(*x))), argnums=(0, 1, 2))(*inputs),
+    ):
+      a, b = (
+        transform(lambda *x, name=name: attention.attend(*x, name)) for name in ('xla', 'flash')
+      )
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
