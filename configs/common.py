@@ -201,6 +201,8 @@ def base() -> ml_collections.ConfigDict:
   config.optimizer.clip_norm = 1.0  # Of the global gradient norm; 0 is off.
   config.optimizer.warmup_steps = 0
   config.optimizer.schedule = 'constant'  # constant | cosine
+  # Moments and average split over mesh.data too (ZeRO-1); pays where a device has few examples.
+  config.optimizer.shard_over_data = False
 
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = -1  # Devices per axis; one may be -1, which takes what is left.

@@ -96,6 +96,25 @@ def shardings_of(tree: Any, mesh: jax.sharding.Mesh, rules: Mapping[str, str] = 
   return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
+def split_over_data(shapes: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
+  """The shardings, each with the largest axis of a shard that 'data' divides split over it as well.
+
+  For moments and average, which no device needs whole (ZeRO-1, arXiv 1910.02054). What has no such
+  axis, as a scalar, stays as it is.
+  """
+
+  def of(shape, sharding):
+    shard = sharding.shard_shape(shape.shape)
+    axes = [*sharding.spec, *(None,) * (len(shard) - len(sharding.spec))]
+    fits = [(size, i) for i, size in enumerate(shard) if size % mesh.shape['data'] == 0]
+    if fits:
+      _, i = max(fits)
+      axes[i] = 'data' if axes[i] is None else (axes[i], 'data')
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.tree.map(of, shapes, shardings) if mesh.shape['data'] > 1 else shardings
+
+
 def shard_bytes(shapes: Any, shardings: Any) -> int:
   """Bytes on each device of a tree of shapes under its shardings."""
   sizes = jax.tree.map(

@@ -90,6 +90,7 @@ def plan(experiment: build.Experiment) -> str:
     batch_size=experiment.train.batch_size, accumulate=experiment.train.accumulate,
     parameters=trees.count(trainable.params),
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
+    average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
     data_bytes=_resident_bytes(experiment),
   )  # fmt: skip
   return plan_lib.table(numbers, options, experiment.train.steps)

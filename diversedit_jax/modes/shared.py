@@ -39,7 +39,10 @@ def make_mesh(experiment):
 
 
 def make_trainable(experiment, mesh):
-  trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
+  trainable = state.Trainable(
+    experiment.network, experiment.transformation(), mesh,
+    shard_over_data=experiment.optimizer.shard_over_data,
+  )  # fmt: skip
   sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
   return trainable
 

@@ -18,6 +18,8 @@ class OptimizerConfig:
   learning_rate: peak. warmup_steps: linear from 0. schedule: 'constant' or 'cosine' to 0 at the
     last step.
   clip_norm: of the global gradient norm; 0 switches clipping off.
+  shard_over_data: whether moments and average are split over the mesh's 'data' axis too (ZeRO-1):
+    less memory, and less time where a device has few examples, for one all-gather a step.
   """
 
   learning_rate: float = 1e-4
@@ -28,6 +30,7 @@ class OptimizerConfig:
   clip_norm: float = 1.0
   warmup_steps: int = 0
   schedule: str = 'constant'
+  shard_over_data: bool = False
 
   def __post_init__(self):
     if self.schedule not in SCHEDULES:

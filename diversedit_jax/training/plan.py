@@ -56,7 +56,8 @@ def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
 
 def plan(
   model: sit.SiTConfig, config: PlanConfig, *, objective: base.Objective, steps: int,
-  batch_size: int, accumulate: int, parameters: int, shard_bytes: int, data_bytes: int = 0,
+  batch_size: int, accumulate: int, parameters: int, shard_bytes: int,
+  average_bytes: int | None = None, data_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
   """Numbers of the plan; memory is per device, activations are an estimate with XLA attention.
 
@@ -64,6 +65,7 @@ def plan(
     model: shapes and precision. config: hardware. objective: the method.
     steps, batch_size, accumulate: of the run.
     parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
+    average_bytes: of their average, as of either moment, if that is split further.
     data_bytes: of examples that every device holds.
 
   Raises:
@@ -74,6 +76,7 @@ def plan(
       f'train.batch_size={batch_size} is not divisible by plan.devices={config.devices} times '
       f'train.accumulate={accumulate}'
     )
+  average_bytes = shard_bytes if average_bytes is None else average_bytes
   cost = cost_lib.cost(model)
   per_device = batch_size // config.devices // accumulate
   added = method_flops(objective, model, batch_size // accumulate)
@@ -86,7 +89,7 @@ def plan(
     'method': {name: flops / plain for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
     'training_gflops_per_image': training / 1e9,
-    'state_gib_per_device': (cost_lib.STATE_COPIES + 1) * shard_bytes / 2**30,
+    'state_gib_per_device': (2 * shard_bytes + 3 * average_bytes) / 2**30,
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,

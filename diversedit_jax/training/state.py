@@ -36,6 +36,8 @@ class Trainable:
     make_network: Callable[[nnx.Rngs], nnx.Module],
     tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
+    *,
+    shard_over_data: bool = False,
   ):
     """Traces the network once, without allocating it.
 
@@ -43,6 +45,7 @@ class Trainable:
       make_network: nnx.Rngs -> Network.
       tx: the optimizer.
       mesh: from `sharding.make_mesh`.
+      shard_over_data: splits moments and average over 'data' as well.
     """
     self._make, self._tx, self.mesh = make_network, tx, mesh
     self.graphdef, variables, rest = nnx.split(
@@ -52,6 +55,9 @@ class Trainable:
       raise ValueError(f'modules must hold parameters only, found {list(trees.named_leaves(rest))}')
     self.params = nnx.to_pure_dict(variables)
     self.param_shardings = nnx.to_pure_dict(sharding.shardings_of(variables, mesh))
+    self.ema_shardings = self.param_shardings
+    if shard_over_data:
+      self.ema_shardings = sharding.split_over_data(self.params, self.param_shardings, mesh)
 
   @functools.cached_property
   def opt_state(self) -> Any:
@@ -60,12 +66,12 @@ class Trainable:
 
   @functools.cached_property
   def shardings(self) -> TrainState:
-    """Of the whole state, moments beside their parameters; late, because optax allocates here."""
-    whole, placed = sharding.replicated(self.mesh), self.param_shardings
+    """Of the whole state, moments beside the average; late, because optax allocates here."""
+    whole, placed = sharding.replicated(self.mesh), self.ema_shardings
     of_opt = optax.tree_map_params(
       self._tx, lambda _, s: s, self.opt_state, placed, transform_non_params=lambda _: whole
     )
-    return TrainState(step=whole, params=placed, ema=placed, opt_state=of_opt)
+    return TrainState(step=whole, params=self.param_shardings, ema=placed, opt_state=of_opt)
 
   def init(self, key: jax.Array) -> TrainState:
     """A fresh state, each array created in its place; the average starts as a copy."""

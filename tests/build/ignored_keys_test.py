@@ -158,6 +158,7 @@ ALTERNATIVES = {
   'optimizer.clip_norm': 0.0,
   'optimizer.warmup_steps': 7,
   'optimizer.schedule': 'constant',
+  'optimizer.shard_over_data': True,
   'mesh.data': 1,
   'mesh.fsdp': -1,
   'mesh.tensor': -1,

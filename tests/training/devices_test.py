@@ -1,4 +1,4 @@
-"""Eight simulated devices compute what one does, and FSDP splits the state among them."""
+"""Eight simulated devices compute what one does; FSDP and ZeRO-1 split the state among them."""
 
 import os
 import pathlib
@@ -10,10 +10,12 @@ import pytest
 
 HERE = pathlib.Path(__file__).parent
 LAYOUTS = {
-  'one': ('1', '1', '1', '1'),
-  'dp': ('8', '8', '1', '1'),
-  'fsdp': ('8', '1', '8', '1'),
-  'dp_fsdp_tp': ('8', '2', '2', '2'),
+  'one': ('1', '1', '1', '1', 'no'),
+  'dp': ('8', '8', '1', '1', 'no'),
+  'zero1': ('8', '8', '1', '1', 'yes'),
+  'fsdp': ('8', '1', '8', '1', 'no'),
+  'dp_fsdp_tp': ('8', '2', '2', '2', 'no'),
+  'zero1_fsdp_tp': ('8', '2', '2', '2', 'yes'),
 }
 
 
@@ -71,3 +73,11 @@ def test_fsdp_splits_the_state(runs):
   whole = int(runs['one']['bytes'])
   assert int(runs['dp']['bytes']) == whole
   assert int(runs['fsdp']['bytes']) < 0.2 * whole
+
+
+def test_zero1_splits_moments_and_average(runs):
+  whole = int(runs['one']['bytes'])
+  # A quarter, the parameters, is whole; three quarters are split in eight.
+  least = whole / 4 + whole * 3 / 4 / 8
+  assert least <= int(runs['zero1']['bytes']) < 1.05 * least
+  assert int(runs['zero1_fsdp_tp']['bytes']) < int(runs['dp_fsdp_tp']['bytes'])

@@ -1,13 +1,13 @@
 """Three training steps on a mesh of simulated devices; writes losses, parameters, state bytes.
 
 Run by devices_test.py in processes of their own, since the number of devices is fixed at start:
-  python eight_devices.py DEVICES DATA FSDP TENSOR METHOD OUTPUT.npz
+  python eight_devices.py DEVICES DATA FSDP TENSOR ZERO1 METHOD OUTPUT.npz
 """
 
 import os
 import sys
 
-devices, data, fsdp, tensor, method, output = sys.argv[1:]
+devices, data, fsdp, tensor, zero1, method, output = sys.argv[1:]
 simulated = f'--xla_force_host_platform_device_count={devices}'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {simulated}'
 
@@ -26,7 +26,7 @@ config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
 experiment = build.build(config)
 mesh = sharding.make_mesh(int(data), int(fsdp), int(tensor))
 tx = experiment.transformation()
-trainable = state.Trainable(experiment.network, tx, mesh)
+trainable = state.Trainable(experiment.network, tx, mesh, shard_over_data=zero1 == 'yes')
 key = jax.random.key(0)
 made = trainable.init(key)
 
@@ -39,7 +39,10 @@ def away_from_zero(params):
 
 
 params = jax.jit(away_from_zero, out_shardings=trainable.shardings.params)(made.params)
-made = made.replace(params=params, ema=jax.tree.map(lambda x: x + 0, params))
+copied = jax.jit(
+  lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=trainable.shardings.ema
+)
+made = made.replace(params=params, ema=copied(params))
 step_fn = step.compile_step(
   step.make_step(
     experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'), ema_decay=0.9,
