@@ -103,7 +103,7 @@ def base() -> ml_collections.ConfigDict:
   config.model.time_input = 'unit'  # unit | ddpm (the step of DiT's diffusion; path vp only)
   config.model.dtype = 'float32'  # Of matrix products; bfloat16 halves their time and memory.
   config.model.residual_dtype = 'float32'  # Of the residual stream.
-  config.model.attention = 'auto'  # auto | xla | cudnn
+  config.model.attention = 'auto'  # auto | xla | cudnn | cudnn@80, @96, @128 | flash
   config.model.remat = 'none'  # none | full | dots | names
   config.model.unroll = 1  # Blocks per scan step.
 

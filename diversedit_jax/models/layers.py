@@ -166,6 +166,29 @@ class Block(nnx.Module):
     return gated(x_NTD, gate2, modulated(self.mlp, x_NTD, shift2, scale2))
 
 
+@functools.partial(keep_products, static_argnums=5)
+def fused(
+  x_NTD: jax.Array, skip_NTD: jax.Array, scale_E: jax.Array, bias_E: jax.Array,
+  kernel_ED: jax.Array, dtype: jnp.dtype | None,
+) -> jax.Array:  # fmt: skip
+  """(4) less the bias of its product, E = 2D, without [x, skip] in memory.
+
+  Sums over both halves, and a product in `dtype` (None is that of x) with each half of the kernel.
+  """
+  d, wide = x_NTD.shape[-1], jnp.promote_types(x_NTD.dtype, jnp.float32)
+  halves = [x_NTD.astype(wide), skip_NTD.astype(wide)]
+  mean = sum(jnp.sum(h, axis=-1, keepdims=True) for h in halves) / (2 * d)
+  halves = [h - mean for h in halves]
+  squares = sum(jnp.sum(jnp.square(h), axis=-1, keepdims=True) for h in halves)
+  inverse = jax.lax.rsqrt(squares / (2 * d) + NORM_EPSILON)
+  products = []
+  for h, half in zip(halves, (slice(None, d), slice(d, None)), strict=True):
+    h = h * inverse * scale_E[None, None, half] + bias_E[None, None, half]
+    h, weights = h.astype(dtype or wide), kernel_ED[half].astype(dtype or wide)
+    products.append(jnp.matmul(h, weights, preferred_element_type=wide))
+  return sum(products)
+
+
 class Fuse(nnx.Module):
   """Equation (4): joins a block of the second half to its mirror in the first half."""
 
@@ -180,22 +203,10 @@ class Fuse(nnx.Module):
       bias_init=embed.zeros('embed'), dtype=config.compute_dtype, rngs=rngs,
     )  # fmt: skip
 
-  @keep_products
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
-    """(4) without [x, skip] in memory: sums over both, a product with each half of the kernel."""
-    d, kernel, dtype = x_NTD.shape[-1], self.linear.kernel[...], self.linear.dtype
-    wide = jnp.promote_types(x_NTD.dtype, jnp.float32)
-    halves = [x_NTD.astype(wide), skip_NTD.astype(wide)]
-    mean = sum(jnp.sum(h, axis=-1, keepdims=True) for h in halves) / (2 * d)
-    halves = [h - mean for h in halves]
-    squares = sum(jnp.sum(jnp.square(h), axis=-1, keepdims=True) for h in halves)
-    inverse = jax.lax.rsqrt(squares / (2 * d) + self.norm.epsilon)
-    out = self.linear.bias[...].astype(wide)[None, None]
-    for h, part in zip(halves, (slice(None, d), slice(d, None)), strict=True):
-      h = h * inverse * self.norm.scale[None, None, part] + self.norm.bias[None, None, part]
-      h, weights = h.astype(dtype or wide), kernel[part].astype(dtype or wide)
-      out = out + jnp.matmul(h, weights, preferred_element_type=wide)
-    return out.astype(x_NTD.dtype)
+    norm, linear = self.norm, self.linear
+    out = fused(x_NTD, skip_NTD, norm.scale[...], norm.bias[...], linear.kernel[...], linear.dtype)
+    return (out + linear.bias[None, None].astype(out.dtype)).astype(x_NTD.dtype)
 
 
 class Final(nnx.Module):

@@ -39,7 +39,7 @@ class SiTConfig:
   time_input: what the sinusoids see, see `embed.TIME_INPUTS`.
   dtype: of matrix products within the blocks; the two ends of the network stay in float32.
   residual_dtype: of the residual stream.
-  attention: 'auto', 'xla' or 'cudnn'. remat: see `stack.REMAT_POLICIES`.
+  attention: of `attention.IMPLEMENTATIONS`. remat: see `stack.REMAT_POLICIES`.
   unroll: blocks per scan step.
   """
 

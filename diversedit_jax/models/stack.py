@@ -23,7 +23,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'names': jax.checkpoint_policies.save_only_these_names('qkv', 'attention', 'fc1'),
 }
-"""What the backward pass keeps: all, block inputs only, matrix products, three named values."""
+"""What the backward pass keeps: all that `layers` keeps, block inputs, products, named values."""
 
 SKIP_PLACEMENTS = ('after', 'before')
 

@@ -1,0 +1,166 @@
+"""Pieces of a training step, two ways each: attention, adaLN, long skips, clipping with AdamW.
+
+  python benchmarks/kernels.py
+
+A and B alternate in one process; B is what the package does. Times are of the process's CPU on a
+CPU, and of the wall otherwise. `bytes` are what the compiler counts, in units of the input.
+"""
+
+import functools
+import statistics
+import time
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diversedit_jax.models import attention, layers
+from diversedit_jax.training import optim
+from diversedit_jax.training import step as step_lib
+
+ON_CPU = jax.default_backend() == 'cpu'
+clock = time.process_time if ON_CPU else time.perf_counter
+
+
+def draw(*shape, dtype=jnp.float32, seed=0):
+  """Random, since products of zeros are faster than others."""
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def compare(functions, arguments, rounds) -> dict:
+  """Milliseconds of two functions by name that alternate, and the ratio of the second to the first.
+
+  Each compiled with the arguments of its name; the order changes from round to round.
+  """
+  compiled = {name: jax.jit(f).lower(*arguments[name]).compile() for name, f in functions.items()}
+  times = {name: [] for name in functions}
+  for name, run in compiled.items():
+    jax.block_until_ready(run(*arguments[name]))
+  for i in range(rounds):
+    for name in list(times)[:: 1 if i % 2 else -1]:
+      started = clock()
+      jax.block_until_ready(compiled[name](*arguments[name]))
+      times[name].append(1e3 * (clock() - started))
+  a, b = times.values()
+  ratios = [y / x for x, y in zip(a, b, strict=True)]
+  unit = jax.tree.leaves(next(iter(arguments.values())))[0].nbytes
+  found = {
+    name: {
+      'median': statistics.median(x), 'min': min(x), 'max': max(x),
+      'bytes': compiled[name].cost_analysis()['bytes accessed'] / unit,
+      'temporary_mib': compiled[name].memory_analysis().temp_size_in_bytes / 2**20,
+    }
+    for name, x in times.items()
+  }  # fmt: skip
+  found['ratio'] = {'median': statistics.median(ratios), 'min': min(ratios), 'max': max(ratios)}
+  return found
+
+
+def squares(f):
+  """The sum of squares of what f returns, to differentiate."""
+  return lambda *x: sum(jnp.sum(jnp.square(y.astype(jnp.float32))) for y in jax.tree.leaves(f(*x)))
+
+
+def both_ways(functions, arguments, rounds) -> dict:
+  """Forward, and forward with backward."""
+  shared = {name: arguments for name in functions}
+  every = tuple(range(len(arguments)))
+  gradients = {n: jax.value_and_grad(squares(f), argnums=every) for n, f in functions.items()}
+  return {
+    'forward': compare(functions, shared, rounds),
+    'forward and backward': compare(gradients, shared, rounds),
+  }
+
+
+def attentions(n, rounds, dtype) -> dict:
+  """JAX's own XLA attention or cuDNN against ours, at widths of heads and numbers of tokens."""
+  found = {}
+  own = functools.partial(jax.nn.dot_product_attention, implementation='xla')
+  for tokens in (256, 1024):
+    for d in (64, 72, 80, 96, 128):
+      qkv = [draw(max(1, n * 256 // tokens), tokens, 16, d, dtype=dtype, seed=i) for i in range(3)]
+      chosen = attention.choose('auto', tokens, 16, d, jnp.dtype(dtype).name)
+      ours = functools.partial(attention.attend, implementation=chosen)
+      made = both_ways({'jax xla': own, f'ours ({chosen})': ours}, qkv, rounds)
+      found[f'T={tokens} d={d}'] = made
+  return found
+
+
+def adaptive_norm(n, d, rounds, dtype) -> dict:
+  """All steps kept, or recomputed from the input; both in front of a product."""
+  x, shift, scale, kernel = draw(n, 256, d), draw(n, d), draw(n, d), draw(d, 3 * d, dtype=dtype)
+  product = lambda kernel: lambda x: x.astype(dtype) @ kernel
+  kept = lambda x, s, k, w: product(w)(layers.modulate(layers.normalise(x), s, k))
+
+  @layers.keep_products
+  def recomputed(x, s, k, w):
+    return kept(x, s, k, w)
+
+  return both_ways({'kept': kept, 'recomputed': recomputed}, (x, shift, scale, kernel), rounds)
+
+
+def skips(n, d, rounds, dtype) -> dict:
+  """LN([x, skip]) W by concatenation, or by split sums and two products."""
+
+  def joined(x, skip, scale, bias, kernel):
+    h = layers.normalise(jnp.concatenate([x, skip], axis=-1))
+    return (h * scale[None, None] + bias[None, None]).astype(dtype) @ kernel.astype(dtype)
+
+  def split(x, skip, scale, bias, kernel):
+    return layers.fused(x, skip, scale, bias, kernel, dtype)
+
+  x, skip, kernel = draw(n, 256, d), draw(n, 256, d, seed=1), draw(2 * d, d)
+  arguments = x, skip, draw(2 * d), draw(2 * d, seed=1), kernel
+  return both_ways({'concatenated': joined, 'split': split}, arguments, rounds)
+
+
+def optimizers(d, depth, rounds) -> dict:
+  """Optax's clipping, AdamW and the average, or ours, on the kernels of some blocks."""
+  shapes = {'qkv': (d, 3 * d), 'proj': (d, d), 'fc1': (d, 4 * d), 'fc2': (4 * d, d)}
+  params = {k: draw(depth, *shape, seed=i) for i, (k, shape) in enumerate(shapes.items())}
+  grads = {k: draw(depth, *shape, seed=9 + i) for i, (k, shape) in enumerate(shapes.items())}
+  config = optim.OptimizerConfig()
+  plain = optax.chain(
+    optax.clip_by_global_norm(config.clip_norm), optax.adamw(1e-4, weight_decay=0)
+  )
+
+  def update(tx):
+    def run(grads, params, ema, state):
+      updates, state = tx.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+      return params, step_lib.update_ema(ema, params, 0.9999), state
+
+    return run
+
+  ours = optim.make(config, 1000)
+  arguments = {
+    name: (grads, params, params, tx.init(params))
+    for name, tx in (('optax', plain), ('ours', ours))
+  }
+  return compare({'optax': update(plain), 'ours': update(ours)}, arguments, rounds)
+
+
+def main() -> None:
+  """Measures all pieces; small ones on a CPU."""
+  parser = common.parser(__doc__.splitlines()[0], 'kernels')
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--batch', type=int, default=1 if ON_CPU else 64)
+  parser.add_argument('--width', type=int, default=384 if ON_CPU else 1152)
+  parser.add_argument('--only', default='', help='attention, norm, skip or optimizer')
+  args = parser.parse_args()
+  dtype = jnp.float32 if ON_CPU else jnp.bfloat16
+  pieces = {
+    'attention': lambda: attentions(args.batch, args.rounds, dtype),
+    'norm': lambda: adaptive_norm(args.batch, args.width, args.rounds, dtype),
+    'skip': lambda: skips(args.batch, args.width, args.rounds, dtype),
+    'optimizer': lambda: optimizers(args.width, 4 if ON_CPU else 28, args.rounds),
+  }
+  wanted = [args.only] if args.only else list(pieces)
+  measured = {name: pieces[name]() for name in wanted}
+  common.write(args.json, {'arguments': common.arguments(args), **measured})
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,154 @@
+"""What eight devices do with a training step: equality with one, collectives, bytes per device.
+
+  python benchmarks/scaling.py
+
+Devices are simulated on the CPU, one layout in a child process each, so no time means anything:
+the numbers come from the compiled program and its results.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+LAYOUTS = {  # Devices, then sizes of 'data', 'fsdp' and 'tensor', then whether ZeRO-1.
+  'one': (1, 1, 1, 1, False),
+  'dp': (8, 8, 1, 1, False),
+  'zero1': (8, 8, 1, 1, True),
+  'fsdp': (8, 1, 8, 1, False),
+  'tp2': (8, 4, 1, 2, False),
+}
+KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+ITEM_BYTES = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
+
+
+def collectives(text: str, depth: int) -> dict:
+  """Number and bytes of the results of each kind of collective in a compiled program.
+
+  What stands in the body of a loop counts `depth` times, which holds for the scan over blocks.
+  """
+  found = {kind: {'count': 0, 'bytes': 0} for kind in KINDS}
+  for computation in re.split(r'\n(?=\S)', text):
+    times = 1 if computation.startswith('ENTRY') else depth
+    for line in computation.splitlines():
+      match = re.search(rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(', line)
+      if match:
+        sizes = re.findall(r'(\w+)\[([\d,]*)\]', match[1])
+        bytes_ = sum(
+          ITEM_BYTES[dtype] * _product(int(n) for n in dims.split(',') if n)
+          for dtype, dims in sizes if dtype in ITEM_BYTES
+        )  # fmt: skip
+        found[match[2]]['count'] += times
+        found[match[2]]['bytes'] += times * bytes_
+  return {kind: sums for kind, sums in found.items() if sums['count']}
+
+
+def _product(numbers) -> int:
+  result = 1
+  for n in numbers:
+    result *= n
+  return result
+
+
+def child(layout: str, depth: int, width: int, output: str) -> None:
+  """Three steps of one layout; writes losses and counts."""
+  devices, data, fsdp, tensor, zero1 = LAYOUTS[layout]
+  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  import jax
+  import numpy as np
+
+  from diversedit_jax import interpolants, sharding, trees
+  from diversedit_jax.interpolants import times
+  from diversedit_jax.methods import base, flow
+  from diversedit_jax.models import sit
+  from diversedit_jax.training import optim
+  from diversedit_jax.training import state as state_lib
+  from diversedit_jax.training import step as step_lib
+
+  config = sit.SiTConfig(
+    input_size=(8, 8), depth=depth, width=width, heads=4, patch_size=2, num_classes=15
+  )
+  law, path = times.Uniform(), interpolants.linear()
+  objective = base.Objective(
+    flow=flow.StochasticInterpolant(path=path, time_law=law, null_label=15)
+  )
+  mesh, tx = sharding.make_mesh(data, fsdp, tensor), optim.make(optim.OptimizerConfig(), 100)
+  trainable = state_lib.Trainable(
+    lambda rngs: base.Network(config, rngs=rngs), tx, mesh, shard_over_data=zero1
+  )
+  state = trainable.init(jax.random.key(0))
+  generator = np.random.default_rng(0)  # Away from zero, where blocks are the identity.
+  noisy = lambda x, s: jax.device_put(np.asarray(x) + 0.05 * generator.normal(size=x.shape), s)
+  noisy32 = lambda x, s: noisy(x, s).astype(np.float32)
+  state = state.replace(params=jax.tree.map(noisy32, state.params, trainable.shardings.params))
+  step = step_lib.compile_step(
+    step_lib.make_step(
+      objective, trainable.graphdef, tx, key=jax.random.key(1), ema_decay=0.9,
+      learning_rate=lambda step: 1e-4,
+    ),
+    trainable.shardings, mesh,
+  )  # fmt: skip
+  batch = {
+    'latents': generator.normal(size=(16, 8, 8, 4)).astype(np.float32),
+    'labels': np.arange(16, dtype=np.int32) % 15,
+  }
+  rows = sharding.process_rows(mesh, 16)
+  batch = sharding.put_batch({k: x[rows] for k, x in batch.items()}, mesh, 16)
+  found = []
+  with jax.set_mesh(mesh):
+    compiled = step.lower(state, batch, {}).compile()
+    for _ in range(3):
+      state, metrics = compiled(state, batch, {})
+      found.append([float(metrics['loss']), float(metrics['grad_norm'])])
+  memory = compiled.memory_analysis()
+  result = {
+    'losses and gradient norms': found,
+    'parameter_bytes': trees.num_bytes(trainable.params),
+    'state_bytes_per_device': state_lib.bytes_per_device(state),
+    'argument_bytes_per_device': memory.argument_size_in_bytes,
+    'temporary_bytes_per_device': memory.temp_size_in_bytes,
+    'collectives': collectives(compiled.as_text(), depth),
+  }
+  with open(output, 'w') as file:
+    json.dump(result, file)
+
+
+def main() -> None:
+  """Runs all layouts and compares them with one device."""
+  import common
+
+  parser = common.parser(__doc__.splitlines()[0], 'scaling')
+  parser.add_argument('--depth', type=int, default=4)
+  parser.add_argument('--width', type=int, default=128)
+  parser.add_argument('--child', choices=LAYOUTS, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.child:
+    child(args.child, args.depth, args.width, args.json)
+    return
+  measured = {}
+  for layout in LAYOUTS:
+    with tempfile.NamedTemporaryFile(suffix='.json') as file:
+      command = [sys.executable, __file__, f'--child={layout}', f'--json={file.name}']
+      command += [f'--depth={args.depth}', f'--width={args.width}']
+      subprocess.run(command, check=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+      measured[layout] = json.load(file)
+  one = measured['one']
+  for found in measured.values():
+    pairs = zip(found['losses and gradient norms'], one['losses and gradient norms'], strict=True)
+    found['largest relative difference from one device'] = max(
+      abs(a / b - 1) for row, other in pairs for a, b in zip(row, other, strict=True)
+    )
+    found['state per device / whole'] = (
+      found['state_bytes_per_device'] / one['state_bytes_per_device']
+    )
+    reduced = found['collectives'].get('all-reduce', {'bytes': 0})['bytes']
+    found['all-reduce / parameter bytes'] = reduced / found['parameter_bytes']
+  arguments = {name: x for name, x in common.arguments(args).items() if name != 'child'}
+  common.write(args.json, {'arguments': arguments, 'layouts': measured})
+
+
+if __name__ == '__main__':
+  main()
