@@ -5,15 +5,19 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 
 import jax
+from peers import serving
 
 from diversedit_jax.evaluation import card
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # configs/ lies beside the package, not in it.
 RESULTS = ROOT / 'benchmarks' / 'results'
+# Of a machine's own folders, which say nothing elsewhere.
+_PATHS = ('json', 'torch_python')
 
 
 def header() -> dict:
@@ -21,6 +25,9 @@ def header() -> dict:
   device = jax.devices()[0]
   return {
     'device': f'{device.device_kind} x {jax.device_count()}',
+    'platform': device.platform,
+    'runtime': getattr(device.client, 'platform_version', '').splitlines()[0:1],
+    'commit': commit(),
     'cpu_count': os.cpu_count(),
     'machine': platform.machine(),
     'python': platform.python_version(),
@@ -30,6 +37,18 @@ def header() -> dict:
   }
 
 
+def commit() -> str | None:
+  """The commit that is checked out, with '+' where files differ from it; None without git."""
+  git = lambda *words: subprocess.run(
+    ['git', *words], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout.strip()
+  try:
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', ':!benchmarks/results')
+    return git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
 def parser(description: str, name: str) -> argparse.ArgumentParser:
   """Arguments that all benchmarks share."""
   made = argparse.ArgumentParser(description=description)
@@ -37,9 +56,21 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
   return made
 
 
+def add_peer_flags(parser: argparse.ArgumentParser) -> None:
+  """Arguments of benchmarks that have a peer in PyTorch."""
+  parser.add_argument(
+    '--torch_python', default=serving.default_python(),
+    help='a Python that has torch and safetensors (default: $TORCH_PYTHON, or this one)',
+  )  # fmt: skip
+  # On one core a thread never spins while it waits for another, which CPU seconds would count.
+  parser.add_argument(
+    '--threads', type=int, default=1, help='cores for each program; 0 is all of them'
+  )
+
+
 def arguments(args: argparse.Namespace) -> dict:
-  """What was asked for, without the machine's own path."""
-  return {name: value for name, value in vars(args).items() if name != 'json'}
+  """What was asked for, without the machine's own paths."""
+  return {name: value for name, value in vars(args).items() if name not in _PATHS}
 
 
 def write(path: str, measured: dict) -> None:

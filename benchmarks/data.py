@@ -19,7 +19,6 @@ import contextlib
 import functools
 import os
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import common
 import grain
 import jax
 import numpy as np
+import timing
 
 from configs import imagenet
 from diversedit_jax import build, rng, sharding
@@ -159,8 +159,10 @@ def measure_reading(named: dict[str, Reading], batch: int, batches: int, rounds:
       cpu[name].append(count / (time.process_time() - clocks[1]))
   return {
     name: {
-      'wall': spread(wall[name]), 'cpu': spread(cpu[name]), 'goal': GOALS.get(name),
-      'over_store_cpu': spread([a / b for a, b in zip(cpu[name], cpu['store'], strict=True)]),
+      'wall': timing.spread(wall[name]), 'cpu': timing.spread(cpu[name]), 'goal': GOALS.get(name),
+      'over_store_cpu': timing.spread(
+        a / b for a, b in zip(cpu[name], cpu['store'], strict=True)
+      ),
     }
     for name in named
   }  # fmt: skip
@@ -213,10 +215,10 @@ def measure_stall(feeds: Feeds, run: Callable, steps: int, rounds: int) -> dict:
       measured[name].append((*alone, *seconds(batches)))
   return {
     name: {
-      'over_fixed': spread([alone / fed for alone, _, fed, _ in rows]), 'goal': STALL_GOAL,
-      'over_fixed_cpu': spread([alone / fed for _, alone, _, fed in rows]),
-      'rate': spread([steps / fed for _, _, fed, _ in rows]),
-      'cpu_ms_more': spread([1000 * (fed - alone) / steps for _, alone, _, fed in rows]),
+      'over_fixed': timing.spread([alone / fed for alone, _, fed, _ in rows]), 'goal': STALL_GOAL,
+      'over_fixed_cpu': timing.spread([alone / fed for _, alone, _, fed in rows]),
+      'rate': timing.spread([steps / fed for _, _, fed, _ in rows]),
+      'cpu_ms_more': timing.spread([1000 * (fed - alone) / steps for _, alone, _, fed in rows]),
     }
     for name, rows in measured.items()
   }  # fmt: skip
@@ -255,11 +257,6 @@ def training_step(store: pathlib.Path, args) -> Callable:
     return lambda: jax.block_until_ready(metrics)
 
   return run
-
-
-def spread(values: list[float]) -> dict:
-  """Median, least and most."""
-  return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
 
 
 def table(title: str, rows: dict, formats: dict[str, str]) -> None:

@@ -20,7 +20,6 @@ import pathlib
 import random
 import resource
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import jax
 import numpy as np
 from PIL import Image
 from safetensors import numpy as safetensors
+import timing
 
 from diversedit_jax.data import pictures
 from diversedit_jax.data.store import layout
@@ -228,21 +228,16 @@ def measure_encoding(source: str, cache: pathlib.Path, args) -> dict:
       rows[dtype].append(made)
       print(dtype, made, flush=True)
   ratios = {
-    f'bfloat16_over_float32_{name}': spread([
+    f'bfloat16_over_float32_{name}': timing.spread([
       b[name] / a[name] for a, b in zip(*rows.values(), strict=True)
     ])
     for name in ('images_per_second', 'images_per_cpu_second')
   }  # fmt: skip
   spreads = {
-    dtype: {name: spread([row[name] for row in made]) for name in made[0]}
+    dtype: {name: timing.spread([row[name] for row in made]) for name in made[0]}
     for dtype, made in rows.items()
   }
   return {**spreads, **ratios, 'gigaflops_per_image': encoding_flops() / 1e9}
-
-
-def spread(values: list[float]) -> dict:
-  """Median, least and most."""
-  return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
 
 
 def main() -> int:

@@ -1,0 +1,188 @@
+"""Shows that the PyTorch peers compute what this project computes, from the same weights.
+
+  python benchmarks/peers/check.py --torch_python=PYTHON_WITH_TORCH
+
+1. SiT with random weights goes through a file and `diversedit_jax.convert`; the prediction, the
+   loss, all gradients, and all parameters and averages after one whole step are compared, for each
+   variant.
+2. The diversity loss of random features, by value and gradient, in both ways of the peer.
+
+Errors are |a - b| / |b| over all numbers of a tensor at once. The exit status is 1 if one is above
+its tolerance. Tolerances are a few float32 roundings through a network of that depth; Adam's first
+step divides each gradient by its own size, so entries that are rounding noise move by a whole step
+in any direction, and what changed is compared with a wider one.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # As when a benchmark is run.
+
+import common
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from peers import serving
+from safetensors import numpy as safetensors
+import steps
+import timing
+
+from diversedit_jax import convert, rng, trees
+from diversedit_jax.losses import diversity
+from diversedit_jax.methods import base, flow
+from diversedit_jax.training import optim, state, step
+
+TOLERANCE, CHANGE_TOLERANCE = 5e-6, 5e-4
+EMA_DECAY = 0.5  # An average that moves by more than its rounding within one step.
+_WAYS = ('per_pair', 'normalised_once')
+
+
+class Given(flow.StochasticInterpolant):
+  """The flow with noise and times that stand in the batch."""
+
+  def draw(self, batch, key):
+    del key
+    x_NHWC, eps_NHWC, t_N = batch['latents'], batch['noise'], batch['t']
+    x_t, target = self.noised(x_NHWC, eps_NHWC, t_N)
+    y_N = batch['labels']
+    return base.Draw(x_t=x_t, t=t_N, y=y_N, target=target, noise=eps_NHWC, batch=batch)
+
+
+def error(found, expected) -> float:
+  """Relative error of an array or of all arrays of a tree at once."""
+  pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+  difference = sum(float(np.sum(np.square(np.float64(a) - np.float64(b)))) for a, b in pairs)
+  size = sum(float(np.sum(np.square(np.float64(b)))) for _, b in pairs)
+  return (difference / size) ** 0.5
+
+
+def largest_error(found, expected) -> float:
+  """The largest relative error of one tensor."""
+  errors = jax.tree.map(error, found, expected)
+  return max(jax.tree.leaves(errors))
+
+
+def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: str, batch: int):
+  """name -> (error, tolerance) of one variant."""
+  case = steps.Case(size=size, variant=variant, batch=batch, attention='xla')
+  model = case.model()
+  side = model.input_size[0]
+  child.ask('make', size=size, batch=batch, side=side, variant=variant, decay=EMA_DECAY)
+  child.ask('save', file=str(folder / 'weights.safetensors'))
+  params = convert.to_ours(convert.load(folder / 'weights.safetensors'), 'sit')
+  generator = np.random.default_rng(1)
+  x_NHWC, eps_NHWC = generator.standard_normal((2, batch, *model.shape), np.float32)
+  t_N = generator.uniform(size=batch).astype(np.float32)
+  y_N = np.array([steps.CLASSES, *range(1, batch)], np.int32)  # One without a class.
+  inputs, outputs = folder / 'inputs.safetensors', folder / 'outputs.safetensors'
+  channels_first = lambda x: np.ascontiguousarray(np.moveaxis(x, -1, 1))
+  given = {'latents': channels_first(x_NHWC), 'noise': channels_first(eps_NHWC), 't': t_N, 'y': y_N}
+  safetensors.save_file(given, inputs)
+  theirs = child.ask('given', inputs=str(inputs), outputs=str(outputs))
+  arrays = safetensors.load_file(outputs)
+
+  def converted(prefix):
+    named = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    return convert.to_ours(named, 'sit')
+
+  objective = steps.objective(variant)
+  fields = {f.name: getattr(objective.flow, f.name) for f in dataclasses.fields(objective.flow)}
+  objective = dataclasses.replace(objective, flow=Given(**fields))
+  network = nnx.eval_shape(lambda: base.Network(model, objective.terms, rngs=nnx.Rngs(0)))
+  graphdef, _ = nnx.split(network)
+  params = {'heads': {}, **jax.tree.map(jnp.asarray, params)}
+  data = {'latents': x_NHWC, 'noise': eps_NHWC, 't': t_N, 'labels': y_N}
+
+  def loss_fn(params, draw):
+    network = nnx.merge(graphdef, params)
+    return objective.loss(network, draw, key=jax.random.key(0), step=jnp.zeros((), jnp.int32))
+
+  draw = objective.draw(jax.tree.map(jnp.asarray, data), jax.random.key(0))
+  (loss, _), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, draw)
+  predict = jax.jit(lambda p, d: nnx.merge(graphdef, p).model(d.x_t, d.t, d.y).pred)
+  pred = predict(params, draw)
+  tx = steps.transformation()
+  whole = step.make_step(
+    objective, graphdef, tx, key=rng.stream(jax.random.key(0), 'train'),
+    ema_decay=EMA_DECAY, learning_rate=optim.schedule(optim.OptimizerConfig(), 10),
+  )  # fmt: skip
+  begun = state.TrainState(
+    step=jnp.zeros((), jnp.int32), params=params, ema=params, opt_state=tx.init(params)
+  )
+  after, metrics = jax.jit(whole)(begun, data, {})
+  if objective.terms and not metrics['diverse/weight']:
+    raise RuntimeError('the diversity loss has no weight here, so nothing of it would be compared')
+  moved = lambda tree: jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), tree, start)
+  start = {'model': params['model']}
+  ours = lambda tree: {'model': tree['model']}
+  return {
+    'prediction': (error(pred, np.moveaxis(arrays['pred'], 1, -1)), TOLERANCE),
+    'loss': (abs(float(loss) / theirs['loss'] - 1), TOLERANCE),
+    'gradients, all': (error(ours(grads), converted('gradient.')), TOLERANCE),
+    'gradients, the worst tensor': (
+      largest_error(ours(grads), converted('gradient.')), 10 * TOLERANCE,
+    ),
+    'gradient norm': (abs(float(metrics['grad_norm']) / theirs['norm'] - 1), TOLERANCE),
+    'parameters moved': (
+      error(moved(ours(after.params)), moved(converted('after.'))), CHANGE_TOLERANCE,
+    ),
+    'averages moved': (
+      error(moved(ours(after.ema)), moved(converted('average.'))), CHANGE_TOLERANCE,
+    ),
+    'parameters in all': (abs(trees.count(start) - trees.count(converted('after.'))), 0),
+  }  # fmt: skip
+
+
+def check_loss(child: serving.Child, way: str, folder: pathlib.Path):
+  """name -> (error, tolerance) of the loss of random features."""
+  generator = np.random.default_rng(2)
+  common_NTD = generator.standard_normal((2, 8, 16), np.float32)
+  f_LNTD = common_NTD + 0.7 * generator.standard_normal((6, 2, 8, 16), np.float32)
+  features, written = folder / 'features.safetensors', folder / 'gradient.safetensors'
+  safetensors.save_file({'f_LNTD': f_LNTD}, features)
+  theirs = child.ask('make', file=str(features), way=way)['loss']
+  child.ask('gradient', file=str(written))
+  ours, grad_LNTD = jax.value_and_grad(lambda f: diversity.diversity_loss(f)[0])(f_LNTD)
+  expected = safetensors.load_file(written)['g_LNTD']
+  return {
+    'value': (abs(float(ours) / theirs - 1), TOLERANCE),
+    'gradient': (error(grad_LNTD, expected), TOLERANCE),
+  }
+
+
+def main() -> int:
+  """Prints every error; 1 if one is too large."""
+  parser = common.parser(__doc__.splitlines()[0], 'peers_check')
+  common.add_peer_flags(parser)
+  parser.add_argument('--size', default='S/8', help='of the model')
+  parser.add_argument('--batch', type=int, default=3)
+  args = parser.parse_args()
+  rows, threads = {}, timing.use_threads(args.threads)
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    with serving.Child(args.torch_python, 'torch_sit.py', threads=threads) as child:
+      for variant in steps.VARIANTS:
+        rows[f'SiT, {variant}'] = check_sit(child, variant, folder, args.size, args.batch)
+    with serving.Child(args.torch_python, 'torch_loss.py', threads=threads) as child:
+      for way in _WAYS:
+        rows[f'diversity loss, {way}'] = check_loss(child, way, folder)
+  bad = [
+    f'{case}: {what}' for case, row in rows.items() for what, (e, most) in row.items() if e > most
+  ]
+  for case, row in rows.items():
+    for what, (found, most) in row.items():
+      print(f'{case:36s}{what:30s}{found:12.2e}   at most {most:g}')
+  print('equal' if not bad else f'NOT equal: {bad}', flush=True)
+  measured = {
+    case: {what: {'error': e, 'tolerance': most} for what, (e, most) in row.items()}
+    for case, row in rows.items()
+  }
+  common.write(args.json, {'arguments': common.arguments(args), 'errors': measured, 'bad': bad})
+  return 1 if bad else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

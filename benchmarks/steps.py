@@ -1,0 +1,177 @@
+"""Training steps to time: the project's own step on synthetic latents, without data or configs.
+
+The parts are put together as `build` does it, but `build` reads data through Grain, which a machine
+with an accelerator may lack; `no_input_libraries` says whether that was kept to.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import sys
+import time
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+import optax
+import timing
+
+from diversedit_jax import interpolants, rng, sharding
+from diversedit_jax.losses import diversity_config
+from diversedit_jax.methods import base, diverse, flow
+from diversedit_jax.models import cost, sit, stack
+from diversedit_jax.training import optim, state, step
+
+VARIANTS = ('plain', 'skips', 'skips+loss')
+CLASSES, CHANNELS = 1000, 4
+EMA_DECAY = 0.9999
+_STEPS = 400_000  # Of the schedule, which is constant.
+_NOT_WANTED = ('grain', 'tensorflow')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """What decides the cost of a step.
+
+  size: of `models.sizes`. variant: of `VARIANTS`. batch: examples. resolution: of the pixels, 256
+  or 512. dtype, attention, unroll, remat: of `SiTConfig`; an unroll of 0 is all blocks.
+  """
+
+  size: str
+  variant: str
+  batch: int
+  resolution: int = 256
+  dtype: str = 'float32'
+  attention: str = 'auto'
+  unroll: int = 1
+  remat: str = 'none'
+
+  def model(self, **changes: Any) -> sit.SiTConfig:
+    """The model's config. changes: of its fields, as another depth."""
+    side = self.resolution // 8
+    config = sit.SiTConfig.of_size(
+      self.size, input_size=(side, side), channels=CHANNELS, num_classes=CLASSES,
+      skip=None if self.variant == 'plain' else stack.Skip(), dtype=self.dtype,
+      attention=self.attention, remat=self.remat,
+    )  # fmt: skip
+    config = dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, unroll=self.unroll or config.depth)
+
+
+def objective(
+  variant: str, diversity: diversity_config.DiversityConfig | None = None
+) -> base.Objective:
+  """Flow matching on the linear path, with the diversity loss of all blocks if the variant has it.
+
+  diversity: another choice of blocks, for any variant.
+  """
+  if diversity is None and variant == 'skips+loss':
+    diversity = diversity_config.DiversityConfig()
+  terms = () if diversity is None else (diverse.Diverse(config=diversity),)
+  return base.Objective(flow=interpolant(), terms=terms)
+
+
+def interpolant() -> flow.StochasticInterpolant:
+  """SiT's flow as the papers train it."""
+  return flow.StochasticInterpolant(
+    path=interpolants.linear(), time_law=interpolants.TIME_LAWS['uniform'](), null_label=CLASSES
+  )
+
+
+def transformation() -> optax.GradientTransformation:
+  """AdamW with clipping, the published recipe."""
+  return optim.make(optim.OptimizerConfig(), _STEPS)
+
+
+class Step:
+  """One compiled training step; `run` updates its state.
+
+  compile_seconds: of tracing and compiling. peak_bytes: that the program needs at once, by the
+  compiler's account: its arguments, results that are not the donated arguments, and temporaries.
+  """
+
+  def __init__(
+    self, model: sit.SiTConfig, objective: base.Objective, batch: int, *, allocate: bool = True
+  ):
+    """allocate: False compiles only, so that a model that does not fit can be compiled too."""
+    mesh = sharding.make_mesh()
+    make_network = lambda rngs: base.Network(model, objective.terms, rngs=rngs)
+    self.trainable = state.Trainable(make_network, transformation(), mesh)
+    self.flops = batch * cost.cost(model).training
+    made = step.make_step(
+      objective, self.trainable.graphdef, transformation(),
+      key=rng.stream(jax.random.key(0), 'train'), ema_decay=EMA_DECAY,
+      learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
+    )  # fmt: skip
+    shapes = jax.eval_shape(self.trainable.init, jax.random.key(0))
+    started = time.perf_counter()
+    jitted = step.compile_step(made, self.trainable.shardings, mesh)
+    arrays = latents(batch, model.input_size)
+    self.program = jitted.lower(shapes, jax.eval_shape(lambda: dict(arrays)), {}).compile()
+    self.compile_seconds = time.perf_counter() - started
+    self.peak_bytes = peak_bytes(self.program)
+    if allocate:
+      self.state = self.trainable.init(jax.random.key(0))
+      self.batch = sharding.put_batch(arrays, mesh, batch)
+
+  def run(self) -> Mapping[str, jax.Array]:
+    """Starts a step; its metrics."""
+    self.state, self.metrics = self.program(self.state, self.batch, {})
+    return self.metrics
+
+  def check(self) -> float:
+    """The last loss; refuses one that is not finite: a time would mean nothing."""
+    loss = float(self.metrics['loss'])
+    if not math.isfinite(loss):
+      raise FloatingPointError(f'the loss is {loss}')
+    return loss
+
+  def dispatch_ms(self, rounds: int) -> timing.Spread:
+    """Milliseconds until a call returns that nothing waits for."""
+    times = []
+    for _ in range(rounds):
+      jax.block_until_ready(self.state)
+      started = time.perf_counter()
+      self.run()
+      times.append(1000 * (time.perf_counter() - started))
+    jax.block_until_ready(self.state)
+    return timing.spread(times)
+
+
+def make(case: Case, **changes: Any) -> Step:
+  """The step of a case. changes: of the model's fields."""
+  return Step(case.model(**changes), objective(case.variant), case.batch)
+
+
+def latents(batch: int, input_size: tuple[int, int]) -> dict[str, np.ndarray]:
+  """Normal latents and labels, the same at every call."""
+  x_NHWC = np.random.default_rng(0).standard_normal((batch, *input_size, CHANNELS), np.float32)
+  return {'latents': x_NHWC, 'labels': (np.arange(batch) % CLASSES).astype(np.int32)}
+
+
+def peak_bytes(program: Any) -> int:
+  """Of a compiled program: arguments, temporaries, and results that take no argument's place."""
+  memory = program.memory_analysis()
+  return (
+    memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )  # fmt: skip
+
+
+def perturbed(network: nnx.Module, scale: float = 0.02) -> nnx.Module:
+  """The network with noise in every parameter: a fresh one predicts exactly zero."""
+  graphdef, params = nnx.split(network)
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [
+    x + scale * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+  ]
+  return nnx.merge(graphdef, jax.tree.unflatten(treedef, noisy))
+
+
+def no_input_libraries() -> None:
+  """Raises RuntimeError if a library for reading data was imported."""
+  found = [name for name in _NOT_WANTED if name in sys.modules]
+  if found:
+    raise RuntimeError(f'{", ".join(found)} imported: steps must be timed without them')
