@@ -92,9 +92,17 @@ class Step:
   """
 
   def __init__(
-    self, model: sit.SiTConfig, objective: base.Objective, batch: int, *, allocate: bool = True
-  ):
-    """allocate: False compiles only, so that a model that does not fit can be compiled too."""
+    self, model: sit.SiTConfig, objective: base.Objective, batch: int, *, allocate: bool = True,
+    states: dict[Any, state.TrainState] | None = None,
+  ):  # fmt: skip
+    """Compiles, and makes the state.
+
+    Args:
+      model, objective, batch: what to train, and on how many examples.
+      allocate: False compiles only, so that a model that does not fit can be compiled too.
+      states: where steps keep their states that take turns; those of like shapes share one, so that
+        memory holds fewer of them.
+    """
     mesh = sharding.make_mesh()
     make_network = lambda rngs: base.Network(model, objective.terms, rngs=rngs)
     self.trainable = state.Trainable(make_network, transformation(), mesh)
@@ -111,13 +119,17 @@ class Step:
     self.program = jitted.lower(shapes, jax.eval_shape(lambda: dict(arrays)), {}).compile()
     self.compile_seconds = time.perf_counter() - started
     self.peak_bytes = peak_bytes(self.program)
+    self._states = {} if states is None else states
+    self._key = str(jax.tree.map(lambda x: x.shape, shapes))
     if allocate:
-      self.state = self.trainable.init(jax.random.key(0))
+      if self._key not in self._states:
+        self._states[self._key] = self.trainable.init(jax.random.key(0))
       self.batch = sharding.put_batch(arrays, mesh, batch)
 
   def run(self) -> Mapping[str, jax.Array]:
     """Starts a step; its metrics."""
-    self.state, self.metrics = self.program(self.state, self.batch, {})
+    state, self.metrics = self.program(self._states[self._key], self.batch, {})
+    self._states[self._key] = state
     return self.metrics
 
   def check(self) -> float:
@@ -131,17 +143,17 @@ class Step:
     """Milliseconds until a call returns that nothing waits for."""
     times = []
     for _ in range(rounds):
-      jax.block_until_ready(self.state)
+      jax.block_until_ready(self._states)
       started = time.perf_counter()
       self.run()
       times.append(1000 * (time.perf_counter() - started))
-    jax.block_until_ready(self.state)
+    jax.block_until_ready(self._states)
     return timing.spread(times)
 
 
-def make(case: Case, **changes: Any) -> Step:
-  """The step of a case. changes: of the model's fields."""
-  return Step(case.model(**changes), objective(case.variant), case.batch)
+def make(case: Case, states: dict[Any, state.TrainState] | None = None) -> Step:
+  """The step of a case. states: see `Step`."""
+  return Step(case.model(), objective(case.variant), case.batch, states=states)
 
 
 def latents(batch: int, input_size: tuple[int, int]) -> dict[str, np.ndarray]:

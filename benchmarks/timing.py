@@ -89,6 +89,11 @@ def ratio(over: Sequence[Turn], under: Sequence[Turn]) -> dict[str, Spread]:
   }
 
 
+def main_clock() -> str:
+  """'cpu' on a CPU, where other load does not count then; 'wall' elsewhere."""
+  return 'cpu' if jax.default_backend() == 'cpu' else 'wall'
+
+
 def use_threads(count: int) -> int:
   """Keeps this process, and those it starts, on so many cores; 0 leaves all.
 

@@ -22,7 +22,6 @@ import os
 import sys
 
 import common
-import jax
 from peers import serving
 import steps
 import timing
@@ -127,9 +126,9 @@ def measure(args, threads: int) -> dict:
   ours, rows, sides, flops = cases(args), {}, {}, {}
   with contextlib.ExitStack() as stack:
     theirs = peers(args, threads, stack)
-    made = {}
+    made, states = {}, {}
     for name, case in ours.items():
-      made[name] = steps.make(case)
+      made[name] = steps.make(case, states)
       sides[name] = timing.clocked(made[name].run, args.steps)
       flops[name] = made[name].flops
       print(f'{name}: compiled in {made[name].compile_seconds:.1f} s', flush=True)
@@ -148,14 +147,21 @@ def measure(args, threads: int) -> dict:
     top = turns['matmul'], ceiling_flops
     rows[name] = rates(rows[name], turns[name], flops[name], args, *top)
     rows[name]['over'] = {
-      other: timing.ratio(turns[name], turns[other]) for other in rows if other != name
+      other: {
+        **timing.ratio(turns[name], turns[other]),
+        'peak': rows[name]['peak_gib']
+        and rows[other]['peak_gib']
+        and rows[name]['peak_gib'] / rows[other]['peak_gib'],
+      }
+      for other in rows
+      if other != name
     }
   return rows
 
 
 def show(rows: dict) -> None:
   """A table of the rows, and the ratios of CPU or wall seconds between them."""
-  clock = 'cpu' if jax.default_backend() == 'cpu' else 'wall'
+  clock = timing.main_clock()
   columns = f'{"ms (" + clock + ")":>28s}{"img/s":>9s}{"TF/s":>9s}{"of matmul":>11s}'
   print(f'\n{"":28s}{columns}{"GiB":>7s}{"compile s":>11s}')
   for name, row in rows.items():

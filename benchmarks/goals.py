@@ -1,0 +1,155 @@
+"""The performance goals, and which number of which result decides each: the one table to change.
+
+`report.py` turns it into README.md. A path walks through the JSON file; it ends at a number, or at
+a spread of which the worst end counts. `CPU` and `GPU` say on what the number must have been taken:
+a result from elsewhere is no result.
+"""
+
+from typing import NamedTuple
+
+CPU, GPU = 'cpu', 'gpu'
+
+
+class Goal(NamedTuple):
+  """number: of the goal. metric: what is measured. platform: 'cpu' or 'gpu'.
+
+  sign, bound: '>=' or '<=', and what must be reached. file: in results. path: in that file.
+  command: that makes the file; on a GPU `gpu.sh` runs it.
+  """
+
+  number: int
+  metric: str
+  platform: str
+  sign: str
+  bound: float
+  file: str
+  path: tuple[str, ...]
+  command: str
+
+
+_TORCH = '--torch_python=PYTHON_WITH_TORCH'
+_STEP_CPU = f'train_step.py --peer=torch {_TORCH}'
+_LOSS = f'loss_overhead.py {_TORCH}'
+_REMAT = 'train_step.py --remat=none,full --json=benchmarks/results/train_step_remat.json'
+
+
+def _gpu(number, metric, sign, bound, file, *path):
+  """A goal whose file a line of gpu.sh makes."""
+  return Goal(
+    number, metric, GPU, sign, bound, f'gpu_{file}.json', path, f'gpu.sh {file.replace("_", " ")}'
+  )
+
+
+def _cpu(number, metric, sign, bound, file, command, *path):
+  return Goal(number, metric, CPU, sign, bound, f'{file}.json', path, command)
+
+
+def _speed(number, what, bound, share, file, variant):
+  """Two rows of a training speed: images a second, and the share of a matrix product."""
+  return (
+    _gpu(number, f'{what}: img/s', '>=', bound, file, 'rows', variant, 'images_per_second'),
+    _gpu(number, f'{what}: share of the measured matmul', '>=', share, file, 'rows', variant,
+         'of_matmul'),
+  )  # fmt: skip
+
+
+def _loss_overhead(size, batch, file, bound):
+  what = f'{size}/2 batch {batch}: step with the loss / without'
+  return _gpu(7, what, '<=', bound, file, 'rows', 'skips+loss', 'over', 'skips', 'wall')
+
+
+GOALS = (
+  *_speed(1, 'XL/2 256 px batch 256, plain', 610, 0.55, 'train_xl256', 'plain'),
+  *_speed(2, 'XL/2 256 px batch 256, skips and loss', 540, 0.52, 'train_xl256', 'skips+loss'),
+  _gpu(3, 'XL/2 256 px batch 32, skips and loss: share of the measured matmul', '>=', 0.48,
+       'train_xl32', 'rows', 'skips+loss', 'of_matmul'),
+  *_speed(4, 'L/2 256 px batch 256, plain', 900, 0.55, 'train_l256', 'plain'),
+  *_speed(4, 'B/2 256 px batch 256, plain', 2850, 0.50, 'train_b256', 'plain'),
+  *_speed(4, 'S/2 256 px batch 256, plain', 7600, 0.35, 'train_s256', 'plain'),
+  *_speed(5, 'XL/2 512 px batch 64, plain', 125, 0.50, 'train_xl512', 'plain'),
+  _gpu(6, 'XL/2 batch 64: PyTorch compiled, bfloat16 / ours', '>=', 1.0, 'peer_compiled',
+       'rows', 'plain torch compiled', 'over', 'plain', 'wall'),
+  _gpu(6, 'XL/2 batch 64: PyTorch eager, float16 / ours', '>=', 1.5, 'peer_eager',
+       'rows', 'plain torch', 'over', 'plain', 'wall'),
+  _loss_overhead('XL', 256, 'train_xl256', 1.04), _loss_overhead('XL', 32, 'train_xl32', 1.04),
+  _loss_overhead('L', 256, 'train_l256', 1.04), _loss_overhead('B', 256, 'train_b256', 1.05),
+  _loss_overhead('S', 256, 'train_s256', 1.08),
+  _cpu(7, 'S/2 batch 2 on a CPU: step with the loss / without', '<=', 1.08, 'loss_overhead', _LOSS,
+       'step', 'on_over_off', 'cpu'),
+  _cpu(8, 'loss of 24 blocks, fit of CPU seconds: pair term / linear term', '<=', 0.02,
+       'loss_overhead', _LOSS, 'sweep', 'fit', 'alone, cpu', 'pairs_over_linear'),
+  _cpu(8, 'loss of 24 blocks, fit of bytes moved: pair term / linear term', '<=', 0.02,
+       'loss_overhead', _LOSS, 'sweep', 'fit', 'alone, bytes', 'pairs_over_linear'),
+  _cpu(8, 'loss of 24 blocks / of 12', '<=', 2.2, 'loss_overhead', _LOSS,
+       'sweep', 'alone_all_over_half', 'cpu'),
+  _cpu(9, 'loss alone: eager PyTorch, each pair / running sum', '>=', 8, 'loss_overhead', _LOSS,
+       'alone', 'torch, normalised in every pair', 'over_running_sum', 'cpu'),
+  _cpu(9, 'loss alone: pairs compiled by XLA / running sum', '>=', 1.7, 'loss_overhead', _LOSS,
+       'alone', 'XLA, pairs', 'over_running_sum', 'cpu'),
+  _cpu(9, 'loss alone: memory passes per block', '<=', 10, 'loss_overhead', _LOSS,
+       'bytes', 'running_sum_per_block'),
+  _gpu(10, 'XL/2 batch 256: step with long skips / without', '<=', 1.12, 'train_xl256',
+       'rows', 'skips', 'over', 'plain', 'wall'),
+  _gpu(11, 'XL/2, 250 evaluations, decoded, plain: img/s', '>=', 7.3, 'sampling_plain',
+       'speed', '256', 'images_per_second'),
+  _gpu(11, 'XL/2, 250 evaluations, decoded, skips: img/s', '>=', 6.8, 'sampling_skips',
+       'speed', '256', 'images_per_second'),
+  _cpu(12, 'guidance interval: time ratio / ratio of evaluations', '<=', 1.05, 'sampling',
+       'sampling.py', 'guidance', 'interval', 'time_ratio_over_evaluations_ratio', 'cpu'),
+  _gpu(12, 'guidance interval, XL/2: time ratio / ratio of evaluations', '<=', 1.05,
+       'sampling_guidance', 'guidance', 'interval', 'time_ratio_over_evaluations_ratio', 'wall'),
+  *(_cpu(13, f'Python loop over steps / one program, batch {n}', '>=', bound, 'sampling',
+         'sampling.py', 'loop', str(n), 'loop_over_program', 'cpu')
+    for n, bound in ((1, 1.0), (4, 1.0), (16, 1.0))),
+  _gpu(13, 'Python loop over steps / one program, B/2, batch 8', '>=', 1.0, 'sampling_loop',
+       'loop', '8', 'loop_over_program', 'wall'),
+  *(_gpu(14, f'compiling the XL/2 step, {how}, {cache} cache: s', '<=', bound, 'startup_xl',
+         'compiling', unroll, f'{cache}_seconds')
+    for how, unroll, cache, bound in (
+      ('loop', '1', 'cold', 90), ('loop', '1', 'warm', 12),
+      ('unrolled', '0', 'cold', 240), ('unrolled', '0', 'warm', 20))),
+  *(_gpu(15, f'XL/2 from process start to the first step, {cache} cache: s', '<=', bound,
+         'startup_first', 'first_step', 'XL/2', f'{cache}_seconds')
+    for cache, bound in (('cold', 120), ('warm', 30))),
+  *(_cpu(15, f'S/2 from process start to the first step, {cache} cache: s', '<=', bound,
+         'startup', 'startup.py', 'first_step', 'S/2', f'{cache}_seconds')
+    for cache, bound in (('cold', 60), ('warm', 15))),
+  *(_cpu(16, f'compiling {depth} blocks: loop / unrolled', '<=', bound, 'startup', 'startup.py',
+         'unrolling', depth, 'loop_over_unrolled', 'cpu')
+    for depth, bound in (('12', 0.4), ('28', 0.2))),
+  _cpu(17, 'records a second on one core, store', '>=', 50_000, 'data', 'data.py',
+       'records_per_second', 'store', 'cpu'),
+  _cpu(17, 'records a second on one core, memory map', '>=', 200_000, 'data', 'data.py',
+       'records_per_second', 'memmap', 'cpu'),
+  _cpu(18, 'steps a second of S/2 fed from the store / with a fixed batch', '>=', 0.98, 'data',
+       'data.py', 'training', 'store', 'over_fixed'),
+  *(_gpu(18, f'steps a second of {size}/2 fed from the store / with a fixed batch', '>=', 0.98,
+         f'data_{size.lower()}', 'training', 'store', 'over_fixed')
+    for size in ('S', 'XL')),
+  _cpu(19, 'a call of the step until it returns (the leaves of XL/2): ms', '<=', 1.0,
+       'train_step', _STEP_CPU, 'rows', 'plain', 'dispatch_ms'),
+  _gpu(20, 'XL/2: a save stops training for: s', '<=', 1.5, 'checkpoint_xl', 'blocking_seconds'),
+  _cpu(20, 'B/2: a save stops training / takes in all', '<=', 0.3, 'checkpoint', 'checkpoint.py',
+       'blocking_over_waiting'),
+  _cpu(21, 'S/2 float32, whole step: ours / PyTorch, CPU seconds', '<=', 1.0, 'train_step',
+       _STEP_CPU, 'rows', 'plain', 'over', 'plain torch', 'cpu'),
+  _cpu(22, '8 devices: loss and gradient, relative difference from one', '<=', 1e-5, 'scaling',
+       'scaling.py', 'goal_22', 'difference'),
+  _cpu(22, '8 devices: |bytes reduced / bytes of parameters - 1|', '<=', 0.02, 'scaling',
+       'scaling.py', 'goal_22', 'bytes_off'),
+  _cpu(22, '8 devices, FSDP: share of the state on one', '<=', 0.15, 'scaling', 'scaling.py',
+       'goal_22', 'state_share'),
+  _gpu(23, '8 GPUs: img/s per GPU over those of one, batch 32', '>=', 0.92, 'scaling',
+       'goal_23', '32'),
+  _gpu(23, '8 GPUs: img/s per GPU over those of one, batch 128', '>=', 0.97, 'scaling',
+       'goal_23', '128'),
+  _cpu(24, 'S/2: full rematerialisation / none, time', '<=', 1.33, 'train_step_remat', _REMAT,
+       'rows', 'plain remat=full', 'over', 'plain remat=none', 'cpu'),
+  _cpu(24, 'S/2: full rematerialisation / none, peak memory', '<=', 0.35, 'train_step_remat',
+       _REMAT, 'rows', 'plain remat=full', 'over', 'plain remat=none', 'peak'),
+  _gpu(24, 'XL/2 batch 128: full rematerialisation / none, time', '<=', 1.33, 'train_remat',
+       'rows', 'plain remat=full', 'over', 'plain remat=none', 'wall'),
+  _gpu(24, 'XL/2 batch 128: full rematerialisation / none, peak memory', '<=', 0.35, 'train_remat',
+       'rows', 'plain remat=full', 'over', 'plain remat=none', 'peak'),
+  _gpu(25, 'Inception features: img/s', '>=', 2000, 'evaluation', 'goal_25', 'images_per_second'),
+)  # fmt: skip

@@ -1,0 +1,130 @@
+"""Merges benchmarks/results/*.json into benchmarks/README.md: every goal and what was measured.
+
+  python benchmarks/report.py
+
+A goal is met only if the whole spread of its number is on the right side. Nothing in the table is
+written by hand: goals come from goals.py, numbers and devices from the results. Standard library
+only.
+"""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+import goals
+
+FOLDER = pathlib.Path(__file__).parent
+MET, MISSED, NOT_MEASURED = 'met', 'missed', 'not measured'
+
+_HEAD = """# Benchmarks
+
+Made by `python benchmarks/report.py` from `benchmarks/results/*.json`; do not edit. The goals are
+in `goals.py`. A goal is met only if the whole spread of its number is on the right side.
+
+- Commands are run as `python benchmarks/COMMAND`; those on a GPU as `benchmarks/gpu.sh NAME`, and
+  `benchmarks/gpu.sh` alone runs all of them. `PYTHON_WITH_TORCH` is any Python with torch and
+  safetensors; `python benchmarks/peers/check.py` shows that the PyTorch peer computes the same.
+- Ratios are those of turns within one run (`timing.py`). On a CPU they are of CPU seconds, which
+  the load of other processes hardly touches; the load is given all the same.
+- What was predicted, tried and learnt is in `NOTES.md`.
+
+"""
+
+
+def load(folder: pathlib.Path) -> dict[str, Any]:
+  """File name -> content of all results."""
+  return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))}
+
+
+def platform(result: dict) -> str:
+  """'cpu' or 'gpu': of what the numbers were taken on."""
+  header = result['header']
+  return header.get('platform') or ('cpu' if header['device'].startswith('cpu') else 'gpu')
+
+
+def find(results: dict[str, Any], goal: goals.Goal) -> dict[str, float] | None:
+  """The goal's number as a spread; None if there is none from the right kind of device."""
+  found = results.get(goal.file)
+  if found is None or platform(found) != goal.platform:
+    return None
+  for step in goal.path:
+    if not isinstance(found, dict) or step not in found:
+      return None
+    found = found[step]
+  if found is None:
+    return None
+  return found if isinstance(found, dict) else {'median': found, 'min': found, 'max': found}
+
+
+def reached(value: float, goal: goals.Goal) -> bool:
+  """Whether a number is on the right side of the bound."""
+  return value >= goal.bound if goal.sign == '>=' else value <= goal.bound
+
+
+def verdict(spread: dict[str, float] | None, goal: goals.Goal) -> str:
+  """Of a goal; where only part of the spread is on the right side, it is missed, and says so."""
+  if spread is None:
+    return NOT_MEASURED
+  if all(reached(spread[end], goal) for end in ('min', 'max')):
+    return MET
+  return f'{MISSED} (median met, spread not)' if reached(spread['median'], goal) else MISSED
+
+
+def number(value: float) -> str:
+  """Four digits that matter, without an exponent for usual sizes."""
+  return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+
+
+def shown(spread: dict[str, float] | None) -> str:
+  """'median (min..max)', or the number alone."""
+  if spread is None:
+    return '-'
+  median, least, most = (number(spread[k]) for k in ('median', 'min', 'max'))
+  return median if least == most else f'{median} ({least}..{most})'
+
+
+def device(results: dict[str, Any], goal: goals.Goal, spread: dict | None) -> str:
+  """Where the number comes from: device, commit, load."""
+  if spread is None:
+    return '-'
+  header = results[goal.file]['header']
+  commit = f', commit {header["commit"]}' if header.get('commit') else ''
+  return f'{header["device"]}{commit}, load {header["load_average"]:.1f}'
+
+
+def render(results: dict[str, Any]) -> str:
+  """The page."""
+  lines = ['| # | metric | goal | value | verdict | device | command |', '|' + '---|' * 7]
+  counts = {MET: 0, MISSED: 0, NOT_MEASURED: 0}
+  for goal in goals.GOALS:
+    spread = find(results, goal)
+    judged = verdict(spread, goal)
+    counts[judged.partition(' (')[0]] += 1
+    cells = (
+      str(goal.number), goal.metric, f'{goal.sign} {number(goal.bound)}', shown(spread), judged,
+      device(results, goal, spread), f'`{goal.command}`',
+    )  # fmt: skip
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  total = ', '.join(f'{count} {name}' for name, count in counts.items())
+  used = {goal.file for goal in goals.GOALS}
+  other = [
+    f'- `{name}`: {result["header"]["device"]}'
+    for name, result in results.items()
+    if name not in used and 'header' in result
+  ]
+  rest = '\n\nResults that decide no goal:\n\n' + '\n'.join(other) if other else ''
+  return f'{_HEAD}{total}.\n\n' + '\n'.join(lines) + rest + '\n'
+
+
+def main() -> None:
+  """Writes the page."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--results', default=str(FOLDER / 'results'), help='folder of JSON files')
+  parser.add_argument('--output', default=str(FOLDER / 'README.md'))
+  args = parser.parse_args()
+  pathlib.Path(args.output).write_text(render(load(pathlib.Path(args.results))))
+
+
+if __name__ == '__main__':
+  main()
