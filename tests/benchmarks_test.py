@@ -1,0 +1,259 @@
+"""The benchmarks: their clock, their report, their flags, and that the peers are equal."""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = ROOT / 'benchmarks'
+# Of machines with an accelerator, which may lack libraries for reading data.
+WITHOUT_INPUT = ('train_step', 'loss_overhead', 'sampling', 'startup', 'checkpoint')
+TORCH = os.environ.get('TORCH_PYTHON', sys.executable)
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+  """As when a benchmark is run."""
+  monkeypatch.syspath_prepend(FOLDER)
+
+
+def load(name):
+  return importlib.import_module(name)
+
+
+def test_spread_of_a_turn_by_turn_measurement():
+  timing, order = load('timing'), []
+
+  def side(name, seconds):
+    def turn():
+      order.append(name)
+      return timing.Turn(wall=seconds.pop(0), cpu=1.0)
+
+    return turn
+
+  turns = timing.alternate(
+    {'a': side('a', [9.0, 2.0, 4.0, 6.0]), 'b': side('b', [9.0, 1.0, 8.0, 2.0])}, rounds=3
+  )
+  assert order == ['a', 'b'] * 4
+  assert timing.summary(turns['a'])['wall'] == {'median': 4.0, 'min': 2.0, 'max': 6.0}
+  ratio = timing.ratio(turns['a'], turns['b'])
+  # Rounds 2/1, 4/8, 6/2; the warm-up is not among them.
+  assert ratio['wall'] == {'median': 2.0, 'min': 0.5, 'max': 3.0, 'of_medians': 4.0 / 2.0}
+  assert ratio['cpu'] == {'median': 1.0, 'min': 1.0, 'max': 1.0, 'of_medians': 1.0}
+
+
+def test_clock_counts_work_and_not_sleep():
+  timing, time = load('timing'), load('time')
+  asleep = timing.clocked(lambda: time.sleep(0.1))()
+  assert asleep.wall >= 0.1 and asleep.cpu < 0.05
+
+  def work():
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+      pass
+    return jnp.zeros(())
+
+  busy = timing.clocked(work, repeat=2)()
+  assert 0.1 <= busy.cpu < 0.2, 'seconds are of one run, not of all'
+
+
+def test_ceilings_count_what_they_do(monkeypatch):
+  timing = load('timing')
+  side, flops = timing.matmul(64, 'float32')
+  assert flops == 2 * 64**3 and side().wall > 0
+  side, moved = timing.copy(1)
+  assert moved == 2 * 2**20 and side().wall > 0
+
+
+def test_fit_finds_the_two_terms_of_the_paper():
+  loss_overhead = load('loss_overhead')
+  cost = {k: 3.0 * k + 0.5 * k * (k - 1) / 2 for k in (2, 5, 10, 24)}
+  found = loss_overhead.fit(cost)
+  assert found['linear'] == pytest.approx(3) and found['pair'] == pytest.approx(0.5)
+  assert found['pairs_over_linear'] == pytest.approx(0.5 * 276 / (3 * 24))
+  hours = {k: h - loss_overhead.PAPER_HOURS[0] for k, h in loss_overhead.PAPER_HOURS.items() if k}
+  paper = loss_overhead.fit(hours)
+  assert paper['linear'] == pytest.approx(0.162, abs=5e-4)
+  assert paper['pair'] == pytest.approx(0.0215, abs=5e-5)
+
+
+def test_steps_of_like_shapes_share_a_state():
+  steps, sit = load('steps'), load('diversedit_jax.models.sit')
+  config = sit.SiTConfig(
+    input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=steps.CLASSES
+  )
+  states = {}
+  made = [
+    steps.Step(config, steps.objective('plain', diversity), 2, states=states)
+    for diversity in (None, load('loss_overhead')._SUM)
+  ]
+  for step in made:
+    step.run()
+    step.check()
+  (shared,) = states.values()
+  assert int(shared.step) == 2
+  assert 'diverse/loss' in made[1].metrics and 'diverse/loss' not in made[0].metrics
+  assert made[0].peak_bytes > load('diversedit_jax.trees').num_bytes(shared)
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+  steps = load('steps')
+  step = object.__new__(steps.Step)
+  step.metrics = {'loss': jnp.asarray(jnp.nan)}
+  with pytest.raises(FloatingPointError, match='nan'):
+    step.check()
+
+
+def result(device='cpu x 1', platform='cpu', **content):
+  return {'header': {'device': device, 'platform': platform, 'load_average': 0.5}, **content}
+
+
+GOAL = ('a time', 'cpu', '<=', 1.0, 'made.json', ('rows', 'ours'), 'made.py')
+
+
+@pytest.mark.parametrize(
+  ('value', 'expected'),
+  [
+    ({'median': 0.8, 'min': 0.7, 'max': 0.9}, 'met'),
+    ({'median': 0.8, 'min': 0.7, 'max': 1.1}, 'missed (median met, spread not)'),
+    ({'median': 1.2, 'min': 0.9, 'max': 1.3}, 'missed'),
+    (1.0, 'met'),
+    (1.01, 'missed'),
+    (None, 'not measured'),
+  ],
+)
+def test_verdicts_follow_from_the_numbers(value, expected, monkeypatch):
+  report, goals = load('report'), load('goals')
+  goal = goals.Goal(99, *GOAL)
+  results = {'made.json': result(rows={'ours': value}), 'more.json': result()}
+  assert report.verdict(report.find(results, goal), goal) == expected
+  monkeypatch.setattr(goals, 'GOALS', (goal,))
+  page = report.render(results)
+  (row,) = re.findall(r'^\| 99 .*$', page, re.MULTILINE)
+  assert f'| {expected} |' in row and '`made.py`' in row
+  assert '- `more.json`: cpu x 1' in page
+
+
+def test_a_goal_at_least_wants_the_least_of_the_spread():
+  report, goals = load('report'), load('goals')
+  goal = goals.Goal(99, *GOAL)._replace(sign='>=')
+  assert report.verdict({'median': 1.5, 'min': 1.1, 'max': 2.0}, goal) == 'met'
+  assert report.verdict({'median': 1.5, 'min': 0.9, 'max': 2.0}, goal).startswith('missed (')
+
+
+def test_a_number_from_another_device_is_none():
+  report, goals = load('report'), load('goals')
+  goal = goals.Goal(99, *GOAL)
+  on_gpu = {'made.json': result('NVIDIA H200 x 1', 'gpu', rows={'ours': 0.5})}
+  assert report.find(on_gpu, goal) is None
+  assert report.find(on_gpu, goal._replace(platform='gpu'))['median'] == 0.5
+  assert report.find({'made.json': result(rows={})}, goal) is None
+
+
+def test_every_goal_is_in_the_report_with_a_command_that_exists():
+  report, goals = load('report'), load('goals')
+  assert {goal.number for goal in goals.GOALS} == set(range(1, 26))
+  page = report.render({})
+  assert page.count('| not measured |') == len(goals.GOALS)
+  pieces = set(re.findall(r'^piece (\w+)', (FOLDER / 'gpu.sh').read_text(), re.MULTILINE))
+  for goal in goals.GOALS:
+    script, *words = goal.command.split()
+    if goal.platform == 'gpu':
+      assert script == 'gpu.sh' and '_'.join(words) in pieces, goal.command
+      assert goal.file == f'gpu_{"_".join(words)}.json'
+
+
+def test_the_report_in_the_folder_is_of_the_results_in_the_folder():
+  report = load('report')
+  assert (FOLDER / 'README.md').read_text() == report.render(report.load(FOLDER / 'results')), (
+    'run `python benchmarks/report.py`'
+  )
+
+
+def test_results_hold_no_folder_of_a_machine():
+  for file in (FOLDER / 'results').glob('*.json'):
+    assert not re.search(r'"/(tmp|home|root|work|usr)', file.read_text()), file.name
+
+
+def test_gpu_script_parses():
+  done = subprocess.run(['bash', '-n', FOLDER / 'gpu.sh'], capture_output=True, text=True)
+  assert done.returncode == 0 and not done.stderr and os.access(FOLDER / 'gpu.sh', os.X_OK)
+
+
+def test_flags_of_the_gpu_scripts_are_known_without_input_libraries(capsys):
+  """All of gpu.sh's own words are flags that the script has, and --help imports neither library."""
+  code = '\n'.join([
+    'import importlib, contextlib, io, sys',
+    f'sys.path.insert(0, {str(FOLDER)!r})',
+    f'for name in {WITHOUT_INPUT!r}:',
+    '  sys.argv, out = [name, "--help"], io.StringIO()',
+    '  with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):',
+    '    importlib.import_module(name).main()',
+    '  print("SCRIPT", name, out.getvalue().replace(chr(10), " "))',
+    'found = [name for name in ("grain", "tensorflow", "torch") if name in sys.modules]',
+    'sys.exit(f"imported: {found}" if found else 0)',
+  ])  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  told = dict(re.findall(r'^SCRIPT (\w+) (.*)$', done.stdout, re.MULTILINE))
+  script = re.sub(r'\\\n', ' ', (FOLDER / 'gpu.sh').read_text())
+  arrays = dict(re.findall(r'^(\w+)=\(?(.*?)\)?$', script, re.MULTILINE))
+  checked = 0
+  for name, words in re.findall(r'^piece (\w+) (.*)$', script, re.MULTILINE):
+    for _ in range(2):
+      words = re.sub(r'"?\$\{?(\w+)(?:\[@\]\})?"?', lambda m: arrays[m[1]], words)
+    file, *flags = words.split()
+    for flag in flags if file.removesuffix('.py') in told else ():
+      assert flag.partition('=')[0] in told[file.removesuffix('.py')], f'{name}: {flag}'
+      checked += 1
+  assert checked > 50
+
+
+def test_peers_compute_the_same():
+  if not load('peers.serving').has_torch(TORCH):
+    pytest.skip('no torch in $TORCH_PYTHON or here')
+  done = subprocess.run(
+    [sys.executable, FOLDER / 'peers' / 'check.py', f'--torch_python={TORCH}', '--json=/dev/null'],
+    cwd=ROOT, capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_child_takes_turns_and_says_what_went_wrong(tmp_path, monkeypatch):
+  serving = load('peers.serving')
+  (tmp_path / 'echo.py').write_text(
+    'import os, serving\n'
+    'def fail(): raise KeyError("lost")\n'
+    'def echo(x): print("noise"); return {"x": x, "threads": os.environ["OMP_NUM_THREADS"]}\n'
+    'serving.serve({"echo": echo, "fail": fail, "end": lambda: os._exit(3)})\n'
+  )
+  (tmp_path / 'serving.py').write_text(pathlib.Path(serving.__file__).read_text())
+  monkeypatch.setattr(serving, 'PEERS', tmp_path)
+  with serving.Child(sys.executable, 'echo.py', threads=3) as child:
+    assert child.ask('echo', x=[1, 2]) == {'x': [1, 2], 'threads': '3'}
+    with pytest.raises(RuntimeError, match="KeyError: 'lost'"):
+      child.ask('fail')
+    assert child.ask('echo', x=None)['x'] is None, 'it lives on'
+    with pytest.raises(RuntimeError, match='it ended'):
+      child.ask('end')
+
+
+def test_written_results_name_the_commit_and_no_paths(tmp_path, capsys):
+  common = load('common')
+  parser = common.parser('', 'made')
+  common.add_peer_flags(parser)
+  args = parser.parse_args(['--torch_python=/somewhere/python', f'--json={tmp_path / "a.json"}'])
+  common.write(args.json, {'arguments': common.arguments(args)})
+  written = json.loads((tmp_path / 'a.json').read_text())
+  assert written['arguments'] == {'threads': 1}
+  assert {'platform', 'commit', 'versions', 'load_average'} <= written['header'].keys()
