@@ -64,11 +64,6 @@ def of_blocks(*blocks: jax.Array) -> jax.Array:
   return _SUM.objective(*diversity_streaming.finish(carry, stacked, selection, _SUM))[0]
 
 
-def of_pairs(*blocks: jax.Array) -> jax.Array:
-  """The definition, block by block."""
-  return diversity.diversity_loss(jnp.stack(blocks))[0]
-
-
 COMPILED = {
   'XLA, pairs': lambda f: diversity.diversity_loss(f)[0],
   'Gram matrix': functools.partial(of_features, config=_GRAM),
@@ -196,7 +191,7 @@ def fit(cost: dict[int, float]) -> dict[str, float]:
   return {'linear': float(linear), 'pair': float(pairs), 'pairs_over_linear': float(share)}
 
 
-def bytes_per_unit(function, depth: int, shape: tuple[int, int, int], dtype='float32') -> float:
+def bytes_per_unit(function, depth: int, shape: tuple[int, ...], dtype: str = 'float32') -> float:
   """Bytes that value and gradient access, in units of one block's features."""
   block = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
   made = jax.jit(jax.value_and_grad(function, argnums=tuple(range(depth))))
@@ -205,16 +200,12 @@ def bytes_per_unit(function, depth: int, shape: tuple[int, int, int], dtype='flo
 
 
 def measure_bytes(args) -> dict:
-  """Units of one block's features that are moved, in all and by block or pair."""
+  """Units of one block's features that the running sum moves for each block."""
   shape = (args.loss_batch, 256, args.width)
-  running = bytes_per_unit(of_blocks, args.depth, shape)
-  pairs = bytes_per_unit(of_pairs, args.depth, shape)
   return {
-    'running_sum': running, 'running_sum_per_block': running / args.depth,
-    'running_sum_bfloat16_per_block': bytes_per_unit(of_blocks, args.depth, shape, 'bfloat16')
-    / args.depth,
-    'pairs': pairs, 'pairs_per_pair': pairs / math.comb(args.depth, 2),
-  }  # fmt: skip
+    f'{dtype}_per_block': bytes_per_unit(of_blocks, args.depth, shape, dtype) / args.depth
+    for dtype in ('float32', 'bfloat16')
+  }
 
 
 def measure_error(args) -> dict:
