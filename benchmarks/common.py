@@ -1,6 +1,7 @@
 """What every benchmark prints first and writes last: machine, versions, numbers."""
 
 import argparse
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -66,6 +67,14 @@ def add_peer_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--threads', type=int, default=1, help='cores for each program; 0 is all of them'
   )
+
+
+def chosen(parts: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+  """The parts of a benchmark that were asked for; stops it if it does not have one."""
+  unknown = sorted(set(parts) - set(known))
+  if unknown:
+    raise SystemExit(f'unknown --parts {unknown}, expected some of {known}')
+  return parts
 
 
 def arguments(args: argparse.Namespace) -> dict:

@@ -51,10 +51,10 @@ piece sampling_skips "${sample[@]}" --parts=speed --steps=250 --batches=256 --de
 piece sampling_guidance "${sample[@]}" --parts=guidance --steps=50 --batches=64
 piece sampling_loop sampling.py --threads=0 --size=B/2 --dtype=bfloat16 --parts=loop --steps=250 \
   --batches=1,8,64
-piece startup_xl startup.py "${xl[@]}" --batch=256 --unrolls=1,0
+piece startup_xl startup.py "${xl[@]}" --batch=256 --parts=compiling
 piece checkpoint_xl checkpoint.py --size=XL/2
 # The rest reads data or configs through Grain, and wants it installed.
-piece startup_first startup.py "${xl[@]}" --batch=256 --depths=
+piece startup_first startup.py "${xl[@]}" --batch=256 --parts=first_step
 piece data_s data.py --size=S/2 --train_batch=256 --dtype=bfloat16
 piece data_xl data.py --size=XL/2 --train_batch=256 --dtype=bfloat16
 piece scaling scaling.py

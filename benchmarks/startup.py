@@ -1,15 +1,17 @@
 """Time from process start to the first step, and what unrolling the blocks does to compilation.
 
   python benchmarks/startup.py
-  python benchmarks/startup.py --size=XL/2 --batch=256 --dtype=bfloat16 --unrolls=1,0     on one GPU
+  python benchmarks/startup.py --parts=compiling --size=XL/2 --batch=256 --dtype=bfloat16  on a GPU
 
-1. Each round starts training in processes of its own, with the digits config and with one of
-   ImageNet's size on synthetic latents: cold, then warm with the compilation cache that the cold
-   start left.
-2. --depths: the training step of a network of the same width and so many blocks is compiled as a
+1. first_step: each round starts training in processes of its own, with the digits config and with
+   one of ImageNet's size on synthetic latents: cold, then warm with the compilation cache that the
+   cold start left.
+2. unrolling: the training step of a network of the same width and --depths blocks is compiled as a
    loop over blocks and unrolled, in turns, and never run.
-3. --unrolls (instead of 1 and 2): the step of --size is compiled alone in processes of its own,
-   cold, then warm.
+3. compiling: the step of --size alone, as a loop and unrolled, in processes of its own, cold, then
+   warm. Unlike the first step it needs no library for reading data.
+
+The file is written after each part, so that what was measured survives being stopped.
 """
 
 import argparse
@@ -24,6 +26,8 @@ import time
 import common
 import steps
 import timing
+
+PARTS = ('first_step', 'unrolling', 'compiling')
 
 
 def first_step_seconds(words: list[str], workdir: pathlib.Path, cache: pathlib.Path) -> float:
@@ -57,15 +61,19 @@ def configs(args) -> dict[str, list[str]]:
   return {'digits': ['--config=configs/digits.py', '--config.train.steps=60'], args.size: imagenet}
 
 
-def measure_first_step(words: list[str], rounds: int) -> dict:
-  """Seconds cold and warm."""
-  cold, warm = [], []
-  for _ in range(rounds):
-    with tempfile.TemporaryDirectory() as name:
-      folder = pathlib.Path(name)
-      cold.append(first_step_seconds(words, folder / 'cold', folder / 'cache'))
-      warm.append(first_step_seconds(words, folder / 'warm', folder / 'cache'))
-  return cold_and_warm(cold, warm)
+def measure_first_step(args) -> dict:
+  """Name -> seconds cold and warm."""
+  rows = {}
+  for name, words in configs(args).items():
+    cold, warm = [], []
+    for _ in range(args.rounds):
+      with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        cold.append(first_step_seconds(words, folder / 'cold', folder / 'cache'))
+        warm.append(first_step_seconds(words, folder / 'warm', folder / 'cache'))
+    rows[name] = cold_and_warm(cold, warm)
+    print(f'{name}: {rows[name]}', flush=True)
+  return rows
 
 
 def cold_and_warm(cold: list[float], warm: list[float]) -> dict:
@@ -116,7 +124,7 @@ def compile_alone(args) -> None:
 def measure_compiling(args) -> dict:
   """Unroll -> compile seconds with an empty and with a filled cache."""
   rows = {}
-  for unroll in args.unrolls:
+  for unroll in (1, 0):
     command = [
       sys.executable, __file__, f'--size={args.size}', f'--batch={args.batch}',
       f'--dtype={args.dtype}', f'--only_unroll={unroll}',
@@ -143,13 +151,13 @@ def parse() -> argparse.Namespace:
   parser = common.parser(__doc__.splitlines()[0], 'startup')
   add = parser.add_argument
   several = lambda text: [int(n) for n in text.split(',') if n]
+  add('--parts', default=PARTS[:2], type=lambda text: text.split(','), help=f'some of {PARTS}')
   add('--rounds', type=int, default=1, help='of first steps')
   add('--size', default='S/2', help='beside the digits')
   add('--batch', type=int, default=2)
   add('--dtype', default='float32')
   add('--depths', type=several, default=[12, 28], help='whose compilation is compared')
   add('--compile_rounds', type=int, default=1)
-  add('--unrolls', type=several, default=[], help='blocks per scan step; 0 is all')
   add('--only_unroll', type=int, help=argparse.SUPPRESS)  # Of the processes started here.
   return parser.parse_args()
 
@@ -161,14 +169,12 @@ def main() -> None:
     compile_alone(args)
     return
   measured = {'arguments': common.arguments(args)}
-  if args.unrolls:
-    measured['compiling'] = measure_compiling(args)
-  else:
-    measured['first_step'] = {
-      name: measure_first_step(words, args.rounds) for name, words in configs(args).items()
-    }
-    measured['unrolling'] = measure_unrolling(args)
-  common.write(args.json, measured)
+  run = {
+    'first_step': measure_first_step, 'unrolling': measure_unrolling, 'compiling': measure_compiling
+  }  # fmt: skip
+  for part in common.chosen(args.parts, PARTS):
+    measured[part] = run[part](args)
+    common.write(args.json, measured)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import functools
 import itertools
+import operator
 import os
 import sys
 
@@ -108,8 +109,9 @@ def child_turn(child, count: int) -> timing.Turn:
 
 def rates(row: dict, turns, flops: float, args, ceiling_turns, ceiling_flops: float) -> dict:
   """Speeds of one row from its turns and those of the matrix product."""
+  seconds = operator.attrgetter(timing.main_clock())
   share = [
-    (flops / turn.wall) / (ceiling_flops / top.wall)
+    (flops / seconds(turn)) / (ceiling_flops / seconds(top))
     for turn, top in zip(turns, ceiling_turns, strict=True)
   ]
   return row | {
