@@ -272,14 +272,14 @@ def main() -> None:
     'bytes': lambda: measure_bytes(args),
     'error': lambda: measure_error(args),
   }
-  measured = {}
+  measured = {'arguments': common.arguments(args), 'threads': threads}
   for name in common.chosen(args.parts, PARTS):
     started = time.perf_counter()
     measured[name] = parts[name]()
+    common.write(args.json, measured)  # After each one, so that it survives being stopped.
     print(f'\n{name}, {time.perf_counter() - started:.0f} s')
     show({name: measured[name]})
   steps.no_input_libraries()
-  common.write(args.json, {'arguments': common.arguments(args), 'threads': threads, **measured})
 
 
 if __name__ == '__main__':

@@ -192,6 +192,15 @@ def randomise(model: nn.Module, seed: int) -> None:
         parameter.copy_(0.5 * fan_in**-0.5 * values)
 
 
+def adamw(parameters: list[torch.Tensor]) -> torch.optim.AdamW:
+  """AdamW, fused where this PyTorch has it for the device."""
+  options = {'lr': LEARNING_RATE, 'betas': (0.9, 0.999), 'eps': 1e-8, 'weight_decay': 0.0}
+  try:
+    return torch.optim.AdamW(parameters, **options, fused=True)
+  except RuntimeError:
+    return torch.optim.AdamW(parameters, **options, foreach=True)
+
+
 class Trainer:
   """The training step: times, noise, loss, gradient, clipping, AdamW, moving average."""
 
@@ -216,9 +225,7 @@ class Trainer:
     self._run = torch.compile(self._model, mode=compile) if compile else self._model
     self._trained = [p for p in self._model.parameters() if p.requires_grad]
     self._average = [p.detach().clone() for p in self._trained]
-    self._optimizer = torch.optim.AdamW(
-      self._trained, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
-    )
+    self._optimizer = adamw(self._trained)
     self._decay, self._diverse, self._dtype = decay, variant == 'skips+loss', getattr(torch, dtype)
     latents = torch.randn(batch, CHANNELS, side, side, generator=torch.manual_seed(seed))
     self._latents = latents.to(self._device)
