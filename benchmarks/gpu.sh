@@ -44,7 +44,7 @@ piece peer_tuned "${step[@]}" --size=XL/2 --batch=64 --peer=torch \
   --torch_compile=max-autotune-no-cudagraphs
 piece peer_eager "${step[@]}" --size=XL/2 --batch=64 --peer=torch --torch_dtype=float16
 piece loss loss_overhead.py --threads=0 --size=XL/2 --batch=32 --dtype=bfloat16 \
-  --loss_batch=32 --width=1152 --depth=28 --repeat=5
+  --loss_batch=32 --sweep_batch=32 --width=1152 --depth=28 --repeat=5
 sample=(sampling.py --threads=0 "${xl[@]}" --rounds=3)
 piece sampling_plain "${sample[@]}" --parts=speed --steps=250 --batches=256 --decode
 piece sampling_skips "${sample[@]}" --parts=speed --steps=250 --batches=256 --decode --variant=skips

@@ -132,7 +132,9 @@ def measure_step(args) -> dict:
 
 def measure_sweep(args) -> dict:
   """How the cost of the loss grows with the number of blocks, alone and within a step."""
-  shape = (args.loss_batch, 256, args.width)
+  # By default all blocks together stay below 32 MiB, above which glibc hands out fresh pages at
+  # every call, whose faults would look like a cost that grows faster than k.
+  shape = (args.sweep_batch, 256, args.width)
   counts = sorted({2, *(k for k in PAPER_HOURS if 0 < k < args.depth), args.depth // 2, args.depth})
   alone = {}
   for k in counts:
@@ -257,6 +259,7 @@ def parse() -> argparse.Namespace:
   add('--batch', type=int, default=2, help='of the step')
   add('--dtype', default='float32', help='of the step')
   add('--unroll', type=int, default=1, help='blocks per scan step; 0 is all')
+  add('--sweep_batch', type=int, default=1, help='of the loss alone over k blocks')
   add('--sweep_width', type=int, default=64, help='of the thin network')
   return parser.parse_args()
 

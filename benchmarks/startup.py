@@ -96,9 +96,10 @@ def compile_turn(case: steps.Case, depth: int) -> timing.Turn:
 def measure_unrolling(args) -> dict:
   """Depth -> compile seconds as a loop and unrolled, and their ratio."""
   rows = {}
+  fields = {'size': args.size, 'variant': 'plain', 'batch': args.batch, 'dtype': args.dtype}
+  cases = {name: steps.Case(**fields, unroll=u) for name, u in (('loop', 1), ('unrolled', 0))}
+  compile_turn(cases['loop'], 2)  # What a process does only once.
   for depth in args.depths:
-    fields = {'size': args.size, 'variant': 'plain', 'batch': args.batch, 'dtype': args.dtype}
-    cases = {name: steps.Case(**fields, unroll=u) for name, u in (('loop', 1), ('unrolled', 0))}
     sides = {
       name: lambda case=case, depth=depth: compile_turn(case, depth) for name, case in cases.items()
     }
