@@ -77,7 +77,7 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
     return made
   for variant, mode in itertools.product(args.variants, args.torch_compile):
     name = f'{variant} {_PEER_NAMES.get(mode, f"torch {mode}")}'
-    child = stack.enter_context(serving.Child(args.torch_python, 'torch_sit.py', threads=threads))
+    child = stack.enter_context(serving.Child(args.torch_python, 'torch_train.py', threads=threads))
     facts = child.ask(
       'make', size=args.size, batch=args.batch, side=args.resolution // 8, variant=variant,
       dtype=args.torch_dtype or args.dtype, compile=mode,

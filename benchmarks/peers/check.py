@@ -163,7 +163,7 @@ def main() -> int:
   rows, threads = {}, timing.use_threads(args.threads)
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    with serving.Child(args.torch_python, 'torch_sit.py', threads=threads) as child:
+    with serving.Child(args.torch_python, 'torch_train.py', threads=threads) as child:
       for variant in steps.VARIANTS:
         rows[f'SiT, {variant}'] = check_sit(child, variant, folder, args.size, args.batch)
     with serving.Child(args.torch_python, 'torch_loss.py', threads=threads) as child:

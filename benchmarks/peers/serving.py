@@ -46,7 +46,7 @@ def clocked(run: Callable[[], Any], count: int = 1) -> dict[str, float]:
 class Child:
   """A script of this folder under a Python of one's choice, with `--serve`.
 
-  with serving.Child(python, 'torch_sit.py', threads=2) as child:
+  with serving.Child(python, 'torch_train.py', threads=2) as child:
     child.ask('make', size='S/2', batch=4)
     child.ask('step')['cpu']
   """
