@@ -194,7 +194,7 @@ def test_another_protocol_under_the_same_name_is_refused(whole, files, name):
   with pytest.raises(types.UserError) as error:
     evaluate(files, whole[0], **changes)
   message = str(error.value)
-  assert 'eval/fid.json is of scores by another protocol' in message
+  assert 'eval/fid.json has scores of another protocol' in message
   assert 'Choose another eval.name' in message
   assert all(fragment in message for fragment in fragments), message
   assert json.loads((whole[0] / 'eval' / 'fid.json').read_text()) == whole[1]
@@ -215,10 +215,24 @@ def test_samples_of_another_protocol_are_never_mixed(files, tmp_path, monkeypatc
     patch.setattr(generate.Generator, '__call__', stop)
     with pytest.raises(ZeroDivisionError):
       evaluate(files, tmp_path)
-  with pytest.raises(types.UserError, match='identity.json is of samples by another protocol'):
+  with pytest.raises(types.UserError, match=r'fid\.parts has samples of another protocol'):
     evaluate(files, tmp_path, sampler__steps=3)
+  known = tmp_path / 'eval' / 'fid.parts' / 'identity.json'
+  text = known.read_text()
+  known.unlink()
+  with pytest.raises(types.UserError, match=r'fid\.parts holds 8 samples but no identity\.json'):
+    evaluate(files, tmp_path)
+  known.write_text(text)
   # How they are scored is no part of what they are.
   assert evaluate(files, tmp_path, eval__kid_subsets=0)[0]['protocol']['samples_made_before'] == 8
+
+
+def test_samples_left_by_a_kill_after_the_scores_are_removed(whole, files):
+  left = whole[0] / 'eval' / 'fid.parts'
+  left.mkdir()
+  (left / '00000000.npy').touch()
+  evaluate(files, whole[0])
+  assert not left.exists()
 
 
 def test_a_damaged_result_is_named(files, tmp_path):

@@ -162,5 +162,5 @@ def test_meanflow_cannot_be_swept(tmp_path):
 
 def test_a_sweep_of_another_seed_is_refused_before_sampling(swept, files, monkeypatch):
   monkeypatch.setattr(generate.Generator, '__call__', lambda *_, **__: pytest.fail('sampled'))
-  with pytest.raises(types.UserError, match=r'w1-t0-1\.json is of scores by another protocol'):
+  with pytest.raises(types.UserError, match=r'w1-t0-1\.json has scores of another protocol'):
     sweep(files, swept[0].parent, sample__seed=1)

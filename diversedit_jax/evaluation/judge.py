@@ -119,6 +119,11 @@ class Judge:
       found |= self._pairwise(theirs.pool_ND, summary.pool_ND, warnings)
     if theirs.n is not None and theirs.mu is not None:
       warnings += checks.rank_warnings(theirs.n, len(theirs.mu), 'the reference')
+    if self.reference.mu is None and theirs.mu is not None:
+      warnings.append(
+        f'the Fréchet distance is to the {theirs.n} images of {self.reference.name}, not to '
+        'statistics of a training set'
+      )
     if not self.reference.facts and self.reference.images_NHWC is None:
       warnings.append(
         f'{self.reference.name} does not tell the size of its pictures; see that it is that of the '
@@ -167,6 +172,8 @@ class Judge:
         )
     if options.kid_subsets:
       size = min(KID_SIZE, len(theirs_ND), len(pool_ND))
+      if size < KID_SIZE:
+        warnings.append(f'KID is over subsets of {size} points instead of {KID_SIZE}')
       kid = scores.kernel_distance(
         pool_ND, theirs_ND, subsets=options.kid_subsets, size=size, mesh=self._mesh
       )

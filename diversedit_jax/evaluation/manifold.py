@@ -60,13 +60,9 @@ def precision_recall(
   """
   reference_ND, samples_MD = (np.asarray(x, np.float32) for x in (reference_ND, samples_MD))
   _check(reference_ND, samples_MD, k, arithmetic, block)
-  if arithmetic == 'float32':
-    # Nearer the origin (1) cancels less. Whole numbers, so that the shift itself rounds little.
-    shift_D = np.rint(reference_ND.mean(axis=0, dtype=np.float64)).astype(np.float32)
-    reference_ND, samples_MD = reference_ND - shift_D[None], samples_MD - shift_D[None]
-  half = arithmetic == 'float16'
-  radii_N = _radii(reference_ND, k, half, block, mesh)
-  radii_M = _radii(samples_MD, k, half, block, mesh)
+  half, origin_D = arithmetic == 'float16', _origin(reference_ND, arithmetic)
+  radii_N = _radii(reference_ND, origin_D, k, half, block, mesh)
+  radii_M = _radii(samples_MD, origin_D, k, half, block, mesh)
   reference_in, sample_in = np.zeros(len(radii_N), bool), np.zeros(len(radii_M), bool)
   compare = placement.jitted(_compare_half if half else _compare, mesh)
   for rows in _blocks(len(radii_N), block):
@@ -74,7 +70,7 @@ def precision_recall(
     # Rows that only fill the devices get a radius that contains nothing.
     radii = np.pad(radii_N[rows], (0, len(u_ND) - len(radii_N[rows])), constant_values=-1)
     for columns in _blocks(len(radii_M), block):
-      rows_in, columns_in = compare(u_ND, samples_MD[columns], radii, radii_M[columns])
+      rows_in, columns_in = compare(u_ND, samples_MD[columns], origin_D, radii, radii_M[columns])
       reference_in[rows] |= np.asarray(rows_in)[: len(radii_N[rows])]
       sample_in[columns] |= np.asarray(columns_in)
   return PrecisionRecall(float(sample_in.mean()), float(reference_in.mean()))
@@ -91,27 +87,38 @@ def radii(
   """Squared distance [N] of each point to its k-th nearest other point; see `precision_recall`."""
   x_ND = np.asarray(x_ND, np.float32)
   _check(x_ND, x_ND, k, arithmetic, block)
-  return _radii(x_ND, k, arithmetic == 'float16', block, mesh)
+  return _radii(x_ND, np.zeros_like(x_ND[0]), k, arithmetic == 'float16', block, mesh)
 
 
-def _radii(x_ND, k, half, block, mesh):
+def _origin(reference_ND, arithmetic):
+  """What is subtracted from all points before (1), block by block so that none is held twice.
+
+  Nearer the origin (1) cancels less. Whole numbers, so that the shift itself rounds little.
+  """
+  if arithmetic == 'float16':  # ADM's has none.
+    return np.zeros_like(reference_ND[0])
+  return np.rint(reference_ND.mean(axis=0, dtype=np.float64)).astype(np.float32)
+
+
+def _radii(x_ND, origin_D, k, half, block, mesh):
   found = np.empty(len(x_ND), np.float32)
   smallest = placement.jitted(_smallest_half if half else _smallest, mesh)
   for rows in _blocks(len(x_ND), block):
     u_ND = placement.put_rows(x_ND[rows], mesh)
     least = np.full((len(u_ND), k + 1), np.inf, np.float32)
     for columns in _blocks(len(x_ND), block):
-      least = smallest(u_ND, x_ND[columns], least)
+      least = smallest(u_ND, x_ND[columns], origin_D, least)
     found[rows] = np.asarray(least)[: len(x_ND[rows]), k]
   return found
 
 
-def _smallest(u_ND, v_MD, least_NK):
+def _smallest(u_ND, v_MD, origin_D, least_NK):
   """The K smallest among those of before and the distances to v, ascending."""
-  return _merge_smallest(_distances(u_ND, v_MD), least_NK)
+  return _merge_smallest(_distances(u_ND - origin_D[None], v_MD - origin_D[None]), least_NK)
 
 
-def _smallest_half(u_ND, v_MD, least_NK):
+def _smallest_half(u_ND, v_MD, origin_D, least_NK):
+  del origin_D
   return _merge_smallest(_half_distances(u_ND, v_MD), least_NK)
 
 
@@ -121,12 +128,14 @@ def _merge_smallest(d_NM, least_NK):
   return jnp.sort(jnp.concatenate([least_NK, new_NK], axis=1), axis=1)[:, :k]
 
 
-def _compare(u_ND, v_MD, radii_N, radii_M):
+def _compare(u_ND, v_MD, origin_D, radii_N, radii_M):
   """Which rows lie within a ball of the columns [N], and which columns in one of the rows [M]."""
-  return _contained(_distances(u_ND, v_MD), radii_N, radii_M)
+  distances_NM = _distances(u_ND - origin_D[None], v_MD - origin_D[None])
+  return _contained(distances_NM, radii_N, radii_M)
 
 
-def _compare_half(u_ND, v_MD, radii_N, radii_M):
+def _compare_half(u_ND, v_MD, origin_D, radii_N, radii_M):
+  del origin_D
   return _contained(_half_distances(u_ND, v_MD), radii_N, radii_M)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from diversedit_jax.evaluation import checks, placement
 from diversedit_jax.types import UserError
 
+_ROWS = 256  # Of a matrix D x D that are made at once, so that no second one is held.
 CHUNK = 1024
 """Rows gathered before they are summed: one product of matrices instead of many thin ones."""
 
@@ -81,8 +82,10 @@ class Moments:
       return
     total = self._count + count
     gap_D = mean_D - self._mean
-    scatter_DD += np.outer(gap_D, gap_D * (self._count * count / total))
     self._scatter += scatter_DD
+    for begin in range(0, len(gap_D), _ROWS):  # The outer product whole is another matrix.
+      rows = slice(begin, begin + _ROWS)
+      self._scatter[rows] += np.outer(gap_D[rows], gap_D * (self._count * count / total))
     self._mean = self._mean + gap_D * (count / total)
     self._count = total
 
@@ -110,8 +113,8 @@ class Moments:
     counts_P, means_PD = placement.gather(np.int64(self._count)), placement.gather(mean_D)
     total_D = counts_P @ means_PD / counts_P.sum()
     # By blocks of rows, so that no process holds one matrix per process.
-    for begin in range(0, d, 256):
-      part = slice(begin, begin + 256)
+    for begin in range(0, d, _ROWS):
+      part = slice(begin, begin + _ROWS)
       scatter_DD[part] = placement.gather(scatter_DD[part]).sum(axis=0)
     gaps_PD = means_PD - total_D[None]
     self._scatter = scatter_DD + gaps_PD.T @ (gaps_PD * counts_P[:, None])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from diversedit_jax import sharding, types
-from diversedit_jax.evaluation import card, judge, pictures, reference, samples, views
+from diversedit_jax.evaluation import card, checks, judge, pictures, reference, samples, views
 from diversedit_jax.frozen import inception, inception_files
 
 
@@ -47,6 +47,8 @@ def evaluate_npz(
   digest = hashlib.sha256()
   batches = pictures.digested(file.batches(options.batch_size), digest)
   found = judged.score(batches, len(file))
+  labels = file.labels()
+  found['warnings'] += [] if labels is None else checks.order_warnings(labels)
   facts = {
     'samples': {'name': file.path.name, 'images': len(file), 'side': height,
                 'sha256': digest.hexdigest()},

@@ -46,6 +46,13 @@ class SampleFile:
     """(H, W, 3)."""
     return self._shape[1:]
 
+  def labels(self) -> np.ndarray | None:
+    """[N] integers of `arr_1`, where ADM's samplers put them; None without them."""
+    with np.load(self.path, allow_pickle=False) as archive:
+      found = archive[LABELS] if LABELS in archive.files else None
+    fits = found is not None and found.shape == (len(self),) and found.dtype.kind in 'iu'
+    return found if fits else None
+
   def batches(self, size: int) -> Iterator[np.ndarray]:
     """All images in the order of the file, uint8 [n, H, W, 3], n = size but in the last.
 

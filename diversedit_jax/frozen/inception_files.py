@@ -53,12 +53,16 @@ def load(path: str | os.PathLike[str]) -> inception.Inception:
   """The network of a file, or of a folder with one of `FILES`.
 
   Args:
-    path: a .pth, .pickle, .safetensors or .npz file with the names of either port.
+    path: a .pth, .pickle, .safetensors or .npz file with the names of either port; or
+      'random:SEED', which is `random(SEED)`.
 
   Raises:
     UserError: no such file (where to find it is told), one that would run code, or names, shapes or
       values that are not those of this network.
   """
+  kind, _, seed = str(path).partition(':')
+  if kind == 'random' and seed.isdecimal():
+    return random(int(seed))
   path = _find(pathlib.Path(path))
   arrays = array_files.load(path)
   try:

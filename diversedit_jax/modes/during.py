@@ -72,8 +72,8 @@ def hook(
     started = time.monotonic()
     with shared.sampling(experiment, trainable.mesh):
       finished = scorer.finish(generator(state.ema, labels))
-    seconds = time.monotonic() - started
-    found = scorer.score(lambda: [finished[shuffled]], labels[shuffled])
+      seconds = time.monotonic() - started
+      found = scorer.score(lambda: [finished[shuffled]], labels[shuffled])
     weights = shared.Weights(
       trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}'
     )

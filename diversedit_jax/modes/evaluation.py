@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import hashlib
 import json
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -74,6 +75,8 @@ class Evaluation:
     first = jax.process_index() == 0
     if self.finished:
       logging.info('%s has the scores of this protocol already', self.result)
+      if first:
+        shutil.rmtree(self._parts, ignore_errors=True)  # Left by a run killed after it wrote the scores.
       if keep_samples and self._are_pictures and not self.archive.is_file():
         logging.warning('%s was not kept; remove %s to make it', self.archive, self.result)
       return [path for path in (self.result, self.archive) if first and path.is_file()]
@@ -82,7 +85,8 @@ class Evaluation:
     # Parts of the Inception Score are cut from the file's order, which must not be that of labels.
     shuffled = order.permutation(self._experiment.sample.seed, 0, count)
     labels, started = self._labels[shuffled], time.monotonic()
-    found = self._scorer.score(lambda: parts.batches(shuffled), labels)
+    with shared.sampling(self._experiment, self._weights.mesh):
+      found = self._scorer.score(lambda: parts.batches(shuffled), labels)
     facts = shared.protocol(
       self._experiment, self._weights, labels, sampler=self._sampler, seconds=seconds,
       samples_made_before=made_before, seconds_of_scoring=time.monotonic() - started,
@@ -108,11 +112,17 @@ class Evaluation:
   def _make(self) -> tuple[float, int]:
     """Makes the samples that are missing; the seconds that it took, and how many were there."""
     first, known = jax.process_index() == 0, self._parts / 'identity.json'
-    if not _is_of(known, self._identity['samples'], 'samples') and first:
-      card.write_json(known, self._identity['samples'])
-    checkpoint.all_processes(True)
     parts, labels = samples.Parts(self._parts), self._labels
     start, count = _of_first(len(parts)), len(labels)
+    if not _is_of(known, self._identity['samples'], 'samples'):
+      if start:
+        raise types.UserError(
+          f'{self._parts} holds {start} samples but no {known.name} that says whose: remove the '
+          'folder, or choose another eval.name'
+        )
+      if first:
+        card.write_json(known, self._identity['samples'])
+    checkpoint.all_processes(True)
     if start:
       logging.info('%s: %d of %d samples are there already', self._name, start, count)
     generator = shared.make_generator(
@@ -198,7 +208,7 @@ def stats(experiment: build.Experiment, workdir: str) -> list[pathlib.Path]:
   Raises:
     UserError: a source without square uint8 colour pictures, or no weights.
   """
-  mesh, source = shared.make_mesh(experiment), experiment.source
+  mesh, source = shared.make_mesh(experiment), experiment.data.open(pixels=True)
   pictures.check_source(source)
   folder = run_dir.open_for_output(workdir) / 'statistics'
   seen = [scoring.open_inception(experiment.evaluation.inception)]
@@ -234,8 +244,9 @@ def _is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
   changed = run_dir.differences(run_dir.flatten(known), run_dir.flatten(identity))
   if changed:
     listed = ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
+    held = path.parent if what == 'samples' else path
     raise types.UserError(
-      f'{path} is of {what} by another protocol: {listed}. Choose another eval.name, or remove it'
+      f'{held} has {what} of another protocol: {listed}. Choose another eval.name, or remove it'
     )
   return True
 

@@ -202,9 +202,6 @@ def open_inception(weights: str) -> views.View:
   Raises:
     UserError: as `inception_files.load`, also without any name.
   """
-  kind, _, seed = weights.partition(':')
-  if kind == 'random' and seed.isdecimal():
-    return views.of_inception(inception_files.random(int(seed)))
   try:
     return views.of_inception(inception_files.load(weights))
   except types.UserError as error:

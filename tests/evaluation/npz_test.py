@@ -147,3 +147,13 @@ def test_inception_itself(tmp_path):
   told = ' '.join(found['warnings'])
   assert 'the weights of inception are random' in told
   assert '4 samples cannot give a covariance of full rank in the 2048 dimensions' in told
+
+
+def test_samples_sorted_by_label_are_flagged(files, tiny, tmp_path):
+  np.savez(tmp_path / 'sorted.npz', arr_0=pictures(0), arr_1=np.sort(np.arange(N) % 3))
+  score = lambda file: evaluation.evaluate_npz(
+    file, files / 'reference.npz', 'weights', options=OPTIONS
+  )['warnings']
+  sentence = 'the samples are sorted by label'
+  assert any(sentence in line for line in score(tmp_path / 'sorted.npz'))
+  assert not any(sentence in line for line in score(files / 'samples.npz'))

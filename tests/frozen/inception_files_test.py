@@ -190,3 +190,11 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, arrays):
   assert not marker.exists()
   pickle.loads(path.read_bytes())
   assert marker.exists(), 'the payload works where nobody guards against it'
+
+
+def test_random_weights_by_name_say_that_they_are():
+  found = inception_files.load('random:3')
+  assert found.random and found.file == 'random-3'
+  assert found.sha256 == inception_files.random(3).sha256 != inception_files.random(0).sha256
+  with pytest.raises(types.UserError, match='there is no random:x'):
+    inception_files.load('random:x')
