@@ -12,28 +12,13 @@ from diversedit_jax import convert, modes, types
 from diversedit_jax.modes import during, scoring, shared
 from diversedit_jax.training import writers
 
+tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 STEPS, EVERY, NUMBER = 8, 2, 12
 SMALL = {
   'train__steps': STEPS, 'checkpoint__every': 4, 'eval__every': EVERY,
   'eval__every_number': NUMBER, 'sampler__guidance_scale': 1.0,
 }  # fmt: skip
-
-
-class Interrupted(Exception):
-  """A kill."""
-
-
-@pytest.fixture(autouse=True)
-def tiny_inception(monkeypatch):
-  monkeypatch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-  root = tmp_path_factory.mktemp('files')
-  picture_eval.write_pictures(root / 'pictures')
-  return root
 
 
 def make(files, **changes):
@@ -44,9 +29,7 @@ def make(files, **changes):
 def run(files, tmp_path_factory):
   """A run that nothing disturbed, and the keys of `eval` that it read."""
   workdir, seen = tmp_path_factory.mktemp('during') / 'run', set()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
-    modes.train(picture_eval.built_and_watched(make(files), seen), str(workdir))
+  modes.train(picture_eval.built_and_watched(make(files), seen), str(workdir))
   return python_types.SimpleNamespace(workdir=workdir, folder=workdir / during.FOLDER, seen=seen)
 
 
@@ -133,14 +116,14 @@ def test_the_best_survives_an_interruption(files, tmp_path, monkeypatch):
   def scored(self, read, labels):
     value = next(values)
     if value is None:
-      raise Interrupted
+      raise picture_eval.Interrupted
     found = score(self, read, labels)
     found['scores']['fid'] = value
     return found
 
   monkeypatch.setattr(scoring.PictureScorer, 'score', scored)
   workdir = tmp_path / 'run'
-  with pytest.raises(Interrupted):
+  with pytest.raises(picture_eval.Interrupted):
     modes.train(make(files), str(workdir))
   folder = workdir / during.FOLDER
   kept = (folder / 'best.safetensors').read_bytes()

@@ -15,26 +15,9 @@ from diversedit_jax.frozen import vae_files
 from diversedit_jax.modes import evaluation, scoring, shared
 from diversedit_jax.sampling import generate
 
+tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 N = picture_eval.SMALL['eval__number']
-
-
-class Interrupted(Exception):
-  """A kill."""
-
-
-@pytest.fixture(autouse=True)
-def tiny_inception(monkeypatch):
-  monkeypatch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-  """A folder with pictures/, and weights.safetensors that fit a model of them."""
-  root = tmp_path_factory.mktemp('files')
-  picture_eval.write_pictures(root / 'pictures')
-  picture_eval.write_weights(picture_eval.make(root), root / 'weights.safetensors')
-  return root
 
 
 def evaluate(files, workdir, **changes):
@@ -49,10 +32,8 @@ def evaluate(files, workdir, **changes):
 def whole(files, tmp_path_factory):
   """An evaluation that nothing disturbed: folder, result, arrays, keys of `eval` that were read."""
   workdir, seen = tmp_path_factory.mktemp('whole'), set()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
-    experiment = picture_eval.built_and_watched(picture_eval.make(files), seen)
-    written = modes.evaluate(experiment, str(workdir), str(files / 'weights.safetensors'))
+  experiment = picture_eval.built_and_watched(picture_eval.make(files), seen)
+  written = modes.evaluate(experiment, str(workdir), str(files / 'weights.safetensors'))
   result, archive = written
   return workdir, json.loads(result.read_text()), modes_test.arrays(archive), seen
 
@@ -136,11 +117,11 @@ def test_an_interrupted_evaluation_goes_on(whole, files, tmp_path, monkeypatch, 
   def once(self, params, labels, *, first_index=0, **more):
     asked.append(first_index)
     if first_index == 16 and len(asked) == 3:
-      raise Interrupted
+      raise picture_eval.Interrupted
     return call(self, params, labels, first_index=first_index, **more)
 
   monkeypatch.setattr(generate.Generator, '__call__', once)
-  with pytest.raises(Interrupted):
+  with pytest.raises(picture_eval.Interrupted):
     evaluate(files, tmp_path)
   kept = {p.name for p in (tmp_path / 'eval' / 'fid.parts').iterdir()}
   assert kept == {'identity.json', '00000000.npy', '00000008.npy'}

@@ -19,6 +19,7 @@ from diversedit_jax.frozen.encoders import base
 from diversedit_jax.modes import scoring
 from diversedit_jax.sampling import generate
 
+tiny_inception = picture_eval.tiny_inception
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 open_inception = scoring.open_inception
 
@@ -45,8 +46,7 @@ def mute(request):
 
 
 @pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
-  monkeypatch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
+def tiny_encoders(monkeypatch):
   monkeypatch.setattr(base, '_ENCODERS', base._ENCODERS | {'colour': mean_colour, 'mute': mute})
 
 
@@ -83,9 +83,7 @@ def evaluate(files, workdir, **changes):
 @pytest.fixture(scope='module')
 def of_folder(files, tmp_path_factory):
   """Scores against the folder itself."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
-    return evaluate(files, tmp_path_factory.mktemp('folder'))
+  return evaluate(files, tmp_path_factory.mktemp('folder'))
 
 
 def test_statistics_are_written_reused_and_scored_against(files, tmp_path, of_folder, monkeypatch):

@@ -4,9 +4,11 @@ import jax
 import modes_test
 import numpy as np
 from PIL import Image
+import pytest
 
 from diversedit_jax import build, convert, sharding, trees
 from diversedit_jax.evaluation import views
+from diversedit_jax.modes import scoring
 from diversedit_jax.training import state
 
 SIDE, CLASSES, COUNT = 16, 3, 30
@@ -20,6 +22,10 @@ SMALL = {
   'eval__inception': 'tiny', 'eval__batch_size': 8, 'eval__kid_subsets': 2, 'eval__best': 'fid',
   'sweep__score': 'fid', 'sweep__number': 18,
 }  # fmt: skip
+
+
+class Interrupted(Exception):
+  """A kill."""
 
 
 def write_pictures(folder, seed=0):
@@ -77,3 +83,20 @@ def built_and_watched(experiment, seen):
   fields = {'evaluation': 'eval', 'sweep': 'sweep'}
   parts = {k: modes_test.watched(getattr(experiment, k), name, seen) for k, name in fields.items()}
   return build.Experiment(**{**vars(experiment), **parts})
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny_inception():
+  """The narrow network in Inception's place, whatever weights the config names."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(scoring, 'open_inception', lambda weights: view())
+    yield
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  """A folder with pictures/, and weights.safetensors that fit a model of them."""
+  root = tmp_path_factory.mktemp('files')
+  write_pictures(root / 'pictures')
+  write_weights(make(root), root / 'weights.safetensors')
+  return root

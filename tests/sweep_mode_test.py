@@ -10,32 +10,16 @@ import pytest
 
 from configs import common
 from diversedit_jax import modes, types
-from diversedit_jax.modes import guidance, scoring
+from diversedit_jax.modes import guidance
 from diversedit_jax.sampling import generate
 
+tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 GRID = {
   'sweep__guidance_scales': (1.0, 3.0), 'sweep__guidance_lows': (0.0,),
   'sweep__guidance_highs': (0.5, 1.0),
 }  # fmt: skip
 POINTS = [(1, 0, 1), (3, 0, 0.5), (3, 0, 1)]
-
-
-class Interrupted(Exception):
-  """A kill."""
-
-
-@pytest.fixture(autouse=True)
-def tiny_inception(monkeypatch):
-  monkeypatch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-  root = tmp_path_factory.mktemp('files')
-  picture_eval.write_pictures(root / 'pictures')
-  picture_eval.write_weights(picture_eval.make(root), root / 'weights.safetensors')
-  return root
 
 
 def sweep(files, workdir, **changes):
@@ -47,10 +31,8 @@ def sweep(files, workdir, **changes):
 def swept(files, tmp_path_factory):
   """Folder `eval` of a sweep, its table, and the keys that were read."""
   workdir, seen = tmp_path_factory.mktemp('sweep'), set()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scoring, 'open_inception', lambda weights: picture_eval.view())
-    experiment = picture_eval.built_and_watched(picture_eval.make(files, **GRID), seen)
-    table, plot = modes.sweep(experiment, str(workdir), str(files / 'weights.safetensors'))
+  experiment = picture_eval.built_and_watched(picture_eval.make(files, **GRID), seen)
+  table, plot = modes.sweep(experiment, str(workdir), str(files / 'weights.safetensors'))
   assert (table.name, plot.name) == ('sweep-fid.json', 'sweep-fid.png')
   return workdir / 'eval', json.loads(table.read_text()), seen
 
@@ -114,11 +96,11 @@ def test_an_interrupted_sweep_goes_on_and_may_be_extended(swept, files, tmp_path
   def counted(self, params, labels, *, first_index=0, **more):
     asked.append(first_index)
     if len(asked) in breaks:  # The second batch of the second setting.
-      raise Interrupted(breaks.pop())
+      raise picture_eval.Interrupted(breaks.pop())
     return call(self, params, labels, first_index=first_index, **more)
 
   monkeypatch.setattr(generate.Generator, '__call__', counted)
-  with pytest.raises(Interrupted):
+  with pytest.raises(picture_eval.Interrupted):
     sweep(files, tmp_path)
   assert not (tmp_path / 'eval' / 'sweep-fid.json').exists()
   table, _ = sweep(files, tmp_path)
