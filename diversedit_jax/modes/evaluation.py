@@ -76,7 +76,7 @@ class Evaluation:
     if self.finished:
       logging.info('%s has the scores of this protocol already', self.result)
       if first:
-        shutil.rmtree(self._parts, ignore_errors=True)  # Left by a run killed after it wrote the scores.
+        shutil.rmtree(self._parts, ignore_errors=True)  # Of a run killed late.
       if keep_samples and self._are_pictures and not self.archive.is_file():
         logging.warning('%s was not kept; remove %s to make it', self.archive, self.result)
       return [path for path in (self.result, self.archive) if first and path.is_file()]
