@@ -26,9 +26,10 @@ autoencoder, or the cropped pixels, or both. Killed, it goes on when it is start
   A finished store, read and checked:
     python -m diversedit_jax.prepare --verify --output=imagenet256
 
-Pictures that cannot be used are skipped, counted and listed in OUTPUT/skipped.csv. The store is the
-same, byte for byte, however often it was killed and however many workers made it; another kind of
-device or another --batch_size may round the latents otherwise in their last bit."""
+Pictures that cannot be used, and files that are none, are skipped, counted and listed in
+OUTPUT/skipped.csv. The store is the same, byte for byte, however often it was killed and however
+many workers made it; another kind of device or another --batch_size may round the latents otherwise
+in their last bit."""
 
 
 def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _parser():
   add('--records_per_shard', 'N', 'pictures of a shard (default: for about 64 shards)', int)
   add('--shard', 'i/n', 'this process makes the i-th of n parts, from 0', _part)
   switch('--distributed', 'join the other processes of a pod slice or cluster (jax.distributed)')
-  switch('--strict', 'end at the first picture that cannot be used')
+  switch('--strict', 'end at the first picture that cannot be used; other files are no reason')
   switch('--verify', 'read a finished store and check every file; only with --output')
   return parser
 

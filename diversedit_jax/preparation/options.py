@@ -30,7 +30,8 @@ class Options:
   store: 'latents', 'pixels' or 'both'. twins: latents of mirror images too. dtype: of the latents.
   records_per_shard: None makes about 64 shards.
   batch_size: pictures encoded at once, on all devices of the process. threads: that decode.
-  worker, workers: shard s belongs to worker s % workers. strict: a bad picture is an error.
+  worker, workers: shard s belongs to worker s % workers. strict: a bad picture is an error,
+    a file that is none is not.
 
   Raises:
     UserError: for values that are not known, or do not go together.

@@ -82,7 +82,7 @@ def prepare(
   root, plan = asked.output, options.make_plan(asked, collection, autoencoder)
   output.check(root, plan)
   listed = collection.listing.skipped
-  _refuse(asked.strict, listed)
+  _refuse(asked.strict, [s for s in listed if s.bad])
   found = {shard: writer.finished(root, plan, shard) for shard in range(plan.shards)}
   missing = [shard for shard, facts in found.items() if facts is None]
   output.check_space(root, plan, missing)
@@ -158,7 +158,7 @@ def _refuse(strict, skipped):
     more = f' (and {len(skipped) - 1} more)' if len(skipped) > 1 else ''
     raise types.UserError(
       f'--strict: {skipped[0].name!r} cannot be used: {skipped[0].reason}{more}; mend or remove '
-      'it, or leave out --strict to skip such files and list them in skipped.csv'
+      'it, or leave out --strict to skip such pictures and list them in skipped.csv'
     )
 
 

@@ -14,7 +14,7 @@ from diversedit_jax.data.store import layout, verify, writer
 from diversedit_jax.frozen import vae_files
 from diversedit_jax.preparation import encode, locks, output, work
 
-LISTED = (base.Skipped('README.txt', 'no picture'),)
+LISTED = (base.Skipped('README.txt', 'no picture', bad=False),)
 
 
 @pytest.fixture(scope='module')
@@ -262,9 +262,10 @@ def test_a_second_process_of_the_same_worker_is_refused(copy, prepare):
 
 @pytest.mark.parametrize('listed', [True, False])
 def test_strict_ends_at_the_first_bad_picture_and_names_it(prepare, tmp_path, listed):
-  root, words = tmp_path / 'store', "'README.txt' cannot" if listed else "'ant/005.jpg' cannot"
+  root, words = tmp_path / 'store', "'gone.jpg' cannot" if listed else "'ant/005.jpg' cannot"
+  bad = (base.Skipped('gone.jpg', 'a link that leads nowhere'),) if listed else ()
   with pytest.raises(types.UserError, match=words):
-    prepare(root, strict=True, listed=LISTED if listed else ())
+    prepare(root, strict=True, listed=(*LISTED, *bad))
   assert root.exists() != listed
   if not listed:
     assert layout.facts_file(root, 0).exists() and not layout.facts_file(root, 1).exists()
@@ -276,9 +277,9 @@ def test_strict_minds_what_an_earlier_run_skipped(copy, prepare):
     prepare(copy, strict=True, listed=())
 
 
-def test_strict_is_content_with_good_pictures(prepare, tmp_path):
-  outcome, _ = prepare(tmp_path / 'store', contents=small.files(bad={}), strict=True, listed=())
-  assert outcome.manifest.count == 24 and outcome.skipped == ()
+def test_strict_is_content_with_good_pictures_and_files_that_are_none(prepare, tmp_path):
+  outcome, _ = prepare(tmp_path / 'store', contents=small.files(bad={}), strict=True)
+  assert outcome.manifest.count == 24 and outcome.skipped == LISTED
 
 
 def test_a_shard_of_bad_pictures_alone_is_empty(prepare, tmp_path):

@@ -165,7 +165,7 @@ def _listing(members, inner, classes, path):
     )
   listing, order, _ = naming.arrange(
     [(members.found[i][0].removeprefix(prefix), members.found[i][1]) for i in within],
-    [base.Skipped(s.name.removeprefix(prefix), s.reason) for s in skipped],
+    [dataclasses.replace(s, name=s.name.removeprefix(prefix)) for s in skipped],
     [folder.removeprefix(prefix) for folder in members.folders if folder.startswith(prefix)],
     classes,
     os.fspath(path),

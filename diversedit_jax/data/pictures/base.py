@@ -24,10 +24,15 @@ class BadPicture(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-  """Something in a collection that does not become an example. name: as it is found there."""
+  """Something in a collection that does not become an example.
+
+  name: as it is found there. bad: whether it is a picture that cannot be used, or may hold some;
+  if not, it is no picture, such as a README.
+  """
 
   name: str
   reason: str
+  bad: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +42,7 @@ class Listing:
   keys: sorted and unique; a POSIX path without its suffix, by which a picture is known for ever.
   names: as they are found, with suffix, in the order of the keys. labels: int32 [n].
   sizes: bytes of each encoded picture, int64 [n]; -1 where that is not known without reading it.
-  label_names: of all classes, label k being the k-th. skipped: what is no picture.
+  label_names: of all classes, label k being the k-th. skipped: what is not listed.
   """
 
   keys: Sequence[str]

@@ -80,16 +80,17 @@ def _walk(root):
       try:
         status = entry.stat()
       except OSError as error:
-        skipped.append(base.Skipped(name, _unreachable(entry, error)))
+        bad = not naming.hidden(name)
+        skipped.append(base.Skipped(name, _unreachable(entry, error), bad))
         continue
       if stat.S_ISDIR(status.st_mode) and _identity(status) in above:
-        skipped.append(base.Skipped(f'{name}/', 'a link to a folder that it lies in'))
+        skipped.append(naming.skip(f'{name}/', 'a link to a folder that it lies in'))
       elif stat.S_ISDIR(status.st_mode):
         waiting.append((f'{name}/', above | {_identity(status)}))
       elif not stat.S_ISREG(status.st_mode):
-        skipped.append(base.Skipped(name, 'neither a file nor a folder'))
+        skipped.append(naming.skip(name, 'neither a file nor a folder'))
       elif reason := naming.refusal(name, status.st_size):
-        skipped.append(base.Skipped(name, reason))
+        skipped.append(naming.skip(name, reason))
       else:
         found.append((name, status.st_size))
   return found, skipped, folders

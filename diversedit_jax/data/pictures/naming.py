@@ -41,9 +41,19 @@ def refusal(name: str, size: int) -> str | None:
   """Why a file is no picture, from its name and its bytes; None if it may be one."""
   if hidden(name):
     return 'hidden'
-  if not name.lower().endswith(SUFFIXES):
+  if not named_as_picture(name):
     return 'not named as a picture'
   return too_large(size)
+
+
+def named_as_picture(name: str) -> bool:
+  """Whether a file has a picture's suffix and is not hidden."""
+  return name.lower().endswith(SUFFIXES) and not hidden(name)
+
+
+def skip(name: str, reason: str) -> base.Skipped:
+  """What is not listed, and why; it is bad if it is named as a picture."""
+  return base.Skipped(name, reason, bad=named_as_picture(name))
 
 
 def too_large(size: int) -> str | None:
@@ -76,7 +86,7 @@ def arrange(
   skipped = [*skipped, *_empty(folders, [*(name for name, _ in found), *(s.name for s in skipped)])]
   homeless = {i for i, (name, _) in enumerate(found) if _class(name) is None}
   kept = [i for i in range(len(found)) if i not in homeless]
-  skipped += [base.Skipped(found[i][0], 'in no class folder') for i in sorted(homeless)]
+  skipped += [skip(found[i][0], 'in no class folder') for i in sorted(homeless)]
   top = _left_out([found[i][0] for i in kept])
   entries = [(found[i][0].removeprefix(top), found[i][1]) for i in kept]
   labelled = [(name, _class(name), size) for name, size in entries]
@@ -115,4 +125,4 @@ def _empty(folders, names):
   folders = set(folders)
   holding = {folder.rpartition('/')[0] for folder in folders}
   holding |= {name.rstrip('/').rpartition('/')[0] for name in names}
-  return [base.Skipped(f'{folder}/', 'an empty folder') for folder in sorted(folders - holding)]
+  return [skip(f'{folder}/', 'an empty folder') for folder in sorted(folders - holding)]

@@ -142,7 +142,7 @@ def _take(members, name, member, start):
   else:
     reason = naming.refusal(name, member.size)
   if reason:
-    members.skipped.append(base.Skipped(name, reason))
+    members.skipped.append(naming.skip(name, reason))
   else:
     members.found.append((name, member.size, start + member.offset_data))
 

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 
 from diversedit_jax import types
-from diversedit_jax.data.pictures import base, naming, tars
+from diversedit_jax.data.pictures import naming, tars
 
 ENTRY = np.dtype(
   [('offset', np.int64), ('stored', np.int64), ('checksum', np.uint32), ('deflated', np.bool_)]
@@ -64,7 +64,7 @@ def _take(members, member):
   else:
     reason = naming.refusal(name, member.file_size)
   if reason:
-    members.skipped.append(base.Skipped(name, reason))
+    members.skipped.append(naming.skip(name, reason))
     return
   deflated = member.compress_type == zipfile.ZIP_DEFLATED
   place = (member.header_offset, member.compress_size, member.CRC, deflated)

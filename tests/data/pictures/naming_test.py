@@ -85,6 +85,12 @@ def test_hidden_files_are_refused(name):
   assert naming.refusal(name, 5) == 'hidden'
 
 
+@pytest.mark.parametrize('name', ['a/.b.png', 'boxes.txt', 'a/Thumbs.db', 'empty/', 'png'])
+def test_what_is_no_picture_is_not_bad(name):
+  assert not naming.skip(name, 'why').bad
+  assert naming.skip('a/b.JPG', 'why').bad
+
+
 def test_names_and_sizes_decide():
   assert naming.refusal('a/b.JPEG', 2**30) is None
   assert naming.refusal('a/b.JPEG', 2**30 + 1) == '1073741825 bytes, more than 1073741824'
