@@ -8,7 +8,8 @@ One folder above the class folders, such as `train/`, is left out of names and c
 by this: all pictures lie below it, and those directly in it are none, or are all named by WordNet
 ids while the folder itself is not. One folder at most is left out in this way. Where the class
 folders would be splits (`train` and `test` side by side) it is an error, so that nobody trains on
-them as classes by accident.
+them as classes by accident. So it is where classes are counted from what is found and one of them
+is lost, since all labels after it would be others.
 """
 
 from collections.abc import Iterable, Sequence
@@ -81,8 +82,10 @@ def arrange(
     The listing; the positions in `found` of its pictures; the folder left out, as 'train/' or ''.
 
   Raises:
-    UserError: no pictures, splits for classes, two files for one key, a class that is not known.
+    UserError: no pictures, splits for classes, two files for one key, a class that is not known;
+      without `classes`, a class folder of which nothing can be listed, or one that cannot be read.
   """
+  folders = list(folders)
   skipped = [*skipped, *_empty(folders, [*(name for name, _ in found), *(s.name for s in skipped)])]
   homeless = {i for i, (name, _) in enumerate(found) if _class(name) is None}
   kept = [i for i in range(len(found)) if i not in homeless]
@@ -96,6 +99,8 @@ def arrange(
       f'{where} holds the splits {", ".join(sorted(found_classes))} and no classes; name one of '
       f'them, as in {where}/{top}{max(found_classes)}'
     )
+  if classes is None and labelled:
+    _check_lost(folders, skipped, found_classes, top, where)
   skipped.sort(key=lambda s: (s.name, s.reason))
   listing, order = base.make_listing(labelled, skipped, classes, where)
   return listing, np.array(kept, np.int64)[order], top
@@ -126,3 +131,31 @@ def _empty(folders, names):
   holding = {folder.rpartition('/')[0] for folder in folders}
   holding |= {name.rstrip('/').rpartition('/')[0] for name in names}
   return [skip(f'{folder}/', 'an empty folder') for folder in sorted(folders - holding)]
+
+
+def _check_lost(folders, skipped, classes, top, where):
+  """Refuses folders that may be classes, or have a class, and of which nothing is listed."""
+  lost, others = {}, set()
+  for s in skipped:
+    name = s.name.removeprefix(top)
+    folder, slash, rest = name.partition('/')
+    if not s.name.startswith(top) or hidden(name):
+      continue
+    if s.bad and name.endswith('/'):
+      lost[name.rstrip('/')] = s.reason  # Nobody knows what is in it.
+    elif s.bad and folder not in classes and (slash or not named_as_picture(name)):
+      lost.setdefault(folder, s.reason)  # Without a slash: a link that led to a class folder, say.
+    elif not name.endswith('/') and rest:
+      others.add(folder)
+  for name in folders:
+    folder = name.removeprefix(top).partition('/')[0]
+    # A folder of other files alone is no class.
+    if name.startswith(top) and not hidden(name) and folder not in classes | others:
+      lost.setdefault(folder, 'an empty folder')
+  if lost:
+    first, more = min(lost), f' and {len(lost) - 1} more' * (len(lost) > 1)
+    raise types.UserError(
+      f'{where}: nothing of {top + first!r}{more} can be listed ({lost[first]}), and labels are '
+      'positions among the classes found: those after it would be others. Mend or remove it, or '
+      "name all classes by --classes (data.classes in a config), a file or 'imagenet'"
+    )

@@ -55,6 +55,7 @@ def scan(path: str) -> Members:
       if not _is_archive(member, name):
         _take(members, name, member, 0)
         continue
+      members.folders.append(name[:-4])
       where = f'{path}: {member.name}'
       inner = whole.part(member.offset_data, member.size)
       _refuse_compressed(inner, where)

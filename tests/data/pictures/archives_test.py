@@ -59,7 +59,7 @@ def test_what_is_no_plain_file_is_skipped_by_name(tmp_path):
       archive.addfile(special(kind, f'a/{k}.png'))
     archive.addfile(special(tarfile.REGTYPE, '../a/up.png'))
     archive.addfile(special(tarfile.REGTYPE, '/abs/a.png'))
-  listing = archives.open_tar(write(tmp_path, buffer.getvalue())).listing
+  listing = archives.open_tar(write(tmp_path, buffer.getvalue()), ('a', 'abs')).listing
   odd = 'neither a file nor a folder'
   assert {s.name: s.reason for s in listing.skipped} == {
     'a/0.png': 'a link to a/1.png', 'a/1.png': 'a link to a/1.png', 'a/2.png': odd,
@@ -144,6 +144,15 @@ def test_a_tar_in_a_tar_is_as_strict(tmp_path):
     archives.open_tar(write(tmp_path, cut))
 
 
+def test_an_empty_tar_in_a_tar_is_a_lost_class(tmp_path):
+  files = {'a.tar': malformed.tar_bytes({'1.png': b'1'}), 'b.tar': malformed.tar_bytes({})}
+  path = write(tmp_path, malformed.tar_bytes(files))
+  with pytest.raises(types.UserError, match="nothing of 'b' can be listed .an empty folder"):
+    archives.open_tar(path)
+  listing = archives.open_tar(path, ('a', 'b')).listing
+  assert [(s.name, s.reason) for s in listing.skipped] == [('b/', 'an empty folder')]
+
+
 def test_duplicate_members_are_refused(tmp_path):
   with pytest.raises(types.UserError, match='two files for one key'):
     archives.open_tar(write(tmp_path, open_ended(FILES)[0] + malformed.tar_bytes(FILES)))
@@ -214,7 +223,7 @@ def test_what_a_zip_cannot_give_is_skipped_by_name(tmp_path):
   data[entry + 8] |= 1
   entry = data.rindex(b'PK\x01\x02', 0, data.rindex(b'a/huge.png'))
   struct.pack_into('<I', data, entry + 24, 2**31)
-  listing = archives.open_zip(write(tmp_path, bytes(data), 'x.zip')).listing
+  listing = archives.open_zip(write(tmp_path, bytes(data), 'x.zip'), ('a', 'empty')).listing
   assert list(listing.names) == ['a/fine.png']
   assert {s.name: s.reason for s in listing.skipped} == {
     'a/link.png': 'a link', 'a/secret.png': 'encrypted', 'empty/': 'an empty folder',

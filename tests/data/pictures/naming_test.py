@@ -61,10 +61,40 @@ def test_splits_are_no_classes(above):
 
 
 def test_empty_folders_are_named():
-  listing = arrange('a/1.png', folders=['a', 'b', 'c', 'c/d'])[1]
+  folders = ['a', 'a/x', 'b', 'c', 'c/d']
+  listing = arrange('a/1.png', folders=folders, classes=('a', 'b'))[1]
   assert [(s.name, s.reason) for s in listing.skipped] == [
-    ('b/', 'an empty folder'), ('c/d/', 'an empty folder'),
+    ('a/x/', 'an empty folder'), ('b/', 'an empty folder'), ('c/d/', 'an empty folder'),
   ]  # fmt: skip
+  assert listing.label_names == ('a', 'b')
+
+
+@pytest.mark.parametrize(
+  'folders,skipped,words',
+  [
+    (['a', 'b', 'c'], [], r"nothing of 'b' can be listed \(an empty folder\)"),
+    (['a', 'b', 'b/x', 'c'], [], "nothing of 'b' can be listed"),
+    (['a', 'b', 'c'], ['b/.DS_Store'], "nothing of 'b' can be listed"),
+    (['a', 'b', 'c'], ['b/1.png', 'b/boxes.txt'], r"nothing of 'b' can be listed \(why\)"),
+    (['a', 'b', 'c', 'd'], [], "nothing of 'b' and 1 more can"),
+  ],
+)
+@pytest.mark.parametrize('top', ['', 'train/'])
+def test_a_lost_class_is_refused_unless_the_classes_are_named(top, folders, skipped, words):
+  """The labels of all that come after it would be others."""
+  found = [(f'{top}{name}', 5) for name in ('a/1.png', 'c/1.png')]
+  folders = [*([top[:-1]] if top else []), *(top + name for name in folders)]
+  lost = [naming.skip(top + name, 'why') for name in skipped]
+  with pytest.raises(types.UserError, match=words.replace("of '", f"of '{top}") + '.*--classes'):
+    naming.arrange(found, lost, folders, None, 'X')
+  listing, *_ = naming.arrange(found, lost, folders, ('a', 'b', 'c'), 'X')
+  assert listing.labels.tolist() == [0, 2]
+
+
+def test_folders_that_are_no_classes_may_lie_beside_them():
+  folders = ['a', 'boxes', '.git', '.git/refs', 'a/empty']
+  skipped = [naming.skip('boxes/1.xml', 'not named as a picture'), naming.skip('a/2.png', 'why')]
+  listing, *_ = naming.arrange([('a/1.png', 5)], skipped, folders, None, 'X')
   assert listing.label_names == ('a',)
 
 
