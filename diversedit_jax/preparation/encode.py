@@ -20,7 +20,7 @@ import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.data import latents
-from diversedit_jax.data.pictures import base, crop, decode
+from diversedit_jax.data.pictures import base, loading
 from diversedit_jax.data.store import layout, writer
 from diversedit_jax.frozen import vae
 
@@ -78,8 +78,8 @@ class Pipeline:
     """What became of the pictures of a shard, examples in the order of their keys.
 
     Raises:
-      UserError: moments that are not finite numbers of the store's dtype, the picture is named; or
-        a batch too large for the device.
+      UserError: moments that are not finite numbers of the store's dtype, or a picture that could
+        not be read again and again, named; or a batch too large for the device.
     """
     window = self.threads + 2 * self.batch_size
     read = _ahead(self.pool, self._read, self.plan.entries(shard), window)
@@ -108,9 +108,10 @@ class Pipeline:
 
   def _read(self, index):
     try:
-      data = self.collection.read(index)
-      image = decode.decode(data, self.plan.orientation)
-      pixels = crop.crop(image, self.plan.size, self.plan.crop)
+      data, pixels = loading.load(
+        self.collection, index, size=self.plan.size, rule=self.plan.crop,
+        orientation=self.plan.orientation,
+      )  # fmt: skip
     except base.BadPicture as error:
       return base.Skipped(self.collection.listing.names[index], str(error))
     return Picture(index, hashlib.sha256(data).hexdigest(), pixels)

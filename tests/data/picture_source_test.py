@@ -10,6 +10,7 @@ import pytest
 
 from diversedit_jax import types
 from diversedit_jax.data import order, pictures, pipeline, sources
+from diversedit_jax.data.pictures import loading
 from diversedit_jax.preparation import work
 
 SIZE = 16
@@ -117,11 +118,12 @@ def test_a_bad_picture_ends_the_batches_at_its_step(tmp_path):
       next(batches)
 
 
-def test_a_picture_that_is_gone_is_named(tmp_path):
+def test_a_picture_that_is_gone_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(loading.time, 'sleep', lambda _: None)
   small.write_pictures(tmp_path, bad={})
   source = sources.open_source(f'folder:{tmp_path}', size=SIZE)
   (tmp_path / 'bee' / '010.jpg').unlink()
-  with pytest.raises(types.UserError, match=r'bee/010\.jpg: cannot be read: No such file'):
+  with pytest.raises(types.UserError, match=r'bee/010\.jpg cannot be read: No such file'):
     source.gather(np.array([10]))
 
 

@@ -1,5 +1,6 @@
 """A store is the same however often its making was stopped, and by however many workers."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import small
 
 from diversedit_jax import types
-from diversedit_jax.data.pictures import base
+from diversedit_jax.data.pictures import base, loading
 from diversedit_jax.data.store import layout, verify, writer
 from diversedit_jax.frozen import vae_files
 from diversedit_jax.preparation import encode, locks, output, work
@@ -158,6 +159,23 @@ def test_a_run_that_fails_in_the_middle_goes_on(whole, prepare, tmp_path, at, mo
   assert not (tmp_path / 'store' / 'manifest.json').exists()
   outcome, collection = prepare(tmp_path / 'store')
   assert len(collection.reads) == 24 - at // 4 * 4 and outcome.made == 6 - at // 4
+  assert small.contents(tmp_path / 'store') == small.contents(whole)
+
+
+def test_a_disk_that_fails_ends_the_run_and_loses_no_picture(whole, prepare, tmp_path, monkeypatch):
+  read = small.Memory.read
+
+  def failing(self, index):
+    if index == 9:
+      raise OSError(errno.EIO, 'Input/output error')
+    return read(self, index)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(small.Memory, 'read', failing)
+    patch.setattr(loading.time, 'sleep', lambda _: None)
+    with pytest.raises(types.UserError, match=r'bee/009\.jpg cannot be read: Input/output error'):
+      prepare(tmp_path / 'store')
+  assert prepare(tmp_path / 'store')[0].made == 4
   assert small.contents(tmp_path / 'store') == small.contents(whole)
 
 

@@ -8,9 +8,10 @@ from diversedit_jax.data.pictures.base import BadPicture, Listing, Pictures, Ski
 from diversedit_jax.data.pictures.crop import CROPS
 from diversedit_jax.data.pictures.decode import ORIENTATIONS
 from diversedit_jax.data.pictures.labels import read_classes
+from diversedit_jax.data.pictures.loading import load
 from diversedit_jax.data.pictures.opening import KINDS, open_pictures
 
 __all__ = [
   'CROPS', 'KINDS', 'ORIENTATIONS', 'BadPicture', 'Listing', 'Pictures', 'Skipped', 'crop',
-  'decode', 'open_pictures', 'read_classes',
+  'decode', 'load', 'open_pictures', 'read_classes',
 ]  # fmt: skip

@@ -39,11 +39,21 @@ class SharedFile:
     self._lock, self._descriptor = threading.Lock(), None
 
   def read(self, offset: int, size: int) -> bytes:
-    """Bytes from `offset` on, fewer than `size` only at the end of the file (OSError)."""
+    """Bytes from `offset` on, fewer than `size` only at the end of the file.
+
+    Raises:
+      OSError: the disk fails. UserError: the file has become shorter.
+    """
     with self._lock:
       if self._descriptor is None:
         self._descriptor = self._open()
-    return os.pread(self._descriptor, size, offset)
+    parts = []
+    while size and (part := os.pread(self._descriptor, size, offset)):
+      parts.append(part)
+      size, offset = size - len(part), offset + len(part)
+    if size:
+      self._check(os.fstat(self._descriptor))
+    return b''.join(parts)
 
   def _open(self):
     try:
@@ -51,14 +61,16 @@ class SharedFile:
     except OSError as error:
       raise types.UserError(f'{self.path}: cannot be read: {error.strerror}') from error
     weakref.finalize(self, os.close, descriptor)
-    status = os.fstat(descriptor)
+    self._check(os.fstat(descriptor))
+    return descriptor
+
+  def _check(self, status):
     facts = status.st_size, status.st_mtime_ns
     self._facts = self._facts or facts
     if facts != self._facts:
       raise types.UserError(
         f'{self.path} has changed since its pictures were listed; start again to list it anew'
       )
-    return descriptor
 
 
 @dataclasses.dataclass(eq=False)
@@ -174,10 +186,7 @@ def _listing(members, inner, classes, path):
 
 
 def _read(file, offset, size):
-  try:
-    data = file.read(offset, size)
-  except OSError as error:
-    raise base.BadPicture(f'cannot be read: {error.strerror}') from error
+  data = file.read(offset, size)
   if len(data) != size:
     raise base.BadPicture('the archive ends before it does')
   return data

@@ -19,7 +19,7 @@ _MAX_CLASSES = 2**20
 
 
 class BadPicture(ValueError):
-  """One picture cannot be used; the message is the reason, without its name."""
+  """The bytes of one picture cannot be used; the message is the reason, without its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Pictures(abc.ABC):
     """The encoded picture at a position of the listing; safe from several threads.
 
     Raises:
-      BadPicture: if it is gone or unreadable.
+      BadPicture: its bytes are damaged in the collection.
+      OSError: it is gone, or cannot be read now; see `loading`.
     """
 
 

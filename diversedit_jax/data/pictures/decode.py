@@ -37,6 +37,7 @@ def decode(data: bytes, orientation: str = 'exif') -> Image.Image:
 
   Raises:
     BadPicture: no picture, damaged, animated, more than `MAX_PIXELS`, 32 bits a channel.
+    MemoryError, OSError: of the machine, not of the bytes.
     UserError: for an unknown orientation.
   """
   trees.check_known('orientation', orientation, ORIENTATIONS)
@@ -52,10 +53,10 @@ def decode(data: bytes, orientation: str = 'exif') -> Image.Image:
     raise base.BadPicture(f'no {", ".join(FORMATS)}, or its header is damaged') from error
   except Image.DecompressionBombError as error:
     raise base.BadPicture(f'more than {MAX_PIXELS} pixels') from error
-  except MemoryError as error:
-    raise base.BadPicture('it needs more memory than there is') from error
   # Damaged files make Pillow raise almost anything: struct.error, OverflowError, KeyError, ...
   except Exception as error:
+    if _of_the_machine(error):
+      raise
     raise base.BadPicture(f'damaged: {_short(error)}') from error
 
 
@@ -135,6 +136,15 @@ def _sixteen_bits(image):
   if tags.get(_PHOTOMETRIC) == 0:  # White is zero.
     levels = top - levels
   return np.clip((levels * 255 + top // 2) // top, 0, 255).astype(np.uint8)
+
+
+def _of_the_machine(error):
+  """Errors of the system have a number, unlike those that Pillow makes of damage."""
+  return (
+    isinstance(error, MemoryError)
+    or (isinstance(error, OSError) and error.errno is not None)
+    or str(error).startswith('out of memory')  # Of Pillow's own decoders.
+  )
 
 
 def _short(error):

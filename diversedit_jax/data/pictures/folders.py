@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 import errno
+import functools
 import os
 import stat
 
 from diversedit_jax import types
-from diversedit_jax.data.pictures import base, naming
+from diversedit_jax.data.pictures import base, loading, naming
 
 
 class FolderPictures(base.Pictures):
@@ -26,11 +27,12 @@ def open_folder(
 ) -> FolderPictures:
   """The pictures of class folders, by the rule of `naming`; links are followed.
 
-  A link that leads nowhere, or back to a folder that it lies in, and a folder that cannot be read
-  are skipped by name.
+  What its owner keeps from this user, and a link that leads nowhere or back to a folder that it
+  lies in, are skipped by name; not so what fails for another reason, as on a disk that is full of
+  errors.
 
   Raises:
-    UserError: no such folder, or as `naming.arrange`.
+    UserError: no such folder, a failure of the disk, or as `naming.arrange`.
   """
   root = os.path.abspath(path)
   if not os.path.isdir(root):
@@ -43,16 +45,36 @@ def open_folder(
 
 
 def read_file(path: str) -> bytes:
-  """The bytes of one picture's file.
+  """The bytes of one picture's file (OSError)."""
+  with open(path, 'rb') as file:
+    return file.read()
+
+
+def look(path: str) -> tuple[os.stat_result | None, str | None]:
+  """What is at a path, links followed; None and the reason if nothing there can ever be read.
 
   Raises:
-    BadPicture: if it is gone or unreadable.
+    UserError: for any other failure; there may be good pictures.
   """
   try:
-    with open(path, 'rb') as file:
-      return file.read()
+    return loading.patiently(functools.partial(os.stat, path), path, loading.LASTING), None
   except OSError as error:
-    raise base.BadPicture(f'cannot be read: {error.strerror}') from error
+    if not os.path.islink(path):
+      return None, _denied(error)
+    return None, {
+      errno.ENOENT: 'a link that leads nowhere', errno.ELOOP: 'a link that leads to itself',
+    }.get(error.errno, f'a link that cannot be followed: {error.strerror}')  # fmt: skip
+
+
+def refusal(path: str) -> str | None:
+  """Why a file can never be read; None if it can, or as `look`."""
+  if os.access(path, os.R_OK):
+    return None
+  try:  # Access is also denied where the disk fails.
+    loading.patiently(lambda: open(path, 'rb').close(), path, loading.LASTING)
+  except OSError as error:
+    return _denied(error)
+  return None
 
 
 def _walk(root):
@@ -66,43 +88,41 @@ def _walk(root):
   while waiting:
     folder, above = waiting.pop()
     try:
-      with os.scandir(os.path.join(root, folder)) as entries:
-        entries = list(entries)
+      names = loading.patiently(
+        functools.partial(_entries, root, folder), os.path.join(root, folder), loading.LASTING
+      )
     except OSError as error:
       if not folder:
         raise types.UserError(f'{root}: cannot be read: {error.strerror}') from error
-      skipped.append(base.Skipped(folder, f'cannot be read: {error.strerror}'))
+      skipped.append(base.Skipped(folder, _denied(error)))
       continue
     if folder:
       folders.append(folder.rstrip('/'))
-    for entry in entries:
-      name = folder + entry.name
-      try:
-        status = entry.stat()
-      except OSError as error:
-        bad = not naming.hidden(name)
-        skipped.append(base.Skipped(name, _unreachable(entry, error), bad))
-        continue
-      if stat.S_ISDIR(status.st_mode) and _identity(status) in above:
+    for name in names:
+      status, reason = look(os.path.join(root, name))
+      if status is None:
+        skipped.append(base.Skipped(name, reason, bad=not naming.hidden(name)))
+      elif stat.S_ISDIR(status.st_mode) and _identity(status) in above:
         skipped.append(naming.skip(f'{name}/', 'a link to a folder that it lies in'))
       elif stat.S_ISDIR(status.st_mode):
         waiting.append((f'{name}/', above | {_identity(status)}))
       elif not stat.S_ISREG(status.st_mode):
         skipped.append(naming.skip(name, 'neither a file nor a folder'))
-      elif reason := naming.refusal(name, status.st_size):
+      elif reason := naming.refusal(name, status.st_size) or refusal(os.path.join(root, name)):
         skipped.append(naming.skip(name, reason))
       else:
         found.append((name, status.st_size))
   return found, skipped, folders
 
 
+def _entries(root, folder):
+  with os.scandir(os.path.join(root, folder)) as entries:
+    return [folder + entry.name for entry in entries]
+
+
 def _identity(status):
   return status.st_dev, status.st_ino
 
 
-def _unreachable(entry, error):
-  if entry.is_symlink():
-    return {
-      errno.ENOENT: 'a link that leads nowhere', errno.ELOOP: 'a link that leads to itself',
-    }.get(error.errno, f'a link that cannot be followed: {error.strerror}')  # fmt: skip
+def _denied(error):
   return f'cannot be read: {error.strerror}'

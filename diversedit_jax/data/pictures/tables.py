@@ -32,7 +32,8 @@ def open_table(path: str | os.PathLike[str], classes: Sequence[str] | None = Non
 
   Paths are absolute or relative to the folder of the table; files are taken whatever their names
   end in. Labels are all integers, counted from 0, or all names of classes. Other columns and empty
-  lines are left out. A file that is not there, or of more than 1 GiB, is skipped by name.
+  lines are left out. A file that is not there, may not be read or has more than 1 GiB is skipped by
+  name.
 
   Raises:
     UserError: naming the line: no CSV, a column or a field that is missing, labels of both kinds.
@@ -133,10 +134,9 @@ def _kind(label):
 
 def _look(path):
   """Bytes of a file, and why it is none if it is none."""
-  try:
-    status = os.stat(path)
-  except OSError as error:
-    return 0, f'cannot be read: {error.strerror}'
+  status, reason = folders.look(path)
+  if status is None:
+    return 0, reason
   if not stat.S_ISREG(status.st_mode):
     return 0, 'not a file'
-  return status.st_size, naming.too_large(status.st_size)
+  return status.st_size, naming.too_large(status.st_size) or folders.refusal(path)

@@ -49,9 +49,10 @@ class TfdsPictures(base.Pictures):
       source = self._source
     try:
       return source[int(self.listing.names[index])]['image']
-    # ArrayRecord and the parser of examples raise their own, for damage of any kind.
+    # ArrayRecord and the parser of examples raise their own. All could be read for the listing, so
+    # it is no matter of the bytes.
     except Exception as error:
-      raise base.BadPicture(f'cannot be read: {error}') from error
+      raise OSError(' '.join(str(error).split())) from error
 
   @functools.cached_property
   def _source(self):

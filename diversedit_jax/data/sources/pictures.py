@@ -81,9 +81,12 @@ class PictureSource:
 
     Raises:
       BadPicture: with the reason.
+      UserError: it could not be read, again and again.
     """
-    image = pictures_lib.decode.decode(self.collection.read(index), self.orientation)
-    return pictures_lib.crop.crop(image, self._size, self.crop)
+    _, pixels = pictures_lib.load(
+      self.collection, index, size=self._size, rule=self.crop, orientation=self.orientation
+    )
+    return pixels
 
   def _load(self, index):
     try:
