@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+"""Files that appear whole or not at all, also at a power cut: written beside, synced, renamed."""
 
 from collections.abc import Iterator
 import contextlib
@@ -19,6 +19,17 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}')
   try:
     yield temporary
+    _sync(temporary)
     os.replace(temporary, path)
+    with contextlib.suppress(OSError):  # Some network file systems have no folders to sync.
+      _sync(path.parent)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def _sync(path):
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -1,5 +1,7 @@
 """Quantisers against their formulas, and where the pixels of a grid lie."""
 
+import os
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -114,6 +116,17 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
   with files.atomic(path) as temporary:
     temporary.write_text('new')
   assert [p.name for p in tmp_path.iterdir()] == ['file.txt'] and path.read_text() == 'new'
+
+
+def test_atomic_syncs_the_file_before_it_has_its_name_and_the_folder_after(tmp_path, monkeypatch):
+  """A power cut must not leave an empty file of a name that says it is whole."""
+  calls, fsync, replace = [], os.fsync, os.replace
+  inode = lambda file: os.stat(file).st_ino
+  monkeypatch.setattr(os, 'fsync', lambda file: (calls.append(inode(file)), fsync(file)))
+  monkeypatch.setattr(os, 'replace', lambda a, b: (calls.append('replaced'), replace(a, b)))
+  with files.atomic(tmp_path / 'file.txt') as temporary:
+    temporary.write_text('new')
+  assert calls == [inode(tmp_path / 'file.txt'), 'replaced', inode(tmp_path)]
 
 
 def test_smooth_grid_has_levels_between_those_of_its_pixels(tmp_path):

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-import os
 import pathlib
 import re
 
@@ -217,9 +216,8 @@ def _column(path):
     finally:
       with writing(path):
         writer.close()
-    # Facts must never outlive, at a power cut, the columns that they speak of.
-    with writing(path), open(temporary, 'rb') as file:
-      os.fsync(file.fileno())
+    with writing(path):
+      stack.close()  # Syncs and renames it.
 
 
 def _records(facts, example, name):

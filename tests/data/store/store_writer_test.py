@@ -35,6 +35,29 @@ def read(root, column, shard):
   return np.frombuffer(b''.join(records), facts.dtype).reshape(-1, *facts.shape)
 
 
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+  synced, fsync, replace = [], os.fsync, os.replace
+  inode = lambda file: os.stat(file).st_ino
+  monkeypatch.setattr(os, 'fsync', lambda file: (synced.append(inode(file)), fsync(file)))
+
+  def checked(temporary, path):
+    assert synced[-1] == inode(temporary)
+    replace(temporary, path)
+
+  monkeypatch.setattr(os, 'replace', checked)
+  store_files.write(tmp_path)
+  assert len(synced) == 2 * 10  # Each file, and then its folder.
+
+
+def test_a_disk_that_fills_while_it_is_synced_is_named(tmp_path, monkeypatch):
+  def full(_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(types.UserError, match=r'-00001.* cannot be written: .*No space left'):
+    writer.write_shard(tmp_path, store_files.PLAN, 1, store_files.results(1))
+
+
 def test_records_are_the_examples_in_order_twins_beside_them(store):
   for column, of in (('moments', store_files.moments), ('pixels', store_files.pixels)):
     for shard, examples in ((0, (0, 1, 2)), (1, (3, 4))):
