@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -249,6 +250,87 @@ def test_a_run_that_was_killed_before_its_plan_is_no_other_folder(prepare, tmp_p
     (root / name).write_text('')
   prepare(root)
   assert small.contents(root) == small.contents(whole)
+
+
+def test_the_plan_of_a_worker_that_starts_at_the_same_time_is_no_clutter(
+  prepare, tmp_path, whole, monkeypatch
+):
+  """It appears between two looks at the folder."""
+  root, plan = tmp_path / 'store', layout.read_plan(whole)
+  iterdir = pathlib.Path.iterdir
+
+  def late(path):
+    (root / '.plan.0123456789ab.json').write_text('half')
+    layout.write_json(root / 'plan.json', plan)
+    return iterdir(path)
+
+  root.mkdir()
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'iterdir', late)
+    output.check(root, plan)
+
+
+@pytest.mark.parametrize('left', [None, b'', b'\0' * 50, b'{"columns": {"mom'])
+@pytest.mark.parametrize('finished', [True, False])
+def test_a_lost_plan_is_written_anew_by_the_same_command(copy, whole, prepare, left, finished):
+  """As a power cut may leave it; the manifest has it too, and the facts of shards its digest."""
+  (copy / 'plan.json').unlink()
+  if left is not None:
+    (copy / 'plan.json').write_bytes(left)
+  if not finished:
+    writer.reopen(copy, 5)
+  before = small.contents(copy)
+  words = "crop: stored 'adm'" if finished else 'shards/00000.json is not known to be of the plan'
+  with pytest.raises(types.UserError, match=words):
+    prepare(copy, crop='center')
+  assert small.contents(copy) == before
+  assert prepare(copy)[0].made == (0 if finished else 1)
+  assert small.contents(copy) == small.contents(whole)
+
+
+def test_shards_of_an_unknown_plan_are_not_taken(copy, prepare):
+  """Of a store whose facts are older than their entry for the plan."""
+  (copy / 'plan.json').unlink()
+  (copy / 'manifest.json').unlink()
+  facts = layout.facts_file(copy, 3)
+  facts.write_text(json.dumps(json.loads(facts.read_text()) | {'plan': ''}))
+  with pytest.raises(types.UserError, match=r'shards/00003\.json is not known to be of the plan'):
+    prepare(copy)
+
+
+def test_a_plan_that_was_lost_before_the_first_shard_is_written_anew(prepare, tmp_path, whole):
+  (tmp_path / 'store' / 'shards').mkdir(parents=True)
+  (tmp_path / 'store' / 'plan.json').write_bytes(b'\0' * 100)
+  (tmp_path / 'store' / 'shards' / '.moments-00000.0123456789ab.array_record').write_text('half')
+  prepare(tmp_path / 'store')
+  assert small.contents(tmp_path / 'store') == small.contents(whole)
+
+
+def test_a_shard_of_another_plan_is_made_anew(copy, whole, prepare, caplog):
+  facts = layout.facts_file(copy, 3)
+  facts.write_text(json.dumps(json.loads(facts.read_text()) | {'plan': 'd' * 64}))
+  assert prepare(copy)[0].made == 1 and 'shard 3 is that of another plan' in caplog.text
+  assert small.contents(copy) == small.contents(whole)
+
+
+@pytest.mark.parametrize('left', ['a temporary file', 'a file of another size'])
+def test_what_a_killed_run_left_is_room_for_the_next(copy, whole, prepare, monkeypatch, left):
+  path = layout.shard_file(copy, 'moments', 3)
+  layout.facts_file(copy, 3).unlink()
+  if left == 'a temporary file':
+    path = path.rename(path.with_name('.moments-00003.0123456789ab.array_record'))
+  os.truncate(path, 500_000)
+  assert writer.shard_bytes(layout.read_plan(whole), 3) < 500_000
+  monkeypatch.setattr(
+    output.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 0, 0)
+  )
+  gone, write_shard = [], writer.write_shard
+  monkeypatch.setattr(
+    writer, 'write_shard', lambda *a: (gone.append(not path.exists()), write_shard(*a))[1]
+  )
+  assert prepare(copy)[0].made == 1
+  assert gone == [True]  # Before the new one is written, not when it takes its name.
+  assert small.contents(copy) == small.contents(whole)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(

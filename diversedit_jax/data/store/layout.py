@@ -23,6 +23,9 @@ from diversedit_jax import types
 from diversedit_jax.data import files
 
 VERSION = 1
+FILES = ('plan.json', 'manifest.json', 'labels.npy', 'skipped.csv')
+"""Of a whole store; all others lie in its folder `shards`."""
+
 COLUMNS = ('moments', 'pixels')
 Column = Literal['moments', 'pixels']
 
@@ -75,6 +78,10 @@ class Plan:
     first = shard * self.records_per_shard
     return range(first, min(first + self.records_per_shard, self.examples))
 
+  def digest(self) -> str:
+    """SHA-256 of all of it, the same for a plan that was written and read again."""
+    return hashlib.sha256(_text(self).encode('utf-8', 'surrogateescape')).hexdigest()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardFacts:
@@ -82,6 +89,7 @@ class ShardFacts:
 
   count: examples. keys, labels: of each. skipped: [name, reason] of listed pictures without one.
   columns: {column: {'bytes', 'sha256'}} of the files. content_sha256: over the encoded pictures.
+  plan: digest of the plan; '' in stores that were made before facts had it.
   """
 
   shard: int
@@ -91,6 +99,7 @@ class ShardFacts:
   skipped: tuple[tuple[str, str], ...]
   columns: dict[str, dict[str, Any]]
   content_sha256: str
+  plan: str = ''
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +136,7 @@ def facts_file(root: pathlib.Path, shard: int) -> pathlib.Path:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a dataclass of this module, whole or not at all, always with the same bytes."""
   with files.atomic(path) as temporary:
-    temporary.write_text(json.dumps(dataclasses.asdict(value), indent=1, sort_keys=True) + '\n')
+    temporary.write_text(_text(value))
 
 
 def read_plan(root: pathlib.Path) -> Plan:
@@ -142,6 +151,22 @@ def read_plan(root: pathlib.Path) -> Plan:
   return _plan(path, _read(path))
 
 
+def find_plan(root: pathlib.Path) -> Plan | None:
+  """The plan; None where plan.json is missing or no JSON, as a power cut may have left it.
+
+  Raises:
+    UserError: it cannot be read now, or is that of another program or version.
+  """
+  path = root / 'plan.json'
+  try:
+    found = json.loads(path.read_bytes())
+  except (FileNotFoundError, ValueError):
+    return None
+  except OSError as error:
+    raise types.UserError(f'{path}: cannot be read: {error.strerror}') from error
+  return _plan(path, found)
+
+
 def read_facts(root: pathlib.Path, shard: int) -> ShardFacts:
   """Facts of a finished shard.
 
@@ -149,7 +174,7 @@ def read_facts(root: pathlib.Path, shard: int) -> ShardFacts:
     UserError: the file is missing or damaged; it is named.
   """
   path = facts_file(root, shard)
-  fields = _fields(path, ShardFacts, _read(path))
+  fields = _fields(path, ShardFacts, _read(path), optional={'plan'})
   for name in ('keys', 'labels'):
     fields[name] = tuple(fields[name])
   fields['skipped'] = tuple((name, reason) for name, reason in fields['skipped'])
@@ -202,9 +227,13 @@ def _read(path):
     raise types.UserError(f'{path}: cannot be read as JSON: {error}') from error
 
 
-def _fields(path, cls, found):
+def _text(value):
+  return json.dumps(dataclasses.asdict(value), indent=1, sort_keys=True) + '\n'
+
+
+def _fields(path, cls, found, optional=frozenset()):
   expected = {field.name for field in dataclasses.fields(cls)}
-  if not isinstance(found, dict) or set(found) != expected:
+  if not isinstance(found, dict) or set(found) | optional != expected:
     raise types.UserError(
       f'{path}: expected the entries {sorted(expected)}, found '
       f'{sorted(found) if isinstance(found, dict) else type(found).__name__}'

@@ -20,7 +20,6 @@ from diversedit_jax.data.store import layout, statistics, writer
 
 _RECORDS = 256  # Read at once.
 _SECONDS = 10.0  # Between two lines of progress.
-_WHOLE = ('plan.json', 'manifest.json', 'labels.npy', 'skipped.csv')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,10 @@ def verify(root: str | pathlib.Path) -> Report:
   """Reads all of a store, finished or not.
 
   Raises:
-    UserError: no store there, or its plan cannot be read.
+    UserError: no store there, or neither plan.json nor the manifest tells its plan.
   """
-  root = pathlib.Path(root)
-  plan, faults = layout.read_plan(root), []
+  root, faults = pathlib.Path(root), []
+  plan = _read_plan(root, faults)
   manifest = _manifest(root, plan, faults)
   facts = {shard: _facts(root, plan, manifest, shard, faults) for shard in range(plan.shards)}
   facts = {shard: f for shard, f in facts.items() if f is not None}
@@ -84,6 +83,16 @@ def verify(root: str | pathlib.Path) -> Report:
     root=root, faults=tuple(faults), examples=len(labels), classes=tuple(classes.tolist()),
     mean=mean, std=std,
   )  # fmt: skip
+
+
+def _read_plan(root, faults):
+  """The plan; if it is lost the one in the manifest, and a fault."""
+  plan = layout.find_plan(root)
+  if plan is None and (root / 'manifest.json').is_file():
+    plan = layout.read_manifest(root).plan
+    known = 'no JSON' if (root / 'plan.json').exists() else 'missing'
+    faults.append(('plan.json', f'is {known}; the manifest has the plan too'))
+  return plan or layout.read_plan(root)  # Which says what is wrong.
 
 
 def _manifest(root, plan, faults):
@@ -118,8 +127,11 @@ def _facts(root, plan, manifest, shard, faults):
     faults.append((name, str(error)))
     return None
   listed, classes = len(plan.entries(shard)), len(plan.label_names)
+  # Where plan.json and the manifest differ, that is the fault.
+  plans = {'', plan.digest(), manifest.plan.digest() if manifest else ''}
   for wrong, fault in (
     (facts.shard != shard, f'is of shard {facts.shard}'),
+    (facts.plan not in plans, 'is of another plan'),
     (
       not facts.count == len(facts.keys) == len(facts.labels),
       f'{facts.count} examples, but {len(facts.keys)} keys and {len(facts.labels)} labels',
@@ -222,7 +234,7 @@ def _column(path, plan, column, facts, sums) -> Iterator[str]:
 
 def _strangers(root, plan):
   """Files that no store of this plan has."""
-  known = {root / name for name in _WHOLE}
+  known = {root / name for name in layout.FILES}
   for shard in range(plan.shards):
     known.add(layout.facts_file(root, shard))
     known |= {layout.shard_file(root, column, shard) for column in plan.columns}

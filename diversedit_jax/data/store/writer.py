@@ -5,7 +5,7 @@ machines. A shard's columns are written under temporary names and renamed when t
 its facts are written; so a shard with facts is finished. See `layout` for the files.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import csv
 import dataclasses
@@ -77,7 +77,7 @@ def write_shard(
       content.update(f'{result.key}\0{result.sha256}\n'.encode('utf-8', 'surrogateescape'))
   facts = layout.ShardFacts(
     shard=shard, count=len(keys), keys=tuple(keys), labels=tuple(labels),
-    skipped=tuple(skipped), content_sha256=content.hexdigest(),
+    skipped=tuple(skipped), content_sha256=content.hexdigest(), plan=plan.digest(),
     columns={name: _file_facts(root, plan, name, shard, len(keys)) for name in plan.columns},
   )  # fmt: skip
   path = layout.facts_file(root, shard)
@@ -98,6 +98,9 @@ def finished(root: pathlib.Path, plan: layout.Plan, shard: int) -> layout.ShardF
   except types.UserError as error:
     logging.warning('shard %d is not as it was left: %s', shard, error)
     return None
+  if facts.plan not in ('', plan.digest()):
+    logging.warning('shard %d is that of another plan', shard)
+    return None
   for name in plan.columns:
     path, expected = layout.shard_file(root, name, shard), facts.columns.get(name, {}).get('bytes')
     found = path.stat().st_size if path.is_file() else None
@@ -111,8 +114,12 @@ def finished(root: pathlib.Path, plan: layout.Plan, shard: int) -> layout.ShardF
 
 
 def reopen(root: pathlib.Path, shard: int) -> None:
-  """Takes back that a shard, and with it the store, is finished; before it is made again."""
-  for path in (root / 'manifest.json', layout.facts_file(root, shard)):
+  """Takes back that a shard, and with it the store, is finished; before it is made again.
+
+  The columns go last, so that their room is free and no facts speak of what is gone.
+  """
+  columns = (layout.shard_file(root, column, shard) for column in layout.COLUMNS)
+  for path in (root / 'manifest.json', layout.facts_file(root, shard), *columns):
     path.unlink(missing_ok=True)
 
 
@@ -180,6 +187,22 @@ def leftovers(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, int | None]]:
     for path in sorted(folder.glob('.*')):
       if match := _LEFTOVER.fullmatch(path.name):
         yield path, None if match[1] is None else int(match[1])
+
+
+def is_leftover(name: str) -> bool:
+  """Whether a file of this name is one of `leftovers`."""
+  return _LEFTOVER.fullmatch(name) is not None
+
+
+def held_bytes(root: pathlib.Path, plan: layout.Plan, missing: Collection[int]) -> int:
+  """What lies on the disk of shards that are missing: room that they need no more, or get back."""
+  paths = [path for path, shard in leftovers(root) if shard is None or shard in missing]
+  paths += [layout.shard_file(root, c, shard) for shard in missing for c in plan.columns]
+  held = 0
+  for path in paths:
+    with contextlib.suppress(FileNotFoundError):  # Others may be at work on it.
+      held += path.stat().st_size
+  return held
 
 
 @contextlib.contextmanager

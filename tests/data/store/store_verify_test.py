@@ -90,6 +90,30 @@ def test_a_missing_file_is_found(store, name):
   assert faults(store) == {name}
 
 
+@pytest.mark.parametrize('left', [None, b'', b'{"columns'])
+def test_a_lost_plan_is_found(store, left):
+  """The manifest has it too."""
+  (store / 'plan.json').unlink() if left is None else (store / 'plan.json').write_bytes(left)
+  assert faults(store) == {'plan.json'}
+  (store / 'manifest.json').unlink()
+  with pytest.raises(types.UserError, match=r'plan\.json'):
+    verify.verify(store)
+
+
+def test_facts_of_another_plan_are_found(store):
+  edit(layout.facts_file(store, 1), plan='d' * 64)
+  assert 'shards/00001.json: is of another plan' in verify.verify(store).text()
+
+
+def test_a_store_that_was_made_before_facts_had_their_plan_is_sound(store):
+  facts = layout.facts_file(store, 0)
+  old = {name: value for name, value in json.loads(facts.read_text()).items() if name != 'plan'}
+  facts.write_text(json.dumps(old))
+  edit(layout.facts_file(store, 1), plan='')
+  writer.finish(store, PLAN, store_files.LISTED, store_files.VERSIONS)
+  assert verify.verify(store).faults == ()
+
+
 def test_a_truncated_file_is_found(store):
   path = layout.shard_file(store, 'moments', 1)
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
