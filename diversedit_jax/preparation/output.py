@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 import shutil
@@ -43,6 +44,22 @@ def check(root: pathlib.Path, plan: layout.Plan) -> None:
     raise types.UserError(
       f'--output={root} holds {others[0]!r}{" and more" * (len(others) > 1)} but no plan.json: no '
       'store; choose a new or empty folder'
+    )
+
+
+def check_place(root: pathlib.Path, source: str | None) -> None:
+  """Refuses a store within the folder of its pictures, where it would be listed as some of them.
+
+  Raises:
+    UserError: with both; links are followed.
+  """
+  if source is None:
+    return
+  inner, outer = (pathlib.Path(os.path.realpath(path)) for path in (root, source))
+  if inner.is_relative_to(outer):
+    raise types.UserError(
+      f'--output={root} lies in --source={source}, so its files would be listed with the pictures; '
+      'choose a folder outside'
     )
 
 

@@ -65,6 +65,7 @@ def run(asked: options.Options) -> Outcome:
   Raises:
     UserError: for anything that cannot be done as asked; finished shards are kept.
   """
+  output.check_place(asked.output, pictures.folder_of(asked.source, asked.split))
   autoencoder = None
   if asked.latents:
     autoencoder = vae_files.load(

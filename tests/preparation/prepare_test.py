@@ -26,6 +26,7 @@ def inputs(tmp_path_factory):
   """Pictures that take about 20 ms each to decode, so that a run can be caught at work; a VAE."""
   folder = tmp_path_factory.mktemp('inputs')
   small.write_pictures(folder / 'pictures', bad=BAD, side=1200)
+  (folder / 'link').symlink_to('pictures')
   small.write_vae(folder / 'vae')
   return folder
 
@@ -188,12 +189,16 @@ def _pixels(inputs, root):
     ('--strict', "'ant/005.jpg' cannot be used: zero bytes"),
     ('--vae_scale=1,2,3', 'scale must be'),
     ('--output=gs://bucket/store', 'is a URL'),
+    ('--output={inputs}/pictures/store', 'lies in --source='),
+    ('--output={inputs}/link/ant/store', 'lies in --source='),
+    ('--output={inputs}/pictures', 'lies in --source='),
     ('--shard=3/2', '--shard=3/2: workers are counted from 0'),
   ],
 )
 def test_mistakes_end_with_one_message_before_anything_is_written(
   inputs, tmp_path, capsys, change, words
 ):
+  change = change.format(inputs=inputs)
   arguments = flags(inputs, tmp_path / 'store', change)
   if change == '--strict':  # The fault shows when the picture is read.
     arguments.append('--records_per_shard=24')
@@ -203,3 +208,4 @@ def test_mistakes_end_with_one_message_before_anything_is_written(
   assert words in line
   assert change == '--strict' or not (tmp_path / 'store').exists()
   assert not (tmp_path / 'store' / 'manifest.json').exists()
+  assert {path.name for path in (inputs / 'pictures').iterdir()} == set(small.CLASSES)

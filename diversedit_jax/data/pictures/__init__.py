@@ -9,9 +9,9 @@ from diversedit_jax.data.pictures.crop import CROPS
 from diversedit_jax.data.pictures.decode import ORIENTATIONS
 from diversedit_jax.data.pictures.labels import read_classes
 from diversedit_jax.data.pictures.loading import load
-from diversedit_jax.data.pictures.opening import KINDS, open_pictures
+from diversedit_jax.data.pictures.opening import KINDS, folder_of, open_pictures
 
 __all__ = [
   'CROPS', 'KINDS', 'ORIENTATIONS', 'BadPicture', 'Listing', 'Pictures', 'Skipped', 'crop',
-  'decode', 'load', 'open_pictures', 'read_classes',
+  'decode', 'folder_of', 'load', 'open_pictures', 'read_classes',
 ]  # fmt: skip

@@ -70,6 +70,12 @@ def open_pictures(
   return pictures
 
 
+def folder_of(spec: str | os.PathLike[str], split: str = 'train') -> str | None:
+  """The folder whose files are listed for a spec; None for other kinds (UserError)."""
+  kind, rest = _parse(os.fspath(spec).replace('{split}', split))
+  return rest if kind == 'folder' else None
+
+
 def _parse(spec):
   kind, colon, rest = spec.partition(':')
   if colon and kind in KINDS:
