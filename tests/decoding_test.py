@@ -63,8 +63,11 @@ def files(tmp_path_factory):
   latents = np.random.default_rng(0).normal(size=(20, SIDE, SIDE, 2)).astype(np.float32)
   np.savez(root / 'latents.npz', latents=latents, labels=np.arange(20) % 3)
   wide = dataclasses.replace(small.CONFIG, latent_channels=4)
+  asked = dataclasses.replace(asked, output=root / 'scaled', vae_scale=2.0)
+  work.run(asked)
   return python_types.SimpleNamespace(
-    vae=vae, store=f'store:{root}/store', arrays=f'arrays:{root}/latents.npz',
+    vae=vae, store=f'store:{root}/store', scaled=f'store:{root}/scaled',
+    arrays=f'arrays:{root}/latents.npz',
     wide=write_vae(root / 'wide', wide), other_encoder=write_vae(root / 'other', seed=1),
     other_decoder=write_vae(root / 'decoder', decoder_seed=1),
   )  # fmt: skip
@@ -72,7 +75,7 @@ def files(tmp_path_factory):
 
 def make(files, data='store', **changes):
   source = {'data__source': getattr(files, data), 'vae__weights': str(files.vae)}
-  if data == 'store':
+  if data in ('store', 'scaled'):
     source |= {'data__size': SIZE, 'data__flip': True}
   return modes_test.make(**SMALL | source | changes)
 
@@ -181,6 +184,30 @@ def test_without_weights_samples_stay_latents(run, files, tmp_path):
   np.testing.assert_array_equal(
     modes_test.arrays(written[0])['latents'], run.samples['latents']
   )  # fmt: skip
+
+
+def test_a_run_is_neither_continued_nor_sampled_with_latents_of_another_scale(runs, files):
+  """A store of the same pictures and moments may have taken the place of the other."""
+  run, other = runs('store'), make(files, 'scaled')
+  message = r'latents.scale: stored \[0.5, 0.5\], given \[2.0, 2.0\]'
+  with pytest.raises(types.UserError, match=f'has learned from other data.*{message}'):
+    modes.sample(other, str(run.workdir), None)
+  checkpoint = str(run.workdir / 'checkpoints' / str(STEPS))
+  with pytest.raises(types.UserError, match=message):
+    modes.sample(other, str(run.workdir.parent / 'elsewhere'), checkpoint)
+  swapped = dataclasses.replace(make(files), source=other.source)
+  with pytest.raises(types.UserError, match='learns from other data'):
+    modes.train(swapped, str(run.workdir))
+
+
+def test_a_run_is_sampled_with_its_data_elsewhere(runs, files, tmp_path):
+  run, folder = runs('store'), files.store.removeprefix('store:')
+  shutil.copytree(folder, tmp_path / 'moved')
+  for source in (f'store:{tmp_path}/moved', f'synthetic:{SIDE}x{SIDE}x2:3:64'):
+    experiment = make(files, 'arrays', data__source=source)
+    modes.sample(experiment, str(tmp_path / 'out'), str(run.workdir / f'checkpoints/{STEPS}'))
+    made = modes_test.arrays(tmp_path / 'out' / 'samples' / 'samples.npz')
+    np.testing.assert_array_equal(made['latents'], run.samples['latents'])
 
 
 def test_another_decoder_of_the_same_encoder_is_accepted(run, files, tmp_path):

@@ -53,7 +53,7 @@ def open_weights(experiment, workdir, origin):
   trainable = make_trainable(experiment, mesh)
   wanted = experiment.sample.weights
   if origin is None:
-    path = run_dir.open_for_reading(workdir, experiment.config)
+    path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
     folder, number = path / 'checkpoints', None
   else:
     path, folder = run_dir.open_for_output(workdir), pathlib.Path(origin).expanduser().absolute()
@@ -66,7 +66,10 @@ def open_weights(experiment, workdir, origin):
       )
     folder, number = folder.parent, int(folder.name)
     if (folder.parent / 'config.json').exists():
-      run_dir.open_for_reading(str(folder.parent), experiment.config)  # Refuses another model.
+      # Refuses another model, and one of other latents.
+      run_dir.open_for_reading(
+        str(folder.parent), experiment.config, space_facts(experiment.source)
+      )
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
   with contextlib.closing(checkpoint.Checkpoints(str(folder))) as checkpoints:
@@ -93,12 +96,13 @@ def _from_file(file, trainable):
 
 
 def data_facts(source):
-  """What identifies the data of a run: name, number of examples, digest.
+  """What identifies the data of a run: name, number of examples, digest, and `space_facts`.
 
   Raises:
     UserError: if processes have different data, as from local copies of which one is old.
   """
   facts = {'name': source.name, 'examples': len(source), 'sha256': source.digest()}
+  facts |= space_facts(source)
   mine = np.frombuffer(bytes.fromhex(facts['sha256']), np.uint8)
   others = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))
   if (others != mine).any():
@@ -107,6 +111,14 @@ def data_facts(source):
       f'{len(source)} examples, SHA-256 {facts["sha256"][:16]}..., and '
       f'{int((others != mine).any(axis=1).sum())} of {len(others)} processes have other data'
     )
+  return facts
+
+
+def space_facts(source):
+  """What samples of a run mean: their space, and of a store's latents the encoder and the scale."""
+  facts = {'space': source.space}
+  if isinstance(source, sources.StoreSource) and source.scaling is not None:
+    facts['latents'] = source.latent_facts()
   return facts
 
 

@@ -36,6 +36,8 @@ ADDED = {
   'data.orientation': None, 'data.flip': False,
 }  # fmt: skip
 AUDIT = 'audit.json'
+# Entries of data.json that say what a sample is.
+SPACE = ('space', 'latents')
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -76,7 +78,8 @@ def open_for_training(
 
   Args:
     workdir: as the user gave it. config: resolved. versions: to record.
-    data: what identifies the examples, 'name', 'examples' and 'sha256'; None leaves it open.
+    data: what identifies the examples, 'name', 'examples' and 'sha256', and what `SPACE` names;
+      None leaves it open.
     write: whether this process writes (the first one does).
 
   Raises:
@@ -122,8 +125,14 @@ def open_for_training(
   return path
 
 
-def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+def open_for_reading(
+  workdir: str, config: ml_collections.ConfigDict, data: Mapping[str, Any] | None = None
+) -> pathlib.Path:
   """The directory of an existing run whose network and interpolant are the config's, in any dtype.
+
+  Args:
+    data: of it the entries that `SPACE` names, as far as they are known, are compared with those
+      that the run learned from. The examples may be others, or elsewhere by now.
 
   Raises:
     UserError: if there is no run, or they differ (what differs is listed).
@@ -136,6 +145,14 @@ def open_for_reading(workdir: str, config: ml_collections.ConfigDict) -> pathlib
   if 'method' in changed and len({rules.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
   _refuse(path, {k: v for k, v in changed.items() if k == 'method' or decides_network(k)})
+  learned, given = _read_json(path / 'data.json') or {}, data or {}
+  known = [name for name in SPACE if name in learned and name in given]
+  others = differences(*(flatten({name: of[name] for name in known}) for of in (learned, given)))
+  if others:
+    raise types.UserError(
+      f'workdir {path} has learned from other data, so its samples would be taken for what they '
+      f'are not: {_listed(others)}. Give data of the same space, encoder and scale'
+    )
   return path
 
 

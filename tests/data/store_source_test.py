@@ -1,6 +1,7 @@
 """A store as a source: its facts, what is read of it, mirror images, and its order."""
 
 import dataclasses
+import hashlib
 import pickle
 
 import numpy as np
@@ -196,3 +197,28 @@ def test_a_pickled_source_gathers_the_same(opened):
     assert (other.name, other.shape, other.scaling) == (source.name, source.shape, source.scaling)
     for key, array in source.gather(np.array([4, 1])).items():
       np.testing.assert_array_equal(other.gather(np.array([4, 1]))[key], array)
+
+
+def test_the_digest_tells_scales_shifts_and_encoders_apart(tmp_path):
+  """The same moments, of which a model would see others."""
+  numbers = {name: VAE[name] for name in ('scale', 'shift')}
+  changes = [
+    {}, {'scale': [0.5, 1.0]}, {'shift': [0.25, 1.0]}, {'encoder_sha256': '2' * 64}, {'scale': 0.5},
+    {'scale': [0.5, 0.5]}, {'file': 'moved.safetensors'},
+  ]  # fmt: skip
+  digests = []
+  root = write(tmp_path / 'store', ('moments',))
+  manifest = layout.read_manifest(root)
+  for change in changes:
+    plan = dataclasses.replace(manifest.plan, vae=VAE | numbers | change)
+    layout.write_json(root / 'manifest.json', dataclasses.replace(manifest, plan=plan))
+    digests.append(sources.StoreSource(root).digest())
+  assert len(set(digests)) == 5
+  assert digests[4] == digests[5] and digests[0] == digests[6]
+
+
+def test_the_digest_of_pixels_is_of_shards_and_labels(roots, opened):
+  manifest = layout.read_manifest(roots['pixels'])
+  lines = ''.join(f'{part}\n' for part in (*manifest.shards, manifest.labels))
+  assert opened['pixels'].digest() == hashlib.sha256(lines.encode()).hexdigest()
+  assert opened['pixels'].latent_facts() is None

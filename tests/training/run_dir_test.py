@@ -96,6 +96,37 @@ def test_reading_needs_the_parameters_of_the_same_method(tmp_path, stored, given
     run_dir.open_for_reading(str(path), config(method=given))
 
 
+DATA = {'name': 'store/a', 'examples': 5, 'sha256': '1' * 64}
+LATENTS = {'encoder_sha256': '2' * 64, 'scale': [0.5], 'shift': [0.0]}
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({'space': 'latents', 'latents': LATENTS}, None),
+    ({'space': 'latents'}, None),  # Scaled already, or made up.
+    ({'space': 'latents', 'latents': LATENTS | {'scale': [2.0]}},
+     r'latents.scale: stored \[0.5\], given \[2.0\]'),
+    ({'space': 'latents', 'latents': LATENTS | {'encoder_sha256': '3' * 64}}, 'encoder_sha256'),
+    ({'space': 'pixels'}, "space: stored 'latents', given 'pixels'"),
+  ],
+)  # fmt: skip
+def test_reading_needs_data_of_the_same_space_not_the_same_data(tmp_path, given, message):
+  stored = {**DATA, 'space': 'latents', 'latents': LATENTS}
+  path = run_dir.open_for_training(
+    str(tmp_path / 'run'), config(), VERSIONS, data=stored, write=True
+  )
+  moved = {**DATA, 'name': 'store/b', 'sha256': '4' * 64, **given}
+  if message is None:
+    run_dir.open_for_reading(str(path), config(), moved)
+  else:
+    with pytest.raises(types.UserError, match=f'has learned from other data.*{message}'):
+      run_dir.open_for_reading(str(path), config(), moved)
+  # A run that was made before its data.json had these entries.
+  (path / 'data.json').write_text(json.dumps(DATA))
+  run_dir.open_for_reading(str(path), config(), moved)
+
+
 def test_damaged_config_is_named(tmp_path):
   path = train(tmp_path / 'run', config())
   (path / 'config.json').write_text('{"train":')

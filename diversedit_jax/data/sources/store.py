@@ -1,5 +1,6 @@
 """A store that `python -m diversedit_jax.prepare` made, as a source of moments, pixels or both."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -78,8 +79,20 @@ class StoreSource:
     return self.plan.label_names
 
   def digest(self) -> str:
-    """Of the shards, whose facts hold checksums, and of the labels."""
-    return base.digest_of(*self.store.manifest.shards, self.store.manifest.labels)
+    """Of the shards, whose facts hold checksums, of the labels, and of what the moments are."""
+    manifest, facts = self.store.manifest, self.latent_facts()
+    more = [] if facts is None else [json.dumps(facts, sort_keys=True)]
+    return base.digest_of(*manifest.shards, manifest.labels, *more)
+
+  def latent_facts(self) -> dict[str, Any] | None:
+    """'encoder_sha256', and by channel 'scale' and 'shift' of the latents; None for pixels."""
+    if self.scaling is None:
+      return None
+    values = {
+      name: np.broadcast_to(np.float64(getattr(self.scaling, name)), self.shape[-1]).tolist()
+      for name in ('scale', 'shift')
+    }
+    return {'encoder_sha256': self.plan.vae['encoder_sha256'], **values}
 
   def twins(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """What mirror images have of their own: their moments."""
