@@ -200,6 +200,23 @@ def test_values_that_are_not_finite_raise(tmp_path, monkeypatch, name, part, fli
     modes.audit(make(**source, train__batch_size=24), str(tmp_path / 'run'))
 
 
+def test_bad_pictures_alone_are_named(tmp_path):
+  """Then there are no values to describe."""
+  for name in ('a/1.png', 'a/2.png', 'b/3.png'):
+    (tmp_path / 'pictures' / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'pictures' / name).write_bytes(b'no picture')
+  experiment = make(
+    data__source=f'folder:{tmp_path}/pictures', data__size=8, train__batch_size=2
+  )  # fmt: skip
+  with pytest.raises(types.UserError, match='3 of 3 pictures that were read are bad.*a/1.png: no'):
+    modes.audit(experiment, str(tmp_path / 'run'))
+  facts = json.loads((tmp_path / 'run' / 'audit.json').read_text())
+  assert facts['values'] == {
+    'examples': 0, 'per_second': None, 'nonfinite': 0, 'mean': [], 'std': [], 'min': None,
+    'max': None,
+  }  # fmt: skip
+
+
 def test_a_damaged_record_is_named(stores, tmp_path):
   """The audit reads the data, so it meets what is broken."""
   shutil.copytree(stores / 'moments', tmp_path / 'moments')

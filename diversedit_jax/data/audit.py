@@ -85,7 +85,7 @@ def value_facts(
 
   Returns:
     'examples', 'per_second' (reading alone), 'nonfinite' positions, and of the others 'mean' and
-    'std' by channel, 'min' and 'max'.
+    'std' by channel, 'min' and 'max'; None or [] for what there is none of.
   """
   count, total, squares, low, high, nonfinite, examples = 0, 0.0, 0.0, np.inf, -np.inf, 0, 0
   started = time.perf_counter()
@@ -102,7 +102,8 @@ def value_facts(
     low = min(low, float(x_NC.min(initial=np.inf)))
     high = max(high, float(x_NC.max(initial=-np.inf)))
     started = time.perf_counter()
-  facts = {'examples': examples, 'per_second': examples / read, 'nonfinite': nonfinite}
+  speed = examples / read if examples else None
+  facts = {'examples': examples, 'per_second': speed, 'nonfinite': nonfinite}
   if not count:
     return {**facts, 'mean': [], 'std': [], 'min': None, 'max': None}
   mean = total / count
