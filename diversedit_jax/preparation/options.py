@@ -16,8 +16,10 @@ from diversedit_jax.frozen import vae
 STORES = ('latents', 'pixels', 'both')
 DTYPES = ('float16', 'float32')
 VAE_DTYPES = ('float32', 'bfloat16')
-# A shard is made again as a whole after a crash, and read by one file handle.
+# A shard is made again as a whole after a crash.
 _SHARDS, _RECORDS = 64, (256, 65536)
+# A reader keeps all files of a store open, of which a process may usually have 1,024.
+_FILES = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,11 @@ def check_size(options: Options, config: vae.VAEConfig) -> None:
 def make_plan(
   options: Options, collection: base.Pictures, autoencoder: vae.Autoencoder | None
 ) -> layout.Plan:
-  """The plan of the store; `autoencoder` is None for pixels alone."""
+  """The plan of the store; `autoencoder` is None for pixels alone.
+
+  Raises:
+    UserError: shards of so few records that the store would have too many files.
+  """
   columns, facts = {}, None
   if options.latents:
     config = autoencoder.config
@@ -142,15 +148,24 @@ def make_plan(
   if options.store != 'latents':
     columns['pixels'] = layout.ColumnFacts(dtype='uint8', shape=(options.size, options.size, 3))
   listing = collection.listing
+  fewest = -(-len(listing) * len(columns) // _FILES)
+  records = options.records_per_shard or _records_per_shard(len(listing), fewest)
+  if records < fewest:
+    raise types.UserError(
+      f'--records_per_shard={records} makes {-(-len(listing) // records)} shards, of '
+      f'{len(columns)} files each: more than {_FILES} files, which a reader keeps open all at '
+      f'once; take {fewest} or more'
+    )
   return layout.Plan(
     source=collection.name, source_digest=listing.digest(), examples=len(listing),
-    records_per_shard=options.records_per_shard or _records_per_shard(len(listing)),
+    records_per_shard=records,
     columns=columns, label_names=tuple(listing.label_names), size=options.size,
     crop=options.crop, orientation=options.orientation, vae=facts,
   )  # fmt: skip
 
 
-def _records_per_shard(examples):
-  """The power of two that makes about 64 shards, within bounds."""
+def _records_per_shard(examples, fewest):
+  """The power of two that makes about 64 shards, within bounds, and from `fewest` on."""
   low, high = _RECORDS
-  return min(max(2 ** round(math.log2(examples / _SHARDS)), low), high)
+  usual = min(max(2 ** round(math.log2(examples / _SHARDS)), low), high)
+  return max(usual, 2 ** math.ceil(math.log2(fewest)))

@@ -45,10 +45,24 @@ def test_pictures_must_fit_the_autoencoder():
 
 
 @pytest.mark.parametrize(
-  'examples, expected', [(1, 256), (50_000, 1024), (1_281_167, 16384), (10**9, 65536)]
-)
-def test_there_are_about_64_shards_within_bounds(examples, expected):
-  assert options._records_per_shard(examples) == expected
+  'examples, fewest, expected',
+  [(1, 1, 256), (50_000, 196, 1024), (1_281_167, 5005, 16384), (10**7, 39063, 65536),
+   (10**9, 3_906_250, 2**22)],
+)  # fmt: skip
+def test_there_are_about_64_shards_within_bounds(examples, fewest, expected):
+  assert options._records_per_shard(examples, fewest) == expected
+
+
+def test_a_store_of_more_files_than_a_process_may_open_is_refused():
+  names = [f'ant/{i:04d}.jpg' for i in range(1024)]
+  collection = small.Memory(dict.fromkeys(names, b'x'))
+  plan = lambda **more: options.make_plan(
+    small.asked('out', store='pixels', vae=None, **more), collection, None
+  )
+  assert plan(records_per_shard=2).shards == 512
+  with pytest.raises(types.UserError, match='_shard=1 makes 1024 shards, of 1 files each.* take 2'):
+    plan(records_per_shard=1)
+  assert plan(records_per_shard=None).records_per_shard == 256
 
 
 def test_flags_become_options():

@@ -1,7 +1,10 @@
 """A finished store, opened for random access in batches."""
 
+import errno
 import functools
+import os
 import pathlib
+import resource
 
 from array_record.python import array_record_module
 import numpy as np
@@ -46,7 +49,7 @@ class Store:
     """Records [n, *shape] of a column in the dtype of the store; the twins where `flips` [n].
 
     Raises:
-      UserError: a shard that cannot be read, named.
+      UserError: a shard that cannot be read, named, and why.
     """
     facts = self.manifest.plan.columns[column]
     size = facts.record_bytes
@@ -79,12 +82,29 @@ class Store:
   def _reader(self, column, shard):
     if (column, shard) not in self._readers:
       path = layout.shard_file(self.root, column, shard)
+      self._check_opens(path)
       self._readers[column, shard] = array_record_module.ArrayRecordReader(str(path), _OPTIONS)
     return self._readers[column, shard]
 
   @functools.cached_property
   def _readers(self):
     return {}
+
+  def _check_opens(self, path):
+    """ArrayRecord does not tell a file that it may not or cannot open from one that is damaged."""
+    try:
+      os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+      advice = ''
+      if error.errno == errno.ENOENT:
+        advice = '; prepare again with the same arguments: only what is missing is made'
+      elif error.errno == errno.EMFILE:
+        plan, limit = self.manifest.plan, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        advice = (
+          f'; the store keeps all its {plan.shards * len(plan.columns)} files open, and a process '
+          f'may open {limit}, which `ulimit -n` raises'
+        )
+      raise types.UserError(f'{path} cannot be read: {error.strerror}{advice}') from error
 
   def _check(self, column, shard):
     path = layout.shard_file(self.root, column, shard)
@@ -94,7 +114,7 @@ class Store:
       return
     reader = self._reader(column, shard)
     if not reader.ok() or reader.num_records() != expected:
-      found = f'{reader.num_records()} records' if reader.ok() else 'a damaged or missing file'
+      found = f'{reader.num_records()} records' if reader.ok() else 'a damaged file'
       raise types.UserError(
         f"{path}: found {found}, expected {expected} records; remove it and the store's "
         'manifest.json and prepare again with the same arguments: only what is missing is made'

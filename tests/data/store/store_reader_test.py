@@ -158,8 +158,44 @@ def test_a_shard_that_is_not_whole_is_named_when_the_store_is_opened(copy, colum
   path = layout.shard_file(copy, column, shard)
   LOST[what](path)
   message = refusal(copy)
-  assert message.startswith(f'{path}: found a damaged or missing file, expected ')
+  if what == 'missing':
+    assert message.startswith(f'{path} cannot be read: No such file or directory; ')
+  else:
+    assert message.startswith(f'{path}: found a damaged file, expected ')
   assert 'prepare again with the same arguments' in message
+
+
+def test_a_process_that_may_open_no_more_files_is_told_so(copy):
+  """And not to remove good ones."""
+  code = (
+    'import os, resource, sys\n'
+    'from diversedit_jax.data.store import reader\n'
+    'reader.Store(sys.argv[1])\n'  # It is dropped, and its files are closed.
+    'free = os.open(os.devnull, os.O_RDONLY)\n'
+    'os.close(free)\n'
+    'resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, free + 3))\n'
+    'reader.Store(sys.argv[1])\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(copy)], capture_output=True, text=True,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+  )  # fmt: skip
+  last = done.stderr.splitlines()[-1]
+  assert 'array_record cannot be read: Too many open files; the store keeps all its 4 files' in last
+  assert '`ulimit -n` raises' in last and 'remove' not in last
+
+
+def test_a_file_that_may_not_be_read_is_told_so(copy, monkeypatch):
+  """The superuser may read all, so it is the system that is asked to refuse."""
+  path, opened = layout.shard_file(copy, 'pixels', 1), os.open
+
+  def refuse(file, *how, **more):
+    if file == path:
+      raise PermissionError(13, 'Permission denied')
+    return opened(file, *how, **more)
+
+  monkeypatch.setattr(os, 'open', refuse)
+  assert refusal(copy) == f'{path} cannot be read: Permission denied'
 
 
 def test_a_shard_of_another_number_of_records_is_named(copy):
