@@ -7,6 +7,7 @@ import os
 import stat
 
 from diversedit_jax import types
+from diversedit_jax.data import progress
 from diversedit_jax.data.pictures import base, loading, naming
 
 
@@ -84,6 +85,7 @@ def _walk(root):
   be followed for ever.
   """
   found, skipped, folders = [], [], []
+  listing = progress.Progress(f'listing {root}', unit='files')
   waiting = [('', frozenset([_identity(os.stat(root))]))]
   while waiting:
     folder, above = waiting.pop()
@@ -99,6 +101,7 @@ def _walk(root):
     if folder:
       folders.append(folder.rstrip('/'))
     for name in names:
+      listing.at(len(found) + len(skipped))
       status, reason = look(os.path.join(root, name))
       if status is None:
         skipped.append(base.Skipped(name, reason, bad=not naming.hidden(name)))

@@ -50,6 +50,7 @@ def open_pictures(
   kind, rest = _parse(os.fspath(spec).replace('{split}', split))
   if isinstance(classes, str):
     classes = labels.read_classes(classes)
+  logging.info('listing %s', spec)
   fixed = split != 'train' and '{split}' not in os.fspath(spec)
   if kind == 'tfds':
     name, named_split = tfds_pictures.parse(rest, split)

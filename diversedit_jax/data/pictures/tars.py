@@ -10,6 +10,7 @@ import os
 import tarfile
 
 from diversedit_jax import types
+from diversedit_jax.data import progress
 from diversedit_jax.data.pictures import base, naming
 
 _BLOCK = 512
@@ -50,7 +51,9 @@ def scan(path: str) -> Members:
   with open(path, 'rb', buffering=0) as file:
     whole = _Window(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     _refuse_compressed(whole, path)
+    listing = progress.Progress(f'listing {path}', whole.size)
     for member in _headers(whole, path):
+      listing.at(member.offset)
       name = clean(member.name)
       if not _is_archive(member, name):
         _take(members, name, member, 0)
@@ -60,6 +63,7 @@ def scan(path: str) -> Members:
       inner = whole.part(member.offset_data, member.size)
       _refuse_compressed(inner, where)
       for picture in _headers(inner, where):
+        listing.at(inner.start + picture.offset)
         _take(members, f'{name[:-4]}/{clean(picture.name)}', picture, inner.start)
   return members
 

@@ -8,10 +8,10 @@ import pathlib
 import re
 import threading
 
-from absl import logging
 import numpy as np
 
 from diversedit_jax import types
+from diversedit_jax.data import progress
 from diversedit_jax.data.pictures import base
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -92,8 +92,6 @@ def open_tfds(dataset: str, split: str, classes: Sequence[str] | None = None) ->
   where, folder = f'tfds:{dataset}:{split}', _find(dataset)
   source = _data_source(folder, split, where)
   names = _label_names(source.dataset_info.features, where)
-  if len(source) > 10 * _BATCH:
-    logging.info('%s: reading %d examples for their labels', where, len(source))
   labels, sizes = _facts(source, where)
   keys = [f'{i:08d}' for i in range(len(source))]
   if labels and min(labels) < 0:
@@ -180,7 +178,9 @@ def _label_names(features, where):
 
 def _facts(source, where):
   labels, sizes = [], []
+  listing = progress.Progress(f'listing {where}', len(source), unit='examples')
   for start in range(0, len(source), _BATCH):
+    listing.at(start)
     positions = list(range(start, min(start + _BATCH, len(source))))
     try:
       examples = source.__getitems__(positions)

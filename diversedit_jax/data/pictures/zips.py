@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 
 from diversedit_jax import types
+from diversedit_jax.data import progress
 from diversedit_jax.data.pictures import naming, tars
 
 ENTRY = np.dtype(
@@ -32,6 +33,7 @@ def scan(path: str) -> tars.Members:
     UserError: damaged or cut off; the last good member is named.
   """
   members = tars.Members([], [], [])
+  listing = progress.Progress(f'listing {path}', os.path.getsize(path))
   with open(path, 'rb') as file:
     try:
       archive = zipfile.ZipFile(file)
@@ -44,6 +46,7 @@ def scan(path: str) -> tars.Members:
         'it again'
       ) from error
   for member in infos:
+    listing.at(member.header_offset)
     _take(members, member)
   return members
 

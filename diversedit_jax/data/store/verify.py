@@ -7,19 +7,16 @@ are read: their number, their length, finite values. What belongs to no store is
 from collections.abc import Iterator
 import csv
 import dataclasses
-import datetime
 import pathlib
-import time
 
-from absl import logging
 from array_record.python import array_record_module
 import numpy as np
 
 from diversedit_jax import types
+from diversedit_jax.data import progress
 from diversedit_jax.data.store import layout, statistics, writer
 
 _RECORDS = 256  # Read at once.
-_SECONDS = 10.0  # Between two lines of progress.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,15 +243,11 @@ def _strangers(root, plan):
 def _with_progress(facts) -> Iterator[int]:
   """The shards; a line every few seconds tells how far they are read."""
   sizes = {shard: sum(c.get('bytes', 0) for c in f.columns.values()) for shard, f in facts.items()}
-  total, done, start = sum(sizes.values()), 0, time.monotonic()
-  logged = start
+  reading, done = progress.Progress('checking', sum(sizes.values())), 0
   for shard, size in sizes.items():
     yield shard
-    done, now = done + size, time.monotonic()
-    if now - logged >= _SECONDS:
-      logged = now
-      left = datetime.timedelta(seconds=round((now - start) * (total - done) / done))
-      logging.info('checked %.1f of %.1f GB | ETA %s', done / 1e9, total / 1e9, left)
+    done += size
+    reading.at(done)
 
 
 def _name(root, path):
