@@ -81,7 +81,9 @@ def test_adm_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'present', [{'arr_0'}, {'mu', 'sigma'}, {'mu_s', 'sigma_s'}, {'arr_0', 'mu', 'sigma'}], ids=str
+  'present',
+  [('arr_0',), ('mu', 'sigma'), ('mu_s', 'sigma_s'), ('arr_0', 'mu', 'sigma')],
+  ids='-'.join,
 )
 def test_any_part_of_an_adm_file_may_be_missing(tmp_path, present):
   np.savez(tmp_path / 'x.npz', **{k: v for k, v in adm().items() if k in present})
