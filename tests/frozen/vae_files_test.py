@@ -271,8 +271,8 @@ def test_what_arrays_cannot_tell_is_asked_for(arrays):
   refuse('scale of 16 latent channels is not known: give it', wide)
   assert vae_files.from_arrays(wide, settings=SETTINGS, scale=0.5).config.scale == 0.5
   each = SETTINGS | {'latents_mean': [0.1] * 4, 'latents_std': [2.0] * 4}
-  refuse('give scale= and shift=', arrays, settings=each)
-  refuse('give scale= and shift=', arrays, settings=each, scale=1.0)
+  refuse('say what is meant by a scale and a shift', arrays, settings=each)
+  refuse('say what is meant by a scale and a shift', arrays, settings=each, scale=1.0)
   assert vae_files.from_arrays(arrays, settings=each, scale=1.0, shift=0.0).config.scale == 1.0
   refuse('unknown dtype of the VAE', arrays, dtype='float61')
 
