@@ -141,7 +141,10 @@ def fault(implementation: str, tokens: int, heads: int, head_dim: int, dtype: st
   if name == 'cudnn' and not padded and head_dim % 8:
     return f'it needs a head dimension divisible by 8, and it is {head_dim}'
   try:
-    if not bool(trees.all_finite(_probe(implementation, 2, tokens, heads, head_dim, dtype)())):
+    grads = _probe(implementation, 2, tokens, heads, head_dim, dtype)()
+    with jax.ensure_compile_time_eval():  # Inside a trace there would be no answer otherwise.
+      finite = bool(trees.all_finite(grads))
+    if not finite:
       return 'its gradient was not finite in the probe'
   except Exception as error:  # Whatever the kernel library raises, the answer is the same.
     return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'

@@ -3,6 +3,7 @@
 There is neither GPU nor TPU where these run: the machine is pretended, and so are times.
 """
 
+from flax import nnx
 import jax
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.models import attention
+from diversedit_jax.models import attention, sit
 
 SHAPE = (16, 2, 72, 'bfloat16')
 choose = attention.choose.__wrapped__  # Without the cache, which would outlive the pretence.
@@ -89,6 +90,20 @@ def test_failed_probes_fall_back_loudly(machine, caplog, backend, failed):
   assert f'{failed} cannot run here' in caplog.text and 'FALLING BACK TO XLA' in caplog.text
   with pytest.raises(types.UserError, match='No valid engine configs'):
     choose(failed, *SHAPE)
+
+
+def test_kernels_are_probed_while_a_model_is_traced(machine, monkeypatch, caplog):
+  """As `state.Trainable` makes every model."""
+  machine('gpu', {'cudnn': 2.0, 'cudnn@96': 1.0, 'xla': 3.0})
+  monkeypatch.setattr(attention, 'choose', choose)
+  config = sit.SiTConfig(
+    input_size=(4, 4), depth=2, width=144, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
+    attention='auto',
+  )  # fmt: skip
+  model = nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0)))
+  assert 'Tracer' not in caplog.text
+  kernels = {m.implementation for _, m in nnx.iter_modules(model) if hasattr(m, 'implementation')}
+  assert kernels == {'cudnn@96'}
 
 
 def test_several_processes_take_the_first_that_runs_without_timing(machine):
