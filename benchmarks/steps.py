@@ -1,7 +1,7 @@
 """Training steps to time: the project's own step on synthetic latents, without data or configs.
 
-The parts are put together as `build` does it, but `build` reads data through Grain, which a machine
-with an accelerator may lack; `no_input_libraries` says whether that was kept to.
+The parts are put together as `build` does it, but `build` reads data through Grain and ArrayRecord,
+which a machine with an accelerator may lack; `no_input_libraries` says whether that was kept to.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ VARIANTS = ('plain', 'skips', 'skips+loss')
 CLASSES, CHANNELS = 1000, 4
 EMA_DECAY = 0.9999
 _STEPS = 400_000  # Of the schedule, which is constant.
-_NOT_WANTED = ('grain', 'tensorflow')
+_NOT_WANTED = ('grain', 'tensorflow', 'array_record')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import os
 import pathlib
 import resource
 
-from array_record.python import array_record_module
 import numpy as np
 
 from diversedit_jax import types
@@ -81,6 +80,9 @@ class Store:
 
   def _reader(self, column, shard):
     if (column, shard) not in self._readers:
+      # Imported where it is used: a machine that opens no store can do without.
+      from array_record.python import array_record_module
+
       path = layout.shard_file(self.root, column, shard)
       self._check_opens(path)
       self._readers[column, shard] = array_record_module.ArrayRecordReader(str(path), _OPTIONS)

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import pathlib
 
-from array_record.python import array_record_module
 import numpy as np
 
 from diversedit_jax import types
@@ -201,6 +200,9 @@ def _column(path, plan, column, facts, sums) -> Iterator[str]:
   if layout.digest(path) != known.get('sha256'):
     yield 'its SHA-256 is not that in its facts'
     return
+  # Imported where it is used, see `reader`.
+  from array_record.python import array_record_module
+
   of = plan.columns[column]
   reader = array_record_module.ArrayRecordReader(str(path), 'readahead_buffer_size:0')
   try:

@@ -14,7 +14,6 @@ import pathlib
 import re
 
 from absl import logging
-from array_record.python import array_record_module
 import numpy as np
 
 from diversedit_jax import types
@@ -224,6 +223,9 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _column(path):
   """Appends records to a new ArrayRecord file, which is in its place when the block ends well."""
+  # Imported where it is used, see `reader`.
+  from array_record.python import array_record_module
+
   with contextlib.ExitStack() as stack:
     with writing(path):
       temporary = stack.enter_context(files.atomic(path))
@@ -255,6 +257,8 @@ def _records(facts, example, name):
 
 
 def _file_facts(root, plan, name, shard, count):
+  from array_record.python import array_record_module
+
   path = layout.shard_file(root, name, shard)
   reader = array_record_module.ArrayRecordReader(str(path), 'readahead_buffer_size:0')
   found, expected = reader.num_records(), count * (1 + plan.columns[name].twins)
