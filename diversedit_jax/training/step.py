@@ -10,7 +10,7 @@ import optax
 
 from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.methods import base
-from diversedit_jax.models import layers
+from diversedit_jax.models import layers, products
 from diversedit_jax.training import state as state_lib
 
 Frozen = Mapping[str, Any]
@@ -45,7 +45,9 @@ def make_step(
 
   def gradients(state, draw, step_key):
     params, terms_key = state.params, rng.stream(step_key, 'terms')
-    merged = lambda params: layers.cast_products(nnx.merge(graphdef, params))
+    merged = lambda params: products.sum_in_float32(
+      layers.cast_products(nnx.merge(graphdef, params))
+    )
     teacher = merged(state.ema)
 
     def loss_fn(params, draw):

@@ -1,0 +1,96 @@
+"""Products whose kernel gradients are float32 until devices' parts are added: values, both ways."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import jaxprs
+import numpy as np
+import pytest
+
+from diversedit_jax.models import layers, products, sit, stack
+
+N, T, D, E = 3, 5, 8, 6
+
+
+def plain(x, w):
+  return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def wide(x, w):
+  return products.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def draw(*shape, dtype=np.float64):
+  return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), dtype)
+
+
+@pytest.mark.parametrize('shape', [(N, D), (N, T, D)])
+def test_derivatives_are_those_of_the_product(shape):
+  """In float64: value, gradient, tangent, and the gradient of a value and its tangent in x."""
+  with jax.enable_x64(True):
+    x, w, x_dot = draw(*shape), draw(D, E), draw(*shape[::-1]).T
+
+    def both(product, x, w):
+      y, y_dot = jax.jvp(lambda x: product(jnp.sin(x), w), (x,), (x_dot,))
+      return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.square(y_dot))
+
+    for function in (
+      lambda product: product(x, w),
+      lambda product: jax.grad(lambda x, w: jnp.sum(jnp.sin(product(x, w))), (0, 1))(x, w),
+      lambda product: jax.jvp(product, (x, w), (x_dot, w)),
+      lambda product: jax.grad(lambda x, w: both(product, x, w), (0, 1))(x, w),
+    ):
+      ours, expected = function(wide), function(plain)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
+
+
+def test_kernel_gradients_leave_the_product_in_float32():
+  """And only they."""
+  x, w = draw(N, T, D, dtype=jnp.bfloat16), draw(D, E, dtype=jnp.bfloat16)
+  for product, last in ((plain, 'bfloat16'), (wide, 'float32')):
+    made = jaxprs.products(jax.grad(lambda x, w, p=product: jnp.sum(p(x, w) ** 2), (0, 1)), x, w)
+    of_kernel = [e.outvars[0].aval.dtype for e in made if set(e.outvars[0].aval.shape) == {D, E}]
+    others = {e.outvars[0].aval.dtype for e in made if e.outvars[0].aval.ndim == 3}
+    assert of_kernel == [last] and others == {jnp.dtype('bfloat16')}
+
+
+CONFIG = sit.SiTConfig(
+  input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
+  skip=stack.Skip(), remat='full', attention='xla',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('devices', 'dtype', 'used'), [(8, 'bfloat16', 6), (1, 'bfloat16', 0), (8, 'float32', 0)]
+)
+def test_a_network_uses_them_where_parts_are_rounded_and_added(monkeypatch, devices, dtype, used):
+  monkeypatch.setattr(jax, 'device_count', lambda: devices)
+  make = lambda: sit.SiT(dataclasses.replace(CONFIG, dtype=dtype, skip=None), rngs=nnx.Rngs(0))
+  network = products.sum_in_float32(nnx.eval_shape(make))
+  linear = [m for _, m in nnx.iter_modules(network) if isinstance(m, nnx.Linear)]
+  # Of the stack qkv, proj, fc1, fc2 and adaln; of the last layer its adaln.
+  assert sum(m.dot_general is products.dot_general for m in linear) == used < len(linear)
+
+
+def test_gradients_of_a_network_move_by_roundings_alone(monkeypatch):
+  """With long skips, scans and recomputation."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 8)
+  network = nnx.eval_shape(lambda: sit.SiT(CONFIG, rngs=nnx.Rngs(0)))
+  graphdef, state = nnx.split(network)
+  generator = np.random.default_rng(0)
+  state = jax.tree.map(lambda x: 0.2 * generator.standard_normal(x.shape, np.float32), state)
+  x, t, y = draw(2, 4, 4, 4, dtype=np.float32), jnp.asarray([0.1, 0.9]), jnp.arange(2)
+
+  def loss(state, change):
+    network = change(layers.cast_products(nnx.merge(graphdef, state)))
+    return jnp.mean(jnp.square(network(x, t, y).pred))
+
+  ours, expected = (
+    jax.jit(jax.grad(lambda state, change=change: loss(state, change)))(state)
+    for change in (products.sum_in_float32, lambda network: network)
+  )
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    assert np.linalg.norm(a - b) <= 4 * 2**-8 * np.linalg.norm(b)
