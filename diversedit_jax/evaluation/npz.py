@@ -44,10 +44,10 @@ def evaluate_npz(
   judged = judge.Judge(
     view, reference.read(reference_file), image_size=height, options=options, mesh=mesh
   )
+  labels = file.labels()  # Before the scores, which take long.
   digest = hashlib.sha256()
   batches = pictures.digested(file.batches(options.batch_size), digest)
   found = judged.score(batches, len(file))
-  labels = file.labels()
   found['warnings'] += [] if labels is None else checks.order_warnings(labels)
   facts = {
     'samples': {'name': file.path.name, 'images': len(file), 'side': height,

@@ -89,6 +89,17 @@ def test_what_does_not_fit_is_refused_before_samples_are_read(
     evaluation.evaluate_npz(files / name, files / against, 'weights', options=OPTIONS)
 
 
+def test_labels_that_cannot_be_read_are_refused_before_samples_are(
+  files, tiny, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(samples.SampleFile, 'batches', lambda *_: pytest.fail('read'))
+  np.savez(tmp_path / 'objects.npz', arr_0=pictures(0), arr_1=np.full(N, None))
+  with pytest.raises(types.UserError, match='arr_1 cannot be read'):
+    evaluation.evaluate_npz(
+      tmp_path / 'objects.npz', files / 'reference.npz', 'weights', options=OPTIONS
+    )
+
+
 def run(**values):
   flags.FLAGS.mark_as_parsed()
   with flagsaver.flagsaver(**values):
