@@ -47,9 +47,18 @@ class SampleFile:
     return self._shape[1:]
 
   def labels(self) -> np.ndarray | None:
-    """[N] integers of `arr_1`, where ADM's samplers put them; None without them."""
-    with np.load(self.path, allow_pickle=False) as archive:
-      found = archive[LABELS] if LABELS in archive.files else None
+    """[N] integers of `arr_1`, where ADM's samplers put them; None without them.
+
+    Raises:
+      UserError: for an `arr_1` that cannot be read.
+    """
+    try:
+      with np.load(self.path, allow_pickle=False) as archive:
+        found = archive[LABELS] if LABELS in archive.files else None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+      raise UserError(f'{self.path}: {LABELS} cannot be read: {error}') from error
+    if isinstance(found, bytes):  # What numpy makes of a member without its header.
+      raise UserError(f'{self.path}: {LABELS} cannot be read: it is no array')
     fits = found is not None and found.shape == (len(self),) and found.dtype.kind in 'iu'
     return found if fits else None
 
@@ -141,20 +150,26 @@ def write_npz(
 class Parts:
   """Samples that are made one batch after the other, each kept in a file that appears whole.
 
-  So an evaluation that is killed goes on where it was, also with another batch size.
+  So an evaluation that is killed goes on where it was, also with another batch size. There may be
+  more files than a process can hold open, so each is open only while it is read.
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
-    """Finds what is there already."""
+    """Finds what is there already, from the headers alone.
+
+    Raises:
+      UserError: for a file that is damaged.
+    """
     self.folder = pathlib.Path(folder)
-    self._starts, self._arrays = [], []
+    self._files: list[pathlib.Path] = []
+    self._starts = [0]  # Of each file, and of the next.
     for file in sorted(self.folder.glob('[0-9]*.npy')):
       if int(file.stem) == len(self):
-        self._open(file)
+        self._add(file, _rows(file))
 
   def __len__(self) -> int:
     """Samples so far."""
-    return self._starts[-1] + len(self._arrays[-1]) if self._starts else 0
+    return self._starts[-1]
 
   def append(self, batch: np.ndarray) -> None:
     """Keeps the next samples [n, ...]."""
@@ -162,21 +177,37 @@ class Parts:
     file = self.folder / f'{len(self):08d}.npy'
     with files.atomic(file) as temporary, open(temporary, 'wb') as opened:
       np.save(opened, batch)
-    self._open(file)
+    self._add(file, len(batch))
 
   def batches(self, order: np.ndarray, size: int = 512) -> Iterator[np.ndarray]:
     """Samples by their indices in an order, in batches of a size but for the last."""
-    files_N = np.searchsorted(self._starts, order, side='right') - 1
-    rows_N = order - np.asarray(self._starts)[files_N]
-    places = list(zip(files_N.tolist(), rows_N.tolist(), strict=True))
-    for start in range(0, len(places), size):
-      yield np.stack([self._arrays[file][row] for file, row in places[start : start + size]])
+    starts = np.asarray(self._starts)
+    for first in range(0, len(order), size):
+      wanted_N = order[first : first + size]
+      files_N = np.searchsorted(starts, wanted_N, side='right') - 1
+      batch = None
+      for number in np.unique(files_N):  # Each file is opened once for a batch.
+        array = np.load(self._files[number], mmap_mode='r', allow_pickle=False)
+        batch = np.empty((len(wanted_N), *array.shape[1:]), array.dtype) if batch is None else batch
+        here_N = files_N == number
+        batch[here_N] = array[wanted_N[here_N] - starts[number]]
+      yield batch
 
   def remove(self) -> None:
     """Forgets all samples, and the folder with whatever else is in it."""
     shutil.rmtree(self.folder, ignore_errors=True)
-    self._starts, self._arrays = [], []
+    self._files, self._starts = [], [0]
 
-  def _open(self, file):
-    self._starts.append(len(self))
-    self._arrays.append(np.load(file, mmap_mode='r', allow_pickle=False))
+  def _add(self, file, rows):
+    self._files.append(file)
+    self._starts.append(len(self) + rows)
+
+
+def _rows(file: pathlib.Path) -> int:
+  """Of the array in an `.npy` file, by its header."""
+  with open(file, 'rb') as opened:
+    try:
+      shape, _, _ = _read_header(opened)
+      return shape[0]
+    except (ValueError, IndexError) as error:
+      raise UserError(f'{file} is damaged: {error}') from error

@@ -1,3 +1,5 @@
+import os
+import resource
 import zipfile
 
 import numpy as np
@@ -103,6 +105,43 @@ def test_parts_go_on_where_they_were_and_are_read_in_any_order(tmp_path, images)
   found = list(again.batches(order, 3))
   assert [len(x) for x in found] == [3, 3, 3, 2]
   np.testing.assert_array_equal(np.concatenate(found), images[order])
+
+
+def test_there_may_be_more_parts_than_files_a_process_can_open(tmp_path):
+  count, limits = 60, resource.getrlimit(resource.RLIMIT_NOFILE)
+  held = len(os.listdir('/dev/fd'))
+  resource.setrlimit(resource.RLIMIT_NOFILE, (held + count // 2, limits[1]))
+  try:
+    parts = samples.Parts(tmp_path)
+    for i in range(count):
+      parts.append(np.full((2, 3), i))
+    again = samples.Parts(tmp_path)
+    assert len(parts) == len(again) == 2 * count
+    found = np.concatenate(list(again.batches(np.arange(2 * count)[::-1], 50)))
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+  np.testing.assert_array_equal(found[:, 0], np.arange(2 * count)[::-1] // 2)
+
+
+def test_a_damaged_part_is_named(tmp_path):
+  (tmp_path / '00000000.npy').write_bytes(b'nothing at all')
+  with pytest.raises(UserError, match=r'00000000\.npy is damaged'):
+    samples.Parts(tmp_path)
+
+
+def test_labels_that_cannot_be_read_are_refused(tmp_path, images):
+  labels = np.arange(11)
+  np.savez(tmp_path / 'a.npz', arr_0=images)
+  assert samples.SampleFile(tmp_path / 'a.npz').labels() is None
+  np.savez(tmp_path / 'b.npz', arr_0=images, arr_1=labels)
+  np.testing.assert_array_equal(samples.SampleFile(tmp_path / 'b.npz').labels(), labels)
+  np.savez(tmp_path / 'c.npz', arr_0=images, arr_1=labels.astype(object))
+  data = bytearray((tmp_path / 'b.npz').read_bytes())
+  data[data.rindex(labels.tobytes())] ^= 1
+  (tmp_path / 'd.npz').write_bytes(data)
+  for name, fault in (('c', 'Object arrays'), ('d', 'Bad CRC-32')):
+    with pytest.raises(UserError, match=rf'{name}\.npz: arr_1 cannot be read: .*{fault}'):
+      samples.SampleFile(tmp_path / f'{name}.npz').labels()
 
 
 def test_what_follows_a_gap_does_not_count(tmp_path, images):
