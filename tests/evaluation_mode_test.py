@@ -86,7 +86,7 @@ def test_the_card_holds_the_whole_protocol(whole):
   protocol = result['protocol']
   expected = {
     'sampler': 'euler', 'steps': 2, 'nfe': 4, 'label_policy': 'random', 'quantiser': 'truncate',
-    'guidance': {'scale': 1.5, 'interval': [0.0, 1.0], 'channels': 'all'}, 'weights': 'ema',
+    'guidance': {'scale': 1.5, 'interval': [0.0, 1.0], 'channels': 'all'}, 'weights': 'file',
     'seed': 0, 'num_samples': N, 'checkpoint': 'weights.safetensors', 'step': None,
     'precision': {'model': 'float32', 'residual': 'float32', 'float32_products': 'highest'},
     'versions': card.versions(), 'device': {'kind': 'cpu', 'count': 1}, 'samples_made_before': 0,
@@ -185,6 +185,15 @@ def test_other_weights_under_the_same_name_are_refused(whole, files, tmp_path):
   other = picture_eval.write_weights(picture_eval.make(files), tmp_path / 'x.npz', seed=1)
   with pytest.raises(types.UserError, match='samples.parameters: there'):
     modes.evaluate(picture_eval.make(files), str(whole[0]), str(other))
+
+
+def test_a_file_holds_one_set_of_weights(whole, files, tmp_path):
+  """Of which nobody knows whether they are averages, so the card does not say."""
+  assert whole[1]['identity']['samples']['weights'] == 'file'
+  for mode in (modes.evaluate, modes.sample):
+    with pytest.raises(types.UserError, match='sample.weights=params .* weights.safetensors is a'):
+      experiment = picture_eval.make(files, sample__weights='params')
+      mode(experiment, str(tmp_path / 'out'), str(files / 'weights.safetensors'))
 
 
 def test_samples_of_another_protocol_are_never_mixed(files, tmp_path, monkeypatch):

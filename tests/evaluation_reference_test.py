@@ -129,7 +129,7 @@ def test_files_of_adm_give_the_scores_that_they_can(files, tmp_path, of_folder, 
   same = {k: v for k, v in expected.items() if k not in drawn}
   assert set(result['scores']) == set(expected)
   assert {k: result['scores'][k] for k in same} == pytest.approx(same, rel=1e-4)
-  told = any('does not tell the size' in line for line in result['warnings'])
+  told = any('states neither network, resize nor size' in line for line in result['warnings'])
   assert told == (file == 'statistics')
 
 

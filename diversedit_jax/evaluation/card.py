@@ -16,7 +16,7 @@ from diversedit_jax import trees
 from diversedit_jax.data import files, images
 from diversedit_jax.types import UserError
 
-WEIGHTS = ('ema', 'params')
+WEIGHTS = ('ema', 'params', 'file')
 
 
 def protocol_card(
@@ -49,7 +49,7 @@ def protocol_card(
     guidance_channels: guided latent channels from the first; None means all.
     label_policy: how labels were chosen, such as 'balanced' or 'uniform'.
     quantiser: of `data.images.to_uint8`, None if the samples were not quantised.
-    weights: 'ema' or 'params'.
+    weights: 'ema' or 'params' of a checkpoint; 'file' for weights whose file does not say which.
     step: training steps of the checkpoint; None for weights from elsewhere.
     checkpoint: its path inside the run directory. Of an absolute path the last two parts are
       kept, so that no card names a machine's folders.

@@ -65,10 +65,7 @@ class Judge:
     self.view, self.reference, self.options = view, against, options
     self._mesh, self._kinds = mesh, frozenset(widths)
     self._extractor = views.Extractor(view, mesh, options.batch_size)
-    self._theirs = _Statistics(
-      mu=against.mu, sigma=against.sigma, mu_s=against.mu_s, sigma_s=against.sigma_s,
-      pool_ND=against.pool_ND, n=against.n,
-    )  # fmt: skip
+    self._theirs = against  # With what its images add, once they were looked at.
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -126,8 +123,8 @@ class Judge:
       )
     if not self.reference.facts and self.reference.images_NHWC is None:
       warnings.append(
-        f'{self.reference.name} does not tell the size of its pictures; see that it is that of the '
-        'samples'
+        f'{self.reference.name} states neither network, resize nor size of its pictures; unless it '
+        "is ADM's, this distance compares with nothing"
       )
     if self.view.random:
       warnings.append(
@@ -152,10 +149,9 @@ class Judge:
       made = self._extractor.summarise([given], len(given), keep=len(given))
       self._theirs = dataclasses.replace(theirs, pool_ND=made.pool_ND)
       if theirs.mu is None:
-        self._theirs = _Statistics(
-          mu=made.mu, sigma=made.sigma, mu_s=made.mu_s, sigma_s=made.sigma_s,
-          pool_ND=made.pool_ND, n=made.n,
-        )  # fmt: skip
+        self._theirs = dataclasses.replace(
+          self._theirs, mu=made.mu, sigma=made.sigma, mu_s=made.mu_s, sigma_s=made.sigma_s, n=made.n
+        )
     return self._theirs
 
   def _pairwise(self, theirs_ND, pool_ND, warnings):
@@ -179,15 +175,3 @@ class Judge:
       )
       found |= {'kid': kid.mean, 'kid_std': kid.std}
     return found
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Statistics:
-  """Of the reference, as far as they are known; see `reference.Reference`."""
-
-  mu: np.ndarray | None
-  sigma: np.ndarray | None
-  mu_s: np.ndarray | None
-  sigma_s: np.ndarray | None
-  pool_ND: np.ndarray | None
-  n: int | None

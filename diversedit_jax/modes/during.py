@@ -75,11 +75,10 @@ def hook(
       seconds = time.monotonic() - started
       found = scorer.score(lambda: [finished[shuffled]], labels[shuffled])
     weights = shared.Weights(
-      trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}'
-    )
+      trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}', 'ema'
+    )  # fmt: skip
     protocol = shared.protocol(
-      experiment, weights, labels, seconds=seconds, weights='ema', **facts, **scorer.facts(),
-      **scorer.compared(),
+      experiment, weights, labels, seconds=seconds, **facts, **scorer.facts(), **scorer.compared(),
     )  # fmt: skip
     writer.row(step, {f'eval/{name}': value for name, value in found['scores'].items()})
     logging.info(

@@ -67,7 +67,9 @@ class Evaluation:
     self._parts, self._name = folder / f'{name}.parts', name
     self._facts = label_facts(experiment, self._labels)
     self._facts |= {'parameters': trees.fingerprint(weights.params)}
-    self._identity = identity(experiment, self._sampler, self._scorer, number, self._facts)
+    self._identity = identity(
+      experiment, self._sampler, self._scorer, number, {**self._facts, 'weights': weights.kind}
+    )
     self.finished = _is_of(self.result, self._identity, 'scores')
 
   def run(self, *, keep_samples: bool) -> list[pathlib.Path]:

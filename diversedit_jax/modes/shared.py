@@ -24,13 +24,14 @@ _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Parameters to look at, and where they come from."""
+  """Parameters to look at, and where they come from: see `card.protocol_card` for the kinds."""
 
   graphdef: nnx.GraphDef
   params: Mapping[str, Any]
   mesh: jax.sharding.Mesh
   step: int | None
   origin: str
+  kind: str
 
 
 def make_mesh(experiment):
@@ -48,7 +49,11 @@ def make_trainable(experiment, mesh):
 
 
 def open_weights(experiment, workdir, origin):
-  """The directory for results, and the weights: of its run, of another checkpoint, or of a file."""
+  """The directory for results, and the weights: of its run, of another checkpoint, or of a file.
+
+  Raises:
+    UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
+  """
   mesh = make_mesh(experiment)
   trainable = make_trainable(experiment, mesh)
   wanted = experiment.sample.weights
@@ -58,8 +63,13 @@ def open_weights(experiment, workdir, origin):
   else:
     path, folder = run_dir.open_for_output(workdir), pathlib.Path(origin).expanduser().absolute()
     if folder.is_file():
+      if wanted != 'ema':
+        raise types.UserError(
+          f'sample.weights={wanted} chooses among those of a checkpoint, but {folder.name} is '
+          'a file, which holds one set: leave it out'
+        )
       params = _from_file(folder, trainable)
-      return path, Weights(trainable.graphdef, params, mesh, None, folder.name)
+      return path, Weights(trainable.graphdef, params, mesh, None, folder.name, 'file')
     if not (folder.is_dir() and folder.name.isdigit()):
       raise types.UserError(
         f'checkpoint {folder} is neither a weights file nor a folder checkpoints/STEP of a run'
@@ -75,7 +85,9 @@ def open_weights(experiment, workdir, origin):
   with contextlib.closing(checkpoint.Checkpoints(str(folder))) as checkpoints:
     found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
   logging.info('%s weights of step %d', wanted, found)
-  return path, Weights(trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}')
+  return path, Weights(
+    trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted
+  )  # fmt: skip
 
 
 def _from_file(file, trainable):
@@ -171,8 +183,7 @@ def sampler_facts(experiment, sampler=None):
     'nfe': trajectory.evaluations(sampler).per_sample,
     'guidance_scale': sampler.guidance_scale,
     'guidance_interval': (sampler.guidance_low, sampler.guidance_high),
-    'guidance_channels': sampler.guidance_channels, 'weights': experiment.sample.weights,
-    'path': sampler.path, **sampler.facts(),
+    'guidance_channels': sampler.guidance_channels, 'path': sampler.path, **sampler.facts(),
     'precision': {
       'model': experiment.model.dtype, 'residual': experiment.model.residual_dtype,
       'float32_products': experiment.sample.matmul_precision,
@@ -184,7 +195,7 @@ def protocol(experiment, of, labels, *, sampler=None, **extra):
   """The protocol card of samples of labels by some `Weights`."""
   facts = sampler_facts(experiment, sampler)
   facts = card.protocol_card(
-    **{'quantiser': None, **facts, **extra}, step=of.step, checkpoint=of.origin,
+    **{'quantiser': None, **facts, **extra}, weights=of.kind, step=of.step, checkpoint=of.origin,
     num_samples=len(labels),
   )  # fmt: skip
   if experiment.model.class_token:
