@@ -34,7 +34,7 @@ def mean_colour(request):
   return encoders.Encoder(
     name='colour', params={'w': jax.ShapeDtypeStruct((3, 5), 'float32')}, apply=apply,
     load=lambda: {'w': jnp.arange(15.0).reshape(3, 5) * float(pathlib.Path(request.weights).name)},
-    image_shape=request.image_shape, flops=0.0,
+    image_shape=request.image_shape, flops=0.0, file=lambda: 'colour.npz',
   )  # fmt: skip
 
 
@@ -153,6 +153,7 @@ def test_an_encoder_gives_distances_of_its_own(files, tmp_path, of_folder):
   gap = (made.mean(0) - real.mean(0)) @ (2 * np.arange(15.0).reshape(3, 5))
   assert result['scores']['encoder_fid'] > gap @ gap > 0
   facts = result['protocol']['networks']['colour']
+  assert (facts['file'], facts['verified']) == ('colour.npz', None)
   assert facts['sha256'] != result['protocol']['networks']['inception']['sha256']
 
   # Its own statistics as a file give the same; so do ADM's pictures.
@@ -184,6 +185,10 @@ REFUSED = {
   ),
   'encoder': (
     {'eval__encoder': 'colours', 'eval__encoder_weights': '1'}, ["did you mean 'colour'"]
+  ),
+  'no weights': (
+    {'eval__encoder': 'dinov2-vit-s', 'eval__encoder_weights': 'absent'},
+    ["eval.encoder_weights='absent': encoder 'dinov2-vit-s' needs", 'there is no absent'],
   ),
   'no summary': (
     {'eval__encoder': 'mute', 'eval__encoder_weights': '1'}, ["encoder 'mute' has no summary"]

@@ -1,5 +1,8 @@
 """Small things to evaluate: pictures, weights, and a narrow network in Inception's place."""
 
+import contextlib
+
+from absl import logging
 import jax
 import modes_test
 import numpy as np
@@ -54,7 +57,7 @@ def view(seed=0, name='inception', widths=None):
 
   return views.View(
     name=name, file=f'tiny-{seed}', sha256=f'{seed + 1:064x}', random=False, resize='none',
-    params=params, features=features,
+    params=params, features=features, verified=True,
   )  # fmt: skip
 
 
@@ -83,6 +86,15 @@ def built_and_watched(experiment, seen):
   fields = {'evaluation': 'eval', 'sweep': 'sweep'}
   parts = {k: modes_test.watched(getattr(experiment, k), name, seen) for k, name in fields.items()}
   return build.Experiment(**{**vars(experiment), **parts})
+
+
+@contextlib.contextmanager
+def warnings_noted():
+  """A list of the warnings that are logged within."""
+  told = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(logging, 'warning', lambda line, *values: told.append(line % values))
+    yield told
 
 
 @pytest.fixture(scope='module', autouse=True)

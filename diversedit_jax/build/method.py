@@ -237,7 +237,7 @@ def _open_encoders(inputs, options) -> tuple[dict[str, encoders.Encoder], tuple[
     )
   request = encoders.Request(
     source=source, grid=inputs.model.grid, image_shape=source.pixel_shape,
-    weights=options.weights, dtype=options.dtype,
+    weights=options.weights, dtype=options.dtype, key='repa.weights',
   )  # fmt: skip
   opened = {
     name: encoders.open_encoder(name, request) for name in dict.fromkeys(n for n, _ in parsed)

@@ -29,6 +29,7 @@ class View:
 
   name: 'inception' or an encoder's. file: of the weights. sha256: of the weights.
   random: they are drawn, not trained. resize: how pictures come to the network's size, in words.
+  verified: whether the file is the published one; None where its publishers give no digest.
   params: the weights. features: (params, uint8 [N, H, W, 3]) -> 'pool' [N, D], and for Inception
     'spatial' [N, E] and 'logits' [N, K]; pure, traceable.
   """
@@ -40,12 +41,13 @@ class View:
   resize: str
   params: Any
   features: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
+  verified: bool | None = None
 
   def facts(self) -> dict[str, Any]:
     """For a protocol card."""
     return {
       'name': self.name, 'file': self.file, 'sha256': self.sha256, 'random_weights': self.random,
-      'resize': self.resize,
+      'verified': self.verified, 'resize': self.resize,
     }  # fmt: skip
 
   def widths(self, side: int) -> dict[str, int]:
@@ -59,7 +61,7 @@ def of_inception(network: inception.Inception) -> View:
   """Inception as ADM's evaluator runs it."""
   return View(
     name='inception', file=network.file, sha256=network.sha256, random=network.random,
-    resize='TF1 bilinear to 299', params=network.params,
+    verified=network.verified, resize='TF1 bilinear to 299', params=network.params,
     features=lambda params, x: inception.features(params, x)._asdict(),
   )  # fmt: skip
 
@@ -79,7 +81,7 @@ def of_encoder(encoder: encoders.Encoder) -> View:
       return {'pool': encoder.apply(params, images.from_uint8(x_NHWC)).summary}
 
   return View(
-    name=encoder.name, file='', random=False, resize="the encoder's own, see REPA",
+    name=encoder.name, file=encoder.file(), random=False, resize="the encoder's own, see REPA",
     sha256=array_files.digest(trees.named_leaves(params).items()), params=params,
     features=features,
   )  # fmt: skip

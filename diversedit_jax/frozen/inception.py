@@ -91,12 +91,14 @@ class Inception:
   file: name of the file they came from.
   sha256: of the names and values that were read, the same whatever the file's format.
   random: they are drawn, not trained, and scores with them compare with no published one.
+  verified: the file is the published one, byte for byte.
   """
 
   params: Params
   file: str
   sha256: str
   random: bool = False
+  verified: bool = False
 
 
 def features(params: Params, images_NHWC: jax.Array) -> Features:

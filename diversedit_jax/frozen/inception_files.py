@@ -8,6 +8,7 @@ and dots in its names; Flax's is a pickle of nested dicts, in our own layout:
 """
 
 from collections.abc import Mapping
+import hashlib
 import os
 import pathlib
 import re
@@ -35,6 +36,8 @@ FILES = {
     '(linked in https://github.com/matthias-wright/jax-fid)'
   ),
 }
+PUBLISHED_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+"""Of the `.pth`, one file by two names, which end with the first digits, as torch.hub has it."""
 
 _FLAX = {
   'conv/kernel': 'conv.weight',
@@ -57,22 +60,23 @@ def load(path: str | os.PathLike[str]) -> inception.Inception:
       'random:SEED', which is `random(SEED)`.
 
   Raises:
-    UserError: no such file (where to find it is told), one that would run code, or names, shapes or
-      values that are not those of this network.
+    UserError: no such file (where to find it is told), one that would run code, one that is not
+      what its name says, or names, shapes or values that are not those of this network.
   """
   kind, _, seed = str(path).partition(':')
   if kind == 'random' and seed.isdecimal():
     return random(int(seed))
   path = _find(pathlib.Path(path))
+  verified = _is_published(path)
   arrays = array_files.load(path)
   try:
-    return from_arrays(arrays, file=path.name)
+    return from_arrays(arrays, file=path.name, verified=verified)
   except types.UserError as error:
     raise types.UserError(f'{path}: {error}') from error
 
 
 def from_arrays(
-  arrays: Mapping[str, np.ndarray], *, file: str = '', random: bool = False
+  arrays: Mapping[str, np.ndarray], *, file: str = '', random: bool = False, verified: bool = False
 ) -> inception.Inception:
   """The network of arrays by the names of either port.
 
@@ -91,6 +95,7 @@ def from_arrays(
     file=file,
     sha256=array_files.digest(used.items()),
     random=random,
+    verified=verified,
   )
 
 
@@ -173,6 +178,23 @@ def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, .
       "these are not the weights of the Inception of 2015-12-05 (torchvision's own, with 1000 "
       f"classes, are another network's): {'; '.join(faults[:8])}{more}"
     )
+
+
+def _is_published(path: pathlib.Path) -> bool:
+  """Whether a file is the published `.pth`; of the other forms no digest is known.
+
+  Raises:
+    UserError: for a file of another content by its name.
+  """
+  if path.suffix != '.pth':
+    return False
+  with open(path, 'rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+  if path.stem.endswith(f'-{PUBLISHED_SHA256[:8]}') and found != PUBLISHED_SHA256:
+    raise types.UserError(
+      f'{path} is damaged or another file: its SHA-256 is {found}, expected {PUBLISHED_SHA256}'
+    )
+  return found == PUBLISHED_SHA256
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:

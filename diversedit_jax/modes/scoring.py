@@ -217,7 +217,7 @@ def open_encoder(experiment: build.Experiment, side: int) -> views.View:
   options = experiment.evaluation
   request = encoders.Request(
     source=experiment.source, grid=(side // 16, side // 16), image_shape=(side, side, 3),
-    weights=options.encoder_weights,
+    weights=options.encoder_weights, key='eval.encoder_weights',
   )  # fmt: skip
   return views.of_encoder(encoders.open_encoder(options.encoder, request))
 

@@ -1,5 +1,6 @@
 """Files of Inception: both ports' names and layouts, digests, refusals; a short network."""
 
+import hashlib
 import os
 import pickle
 
@@ -52,6 +53,18 @@ def flax_tree(arrays):
   return tree
 
 
+@pytest.fixture
+def publish(monkeypatch):
+  """Makes a file the published one."""
+
+  def of(path):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(inception_files, 'PUBLISHED_SHA256', digest)
+    return path
+
+  return of
+
+
 def write(path, arrays):
   if path.suffix in ('.pickle', '.pkl'):
     path.write_bytes(pickle.dumps(flax_tree(arrays)))
@@ -68,23 +81,39 @@ def equal(found, expected):
 
 
 @pytest.mark.parametrize('name', [PTH, PICKLE, 'a.pkl', 'a.npz', 'a.safetensors'])
-def test_every_format_gives_the_same_network(tmp_path, source, arrays, name):
-  found = inception_files.load(write(tmp_path / name, arrays))
+def test_every_format_gives_the_same_network(tmp_path, source, arrays, publish, name):
+  found = inception_files.load(publish(write(tmp_path / name, arrays)))
   equal(found, source)
-  assert found.file == name and not found.random
+  assert found.file == name and not found.random and found.verified == name.endswith('.pth')
   shapes = {key: x.shape for key, x in trees.named_leaves(inception.shapes()).items()}
   assert {key: x.shape for key, x in trees.named_leaves(found.params).items()} == shapes
 
 
-def test_a_file_from_before_pytorch_1_6(tmp_path, source, arrays):
+def test_a_file_from_before_pytorch_1_6(tmp_path, source, arrays, publish):
   torch_zip.write_legacy(tmp_path / PTH, torch_zip.tensors(arrays))
-  equal(inception_files.load(tmp_path / PTH), source)
+  equal(inception_files.load(publish(tmp_path / PTH)), source)
 
 
 @pytest.mark.parametrize('name', inception_files.FILES)
-def test_a_folder_stands_for_its_file(tmp_path, source, arrays, name):
-  write(tmp_path / name, arrays)
+def test_a_folder_stands_for_its_file(tmp_path, source, arrays, publish, name):
+  publish(write(tmp_path / name, arrays))
   equal(inception_files.load(tmp_path), source)
+
+
+@pytest.mark.parametrize('name', [name for name in inception_files.FILES if name.endswith('pth')])
+def test_a_file_is_what_its_name_says_or_refused(tmp_path, arrays, publish, name):
+  """Its name ends with the first digits of the digest of the real file, which this one is not."""
+  path = write(tmp_path / name, arrays)
+  with pytest.raises(types.UserError, match=rf'{name} is damaged or another .* expected 6726825d'):
+    inception_files.load(path)
+  assert not inception_files.load(path.rename(tmp_path / 'own.pth')).verified
+  published = publish(tmp_path / 'own.pth')
+  assert inception_files.load(published).verified
+  data = bytearray(published.read_bytes())
+  data[-1] ^= 1
+  path.with_stem(f'copy-{inception_files.PUBLISHED_SHA256[:8]}').write_bytes(data)
+  with pytest.raises(types.UserError, match='copy-.* is damaged'):
+    inception_files.load(path.with_stem(f'copy-{inception_files.PUBLISHED_SHA256[:8]}'))
 
 
 def test_what_no_score_uses_is_left_out(tmp_path, source, arrays):

@@ -35,7 +35,7 @@ class Request:
   source: the training split. grid: rows and columns of the model's patches.
   image_shape: (H, W, C) of the pixels.
   weights: folder or file with pretrained weights, '' if none was given.
-  dtype: of the encoder's matrix products.
+  dtype: of the encoder's matrix products. key: of the config, that gives `weights`; '' for none.
   """
 
   source: sources.Source
@@ -43,6 +43,7 @@ class Request:
   image_shape: tuple[int, int, int]
   weights: str = ''
   dtype: str = 'float32'
+  key: str = ''
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Encoder:
   name: as registered. params: its parameters as jax.ShapeDtypeStruct.
   apply: (params, pixels_NHWC in [-1, 1] float32) -> Features; pure, traceable.
   load: () -> params as arrays; may raise UserError naming a missing file.
+  file: () -> name of the file that `load` reads, '' if it reads none; raises as `load`.
   image_shape: (H, W, C) of the pixels. flops: of one image, a multiply-add being 2.
   """
 
@@ -61,6 +63,7 @@ class Encoder:
   load: Callable[[], Any]
   image_shape: tuple[int, int, int]
   flops: float
+  file: Callable[[], str] = lambda: ''
 
   def shapes(self) -> Features:
     """Shapes of the features of one image, [1, T, Z] and [1, Z] or None."""

@@ -8,6 +8,8 @@ side of one of its patches: with patches of 14, 256 x 256 pixels become 224 x 22
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +71,21 @@ class Family:
       summary = f_NTZ[:, 0] if config.class_token else None
       return base.Features(tokens=f_NTZ[:, config.prefix :], summary=summary)
 
+    def blaming(act: Callable[[], Any]) -> Any:
+      try:
+        return act()
+      except types.UserError as error:
+        prefix = f'{request.key}={request.weights!r}: ' if request.key else ''
+        raise types.UserError(f'{prefix}{error}') from error
+
+    load = functools.partial(self.load, name, config, request.weights, grid, request.dtype)
     resize = preprocess.resize_flops(height, width, *size, channels)
     return base.Encoder(
       name=name,
       params=vit.params_shapes(config, grid, request.dtype),
       apply=apply,
-      load=functools.partial(self.load, name, config, request.weights, grid, request.dtype),
+      load=lambda: blaming(load),
+      file=lambda: blaming(lambda: self.find(name, config, request.weights).name),
       image_shape=request.image_shape,
       flops=vit.flops(config, grid) + resize,
     )
@@ -87,8 +98,12 @@ class Family:
     Raises:
       UserError: no such file (where to find it is told), or one that holds something else.
     """
-    path = files.find(name, self.published(name), self.shapes(config), weights)
+    path = self.find(name, config, weights)
     return files.load(path, name, config, self.layout(config), grid, dtype)
+
+  def find(self, name: str, config: vit.ViTConfig, weights: str) -> pathlib.Path:
+    """The weights file; see `files.find`."""
+    return files.find(name, self.published(name), self.shapes(config), weights)
 
   def shapes(self, config: vit.ViTConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that are read from a weights file, by their names there."""

@@ -152,8 +152,8 @@ def find(
     found = f'{weights} does not hold it' if path.is_dir() else f'there is no {weights}'
   raise types.UserError(
     f'encoder {name!r} needs {published.file} ({_size(published, expected)}; {", ".join(others)} '
-    f'will do too), but {found}. {published.by} at {published.url}; put it into a folder and set '
-    'repa.weights=FOLDER'
+    f'will do too), but {found}. {published.by} at {published.url}; put it into a folder and give '
+    'that folder'
   )
 
 

@@ -235,7 +235,7 @@ def test_a_missing_file_is_explained(tmp_path, name, file, megabytes):
     with pytest.raises(types.UserError) as caught:
       encoder.load()
     for part in (
-      file.partition('/')[2], f'about {megabytes} MB', found, 'set repa.weights=FOLDER',
+      file.partition('/')[2], f'about {megabytes} MB', found, 'and give that folder',
       f'https://dl.fbaipublicfiles.com/dinov2/{file}',
     ):  # fmt: skip
       assert part in str(caught.value)

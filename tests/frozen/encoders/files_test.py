@@ -83,6 +83,16 @@ def test_published_names_in_every_kind_of_file(tmp_path, name, suffix):
     assert params['patches']['kernel'][row, col, channel, out] == kernel[out, channel, row, col]
 
 
+def test_an_encoder_tells_the_name_of_its_file(tmp_path):
+  name = next(iter(KINDS))
+  family, config = small(name)
+  encoder = family.make(name, config, tools.request_of((48, 48), weights=tmp_path))
+  with pytest.raises(types.UserError, match=f'^encoder {name!r} needs'):
+    encoder.file()
+  write(name, tmp_path / family.published(name).file, published(name))
+  assert encoder.file() == family.published(name).file
+
+
 @pytest.mark.parametrize('name', KINDS)
 def test_a_bare_state_dict_of_the_encoder_is_read_too(tmp_path, name):
   whole, prefix = published(name), KINDS[name][1]
@@ -181,5 +191,5 @@ def test_a_missing_file_is_explained(tmp_path, name, file, size, url):
     encoder = encoders.open_encoder(name, tools.request_of((256, 256), weights=weights))
     with pytest.raises(types.UserError) as caught:
       encoder.load()
-    for text in (f'{name!r} needs {file} ({size}', found, f'at {url}', 'set repa.weights=FOLDER'):
+    for text in (f'{name!r} needs {file} ({size}', found, f'at {url}', 'and give that folder'):
       assert text in str(caught.value)

@@ -59,6 +59,13 @@ def losses(workdir):
   return [row['repa/loss'] for row in rows if 'repa/loss' in row]
 
 
+def test_missing_weights_are_told_by_their_key(tiny, tmp_path):
+  tiny(dinov2.FAMILY)
+  experiment = make(tmp_path / 'absent')
+  with pytest.raises(types.UserError, match="^repa.weights='.*absent': encoder 'tiny' needs"):
+    experiment.objective.frozen()
+
+
 def test_repa_trains_with_weights_of_a_file_and_resumes_exactly(tiny, tmp_path):
   config = tiny(dinov2.FAMILY)
   path, whole, cut = tmp_path / 'w.pth', tmp_path / 'whole', tmp_path / 'cut'
