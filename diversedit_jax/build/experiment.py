@@ -126,6 +126,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     analysis=sections.splat(blocks.AnalysisConfig, config.analysis, 'analysis'),
     plan=sections.splat(plan.PlanConfig, config.plan, 'plan'),
   )
+  experiment.evaluation.check_number('sweep.number', experiment.sweep.number)
   generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
   scored = experiment.evaluation.labels
   if not scored.startswith(scoring.LABELS_FILE):  # A file is read when it is needed.

@@ -6,7 +6,7 @@ import re
 from diversedit_jax import trees, types
 from diversedit_jax.build import sections
 from diversedit_jax.data import images
-from diversedit_jax.evaluation import checks, judge
+from diversedit_jax.evaluation import checks, judge, manifold
 
 BEST = {
   'fid': min, 'sfid': min, 'kid': min, 'inception_score': max, 'precision': max, 'recall': max,
@@ -54,9 +54,10 @@ class EvalOptions:
     check_claim(self.name, 'eval.number', self.number)
     trees.check_known('eval.quantiser', self.quantiser, images.QUANTISERS)
     trees.check_known('eval.best', self.best, BEST)
-    for name, low in (('number', 2), ('every', 0), ('every_number', 2)):
-      sections.at_least('eval', name, getattr(self, name), low)
+    sections.at_least('eval', 'every', self.every, 0)
     self.judge()
+    for name in ('number', 'every_number'):
+      self.check_number(f'eval.{name}', getattr(self, name))
     if self.encoder and not self.encoder_weights:
       raise types.UserError(f'eval.encoder={self.encoder!r} needs eval.encoder_weights=FOLDER')
     for name in ('encoder_weights', 'encoder_reference'):
@@ -64,6 +65,14 @@ class EvalOptions:
         raise types.UserError(f'eval.{name}={getattr(self, name)!r} is for eval.encoder')
     if self.every and not self.reference:
       raise types.UserError(f'eval.every={self.every} needs eval.reference')
+
+  def check_number(self, key: str, number: int) -> None:
+    """Refuses fewer samples than the scores need, naming the key of their number (UserError)."""
+    neighbours = self.precision_recall != 'none' and self.reference != 'digits'
+    low = manifold.NEIGHBOURS + 1 if neighbours else 2
+    if number < low:
+      why = f' with eval.precision_recall={self.precision_recall}' if neighbours else ''
+      raise types.UserError(f'{key} must be at least {low}{why}, got {number}')
 
   def judge(self) -> judge.JudgeOptions:
     """What is computed."""
@@ -88,7 +97,6 @@ class SweepOptions:
 
   def __post_init__(self):
     trees.check_known('sweep.score', self.score, BEST)
-    sections.at_least('sweep', 'number', self.number, 2)
     for name in ('guidance_scales', 'guidance_lows', 'guidance_highs'):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):

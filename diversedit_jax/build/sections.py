@@ -226,6 +226,8 @@ class SampleOptions:
     trees.check_known('sample.weights', self.weights, ('ema', 'params'))
     trees.check_known('sample.matmul_precision', self.matmul_precision, PRECISIONS)
     at_least('sample', 'seed', self.seed, 0)
+    if self.seed >= 2**32:  # As `data.order` needs it.
+      raise types.UserError(f'sample.seed must be below 2**32, got {self.seed}')
     at_least('sample', 'batch_size', self.batch_size, 1)
     at_least('sample', 'number', self.number, 1)
 

@@ -55,13 +55,20 @@ class Judge:
     """Checks that network, reference and size go together.
 
     Raises:
-      UserError: as `reference.check_fits`.
+      UserError: as `reference.check_fits`; or too few pictures for precision and recall.
     """
     widths = view.widths(image_size)
     reference.check_fits(
       against, width=widths['pool'], spatial_width=widths.get('spatial'),
       inception_sha256=view.sha256, image_size=image_size,
     )  # fmt: skip
+    points = against.pool_ND if against.pool_ND is not None else against.images_NHWC
+    wanted = options.precision_recall != 'none' and points is not None
+    if wanted and len(points) <= manifold.NEIGHBOURS:
+      raise UserError(
+        f'{against.name} brings {len(points)} pictures, but precision and recall need at least '
+        f'{manifold.NEIGHBOURS + 1}; precision_recall=none leaves them out'
+      )
     self.view, self.reference, self.options = view, against, options
     self._mesh, self._kinds = mesh, frozenset(widths)
     self._extractor = views.Extractor(view, mesh, options.batch_size)
@@ -129,6 +136,11 @@ class Judge:
     if self.view.random:
       warnings.append(
         f'the weights of {self.view.name} are random: these scores compare with no others'
+      )
+    elif self.view.verified is False:
+      warnings.append(
+        f'the weights of {self.view.name} are not verified: {self.view.file} has their shapes, but '
+        'the digest of no such file is published'
       )
     return {'scores': found, 'warnings': warnings, 'reference': self._facts()}
 

@@ -24,6 +24,7 @@ from diversedit_jax.types import UserError
 
 ARITHMETIC = ('float32', 'float16')
 BLOCK = 10_000
+NEIGHBOURS = 3
 
 
 class PrecisionRecall(NamedTuple):
@@ -37,7 +38,7 @@ def precision_recall(
   reference_ND: np.ndarray,
   samples_MD: np.ndarray,
   *,
-  k: int = 3,
+  k: int = NEIGHBOURS,
   arithmetic: str = 'float32',
   block: int = BLOCK,
   mesh: jax.sharding.Mesh | None = None,
@@ -79,7 +80,7 @@ def precision_recall(
 def radii(
   x_ND: np.ndarray,
   *,
-  k: int = 3,
+  k: int = NEIGHBOURS,
   arithmetic: str = 'float32',
   block: int = BLOCK,
   mesh: jax.sharding.Mesh | None = None,

@@ -40,6 +40,14 @@ def test_other_names_claim_nothing(name):
   scoring.check_claim(name, 'x.number', 5000)
 
 
+@pytest.mark.parametrize(
+  'changes', [{}, {'eval.reference': 'x.npz', 'eval.precision_recall': 'none'}]
+)
+def test_two_samples_are_enough_without_precision_and_recall(changes):
+  few = dict.fromkeys(('eval.number', 'eval.every_number', 'sweep.number'), 2)
+  assert build.build(config_changes.changed(changes | few)).evaluation.number == 2
+
+
 def test_a_file_of_labels_is_looked_at_later():
   options = build.build(config_changes.changed({'eval.labels': 'file:absent.npy'})).evaluation
   assert options.labels == 'file:absent.npy'

@@ -155,6 +155,32 @@ def test_references_that_do_not_fit_are_refused_at_once(against, change, options
     make(variant(against, **change), **options)
 
 
+@pytest.mark.parametrize('name', ['pool_ND', 'images_NHWC'])
+def test_too_few_pictures_for_precision_and_recall_are_refused_at_once(against, name):
+  points = {'pool_ND': against.pool_ND[:3], 'images_NHWC': pictures(n=3)}[name]
+  few = variant(against, 'pool_ND') if name == 'images_NHWC' else against
+  few = variant(few, **{name: points})
+  with pytest.raises(UserError, match='theirs brings 3 pictures, but .* need at least 4'):
+    make(few)
+  make(few, precision_recall='none')
+
+
+def test_what_a_reference_or_a_network_does_not_state_is_flagged(against):
+  told = lambda theirs, view: ' '.join(make(theirs, view).score([pictures()], N)['warnings'])
+  view = picture_eval.view()
+  open_, closed = 'unless it is ADM', 'are not verified: tiny-0 has their shapes'
+  assert open_ not in told(against, view) and closed not in told(against, view)
+  bare = variant(against, facts={})
+  assert 'theirs states neither network, resize nor size of its pictures' in told(bare, view)
+  assert open_ not in told(variant(bare, images_NHWC=pictures(1)), view)
+  for verified, random, expected in (
+    (False, False, True), (False, True, False), (None, False, False),
+  ):  # fmt: skip
+    other = dataclasses.replace(view, verified=verified, random=random)
+    assert (closed in told(against, other)) == expected
+    assert other.facts()['verified'] is verified
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
