@@ -29,8 +29,11 @@ def make(files, **changes):
 def run(files, tmp_path_factory):
   """A run that nothing disturbed, and the keys of `eval` that it read."""
   workdir, seen = tmp_path_factory.mktemp('during') / 'run', set()
-  modes.train(picture_eval.built_and_watched(make(files), seen), str(workdir))
-  return python_types.SimpleNamespace(workdir=workdir, folder=workdir / during.FOLDER, seen=seen)
+  with picture_eval.warnings_noted() as told:
+    modes.train(picture_eval.built_and_watched(make(files), seen), str(workdir))
+  return python_types.SimpleNamespace(
+    workdir=workdir, folder=workdir / during.FOLDER, seen=seen, told=told
+  )
 
 
 def results(folder):
@@ -63,6 +66,17 @@ def test_every_interval_has_its_scores_and_its_card(run):
   # Apart from final numbers, of which there are none.
   assert {p.name for p in (run.workdir / 'eval').iterdir()} == {'during', 'references'}
   assert {'eval.every', 'eval.every_number', 'eval.best'} <= run.seen
+
+
+def test_what_makes_numbers_doubtful_is_told_once_and_kept_with_the_best(run):
+  found = results(run.folder)
+  lines = [f'step 2: {line}' for line in found[2]['warnings']]
+  assert len(lines) > 2 and all(run.told.count(line) == 1 for line in lines)
+  for step in list(found)[1:]:
+    for line in set(found[step]['warnings']) & set(found[2]['warnings']):
+      assert f'step {step}: {line}' not in run.told
+  best = json.loads((run.folder / 'best.json').read_text())
+  assert best['warnings'] == found[best['step']]['warnings']
 
 
 def test_the_scores_are_those_of_eval_at_that_step(run, files, tmp_path):

@@ -29,12 +29,13 @@ def sweep(files, workdir, **changes):
 
 @pytest.fixture(scope='module')
 def swept(files, tmp_path_factory):
-  """Folder `eval` of a sweep, its table, and the keys that were read."""
+  """Folder `eval` of a sweep, its table, the keys that were read, and the warnings in the log."""
   workdir, seen = tmp_path_factory.mktemp('sweep'), set()
   experiment = picture_eval.built_and_watched(picture_eval.make(files, **GRID), seen)
-  table, plot = modes.sweep(experiment, str(workdir), str(files / 'weights.safetensors'))
+  with picture_eval.warnings_noted() as told:
+    table, plot = modes.sweep(experiment, str(workdir), str(files / 'weights.safetensors'))
   assert (table.name, plot.name) == ('sweep-fid.json', 'sweep-fid.png')
-  return workdir / 'eval', json.loads(table.read_text()), seen
+  return workdir / 'eval', json.loads(table.read_text()), seen, told
 
 
 def test_every_key_is_read(swept):
@@ -42,7 +43,7 @@ def test_every_key_is_read(swept):
 
 
 def test_the_table_has_one_row_for_each_setting(swept):
-  folder, table, _ = swept
+  folder, table, _, _ = swept
   rows = table['rows']
   assert [(row['scale'], *row['interval']) for row in rows] == POINTS
   # Steps from 1 and 1/2: 1 evaluation each, 2 where guidance acts.
@@ -59,7 +60,19 @@ def test_the_table_has_one_row_for_each_setting(swept):
   assert len({row['fid'] for row in rows}) == 3
   assert table['best'] == min(rows, key=lambda row: row['fid'])
   assert (table['score'], table['number']) == ('fid', 18)
-  assert 'quote none' in table['warning']
+  assert table['best']['file'] == f'sweep-fid/{names[table["rows"].index(table["best"])]}.json'
+  assert all((folder / row['file']).is_file() for row in rows)
+
+
+def test_what_makes_numbers_doubtful_is_in_the_table_and_told_once(swept):
+  folder, table, _, told = swept
+  ones = [json.loads((folder / row['file']).read_text())['warnings'] for row in table['rows']]
+  assert 'quote none' in table['warnings'][0] and min(map(len, ones)) > 2
+  assert set(table['warnings'][1:]) == {line for one in ones for line in one}
+  assert [line for line in told if line.startswith('sweep-fid: ')] == [
+    f'sweep-fid: {line}' for line in table['warnings']
+  ]
+  assert not any(line.startswith('w1-t0-1: ') for line in told)
 
 
 def test_a_setting_is_what_eval_says_of_it(swept, files, tmp_path):
@@ -72,7 +85,7 @@ def test_a_setting_is_what_eval_says_of_it(swept, files, tmp_path):
 
 
 def test_the_plot_and_the_text_mark_the_best(swept):
-  folder, table, _ = swept
+  folder, table, _, _ = swept
   plot = np.asarray(Image.open(folder / 'sweep-fid.png'))
   assert min(plot.shape[:2]) > 500 and plot.std() > 1
   best = table['rows'][[row['fid'] for row in table['rows']].index(table['best']['fid'])]

@@ -66,6 +66,7 @@ def hook(
     experiment, experiment.sampler, scorer, options.every_number, {**facts, 'weights': 'ema'}
   )
   shuffled = order.permutation(experiment.sample.seed, 0, len(labels))
+  told: set[str] = set()
 
   def run(step, state, batch):
     del batch
@@ -85,14 +86,15 @@ def hook(
       'step %d, %d samples: %s', step, len(labels),
       ', '.join(f'{name} {value:.4g}' for name, value in found['scores'].items()),
     )  # fmt: skip
+    evaluation.warn(f'step {step}', [line for line in found['warnings'] if line not in told])
+    told.update(found['warnings'])
     folder = path / FOLDER
     if jax.process_index() == 0:
       card.write_json(folder / f'step-{step:08d}.json', {**found, 'protocol': protocol})
     best = {'score': options.best, 'value': found['scores'][options.best], 'step': step}
     if _is_best(folder, best, identity):
-      _keep(
-        folder, {**best, 'scores': found['scores'], 'identity': identity}, state.ema, trainable.mesh
-      )
+      best |= {name: found[name] for name in ('scores', 'warnings')} | {'identity': identity}
+      _keep(folder, best, state.ema, trainable.mesh)
 
   return loop.Hook(every=options.every, run=run)
 

@@ -5,7 +5,7 @@ killed goes on where it was. What decides the samples is kept beside them: those
 are never mixed, and finished scores of another protocol are never overwritten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import hashlib
 import json
 import pathlib
@@ -18,11 +18,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import build, checkpoint, trees, types
+from diversedit_jax import build, trees, types
 from diversedit_jax.build import scoring as options_lib
 from diversedit_jax.data import order
 from diversedit_jax.evaluation import card, pictures, samples
-from diversedit_jax.modes import scoring, shared, statistics
+from diversedit_jax.modes import scoring, shared, statistics, together
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import run_dir
 
@@ -39,7 +39,10 @@ def evaluate(experiment: build.Experiment, workdir: str, origin: str | None) -> 
   options, folder = experiment.evaluation, path / 'eval'
   name = options.name.replace('{step}', weights.origin.split('/')[-1])
   made = Evaluation(experiment, weights, folder, name, number=options.number)
-  return made.run(keep_samples=options.keep_samples)
+  written = made.run(keep_samples=options.keep_samples)
+  if written:  # On the first process.
+    warn(name, json.loads(made.result.read_text())['warnings'])
+  return written
 
 
 class Evaluation:
@@ -62,6 +65,8 @@ class Evaluation:
     self._experiment, self._weights = experiment, weights
     self._sampler = sampler or experiment.sampler
     self._labels = make_labels(experiment, number)
+    # Parts of the Inception Score are cut from the file's order, which must not be that of labels.
+    self._shuffled = order.permutation(experiment.sample.seed, 0, number)
     self._scorer = scorer or scoring.open_all(experiment, weights.mesh, folder / 'references')
     self.result, self.archive = folder / f'{name}.json', folder / f'{name}.npz'
     self._parts, self._name = folder / f'{name}.parts', name
@@ -83,9 +88,7 @@ class Evaluation:
         logging.warning('%s was not kept; remove %s to make it', self.archive, self.result)
       return [path for path in (self.result, self.archive) if first and path.is_file()]
     seconds, made_before = self._make()
-    parts, count = samples.Parts(self._parts), len(self._labels)
-    # Parts of the Inception Score are cut from the file's order, which must not be that of labels.
-    shuffled = order.permutation(self._experiment.sample.seed, 0, count)
+    parts, shuffled = samples.Parts(self._parts), self._shuffled
     labels, started = self._labels[shuffled], time.monotonic()
     with shared.sampling(self._experiment, self._weights.mesh):
       found = self._scorer.score(lambda: parts.batches(shuffled), labels)
@@ -94,12 +97,13 @@ class Evaluation:
       samples_made_before=made_before, seconds_of_scoring=time.monotonic() - started,
       **self._facts, **self._scorer.facts(), **self._scorer.compared(),
     )  # fmt: skip
-    _log(self._name, found)
+    numbers = ', '.join(f'{name} {value:.4g}' for name, value in found['scores'].items())
+    logging.info('%s: %s', self._name, numbers)
     if not first:
       return []
     written = [self.result]
     if keep_samples and self._are_pictures:
-      shape = (count, *self._scorer.image_shape)
+      shape = (len(labels), *self._scorer.image_shape)
       samples.write_npz(self.archive, shape, parts.batches(shuffled), labels)
       written.append(self.archive)
     card.write_json(self.result, {**found, 'protocol': facts, 'identity': self._identity})
@@ -124,7 +128,7 @@ class Evaluation:
         )
       if first:
         card.write_json(known, self._identity['samples'])
-    checkpoint.all_processes(True)
+    together.wait_for(known.is_file, self._parts)
     if start:
       logging.info('%s: %d of %d samples are there already', self._name, start, count)
     generator = shared.make_generator(
@@ -146,7 +150,7 @@ class Evaluation:
           '%s: sampled %d/%d, %.3g images/s, ETA %.0f s', self._name, start, count, rate,
           (count - start) / rate,
         )  # fmt: skip
-    checkpoint.all_processes(True)  # The others read what the first has written.
+    together.wait_for(lambda: len(samples.Parts(self._parts)) == count, self._parts)
     return time.monotonic() - started, begun
 
 
@@ -221,6 +225,12 @@ def stats(experiment: build.Experiment, workdir: str) -> list[pathlib.Path]:
   return [folder / statistics.file_name(source, view) for view in seen]
 
 
+def warn(name: str, warnings: Iterable[str]) -> None:
+  """Logs what makes scores doubtful."""
+  for line in warnings:
+    logging.warning('%s: %s', name, line)
+
+
 def plain(facts: Any) -> Any:
   """Facts as they come back from a JSON file."""
   return json.loads(json.dumps(facts))
@@ -230,36 +240,32 @@ def _is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
   """Whether a file is there and of this identity.
 
   Raises:
-    UserError: it is of another one; what differs is listed.
+    UserError: it is of another one; what differs is listed. Or not all processes see the same.
   """
-  known = None
-  if path.is_file():
-    try:
-      known = json.loads(path.read_text())
-    except ValueError as error:
-      raise types.UserError(f'{path} is damaged: {error}') from error
-    known = known.get('identity', known)
-  # The first process writes the file later, so all look before any goes on.
-  checkpoint.all_processes(True)
-  if known is None:
-    return False
+  there = path.is_file()
+  fault = _fault(path, identity, what) if there else ''
+  # The first process writes the file later, so all look before any goes on, and all refuse or none.
+  together.check_same(2 if fault else int(there), path.parent)
+  if fault:
+    raise types.UserError(fault)
+  return there
+
+
+def _fault(path, identity, what):
+  """In words, why a file is not of an identity; '' if it is."""
+  try:
+    known = json.loads(path.read_text())
+  except ValueError as error:
+    return f'{path} is damaged: {error}'
+  known = known.get('identity', known)
   changed = run_dir.differences(run_dir.flatten(known), run_dir.flatten(identity))
-  if changed:
-    listed = ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
-    held = path.parent if what == 'samples' else path
-    raise types.UserError(
-      f'{held} has {what} of another protocol: {listed}. Choose another eval.name, or remove it'
-    )
-  return True
+  if not changed:
+    return ''
+  listed = ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
+  held = path.parent if what == 'samples' else path
+  return f'{held} has {what} of another protocol: {listed}. Choose another eval.name, or remove it'
 
 
 def _of_first(number: int) -> int:
   """The first process's number, on every process."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def _log(name, found):
-  numbers = ', '.join(f'{k} {v:.4g}' for k, v in found['scores'].items())
-  logging.info('%s: %s', name, numbers)
-  for warning in found['warnings']:
-    logging.warning('%s: %s', name, warning)

@@ -40,11 +40,14 @@ def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> lis
     for sampler in samplers
   ]  # fmt: skip
   rows: list[dict[str, Any]] = []
+  warnings = [f'{options.number} samples each: compare these among themselves, and quote none']
   for i, (sampler, one) in enumerate(zip(samplers, evaluations, strict=True)):
     logging.info('setting %d of %d: %s', i + 1, len(samplers), _point_name(sampler))
     one.run(keep_samples=False)
     if jax.process_index() == 0:
-      rows.append(_row(sampler, json.loads(one.result.read_text())))
+      found = json.loads(one.result.read_text())
+      rows.append(_row(sampler, found, f'{name}/{one.result.name}'))
+      warnings += [line for line in found['warnings'] if line not in warnings]
   if jax.process_index() != 0:
     return []
   choose = options_lib.BEST[options.score]
@@ -52,18 +55,19 @@ def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> lis
   table, plot = folder / f'{name}.json', folder / f'{name}.png'
   card.write_json(table, {
     'score': options.score, 'number': options.number, 'best': best, 'rows': rows,
-    'warning': f'{options.number} samples each: compare these among themselves, and quote none',
+    'warnings': warnings,
   })  # fmt: skip
   label = f'{options.score.replace("_", " ")} of {options.number} samples'
   curves = _curves(rows, options.score)
   figures.guidance_curves(plot, curves, label=label, lowest_is_best=choose is min)
-  logging.info('%s', as_text(rows, options.score, best))
+  evaluation.warn(name, warnings)
+  logging.info('%s\nprotocol of the best: %s', as_text(rows, options.score, best), best['file'])
   return [table, plot]
 
 
 def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str:
   """The table for a terminal; the best setting has a star."""
-  names = [score, *(k for k in rows[0] if k not in (score, 'scale', 'interval', 'nfe'))]
+  names = [score, *(k for k in rows[0] if k not in (score, 'scale', 'interval', 'nfe', 'file'))]
   lines = [f'{"scale":>7}  {"interval":<12}{"NFE":>6}' + ''.join(f'{n:>22}' for n in names)]
   for row in rows:
     low, high = row['interval']
@@ -97,9 +101,9 @@ def _point_name(sampler):
   return f'w{sampler.guidance_scale:g}-t{sampler.guidance_low:g}-{sampler.guidance_high:g}'
 
 
-def _row(sampler, found):
+def _row(sampler, found, file):
   return {
     'scale': sampler.guidance_scale,
     'interval': [sampler.guidance_low, sampler.guidance_high],
-    'nfe': trajectory.evaluations(sampler).per_sample, **found['scores'],
+    'nfe': trajectory.evaluations(sampler).per_sample, 'file': file, **found['scores'],
   }  # fmt: skip

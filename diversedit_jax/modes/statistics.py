@@ -8,6 +8,7 @@ import jax
 from diversedit_jax import checkpoint
 from diversedit_jax.data import order, sources
 from diversedit_jax.evaluation import card, pictures, reference, views
+from diversedit_jax.modes import together
 
 _ORDER_SEED = 0
 
@@ -25,7 +26,8 @@ def kept(
     folder: where the file is looked for and written.
 
   Raises:
-    UserError: for a source without square uint8 colour pictures.
+    UserError: for a source without square uint8 colour pictures, or a folder that not all
+      processes see.
   """
   pictures.check_source(source)
   side = source.pixel_shape[0]
@@ -44,7 +46,7 @@ def kept(
     )  # fmt: skip
     if jax.process_index() == 0:
       reference.write(path, summary, facts)
-    checkpoint.all_processes(True)  # Nobody reads it before it is there.
+    together.wait_for(path.is_file, folder)
   return reference.read(path)
 
 
