@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import embed
+from diversedit_jax.models import embed, products
 
 
 class Projector(nnx.Module):
@@ -36,7 +36,7 @@ class AlignmentHead(nnx.Module):
 
 
 def _linear(fan_in: int, fan_out: int, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> nnx.Linear:
-  return nnx.Linear(
+  return products.Linear(
     fan_in, fan_out, kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'),
     dtype=dtype, rngs=rngs,
   )  # fmt: skip

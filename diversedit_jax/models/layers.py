@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from diversedit_jax import trees
-from diversedit_jax.models import attention, embed
+from diversedit_jax.models import attention, embed, products
 
 NORM_EPSILON = 1e-6
 QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
@@ -79,11 +79,11 @@ class Attention(nnx.Module):
     self.implementation = attention.choose(
       config.attention, config.sequence, config.heads, width // config.heads, config.dtype
     )
-    self.qkv = nnx.Linear(
+    self.qkv = products.Linear(
       width, 3 * width, kernel_init=embed.xavier('embed', 'heads'),
       bias_init=embed.zeros('heads'), dtype=dtype, rngs=rngs,
     )  # fmt: skip
-    self.proj = nnx.Linear(
+    self.proj = products.Linear(
       width, width, kernel_init=embed.xavier('heads', 'embed'),
       bias_init=embed.zeros('embed'), dtype=dtype, rngs=rngs,
     )  # fmt: skip
@@ -110,11 +110,11 @@ class Mlp(nnx.Module):
 
   def __init__(self, config, *, rngs: nnx.Rngs):
     hidden, dtype = int(config.width * config.mlp_ratio), config.compute_dtype
-    self.fc1 = nnx.Linear(
+    self.fc1 = products.Linear(
       config.width, hidden, kernel_init=embed.xavier('embed', 'mlp'),
       bias_init=embed.zeros('mlp'), dtype=dtype, rngs=rngs,
     )  # fmt: skip
-    self.fc2 = nnx.Linear(
+    self.fc2 = products.Linear(
       hidden, config.width, kernel_init=embed.xavier('mlp', 'embed'),
       bias_init=embed.zeros('embed'), dtype=dtype, rngs=rngs,
     )  # fmt: skip
@@ -181,12 +181,12 @@ def fused(
   halves = [h - mean for h in halves]
   squares = sum(jnp.sum(jnp.square(h), axis=-1, keepdims=True) for h in halves)
   inverse = jax.lax.rsqrt(squares / (2 * d) + NORM_EPSILON)
-  products = []
+  parts = []
   for h, half in zip(halves, (slice(None, d), slice(d, None)), strict=True):
     h = h * inverse * scale_E[None, None, half] + bias_E[None, None, half]
     h, weights = h.astype(dtype or wide), kernel_ED[half].astype(dtype or wide)
-    products.append(jnp.matmul(h, weights, preferred_element_type=wide))
-  return sum(products)
+    parts.append(products.product(h, weights, preferred_element_type=wide))
+  return sum(parts)
 
 
 class Fuse(nnx.Module):
@@ -198,7 +198,7 @@ class Fuse(nnx.Module):
       2 * width, epsilon=NORM_EPSILON, use_fast_variance=False,
       scale_init=embed.ones(None), bias_init=embed.zeros(None), rngs=rngs,
     )  # fmt: skip
-    self.linear = nnx.Linear(
+    self.linear = products.Linear(
       2 * width, width, kernel_init=embed.xavier(None, 'embed'),
       bias_init=embed.zeros('embed'), dtype=config.compute_dtype, rngs=rngs,
     )  # fmt: skip
@@ -217,7 +217,7 @@ class Final(nnx.Module):
   """
 
   def __init__(self, config, *, rngs: nnx.Rngs):
-    head = lambda out: nnx.Linear(
+    head = lambda out: products.Linear(
       config.width, out, kernel_init=embed.zeros('embed', None), bias_init=embed.zeros(None),
       rngs=rngs,
     )  # fmt: skip

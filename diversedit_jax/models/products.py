@@ -1,9 +1,10 @@
-"""Matrix products whose kernel gradients are summed over devices in float32.
+"""Matrix products of tokens with kernels, [..., D] x [D, E], as all linear layers here have them.
 
-Of a product y = x w the gradient dL/dw = x^T dL/dy is a sum over all examples, and so over the
-devices that hold them. JAX makes it in the dtype of w, and the compiler adds the devices' parts in
-the dtype of that product: in bfloat16, each part rounded before the sum. Here the product leaves in
-float32 and is rounded when the sum is done.
+Of a product y = x w the gradient dL/dw = x^T dL/dy is a sum over all examples, which two things
+spoil. If more than one axis stands before the last, XLA copies one side transposed before the
+product (a third slower on a CPU): so all rows are taken at once. And JAX makes the gradient in the
+dtype of w, in which the compiler adds the parts of the devices that hold the examples: in bfloat16,
+each part rounded before the sum. `sum_in_float32` rounds after it.
 """
 
 import functools
@@ -11,6 +12,21 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
+
+
+def product(x, w, **options):
+  """x [..., D] times w [D, E], over all rows; options of `jax.lax.dot_general`."""
+  return jax.lax.dot_general(_flat(x), w, _ROWS, **options).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def rows(x, w, dimension_numbers, precision=None, preferred_element_type=None, **unused):
+  """`product` as `nnx.Linear` calls it."""
+  _check_plain(x, dimension_numbers, unused)
+  return product(x, w, precision=precision, preferred_element_type=preferred_element_type)
+
+
+Linear = functools.partial(nnx.Linear, dot_general=rows)
+"""`nnx.Linear` over all rows."""
 
 
 def sum_in_float32(network: nnx.Module) -> nnx.Module:
@@ -27,19 +43,30 @@ def sum_in_float32(network: nnx.Module) -> nnx.Module:
 
 
 def dot_general(x, w, dimension_numbers, precision=None, **unused):
-  """`jax.lax.dot_general` of x [..., D] and w [D, E] as `nnx.Linear` calls it.
+  """`rows` with a gradient towards w that is float32 until it is summed.
 
   Its rule is one for JVPs, so that MeanFlow can differentiate both ways.
   """
+  _check_plain(x, dimension_numbers, unused)
+  return _product(_flat(x), w, precision).reshape(*x.shape[:-1], w.shape[-1])
+
+
+_ROWS = (((1,), (0,)), ((), ()))
+
+
+def _flat(x):
+  return x.reshape(-1, x.shape[-1])
+
+
+def _check_plain(x, dimension_numbers, unused):
   expected = (((x.ndim - 1,), (0,)), ((), ()))
   if dimension_numbers != expected or any(value is not None for value in unused.values()):
     raise ValueError(f'{dimension_numbers=} and {unused}, expected those of a plain linear layer')
-  return _product(x, w, precision)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _product(x, w, precision):
-  return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+  return jax.lax.dot_general(x, w, _ROWS, precision=precision)
 
 
 def _jvp(precision, primals, tangents):
@@ -60,9 +87,8 @@ _product.defjvp(_jvp, symbolic_zeros=True)
 
 def _kernel_gradient(x, g, *, precision):
   """x^T g, in float32 until the devices' parts are added."""
-  every = tuple(range(x.ndim - 1))
   wide = jax.lax.dot_general(
-    x, g, ((every, every), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    x, g, (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
   )
   return wide.astype(x.dtype)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from diversedit_jax import sharding, trees, types
-from diversedit_jax.models import attention, embed, layers, sizes, stack, taps
+from diversedit_jax.models import attention, embed, layers, products, sizes, stack, taps
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -150,7 +150,7 @@ class SiT(nnx.Module):
 
   def __init__(self, config: SiTConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.patch_embed = nnx.Linear(
+    self.patch_embed = products.Linear(
       config.patch_size**2 * config.channels, config.width,
       kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'),
       rngs=rngs,

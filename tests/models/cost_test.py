@@ -126,7 +126,10 @@ def carried_bytes(config, n):
   lengths = (config.depth, config.depth // 2)  # What a scan stacks has its length in front.
   stored = [v.aval for e in scans for v in e.outvars if v.aval.shape[:1] in {(x,) for x in lengths}]
   # One value per token at least; the rest are gradients of parameters and vectors per example.
-  per_token = [a for a in stored if n in a.shape and a.size >= a.shape[0] * n * config.tokens]
+  per_token = [
+    a for a in stored
+    if {n, n * config.tokens} & set(a.shape) and a.size >= a.shape[0] * n * config.tokens
+  ]  # fmt: skip
   return sum(a.size * a.dtype.itemsize for a in per_token) / n
 
 
@@ -139,7 +142,8 @@ def carried_bytes(config, n):
   ],
 )  # fmt: skip
 def test_kept_activations_are_those_of_the_traced_gradient(remat, skip, dtype):
-  # Sizes that no axis of a parameter has, so that activations are told by their batch axis.
+  # Sizes that no axis of a parameter has, so that activations are told by their axis of the
+  # batch, or of all its tokens.
   fields = dict(depth=8, width=128, heads=2, channels=4, skip=skip, remat=remat, dtype=dtype)
   deep, deeper = small(**fields), small(**fields | dict(depth=16))
   # The difference of two depths leaves out the block being differentiated, which no scan returns.

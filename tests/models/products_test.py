@@ -1,4 +1,4 @@
-"""Products whose kernel gradients are float32 until devices' parts are added: values, both ways."""
+"""Products over all rows, and those whose kernel gradients are float32 until they are summed."""
 
 import dataclasses
 
@@ -42,17 +42,27 @@ def test_derivatives_are_those_of_the_product(shape):
       lambda product: jax.jvp(product, (x, w), (x_dot, w)),
       lambda product: jax.grad(lambda x, w: both(product, x, w), (0, 1))(x, w),
     ):
-      ours, expected = function(wide), function(plain)
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
+      for product in (products.product, wide):
+        ours, expected = function(product), function(plain)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
+
+
+def test_all_rows_are_one_axis_of_the_kernel_gradient():
+  """With two, XLA copies one side transposed."""
+  x, w = draw(N, T, D, dtype=np.float32), draw(D, E, dtype=np.float32)
+  for product, axes in ((plain, 2), (products.product, 1), (wide, 1)):
+    (made,) = jaxprs.products(jax.grad(lambda w, p=product: jnp.sum(p(x, w))), w)[-1:]
+    (left, right), _ = made.params['dimension_numbers']
+    assert len(left) == len(right) == axes and set(made.outvars[0].aval.shape) == {D, E}
 
 
 def test_kernel_gradients_leave_the_product_in_float32():
   """And only they."""
   x, w = draw(N, T, D, dtype=jnp.bfloat16), draw(D, E, dtype=jnp.bfloat16)
-  for product, last in ((plain, 'bfloat16'), (wide, 'float32')):
+  for product, last in ((products.product, 'bfloat16'), (wide, 'float32')):
     made = jaxprs.products(jax.grad(lambda x, w, p=product: jnp.sum(p(x, w) ** 2), (0, 1)), x, w)
     of_kernel = [e.outvars[0].aval.dtype for e in made if set(e.outvars[0].aval.shape) == {D, E}]
-    others = {e.outvars[0].aval.dtype for e in made if e.outvars[0].aval.ndim == 3}
+    others = {e.outvars[0].aval.dtype for e in made if N * T in e.outvars[0].aval.shape}
     assert of_kernel == [last] and others == {jnp.dtype('bfloat16')}
 
 
