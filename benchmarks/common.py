@@ -11,6 +11,8 @@ import sys
 
 import jax
 from peers import serving
+import sources
+import timing
 
 from diversedit_jax.evaluation import card
 
@@ -29,6 +31,7 @@ def header() -> dict:
     'platform': device.platform,
     'runtime': getattr(device.client, 'platform_version', '').splitlines()[0:1],
     'commit': commit(),
+    'sources': sources.digest(),
     'cpu_count': os.cpu_count(),
     'machine': platform.machine(),
     'python': platform.python_version(),
@@ -67,6 +70,19 @@ def add_peer_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--threads', type=int, default=1, help='cores for each program; 0 is all of them'
   )
+
+
+def peer_turn(child: serving.Child, count: int) -> timing.Turn:
+  """One turn of a peer, with so many runs."""
+  answer = child.ask('turn', count=count)
+  return timing.Turn(answer['wall'], answer['cpu'])
+
+
+def check_peer(device: str) -> None:
+  """Stops a benchmark whose peer computes on another kind of device. device: as the peer says."""
+  here = 'cuda' if jax.default_backend() == 'gpu' else jax.default_backend()
+  if device.partition(':')[0] != here:
+    raise SystemExit(f'the peer computes on {device}, this program on {here}: nothing to compare')
 
 
 def chosen(parts: Sequence[str], known: Sequence[str]) -> Sequence[str]:

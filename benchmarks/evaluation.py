@@ -32,6 +32,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
 from diversedit_jax import sharding
 from diversedit_jax.evaluation import accumulate, checks, moments, reference, scores, views
@@ -45,11 +46,6 @@ RATE_GOAL, SHARE_GOAL = 2000, 0.02
 
 Clocks = tuple[float, float]
 """Seconds by wall clock and of the CPU."""
-
-
-def spread(values: list[float]) -> dict:
-  """Median, least and most."""
-  return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
 
 
 def clocks() -> Clocks:
@@ -155,12 +151,12 @@ def measure_features(batch_sizes: list[int], count: int, side: int, rounds: int)
   return {
     str(batch): {
       'pictures': total,
-      'network': spread([total / wall for wall, _, _, _ in turns[batch]]),
-      'network_cpu': spread([total / cpu for _, cpu, _, _ in turns[batch]]),
-      'whole': spread([total / wall for _, _, wall, _ in turns[batch]]),
-      'whole_cpu': spread([total / cpu for _, _, _, cpu in turns[batch]]),
-      'whole_over_network': spread([b / a for a, _, b, _ in turns[batch]]),
-      'whole_over_network_cpu': spread([b / a for _, a, _, b in turns[batch]]),
+      'network': timing.spread([total / wall for wall, _, _, _ in turns[batch]]),
+      'network_cpu': timing.spread([total / cpu for _, cpu, _, _ in turns[batch]]),
+      'whole': timing.spread([total / wall for _, _, wall, _ in turns[batch]]),
+      'whole_cpu': timing.spread([total / cpu for _, _, _, cpu in turns[batch]]),
+      'whole_over_network': timing.spread([b / a for a, _, b, _ in turns[batch]]),
+      'whole_over_network_cpu': timing.spread([b / a for _, a, _, b in turns[batch]]),
     }
     for batch, (total, _, _) in sides.items()
   }
@@ -192,8 +188,8 @@ def measure_sums(count: int, batch: int, side: int, rounds: int) -> dict:
   wall, cpu = zip(*(seconds(run) for _ in range(rounds)), strict=True)
   return {
     'pictures': count, 'batch_size': batch,
-    'ms': spread([1000 * t / count for t in wall]),
-    'cpu_ms': spread([1000 * t / count for t in cpu]),
+    'ms': timing.spread([1000 * t / count for t in wall]),
+    'cpu_ms': timing.spread([1000 * t / count for t in cpu]),
     'seconds_for_50k': statistics.median(wall) * COUNT / count,
     'cpu_seconds_for_50k': statistics.median(cpu) * COUNT / count,
   }  # fmt: skip
@@ -226,7 +222,10 @@ def measure_scores(points: int, subsets: int, rounds: int) -> dict:
     for name, run in sides.items():
       turns[name].append(seconds(run))
   found = {
-    name: {'seconds': spread([a for a, _ in rows]), 'cpu_seconds': spread([b for _, b in rows])}
+    name: {
+      'seconds': timing.spread([a for a, _ in rows]),
+      'cpu_seconds': timing.spread([b for _, b in rows]),
+    }
     for name, rows in turns.items()
   }
   return {'width': WIDTH, 'points': points, 'subsets': subsets, 'subset_size': size, **found}

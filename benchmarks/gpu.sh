@@ -6,6 +6,10 @@
 #
 # Numbers go to $OUT, or benchmarks/results: gpu_NAME.json. A piece that fails is reported, and the
 # others run. PYTHON is the interpreter; TORCH_PYTHON that of the peer, PYTHON if it is not given.
+# It takes jax with its CUDA plugin, flax, optax, orbax-checkpoint, safetensors, numpy, scipy, pillow
+# and absl-py; the peer torch and safetensors; the pieces below that read data or configs also
+# array-record, grain and ml-collections. All but `devices` see one GPU, the first of
+# CUDA_VISIBLE_DEVICES, or of the machine.
 set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -13,6 +17,8 @@ out=${OUT:-benchmarks/results}
 export TORCH_PYTHON=${TORCH_PYTHON:-$python}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 limit=${LIMIT:-540}
+first=${CUDA_VISIBLE_DEVICES:-0}
+first=${first%%,*}
 wanted=$*
 failed=()
 
@@ -23,7 +29,9 @@ piece() {
   if [ -n "$wanted" ] && [ "${wanted// /_}" != "$name" ]; then return; fi
   found=1
   echo "== $name: $*"
-  timeout "$limit" "$python" benchmarks/"$@" --json="$out/gpu_$name.json" || failed+=("$name")
+  local visible=(CUDA_VISIBLE_DEVICES="$first")
+  if [ "$name" = devices ]; then visible=(); fi
+  timeout "$limit" env ${visible[@]+"${visible[@]}"} "$python" benchmarks/"$@" --json="$out/gpu_$name.json" || failed+=("$name")
 }
 
 found=
@@ -53,12 +61,13 @@ piece sampling_loop sampling.py --threads=0 --size=B/2 --dtype=bfloat16 --parts=
   --batches=1,8,64
 piece startup_xl startup.py "${xl[@]}" --batch=256 --parts=compiling
 piece checkpoint_xl checkpoint.py --size=XL/2
-# The rest reads data or configs through Grain, and wants it installed.
+piece evaluation evaluation.py --batch_sizes=64,256,512 --pictures=8192 --rounds=5
+piece devices devices.py
+# The rest reads data or configs.
 piece startup_first startup.py "${xl[@]}" --batch=256 --parts=first_step
-piece data_s data.py --size=S/2 --train_batch=256 --dtype=bfloat16
-piece data_xl data.py --size=XL/2 --train_batch=256 --dtype=bfloat16
-piece scaling scaling.py
-piece evaluation evaluation.py
+piece data_s data.py --size=S/2 --train_batch=256 --dtype=bfloat16 --train_steps=100
+piece data_xl data.py --size=XL/2 --train_batch=256 --dtype=bfloat16 --train_steps=30 \
+  --train_rounds=5
 
 if [ -z "$found" ]; then
   echo "no piece is called $wanted" >&2

@@ -7,21 +7,19 @@ CPU, and of the wall otherwise. `bytes` are what the compiler counts, in units o
 """
 
 import functools
-import statistics
-import time
 
 import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timing
 
 from diversedit_jax.models import attention, layers
 from diversedit_jax.training import optim
 from diversedit_jax.training import step as step_lib
 
 ON_CPU = jax.default_backend() == 'cpu'
-clock = time.process_time if ON_CPU else time.perf_counter
 
 
 def draw(*shape, dtype=jnp.float32, seed=0):
@@ -35,26 +33,24 @@ def compare(functions, arguments, rounds) -> dict:
   Each compiled with the arguments of its name; the order changes from round to round.
   """
   compiled = {name: jax.jit(f).lower(*arguments[name]).compile() for name, f in functions.items()}
+  sides = {
+    name: timing.filled(functools.partial(run, *arguments[name])) for name, run in compiled.items()
+  }
   times = {name: [] for name in functions}
-  for name, run in compiled.items():
-    jax.block_until_ready(run(*arguments[name]))
   for i in range(rounds):
     for name in list(times)[:: 1 if i % 2 else -1]:
-      started = clock()
-      jax.block_until_ready(compiled[name](*arguments[name]))
-      times[name].append(1e3 * (clock() - started))
+      times[name].append(1e3 * getattr(sides[name](), timing.main_clock()))
   a, b = times.values()
   ratios = [y / x for x, y in zip(a, b, strict=True)]
   unit = jax.tree.leaves(next(iter(arguments.values())))[0].nbytes
   found = {
     name: {
-      'median': statistics.median(x), 'min': min(x), 'max': max(x),
-      'bytes': compiled[name].cost_analysis()['bytes accessed'] / unit,
+      **timing.spread(x), 'bytes': compiled[name].cost_analysis()['bytes accessed'] / unit,
       'temporary_mib': compiled[name].memory_analysis().temp_size_in_bytes / 2**20,
     }
     for name, x in times.items()
   }  # fmt: skip
-  found['ratio'] = {'median': statistics.median(ratios), 'min': min(ratios), 'max': max(ratios)}
+  found['ratio'] = timing.spread(ratios)
   return found
 
 

@@ -5,7 +5,8 @@
 
 1. alone: value and gradient of random features, in turns: the authors' eager PyTorch, which
    normalises in every pair; PyTorch with unit vectors made once; the definition over pairs compiled
-   by XLA; one Gram matrix; and the running sum that training uses.
+   by XLA, and the same of unit vectors that are kept in memory, which XLA would make anew in every
+   pair; one Gram matrix; and the running sum that training uses.
 2. step: a training step with long skips, with and without the loss of all blocks, in turns.
 3. sweep: the loss alone over k blocks, fitted by k and by pairs beside the paper's five run times,
    and steps of a thin network of 24 blocks with losses over half of them and over all.
@@ -30,7 +31,8 @@ from safetensors import numpy as safetensors
 import steps
 import timing
 
-from diversedit_jax.losses import diversity, diversity_config, diversity_streaming
+from diversedit_jax.losses import diversity, diversity_config, diversity_layers
+from diversedit_jax.losses import diversity_streaming as streaming
 
 PARTS = ('alone', 'step', 'sweep', 'bytes', 'error')
 # Hours of SiT-L by blocks compared, 0 to all (arXiv 2603.04239, Table A7).
@@ -49,23 +51,41 @@ def features(depth: int, shape: tuple[int, int, int]) -> np.ndarray:
 
 def of_features(f_LNTD: jax.Array, config: diversity_config.DiversityConfig) -> jax.Array:
   """The loss by the training path."""
-  loss_G, terms_G = diversity_streaming.from_features(f_LNTD, config.select(len(f_LNTD)), config)
+  loss_G, terms_G = streaming.from_features(f_LNTD, config.select(len(f_LNTD)), config)
   return config.objective(loss_G, terms_G)[0]
 
 
 def of_blocks(*blocks: jax.Array) -> jax.Array:
   """The running sum without a loop, each block an argument of its own."""
   selection = _SUM.select(len(blocks))
-  carry, sums = diversity_streaming.init_statistics(blocks[0].shape, blocks[0].dtype), []
+  carry, sums = streaming.init_statistics(blocks[0].shape, blocks[0].dtype), []
   for f_NTD, selected in zip(blocks, selection.selected_L, strict=True):
-    carry, left = diversity_streaming.update(carry, f_NTD, selected, _SUM)
+    carry, left = streaming.update(carry, f_NTD, selected, _SUM)
     sums.append(left)
   stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *sums)
-  return _SUM.objective(*diversity_streaming.finish(carry, stacked, selection, _SUM))[0]
+  return _SUM.objective(*streaming.finish(carry, stacked, selection, _SUM))[0]
+
+
+def pairs_once(f_LNTD: jax.Array) -> jax.Array:
+  """The loop over pairs of unit vectors that are in memory, as one writes it with care.
+
+  Without the barrier XLA makes them anew within the sum of every pair.
+  """
+  blocks = tuple(range(len(f_LNTD)))
+  pairs = diversity_layers.all_pairs(blocks)
+  u_LNTD = jax.lax.optimization_barrier(diversity.unit(f_LNTD))
+  mi = sum(jnp.mean(jnp.sum(u_LNTD[i] * u_LNTD[j], axis=-1)) for i, j in pairs) / len(pairs)
+  usage_D = diversity.channel_usage(f_LNTD, blocks)
+  terms = (
+    diversity.orthogonality(f_LNTD, pairs), mi,
+    diversity.dispersion_of_usage(usage_D, len(blocks), 'paper'),
+  )  # fmt: skip
+  return sum(w * term for w, term in zip(diversity.PAPER_WEIGHTS, terms, strict=True))
 
 
 COMPILED = {
   'XLA, pairs': lambda f: diversity.diversity_loss(f)[0],
+  'XLA, pairs of unit vectors': pairs_once,
   'Gram matrix': functools.partial(of_features, config=_GRAM),
   'running sum': functools.partial(of_features, config=_SUM),
 }
@@ -89,8 +109,10 @@ def measure_alone(args, threads: int) -> dict:
         for name, way in _PEERS.items():
           child = serving.Child(args.torch_python, 'torch_loss.py', threads=threads)
           children.append(child)
-          losses[name] = child.ask('make', file=file, way=way)['loss']
-          sides[name] = functools.partial(child_turn, child)
+          facts = child.ask('make', file=file, way=way)
+          common.check_peer(facts['device'])
+          losses[name] = facts['loss']
+          sides[name] = functools.partial(common.peer_turn, child, args.repeat)
       turns = timing.alternate(sides, args.rounds)
     finally:
       for child in children:
@@ -105,12 +127,6 @@ def measure_alone(args, threads: int) -> dict:
     }
     for name in sides
   }  # fmt: skip
-
-
-def child_turn(child: serving.Child) -> timing.Turn:
-  """One turn of a peer."""
-  answer = child.ask('turn')
-  return timing.Turn(answer['wall'], answer['cpu'])
 
 
 def measure_step(args) -> dict:
@@ -268,6 +284,7 @@ def main() -> None:
   """Measures the parts."""
   args = parse()
   threads = timing.use_threads(args.threads)
+  steps.one_device()
   parts = {
     'alone': lambda: measure_alone(args, threads),
     'step': lambda: measure_step(args),

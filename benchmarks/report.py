@@ -2,9 +2,9 @@
 
   python benchmarks/report.py
 
-A goal is met only if the whole spread of its number is on the right side. Nothing in the table is
-written by hand: goals come from goals.py, numbers and devices from the results. Standard library
-only.
+A goal is met only if the whole spread of its number is on the right side; of few rounds, the
+verdict says how many. Nothing in the table is written by hand: goals come from goals.py, numbers
+and devices from the results. Standard library only.
 """
 
 import argparse
@@ -13,9 +13,12 @@ import pathlib
 from typing import Any
 
 import goals
+import sources
 
 FOLDER = pathlib.Path(__file__).parent
-MET, MISSED, NOT_MEASURED = 'met', 'missed', 'not measured'
+MET, MISSED, NOT_MEASURED, ELSEWHERE = 'met', 'missed', 'not measured', 'other device'
+OLDER = 'of older sources'
+_FEW = 5  # Rounds, of which the spread says little.
 
 _HEAD = """# Benchmarks
 
@@ -25,6 +28,8 @@ in `goals.py`. A goal is met only if the whole spread of its number is on the ri
 - Commands are run as `python benchmarks/COMMAND`; those on a GPU as `benchmarks/gpu.sh NAME`, and
   `benchmarks/gpu.sh` alone runs all of them. `PYTHON_WITH_TORCH` is any Python with torch and
   safetensors; `python benchmarks/peers/check.py` shows that the PyTorch peer computes the same.
+- The note `of older sources` is on numbers that were taken before a change of any Python file that
+  is measured or measures; it does not say that the change matters to them.
 - Ratios are those of turns within one run (`timing.py`). On a CPU they are of CPU seconds, which
   the load of other processes hardly touches; the load is given all the same.
 - What was predicted, tried and learnt is in `NOTES.md`.
@@ -43,10 +48,18 @@ def platform(result: dict) -> str:
   return header.get('platform') or ('cpu' if header['device'].startswith('cpu') else 'gpu')
 
 
+def elsewhere(results: dict[str, Any], goal: goals.Goal) -> bool:
+  """Whether the goal's file is of another GPU, or of another number of them, than it speaks of."""
+  found = results.get(goal.file)
+  if found is None or platform(found) != goal.platform:
+    return False
+  return not found['header']['device'].endswith(goal.device)
+
+
 def find(results: dict[str, Any], goal: goals.Goal) -> dict[str, float] | None:
   """The goal's number as a spread; None if there is none from the right kind of device."""
   found = results.get(goal.file)
-  if found is None or platform(found) != goal.platform:
+  if found is None or platform(found) != goal.platform or elsewhere(results, goal):
     return None
   for step in goal.path:
     if not isinstance(found, dict) or step not in found:
@@ -63,11 +76,15 @@ def reached(value: float, goal: goals.Goal) -> bool:
 
 
 def verdict(spread: dict[str, float] | None, goal: goals.Goal) -> str:
-  """Of a goal; where only part of the spread is on the right side, it is missed, and says so."""
+  """Of a goal; where only part of the spread is on the right side, it is missed, and says so.
+
+  A goal that was met says of how few rounds; a number without rounds is counted, not timed.
+  """
   if spread is None:
     return NOT_MEASURED
   if all(reached(spread[end], goal) for end in ('min', 'max')):
-    return MET
+    rounds = spread.get('rounds', _FEW)
+    return MET if rounds >= _FEW else f'{MET} ({rounds} round{"s" if rounds > 1 else ""})'
   return f'{MISSED} (median met, spread not)' if reached(spread['median'], goal) else MISSED
 
 
@@ -93,20 +110,28 @@ def device(results: dict[str, Any], goal: goals.Goal, spread: dict | None) -> st
   return f'{header["device"]}{commit}, load {header["load_average"]:.1f}'
 
 
-def render(results: dict[str, Any]) -> str:
-  """The page."""
-  lines = ['| # | metric | goal | value | verdict | device | command |', '|' + '---|' * 7]
-  counts = {MET: 0, MISSED: 0, NOT_MEASURED: 0}
+def note(results: dict[str, Any], goal: goals.Goal, spread: dict | None, digest: str) -> str:
+  """Whether the number was taken of the sources with that digest."""
+  stale = spread is not None and results[goal.file]['header'].get('sources') != digest
+  return OLDER if stale else '-'
+
+
+def render(results: dict[str, Any], digest: str) -> str:
+  """The page. digest: of the sources as they are."""
+  lines = ['| # | metric | goal | value | verdict | note | device | command |', '|' + '---|' * 8]
+  counts = {MET: 0, MISSED: 0, NOT_MEASURED: 0, ELSEWHERE: 0}
   for goal in goals.GOALS:
     spread = find(results, goal)
-    judged = verdict(spread, goal)
+    judged = ELSEWHERE if elsewhere(results, goal) else verdict(spread, goal)
     counts[judged.partition(' (')[0]] += 1
     cells = (
       str(goal.number), goal.metric, f'{goal.sign} {number(goal.bound)}', shown(spread), judged,
-      device(results, goal, spread), f'`{goal.command}`',
+      note(results, goal, spread, digest), device(results, goal, spread), f'`{goal.command}`',
     )  # fmt: skip
     lines.append('| ' + ' | '.join(cells) + ' |')
-  total = ', '.join(f'{count} {name}' for name, count in counts.items())
+  total = ', '.join(
+    f'{count} {name}' for name, count in counts.items() if count or name != ELSEWHERE
+  )
   used = {goal.file for goal in goals.GOALS}
   other = [
     f'- `{name}`: {result["header"]["device"]}'
@@ -123,7 +148,7 @@ def main() -> None:
   parser.add_argument('--results', default=str(FOLDER / 'results'), help='folder of JSON files')
   parser.add_argument('--output', default=str(FOLDER / 'README.md'))
   args = parser.parse_args()
-  pathlib.Path(args.output).write_text(render(load(pathlib.Path(args.results))))
+  pathlib.Path(args.output).write_text(render(load(pathlib.Path(args.results)), sources.digest()))
 
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ from diversedit_jax import rng
 from diversedit_jax.data import images
 from diversedit_jax.frozen import vae, vae_files
 from diversedit_jax.methods import base
-from diversedit_jax.models import cost
+from diversedit_jax.models import cost, layers
 from diversedit_jax.sampling import guidance, steppers, trajectory
 
 PARTS = ('loop', 'guidance', 'speed')
@@ -62,7 +62,7 @@ class Sampler:
     """A call that samples a batch. decode: (params, z_NHWC) -> pictures, with its parameters."""
 
     def run(params, keys_N, labels_N, decoder):
-      network = nnx.merge(self.graphdef, params)
+      network = layers.cast_products(nnx.merge(self.graphdef, params))
       z_NHWC = self.flow.sample(network, keys_N, labels_N, config)
       return z_NHWC if decode is None else decode.run(decoder, z_NHWC)
 
@@ -72,7 +72,8 @@ class Sampler:
   def loop(self, config: trajectory.SamplerConfig, batch: int):
     """The same samples by a Python loop over one compiled step (two where guidance comes and goes).
 
-    The noise of a step is made within it, and its constants are made beforehand.
+    The noise of a step is made within it, and its constants are made beforehand. Parameters are
+    cast once for all steps, as they are in the program.
     """
     keys_N, labels_N = self.inputs(batch)
     shape, dtype = self.model.shape, trajectory.state_dtype(config)
@@ -89,6 +90,7 @@ class Sampler:
       z_NHWC = trajectory.normal(keys_N, shape, 'sampling_step', dtype, index)
       return steppers.euler_maruyama(velocity, x_NHWC, step, z_NHWC)
 
+    cast = jax.jit(lambda params: nnx.state(layers.cast_products(nnx.merge(self.graphdef, params))))
     jitted = jax.jit(one, static_argnames='guided', donate_argnums=1)
     sequence = [
       (jnp.asarray(index), jax.tree.map(lambda c, i=i: jnp.asarray(c[i], dtype), stretch.steps),
@@ -98,9 +100,9 @@ class Sampler:
     ]  # fmt: skip
 
     def run():
-      x_NHWC = start()
+      params, x_NHWC = cast(self.params), start()
       for index, step, guided in sequence:
-        x_NHWC = jitted(self.params, x_NHWC, index, step, guided=guided)
+        x_NHWC = jitted(params, x_NHWC, index, step, guided=guided)
       return x_NHWC
 
     return run
@@ -157,7 +159,7 @@ def measure_guidance(sampler: Sampler, config: trajectory.SamplerConfig, args) -
     evaluations = trajectory.evaluations(kind).per_sample
     ratio = timing.ratio(turns[name], turns['none'])
     relative = {
-      clock: {k: v * alone / evaluations for k, v in found.items()}
+      clock: {k: v if k == 'rounds' else v * alone / evaluations for k, v in found.items()}
       for clock, found in ratio.items()
     }
     rows[name] = {
@@ -221,6 +223,7 @@ def main() -> None:
   """Measures the parts."""
   args = parse()
   threads = timing.use_threads(args.threads)
+  steps.one_device()
   config = trajectory.SamplerConfig(kind=args.kind, steps=args.steps)
   sampler = Sampler(args)
   run = {'loop': measure_loop, 'guidance': measure_guidance, 'speed': measure_speed}

@@ -3,60 +3,60 @@
   python benchmarks/scaling.py
 
 Devices are simulated on the CPU, one layout in a child process each, so no time means anything:
-the numbers come from the compiled program and its results.
+the numbers come from the compiled program and its results. A CPU adds bfloat16 in float32, so the
+dtypes of sums come from the program before the backend's own passes.
 """
 
 import argparse
 import json
+import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
 import tempfile
 
-LAYOUTS = {  # Devices, then sizes of 'data', 'fsdp' and 'tensor', then whether ZeRO-1.
-  'one': (1, 1, 1, 1, False),
-  'dp': (8, 8, 1, 1, False),
-  'zero1': (8, 8, 1, 1, True),
-  'fsdp': (8, 1, 8, 1, False),
-  'tp2': (8, 4, 1, 2, False),
+LAYOUTS = {  # Devices, sizes of 'data', 'fsdp' and 'tensor', whether ZeRO-1, the compute dtype.
+  'one': (1, 1, 1, 1, False, 'float32'),
+  'dp': (8, 8, 1, 1, False, 'float32'),
+  'zero1': (8, 8, 1, 1, True, 'float32'),
+  'fsdp': (8, 1, 8, 1, False, 'float32'),
+  'tp2': (8, 4, 1, 2, False, 'float32'),
+  'dp bfloat16': (8, 8, 1, 1, False, 'bfloat16'),
 }
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 ITEM_BYTES = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
 
 
 def collectives(text: str, depth: int) -> dict:
-  """Number and bytes of the results of each kind of collective in a compiled program.
+  """Number and bytes, in all and of each dtype, of the results of each kind of collective.
 
   What stands in the body of a loop counts `depth` times, which holds for the scan over blocks.
   """
-  found = {kind: {'count': 0, 'bytes': 0} for kind in KINDS}
+  found = {kind: {'count': 0, 'bytes': 0, 'bytes by dtype': {}} for kind in KINDS}
   for computation in re.split(r'\n(?=\S)', text):
     times = 1 if computation.startswith('ENTRY') else depth
     for line in computation.splitlines():
       match = re.search(rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(', line)
       if match:
-        sizes = re.findall(r'(\w+)\[([\d,]*)\]', match[1])
-        bytes_ = sum(
-          ITEM_BYTES[dtype] * _product(int(n) for n in dims.split(',') if n)
-          for dtype, dims in sizes if dtype in ITEM_BYTES
-        )  # fmt: skip
-        found[match[2]]['count'] += times
-        found[match[2]]['bytes'] += times * bytes_
+        sums = found[match[2]]
+        sums['count'] += times
+        for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', match[1]):
+          if dtype in ITEM_BYTES:
+            size = times * ITEM_BYTES[dtype] * math.prod(int(n) for n in dims.split(',') if n)
+            sums['bytes'] += size
+            sums['bytes by dtype'][dtype] = sums['bytes by dtype'].get(dtype, 0) + size
   return {kind: sums for kind, sums in found.items() if sums['count']}
 
 
-def _product(numbers) -> int:
-  result = 1
-  for n in numbers:
-    result *= n
-  return result
-
-
-def child(layout: str, depth: int, width: int, output: str) -> None:
-  """Three steps of one layout; writes losses and counts."""
-  devices, data, fsdp, tensor, zero1 = LAYOUTS[layout]
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None:
+  """Three steps of one layout; writes losses and counts. dumped: an empty folder."""
+  devices, data, fsdp, tensor, zero1, dtype = LAYOUTS[layout]
+  os.environ['XLA_FLAGS'] = (
+    f'--xla_force_host_platform_device_count={devices} --xla_dump_to={dumped} '
+    '--xla_dump_hlo_pass_re=spmd-partitioning'
+  )
   import jax
   import numpy as np
 
@@ -69,7 +69,13 @@ def child(layout: str, depth: int, width: int, output: str) -> None:
   from diversedit_jax.training import step as step_lib
 
   config = sit.SiTConfig(
-    input_size=(8, 8), depth=depth, width=width, heads=4, patch_size=2, num_classes=15
+    input_size=(8, 8),
+    depth=depth,
+    width=width,
+    heads=4,
+    patch_size=2,
+    num_classes=15,
+    dtype=dtype,
   )
   law, path = times.Uniform(), interpolants.linear()
   objective = base.Objective(
@@ -111,13 +117,33 @@ def child(layout: str, depth: int, width: int, output: str) -> None:
     'argument_bytes_per_device': memory.argument_size_in_bytes,
     'temporary_bytes_per_device': memory.temp_size_in_bytes,
     'collectives': collectives(compiled.as_text(), depth),
+    'collectives before the backend': collectives(partitioned(dumped), depth),
   }
   with open(output, 'w') as file:
     json.dump(result, file)
 
 
+def partitioned(folder: str) -> str:
+  """The dumped step as it left the partitioner; empty on one device."""
+  found = pathlib.Path(folder).glob('*jit_step*after_spmd-partitioning*.txt')
+  return ''.join(path.read_text() for path in found)
+
+
+def goal_22(layouts: dict) -> dict:
+  """Difference of float32 layouts from one device, bytes reduced, state on a device."""
+  exact = [found for name, found in layouts.items() if LAYOUTS[name][-1] == 'float32']
+  sums = layouts['dp bfloat16']['collectives before the backend']['all-reduce']
+  return {
+    'difference': max(found['largest relative difference from one device'] for found in exact),
+    'bytes_off': abs(layouts['dp']['all-reduce / parameter bytes'] - 1),
+    'state_share': layouts['fsdp']['state per device / whole'],
+    'share_of_float32_in_bfloat16': sums['bytes by dtype'].get('f32', 0) / sums['bytes'],
+  }
+
+
 def main() -> None:
   """Runs all layouts and compares them with one device."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # Of the header too, which says where numbers come from.
   import common
 
   parser = common.parser(__doc__.splitlines()[0], 'scaling')
@@ -126,14 +152,15 @@ def main() -> None:
   parser.add_argument('--child', choices=LAYOUTS, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.child:
-    child(args.child, args.depth, args.width, args.json)
+    with tempfile.TemporaryDirectory() as folder:
+      child(args.child, args.depth, args.width, args.json, folder)
     return
   measured = {}
   for layout in LAYOUTS:
     with tempfile.NamedTemporaryFile(suffix='.json') as file:
       command = [sys.executable, __file__, f'--child={layout}', f'--json={file.name}']
       command += [f'--depth={args.depth}', f'--width={args.width}']
-      subprocess.run(command, check=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+      subprocess.run(command, check=True)
       measured[layout] = json.load(file)
   one = measured['one']
   for found in measured.values():
@@ -147,7 +174,9 @@ def main() -> None:
     reduced = found['collectives'].get('all-reduce', {'bytes': 0})['bytes']
     found['all-reduce / parameter bytes'] = reduced / found['parameter_bytes']
   arguments = {name: x for name, x in common.arguments(args).items() if name != 'child'}
-  common.write(args.json, {'arguments': arguments, 'layouts': measured})
+  common.write(
+    args.json, {'arguments': arguments, 'layouts': measured, 'goal_22': goal_22(measured)}
+  )
 
 
 if __name__ == '__main__':

@@ -182,6 +182,14 @@ def perturbed(network: nnx.Module, scale: float = 0.02) -> nnx.Module:
   return nnx.merge(graphdef, jax.tree.unflatten(treedef, noisy))
 
 
+def one_device() -> None:
+  """Stops a benchmark that would spread its work over several GPUs: its numbers are of one."""
+  if jax.default_backend() != 'cpu' and jax.device_count() != 1:
+    raise SystemExit(
+      f'{jax.device_count()} devices, expected one: set CUDA_VISIBLE_DEVICES to the number of a GPU'
+    )
+
+
 def no_input_libraries() -> None:
   """Raises RuntimeError if a library for reading data was imported."""
   found = [name for name in _NOT_WANTED if name in sys.modules]

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 
 Spread = dict[str, float]
 
+_FILLED = 0.05  # Seconds, beside which a wait for a device is nothing.
+
 
 class Turn(NamedTuple):
   """wall, cpu: seconds that one turn of one side took."""
@@ -36,22 +38,45 @@ Side = Callable[[], Turn]
 
 
 def spread(values: Iterable[float]) -> Spread:
-  """Median, least and most."""
+  """Median, least and most, and of how many values: `rounds`."""
   values = list(values)
-  return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
+  return {
+    'median': statistics.median(values), 'min': min(values), 'max': max(values),
+    'rounds': len(values),
+  }  # fmt: skip
 
 
 def clocked(run: Callable[[], Any], repeat: int = 1) -> Side:
-  """A side of this process. run: once through the work; returns arrays that are waited for."""
+  """A side of this process.
+
+  An accelerator is given all runs at once and waited for at the end, as it is in training: it does
+  them in order, and a wait after each one would count the way back to the host.
+
+  Args:
+    run: once through the work; returns arrays that are waited for.
+    repeat: runs in one turn, whose seconds are of one.
+  """
 
   def turn():
     started = time.perf_counter(), time.process_time()
     for _ in range(repeat):
-      jax.block_until_ready(run())
+      made = run()
+      if main_clock() == 'cpu':  # There they would run side by side.
+        jax.block_until_ready(made)
+    jax.block_until_ready(made)
     wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
     return Turn(wall / repeat, cpu / repeat)
 
   return turn
+
+
+def filled(run: Callable[[], Any], seconds: float = _FILLED) -> Side:
+  """`clocked` with as many runs in a turn as fill the given time; runs it to find out."""
+  clocked(run)()  # Compiles.
+  repeat = 1
+  while repeat * clocked(run, repeat)().wall < seconds:
+    repeat *= 2
+  return clocked(run, repeat)
 
 
 def alternate(sides: Mapping[str, Side], rounds: int, *, warm_up: int = 1) -> dict[str, list[Turn]]:
@@ -122,14 +147,14 @@ def matmul(size: int, dtype: str) -> tuple[Side, float]:
   """
   a, b = jax.random.normal(jax.random.key(0), (2, size, size)).astype(dtype)
   product = jax.jit(lambda a, b: a @ b)
-  return clocked(lambda: product(a, b)), 2.0 * size**3
+  return filled(lambda: product(a, b)), 2.0 * size**3
 
 
 def copy(megabytes: int) -> tuple[Side, float]:
   """A pass over memory that reads and writes so many megabytes each, and its bytes in all."""
   x = jnp.arange(megabytes * 2**18, dtype=jnp.float32)
   negate = jax.jit(lambda x: -x)
-  return clocked(lambda: negate(x)), 2.0 * x.nbytes
+  return filled(lambda: negate(x)), 2.0 * x.nbytes
 
 
 def ceilings(rounds: int = 5) -> dict[str, Spread]:

@@ -82,6 +82,7 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
       'make', size=args.size, batch=args.batch, side=args.resolution // 8, variant=variant,
       dtype=args.torch_dtype or args.dtype, compile=mode,
     )  # fmt: skip
+    common.check_peer(facts['device'])
     facts['compile_seconds'] = child.ask('compiled')['seconds']
     made[name] = (child, facts)
     print(name, facts, flush=True)
@@ -99,12 +100,6 @@ def describe(case: steps.Case, made: steps.Step) -> dict:
     'program': 'ours', 'compile_seconds': made.compile_seconds,
     'peak_gib': made.peak_bytes / 2**30, 'loss': made.check(), 'dispatch_ms': made.dispatch_ms(5),
   }  # fmt: skip
-
-
-def child_turn(child, count: int) -> timing.Turn:
-  """One turn of a peer."""
-  answer = child.ask('turn', count=count)
-  return timing.Turn(answer['wall'], answer['cpu'])
 
 
 def rates(row: dict, turns, flops: float, args, ceiling_turns, ceiling_flops: float) -> dict:
@@ -135,7 +130,7 @@ def measure(args, threads: int) -> dict:
       flops[name] = made[name].flops
       print(f'{name}: compiled in {made[name].compile_seconds:.1f} s', flush=True)
     for name, (child, _) in theirs.items():
-      sides[name] = functools.partial(child_turn, child, args.steps)
+      sides[name] = functools.partial(common.peer_turn, child, args.steps)
       flops[name] = made[next(k for k, c in ours.items() if c.variant == name.split()[0])].flops
     sides['matmul'], ceiling_flops = timing.matmul(timing.matmul_size(), args.dtype)
     turns = timing.alternate(sides, args.rounds, warm_up=2)
@@ -187,6 +182,7 @@ def main() -> None:
   threads = timing.use_threads(args.threads)  # Before the first array, which starts JAX.
   # Of an accelerator's memory JAX takes a share at once, and never gives any of it back.
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45' if args.peer else '0.92')
+  steps.one_device()
   ceilings = timing.ceilings()
   rows = measure(args, threads)
   show(rows)

@@ -16,7 +16,7 @@ FOLDER = ROOT / 'benchmarks'
 # Of machines with an accelerator, which may lack libraries for reading data.
 WITHOUT_INPUT = (
   'train_step', 'loss_overhead', 'sampling', 'startup', 'checkpoint', 'kernels', 'evaluation',
-  'scaling',
+  'devices', 'scaling',
 )  # fmt: skip
 INPUT = ('grain', 'tensorflow', 'array_record')
 TORCH = os.environ.get('TORCH_PYTHON', sys.executable)
@@ -46,11 +46,15 @@ def test_spread_of_a_turn_by_turn_measurement():
     {'a': side('a', [9.0, 2.0, 4.0, 6.0]), 'b': side('b', [9.0, 1.0, 8.0, 2.0])}, rounds=3
   )
   assert order == ['a', 'b'] * 4
-  assert timing.summary(turns['a'])['wall'] == {'median': 4.0, 'min': 2.0, 'max': 6.0}
+  assert timing.summary(turns['a'])['wall'] == {
+    'median': 4.0, 'min': 2.0, 'max': 6.0, 'rounds': 3,
+  }  # fmt: skip
   ratio = timing.ratio(turns['a'], turns['b'])
   # Rounds 2/1, 4/8, 6/2; the warm-up is not among them.
-  assert ratio['wall'] == {'median': 2.0, 'min': 0.5, 'max': 3.0, 'of_medians': 4.0 / 2.0}
-  assert ratio['cpu'] == {'median': 1.0, 'min': 1.0, 'max': 1.0, 'of_medians': 1.0}
+  assert ratio['wall'] == {
+    'median': 2.0, 'min': 0.5, 'max': 3.0, 'of_medians': 4.0 / 2.0, 'rounds': 3,
+  }  # fmt: skip
+  assert ratio['cpu'] == {'median': 1.0, 'min': 1.0, 'max': 1.0, 'of_medians': 1.0, 'rounds': 3}
 
 
 def test_clock_counts_work_and_not_sleep():
@@ -66,6 +70,32 @@ def test_clock_counts_work_and_not_sleep():
 
   busy = timing.clocked(work, repeat=2)()
   assert 0.1 <= busy.cpu < 0.2, 'seconds are of one run, not of all'
+
+
+def test_an_accelerator_is_given_all_runs_before_it_is_waited_for(monkeypatch):
+  timing, seen = load('timing'), []
+  monkeypatch.setattr(timing.jax, 'block_until_ready', lambda made: seen.append('wait'))
+  run = lambda: seen.append('run')
+  for backend, expected in (
+    ('gpu', ['run'] * 3 + ['wait']), ('cpu', ['run', 'wait'] * 3 + ['wait']),
+  ):  # fmt: skip
+    monkeypatch.setattr(timing.jax, 'default_backend', lambda backend=backend: backend)
+    seen.clear()
+    timing.clocked(run, repeat=3)()
+    assert seen == expected
+
+
+def test_a_short_run_is_repeated_until_it_fills_the_time():
+  timing, time, runs = load('timing'), load('time'), []
+
+  def run():
+    runs.append(time.sleep(0.004))
+    return jnp.zeros(())
+
+  side = timing.filled(run, seconds=0.02)
+  runs.clear()
+  turn = side()
+  assert turn.wall >= 0.004 and len(runs) in (2, 4, 8), 'seconds are of one run'
 
 
 def test_ceilings_count_what_they_do(monkeypatch):
@@ -126,6 +156,10 @@ GOAL = ('a time', 'cpu', '<=', 1.0, 'made.json', ('rows', 'ours'), 'made.py')
   ('value', 'expected'),
   [
     ({'median': 0.8, 'min': 0.7, 'max': 0.9}, 'met'),
+    ({'median': 0.8, 'min': 0.7, 'max': 0.9, 'rounds': 5}, 'met'),
+    ({'median': 0.8, 'min': 0.7, 'max': 0.9, 'rounds': 2}, 'met (2 rounds)'),
+    ({'median': 0.8, 'min': 0.8, 'max': 0.8, 'rounds': 1}, 'met (1 round)'),
+    ({'median': 1.8, 'min': 1.8, 'max': 1.8, 'rounds': 1}, 'missed'),
     ({'median': 0.8, 'min': 0.7, 'max': 1.1}, 'missed (median met, spread not)'),
     ({'median': 1.2, 'min': 0.9, 'max': 1.3}, 'missed'),
     (1.0, 'met'),
@@ -139,7 +173,7 @@ def test_verdicts_follow_from_the_numbers(value, expected, monkeypatch):
   results = {'made.json': result(rows={'ours': value}), 'more.json': result()}
   assert report.verdict(report.find(results, goal), goal) == expected
   monkeypatch.setattr(goals, 'GOALS', (goal,))
-  page = report.render(results)
+  page = report.render(results, 'digest')
   (row,) = re.findall(r'^\| 99 .*$', page, re.MULTILINE)
   assert f'| {expected} |' in row and '`made.py`' in row
   assert '- `more.json`: cpu x 1' in page
@@ -161,10 +195,70 @@ def test_a_number_from_another_device_is_none():
   assert report.find({'made.json': result(rows={})}, goal) is None
 
 
+@pytest.mark.parametrize(
+  ('wanted', 'device', 'same'),
+  [
+    ('H200 x 1', 'NVIDIA H200 x 1', True), ('H200 x 1', 'NVIDIA H100 80GB HBM3 x 1', False),
+    ('H200 x 1', 'NVIDIA H200 x 8', False), (' x 1', 'NVIDIA H100 80GB HBM3 x 1', True),
+    (' x 8', 'NVIDIA H200 x 8', True), (' x 8', 'NVIDIA H200 x 1', False),
+  ],
+)  # fmt: skip
+def test_a_bound_of_one_device_judges_no_other(wanted, device, same, monkeypatch):
+  report, goals = load('report'), load('goals')
+  goal = goals.Goal(99, *GOAL)._replace(platform='gpu', device=wanted)
+  results = {'made.json': result(device, 'gpu', rows={'ours': 0.5})}
+  assert (report.find(results, goal) is not None) == same
+  monkeypatch.setattr(goals, 'GOALS', (goal,))
+  assert f'| {"met" if same else "other device"} |' in report.render(results, '')
+
+
+def test_goals_of_a_gpu_say_how_many_and_images_a_second_say_which():
+  goals = load('goals')
+  for goal in goals.GOALS:
+    if goal.platform == 'cpu':
+      assert not goal.device
+    elif goal.number == 23:
+      assert goal.device == ' x 8'
+    else:
+      absolute = goal.metric.endswith(': img/s')
+      assert goal.device == ('H200 x 1' if absolute else ' x 1'), goal.metric
+
+
+def test_numbers_of_older_sources_are_noted(tmp_path, monkeypatch):
+  report, goals, sources = load('report'), load('goals'), load('sources')
+  files = {
+    'benchmarks/made.py': True, 'diversedit_jax/models/sit.py': True, 'configs/x.py': True,
+    'benchmarks/goals.py': False, 'benchmarks/results/made.json': False, 'tests/a_test.py': False,
+  }  # fmt: skip
+  for name in files:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('before')
+  monkeypatch.setattr(goals, 'GOALS', (goals.Goal(99, *GOAL),))
+  for name, measured in files.items():
+    results = {'made.json': result(rows={'ours': 0.5})}
+    results['made.json']['header']['sources'] = sources.digest(tmp_path)
+    assert report.OLDER not in report.render(results, sources.digest(tmp_path)).split('| 99 |')[1]
+    (tmp_path / name).write_text('after')
+    page = report.render(results, sources.digest(tmp_path)).split('| 99 |')[1]
+    assert (report.OLDER in page) == measured, name
+
+
+def test_goals_of_a_cpu_are_in_what_their_scripts_wrote():
+  """In every result that says of which sources it is; older ones are due to be taken again."""
+  report, goals = load('report'), load('goals')
+  results, checked = report.load(FOLDER / 'results'), 0
+  for goal in goals.GOALS:
+    found = results.get(goal.file)
+    if goal.platform == 'cpu' and found is not None and 'sources' in found['header']:
+      assert report.find(results, goal) is not None, f'{goal.file} has no {goal.path}'
+      checked += 1
+  assert checked >= 3
+
+
 def test_every_goal_is_in_the_report_with_a_command_that_exists():
   report, goals = load('report'), load('goals')
   assert {goal.number for goal in goals.GOALS} == set(range(1, 26))
-  page = report.render({})
+  page = report.render({}, '')
   assert page.count('| not measured |') == len(goals.GOALS)
   pieces = set(re.findall(r'^piece (\w+)', (FOLDER / 'gpu.sh').read_text(), re.MULTILINE))
   for goal in goals.GOALS:
@@ -175,10 +269,11 @@ def test_every_goal_is_in_the_report_with_a_command_that_exists():
 
 
 def test_the_report_in_the_folder_is_of_the_results_in_the_folder():
+  """But for the note of older sources, which any change of a source brings on."""
   report = load('report')
-  assert (FOLDER / 'README.md').read_text() == report.render(report.load(FOLDER / 'results')), (
-    'run `python benchmarks/report.py`'
-  )
+  page, results = (FOLDER / 'README.md').read_text(), report.load(FOLDER / 'results')
+  plain = lambda page: page.replace(f'| {report.OLDER} |', '| - |')
+  assert plain(page) == plain(report.render(results, '')), 'run `python benchmarks/report.py`'
 
 
 def test_results_hold_no_folder_of_a_machine():
@@ -265,3 +360,46 @@ def test_written_results_name_the_commit_and_no_paths(tmp_path, capsys):
   written = json.loads((tmp_path / 'a.json').read_text())
   assert written['arguments'] == {'threads': 1}
   assert {'platform', 'commit', 'versions', 'load_average'} <= written['header'].keys()
+  assert written['header']['sources'] == load('sources').digest()
+
+
+def test_several_gpus_and_a_peer_elsewhere_are_refused(monkeypatch):
+  common, steps = load('common'), load('steps')
+  monkeypatch.setattr(steps.jax, 'device_count', lambda: 2)
+  steps.one_device()
+  common.check_peer('cpu')
+  with pytest.raises(SystemExit, match='the peer computes on cuda, this program on cpu'):
+    common.check_peer('cuda')
+  monkeypatch.setattr(steps.jax, 'default_backend', lambda: 'gpu')
+  common.check_peer('cuda:0')
+  with pytest.raises(SystemExit, match='2 devices, expected one: set CUDA_VISIBLE_DEVICES'):
+    steps.one_device()
+  with pytest.raises(SystemExit, match='the peer computes on cpu'):
+    common.check_peer('cpu')
+
+
+def test_devices_are_compared_turn_by_turn():
+  devices = load('devices')
+  one = {'devices': 1, 'rates': [10.0, 20.0]}
+  found = devices.compare(one, {'devices': 8, 'rates': [9.0, 19.0]})
+  assert found['devices'] == 8 and found['each_over_one']['min'] == pytest.approx(0.9)
+  assert found['each_over_one']['max'] == pytest.approx(0.95)
+
+
+def test_collectives_are_counted_by_dtype():
+  text = (
+    'HloModule jit_step\n\n%body (p: f32[]) -> f32[] {\n'
+    '  %a = bf16[4,8]{1,0} all-reduce(%x), channel_id=1\n}\n\n'
+    'ENTRY %main (p: f32[]) -> f32[] {\n  %b = (f32[2]{0}, f32[3]{0}) all-reduce(%y, %z)\n}\n'
+  )
+  found = load('scaling').collectives(text, depth=3)
+  assert found == {
+    'all-reduce': {'count': 4, 'bytes': 212, 'bytes by dtype': {'bf16': 192, 'f32': 20}}
+  }
+
+
+def test_losses_over_pairs_that_are_timed_are_the_same():
+  loss_overhead = load('loss_overhead')
+  f_LNTD = jnp.asarray(loss_overhead.features(4, (2, 3, 8)))
+  values = {name: float(loss(f_LNTD)) for name, loss in loss_overhead.COMPILED.items()}
+  assert values == pytest.approx(dict.fromkeys(values, values['running sum']), rel=1e-4)

@@ -60,14 +60,15 @@ class Loss:
   """Value and gradient of one way, on random features that lie ready."""
 
   def make(self, *, file: str, way: str, dtype: str = 'float32') -> dict:
-    """Reads `f_LNTD` of a safetensors file and computes once; answers with the loss."""
+    """Reads `f_LNTD` of a safetensors file and computes once; answers with loss and device."""
     from safetensors.torch import load_file
 
-    stacked = load_file(file)['f_LNTD'].to(getattr(torch, dtype))
+    self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    stacked = load_file(file)['f_LNTD'].to(self._device, getattr(torch, dtype))
     self._features = [f.clone().requires_grad_() for f in stacked]
     self._way = WAYS[way]
     self.run()
-    return {'loss': self._loss.item()}
+    return {'loss': self._loss.item(), 'device': str(self._device)}
 
   def run(self) -> None:
     """The loss and its gradient with respect to all features."""
@@ -78,7 +79,12 @@ class Loss:
 
   def turn(self, *, count: int = 1) -> dict:
     """Seconds of one of so many computations."""
-    return serving.clocked(self.run, count)
+    return serving.clocked(self.run, count, wait=self.wait)
+
+  def wait(self) -> None:
+    """Until the device has done all that it was given."""
+    if self._device.type == 'cuda':
+      torch.cuda.synchronize()
 
   def gradient(self, *, file: str) -> dict:
     """Writes the last gradient, stacked, as `g_LNTD`."""

@@ -124,9 +124,12 @@ class SkipLinear(nn.Module):
 
 
 class SiT(nn.Module):
-  """(x, t, y) -> (velocity, outputs of all blocks); long skips are fused after the later block."""
+  """(x, t, y) -> (velocity, outputs of all blocks); long skips are fused after the later block.
 
-  def __init__(self, size: str, side: int, *, skips: bool):
+  keep: return the outputs, which a compiled network must then hold; else there are none.
+  """
+
+  def __init__(self, size: str, side: int, *, skips: bool, keep: bool):
     super().__init__()
     name, _, patch = size.partition('/')
     depth, width, heads = SIZES[name]
@@ -136,7 +139,7 @@ class SiT(nn.Module):
     positions = position_table(self.grid, width)[None]
     self.pos_embed = nn.Parameter(positions, requires_grad=False)
     self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-    self.skips = skips
+    self.skips, self.keep = skips, keep
     if skips:
       half = range(depth // 2)
       self.skip_norms = nn.ModuleList(nn.LayerNorm(2 * width, eps=1e-6) for _ in half)
@@ -154,7 +157,8 @@ class SiT(nn.Module):
       elif self.skips:
         k = i - self.depth // 2
         x = self.skip_linears[k](self.skip_norms[k](torch.cat([x, waiting.pop()], dim=-1)))
-      features.append(x)
+      if self.keep:
+        features.append(x)
     return self.unpatchify(self.final_layer(x, c)), features
 
   def unpatchify(self, x):
