@@ -92,6 +92,8 @@ GOALS = (
        'sweep', 'alone_all_over_half', 'cpu'),
   _cpu(9, 'loss alone: eager PyTorch, each pair / running sum', '>=', 8, 'loss_overhead', _LOSS,
        'alone', 'torch, normalised in every pair', 'over_running_sum', 'cpu'),
+  _cpu(9, 'loss alone: pairs compiled by XLA / running sum', '>=', 1.7, 'loss_overhead', _LOSS,
+       'alone', 'XLA, pairs', 'over_running_sum', 'cpu'),
   _cpu(9, 'loss alone: pairs of unit vectors compiled by XLA / running sum', '>=', 1.7,
        'loss_overhead', _LOSS, 'alone', 'XLA, pairs of unit vectors', 'over_running_sum', 'cpu'),
   _cpu(9, 'loss alone: memory passes per block', '<=', 10, 'loss_overhead', _LOSS,

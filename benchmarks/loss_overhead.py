@@ -73,7 +73,8 @@ def pairs_once(f_LNTD: jax.Array) -> jax.Array:
   """
   blocks = tuple(range(len(f_LNTD)))
   pairs = diversity_layers.all_pairs(blocks)
-  u_LNTD = jax.lax.optimization_barrier(diversity.unit(f_LNTD))
+  # A list, whose gradients are of one block each; those of slices are as large as all blocks.
+  u_LNTD = jax.lax.optimization_barrier([diversity.unit(f_NTD) for f_NTD in f_LNTD])
   mi = sum(jnp.mean(jnp.sum(u_LNTD[i] * u_LNTD[j], axis=-1)) for i, j in pairs) / len(pairs)
   usage_D = diversity.channel_usage(f_LNTD, blocks)
   terms = (
