@@ -67,7 +67,7 @@ def of_blocks(*blocks: jax.Array) -> jax.Array:
 
 
 def pairs_once(f_LNTD: jax.Array) -> jax.Array:
-  """The loop over pairs of unit vectors that are in memory, as one writes it with care.
+  """The loop over pairs of unit vectors that are in memory, one product each, written with care.
 
   Without the barrier XLA makes them anew within the sum of every pair.
   """
@@ -75,7 +75,8 @@ def pairs_once(f_LNTD: jax.Array) -> jax.Array:
   pairs = diversity_layers.all_pairs(blocks)
   # A list, whose gradients are of one block each; those of slices are as large as all blocks.
   u_LNTD = jax.lax.optimization_barrier([diversity.unit(f_NTD) for f_NTD in f_LNTD])
-  mi = sum(jnp.mean(jnp.sum(u_LNTD[i] * u_LNTD[j], axis=-1)) for i, j in pairs) / len(pairs)
+  cosines = f_LNTD[0, ..., 0].size
+  mi = sum(jnp.vdot(u_LNTD[i], u_LNTD[j]) for i, j in pairs) / (len(pairs) * cosines)
   usage_D = diversity.channel_usage(f_LNTD, blocks)
   terms = (
     diversity.orthogonality(f_LNTD, pairs), mi,
