@@ -31,6 +31,7 @@ from safetensors import numpy as safetensors
 import steps
 import timing
 
+from diversedit_jax import cli
 from diversedit_jax.losses import diversity, diversity_config, diversity_layers
 from diversedit_jax.losses import diversity_streaming as streaming
 
@@ -286,6 +287,7 @@ def main() -> None:
   """Measures the parts."""
   args = parse()
   threads = timing.use_threads(args.threads)
+  cli.keep_memory()  # As training does.
   steps.one_device()
   parts = {
     'alone': lambda: measure_alone(args, threads),

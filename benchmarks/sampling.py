@@ -27,7 +27,7 @@ import numpy as np
 import steps
 import timing
 
-from diversedit_jax import rng
+from diversedit_jax import cli, rng
 from diversedit_jax.data import images
 from diversedit_jax.frozen import vae, vae_files
 from diversedit_jax.methods import base
@@ -223,6 +223,7 @@ def main() -> None:
   """Measures the parts."""
   args = parse()
   threads = timing.use_threads(args.threads)
+  cli.keep_memory()  # As every mode does.
   steps.one_device()
   config = trajectory.SamplerConfig(kind=args.kind, steps=args.steps)
   sampler = Sampler(args)

@@ -27,6 +27,7 @@ from peers import serving
 import steps
 import timing
 
+from diversedit_jax import cli
 from diversedit_jax.models import attention
 
 _PEER_NAMES = {'': 'torch', 'default': 'torch compiled'}
@@ -180,6 +181,7 @@ def main() -> None:
   """Measures and reports."""
   args = parse()
   threads = timing.use_threads(args.threads)  # Before the first array, which starts JAX.
+  cli.keep_memory()  # As training does.
   # Of an accelerator's memory JAX takes a share at once, and never gives any of it back.
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45' if args.peer else '0.92')
   steps.one_device()

@@ -1,6 +1,8 @@
 """What every command line does with flags, configs, logs and errors of the user."""
 
 from collections.abc import Callable
+import ctypes
+import importlib.util
 import logging as python_logging
 import os
 import pathlib
@@ -14,6 +16,9 @@ import ml_collections
 
 from diversedit_jax import types
 
+# Options of glibc's mallopt: one arena, no mapping of its own for large pieces, nothing given back.
+_MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}
+_ACCELERATORS = ('jax_plugins', 'libtpu')  # Packages, of which one is there for a GPU or a TPU.
 _PACKAGE = str(pathlib.Path(__file__).parent)
 
 
@@ -71,6 +76,28 @@ def keep_programs() -> None:
     'jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache))
   )
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def keep_memory() -> None:
+  """On a CPU, keeps freed memory in the process, where the C library is glibc.
+
+  Call it before JAX is used, because its threads settle how they get memory when they begin.
+
+  XLA asks for the memory of a step anew at every step. Given back to the system in between, each of
+  its pages is cleared and mapped again: a tenth of the CPU seconds of a step of S/2
+  (`benchmarks/train_step.py`).
+  """
+  platforms = jax.config.jax_platforms
+  if platforms and platforms != 'cpu':
+    return
+  if not platforms and any(map(importlib.util.find_spec, _ACCELERATORS)):
+    return
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (AttributeError, OSError, TypeError):
+    return  # Another C library.
+  for option, value in _MALLOC.items():
+    mallopt(option, value)
 
 
 def join_processes() -> None:

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
   cli.keep_programs()
+  cli.keep_memory()
   output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
   if output is not None and output.exists():
     raise types.UserError(f'{output} exists already; nothing is overwritten')

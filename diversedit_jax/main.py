@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
   cli.keep_programs()
+  cli.keep_memory()
   if _DISTRIBUTED.value:
     cli.join_processes()
   config, mode = cli.load(_CONFIG), _MODE.value

@@ -4,6 +4,7 @@ Real processes, one for each way in; the mistakes inside a config are in tests/b
 workdir in training/run_dir_test.py.
 """
 
+import ctypes
 import os
 import pathlib
 import subprocess
@@ -106,3 +107,35 @@ def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):
   assert 'trained' in lines['parameters']
   # An odd depth is only possible because skips=False was read.
   assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
+
+
+FAULTS = """
+import resource, sys
+import jax, jax.numpy as jnp
+from diversedit_jax import cli
+if sys.argv[1] == 'keep':
+  cli.keep_memory()
+# Its temporaries, 16 MiB, are asked for anew by every call.
+f = jax.jit(lambda x: jnp.sort(x * 2)[::-1].sum())
+x = jnp.arange(2.0**21)
+for _ in range(3):
+  f(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+  f(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='not glibc')
+def test_memory_of_a_program_stays_in_the_process():
+  def faults(word):
+    done = subprocess.run(
+      [sys.executable, '-c', FAULTS, word], cwd=ROOT, check=True, capture_output=True, text=True,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''},
+    )  # fmt: skip
+    return int(done.stdout)
+
+  given_back = faults('')
+  assert given_back > 10_000
+  assert faults('keep') < given_back / 10
