@@ -61,6 +61,7 @@ piece sampling_loop sampling.py --threads=0 --size=B/2 --dtype=bfloat16 --parts=
   --batches=1,8,64
 piece startup_xl startup.py "${xl[@]}" --batch=256 --parts=compiling
 piece checkpoint_xl checkpoint.py --size=XL/2
+piece kernels kernels.py
 piece evaluation evaluation.py --batch_sizes=64,256,512 --pictures=8192 --rounds=5
 piece devices devices.py
 # The rest reads data or configs.
