@@ -84,8 +84,7 @@ def keep_memory() -> None:
   Call it before JAX is used, because its threads settle how they get memory when they begin.
 
   XLA asks for the memory of a step anew at every step. Given back to the system in between, each of
-  its pages is cleared and mapped again: a tenth of the CPU seconds of a step of S/2
-  (`benchmarks/train_step.py`).
+  its pages is cleared and mapped again; what that costs is in benchmarks/NOTES.md.
   """
   platforms = jax.config.jax_platforms
   if platforms and platforms != 'cpu':

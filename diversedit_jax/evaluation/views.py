@@ -124,7 +124,7 @@ class Extractor:
     looked_at = checks.ImageChecks(count)
     started = reported = time.monotonic()
     first, waiting = 0, None
-    for batch in resized(batches, self.batch_size):
+    for batch in rebatched(batches, self.batch_size):
       indices = np.arange(first, first + len(batch))
       indices = indices if places is None else places[indices]
       found = self(batch)  # Dispatched before the sums of the batch before it are read.
@@ -143,7 +143,7 @@ class Extractor:
     return dataclasses.replace(summary, warnings=summary.warnings + looked_at.warnings())
 
 
-def resized(batches: Iterable[np.ndarray], size: int) -> Iterable[np.ndarray]:
+def rebatched(batches: Iterable[np.ndarray], size: int) -> Iterable[np.ndarray]:
   """The same rows in batches of a size, but for the last."""
   held: list[np.ndarray] = []
   for batch in batches:

@@ -2,7 +2,7 @@
 
 Of a product y = x w the gradient dL/dw = x^T dL/dy is a sum over all examples, which two things
 spoil. If more than one axis stands before the last, XLA copies one side transposed before the
-product (a third slower on a CPU): so all rows are taken at once. And JAX makes the gradient in the
+product: so all rows are taken at once (benchmarks/NOTES.md). And JAX makes the gradient in the
 dtype of w, in which the compiler adds the parts of the devices that hold the examples: in bfloat16,
 each part rounded before the sum. `sum_in_float32` rounds after it.
 """

@@ -25,8 +25,8 @@ from diversedit_jax.methods import rules
 FREE = (
   'train.steps', 'data.prefetch', 'data.resident', 'data.threads', 'data.workers', 'vae',
   'repa.weights', 'model.attention', 'model.remat', 'model.unroll',
-  'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'sweep', 'analysis',
-  'plan',
+  'optimizer.shard_over_data', 'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample',
+  'eval', 'sweep', 'analysis', 'plan',
 )  # fmt: skip
 
 

@@ -234,6 +234,6 @@ def test_places_put_features_where_they_belong():
 def test_rows_are_rebatched_in_order(size, given):
   x = np.arange(10)
   cuts = np.split(x, np.cumsum(given)[:-1])
-  found = list(views.resized(cuts, size))
+  found = list(views.rebatched(cuts, size))
   assert [len(b) for b in found] == [size] * (10 // size) + [10 % size] * (10 % size > 0)
   np.testing.assert_array_equal(np.concatenate(found), x)

@@ -51,6 +51,15 @@ def test_run_may_be_prolonged_and_the_old_config_is_kept(tmp_path):
   assert json.loads(old.read_text())['train']['steps'] == 10
 
 
+def test_run_from_before_a_key_of_placement_goes_on(tmp_path):
+  """How a state is spread over devices is not part of what is learned from a step."""
+  path, later = train(tmp_path / 'run', config()), config()
+  later.optimizer = {'shard_over_data': False}
+  train(path, later)
+  later.optimizer.shard_over_data = True
+  assert train(path, later) == path
+
+
 def test_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').write_text('x')
   with pytest.raises(types.UserError, match='holds files but no config.json'):
