@@ -18,7 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import build, trees, types
+from diversedit_jax import build, types
 from diversedit_jax.build import scoring as options_lib
 from diversedit_jax.data import order
 from diversedit_jax.evaluation import card, pictures, samples
@@ -71,7 +71,7 @@ class Evaluation:
     self.result, self.archive = folder / f'{name}.json', folder / f'{name}.npz'
     self._parts, self._name = folder / f'{name}.parts', name
     self._facts = label_facts(experiment, self._labels)
-    self._facts |= {'parameters': trees.fingerprint(weights.params)}
+    self._facts |= {'parameters': weights.fingerprint}
     self._identity = identity(
       experiment, self._sampler, self._scorer, number, {**self._facts, 'weights': weights.kind}
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -32,6 +33,11 @@ class Weights:
   step: int | None
   origin: str
   kind: str
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Of the parameters, see `trees.fingerprint`; once for all settings of a sweep."""
+    return trees.fingerprint(self.params)
 
 
 def make_mesh(experiment):
