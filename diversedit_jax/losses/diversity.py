@@ -37,11 +37,14 @@ THIRDS = (1 / 3, 1 / 3, 1 / 3)  # The authors' code.
 
 def unit(x: jax.Array, axis: int = -1) -> jax.Array:
   """x / |x| along an axis; vectors shorter than `SHORTEST` become 0 with gradient 0."""
-  squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+  return x * inverse_length(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
+
+
+def inverse_length(squares: jax.Array) -> jax.Array:
+  """1 / |x| from |x|^2; 0 with gradient 0 for vectors shorter than `SHORTEST`."""
   counts = squares > SHORTEST**2
   # The inner `where` keeps the unused branch, and so its gradient, finite.
-  scale = 1 / jnp.sqrt(jnp.where(counts, squares, 1))
-  return jnp.where(counts, x * scale, 0)
+  return jnp.where(counts, jax.lax.rsqrt(jnp.where(counts, squares, 1)), 0)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

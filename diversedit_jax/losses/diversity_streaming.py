@@ -24,11 +24,13 @@ bfloat16 the gradient would be wrong by 2 %.
 from typing import NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from diversedit_jax import types
 from diversedit_jax.losses import diversity, diversity_config, diversity_layers
 
+_SUMS = 'diversity_sums'
 _HIGHEST = jax.lax.Precision.HIGHEST  # Cosines must not be rounded to TF32 or bfloat16.
 
 
@@ -139,23 +141,30 @@ def _measure_now(
   f_NTD = diversity.at_least_float32(f_NTD)
   f_GMD = _by_group(f_NTD, config.groups)
   strength_GMD = jnp.abs(f_GMD) if config.usage == 'absolute' else f_GMD
-  squares_GD = jnp.sum(jnp.square(f_GMD), axis=1)
-  counts_GD = squares_GD > diversity.SHORTEST**2
-  norm_GD = jnp.sqrt(jnp.where(counts_GD, squares_GD, 1))
-  usage_GD = jnp.where(counts_GD, jnp.mean(strength_GMD, axis=1) / norm_GD, 0)
-  u_NTD = diversity.unit(f_NTD)
-  # The rounded |u|^2, not 1, so that (a) holds exactly for the rounded u. Its gradient is zero.
-  length_NT1 = jnp.sum(jnp.square(jax.lax.stop_gradient(u_NTD)), axis=-1, keepdims=True)
+  strength_GD, squares_GD, squares_NT1 = _kept(
+    jnp.mean(strength_GMD, axis=1),
+    jnp.sum(jnp.square(f_GMD), axis=1),
+    jnp.sum(jnp.square(f_NTD), axis=-1, keepdims=True),
+  )
+  inverse_NT1 = diversity.inverse_length(squares_NT1)
+  # Not 1 but what rounding made of it, so that (a) holds for the rounded u. Its gradient is zero.
+  length_NT1 = jax.lax.stop_gradient(squares_NT1 * jnp.square(inverse_NT1))
   length_G = jnp.mean(_by_group(length_NT1, config.groups), axis=(1, 2))
-  return u_NTD, BlockSums(jnp.mean(f_GMD, axis=1), usage_GD, length_G)
+  usage_GD = strength_GD * diversity.inverse_length(squares_GD)
+  return f_NTD * inverse_NT1, BlockSums(jnp.mean(f_GMD, axis=1), usage_GD, length_G)
+
+
+def _kept(*sums: jax.Array) -> tuple[jax.Array, ...]:
+  return tuple(checkpoint_name(x, _SUMS) for x in sums)
 
 
 def _measure(
   f_NTD: jax.Array, config: diversity_config.DiversityConfig
 ) -> tuple[jax.Array, BlockSums]:
-  # Recomputed in the backward pass from f, which is kept anyway; otherwise every block would keep
+  # The backward pass has f, which is kept anyway, and its sums; otherwise every block would keep
   # its unit features in float32 too.
-  return jax.checkpoint(_measure_now, static_argnums=1)(f_NTD, config)
+  policy = jax.checkpoint_policies.save_only_these_names(_SUMS)
+  return jax.checkpoint(_measure_now, static_argnums=1, policy=policy)(f_NTD, config)
 
 
 def _measure_all(

@@ -218,8 +218,8 @@ def test_running_sums_refuse_what_they_cannot_give():
 
 
 def test_backward_keeps_the_features_only():
-  """Residuals of the scan per block: f in its own type, not also u in float32."""
-  depth, shape = 8, (4, 64, 16)
+  """Residuals of the scan per block: f in its own type and its sums, not also u in float32."""
+  depth, shape = 8, (4, 64, 64)
   config = Config()
   selection = config.select(depth)
 
@@ -232,5 +232,5 @@ def test_backward_keeps_the_features_only():
   whole = [r for r in jax.tree.leaves(backward) if r.size >= f_LNTD.size]
   assert [r.dtype for r in whole] == [jnp.bfloat16], [(r.shape, r.dtype) for r in whole]
   total = sum(r.size * r.dtype.itemsize for r in jax.tree.leaves(backward))
-  sum_bytes = 4 * np.prod(shape)  # S; the rest, column sums, is small.
+  sum_bytes = 4 * np.prod(shape)  # S; the rest, sums of rows and columns, is small.
   assert total < f_LNTD.nbytes + 1.5 * sum_bytes, (total, f_LNTD.nbytes, sum_bytes)
