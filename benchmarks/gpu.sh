@@ -45,7 +45,7 @@ piece train_b256 "${step[@]}" --size=B/2 --batch=256 $all
 piece train_s256 "${step[@]}" --size=S/2 --batch=256 $all
 piece train_xl512 "${step[@]}" --size=XL/2 --batch=64 --resolution=512
 piece train_remat "${step[@]}" --size=XL/2 --batch=128 --remat=none,full,names
-piece train_unroll "${step[@]}" --size=XL/2 --batch=32 --unroll=1,4,0
+piece train_unroll "${step[@]}" --size=XL/2 --batch=32 --unroll=1,4,28
 piece train_attention "${step[@]}" --size=XL/2 --batch=128 --attention=cudnn,xla
 piece peer_compiled "${step[@]}" --size=XL/2 --batch=64 --peer=torch --torch_compile=default
 piece peer_tuned "${step[@]}" --size=XL/2 --batch=64 --peer=torch \

@@ -277,7 +277,7 @@ def parse() -> argparse.Namespace:
   add('--size', default='S/2', help='of the step')
   add('--batch', type=int, default=2, help='of the step')
   add('--dtype', default='float32', help='of the step')
-  add('--unroll', type=int, default=1, help='blocks per scan step; 0 is all')
+  add('--unroll', type=int, default=0, help='of SiTConfig')
   add('--sweep_batch', type=int, default=1, help='of the loss alone over k blocks')
   add('--sweep_width', type=int, default=64, help='of the thin network')
   return parser.parse_args()

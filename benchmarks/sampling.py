@@ -208,7 +208,7 @@ def parse() -> argparse.Namespace:
   add('--resolution', type=int, default=256, help='of the pixels')
   add('--dtype', default='float32')
   add('--attention', default='auto')
-  add('--unroll', type=int, default=1, help='blocks per scan step; 0 is all')
+  add('--unroll', type=int, default=0, help='of SiTConfig')
   add('--kind', default='euler_maruyama', choices=('euler_maruyama', 'euler'))
   add('--steps', type=int, default=20)
   add('--batches', type=lambda text: [int(n) for n in text.split(',')], default=[1, 4])

@@ -35,7 +35,7 @@ class Case:
   """What decides the cost of a step.
 
   size: of `models.sizes`. variant: of `VARIANTS`. batch: examples. resolution: of the pixels, 256
-  or 512. dtype, attention, unroll, remat: of `SiTConfig`; an unroll of 0 is all blocks.
+  or 512. dtype, attention, unroll, remat: of `SiTConfig`.
   """
 
   size: str
@@ -44,7 +44,7 @@ class Case:
   resolution: int = 256
   dtype: str = 'float32'
   attention: str = 'auto'
-  unroll: int = 1
+  unroll: int = 0
   remat: str = 'none'
 
   def model(self, **changes: Any) -> sit.SiTConfig:
@@ -53,10 +53,9 @@ class Case:
     config = sit.SiTConfig.of_size(
       self.size, input_size=(side, side), channels=CHANNELS, num_classes=CLASSES,
       skip=None if self.variant == 'plain' else stack.Skip(), dtype=self.dtype,
-      attention=self.attention, remat=self.remat,
+      attention=self.attention, unroll=self.unroll, remat=self.remat,
     )  # fmt: skip
-    config = dataclasses.replace(config, **changes)
-    return dataclasses.replace(config, unroll=self.unroll or config.depth)
+    return dataclasses.replace(config, **changes)
 
 
 def objective(

@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
   add('--dtype', default='float32')
   add('--variants', **several(['plain']), help='some of plain, skips, skips+loss')
   add('--attention', **several(['auto']), help='some of auto, xla, cudnn')
-  add('--unroll', **several(['1']), help='blocks per scan step; 0 is all')
+  add('--unroll', **several(['0']), help='of SiTConfig')
   add('--remat', **several(['none']), help='some of none, full, dots, names')
   add('--peer', default='', choices=('', 'torch'), help='the same variants there')
   add('--torch_compile', **several(['']), help="modes of torch.compile; '' runs eagerly")
@@ -97,7 +97,8 @@ def describe(case: steps.Case, made: steps.Step) -> dict:
     model.attention, model.sequence, model.heads, model.width // model.heads, model.dtype
   )
   return {
-    'variant': case.variant, 'attention': kernel, 'unroll': case.unroll, 'remat': case.remat,
+    'variant': case.variant, 'attention': kernel, 'unroll': model.blocks_per_step,
+    'remat': case.remat,
     'program': 'ours', 'compile_seconds': made.compile_seconds,
     'peak_gib': made.peak_bytes / 2**30, 'loss': made.check(), 'dispatch_ms': made.dispatch_ms(5),
   }  # fmt: skip

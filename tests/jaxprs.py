@@ -5,19 +5,20 @@ import math
 import jax
 
 
+def equations(jaxpr):
+  """All equations, those of loops and of functions within included once each."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for value in eqn.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from equations(inner)
+
+
 def products(function, *args):
   """Convolutions and matrix products of a function, as jaxpr equations."""
-
-  def walk(jaxpr):
-    for eqn in jaxpr.eqns:
-      if eqn.primitive.name in ('conv_general_dilated', 'dot_general'):
-        yield eqn
-      for value in eqn.params.values():
-        inner = getattr(value, 'jaxpr', value)
-        if hasattr(inner, 'eqns'):
-          yield from walk(inner)
-
-  return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
+  made = equations(jax.make_jaxpr(function)(*args).jaxpr)
+  return [e for e in made if e.primitive.name in ('conv_general_dilated', 'dot_general')]
 
 
 def flops(equations):

@@ -47,7 +47,7 @@ def activation_bytes(config: sit.SiTConfig) -> float:
 
   What every block keeps under the remat policy, and all that one block makes while it is
   differentiated. The counts are of the values that JAX hands from the forward to the backward scan,
-  which XLA stores as they are; blocks that `unroll` puts side by side may share a little more.
+  which XLA stores as they are, and without a loop of those that `layers.recomputed` names.
   """
   t, d, hidden = config.sequence, config.width, int(config.width * config.mlp_ratio)
   width = 4 if config.dtype == 'float32' else 2
@@ -57,19 +57,21 @@ def activation_bytes(config: sit.SiTConfig) -> float:
   block = d * (6 * 4 + 2 * residual + 6 * width) + 6 * hidden * width
   block += config.heads * t * (4 + width)
   products = 4 * d * width + hidden * width  # q, k, v, attention (or its projection), fc1.
+  operands = (3 * d + hidden) * width if config.unrolled else 0  # Of qkv, proj, fc1 and fc2.
   # The XLA attention keeps exp (and its copy for the product) and its output before division.
   copy = 0 if config.dtype == 'float32' else width
   softmax = config.heads * t * (4 + copy) + d * 4
   # Without remat: besides these the inputs of two normalisations and two branches before gates.
   kept = {
-    'none': 2 * d * residual + products + 2 * d * width + softmax,
+    'none': 2 * d * residual + products + operands + 2 * d * width + softmax,
     'full': d * residual,
     'dots': d * residual + products + d * width,
     'names': d * residual + products,
   }[config.remat]
   skips = 0
   if config.skip is not None:  # The stored output and its gradient, and the input of the fusion.
-    skips = config.depth // 2 * d * residual * (3 if config.remat == 'none' else 2)
+    fused = (residual + 2 * width * config.unrolled) if config.remat == 'none' else 0
+    skips = config.depth // 2 * d * (2 * residual + fused)
   return float(t * (config.depth * kept + skips + block))
 
 

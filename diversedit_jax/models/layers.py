@@ -11,11 +11,11 @@ and the fusion of a long residual connection (DiverseDiT, arXiv 2603.04239, Eq. 
   (4)  f = Linear(LN([x, skip]))
 
 Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the
-matrix products. No step of a normalisation or of the GELU is kept for the backward pass, which
-computes them again from what goes into them (`keep_products`).
+matrix products. The backward pass finds the matrix products and computes the cheap steps between
+them again, all of them or but a few (`recomputed`).
 """
 
-import functools
+from collections.abc import Callable
 
 from flax import nnx
 import jax
@@ -28,23 +28,37 @@ from diversedit_jax.models import attention, embed, products
 NORM_EPSILON = 1e-6
 QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
 
+_STATISTICS = 'statistics'
+_PRODUCTS = jax.checkpoint_policies.dots_saveable
+_KEPT = {
+  False: _PRODUCTS,
+  True: jax.checkpoint_policies.save_from_both_policies(
+    _PRODUCTS, jax.checkpoint_policies.save_only_these_names(products.OPERAND, _STATISTICS)
+  ),
+}
 
-keep_products = functools.partial(
-  jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable
-)
-"""Keeps the arguments and the matrix products of a function, and recomputes what is cheap.
 
-Inside a scan the compiler cannot merge the recomputation with the forward pass; a barrier against
-that would only prevent fusions.
-"""
+def recomputed(
+  function: Callable[..., jax.Array], unrolled: bool, static_argnums: tuple[int, ...] = ()
+) -> Callable[..., jax.Array]:
+  """A function whose cheap steps the backward pass computes again.
+
+  Its arguments and matrix products are kept. In a loop whatever is kept is copied to the loop's
+  stack and back, which costs more than a normalisation or a GELU. Where blocks are `unrolled`
+  nothing is copied, and what goes into a product is kept too, with the mean and variance of each
+  token: a GPU moves half the bytes then (benchmarks/NOTES.md). Only there the compiler could merge
+  the computation with the one before, and keep all: JAX's barrier against that costs fusions.
+  """
+  return jax.checkpoint(
+    function, prevent_cse=unrolled, policy=_KEPT[unrolled], static_argnums=static_argnums
+  )
 
 
 def normalise(x_NTD: jax.Array, epsilon: float = NORM_EPSILON) -> jax.Array:
   """LayerNorm over the last axis without parameters, in float32 at least."""
   x = x_NTD.astype(jnp.promote_types(x_NTD.dtype, jnp.float32))
-  mean = jnp.mean(x, axis=-1, keepdims=True)
-  centred = x - mean
-  variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+  centred = x - checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), _STATISTICS)
+  variance = checkpoint_name(jnp.mean(jnp.square(centred), axis=-1, keepdims=True), _STATISTICS)
   return centred * jax.lax.rsqrt(variance + epsilon)
 
 
@@ -53,7 +67,6 @@ def modulate(x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array) -> jax.
   return x_NTD * (1 + scale_ND[:, None]) + shift_ND[:, None]
 
 
-@keep_products
 def modulated(
   layer: nnx.Module, x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array
 ) -> jax.Array:
@@ -61,7 +74,6 @@ def modulated(
   return layer(modulate(normalise(x_NTD), shift_ND, scale_ND))
 
 
-@keep_products
 def gated(x_NTD: jax.Array, gate_ND: jax.Array, h_NTD: jax.Array) -> jax.Array:
   """x + gate * h in the dtype of x."""
   return x_NTD + gate_ND[:, None] * h_NTD.astype(x_NTD.dtype)
@@ -142,9 +154,9 @@ def cast_products(network: nnx.Module) -> nnx.Module:
   return jax.tree_util.tree_map_with_path(cast, network) if dtypes else network
 
 
-def adaln(config, parts: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def adaln(config, parts: int, *, rngs: nnx.Rngs) -> products.Linear:
   """The zero-initialised layer that turns the conditioning into `parts` vectors of width D."""
-  return nnx.Linear(
+  return products.Linear(
     config.width, parts * config.width, kernel_init=embed.zeros('embed', None),
     bias_init=embed.zeros(None), dtype=config.compute_dtype, rngs=rngs,
   )  # fmt: skip
@@ -157,16 +169,17 @@ class Block(nnx.Module):
     self.attn = Attention(config, rngs=rngs)
     self.mlp = Mlp(config, rngs=rngs)
     self.adaln = adaln(config, 6, rngs=rngs)
+    self.unrolled = config.unrolled
 
   def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
+    modulate_, gate = (recomputed(f, self.unrolled) for f in (modulated, gated))
     modulation = self.adaln(jax.nn.silu(c_ND)).astype(x_NTD.dtype)
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
-    h = self.attn(modulated(self.attn.qkv, x_NTD, shift1, scale1))
-    x_NTD = gated(x_NTD, gate1, h)
-    return gated(x_NTD, gate2, modulated(self.mlp, x_NTD, shift2, scale2))
+    h = self.attn(modulate_(self.attn.qkv, x_NTD, shift1, scale1))
+    x_NTD = gate(x_NTD, gate1, h)
+    return gate(x_NTD, gate2, modulate_(self.mlp, x_NTD, shift2, scale2))
 
 
-@functools.partial(keep_products, static_argnums=5)
 def fused(
   x_NTD: jax.Array, skip_NTD: jax.Array, scale_E: jax.Array, bias_E: jax.Array,
   kernel_ED: jax.Array, dtype: jnp.dtype | None,
@@ -177,15 +190,18 @@ def fused(
   """
   d, wide = x_NTD.shape[-1], jnp.promote_types(x_NTD.dtype, jnp.float32)
   halves = [x_NTD.astype(wide), skip_NTD.astype(wide)]
-  mean = sum(jnp.sum(h, axis=-1, keepdims=True) for h in halves) / (2 * d)
+  average = lambda parts: checkpoint_name(
+    sum(jnp.sum(h, axis=-1, keepdims=True) for h in parts) / (2 * d), _STATISTICS
+  )
+  mean = average(halves)
   halves = [h - mean for h in halves]
-  squares = sum(jnp.sum(jnp.square(h), axis=-1, keepdims=True) for h in halves)
-  inverse = jax.lax.rsqrt(squares / (2 * d) + NORM_EPSILON)
+  inverse = jax.lax.rsqrt(average([jnp.square(h) for h in halves]) + NORM_EPSILON)
   parts = []
   for h, half in zip(halves, (slice(None, d), slice(d, None)), strict=True):
     h = h * inverse * scale_E[None, None, half] + bias_E[None, None, half]
-    h, weights = h.astype(dtype or wide), kernel_ED[half].astype(dtype or wide)
-    parts.append(products.product(h, weights, preferred_element_type=wide))
+    h = checkpoint_name(h.astype(dtype or wide), products.OPERAND)
+    weights = kernel_ED[half].astype(dtype or wide)
+    parts.append(products.product(h, weights).astype(wide))
   return sum(parts)
 
 
@@ -202,10 +218,12 @@ class Fuse(nnx.Module):
       2 * width, width, kernel_init=embed.xavier(None, 'embed'),
       bias_init=embed.zeros('embed'), dtype=config.compute_dtype, rngs=rngs,
     )  # fmt: skip
+    self.unrolled = config.unrolled
 
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
     norm, linear = self.norm, self.linear
-    out = fused(x_NTD, skip_NTD, norm.scale[...], norm.bias[...], linear.kernel[...], linear.dtype)
+    fuse = recomputed(fused, self.unrolled, static_argnums=(5,))
+    out = fuse(x_NTD, skip_NTD, norm.scale[...], norm.bias[...], linear.kernel[...], linear.dtype)
     return (out + linear.bias[None, None].astype(out.dtype)).astype(x_NTD.dtype)
 
 

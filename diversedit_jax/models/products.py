@@ -4,14 +4,19 @@ Of a product y = x w the gradient dL/dw = x^T dL/dy is a sum over all examples, 
 spoil. If more than one axis stands before the last, XLA copies one side transposed before the
 product: so all rows are taken at once (benchmarks/NOTES.md). And JAX makes the gradient in the
 dtype of w, in which the compiler adds the parts of the devices that hold the examples: in bfloat16,
-each part rounded before the sum. `sum_in_float32` rounds after it.
+each part rounded before the sum. `sum_in_float32` rounds after it. The gradient of a bias is a sum
+over all rows as well, which JAX takes in bfloat16 too, and `Linear` in float32.
 """
 
 import functools
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+
+OPERAND = 'operand'
+"""Name of what goes into a product, in the product's dtype, for policies of `jax.checkpoint`."""
 
 
 def product(x, w, **options):
@@ -25,8 +30,41 @@ def rows(x, w, dimension_numbers, precision=None, preferred_element_type=None, *
   return product(x, w, precision=precision, preferred_element_type=preferred_element_type)
 
 
-Linear = functools.partial(nnx.Linear, dot_general=rows)
-"""`nnx.Linear` over all rows."""
+class Linear(nnx.Linear):
+  """`nnx.Linear` over all rows, with the gradient of its bias summed in float32 at least."""
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, dot_general=rows, **kwargs)
+
+  def __call__(self, x):
+    dtype = self.dtype
+    x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=dtype)
+    x = checkpoint_name(x, OPERAND)
+    y = self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=self.precision)
+    return add_bias(y, bias)
+
+
+@jax.custom_jvp
+def add_bias(y, b):
+  """y [..., E] + b [E], in their dtype; the gradient of b is summed in float32 at least."""
+  return y + _spread(b, y.shape)
+
+
+@add_bias.defjvp
+def _add_bias_jvp(primals, tangents):
+  (y, b), (y_dot, b_dot) = primals, tangents
+  spread = lambda _, b_dot: _spread(b_dot, y.shape)
+  b_dot = jax.custom_derivatives.linear_call(spread, _sum_rows, (), b_dot)
+  return add_bias(y, b), y_dot + b_dot
+
+
+def _spread(b, shape):
+  return jnp.broadcast_to(b, shape)
+
+
+def _sum_rows(_, g):
+  """Over all axes but the last; `jnp.sum` adds narrow numbers in float32."""
+  return jnp.sum(_flat(g), axis=0)
 
 
 def sum_in_float32(network: nnx.Module) -> nnx.Module:

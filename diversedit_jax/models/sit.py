@@ -40,7 +40,7 @@ class SiTConfig:
   dtype: of matrix products within the blocks; the two ends of the network stay in float32.
   residual_dtype: of the residual stream.
   attention: of `attention.IMPLEMENTATIONS`. remat: see `stack.REMAT_POLICIES`.
-  unroll: blocks per scan step.
+  unroll: blocks per step of the loop over them; 0 is all on a GPU and one elsewhere.
   """
 
   input_size: tuple[int, int]
@@ -61,7 +61,7 @@ class SiTConfig:
   residual_dtype: str = 'float32'
   attention: str = 'auto'
   remat: str = 'none'
-  unroll: int = 1
+  unroll: int = 0
 
   def __post_init__(self):
     def require(fits, message):
@@ -71,7 +71,7 @@ class SiTConfig:
     def known(field, value, options):
       require(value in options, f'unknown {field} {value!r}{trees.did_you_mean(value, options)}')
 
-    for name in ('depth', 'width', 'heads', 'patch_size', 'channels', 'unroll'):
+    for name in ('depth', 'width', 'heads', 'patch_size', 'channels'):
       require(
         getattr(self, name) >= 1, f'model.{name} must be at least 1, got {getattr(self, name)}'
       )
@@ -79,6 +79,7 @@ class SiTConfig:
       self.num_classes >= 0, f'model.num_classes must not be negative, got {self.num_classes}'
     )
     require(self.mlp_ratio > 0, f'model.mlp_ratio must be positive, got {self.mlp_ratio}')
+    require(self.unroll >= 0, f'model.unroll must not be negative, got {self.unroll}')
     rows, cols = self.input_size
     p = self.patch_size
     require(
@@ -133,6 +134,20 @@ class SiTConfig:
   def sequence(self) -> int:
     """Tokens that go through the blocks: the patches and, for REG, the class token."""
     return self.tokens + bool(self.class_token)
+
+  @property
+  def blocks_per_step(self) -> int:
+    """`unroll`, and for 0 what is best.
+
+    A GPU writes whatever the backward pass needs to a loop's stack and reads it back, which is half
+    of what it moves; without a loop XL/2 still compiles in a minute (benchmarks/NOTES.md).
+    """
+    return self.unroll or (self.depth if jax.default_backend() == 'gpu' else 1)
+
+  @property
+  def unrolled(self) -> bool:
+    """Whether no loop over blocks remains; long skips part them into two loops."""
+    return self.blocks_per_step >= (self.depth if self.skip is None else self.depth // 2)
 
   @property
   def compute_dtype(self) -> jnp.dtype | None:

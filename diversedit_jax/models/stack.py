@@ -113,12 +113,12 @@ class Stack(nnx.Module):
     return body
 
   def _scan(self, body, carry, xs, *, reverse=False):
-    length = jax.tree.leaves(xs)[0].shape[0]
+    length, unroll = jax.tree.leaves(xs)[0].shape[0], self.config.blocks_per_step
     if self.config.remat != 'none':
       # Only a real loop keeps the compiler from undoing the recomputation by itself.
-      policy, unrolled = REMAT_POLICIES[self.config.remat], self.config.unroll >= length
-      body = jax.checkpoint(body, prevent_cse=unrolled, policy=policy)
-    return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=min(self.config.unroll, length))
+      policy = REMAT_POLICIES[self.config.remat]
+      body = jax.checkpoint(body, prevent_cse=unroll >= length, policy=policy)
+    return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=min(unroll, length))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

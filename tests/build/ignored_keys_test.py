@@ -90,7 +90,7 @@ ALTERNATIVES = {
   'model.residual_dtype': ('bfloat16', {'model.dtype': 'bfloat16'}),
   'model.attention': 'xla',
   'model.remat': 'full',
-  'model.unroll': 1,
+  'model.unroll': 2,
   'interpolant.path': 'cosine',
   'interpolant.prediction': ('noise', {'sampler.start': 0.999}),
   'interpolant.weighting': (

@@ -76,7 +76,7 @@ REFUSED = [
   ({'model.width': 6, 'model.heads': 1}, ['divisible by 4', 'got 6']),
   ({'model.patch_size': 3}, ['input size 8x8', 'patch size 3']),
   ({'model.mlp_ratio': 0.0}, ['model.mlp_ratio', 'positive', '0.0']),
-  ({'model.unroll': 0}, ['model.unroll', 'at least 1', 'got 0']),
+  ({'model.unroll': -1}, ['model.unroll', 'not be negative', 'got -1']),
   ({'model.dtype': 'bfloat'}, ['model.dtype', "'bfloat'", "did you mean 'bfloat16'"]),
   ({'model.residual_dtype': 'float'}, ['model.residual_dtype', "'float'", "'float32'"]),
   ({'model.attention': 'xlaa'}, ['attention', "'xlaa'", "did you mean 'xla'"]),

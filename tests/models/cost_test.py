@@ -134,17 +134,20 @@ def carried_bytes(config, n):
 
 
 @pytest.mark.parametrize(
-  ('remat', 'skip', 'dtype'),
+  ('remat', 'skip', 'dtype', 'unroll'),
   [
-    ('none', None, 'float32'), ('none', stack.Skip(), 'bfloat16'),
-    ('full', stack.Skip(), 'float32'),
-    ('dots', None, 'bfloat16'), ('names', stack.Skip(), 'bfloat16'), ('names', None, 'float32'),
+    ('none', None, 'float32', 1), ('none', stack.Skip(), 'bfloat16', 1),
+    ('none', None, 'bfloat16', 16), ('none', stack.Skip(), 'bfloat16', 16),
+    ('full', stack.Skip(), 'float32', 1), ('full', None, 'bfloat16', 16),
+    ('dots', None, 'bfloat16', 1), ('names', stack.Skip(), 'bfloat16', 1),
+    ('names', None, 'float32', 1),
   ],
 )  # fmt: skip
-def test_kept_activations_are_those_of_the_traced_gradient(remat, skip, dtype):
+def test_kept_activations_are_those_of_the_traced_gradient(remat, skip, dtype, unroll):
   # Sizes that no axis of a parameter has, so that activations are told by their axis of the
   # batch, or of all its tokens.
   fields = dict(depth=8, width=128, heads=2, channels=4, skip=skip, remat=remat, dtype=dtype)
+  fields |= dict(unroll=unroll)
   deep, deeper = small(**fields), small(**fields | dict(depth=16))
   # The difference of two depths leaves out the block being differentiated, which no scan returns.
   estimate = cost.activation_bytes(deeper) - cost.activation_bytes(deep)

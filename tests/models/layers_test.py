@@ -3,6 +3,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ N, T, D = 2, 6, 8
 
 def config(**fields):
   return sit.SiTConfig(
-    input_size=(4, 6), depth=2, width=D, heads=2, patch_size=2, attention='xla', **fields
+    **dict(input_size=(4, 6), depth=2, width=D, heads=2, patch_size=2, attention='xla') | fields
   )
 
 
@@ -133,3 +134,18 @@ def test_casting_products_once_is_casting_at_every_use(skip):
 def test_nothing_is_cast_without_a_compute_dtype():
   model = sit.SiT(config(), rngs=nnx.Rngs(0))
   assert layers.cast_products(model) is model
+
+
+@pytest.mark.parametrize('skip', [None, stack.Skip()])
+def test_an_unrolled_block_finds_its_statistics_and_a_loop_makes_them_anew(skip):
+  counts = {}
+  for unroll in (1, 4):
+    model = config(depth=4, unroll=unroll, dtype='bfloat16', skip=skip)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda m=model: sit.SiT(m, rngs=nnx.Rngs(0))))
+    loss = lambda state, x, t, y, g=graphdef: jnp.sum(nnx.merge(g, state)(x, t, y).pred)
+    x, t, y = jnp.zeros((N, 4, 6, 4)), jnp.zeros(N), jnp.zeros(N, jnp.int32)
+    traced = jax.make_jaxpr(jax.grad(loss))(state, x, t, y)
+    counts[unroll] = sum(e.primitive.name == 'square' for e in jaxprs.equations(traced.jaxpr))
+  # Of the bodies of the loops: two in each block, one of each half of a fusion; one at the end.
+  forward = 2 if skip is None else 2 + 4
+  assert counts == {1: 2 * forward + 1, 4: forward + 1}

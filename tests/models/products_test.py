@@ -66,6 +66,39 @@ def test_kernel_gradients_leave_the_product_in_float32():
     assert of_kernel == [last] and others == {jnp.dtype('bfloat16')}
 
 
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+  """Where 65,536 rows add up, the 8 bits of bfloat16 would lose all but the largest."""
+  layer = products.Linear(D, E, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(layer)
+  x = draw(N, T, D, dtype=jnp.bfloat16)
+  loss = lambda params: jnp.sum(nnx.merge(graphdef, params)(x) ** 2)
+  sums = [
+    e.invars[0].aval for e in jaxprs.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    if e.primitive.name == 'reduce_sum' and e.outvars[0].aval.shape == (E,)
+  ]  # fmt: skip
+  assert [(a.shape, a.dtype) for a in sums] == [((N * T, E), jnp.dtype('float32'))]
+
+
+def test_a_layer_is_the_linear_layer_of_flax_with_its_derivatives():
+  """In float64, in forward mode too and of a gradient through a tangent."""
+  with jax.enable_x64(True):
+    x, x_dot = draw(N, T, D), draw(T, N, D).swapaxes(0, 1)
+    ours = products.Linear(D, E, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    flax = nnx.Linear(D, E, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    ours.bias[...] = flax.bias[...] = draw(E)
+
+    def found(layer):
+      graphdef, params = nnx.split(layer)
+      call = lambda params, x: nnx.merge(graphdef, params)(jnp.sin(x))
+      tangent = lambda params, x: jax.jvp(call, (params, x), (params, x_dot))[1]
+      objective = lambda params, x: jnp.sum(jnp.sin(call(params, x)) + tangent(params, x) ** 2)
+      return call(params, x), tangent(params, x), jax.grad(objective, (0, 1))(params, x)
+
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found(ours), found(flax)
+    )
+
+
 CONFIG = sit.SiTConfig(
   input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
   skip=stack.Skip(), remat='full', attention='xla',
