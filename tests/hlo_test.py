@@ -1,4 +1,4 @@
-"""Kernels and bytes of compiled programs, against XLA's own account and against programs by hand."""
+"""Kernels and bytes of compiled programs, against XLA's own account and a program by hand."""
 
 import importlib
 import pathlib
