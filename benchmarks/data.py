@@ -247,7 +247,7 @@ def training_step(store: pathlib.Path, args) -> Callable:
   made = step.make_step(
     experiment.objective, trainable.graphdef, experiment.transformation(),
     key=rng.stream(jax.random.key(SEED), 'train'), ema_decay=0.9999,
-    learning_rate=experiment.schedule(),
+    learning_rate=experiment.schedule(), devices=mesh.size,
   )  # fmt: skip
   compiled = step.compile_step(made, trainable.shardings, mesh)
   held = [trainable.init(jax.random.key(SEED))]

@@ -49,7 +49,7 @@ class Run:
     made = step.make_step(
       experiment.objective, trainable.graphdef, experiment.transformation(),
       key=rng.stream(jax.random.key(0), 'train'), ema_decay=0.9999,
-      learning_rate=experiment.schedule(),
+      learning_rate=experiment.schedule(), devices=mesh.size,
     )  # fmt: skip
     self.step = step.compile_step(made, trainable.shardings, mesh)
     self.batch = sharding.put_batch(

@@ -9,10 +9,8 @@ dtypes of sums come from the program before the backend's own passes.
 
 import argparse
 import json
-import math
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,29 +23,6 @@ LAYOUTS = {  # Devices, sizes of 'data', 'fsdp' and 'tensor', whether ZeRO-1, th
   'tp2': (8, 4, 1, 2, False, 'float32'),
   'dp bfloat16': (8, 8, 1, 1, False, 'bfloat16'),
 }
-KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-ITEM_BYTES = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
-
-
-def collectives(text: str, depth: int) -> dict:
-  """Number and bytes, in all and of each dtype, of the results of each kind of collective.
-
-  What stands in the body of a loop counts `depth` times, which holds for the scan over blocks.
-  """
-  found = {kind: {'count': 0, 'bytes': 0, 'bytes by dtype': {}} for kind in KINDS}
-  for computation in re.split(r'\n(?=\S)', text):
-    times = 1 if computation.startswith('ENTRY') else depth
-    for line in computation.splitlines():
-      match = re.search(rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(', line)
-      if match:
-        sums = found[match[2]]
-        sums['count'] += times
-        for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', match[1]):
-          if dtype in ITEM_BYTES:
-            size = times * ITEM_BYTES[dtype] * math.prod(int(n) for n in dims.split(',') if n)
-            sums['bytes'] += size
-            sums['bytes by dtype'][dtype] = sums['bytes by dtype'].get(dtype, 0) + size
-  return {kind: sums for kind, sums in found.items() if sums['count']}
 
 
 def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None:
@@ -64,7 +39,7 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
   from diversedit_jax.interpolants import times
   from diversedit_jax.methods import base, flow
   from diversedit_jax.models import sit
-  from diversedit_jax.training import optim
+  from diversedit_jax.training import collectives, optim
   from diversedit_jax.training import state as state_lib
   from diversedit_jax.training import step as step_lib
 
@@ -93,7 +68,7 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
   step = step_lib.compile_step(
     step_lib.make_step(
       objective, trainable.graphdef, tx, key=jax.random.key(1), ema_decay=0.9,
-      learning_rate=lambda step: 1e-4,
+      learning_rate=lambda step: 1e-4, devices=mesh.size,
     ),
     trainable.shardings, mesh,
   )  # fmt: skip
@@ -116,8 +91,8 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
     'state_bytes_per_device': state_lib.bytes_per_device(state),
     'argument_bytes_per_device': memory.argument_size_in_bytes,
     'temporary_bytes_per_device': memory.temp_size_in_bytes,
-    'collectives': collectives(compiled.as_text(), depth),
-    'collectives before the backend': collectives(partitioned(dumped), depth),
+    'collectives': collectives.collectives(compiled.as_text()),
+    'collectives before the backend': collectives.collectives(partitioned(dumped)),
   }
   with open(output, 'w') as file:
     json.dump(result, file)

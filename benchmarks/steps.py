@@ -21,7 +21,7 @@ from diversedit_jax import interpolants, rng, sharding
 from diversedit_jax.losses import diversity_config
 from diversedit_jax.methods import base, diverse, flow
 from diversedit_jax.models import cost, sit, stack
-from diversedit_jax.training import optim, state, step
+from diversedit_jax.training import ahead, optim, state, step
 
 VARIANTS = ('plain', 'skips', 'skips+loss')
 CLASSES, CHANNELS = 1000, 4
@@ -83,16 +83,40 @@ def transformation() -> optax.GradientTransformation:
   return optim.make(optim.OptimizerConfig(), _STEPS)
 
 
+def trainable(
+  model: sit.SiTConfig, objective: base.Objective, mesh: jax.sharding.Mesh, *,
+  shard_over_data: bool = False,
+) -> state.Trainable:  # fmt: skip
+  """What is trained, its state spread over a mesh."""
+  make_network = lambda rngs: base.Network(model, objective.terms, rngs=rngs)
+  return state.Trainable(make_network, transformation(), mesh, shard_over_data=shard_over_data)
+
+
+def lower(
+  of: state.Trainable, model: sit.SiTConfig, objective: base.Objective, batch: int
+) -> jax.stages.Lowered:
+  """The step on so many examples, traced for the mesh and not compiled; see `trainable`."""
+  made = step.make_step(
+    objective, of.graphdef, transformation(), key=rng.stream(jax.random.key(0), 'train'),
+    ema_decay=EMA_DECAY, learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
+    devices=of.mesh.size,
+  )  # fmt: skip
+  shapes = jax.eval_shape(of.init, jax.random.key(0))
+  arrays = jax.eval_shape(lambda: latents(batch, model.input_size))
+  with jax.sharding.use_abstract_mesh(of.mesh.abstract_mesh):
+    return step.compile_step(made, of.shardings, of.mesh).lower(shapes, arrays, {})
+
+
 class Step:
   """One compiled training step; `run` updates its state.
 
-  compile_seconds: of tracing and compiling. peak_bytes: that the program needs at once, by the
-  compiler's account: its arguments, results that are not the donated arguments, and temporaries.
+  compile_seconds: of tracing and compiling. peak_bytes: see `ahead.peak_bytes`.
   """
 
   def __init__(
     self, model: sit.SiTConfig, objective: base.Objective, batch: int, *, allocate: bool = True,
-    states: dict[Any, state.TrainState] | None = None,
+    states: dict[Any, state.TrainState] | None = None, mesh: jax.sharding.Mesh | None = None,
+    options: Mapping[str, Any] | None = None,
   ):  # fmt: skip
     """Compiles, and makes the state.
 
@@ -101,29 +125,23 @@ class Step:
       allocate: False compiles only, so that a model that does not fit can be compiled too.
       states: where steps keep their states that take turns; those of like shapes share one, so that
         memory holds fewer of them.
+      mesh: None is of all devices. Of devices that are not here (`targets.find`), nothing can be
+        allocated.
+      options: of the compiler.
     """
-    mesh = sharding.make_mesh()
-    make_network = lambda rngs: base.Network(model, objective.terms, rngs=rngs)
-    self.trainable = state.Trainable(make_network, transformation(), mesh)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    self.trainable = trainable(model, objective, mesh)
     self.flops = batch * cost.cost(model).training
-    made = step.make_step(
-      objective, self.trainable.graphdef, transformation(),
-      key=rng.stream(jax.random.key(0), 'train'), ema_decay=EMA_DECAY,
-      learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
-    )  # fmt: skip
-    shapes = jax.eval_shape(self.trainable.init, jax.random.key(0))
     started = time.perf_counter()
-    jitted = step.compile_step(made, self.trainable.shardings, mesh)
-    arrays = latents(batch, model.input_size)
-    self.program = jitted.lower(shapes, jax.eval_shape(lambda: dict(arrays)), {}).compile()
+    self.program = lower(self.trainable, model, objective, batch).compile(options)
     self.compile_seconds = time.perf_counter() - started
-    self.peak_bytes = peak_bytes(self.program)
+    self.peak_bytes = ahead.peak_bytes(self.program)
     self._states = {} if states is None else states
-    self._key = str(jax.tree.map(lambda x: x.shape, shapes))
+    self._key = str(jax.tree.map(lambda x: x.shape, self.trainable.params))
     if allocate:
       if self._key not in self._states:
         self._states[self._key] = self.trainable.init(jax.random.key(0))
-      self.batch = sharding.put_batch(arrays, mesh, batch)
+      self.batch = sharding.put_batch(latents(batch, model.input_size), mesh, batch)
 
   def run(self) -> Mapping[str, jax.Array]:
     """Starts a step; its metrics."""
@@ -159,15 +177,6 @@ def latents(batch: int, input_size: tuple[int, int]) -> dict[str, np.ndarray]:
   """Normal latents and labels, the same at every call."""
   x_NHWC = np.random.default_rng(0).standard_normal((batch, *input_size, CHANNELS), np.float32)
   return {'latents': x_NHWC, 'labels': (np.arange(batch) % CLASSES).astype(np.int32)}
-
-
-def peak_bytes(program: Any) -> int:
-  """Of a compiled program: arguments, temporaries, and results that take no argument's place."""
-  memory = program.memory_analysis()
-  return (
-    memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-  )  # fmt: skip
 
 
 def perturbed(network: nnx.Module, scale: float = 0.02) -> nnx.Module:

@@ -28,7 +28,6 @@ import steps
 import timing
 
 from diversedit_jax import cli
-from diversedit_jax.models import attention
 
 _PEER_NAMES = {'': 'torch', 'default': 'torch compiled'}
 
@@ -93,13 +92,9 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
 def describe(case: steps.Case, made: steps.Step) -> dict:
   """What a row says of one of our own steps."""
   model = case.model()
-  kernel = attention.choose(
-    model.attention, model.sequence, model.heads, model.width // model.heads, model.dtype
-  )
   return {
-    'variant': case.variant, 'attention': kernel, 'unroll': model.blocks_per_step,
-    'remat': case.remat,
-    'program': 'ours', 'compile_seconds': made.compile_seconds,
+    'variant': case.variant, 'attention': model.kernel(), 'unroll': model.blocks_per_step,
+    'remat': case.remat, 'program': 'ours', 'compile_seconds': made.compile_seconds,
     'peak_gib': made.peak_bytes / 2**30, 'loss': made.check(), 'dispatch_ms': made.dispatch_ms(5),
   }  # fmt: skip
 

@@ -284,10 +284,13 @@ def base() -> ml_collections.ConfigDict:
   config.analysis.bandwidth = 1.0  # Of the RBF kernel, times the median distance.
 
   config.plan = ml_collections.ConfigDict()
-  config.plan.devices = 8
+  config.plan.devices = ml_collections.config_dict.placeholder(int)  # None: of compile_for, or 8.
   config.plan.peak_tflops = (
     989.0  # Per device, dense, in the compute dtype (H100/H200 bf16 data sheet).
   )
   # Share of the peak that training is assumed to reach; published DiT and SiT code: 0.06 to 0.25.
   config.plan.mfu = 0.2
+  # Also compiles the step for what is not here, which tells whether it fits: a GPU, with a number
+  # (a100-40, a100-80, h100, h200, rtx4090; 'h200:8'), or TPUs ('v5e:2x4'). docs/memory.md.
+  config.plan.compile_for = ''
   return config

@@ -66,6 +66,14 @@ def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
   return config
 
 
+def stay_on_cpu() -> None:
+  """Keeps JAX off accelerators: for programs that are compiled for a device that is not here.
+
+  A compiler for NVIDIA's GPUs that is installed without a driver is not found otherwise.
+  """
+  jax.config.update('jax_platforms', 'cpu')
+
+
 def keep_programs() -> None:
   """Keeps compiled programs between starts, in $JAX_COMPILATION_CACHE_DIR or below ~/.cache.
 

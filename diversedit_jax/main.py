@@ -28,16 +28,18 @@ def main(argv: list[str]) -> None:
   """Builds the experiment and runs the mode."""
   if len(argv) > 1:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
+  config, mode = cli.load(_CONFIG), _MODE.value
+  if mode == 'plan' and config.get('plan', {}).get('compile_for'):
+    cli.stay_on_cpu()
   cli.keep_programs()
   cli.keep_memory()
   if _DISTRIBUTED.value:
     cli.join_processes()
-  config, mode = cli.load(_CONFIG), _MODE.value
   if mode == 'list':
     print(listing.listing(config))
     return
   listing.check_is_experiment(config)
-  experiment = build.build(config)
+  experiment = build.build(config, planned=mode == 'plan')
   if mode == 'plan':
     print(modes.plan(experiment))
   elif mode == 'audit':

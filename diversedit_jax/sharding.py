@@ -6,7 +6,7 @@ replicated. Batches are split over 'data' and 'fsdp' together, so FSDP is data p
 state is split as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
@@ -47,10 +47,14 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
   return tuple(sizes)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
-  """Mesh over all devices of all processes; see `mesh_sizes` for sizes and errors."""
-  sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+def make_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, *,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:  # fmt: skip
+  """Mesh over some devices, or all of all processes; see `mesh_sizes` for sizes and errors."""
+  devices = jax.devices() if devices is None else devices
+  sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def planned_mesh(data: int, fsdp: int, tensor: int, devices: int) -> jax.sharding.AbstractMesh:

@@ -81,7 +81,7 @@ def test_step_traces(pictures, monkeypatch, name, arg):
   step_fn = step.make_step(
     experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'),
     ema_decay=experiment.train.ema_decay, learning_rate=experiment.schedule(),
-    accumulate=experiment.train.accumulate,
+    devices=1, accumulate=experiment.train.accumulate,
   )  # fmt: skip
   n, source = experiment.train.batch_size, experiment.source
   one = source.gather(np.arange(1))

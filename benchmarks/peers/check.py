@@ -107,7 +107,7 @@ def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: st
   tx = steps.transformation()
   whole = step.make_step(
     objective, graphdef, tx, key=rng.stream(jax.random.key(0), 'train'),
-    ema_decay=EMA_DECAY, learning_rate=optim.schedule(optim.OptimizerConfig(), 10),
+    ema_decay=EMA_DECAY, learning_rate=optim.schedule(optim.OptimizerConfig(), 10), devices=1,
   )  # fmt: skip
   begun = state.TrainState(
     step=jnp.zeros((), jnp.int32), params=params, ema=params, opt_state=tx.init(params)

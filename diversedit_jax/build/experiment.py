@@ -14,7 +14,7 @@ from diversedit_jax.data import pipeline, sources
 from diversedit_jax.methods import base, rules
 from diversedit_jax.models import sit
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import loop, optim, plan
+from diversedit_jax.training import loop, optim, plan, targets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,10 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experiment:
   """Reads a whole config.
+
+  planned: nothing will run, so that the kernels of the model are those of `plan.compile_for`.
 
   Raises:
     UserError: for an unknown, missing or impossible entry, naming it.
@@ -93,12 +95,14 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     raise types.UserError(
       f'train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}'
     )
+  plan_options = sections.splat(plan.PlanConfig, config.plan, 'plan')
+  platform = targets.platform(plan_options.compile_for) if planned else ''
   objective, model = method.make_objective(
     method.Inputs(
       config=config,
       names=names,
       source=source,
-      model=network.make_model(config.model, source),
+      model=network.make_model(config.model, source, platform),
       path=path,
       batch_size=train.batch_size,
       examples=train.batch_size // train.accumulate,
@@ -124,7 +128,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     evaluation=sections.splat(scoring.EvalOptions, config.eval, 'eval'),
     sweep=sections.splat(scoring.SweepOptions, config.sweep, 'sweep'),
     analysis=sections.splat(blocks.AnalysisConfig, config.analysis, 'analysis'),
-    plan=sections.splat(plan.PlanConfig, config.plan, 'plan'),
+    plan=plan_options,
   )
   experiment.evaluation.check_number('sweep.number', experiment.sweep.number)
   generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)

@@ -23,7 +23,7 @@ from diversedit_jax.methods import (
   rules,
   sra,
 )
-from diversedit_jax.models import attention, sit
+from diversedit_jax.models import sit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,9 +182,7 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
   for term in objective.terms:
     term.check(model, inputs.examples)
   # Probe now, so that a kernel that cannot run is known before the model is traced.
-  attention.choose(
-    model.attention, model.sequence, model.heads, model.width // model.heads, model.dtype
-  )
+  model.kernel()
   return objective, model
 
 

@@ -10,13 +10,20 @@ from diversedit_jax.data import sources
 from diversedit_jax.methods import flow
 from diversedit_jax.models import sit, sizes, stack
 
-# Told by the data and the method, not by the config.
-_FROM_ELSEWHERE = ('input_size', 'channels', 'num_classes', 'interval', 'class_token')
+# Told by the data, the method and the plan, not by the config's section.
+_FROM_ELSEWHERE = (
+  'input_size', 'channels', 'num_classes', 'interval', 'class_token', 'platform',
+)  # fmt: skip
 _NEAREST = 1e-3  # To the ends of time, for a noise or a score (SiT).
 
 
-def make_model(section: ml_collections.ConfigDict, source: sources.Source) -> sit.SiTConfig:
-  """The model's config: a published size or four numbers, shaped for the data."""
+def make_model(
+  section: ml_collections.ConfigDict, source: sources.Source, platform: str = ''
+) -> sit.SiTConfig:
+  """The model's config: a published size or four numbers, shaped for the data.
+
+  platform: of a machine that is not here, see `sit.SiTConfig`.
+  """
   names = [f.name for f in dataclasses.fields(sit.SiTConfig)]
   known = ['size', *(n for n in names if n not in _FROM_ELSEWHERE)]
   shape = [f.name for f in dataclasses.fields(sizes.Size)]
@@ -37,7 +44,7 @@ def make_model(section: ml_collections.ConfigDict, source: sources.Source) -> si
   rows, cols, channels = source.shape
   return sit.SiTConfig(
     **fields, input_size=(rows, cols), channels=channels, num_classes=source.num_classes,
-    skip=stack.Skip(placement=skip['placement']) if skip['enabled'] else None,
+    skip=stack.Skip(placement=skip['placement']) if skip['enabled'] else None, platform=platform,
   )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 `jax.nn.dot_product_attention` never picks cuDNN by itself, and cuDNN refuses some shapes and has
 failed on some driver stacks; nor is a fused kernel always the faster one. So 'auto' runs and times
 what there is once, forward and backward, at the true shape. A name may end in '@d': heads are
-padded with zeros to d values, which changes nothing but the speed.
+padded with zeros to d values, which changes nothing but the speed. For a machine that is not here
+nothing can be tried: 'auto' is then the first kernel that nothing is known against.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ PADDED = (80, 96, 128)
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED), 'flash')
 """'flash' is JAX's Pallas kernel for TPU."""
 
+_FLASH_BLOCK = 128
 _PROBED_TOKENS = 8192  # Enough to keep a device busy.
 _PROBED_CALLS, _PROBED_ROUNDS = 10, 3
 
@@ -77,12 +79,16 @@ _PLATFORMS = {'cudnn': ('gpu', 'an NVIDIA GPU'), 'flash': ('tpu', 'a TPU')}
 
 
 @functools.cache
-def choose(implementation: str, tokens: int, heads: int, head_dim: int, dtype: str) -> str:
+def choose(
+  implementation: str, tokens: int, heads: int, head_dim: int, dtype: str, platform: str = ''
+) -> str:
   """The kernel to use, a name for `attend`, for one layer's shape and compute dtype.
 
   'auto' is the fastest that passes its probe, and says so; a failed probe is a warning. On a CPU it
   is 'xla' unprobed. Several processes must agree on one program, and so do not time: they take the
   first kernel that runs.
+
+  platform: 'gpu', 'tpu' or 'cpu' of a machine that is not here, for which nothing is probed.
 
   Raises:
     UserError: for an unknown name, or a kernel asked for that cannot run (with the reason).
@@ -93,13 +99,16 @@ def choose(implementation: str, tokens: int, heads: int, head_dim: int, dtype: s
   shape = (tokens, heads, head_dim, dtype)
   if implementation == 'xla':
     return 'xla'
+  if platform:
+    return _unprobed(implementation, *shape, platform)
   if implementation != 'auto':
     if reason := fault(implementation, *shape):
       raise types.UserError(f'attention={implementation} cannot run here: {reason}')
     return implementation
 
   seconds = {}
-  for name in candidates(head_dim):
+  tried = candidates(head_dim, jax.default_backend())
+  for name in tried:
     if reason := fault(name, *shape):
       logging.warning('attention: %s cannot run here: %s', name, reason)
     elif jax.process_count() > 1:
@@ -108,7 +117,7 @@ def choose(implementation: str, tokens: int, heads: int, head_dim: int, dtype: s
     else:
       seconds[name] = _seconds(name, *shape)
   if not seconds:
-    if candidates(head_dim):
+    if tried:
       logging.warning('attention: FALLING BACK TO XLA')
     return 'xla'
   seconds['xla'] = _seconds('xla', *shape)
@@ -118,30 +127,53 @@ def choose(implementation: str, tokens: int, heads: int, head_dim: int, dtype: s
   return best
 
 
-def candidates(head_dim: int) -> list[str]:
-  """What 'auto' tries before 'xla' on this backend; heads of 64 and 128 need no padding."""
-  if jax.default_backend() == 'tpu':
+def candidates(head_dim: int, platform: str) -> list[str]:
+  """What 'auto' tries before 'xla'; heads of 64 and 128 need no padding."""
+  if platform == 'tpu':
     return ['flash']
-  if jax.default_backend() != 'gpu':
+  if platform != 'gpu':
     return []
   padded = [f'cudnn@{d}' for d in PADDED if d > head_dim and head_dim % 64]
   return ['cudnn', *padded]
 
 
-def fault(implementation: str, tokens: int, heads: int, head_dim: int, dtype: str) -> str | None:
-  """Why a kernel cannot be used at this shape; None if it ran forward and backward."""
+def _unprobed(implementation, tokens, heads, head_dim, dtype, platform):
+  """The kernel of a machine that is not here: the one asked for, or the first that may run."""
+  against = lambda name: mismatch(name, tokens, heads, head_dim, dtype, platform)
+  if implementation == 'auto':
+    return next((n for n in candidates(head_dim, platform) if against(n) is None), 'xla')
+  if reason := against(implementation):
+    raise types.UserError(f'attention={implementation} cannot run there: {reason}')
+  return implementation
+
+
+def mismatch(
+  implementation: str, tokens: int, heads: int, head_dim: int, dtype: str, platform: str
+) -> str | None:
+  """What is known without a probe against a kernel on a platform; None if nothing is."""
+  del heads
   name, _, padded = implementation.partition('@')
-  platform, device = _PLATFORMS[name]
-  if jax.default_backend() != platform:
-    return f'it needs {device}, and the backend is {jax.default_backend()}'
+  needed, device = _PLATFORMS[name]
+  if platform != needed:
+    return f'it needs {device}, and the backend is {platform}'
+  if name == 'flash' and tokens % _FLASH_BLOCK:
+    return f'its blocks are of {_FLASH_BLOCK} tokens, which do not divide {tokens}'
   if name == 'cudnn' and dtype not in ('bfloat16', 'float16'):
     return f'it computes in bfloat16 or float16, and the compute dtype is {dtype}'
   if padded and int(padded) < head_dim:
     return f'a head has {head_dim} values, which is more than {padded}'
   if name == 'cudnn' and not padded and head_dim % 8:
     return f'it needs a head dimension divisible by 8, and it is {head_dim}'
+  return None
+
+
+def fault(implementation: str, tokens: int, heads: int, head_dim: int, dtype: str) -> str | None:
+  """Why a kernel cannot be used here at this shape; None if it ran forward and backward."""
+  shape = (tokens, heads, head_dim, dtype)
+  if reason := mismatch(implementation, *shape, jax.default_backend()):
+    return reason
   try:
-    grads = _probe(implementation, 2, tokens, heads, head_dim, dtype)()
+    grads = _probe(implementation, 2, *shape)()
     with jax.ensure_compile_time_eval():  # Inside a trace there would be no answer otherwise.
       finite = bool(trees.all_finite(grads))
     if not finite:

@@ -88,9 +88,7 @@ class Attention(nnx.Module):
   def __init__(self, config, *, rngs: nnx.Rngs):
     width, dtype = config.width, config.compute_dtype
     self.heads = config.heads
-    self.implementation = attention.choose(
-      config.attention, config.sequence, config.heads, width // config.heads, config.dtype
-    )
+    self.implementation = config.kernel()
     self.qkv = products.Linear(
       width, 3 * width, kernel_init=embed.xavier('embed', 'heads'),
       bias_init=embed.zeros('heads'), dtype=dtype, rngs=rngs,

@@ -67,13 +67,14 @@ def _sum_rows(_, g):
   return jnp.sum(_flat(g), axis=0)
 
 
-def sum_in_float32(network: nnx.Module) -> nnx.Module:
+def sum_in_float32(network: nnx.Module, devices: int) -> nnx.Module:
   """Makes the linear layers that compute in less than float32 use `dot_general`, in place.
 
-  On one device nothing is added up, and the layers stay as they are: a product in float32 would
+  devices: of the mesh that the network is traced for, which need not be those that are here. On one
+  device nothing is added up, and the layers stay as they are: a product in float32 would
   only be a longer array to write. Vectors, as biases, are added in the compute dtype.
   """
-  if jax.device_count() > 1:
+  if devices > 1:
     for _, module in nnx.iter_modules(network):
       if isinstance(module, nnx.Linear) and _is_narrow(module.dtype):
         module.dot_general = dot_general

@@ -41,6 +41,7 @@ class SiTConfig:
   residual_dtype: of the residual stream.
   attention: of `attention.IMPLEMENTATIONS`. remat: see `stack.REMAT_POLICIES`.
   unroll: blocks per step of the loop over them; 0 is all on a GPU and one elsewhere.
+  platform: 'gpu', 'tpu' or 'cpu' of a machine that is not here, see `attention.choose`.
   """
 
   input_size: tuple[int, int]
@@ -62,6 +63,7 @@ class SiTConfig:
   attention: str = 'auto'
   remat: str = 'none'
   unroll: int = 0
+  platform: str = ''
 
   def __post_init__(self):
     def require(fits, message):
@@ -109,6 +111,13 @@ class SiTConfig:
     known('model.attention', self.attention, attention.IMPLEMENTATIONS)
     known('model.remat', self.remat, stack.REMAT_POLICIES)
 
+  def kernel(self) -> str:
+    """Name of the attention kernel, chosen where it is 'auto'; see `attention.choose`."""
+    return attention.choose(
+      self.attention, self.sequence, self.heads, self.width // self.heads, self.dtype,
+      self.platform,
+    )  # fmt: skip
+
   @classmethod
   def of_size(cls, name: str, **fields) -> 'SiTConfig':
     """The config of a published size, 'S/2' to 'XL/8'."""
@@ -142,7 +151,7 @@ class SiTConfig:
     A GPU writes whatever the backward pass needs to a loop's stack and reads it back, which is half
     of what it moves; without a loop XL/2 still compiles in a minute (benchmarks/NOTES.md).
     """
-    return self.unroll or (self.depth if jax.default_backend() == 'gpu' else 1)
+    return self.unroll or (self.depth if (self.platform or jax.default_backend()) == 'gpu' else 1)
 
   @property
   def unrolled(self) -> bool:

@@ -1,5 +1,6 @@
 """`--mode=sample`, `analyze` and `plan`: what a config or its weights are worth."""
 
+import dataclasses
 import pathlib
 
 from absl import logging
@@ -13,6 +14,7 @@ from diversedit_jax.evaluation import card
 from diversedit_jax.methods import rules
 from diversedit_jax.modes import decoding, shared
 from diversedit_jax.sampling import generate
+from diversedit_jax.training import ahead, step, targets
 from diversedit_jax.training import plan as plan_lib
 
 
@@ -81,19 +83,58 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
 
 
 def plan(experiment: build.Experiment) -> str:
-  """The cost of the config, in words."""
+  """The cost of the config, in words; with `plan.compile_for`, the compiler's word beside it."""
   options, mesh = experiment.plan, experiment.mesh
-  planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, options.devices)
+  target = targets.find(options.compile_for) if options.compile_for else None
+  devices = options.count(target)
+  planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices)
   trainable = shared.make_trainable(experiment, planned)
   numbers = plan_lib.plan(
-    experiment.model, options, objective=experiment.objective, steps=experiment.train.steps,
+    experiment.model, options, devices, objective=experiment.objective,
+    steps=experiment.train.steps,
     batch_size=experiment.train.batch_size, accumulate=experiment.train.accumulate,
     parameters=trees.count(trainable.params),
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
     average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
     data_bytes=_resident_bytes(experiment),
   )  # fmt: skip
-  return plan_lib.table(numbers, options, experiment.train.steps)
+  table = plan_lib.table(numbers, options, experiment.train.steps)
+  if target is None:
+    return table
+  return f'{table}\n\n{_compiled(experiment, target, plan_lib.memory_gib(numbers))}'
+
+
+def _compiled(experiment, target, estimate):
+  """The report of the run's step, compiled for a target. estimate: GiB that the plan expects."""
+  model = dataclasses.replace(experiment.model, platform=target.platform)
+  experiment = dataclasses.replace(experiment, model=model)
+  axes, batch_size = experiment.mesh, experiment.train.batch_size
+  mesh = sharding.make_mesh(axes.data, axes.fsdp, axes.tensor, devices=target.devices)
+  build.check_devices(experiment, mesh)
+  trainable = shared.make_trainable(experiment, mesh)
+  step_fn = step.compile_step(shared.make_step(experiment, trainable), trainable.shardings, mesh)
+  one = experiment.source.gather(np.arange(1))
+  batch = {n: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for n, x in one.items()}
+  frozen = {encoder.name: encoder.params for encoder in experiment.objective.encoders}
+  state = jax.eval_shape(trainable.init, jax.random.key(experiment.seed))
+  # Its devices cannot run anything, which JAX would let them do with small things under `set_mesh`.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = step_fn.lower(state, batch, frozen)
+  report = ahead.compile_for(target, lowered, beside=_resident_bytes(experiment))
+  found = report.needed / targets.GIB
+  rows = [
+    *ahead.rows(report),
+    ('estimate above', f"{estimate:.2f} GiB, {estimate / found:.0%} of the compiler's"),
+    ('attention', _attention(model)),
+  ]
+  return plan_lib.aligned(rows)
+
+
+def _attention(model):
+  kernel = model.kernel()
+  if model.attention != 'auto':
+    return f'{kernel}, as asked for'
+  return f'{kernel}, the first that may run there: a run times all that do, which needs the device'
 
 
 def _resident_bytes(experiment):

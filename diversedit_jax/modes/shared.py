@@ -14,11 +14,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import checkpoint, convert, sharding, trees, types
+from diversedit_jax import checkpoint, convert, rng, sharding, trees, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import run_dir, state
+from diversedit_jax.training import run_dir, state, step
 
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
@@ -52,6 +52,16 @@ def make_trainable(experiment, mesh):
   )  # fmt: skip
   sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
   return trainable
+
+
+def make_step(experiment, trainable):
+  """The training step of the run, not compiled yet."""
+  return step.make_step(
+    experiment.objective, trainable.graphdef, experiment.transformation(),
+    key=rng.stream(jax.random.key(experiment.seed), 'train'),
+    ema_decay=experiment.train.ema_decay, learning_rate=experiment.schedule(),
+    devices=trainable.mesh.size, accumulate=experiment.train.accumulate,
+  )  # fmt: skip
 
 
 def open_weights(experiment, workdir, origin):

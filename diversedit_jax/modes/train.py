@@ -33,11 +33,7 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   )
   scorer = during.open_scorer(experiment, mesh, path, decoder, networks)
   key = jax.random.key(experiment.seed)
-  step_fn = step.make_step(
-    experiment.objective, trainable.graphdef, experiment.transformation(),
-    key=rng.stream(key, 'train'), ema_decay=experiment.train.ema_decay,
-    learning_rate=experiment.schedule(), accumulate=experiment.train.accumulate,
-  )  # fmt: skip
+  step_fn = shared.make_step(experiment, trainable)
   logging.info(
     '%s, %s: %s parameters, mesh %s, batch %d', experiment.config.method, experiment.source.name,
     f'{trees.count(trainable.params):,}', dict(mesh.shape), experiment.train.batch_size,

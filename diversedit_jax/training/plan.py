@@ -1,6 +1,6 @@
-"""What a training run will cost, before anything compiles."""
+"""What a training run will cost, by arithmetic: nothing compiles for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -8,23 +8,49 @@ from diversedit_jax import trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.models import cost as cost_lib
 from diversedit_jax.models import sit
-from diversedit_jax.training import progress
+from diversedit_jax.training import progress, targets
+
+_DEVICES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-  """devices: how many. peak_tflops: of each, dense, in the compute dtype. mfu: share reached."""
+  """What a plan supposes.
 
-  devices: int
+  devices: how many; None is those of `compile_for`, or 8. peak_tflops: of each, dense, in the
+  compute dtype. mfu: share reached. compile_for: name of what the step is compiled for, see
+  `targets.find`; '' compiles nothing.
+  """
+
+  devices: int | None
   peak_tflops: float
   mfu: float
+  compile_for: str = ''
 
   def __post_init__(self):
-    if self.devices < 1 or self.peak_tflops <= 0 or not 0 < self.mfu <= 1:
+    if self.compile_for:
+      targets.parse(self.compile_for)
+    if (self.devices or 1) < 1 or self.peak_tflops <= 0 or not 0 < self.mfu <= 1:
       raise types.UserError(
         f'a plan needs devices >= 1, peak_tflops > 0 and 0 < mfu <= 1; got devices={self.devices}, '
         f'peak_tflops={self.peak_tflops}, mfu={self.mfu}'
       )
+
+  def count(self, target: targets.Target | None) -> int:
+    """Number of devices, with what is compiled for, if anything is.
+
+    Raises:
+      UserError: if the two contradict each other.
+    """
+    if target is None:
+      return _DEVICES if self.devices is None else self.devices
+    found = len(target.devices)
+    if self.devices not in (None, found):
+      raise types.UserError(
+        f'plan.devices={self.devices}, but plan.compile_for={target.name!r} has {found}; leave '
+        'plan.devices out (None), which takes them'
+      )
+    return found
 
 
 def method_flops(
@@ -55,14 +81,14 @@ def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
 
 
 def plan(
-  model: sit.SiTConfig, config: PlanConfig, *, objective: base.Objective, steps: int,
+  model: sit.SiTConfig, config: PlanConfig, devices: int, *, objective: base.Objective, steps: int,
   batch_size: int, accumulate: int, parameters: int, shard_bytes: int,
   average_bytes: int | None = None, data_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
   """Numbers of the plan; memory is per device, activations are an estimate with XLA attention.
 
   Args:
-    model: shapes and precision. config: hardware. objective: the method.
+    model: shapes and precision. config, devices: hardware. objective: the method.
     steps, batch_size, accumulate: of the run.
     parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
     average_bytes: of their average, as of either moment, if that is split further.
@@ -71,19 +97,20 @@ def plan(
   Raises:
     UserError: if the batch does not fit the devices.
   """
-  if batch_size % (config.devices * accumulate):
+  if batch_size % (devices * accumulate):
     raise types.UserError(
-      f'train.batch_size={batch_size} is not divisible by plan.devices={config.devices} times '
+      f'train.batch_size={batch_size} is not divisible by plan.devices={devices} times '
       f'train.accumulate={accumulate}'
     )
   average_bytes = shard_bytes if average_bytes is None else average_bytes
   cost = cost_lib.cost(model)
-  per_device = batch_size // config.devices // accumulate
+  per_device = batch_size // devices // accumulate
   added = method_flops(objective, model, batch_size // accumulate)
   plain = cost_lib.cost(plain_model(model)).training
   training = plain + sum(added.values())
-  images_per_second = config.devices * config.peak_tflops * 1e12 * config.mfu / training
+  images_per_second = devices * config.peak_tflops * 1e12 * config.mfu / training
   return {
+    'devices': devices,
     'parameters': parameters,
     'tokens': model.sequence,
     'method': {name: flops / plain for name, flops in added.items()},
@@ -112,11 +139,23 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
      f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + '
      f'{numbers["data_gib_per_device"]:.2f} GiB resident data + about '
      f'{numbers["activation_gib_per_device"]:.2f} GiB activations of the model'),
-    ('hardware', f'{config.devices} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
+    ('hardware', f'{numbers["devices"]} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
      f'{config.mfu:.0%} of it (MFU)'),
     ('rate', f'{numbers["images_per_second"]:.4g} images/s, '
      f'{numbers["steps_per_second"]:.3g} steps/s'),
     ('time', f'{progress.duration(numbers["seconds"])} for {steps:,} steps'),
   ]  # fmt: skip
+  return aligned(rows)
+
+
+def memory_gib(numbers: Mapping[str, Any]) -> float:
+  """Of a device, in all, by the plan's estimate."""
+  return sum(
+    numbers[f'{part}_gib_per_device'] for part in ('state', 'frozen', 'data', 'activation')
+  )
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+  """Names and texts in two columns."""
   width = max(len(name) for name, _ in rows)
   return '\n'.join(f'{name:<{width}}  {text}' for name, text in rows)

@@ -34,9 +34,10 @@ def make_step(
   key: jax.Array,
   ema_decay: float,
   learning_rate: optax.Schedule,
+  devices: int,
   accumulate: int = 1,
 ) -> Step:
-  """The step as a pure function.
+  """The step as a pure function, for a mesh of so many devices.
 
   All randomness of a step is drawn for the whole batch from (key, step), before it is cut into
   `accumulate` microbatches. A loss that is a mean over examples does not depend on that number; a
@@ -46,7 +47,7 @@ def make_step(
   def gradients(state, draw, step_key):
     params, terms_key = state.params, rng.stream(step_key, 'terms')
     merged = lambda params: products.sum_in_float32(
-      layers.cast_products(nnx.merge(graphdef, params))
+      layers.cast_products(nnx.merge(graphdef, params)), devices
     )
     teacher = merged(state.ema)
 

@@ -73,7 +73,7 @@ def trace(flow, terms, accumulate=1):
   tx = optax.sgd(0.1)
   made = step.make_step(
     base.Objective(flow=flow, terms=terms), graphdef, tx, key=jax.random.key(0), ema_decay=0.9,
-    learning_rate=lambda _: 0.1, accumulate=accumulate,
+    learning_rate=lambda _: 0.1, devices=1, accumulate=accumulate,
   )  # fmt: skip
   before = state.TrainState(
     step=jnp.int32(0), params=params, ema=params, opt_state=tx.init(params)

@@ -13,7 +13,7 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.models import attention, sit
 
-SHAPE = (16, 2, 72, 'bfloat16')
+SHAPE = (128, 2, 72, 'bfloat16')
 choose = attention.choose.__wrapped__  # Without the cache, which would outlive the pretence.
 
 
@@ -76,7 +76,7 @@ def test_auto_takes_the_fastest_that_runs_and_says_so(machine, caplog, seconds, 
   machine('gpu', seconds)
   with caplog.at_level('INFO'):
     assert choose('auto', *SHAPE) == chosen
-  assert f'attention: {chosen} for T=16' in caplog.text
+  assert f'attention: {chosen} for T=128' in caplog.text
   assert all(f'{name} {1e3 * s:.3g} ms' in caplog.text for name, s in seconds.items())
   failed = {'cudnn', 'cudnn@80', 'cudnn@96', 'cudnn@128'} - set(seconds)
   assert all(f'{name} cannot run here: RuntimeError: No valid' in caplog.text for name in failed)
@@ -138,10 +138,40 @@ def test_impossible_kernels_are_refused_before_they_run(machine):
   assert probed == []
 
 
-def test_heads_of_64_are_not_padded(monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert attention.candidates(64) == attention.candidates(128) == ['cudnn']
-  assert attention.candidates(72) == ['cudnn', 'cudnn@80', 'cudnn@96', 'cudnn@128']
+def test_heads_of_64_are_not_padded():
+  assert attention.candidates(64, 'gpu') == attention.candidates(128, 'gpu') == ['cudnn']
+  assert attention.candidates(72, 'gpu') == ['cudnn', 'cudnn@80', 'cudnn@96', 'cudnn@128']
+
+
+@pytest.mark.parametrize(
+  ('platform', 'shape', 'expected'),
+  [
+    ('gpu', SHAPE, 'cudnn'), ('tpu', SHAPE, 'flash'), ('cpu', SHAPE, 'xla'),
+    ('gpu', (128, 2, 72, 'float32'), 'xla'), ('tpu', (128, 2, 72, 'float32'), 'flash'),
+    ('gpu', (128, 2, 76, 'bfloat16'), 'cudnn@80'), ('tpu', (129, 2, 72, 'bfloat16'), 'xla'),
+  ],
+)  # fmt: skip
+def test_of_a_machine_that_is_not_here_the_first_kernel_that_may_run_is_taken(
+  machine, platform, shape, expected
+):
+  probed = machine('cpu', {})
+  assert choose('auto', *shape, platform) == expected
+  assert choose('auto', *shape) == 'xla' and probed == []
+
+
+def test_of_a_machine_that_is_not_here_kernels_are_refused_for_what_is_known(machine):
+  probed = machine('gpu', {'cudnn': 1.0})
+  assert choose('flash', *SHAPE, 'tpu') == 'flash'
+  assert choose('cudnn@96', *SHAPE, 'gpu') == 'cudnn@96'
+  for name, shape, platform, words in (
+    ('cudnn', SHAPE, 'tpu', 'there: it needs an NVIDIA GPU, and the backend is tpu'),
+    ('flash', SHAPE, 'gpu', 'there: it needs a TPU'),
+    ('flash', (257, 2, 72, 'bfloat16'), 'tpu', 'blocks are of 128 tokens, which do not divide 257'),
+    ('cudnn', (128, 2, 72, 'float32'), 'gpu', 'the compute dtype is float32'),
+  ):
+    with pytest.raises(types.UserError, match=words):
+      choose(name, *shape, platform)
+  assert probed == []
 
 
 def test_timing_runs_the_kernel_forward_and_backward():

@@ -12,6 +12,7 @@ from diversedit_jax import interpolants, types
 from diversedit_jax.methods import base, flow
 from diversedit_jax.models import cost, sit, stack
 from diversedit_jax.training import plan as plan_lib
+from diversedit_jax.training import targets
 
 
 def xl(pixels, **fields):
@@ -185,11 +186,12 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
   config = small(depth=8, width=64)
   counted = cost.cost(config)
   numbers = plan_lib.plan(
-    config, hardware, objective=objective(), steps=1000, batch_size=64, accumulate=2,
+    config, hardware, 8, objective=objective(), steps=1000, batch_size=64, accumulate=2,
     parameters=678, shard_bytes=12345,
   )  # fmt: skip
   images_per_second = 8 * 100e12 * 0.5 / counted.training
   expected = {
+    'devices': 8,
     'parameters': 678,
     'tokens': 16,
     'method': {},
@@ -211,9 +213,22 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
       np.testing.assert_allclose(numbers[name], value, rtol=1e-12, err_msg=name)
 
 
+def test_devices_of_a_plan_are_those_of_its_target():
+  of = lambda count: targets.Target(
+    name='h200:4', platform='gpu', devices=tuple(range(count)), memory=1.0
+  )
+  made = lambda devices: plan_lib.PlanConfig(devices=devices, peak_tflops=1.0, mfu=0.4)
+  assert made(None).count(None) == 8 and made(3).count(None) == 3
+  assert made(None).count(of(4)) == made(4).count(of(4)) == 4
+  with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='h200:4' has 4"):
+    made(3).count(of(4))
+  with pytest.raises(types.UserError, match="unknown device 'h2000'; did you mean 'h200'"):
+    plan_lib.PlanConfig(devices=None, peak_tflops=1.0, mfu=0.4, compile_for='h2000')
+
+
 def test_plan_in_words(hardware):
   numbers = plan_lib.plan(
-    xl(256), hardware, objective=objective(), steps=400_000, batch_size=256, accumulate=1,
+    xl(256), hardware, 8, objective=objective(), steps=400_000, batch_size=256, accumulate=1,
     parameters=674_816_272, shard_bytes=1,
   )  # fmt: skip
   text = plan_lib.table(numbers, hardware, 400_000)
@@ -226,7 +241,7 @@ def test_plan_in_words(hardware):
 def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
   arguments = dict(steps=10, batch_size=64, accumulate=1, parameters=1, shard_bytes=1) | fields
   with pytest.raises(types.UserError, match=f'train.batch_size={fields["batch_size"]} is not div'):
-    plan_lib.plan(small(), hardware, objective=objective(), **arguments)
+    plan_lib.plan(small(), hardware, 8, objective=objective(), **arguments)
 
 
 @pytest.mark.parametrize(

@@ -108,18 +108,17 @@ CONFIG = sit.SiTConfig(
 @pytest.mark.parametrize(
   ('devices', 'dtype', 'used'), [(8, 'bfloat16', 6), (1, 'bfloat16', 0), (8, 'float32', 0)]
 )
-def test_a_network_uses_them_where_parts_are_rounded_and_added(monkeypatch, devices, dtype, used):
-  monkeypatch.setattr(jax, 'device_count', lambda: devices)
+def test_a_network_uses_them_where_parts_are_rounded_and_added(devices, dtype, used):
+  """Whatever is here, which is one device."""
   make = lambda: sit.SiT(dataclasses.replace(CONFIG, dtype=dtype, skip=None), rngs=nnx.Rngs(0))
-  network = products.sum_in_float32(nnx.eval_shape(make))
+  network = products.sum_in_float32(nnx.eval_shape(make), devices)
   linear = [m for _, m in nnx.iter_modules(network) if isinstance(m, nnx.Linear)]
   # Of the stack qkv, proj, fc1, fc2 and adaln; of the last layer its adaln.
   assert sum(m.dot_general is products.dot_general for m in linear) == used < len(linear)
 
 
-def test_gradients_of_a_network_move_by_roundings_alone(monkeypatch):
+def test_gradients_of_a_network_move_by_roundings_alone():
   """With long skips, scans and recomputation."""
-  monkeypatch.setattr(jax, 'device_count', lambda: 8)
   network = nnx.eval_shape(lambda: sit.SiT(CONFIG, rngs=nnx.Rngs(0)))
   graphdef, state = nnx.split(network)
   generator = np.random.default_rng(0)
@@ -132,7 +131,7 @@ def test_gradients_of_a_network_move_by_roundings_alone(monkeypatch):
 
   ours, expected = (
     jax.jit(jax.grad(lambda state, change=change: loss(state, change)))(state)
-    for change in (products.sum_in_float32, lambda network: network)
+    for change in (lambda network: products.sum_in_float32(network, 8), lambda network: network)
   )
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
     a, b = np.asarray(a), np.asarray(b)

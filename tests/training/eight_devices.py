@@ -46,7 +46,7 @@ made = made.replace(params=params, ema=copied(params))
 step_fn = step.compile_step(
   step.make_step(
     experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'), ema_decay=0.9,
-    learning_rate=experiment.schedule(),
+    learning_rate=experiment.schedule(), devices=mesh.size,
   ),
   trainable.shardings, mesh,
 )  # fmt: skip

@@ -69,7 +69,7 @@ def setting(
   key = rng.stream(jax.random.key(0), 'train')
   step = step_lib.make_step(
     experiment.objective, trainable.graphdef, tx, key=key, ema_decay=ema_decay,
-    learning_rate=optim.schedule(optimizer, STEPS), accumulate=accumulate,
+    learning_rate=optim.schedule(optimizer, STEPS), devices=mesh.size, accumulate=accumulate,
   )  # fmt: skip
   compiled = step_lib.compile_step(step, trainable.shardings, mesh)
   without_encoders = lambda state, batch: compiled(state, batch, {})

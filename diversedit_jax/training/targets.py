@@ -1,0 +1,237 @@
+"""Accelerators that are not here, by name: what programs can be compiled for all the same.
+
+'h200' is one GPU and 'h200:8' eight of a node; 'v5e:2x2' is a slice of TPUs by libtpu's name. XLA
+compiles for a GPU from a description of it, and libtpu for any slice that it knows: neither needs
+the device or its driver, only the package that has the compiler.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
+
+from diversedit_jax import trees, types
+
+GIB = 2**30
+_KIB, _MIB = 2**10, 2**20
+
+
+class Gpu(NamedTuple):
+  """What XLA is told of a GPU.
+
+  kind: its name. capability: of CUDA. multiprocessors, lanes: and float32 units in each. threads,
+  shared, block_shared: of a multiprocessor, with the bytes of shared memory, and the most a block
+  may ask for. l2: bytes. bandwidth: bytes a second. clock: GHz. memory: bytes that CUDA has to give
+  away, which is less than the name says.
+  """
+
+  kind: str
+  capability: tuple[int, int]
+  multiprocessors: int
+  lanes: int
+  threads: int
+  shared: int
+  block_shared: int
+  l2: int
+  bandwidth: float
+  clock: float
+  memory: float
+
+
+# Data sheets and the CUDA C++ Programming Guide (compute capabilities), as XLA's own descriptions
+# have them (openxla/xla, xla/backends/gpu/target_config/specs). Memory as PyTorch prints it when it
+# runs out ('total capacity of 139.80 GiB'), the least that was seen; XLA's H200 has 141.0.
+GPUS: Mapping[str, Gpu] = {
+  'a100-40': Gpu('NVIDIA A100-SXM4-40GB', (8, 0), 108, 64, 2048, 164 * _KIB, 163 * _KIB, 40 * _MIB,
+                 1.555e12, 1.41, 39.4 * GIB),
+  'a100-80': Gpu('NVIDIA A100-SXM4-80GB', (8, 0), 108, 64, 2048, 164 * _KIB, 163 * _KIB, 40 * _MIB,
+                 2.039e12, 1.41, 79.1 * GIB),
+  'h100': Gpu('NVIDIA H100 80GB HBM3', (9, 0), 132, 128, 2048, 228 * _KIB, 227 * _KIB, 50 * _MIB,
+              3.352e12, 1.98, 79.1 * GIB),
+  'h200': Gpu('NVIDIA H200', (9, 0), 132, 128, 2048, 228 * _KIB, 227 * _KIB, 50 * _MIB,
+              4.8e12, 1.98, 139.7 * GIB),
+  'rtx4090': Gpu('NVIDIA GeForce RTX 4090', (8, 9), 128, 128, 1536, 100 * _KIB, 99 * _KIB,
+                 72 * _MIB, 1.008e12, 2.52, 23.6 * GIB),
+}  # fmt: skip
+
+TPUS = ('v2', 'v3', 'v4', 'v5e', 'v5p', 'v6e', 'tpu7x')
+"""Generations as libtpu calls them."""
+
+_GPUS_OF_A_NODE = 8
+_GPU_SHARE = 0.9  # XLA_PYTHON_CLIENT_MEM_FRACTION of launch/gpu_node.sh.
+_GPU_OPTIONS = {
+  # Without the device nothing can be tuned, and Triton's products are nothing but tuning.
+  'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False,
+  'xla_gpu_enable_latency_hiding_scheduler': True,  # As in launch/gpu_node.sh.
+}  # fmt: skip
+_NO_DEVICE_HAS = 2**40  # Bytes.
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+  """Devices to compile for.
+
+  name: as asked for. platform: 'gpu', 'tpu' or 'cpu'. devices: that a mesh can be made of, of one
+  kind. memory: bytes of each. share: of it that a program may have. options: of the compiler.
+  """
+
+  name: str
+  platform: str
+  devices: tuple[jax.Device, ...]
+  memory: float
+  share: float = 1.0
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def kind(self) -> str:
+    """What the devices call themselves."""
+    return self.devices[0].device_kind
+
+
+def parse(name: str) -> tuple[str, str]:
+  """The kind of device and what follows the colon, '' if nothing does; see `find`.
+
+  Raises:
+    UserError: for a kind that is unknown (the nearest is named), a GPU with no number after the
+      colon, or a TPU without a topology.
+  """
+  kind, _, rest = name.partition(':')
+  if kind not in GPUS and kind not in TPUS:
+    raise types.UserError(
+      f'unknown device {kind!r}{trees.did_you_mean(kind, (*GPUS, *TPUS))} (known: GPUs '
+      f'{", ".join(GPUS)}; TPUs {", ".join(TPUS)})'
+    )
+  if kind in GPUS and not re.fullmatch(r'(:[1-9]\d*)?', name[len(kind) :]):
+    raise types.UserError(f'{name!r} is no number of GPUs; write {kind!r} or "{kind}:8"')
+  if kind in TPUS and not re.fullmatch(r'\d+(x\d+)+', rest):
+    raise types.UserError(
+      f'{name!r} is no slice of TPUs: name its topology, as "v5e:2x2", "v5p:2x2x1" or "v6e:4x4"'
+    )
+  return kind, rest
+
+
+def platform(name: str) -> str:
+  """'gpu' or 'tpu'; '' of no name. Raises as `parse`."""
+  return name and ('gpu' if parse(name)[0] in GPUS else 'tpu')
+
+
+def find(name: str) -> Target:
+  """The target of a name.
+
+  Raises:
+    UserError: as `parse`; for a number of GPUs that no whole nodes have, a slice that libtpu does
+      not know, or where the package with the compiler is missing.
+  """
+  kind, rest = parse(name)
+  return _gpus(name, GPUS[kind], int(rest or 1)) if kind in GPUS else _tpus(name)
+
+
+def _gpus(name, gpu, count):
+  nodes, rest = divmod(count, _GPUS_OF_A_NODE)
+  if nodes and rest:
+    raise types.UserError(
+      f'{name!r}: {count} GPUs are no whole number of nodes of {_GPUS_OF_A_NODE}'
+    )
+  layout = f'1x{nodes}x{_GPUS_OF_A_NODE}' if nodes else f'1x1x{count}'
+  try:
+    found = topologies.get_topology_desc(
+      layout, 'cuda', target_config=_description(gpu), topology=layout
+    )
+  except NotImplementedError as error:
+    raise types.UserError(
+      f'compiling for {name!r} needs the CUDA compiler, though no GPU: pip install '
+      f'"jax[cuda12]=={jax.__version__}" (jax-cuda12-plugin); where it is installed, set '
+      'JAX_PLATFORMS=cpu, without which it looks for a driver'
+    ) from error
+  return Target(
+    name=name, platform='gpu', devices=tuple(found.devices), memory=gpu.memory, share=_GPU_SHARE,
+    options=_GPU_OPTIONS,
+  )  # fmt: skip
+
+
+def _description(gpu):
+  """A GpuTargetConfigProto of XLA, as text."""
+  major, minor = gpu.capability
+  features = 'ACCELERATED_FEATURES' if major >= 9 else 'NONE'
+  facts = {
+    'threads_per_block_limit': 1024, 'threads_per_warp': 32, 'shared_memory_per_block': 48 * _KIB,
+    'shared_memory_per_core': gpu.shared, 'shared_memory_per_block_optin': gpu.block_shared,
+    'threads_per_core_limit': gpu.threads, 'core_count': gpu.multiprocessors,
+    'fpus_per_core': gpu.lanes, 'block_dim_limit_x': 2**31 - 1, 'block_dim_limit_y': 2**16 - 1,
+    'block_dim_limit_z': 2**16 - 1, 'memory_bandwidth': int(gpu.bandwidth),
+    'l2_cache_size': gpu.l2, 'clock_rate_ghz': gpu.clock, 'device_memory_size': int(gpu.memory),
+    'registers_per_core_limit': 2**16, 'registers_per_block_limit': 2**16,
+    'cuda_compute_capability':
+      f'{{ major: {major} minor: {minor} feature_extension: {features} }}',
+  }  # fmt: skip
+  lines = '\n'.join(f'  {key}: {value}' for key, value in facts.items())
+  return (
+    f'gpu_device_info {{\n{lines}\n}}\nplatform_name: "CUDA"\n'
+    'dnn_version_info { major: 9 minor: 10 patch: 0 }\n'
+    f'device_description_str: "{gpu.kind}"\n'
+  )
+
+
+def _tpus(name):
+  try:
+    found = topologies.get_topology_desc(name, 'tpu')
+  except RuntimeError as error:  # A JaxRuntimeError is one.
+    if 'not installed' in str(error):
+      raise types.UserError(
+        f'compiling for {name!r} needs its compiler, though no TPU: pip install libtpu'
+      ) from error
+    if 'lockfile' in str(error):
+      raise types.UserError(
+        f'compiling for {name!r}: another process has libtpu; wait for it, or set '
+        'ALLOW_MULTIPLE_LIBTPU_LOAD=1 where there is no TPU to share'
+      ) from error
+    raise types.UserError(f'no TPUs {name!r}: {str(error).splitlines()[0]}') from error
+  devices = tuple(found.devices)
+  return Target(name=name, platform='tpu', devices=devices, memory=_memory(devices[0]))
+
+
+def _memory(device):
+  """Bytes of a TPU, from what its compiler answers to a program that needs more than any has."""
+  place = jax.sharding.SingleDeviceSharding(device)
+  huge = jax.ShapeDtypeStruct((_NO_DEVICE_HAS,), jnp.int8, sharding=place)
+  try:
+    with uncached():
+      jax.jit(jnp.negative).lower(huge).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if found := out_of_memory(str(error)):
+      return found[1]
+    raise
+  raise RuntimeError(f'{device.device_kind} took a program of {_NO_DEVICE_HAS} bytes')
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+  """In which no compiled program is kept: one for what is not here is written and never read."""
+  name, before = 'jax_enable_compilation_cache', jax.config.jax_enable_compilation_cache
+  jax.config.update(name, False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+    compilation_cache.reset_cache()
+
+
+def out_of_memory(message: str) -> tuple[float, float] | None:
+  """Bytes that a program needs on a TPU, and that there are, from libtpu's refusal.
+
+  None if the message says something else.
+  """
+  number = r'\(([\d.]+)([KMGT]?)\)'
+  found = re.search(rf'required [^(]*{number} exceeds available HBM {number}', message)
+  if found is None:
+    return None
+  needed, unit, there, its_unit = found.groups()
+  return float(needed) * _UNITS[unit], float(there) * _UNITS[its_unit]
