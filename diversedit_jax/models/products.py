@@ -129,7 +129,10 @@ def _kernel_gradient(x, g, *, precision):
   wide = jax.lax.dot_general(
     x, g, (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
   )
-  return wide.astype(x.dtype)
+  # The same rounding twice. The compiler for TPUs moves one up through the sum over devices, which
+  # it then makes in bfloat16, but not this one (seen with libtpu 0.0.52).
+  found = jnp.finfo(x.dtype)
+  return jax.lax.reduce_precision(wide, found.nexp, found.nmant).astype(x.dtype)
 
 
 def _is_zero(tangent):

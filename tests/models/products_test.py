@@ -99,6 +99,15 @@ def test_a_layer_is_the_linear_layer_of_flax_with_its_derivatives():
     )
 
 
+def test_kernel_gradients_are_rounded_once():
+  """A second rounding, for the compiler for TPUs, changes no bit."""
+  x, w = draw(64, D, dtype=jnp.bfloat16), draw(D, E, dtype=jnp.bfloat16)
+  made = jax.grad(lambda w: jnp.sum(jnp.sin(wide(x, w).astype(jnp.float32))))(w)
+  g = jax.grad(lambda y: jnp.sum(jnp.sin(y.astype(jnp.float32))))(products.product(x, w))
+  once = jnp.einsum('nd,ne->de', x, g, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(made, once)
+
+
 CONFIG = sit.SiTConfig(
   input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
   skip=stack.Skip(), remat='full', attention='xla',
