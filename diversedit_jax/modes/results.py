@@ -133,7 +133,7 @@ def _compiled(experiment, target, estimate):
 def _attention(model):
   kernel = model.kernel()
   if model.attention != 'auto':
-    return f'{kernel}, as asked for'
+    return f'{kernel}, as the config or its method wants it'
   return f'{kernel}, the first that may run there: a run times all that do, which needs the device'
 
 

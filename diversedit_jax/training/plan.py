@@ -30,7 +30,8 @@ class PlanConfig:
   def __post_init__(self):
     if self.compile_for:
       targets.parse(self.compile_for)
-    if (self.devices or 1) < 1 or self.peak_tflops <= 0 or not 0 < self.mfu <= 1:
+    devices = 1 if self.devices is None else self.devices
+    if devices < 1 or self.peak_tflops <= 0 or not 0 < self.mfu <= 1:
       raise types.UserError(
         f'a plan needs devices >= 1, peak_tflops > 0 and 0 < mfu <= 1; got devices={self.devices}, '
         f'peak_tflops={self.peak_tflops}, mfu={self.mfu}'

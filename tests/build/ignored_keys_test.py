@@ -214,6 +214,7 @@ ALTERNATIVES = {
   'analysis.times': (0.2, 0.4),
   'analysis.view': 'flatten',
   'analysis.bandwidth': 0.5,
+  'plan.compile_for': 'h200',
   'plan.devices': 2,
   'plan.peak_tflops': 1.0,
   'plan.mfu': 0.5,

@@ -173,6 +173,7 @@ REFUSED = [
   ({'analysis.bandwidth': 0.0}, ['bandwidth', '> 0', '0.0']),
   ({'plan.devices': 0}, ['devices >= 1', 'devices=0']),
   ({'plan.mfu': 1.5}, ['mfu <= 1', 'mfu=1.5']),
+  ({'plan.compile_for': 'h300'}, ["'h300'", 'h200']),
 ]
 
 

@@ -182,8 +182,13 @@ def test_a_run_compiles_for_tpus_that_are_not_here():
   script = '\n'.join((
     'import ahead_test',
     'from diversedit_jax import build, modes',
-    'config = ahead_test.config("flow", compile_for="v5e:2x2")',
+    'from diversedit_jax.training import ahead',
+    'config, compile_for = ahead_test.config("flow", compile_for="v5e:2x2"), ahead.compile_for',
+    'config.model.dtype, sent = "bfloat16", []',
+    'ahead.compile_for = lambda *a, **k: sent.append(compile_for(*a, **k)) or sent[-1]',
     'print(modes.plan(build.build(config, planned=True)))',
+    'print("float32", sent[0].collectives["all-reduce"]["bytes by dtype"]["f32"])',
+    'print("bfloat16", sent[0].collectives["all-reduce"]["bytes by dtype"].get("bf16", 0))',
   ))  # fmt: skip
   done = subprocess.run(
     [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True,
@@ -193,7 +198,11 @@ def test_a_run_compiles_for_tpus_that_are_not_here():
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert 'v5e:2x2: 4 x TPU v5 lite' in done.stdout and 'of 15.75 GiB' in done.stdout
-  assert 'all-reduce' in done.stdout and 'yes: ' in done.stdout
+  assert 'yes: ' in done.stdout
+  # Gradients of kernels are added in float32 there too.
+  wide, narrow = (int(done.stdout.split(f'\n{name} ')[1].split()[0]) for name in
+                  ('float32', 'bfloat16'))  # fmt: skip
+  assert narrow < 0.1 * wide
 
 
 def test_a_platform_is_no_key_of_a_config():
