@@ -3,7 +3,8 @@
 `report.py` turns it into README.md. A path walks through the JSON file; it ends at a number, or at
 a spread of which the worst end counts. `CPU` and `GPU` say on what the number must have been taken:
 a result from elsewhere is no result. Numbers of a GPU are of one, and bounds in images a second are
-those of an H200: `device` is how the device of such a result ends.
+those of an H200: `device` is how the device of such a result ends. A number of bytes may also be a
+compiler's account for that device where nothing ran: `compiled` says where, until there is a run.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ class Goal(NamedTuple):
 
   sign, bound: '>=' or '<=', and what must be reached. file: in results. path: in that file.
   command: that makes the file; on a GPU `gpu.sh` runs it. device: end of the name that is wanted.
+  compiled: path in `COMPILED` to the same number by a compiler's account.
   """
 
   number: int
@@ -27,6 +29,7 @@ class Goal(NamedTuple):
   path: tuple[str, ...]
   command: str
   device: str = ''
+  compiled: tuple[str, ...] = ()
 
 
 _TORCH = '--torch_python=PYTHON_WITH_TORCH'
@@ -36,13 +39,17 @@ _LOSS = f'loss_overhead.py {_TORCH}'
 _REMAT = (
   'train_step.py --batch=8 --remat=none,full --json=benchmarks/results/train_step_remat8.json'
 )
+COMPILED, COMPILE = 'ahead.json', 'ahead.py'
+"""The file of numbers that are compiled, not run, and the command that makes it."""
+
 _H200, _ONE, _EIGHT = 'H200 x 1', ' x 1', ' x 8'
 
 
-def _gpu(number, metric, sign, bound, file, *path, device=_ONE):
+def _gpu(number, metric, sign, bound, file, *path, device=_ONE, compiled=()):
   """A goal whose file a line of gpu.sh makes."""
   command = f'gpu.sh {file.replace("_", " ")}'
-  return Goal(number, metric, GPU, sign, bound, f'gpu_{file}.json', path, command, device)
+  file = f'gpu_{file}.json'
+  return Goal(number, metric, GPU, sign, bound, file, path, command, device, compiled)
 
 
 def _cpu(number, metric, sign, bound, file, command, *path):
@@ -159,7 +166,8 @@ GOALS = (
   _gpu(24, 'XL/2 batch 128: full rematerialisation / none, time', '<=', 1.33, 'train_remat',
        'rows', 'plain remat=full', 'over', 'plain remat=none', 'wall'),
   _gpu(24, 'XL/2 batch 128: full rematerialisation / none, peak memory', '<=', 0.35, 'train_remat',
-       'rows', 'plain remat=full', 'over', 'plain remat=none', 'peak'),
+       'rows', 'plain remat=full', 'over', 'plain remat=none', 'peak',
+       compiled=('goal_24', 'full')),
   _gpu(25, 'Inception features, batch 256: img/s', '>=', 2000, 'evaluation',
        'features', '256', 'whole', device=_H200),
 )  # fmt: skip

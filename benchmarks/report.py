@@ -37,6 +37,16 @@ in `goals.py`. A goal is met only if the whole spread of its number is on the ri
 """
 
 
+_FITS = """
+
+## What fits
+
+Training steps compiled for accelerators that were not there (`python benchmarks/ahead.py`): nothing
+ran. Bytes are the compiler's account of one device, beside what it may use (GPUs: 90 % of their
+memory, as `launch/gpu_node.sh` sets it; TPUs: what libtpu says). The batch is that of one device,
+products are in bfloat16. Compilers: """
+
+
 def load(folder: pathlib.Path) -> dict[str, Any]:
   """File name -> content of all results."""
   return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))}
@@ -68,6 +78,17 @@ def find(results: dict[str, Any], goal: goals.Goal) -> dict[str, float] | None:
   if found is None:
     return None
   return found if isinstance(found, dict) else {'median': found, 'min': found, 'max': found}
+
+
+def settled(results: dict[str, Any], goal: goals.Goal) -> goals.Goal:
+  """The goal; without a run to decide it, as the compiler's account does, if there is that."""
+  if not goal.compiled or find(results, goal) is not None:
+    return goal
+  other = goal._replace(
+    metric=f'{goal.metric} (compiled, not run)', platform=goals.CPU, file=goals.COMPILED,
+    path=goal.compiled, command=goals.COMPILE, device='', compiled=(),
+  )  # fmt: skip
+  return goal if find(results, other) is None else other
 
 
 def reached(value: float, goal: goals.Goal) -> bool:
@@ -119,8 +140,9 @@ def note(results: dict[str, Any], goal: goals.Goal, spread: dict | None, digest:
 def render(results: dict[str, Any], digest: str) -> str:
   """The page. digest: of the sources as they are."""
   lines = ['| # | metric | goal | value | verdict | note | device | command |', '|' + '---|' * 8]
+  decided = [settled(results, goal) for goal in goals.GOALS]
   counts = {MET: 0, MISSED: 0, NOT_MEASURED: 0, ELSEWHERE: 0}
-  for goal in goals.GOALS:
+  for goal in decided:
     spread = find(results, goal)
     judged = ELSEWHERE if elsewhere(results, goal) else verdict(spread, goal)
     counts[judged.partition(' (')[0]] += 1
@@ -132,14 +154,34 @@ def render(results: dict[str, Any], digest: str) -> str:
   total = ', '.join(
     f'{count} {name}' for name, count in counts.items() if count or name != ELSEWHERE
   )
-  used = {goal.file for goal in goals.GOALS}
+  used = {goal.file for goal in decided}
   other = [
     f'- `{name}`: {result["header"]["device"]}'
     for name, result in results.items()
     if name not in used and 'header' in result
   ]
   rest = '\n\nResults that decide no goal:\n\n' + '\n'.join(other) if other else ''
-  return f'{_HEAD}{total}.\n\n' + '\n'.join(lines) + rest + '\n'
+  return f'{_HEAD}{total}.\n\n' + '\n'.join(lines) + fitting(results) + rest + '\n'
+
+
+def fitting(results: dict[str, Any]) -> str:
+  """What fits where, of all results that have it; '' if none has."""
+  found = [made for name, made in results.items() if name.startswith('ahead')]
+  if not found:
+    return ''
+  compilers = {name: version for made in found for name, version in made['compilers'].items()}
+  versions = ', '.join(f'{name} {version}' for name, version in compilers.items() if version)
+  head = ('model', 'variant', 'px', 'batch', 'remat', 'attention', 'on', 'split', 'GiB', 'of',
+          'fits')  # fmt: skip
+  lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+  for row in (row for made in found for row in made['rows']):
+    cells = (
+      row['size'], row['variant'], row['resolution'], row['batch_per_device'], row['remat'],
+      row['attention'], row['target'], row['layout'], f'{row["needed_gib"]:.2f}',
+      f'{row["usable_gib"]:.1f}', 'yes' if row['fits'] else 'NO',
+    )  # fmt: skip
+    lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+  return f'{_FITS}{versions}.\n\n' + '\n'.join(lines)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ FOLDER = ROOT / 'benchmarks'
 # Of machines with an accelerator, which may lack libraries for reading data.
 WITHOUT_INPUT = (
   'train_step', 'loss_overhead', 'sampling', 'startup', 'checkpoint', 'kernels', 'evaluation',
-  'devices', 'scaling',
+  'devices', 'scaling', 'ahead',
 )  # fmt: skip
 INPUT = ('grain', 'tensorflow', 'array_record')
 TORCH = os.environ.get('TORCH_PYTHON', sys.executable)
@@ -135,6 +135,86 @@ def test_steps_of_like_shapes_share_a_state():
   assert int(shared.step) == 2
   assert 'diverse/loss' in made[1].metrics and 'diverse/loss' not in made[0].metrics
   assert made[0].peak_bytes > load('diversedit_jax.trees').num_bytes(shared)
+
+
+def test_a_step_for_a_mesh_is_compiled_and_not_allocated():
+  steps, sit, sharding = (
+    load(f'{prefix}{name}') for prefix, name in (
+      ('', 'steps'), ('diversedit_jax.models.', 'sit'), ('diversedit_jax.', 'sharding'))
+  )  # fmt: skip
+  config = sit.SiTConfig(
+    input_size=(4, 4), depth=1, width=16, heads=2, patch_size=2, num_classes=steps.CLASSES
+  )
+  made = steps.Step(
+    config, steps.objective('plain'), 2, allocate=False, mesh=sharding.make_mesh(), options={}
+  )
+  assert made.peak_bytes > 0 and not made._states and not hasattr(made, 'batch')
+
+
+def ahead_results(**more):
+  """As ahead.py writes them, of one row."""
+  row = {
+    'size': 'XL/2', 'variant': 'plain', 'resolution': 256, 'batch_per_device': 128,
+    'remat': 'full', 'attention': 'cudnn', 'target': 'h200', 'layout': 'data',
+    'needed_gib': 12.345, 'usable_gib': 125.7, 'fits': True,
+  }  # fmt: skip
+  return result(rows=[row], compilers={'libtpu': None, 'nvcc': '12.9'}, **more)
+
+
+def test_a_compilers_account_decides_where_nothing_ran_and_says_so(monkeypatch):
+  report, goals = load('report'), load('goals')
+  goal = goals.Goal(99, *GOAL)._replace(
+    platform='gpu', file='gpu_made.json', device=' x 1', compiled=('goal_24', 'full')
+  )
+  monkeypatch.setattr(goals, 'GOALS', (goal,))
+  verdict = lambda results: re.findall(r'^\| 99 .*$', report.render(results, ''), re.MULTILINE)[0]
+  ran = result('NVIDIA H200 x 1', 'gpu', rows={'ours': 2.0})
+  compiled = ahead_results(goal_24={'full': 0.3})
+  assert 'not measured' in verdict({}) and 'not measured' in verdict(
+    {'ahead.json': ahead_results()}
+  )
+  row = verdict({'ahead.json': compiled})
+  assert '(compiled, not run)' in row and '| 0.3 | met |' in row and '`ahead.py`' in row
+  row = verdict({'ahead.json': compiled, 'gpu_made.json': ran})
+  assert '| 2 | missed |' in row and 'compiled' not in row
+
+
+def test_what_fits_is_in_the_report():
+  report = load('report')
+  page = report.render({'ahead.json': ahead_results(), 'ahead_tpu.json': ahead_results()}, '')
+  row = '| XL/2 | plain | 256 | 128 | full | cudnn | h200 | data | 12.35 | 125.7 | yes |'
+  assert page.count(row) == 2 and 'nothing\nran' in page and 'Compilers: nvcc 12.9.' in page
+  assert '## What fits' not in report.render({}, '')
+
+
+def test_tpus_are_asked_for_the_largest_batch_that_fits(monkeypatch):
+  ahead, asked = load('ahead'), []
+  monkeypatch.setattr(ahead.targets, 'find', lambda name: name)
+
+  def row(target, case, layout):
+    asked.append((target, layout, case.remat, case.batch))
+    room = {'v5e:2x2': 8, 'v6e:2x2': 32}.get(target, 4) * (2 if case.remat == 'full' else 1)
+    return {'fits': case.batch <= room}
+
+  monkeypatch.setattr(ahead, 'row', row)
+  list(ahead.tpus('bfloat16'))
+  of = lambda target: [rest for name, layout, *rest in asked if (name, layout) == (target, 'data')]
+  assert of('v6e:2x2') == [['none', 32]]
+  assert of('v5e:2x2') == [['none', 32], ['none', 16], ['none', 8], ['full', 32], ['full', 16]]
+  assert of('v5p:2x2x1') == [[remat, n] for remat in ('none', 'full') for n in (32, 16, 8)]
+
+
+def test_memory_of_recomputation_is_over_that_without():
+  ahead = load('ahead')
+  row = lambda remat, gib, batch=128: {
+    'target': 'h200',
+    'size': 'XL/2',
+    'batch_per_device': batch,
+    'remat': remat,
+    'needed_gib': gib,
+  }
+  rows = [row('none', 40.0), row('full', 10.0), row('none', 80.0, 256)]
+  assert ahead.goal_24(rows) == {'none': 1.0, 'full': 0.25}
 
 
 def test_a_loss_that_is_not_finite_is_refused():
