@@ -25,7 +25,7 @@ class PlanConfig:
   devices: int | None
   peak_tflops: float
   mfu: float
-  compile_for: str = ''
+  compile_for: str
 
   def __post_init__(self):
     if self.compile_for:

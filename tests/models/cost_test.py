@@ -179,7 +179,7 @@ def objective():
 
 @pytest.fixture
 def hardware():
-  return plan_lib.PlanConfig(devices=8, peak_tflops=100.0, mfu=0.5)
+  return plan_lib.PlanConfig(devices=8, peak_tflops=100.0, mfu=0.5, compile_for='')
 
 
 def test_plan_is_arithmetic_on_the_cost(hardware):
@@ -217,7 +217,9 @@ def test_devices_of_a_plan_are_those_of_its_target():
   of = lambda count: targets.Target(
     name='h200:4', platform='gpu', devices=tuple(range(count)), memory=1.0
   )
-  made = lambda devices: plan_lib.PlanConfig(devices=devices, peak_tflops=1.0, mfu=0.4)
+  made = lambda devices: plan_lib.PlanConfig(
+    devices=devices, peak_tflops=1.0, mfu=0.4, compile_for=''
+  )
   assert made(None).count(None) == 8 and made(3).count(None) == 3
   assert made(None).count(of(4)) == made(4).count(of(4)) == 4
   with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='h200:4' has 4"):
@@ -249,4 +251,4 @@ def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
 )
 def test_plan_refuses_impossible_hardware(fields):
   with pytest.raises(types.UserError, match='0 < mfu <= 1'):
-    plan_lib.PlanConfig(**(dict(devices=1, peak_tflops=1.0, mfu=0.4) | fields))
+    plan_lib.PlanConfig(**(dict(devices=1, peak_tflops=1.0, mfu=0.4, compile_for='') | fields))
