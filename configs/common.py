@@ -291,6 +291,6 @@ def base() -> ml_collections.ConfigDict:
   # Share of the peak that training is assumed to reach; published DiT and SiT code: 0.06 to 0.25.
   config.plan.mfu = 0.2
   # Also compiles the step for what is not here, which tells whether it fits: a GPU, with a number
-  # (a100-40, a100-80, h100, h200, rtx4090; 'h200:8'), or TPUs ('v5e:2x4'). docs/memory.md.
+  # (a100-40, a100-80, h100, h200, rtx4090; 'h200:8'), or TPUs ('v5e:2x2'). docs/memory.md.
   config.plan.compile_for = ''
   return config
