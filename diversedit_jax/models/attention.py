@@ -41,16 +41,18 @@ def attend(
 
 
 def _xla(q_NTHd, k_NTHd, v_NTHd, scale):
-  # The sum divides the product with v, not the T x T weights, of which one copy then is enough.
+  # Heads before tokens at once: otherwise XLA copies for every product, and some of them twice.
+  q_NHTd, k_NHTd, v_NHTd = (x.swapaxes(1, 2) for x in (q_NTHd, k_NTHd, v_NTHd))
   wide = jnp.promote_types(q_NTHd.dtype, jnp.float32)
-  logits_NHTT = jnp.einsum('nqhd,nkhd->nhqk', q_NTHd, k_NTHd, preferred_element_type=wide)
+  logits_NHTT = jnp.einsum('nhqd,nhkd->nhqk', q_NHTd, k_NHTd, preferred_element_type=wide)
   highest_NHT1 = jax.lax.stop_gradient(jnp.max(logits_NHTT, axis=-1, keepdims=True))
+  # Their sum divides the product with v, not the T x T weights, of which one copy then is enough.
   weights_NHTT = jnp.exp((logits_NHTT - highest_NHT1) * scale)
-  sum_NTH = jnp.sum(weights_NHTT, axis=-1).swapaxes(1, 2)
-  out_NTHd = jnp.einsum(
-    'nhqk,nkhd->nqhd', weights_NHTT.astype(v_NTHd.dtype), v_NTHd, preferred_element_type=wide
+  sum_NHT = jnp.sum(weights_NHTT, axis=-1)
+  out_NHTd = jnp.einsum(
+    'nhqk,nhkd->nhqd', weights_NHTT.astype(v_NTHd.dtype), v_NHTd, preferred_element_type=wide
   )
-  return (out_NTHd / sum_NTH[..., None]).astype(q_NTHd.dtype)
+  return (out_NHTd / sum_NHT[..., None]).astype(q_NTHd.dtype).swapaxes(1, 2)
 
 
 def _cudnn(q_NTHd, k_NTHd, v_NTHd, scale):

@@ -107,8 +107,8 @@ class Attention(nnx.Module):
 
   def __call__(self, qkv_NTE: jax.Array) -> jax.Array:
     n, t, d = *qkv_NTE.shape[:2], qkv_NTE.shape[2] // 3
-    qkv = checkpoint_name(qkv_NTE, 'qkv').reshape(n, t, 3, self.heads, d // self.heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    qkv = jnp.split(checkpoint_name(qkv_NTE, 'qkv'), 3, axis=-1)
+    q, k, v = (x.reshape(n, t, self.heads, d // self.heads) for x in qkv)
     if self.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     out = attention.attend(q, k, v, self.implementation).reshape(n, t, d)
