@@ -17,6 +17,7 @@ number; `--shards=1` shows what does not scale with that. Everything alternates 
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
+import itertools
 import os
 import pathlib
 import sys
@@ -141,7 +142,9 @@ def one_core() -> Iterator[bool]:
       os.sched_setaffinity(thread, before)
 
 
-def measure_reading(named: dict[str, Reading], batch: int, batches: int, rounds: int) -> dict:
+def measure_reading(
+  named: dict[str, Reading], batch: int, batches: int, rounds: int, slices: int
+) -> dict:
   """Name -> records by second and by CPU second."""
   expected = next(named['store'](range(1)))
   for name, read in named.items():
@@ -149,22 +152,29 @@ def measure_reading(named: dict[str, Reading], batch: int, batches: int, rounds:
     same = name in (SHUFFLED, 'synthetic') or np.array_equal(found, expected)
     if found.nbytes != expected.nbytes or not same:
       raise RuntimeError(f'{name} reads another batch than the store')
-  wall, cpu = ({name: [] for name in named} for _ in range(2))
-  for turn in range(rounds):
-    steps = range(turn * batches, (turn + 1) * batches)
-    for name, read in named.items():
-      clocks = time.perf_counter(), time.process_time()
-      count = sum(len(found) for found in read(steps))
-      wall[name].append(count / (time.perf_counter() - clocks[0]))
-      cpu[name].append(count / (time.process_time() - clocks[1]))
+
+  def side(read):
+    turns = itertools.count()
+
+    def turn():
+      first = next(turns) * batches
+      started = time.perf_counter(), time.process_time()
+      for _ in read(range(first, first + batches)):
+        pass
+      return timing.Turn(time.perf_counter() - started[0], time.process_time() - started[1])
+
+    return turn
+
+  sides = {name: side(read) for name, read in named.items()}
+  turns = timing.alternate(sides, rounds, slices=slices)
+  records = batches * batch
   return {
     name: {
-      'wall': timing.spread(wall[name]), 'cpu': timing.spread(cpu[name]), 'goal': GOALS.get(name),
-      'over_store_cpu': timing.spread(
-        a / b for a, b in zip(cpu[name], cpu['store'], strict=True)
-      ),
+      'wall': timing.spread(records / turn.wall for turn in found),
+      'cpu': timing.spread(records / turn.cpu for turn in found), 'goal': GOALS.get(name),
+      'over_store_cpu': timing.ratio(turns['store'], found)['cpu'],
     }
-    for name in named
+    for name, found in turns.items()
   }  # fmt: skip
 
 
@@ -190,38 +200,39 @@ class Feeds:
     }
 
 
-def measure_stall(feeds: Feeds, run: Callable, steps: int, rounds: int) -> dict:
+def measure_stall(feeds: Feeds, run: Callable, steps: int, rounds: int, slices: int) -> dict:
   """Name -> steps a second, and their ratio to those with the fixed batch, by wall and CPU time.
 
   run: starts a step and returns what waits for it, which is called one step later, as in training.
   """
 
-  def seconds(batches):
-    clocks, wait = (time.perf_counter(), time.process_time()), lambda: None
-    for _ in range(steps):
-      earlier, wait = wait, run(next(batches))
-      earlier()
-    wait()
-    return time.perf_counter() - clocks[0], time.process_time() - clocks[1]
-
-  fixed = iter(lambda: feeds.fixed, None)
-  seconds(fixed)
-  measured = {name: [] for name in feeds.named}
-  for _ in range(rounds):
-    for name, batches in feeds.named.items():
-      alone = seconds(fixed)
+  def side(batches):
+    def turn():
       for _ in range(WARM_UP):
         jax.block_until_ready(next(batches))
-      measured[name].append((*alone, *seconds(batches)))
-  return {
-    name: {
-      'over_fixed': timing.spread([alone / fed for alone, _, fed, _ in rows]), 'goal': STALL_GOAL,
-      'over_fixed_cpu': timing.spread([alone / fed for _, alone, _, fed in rows]),
-      'rate': timing.spread([steps / fed for _, _, fed, _ in rows]),
-      'cpu_ms_more': timing.spread([1000 * (fed - alone) / steps for _, alone, _, fed in rows]),
-    }
-    for name, rows in measured.items()
-  }  # fmt: skip
+      started, wait = (time.perf_counter(), time.process_time()), lambda: None
+      for _ in range(steps):
+        earlier, wait = wait, run(next(batches))
+        earlier()
+      wait()
+      wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+      return timing.Turn(wall / steps, cpu / steps)
+
+    return turn
+
+  fed = {'fixed': iter(lambda: feeds.fixed, None), **feeds.named}
+  sides = {name: side(batches) for name, batches in fed.items()}
+  turns = timing.alternate(sides, rounds, slices=slices)
+  fixed = turns.pop('fixed')
+  rows = {}
+  for name, found in turns.items():
+    ratio = timing.ratio(fixed, found)
+    more = (1000 * (a.cpu - b.cpu) for a, b in zip(found, fixed, strict=True))
+    rows[name] = {
+      'over_fixed': ratio['wall'], 'goal': STALL_GOAL, 'over_fixed_cpu': ratio['cpu'],
+      'rate': timing.spread(1 / turn.wall for turn in found), 'cpu_ms_more': timing.spread(more),
+    }  # fmt: skip
+  return rows
 
 
 class Waiting:
@@ -278,10 +289,12 @@ def main() -> None:
   parser.add_argument('--batches', type=int, default=32, help='read in one turn')
   parser.add_argument('--steps', type=int, default=100, help='of the waiting step in one turn')
   parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--slices', type=int, default=4, help='turns of each reading in one round')
   parser.add_argument('--size', default='S/2', help='of the model that is trained')
   parser.add_argument('--train_batch', type=int, default=4)
   parser.add_argument('--train_steps', type=int, default=1, help='in one turn')
-  parser.add_argument('--train_rounds', type=int, default=9)
+  parser.add_argument('--train_rounds', type=int, default=7)
+  parser.add_argument('--train_slices', type=int, default=8, help='turns of each in one round')
   parser.add_argument('--dtype', default='float32')
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -289,16 +302,18 @@ def main() -> None:
     make_store(root, args.records, args.shards)
     with one_core() as pinned:
       named = readings(sources.StoreSource(root), root.parent, args.batch)
-      reading = measure_reading(named, args.batch, args.batches, args.rounds)
+      reading = measure_reading(named, args.batch, args.batches, args.rounds, args.slices)
     core = 'one core' if pinned else 'all cores: this system pins none'
     table(f'records/s, {core}', reading, {'wall': ',.0f', 'cpu': ',.0f', 'over_store_cpu': '.2f'})
     held = sources.in_memory(sources.StoreSource(root), flip=False)
     shown = {'over_fixed': '.3f', 'rate': '.2f'}
     feeds = Feeds(held, args.batch, stack)
-    waiting = measure_stall(feeds, Waiting(), args.steps, args.rounds)
+    waiting = measure_stall(feeds, Waiting(), args.steps, args.rounds, slices=1)
     table(f'steps/s, 10 ms, batch {args.batch}', waiting, {**shown, 'cpu_ms_more': '.1f'})
     feeds, run = Feeds(held, args.train_batch, stack), training_step(root, args)
-    training = measure_stall(feeds, run, args.train_steps, args.train_rounds)
+    training = measure_stall(
+      feeds, run, args.train_steps, args.train_rounds, slices=args.train_slices
+    )
     title = f'steps/s, {args.size}, batch {args.train_batch}'
     table(title, training, {**shown, 'over_fixed_cpu': '.3f'})
   if 'tensorflow' in sys.modules:

@@ -35,7 +35,7 @@ piece() {
 }
 
 found=
-step=(train_step.py --threads=0 --dtype=bfloat16 --rounds=5 --steps=3)
+step=(train_step.py --threads=0 --dtype=bfloat16 --rounds=5 --slices=1 --steps=3)
 all=--variants=plain,skips,skips+loss
 xl=(--size=XL/2 --dtype=bfloat16)
 piece train_xl256 "${step[@]}" --size=XL/2 --batch=256 $all
@@ -53,12 +53,12 @@ piece peer_tuned "${step[@]}" --size=XL/2 --batch=64 --peer=torch \
 piece peer_eager "${step[@]}" --size=XL/2 --batch=64 --peer=torch --torch_dtype=float16
 piece loss loss_overhead.py --threads=0 --size=XL/2 --batch=32 --dtype=bfloat16 \
   --loss_batch=32 --sweep_batch=32 --width=1152 --depth=28 --repeat=5
-sample=(sampling.py --threads=0 "${xl[@]}" --rounds=3)
+sample=(sampling.py --threads=0 "${xl[@]}" --rounds=3 --slices=1)
 piece sampling_plain "${sample[@]}" --parts=speed --steps=250 --batches=256 --decode
 piece sampling_skips "${sample[@]}" --parts=speed --steps=250 --batches=256 --decode --variant=skips
 piece sampling_guidance "${sample[@]}" --parts=guidance --steps=50 --batches=64
 piece sampling_loop sampling.py --threads=0 --size=B/2 --dtype=bfloat16 --parts=loop --steps=250 \
-  --batches=1,8,64
+  --batches=1,8,64 --slices=1
 piece startup_xl startup.py "${xl[@]}" --batch=256 --parts=compiling
 piece checkpoint_xl checkpoint.py --size=XL/2
 piece kernels kernels.py
@@ -66,9 +66,10 @@ piece evaluation evaluation.py --batch_sizes=64,256,512 --pictures=8192 --rounds
 piece devices devices.py
 # The rest reads data or configs.
 piece startup_first startup.py "${xl[@]}" --batch=256 --parts=first_step
-piece data_s data.py --size=S/2 --train_batch=256 --dtype=bfloat16 --train_steps=100
+piece data_s data.py --size=S/2 --train_batch=256 --dtype=bfloat16 --train_steps=100 \
+  --train_slices=1
 piece data_xl data.py --size=XL/2 --train_batch=256 --dtype=bfloat16 --train_steps=30 \
-  --train_rounds=5
+  --train_rounds=5 --train_slices=1
 
 if [ -z "$found" ]; then
   echo "no piece is called $wanted" >&2

@@ -138,7 +138,7 @@ def measure_step(args) -> dict:
   states = {}
   made = {v: steps.make(steps.Case(variant=v, **fields), states) for v in ('skips', 'skips+loss')}
   sides = {name: timing.clocked(step.run) for name, step in made.items()}
-  turns = timing.alternate(sides, args.rounds, warm_up=2)
+  turns = timing.alternate(sides, args.rounds, slices=args.slices, warm_up=2)
   for step in made.values():
     step.check()
   return {
@@ -270,6 +270,7 @@ def parse() -> argparse.Namespace:
   add = parser.add_argument
   add('--parts', default=PARTS, type=lambda text: text.split(','), help=f'some of {PARTS}')
   add('--rounds', type=int, default=7)
+  add('--slices', type=int, default=4, help='turns of each step in one round')
   add('--repeat', type=int, default=1, help='of the loss alone, in one turn')
   add('--depth', type=int, default=24, help='blocks of the loss alone and of the sweep')
   add('--width', type=int, default=1024, help='of the loss alone')

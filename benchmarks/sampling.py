@@ -132,7 +132,7 @@ def measure_loop(sampler: Sampler, config: trajectory.SamplerConfig, args) -> di
     if not difference < 1e-3:
       raise RuntimeError(f'the loop samples something else: relative difference {difference}')
     sides = {'program': timing.clocked(program), 'loop': timing.clocked(loop)}
-    turns = timing.alternate(sides, args.rounds)
+    turns = timing.alternate(sides, args.rounds, slices=args.slices)
     rows[str(batch)] = {
       'seconds': {name: timing.summary(found) for name, found in turns.items()},
       'loop_over_program': timing.ratio(turns['loop'], turns['program']),
@@ -153,7 +153,7 @@ def measure_guidance(sampler: Sampler, config: trajectory.SamplerConfig, args) -
   batch = args.batches[-1]
   programs = {name: sampler.one_program(kind, batch) for name, kind in kinds.items()}
   sides = {name: timing.clocked(program) for name, program in programs.items()}
-  turns = timing.alternate(sides, args.rounds)
+  turns = timing.alternate(sides, args.rounds, slices=args.slices)
   rows, alone = {}, trajectory.evaluations(config).per_sample
   for name, kind in kinds.items():
     evaluations = trajectory.evaluations(kind).per_sample
@@ -184,7 +184,7 @@ def measure_speed(sampler: Sampler, config: trajectory.SamplerConfig, args) -> d
     if not finite:
       raise FloatingPointError(f'samples in {args.dtype} are not finite')
     sides = {'program': timing.clocked(program), 'matmul': product}
-    turns = timing.alternate(sides, args.rounds)
+    turns = timing.alternate(sides, args.rounds, slices=args.slices)
     rates = [batch / turn.wall for turn in turns['program']]
     tops = [product_flops / turn.wall for turn in turns['matmul']]
     rows[str(batch)] = {
@@ -215,6 +215,7 @@ def parse() -> argparse.Namespace:
   add('--guidance_high', type=float, default=0.7, help='end of the interval of time')
   add('--decode', action='store_true', help='make pictures in the part speed')
   add('--rounds', type=int, default=9)
+  add('--slices', type=int, default=4, help='turns of each in one round')
   add('--threads', type=int, default=1, help='cores; 0 is all of them')
   return parser.parse_args()
 

@@ -1,7 +1,7 @@
 """How benchmarks take times: in turns, so that what slows the machine slows every side alike.
 
   sides = {'ours': timing.clocked(run_ours), 'theirs': child_turn}
-  turns = timing.alternate(sides, rounds=5)            # ours, theirs, ours, theirs, ...
+  turns = timing.alternate(sides, rounds=5, slices=4)  # ours, theirs, theirs, ours, ...
   timing.summary(turns['ours'])                        # {'wall': spread, 'cpu': spread}
   timing.ratio(turns['ours'], turns['theirs'])         # the same, of ours over theirs in each round
 
@@ -79,16 +79,34 @@ def filled(run: Callable[[], Any], seconds: float = _FILLED) -> Side:
   return clocked(run, repeat)
 
 
-def alternate(sides: Mapping[str, Side], rounds: int, *, warm_up: int = 1) -> dict[str, list[Turn]]:
-  """Each side once a round, in turns; warm-up rounds come first and are not kept."""
+def alternate(
+  sides: Mapping[str, Side], rounds: int, *, slices: int = 1, warm_up: int = 1
+) -> dict[str, list[Turn]]:
+  """Rounds in which the sides take turns; warm-up rounds, each side once, are not kept.
+
+  A round is so many slices, and a slice is each side once: in the order given, in the next one the
+  other way round. A side's seconds in a round are the mean of its slices. So a machine that slows
+  down or speeds up during a round does so for all sides alike, where it would lie in the ratio if
+  one side did all its work before the other began. Nothing is left out: every slice counts, more
+  slices are more work, and what is told is still the median and the extremes of the rounds.
+  """
   for _ in range(warm_up):
     for side in sides.values():
       side()
   turns = {name: [] for name in sides}
   for _ in range(rounds):
-    for name, side in sides.items():
-      turns[name].append(side())
+    taken = {name: [] for name in sides}
+    for i in range(slices):
+      for name in list(sides)[:: -1 if i % 2 else 1]:
+        taken[name].append(sides[name]())
+    for name, found in taken.items():
+      turns[name].append(mean(found))
   return turns
+
+
+def mean(turns: Sequence[Turn]) -> Turn:
+  """One turn with the mean seconds of several."""
+  return Turn(*(statistics.fmean(seconds) for seconds in zip(*turns, strict=True)))
 
 
 def summary(turns: Sequence[Turn], scale: float = 1.0) -> dict[str, Spread]:

@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
   add('--torch_compile', **several(['']), help="modes of torch.compile; '' runs eagerly")
   add('--torch_dtype', default='', help='of its autocast, if another than --dtype')
   add('--rounds', type=int, default=7)
+  add('--slices', type=int, default=4, help='turns of each in one round')
   add('--steps', type=int, default=1, help='in one turn')
   return parser.parse_args()
 
@@ -130,7 +131,7 @@ def measure(args, threads: int) -> dict:
       sides[name] = functools.partial(common.peer_turn, child, args.steps)
       flops[name] = made[next(k for k, c in ours.items() if c.variant == name.split()[0])].flops
     sides['matmul'], ceiling_flops = timing.matmul(timing.matmul_size(), args.dtype)
-    turns = timing.alternate(sides, args.rounds, warm_up=2)
+    turns = timing.alternate(sides, args.rounds, slices=args.slices, warm_up=2)
     for name, case in ours.items():
       rows[name] = describe(case, made[name])
     for name, (child, facts) in theirs.items():

@@ -57,6 +57,25 @@ def test_spread_of_a_turn_by_turn_measurement():
   assert ratio['cpu'] == {'median': 1.0, 'min': 1.0, 'max': 1.0, 'of_medians': 1.0, 'rounds': 3}
 
 
+def test_a_round_of_slices_is_their_mean_in_either_order():
+  timing, order = load('timing'), []
+
+  def side(name, seconds):
+    def turn():
+      order.append(name)
+      return timing.Turn(wall=seconds.pop(0), cpu=0.5)
+
+    return turn
+
+  # A machine that slows down by a second at every turn: 1, 2 | 3, 4 and then 5, 6 | 7, 8.
+  a, b = side('a', [0.0, 1.0, 4.0, 5.0, 8.0]), side('b', [0.0, 2.0, 3.0, 6.0, 7.0])
+  turns = timing.alternate({'a': a, 'b': b}, rounds=2, slices=2)
+  assert ''.join(order) == 'ab' + 'abba' * 2
+  assert turns['a'] == turns['b'] == [timing.Turn(2.5, 0.5), timing.Turn(6.5, 0.5)]
+  ratio = timing.ratio(turns['a'], turns['b'])['wall']
+  assert ratio['min'] == ratio['max'] == 1.0, 'a steady drift is not in the ratio'
+
+
 def test_clock_counts_work_and_not_sleep():
   timing, time = load('timing'), load('time')
   asleep = timing.clocked(lambda: time.sleep(0.1))()
