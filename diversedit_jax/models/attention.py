@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from diversedit_jax import sharding, trees, types
+from diversedit_jax.models import products
 
 PADDED = (80, 96, 128)
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED), 'flash')
@@ -44,7 +45,8 @@ def _xla(q_NTHd, k_NTHd, v_NTHd, scale):
   # Heads before tokens at once: otherwise XLA copies for every product, and some of them twice.
   q_NHTd, k_NHTd, v_NHTd = (x.swapaxes(1, 2) for x in (q_NTHd, k_NTHd, v_NTHd))
   wide = jnp.promote_types(q_NTHd.dtype, jnp.float32)
-  logits_NHTT = jnp.einsum('nhqd,nhkd->nhqk', q_NHTd, k_NHTd, preferred_element_type=wide)
+  k_NHdT = products.turned(k_NHTd)
+  logits_NHTT = jnp.einsum('nhqd,nhdk->nhqk', q_NHTd, k_NHdT, preferred_element_type=wide)
   highest_NHT1 = jax.lax.stop_gradient(jnp.max(logits_NHTT, axis=-1, keepdims=True))
   # Their sum divides the product with v, not the T x T weights, of which one copy then is enough.
   weights_NHTT = jnp.exp((logits_NHTT - highest_NHT1) * scale)

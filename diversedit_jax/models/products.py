@@ -21,7 +21,30 @@ OPERAND = 'operand'
 
 def product(x, w, **options):
   """x [..., D] times w [D, E], over all rows; options of `jax.lax.dot_general`."""
-  return jax.lax.dot_general(_flat(x), w, _ROWS, **options).reshape(*x.shape[:-1], w.shape[-1])
+  if w.shape[0] > w.shape[1]:
+    out = jax.lax.dot_general(_flat(x), turned(w), (((1,), (1,)), ((), ())), **options)
+  else:
+    out = jax.lax.dot_general(_flat(x), w, _ROWS, **options)
+  return out.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def turned(x):
+  """x [..., D, E] -> [..., E, D], whose gradient a CPU computes like that and turns back.
+
+  Of a product with a tall x, XLA:CPU computes the gradient [D, E] in up to a third more time than
+  its transpose (benchmarks/NOTES.md), and left alone it replaces the latter by the former.
+  """
+  return _turned(x) if jax.default_backend() == 'cpu' else x.swapaxes(-1, -2)
+
+
+@jax.custom_jvp
+def _turned(x):
+  return x.swapaxes(-1, -2)
+
+
+@_turned.defjvp
+def _turned_jvp(primals, tangents):
+  return _turned(*primals), jax.lax.optimization_barrier(tangents[0].swapaxes(-1, -2))
 
 
 def rows(x, w, dimension_numbers, precision=None, preferred_element_type=None, **unused):
