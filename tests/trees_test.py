@@ -89,6 +89,15 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize('shape', [(3,), (2, 5), (2, 4, 6, 3)])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_normal_numbers_are_those_of_jax(shape, dtype):
+  key = jax.random.key(7)
+  ours, expected = rng.normal(key, shape, dtype), jax.random.normal(key, shape, dtype)
+  assert ours.dtype == dtype
+  np.testing.assert_array_equal(ours, expected)
+
+
 def test_fingerprints_of_other_values_differ():
   found = {name: trees.fingerprint(leaf(x)) for name, x in CHANGES.items()}
   found['same'] = trees.fingerprint(leaf(VALUES))

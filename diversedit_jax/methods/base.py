@@ -65,7 +65,7 @@ def sampled(batch: types.Batch, key: jax.Array, scaling: latents_lib.Scaling | N
     return batch
   rest = {name: x for name, x in batch.items() if name != 'moments'}
   *shape, channels = batch['moments'].shape
-  eps_NHWC = jax.random.normal(key, (*shape, channels // 2))
+  eps_NHWC = rng.normal(key, (*shape, channels // 2))
   return {**rest, 'latents': latents_lib.sample(batch['moments'], eps_NHWC, scaling)}
 
 

@@ -88,7 +88,7 @@ class StochasticInterpolant:
     x_NHWC = base.clean(batch)
     n = x_NHWC.shape[0]
     t_N = self.time_law(rng.stream(key, 'time'), n)
-    eps_NHWC = jax.random.normal(rng.stream(key, 'noise'), x_NHWC.shape, x_NHWC.dtype)
+    eps_NHWC = rng.normal(rng.stream(key, 'noise'), x_NHWC.shape, x_NHWC.dtype)
     y_N, _ = drop_labels(
       batch['labels'], rng.stream(key, 'label_dropout'), self.label_dropout, self.null_label
     )

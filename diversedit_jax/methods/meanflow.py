@@ -117,7 +117,7 @@ class MeanFlow:
     if self.masks == 'independent':
       order_N = jax.random.permutation(rng.stream(key, 'equal'), n)
     t_N, r_N = loss_lib.ordered_times(*ends, equal_fraction=self.equal_fraction, order_N=order_N)
-    eps_NHWC = jax.random.normal(rng.stream(key, 'noise'), x_NHWC.shape, x_NHWC.dtype)
+    eps_NHWC = rng.normal(rng.stream(key, 'noise'), x_NHWC.shape, x_NHWC.dtype)
     label_key = rng.stream(key, 'label_dropout')
     y_N, dropped_N = flow.drop_labels(
       batch['labels'], label_key, self.label_dropout, self.null_label

@@ -256,7 +256,7 @@ def normal(
   """Standard normal state [N, ...]; row n is a function of `keys_N[n]`, name and step."""
   if isinstance(shape, Mapping):
     return {k: normal(keys_N, s, f'{name}/{k}', dtype, step) for k, s in shape.items()}
-  draw = lambda key: jax.random.normal(rng.stream(key, name, step), tuple(shape), dtype)
+  draw = lambda key: rng.normal(rng.stream(key, name, step), shape, dtype)
   return jax.vmap(draw)(keys_N)
 
 
