@@ -59,7 +59,7 @@ piece sampling_skips "${sample[@]}" --parts=speed --steps=250 --batches=256 --de
 piece sampling_guidance "${sample[@]}" --parts=guidance --steps=50 --batches=64
 piece sampling_loop sampling.py --threads=0 --size=B/2 --dtype=bfloat16 --parts=loop --steps=250 \
   --batches=1,8,64 --slices=1
-piece startup_xl startup.py "${xl[@]}" --batch=256 --parts=compiling
+piece startup_xl startup.py "${xl[@]}" --batch=256 --parts=compiling --compile_rounds=1
 piece checkpoint_xl checkpoint.py --size=XL/2
 piece kernels kernels.py
 piece evaluation evaluation.py --batch_sizes=64,256,512 --pictures=8192 --rounds=5

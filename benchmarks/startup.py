@@ -159,7 +159,7 @@ def parse() -> argparse.Namespace:
   add('--batch', type=int, default=2)
   add('--dtype', default='float32')
   add('--depths', type=several, default=[12, 28], help='whose compilation is compared')
-  add('--compile_rounds', type=int, default=1)
+  add('--compile_rounds', type=int, default=3)
   add('--only_unroll', type=int, help=argparse.SUPPRESS)  # Of the processes started here.
   return parser.parse_args()
 

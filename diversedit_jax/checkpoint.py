@@ -21,7 +21,7 @@ ITEMS = ('params', 'ema', 'opt')
 META = 'meta'
 # What a busy or closed store says; the checkpoint behind it may be whole.
 _NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED')
-_all_finite = jax.jit(trees.all_finite)
+_finite_sums, _all_finite = jax.jit(trees.finite_sums), jax.jit(trees.all_finite)
 
 
 def like(tree: Any, shardings: Any) -> Any:
@@ -74,7 +74,9 @@ class Checkpoints:
     Raises:
       UserError: if an item holds a NaN or an infinity; nothing is written.
     """
-    bad = [name for name, tree in items.items() if not bool(_all_finite(tree))]
+    quick = {name: _finite_sums(tree) for name, tree in items.items()}
+    # Training waits for this, so numbers are looked at one by one only where their sums overflow.
+    bad = [name for name, fine in quick.items() if not (fine or _all_finite(items[name]))]
     if bad:
       raise types.UserError(
         f'checkpoint of step {step} not written: {", ".join(bad)} not finite; '

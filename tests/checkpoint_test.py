@@ -90,6 +90,15 @@ def test_all_damaged_or_none_is_an_error(tmp_path, items):
     checkpoints.restore(targets(items))
 
 
+def test_huge_numbers_are_finite(tmp_path, items):
+  """Though their sum is not."""
+  huge = items | {'ema': jax.tree.map(lambda x: jnp.full_like(x, 3e38), items['ema'])}
+  checkpoints = checkpoint.Checkpoints(str(tmp_path))
+  checkpoints.save(1, huge, {})
+  checkpoints.close()
+  assert checkpoints.steps() == [1]
+
+
 def test_non_finite_state_is_never_written(tmp_path, items):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
   checkpoints.save(1, items, {})

@@ -36,9 +36,17 @@ def test_global_norm_is_the_norm_of_all_leaves_together():
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_all_finite_finds_one_bad_value(bad):
-  assert bool(trees.all_finite(TREE))
-  spoiled = TREE | {'b': {'w': TREE['b']['w'].at[1, 2].set(bad)}}
-  assert not bool(trees.all_finite(spoiled))
+  for finite in (trees.all_finite, trees.finite_sums):
+    assert bool(finite(TREE))
+    spoiled = TREE | {'b': {'w': TREE['b']['w'].at[1, 2].set(bad)}}
+    assert not bool(finite(spoiled))
+
+
+def test_sums_hide_no_bad_value_behind_another_and_may_overflow():
+  both = {'w': jnp.array([jnp.inf, -jnp.inf, 1.0])}
+  assert not bool(trees.finite_sums(both))
+  huge = {'w': jnp.full(4, 3e38)}
+  assert bool(trees.all_finite(huge)) and not bool(trees.finite_sums(huge))
 
 
 def test_did_you_mean():
