@@ -236,6 +236,19 @@ def test_memory_of_recomputation_is_over_that_without():
   assert ahead.goal_24(rows) == {'none': 1.0, 'full': 0.25}
 
 
+def test_dispatch_is_the_callers_own_time_and_the_mean_of_a_round(monkeypatch):
+  steps, timing = load('steps'), load('timing')
+  step = object.__new__(steps.Step)
+  step._states, step.run = {}, lambda: None
+  for platform, clock in (('cpu', 'thread_time'), ('gpu', 'perf_counter')):
+    # Calls of 1 and 3, then of 2 and 6 milliseconds.
+    ticks = iter([0.0, 0.001, 1.0, 1.003, 2.0, 2.002, 3.0, 3.006])
+    monkeypatch.setattr(timing.jax, 'default_backend', lambda platform=platform: platform)
+    monkeypatch.setattr(steps.time, clock, lambda ticks=ticks: next(ticks))
+    found = step.dispatch_ms(rounds=2, calls=2)
+    assert found == pytest.approx({'median': 3.0, 'min': 2.0, 'max': 4.0, 'rounds': 2})
+
+
 def test_a_loss_that_is_not_finite_is_refused():
   steps = load('steps')
   step = object.__new__(steps.Step)
