@@ -35,9 +35,11 @@ class Goal(NamedTuple):
 _TORCH = '--torch_python=PYTHON_WITH_TORCH'
 _STEP_CPU = f'train_step.py --peer=torch {_TORCH}'
 _LOSS = f'loss_overhead.py {_TORCH}'
-# At a batch whose activations are more than the parameters with their moments and average.
+# The time at a batch that runs in seconds. The memory at one whose activations are most of it, as
+# they are at the batch of the GPU: below that, parameters, moments and average decide the ratio.
 _REMAT = (
-  'train_step.py --batch=8 --remat=none,full --json=benchmarks/results/train_step_remat8.json'
+  'train_step.py --batch=8 --peak_batch=64 --remat=none,full '
+  '--json=benchmarks/results/train_step_remat8.json'
 )
 COMPILED, COMPILE = 'ahead.json', 'ahead.py'
 """The file of numbers that are compiled, not run, and the command that makes it."""
@@ -161,7 +163,7 @@ GOALS = (
     for n, bound in ((32, 0.92), (128, 0.97))),
   _cpu(24, 'S/2 batch 8: full rematerialisation / none, time', '<=', 1.33, 'train_step_remat8',
        _REMAT, 'rows', 'plain remat=full', 'over', 'plain remat=none', 'cpu'),
-  _cpu(24, 'S/2 batch 8: full rematerialisation / none, peak memory', '<=', 0.35,
+  _cpu(24, 'S/2 batch 64: full rematerialisation / none, peak memory', '<=', 0.35,
        'train_step_remat8', _REMAT, 'rows', 'plain remat=full', 'over', 'plain remat=none', 'peak'),
   _gpu(24, 'XL/2 batch 128: full rematerialisation / none, time', '<=', 1.33, 'train_remat',
        'rows', 'plain remat=full', 'over', 'plain remat=none', 'wall'),

@@ -9,6 +9,9 @@ combination of --variants, --attention, --unroll and --remat, the same step in P
 and a matrix product of random numbers, so that speeds are shares of what the device did just then.
 Each turn of the peer is taken by a child process that lives throughout (benchmarks/peers).
 
+Memory is what the compiler says, so it can be asked for a batch that would take too long to run
+(--peak_batch): only at a large one are activations, which recomputation saves, most of it.
+
 A multiply-add counts as two FLOPs, and a step as three forward passes (four with full
 rematerialisation), elementwise work left out: `models/cost.py`. On a CPU compare CPU seconds, which
 the load of other processes hardly touches; on an accelerator wall seconds.
@@ -40,6 +43,10 @@ def parse() -> argparse.Namespace:
   several = lambda default: {'default': default, 'type': lambda text: text.split(',')}
   add('--size', default='S/2')
   add('--batch', type=int, default=2)
+  add(
+    '--peak_batch', type=int, default=0,
+    help='tell the memory of a step with so many examples, which is compiled and not run',
+  )  # fmt: skip
   add('--resolution', type=int, default=256, help='of the pixels, 256 or 512')
   add('--dtype', default='float32')
   add('--variants', **several(['plain']), help='some of plain, skips, skips+loss')
@@ -90,13 +97,17 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
   return made
 
 
-def describe(case: steps.Case, made: steps.Step) -> dict:
-  """What a row says of one of our own steps."""
+def describe(case: steps.Case, made: steps.Step, peak_batch: int) -> dict:
+  """What a row says of one of our own steps. peak_batch: whose memory is told, if it is not 0."""
   model = case.model()
+  larger = made
+  if peak_batch:
+    larger = steps.Step(model, steps.objective(case.variant), peak_batch, allocate=False)
   return {
     'variant': case.variant, 'attention': model.kernel(), 'unroll': model.blocks_per_step,
     'remat': case.remat, 'program': 'ours', 'compile_seconds': made.compile_seconds,
-    'peak_gib': made.peak_bytes / 2**30, 'loss': made.check(), 'dispatch_ms': made.dispatch_ms(5),
+    'peak_gib': larger.peak_bytes / 2**30, 'peak_batch': peak_batch or case.batch,
+    'loss': made.check(), 'dispatch_ms': made.dispatch_ms(5),
   }  # fmt: skip
 
 
@@ -133,7 +144,7 @@ def measure(args, threads: int) -> dict:
     sides['matmul'], ceiling_flops = timing.matmul(timing.matmul_size(), args.dtype)
     turns = timing.alternate(sides, args.rounds, slices=args.slices, warm_up=2)
     for name, case in ours.items():
-      rows[name] = describe(case, made[name])
+      rows[name] = describe(case, made[name], args.peak_batch)
     for name, (child, facts) in theirs.items():
       last = child.ask('turn')
       rows[name] = {'variant': name.split()[0], 'program': 'torch', **facts, 'loss': last['loss']}
