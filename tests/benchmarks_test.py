@@ -498,18 +498,6 @@ def test_devices_are_compared_turn_by_turn():
   assert found['each_over_one']['max'] == pytest.approx(0.95)
 
 
-def test_collectives_are_counted_by_dtype():
-  text = (
-    'HloModule jit_step\n\n%body (p: f32[]) -> f32[] {\n'
-    '  %a = bf16[4,8]{1,0} all-reduce(%x), channel_id=1\n}\n\n'
-    'ENTRY %main (p: f32[]) -> f32[] {\n  %b = (f32[2]{0}, f32[3]{0}) all-reduce(%y, %z)\n}\n'
-  )
-  found = load('scaling').collectives(text, depth=3)
-  assert found == {
-    'all-reduce': {'count': 4, 'bytes': 212, 'bytes by dtype': {'bf16': 192, 'f32': 20}}
-  }
-
-
 def test_losses_over_pairs_that_are_timed_are_the_same():
   loss_overhead = load('loss_overhead')
   f_LNTD = jnp.asarray(loss_overhead.features(4, (2, 3, 8)))

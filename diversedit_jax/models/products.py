@@ -28,23 +28,21 @@ def product(x, w, **options):
   return out.reshape(*x.shape[:-1], w.shape[-1])
 
 
+@jax.custom_jvp
 def turned(x):
   """x [..., D, E] -> [..., E, D], whose gradient a CPU computes like that and turns back.
 
   Of a product with a tall x, XLA:CPU computes the gradient [D, E] in up to a third more time than
   its transpose (benchmarks/NOTES.md), and left alone it replaces the latter by the former.
   """
-  return _turned(x) if jax.default_backend() == 'cpu' else x.swapaxes(-1, -2)
-
-
-@jax.custom_jvp
-def _turned(x):
   return x.swapaxes(-1, -2)
 
 
-@_turned.defjvp
+@turned.defjvp
 def _turned_jvp(primals, tangents):
-  return _turned(*primals), jax.lax.optimization_barrier(tangents[0].swapaxes(-1, -2))
+  swapped = tangents[0].swapaxes(-1, -2)
+  keep, leave = jax.lax.optimization_barrier, lambda x: x
+  return turned(*primals), jax.lax.platform_dependent(swapped, cpu=keep, default=leave)
 
 
 def rows(x, w, dimension_numbers, precision=None, preferred_element_type=None, **unused):
