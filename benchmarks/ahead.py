@@ -21,6 +21,7 @@ import steps
 from diversedit_jax import sharding
 from diversedit_jax.training import ahead, targets
 
+NOTHING_RAN = 'compiled only, on the CPU named above'
 PARTS = ('gpu', 'tpu')
 REMAT = ('none', 'names', 'dots', 'full')
 _GPUS = (  # Target, size, variant, batch, resolution, remat.
@@ -98,6 +99,13 @@ def goal_24(rows: list[dict]) -> dict[str, float]:
   return {remat: gib / found['none'] for remat, gib in found.items()}
 
 
+def only_compile() -> None:
+  """Leaves accelerators alone, those that are here and those that are not."""
+  jax.config.update('jax_platforms', 'cpu')
+  # A lock that keeps processes from sharing a TPU; there is none.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+
+
 def compilers() -> dict[str, str | None]:
   """Versions of the packages that compiled."""
   made = {}
@@ -118,14 +126,12 @@ def main() -> None:
     help=f'some of {", ".join(PARTS)}',
   )  # fmt: skip
   args = parser.parse_args()
-  jax.config.update('jax_platforms', 'cpu')
-  # A lock that keeps processes from sharing a TPU; there is none.
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  only_compile()
   rows = [made for part in args.parts for made in {'gpu': gpus, 'tpu': tpus}[part](args.dtype)]
   common.write(
     args.json,
     {
-      'arguments': common.arguments(args), 'nothing_ran': 'compiled only, on the CPU named above',
+      'arguments': common.arguments(args), 'nothing_ran': NOTHING_RAN,
       'compilers': compilers(), 'rows': rows,
     } | ({'goal_24': goal_24(rows)} if 'gpu' in args.parts else {}),
   )  # fmt: skip

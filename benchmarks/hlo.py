@@ -33,14 +33,22 @@ _CALLED = {'while': ('body',), 'conditional': ('branch_computations',), 'call': 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """name, shape and opcode as they stand in the text; operands by name; attributes: the rest."""
+  """name, shape and opcode as they stand in the text.
+
+  arguments: between its parentheses. attributes: after them. root: whether it is the result.
+  """
 
   name: str
   shape: str
   opcode: str
-  operands: tuple[str, ...]
+  arguments: str
   attributes: str
   root: bool = False
+
+  @property
+  def operands(self) -> tuple[str, ...]:
+    """Names of other instructions that it takes."""
+    return tuple(_NAMES.findall(self.arguments))
 
   def called(self, role: str) -> list[str]:
     """The computations that an attribute names: 'body', 'calls', 'to_apply'..."""
@@ -108,7 +116,7 @@ def _instruction(line):
   root = name.startswith('ROOT ')
   name = name.removeprefix('ROOT ').lstrip('%')
   attributes = rest[len(opcode) + end :]
-  return Instruction(name, shape, opcode, tuple(_NAMES.findall(inside)), attributes, root)
+  return Instruction(name, shape, opcode, inside[1:-1], attributes, root)
 
 
 def _closing(text):
@@ -131,16 +139,25 @@ def _kernels(computations, name, times) -> Iterator[Kernel]:
   here = {instruction.name: instruction for instruction in computations[name]}
   for instruction in here.values():
     if roles := _CALLED.get(instruction.opcode):
-      turns = _TRIPS.search(instruction.attributes)
+      turns = _turns(computations, instruction) if instruction.opcode == 'while' else 1
       for role in roles:
         for inner in instruction.called(role):
-          yield from _kernels(computations, inner, times * (int(turns.group(1)) if turns else 1))
+          yield from _kernels(computations, inner, times * turns)
     elif instruction.opcode not in _FREE and not instruction.opcode.endswith('-done'):
       read, written = _moved(computations, here, instruction)
       found = _OP_NAME.search(instruction.attributes)
       yield Kernel(
         instruction.name, _kind(instruction), read, written, times, found.group(1) if found else ''
       )
+
+
+def _turns(computations, loop):
+  """As the compiler notes them, or as the one number of the loop's condition says."""
+  if noted := _TRIPS.search(loop.attributes):
+    return int(noted.group(1))
+  (condition,) = loop.called('condition')
+  numbers = [i.arguments for i in computations[condition] if i.opcode == 'constant']
+  return int(numbers[0]) if len(numbers) == 1 and numbers[0].isdigit() else 1
 
 
 def _kind(instruction):

@@ -1,0 +1,117 @@
+"""What the step moves through an accelerator's memory, from its compiler; nothing runs.
+
+  python benchmarks/traffic.py
+  python benchmarks/traffic.py --parts=loss --targets=h200,v5p:2x2x1
+
+1. step: XL/2, one GPU: bytes and launches of the compiled training step by kind of kernel, as
+   `hlo.kernels` reads them, for blocks in a loop and unrolled, with long skips and with the loss.
+   `unit` is one block's features in bfloat16; `rest` is all but products and attention, which are
+   bound by arithmetic: what the memory of the device bounds.
+2. loss: bytes of value and gradient of the running sum alone, in units of one block's features.
+
+Needs the compilers of `ahead.py`, and no accelerator.
+"""
+
+import collections
+import math
+
+import ahead
+import common
+import hlo
+import jax
+import jax.numpy as jnp
+import loss_overhead
+import steps
+
+from diversedit_jax import sharding
+from diversedit_jax.training import targets
+
+PARTS = ('step', 'loss')
+_UNROLL = {'loop': 1, 'unrolled': 1000}  # More than any network has blocks.
+_CASES = (  # Variant, blocks, batch.
+  ('plain', 'loop', 256), ('plain', 'unrolled', 256), ('skips', 'unrolled', 256),
+  ('skips+loss', 'unrolled', 256), ('plain', 'unrolled', 32), ('skips', 'unrolled', 32),
+  ('skips+loss', 'unrolled', 32),
+)  # fmt: skip
+
+
+def by_kind(kernels: list[hlo.Kernel]) -> dict[str, dict[str, float]]:
+  """Bytes and launches by kind of kernel."""
+  moved, launches = collections.Counter(), collections.Counter()
+  for kernel in kernels:
+    moved[kernel.kind] += kernel.bytes * kernel.times
+    launches[kernel.kind] += kernel.times
+  return {kind: {'bytes': moved[kind], 'launches': launches[kind]} for kind in moved}
+
+
+def measure_step(args) -> dict:
+  """'variant, blocks, batch' -> bytes and launches by kind, and those of the rest in units."""
+  target, rows = targets.find(args.targets[0]), {}
+  mesh = sharding.make_mesh(devices=target.devices[:1])
+  for variant, blocks, batch in _CASES:
+    case = steps.Case(
+      size=args.size, variant=variant, batch=batch, dtype='bfloat16', unroll=_UNROLL[blocks]
+    )
+    model, objective = case.model(platform=target.platform), steps.objective(variant)
+    lowered = steps.lower(steps.trainable(model, objective, mesh), model, objective, batch)
+    text = lowered.compile(compiler_options=dict(target.options)).as_text()
+    kinds = by_kind(hlo.kernels(text))
+    unit = 2 * batch * model.tokens * model.width
+    rest = sum(kinds[k]['bytes'] for k in kinds if k not in ('product', 'attention'))
+    rows[f'{variant}, {blocks}, {batch}'] = {
+      'kinds': kinds, 'attention': model.kernel(), 'unit': unit, 'rest_bytes': rest,
+      'rest_units_per_block': rest / unit / model.depth,
+    }  # fmt: skip
+    print(f'{variant}, {blocks}, {batch}: {rest / 1e9:.1f} GB beside products', flush=True)
+  rest = lambda *words: rows[', '.join(map(str, words))]['rest_bytes']
+  depth = model.depth
+  of_loss = lambda batch: rest('skips+loss', 'unrolled', batch) - rest('skips', 'unrolled', batch)
+  unit = lambda batch: 2 * batch * model.tokens * model.width
+  return {
+    'rows': rows,
+    'unrolled_over_loop': rest('plain', 'unrolled', 256) / rest('plain', 'loop', 256),
+    'loss_units_per_block': {str(n): of_loss(n) / unit(n) / depth for n in (256, 32)},
+  }
+
+
+def measure_loss(args) -> dict:
+  """Target -> dtype -> units of one block's features that the running sum moves for each block."""
+  shape, depth = (32, 256, 1152), 28
+  rows = {}
+  for name in args.targets:
+    target = targets.find(name)
+    place = jax.sharding.SingleDeviceSharding(target.devices[0])
+    rows[name] = {}
+    for dtype in ('float32', 'bfloat16'):
+      block = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
+      made = jax.jit(jax.value_and_grad(loss_overhead.of_blocks, argnums=tuple(range(depth))))
+      program = made.lower(*[block] * depth).compile(compiler_options=dict(target.options))
+      moved = sum(k.bytes * k.times for k in hlo.kernels(program.as_text()))
+      rows[name][dtype] = moved / (math.prod(shape) * block.dtype.itemsize) / depth
+    print(name, rows[name], flush=True)
+  return rows
+
+
+def main() -> None:
+  """Compiles the parts that are asked for."""
+  parser = common.parser(__doc__.splitlines()[0], 'traffic')
+  words = lambda text: text.split(',')
+  parser.add_argument('--size', default='XL/2')
+  parser.add_argument(
+    '--targets', default=['h200', 'v5p:2x2x1'], type=words, help='of the step, the first alone'
+  )
+  parser.add_argument('--parts', default=PARTS, type=lambda text: common.chosen(words(text), PARTS))
+  args = parser.parse_args()
+  ahead.only_compile()
+  measure = {'step': measure_step, 'loss': measure_loss}
+  common.write(
+    args.json,
+    {
+      'arguments': common.arguments(args), 'nothing_ran': ahead.NOTHING_RAN,
+      'compilers': ahead.compilers(), **{part: measure[part](args) for part in args.parts},
+    },
+  )  # fmt: skip
+
+
+if __name__ == '__main__':
+  main()
