@@ -40,8 +40,12 @@ def equations(jaxpr, times=1):
   for equation in jaxpr.eqns:
     yield equation, times
     inside = times * equation.params.get('length', 1)
-    assert equation.primitive.name not in ('while', 'cond'), 'how often it runs is not known'
-    for value in equation.params.values():
+    name, values = equation.primitive.name, list(equation.params.values())
+    if equation.params.get('branches_platforms'):  # The program is lowered with one of them.
+      values = [equation.params['branches'][0]]
+    else:
+      assert name not in ('while', 'cond'), 'how often it runs is not known'
+    for value in values:
       inner = getattr(value, 'jaxpr', value)
       if hasattr(inner, 'eqns'):
         yield from equations(inner, inside)
