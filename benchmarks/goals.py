@@ -58,6 +58,12 @@ def _cpu(number, metric, sign, bound, file, command, *path):
   return Goal(number, metric, CPU, sign, bound, f'{file}.json', path, command)
 
 
+def _compiled(number, metric, sign, bound, file, *path):
+  """A goal of what a compiler for a device that was not there says."""
+  metric = f'{metric} (compiled, not run)'
+  return Goal(number, metric, CPU, sign, bound, f'{file}.json', path, f'{file}.py')
+
+
 def _speed(number, what, bound, share, file, variant):
   """Two rows of a training speed: images a second, and the share of a matrix product."""
   return (
@@ -107,6 +113,11 @@ GOALS = (
        'loss_overhead', _LOSS, 'alone', 'XLA, pairs of unit vectors', 'over_running_sum', 'cpu'),
   _cpu(9, 'loss alone: memory passes per block', '<=', 10, 'loss_overhead', _LOSS,
        'bytes', 'float32_per_block'),
+  *(_compiled(9, f'loss alone: memory passes per block, {name}', '<=', 10, 'traffic', 'loss', key,
+              'float32')
+    for name, key in (('H200', 'h200'), ('TPU v5p', 'v5p:2x2x1'))),
+  _compiled(9, 'loss in the step of XL/2, batch 256, H200: memory passes per block', '<=', 10,
+            'traffic', 'step', 'loss_units_per_block', '256'),
   _gpu(10, 'XL/2 batch 256: step with long skips / without', '<=', 1.12, 'train_xl256',
        'rows', 'skips', 'over', 'plain', 'wall'),
   _gpu(11, 'XL/2, 250 evaluations, decoded, plain: img/s', '>=', 7.3, 'sampling_plain',

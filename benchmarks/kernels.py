@@ -85,16 +85,17 @@ def attentions(n, rounds, dtype) -> dict:
 
 
 def adaptive_norm(n, d, rounds, dtype) -> dict:
-  """All steps kept, or recomputed from the input; both in front of a product."""
+  """All steps kept, or recomputed as in a loop over blocks and as without; before a product."""
   x, shift, scale, kernel = draw(n, 256, d), draw(n, d), draw(n, d), draw(d, 3 * d, dtype=dtype)
   product = lambda kernel: lambda x: x.astype(dtype) @ kernel
   kept = lambda x, s, k, w: product(w)(layers.modulate(layers.normalise(x), s, k))
-
-  @layers.keep_products
-  def recomputed(x, s, k, w):
-    return kept(x, s, k, w)
-
-  return both_ways({'kept': kept, 'recomputed': recomputed}, (x, shift, scale, kernel), rounds)
+  arguments = x, shift, scale, kernel
+  return {
+    name: both_ways(
+      {'kept': kept, 'recomputed': layers.recomputed(kept, unrolled)}, arguments, rounds
+    )
+    for name, unrolled in (('loop', False), ('unrolled', True))
+  }
 
 
 def skips(n, d, rounds, dtype) -> dict:
@@ -105,7 +106,8 @@ def skips(n, d, rounds, dtype) -> dict:
     return (h * scale[None, None] + bias[None, None]).astype(dtype) @ kernel.astype(dtype)
 
   def split(x, skip, scale, bias, kernel):
-    return layers.fused(x, skip, scale, bias, kernel, dtype)
+    fused = layers.recomputed(layers.fused, unrolled=False, static_argnums=(5,))
+    return fused(x, skip, scale, bias, kernel, dtype)
 
   x, skip, kernel = draw(n, 256, d), draw(n, 256, d, seed=1), draw(2 * d, d)
   arguments = x, skip, draw(2 * d), draw(2 * d, seed=1), kernel

@@ -106,3 +106,11 @@ def test_a_loop_counts_its_turns(hlo):
 def test_text_that_is_no_program_is_refused(hlo):
   with pytest.raises(ValueError, match='no ENTRY computation'):
     hlo.kernels('module @jit_f {}')
+
+
+def test_traffic_is_summed_by_kind(hlo):
+  found = importlib.import_module('traffic').by_kind(hlo.kernels(ACCELERATOR))
+  row, array = 4 * 64, 4 * 8 * 64
+  assert found['fusion'] == {'bytes': 8 * (2 * row + 4) * 2, 'launches': 16}
+  assert found['collective'] == {'bytes': 2 * array, 'launches': 1}
+  assert set(found) == {'fusion', 'collective', 'product', 'attention'}
