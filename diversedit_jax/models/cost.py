@@ -55,12 +55,14 @@ def activation_bytes(config: sit.SiTConfig) -> float:
   # Two normalisations of three values each, two branches before their gates; q, k, v, attention
   # and two inputs of matrix products; six steps of the GELU; exp and softmax of the XLA attention.
   block = d * (6 * 4 + 2 * residual + 6 * width) + 6 * hidden * width
-  block += config.heads * t * (4 + width)
+  # Of a machine that is here, what `auto` takes is known only when it has tried.
+  by_xla = not config.platform or config.kernel() == 'xla'
+  block += config.heads * t * (4 + width) * by_xla
   products = 4 * d * width + hidden * width  # q, k, v, attention (or its projection), fc1.
   operands = (3 * d + hidden) * width if config.unrolled else 0  # Of qkv, proj, fc1 and fc2.
   # The XLA attention keeps exp (and its copy for the product) and its output before division.
   copy = 0 if config.dtype == 'float32' else width
-  softmax = config.heads * t * (4 + copy) + d * 4
+  softmax = config.heads * t * (4 + copy) + d * 4 if by_xla else config.heads * 4
   # Without remat: besides these the inputs of two normalisations and two branches before gates.
   kept = {
     'none': 2 * d * residual + products + operands + 2 * d * width + softmax,

@@ -86,7 +86,8 @@ def plan(
   batch_size: int, accumulate: int, parameters: int, shard_bytes: int,
   average_bytes: int | None = None, data_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-  """Numbers of the plan; memory is per device, activations are an estimate with XLA attention.
+  """Numbers of the plan; memory is per device, activations are an estimate,
+  with XLA's attention unless the model's config says for which machine it is.
 
   Args:
     model: shapes and precision. config, devices: hardware. objective: the method.
