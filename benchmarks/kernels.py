@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import timing
 
-from diversedit_jax.models import attention, layers
+from diversedit_jax.models import attention, layers, products
 from diversedit_jax.training import optim
 from diversedit_jax.training import step as step_lib
 
@@ -106,8 +106,8 @@ def skips(n, d, rounds, dtype) -> dict:
     return (h * scale[None, None] + bias[None, None]).astype(dtype) @ kernel.astype(dtype)
 
   def split(x, skip, scale, bias, kernel):
-    fused = layers.recomputed(layers.fused, unrolled=False, static_argnums=(5,))
-    return fused(x, skip, scale, bias, kernel, dtype)
+    fused = layers.recomputed(layers.fused, unrolled=False, static_argnums=(5, 6))
+    return fused(x, skip, scale, bias, kernel, dtype, products.rows)
 
   x, skip, kernel = draw(n, 256, d), draw(n, 256, d, seed=1), draw(2 * d, d)
   arguments = x, skip, draw(2 * d), draw(2 * d, seed=1), kernel

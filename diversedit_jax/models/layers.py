@@ -46,8 +46,9 @@ def recomputed(
   Its arguments and matrix products are kept. In a loop whatever is kept is copied to the loop's
   stack and back, which costs more than a normalisation or a GELU. Where blocks are `unrolled`
   nothing is copied, and what goes into a product is kept too, with the mean and variance of each
-  token: a GPU moves half the bytes then (benchmarks/NOTES.md). Only there the compiler could merge
-  the computation with the one before, and keep all: JAX's barrier against that costs fusions.
+  token: a GPU moves half the bytes then (benchmarks/NOTES.md). Without a loop the compiler would
+  merge what is computed again with the first time, and keep it: so JAX's barrier is on there,
+  though it costs fusions.
   """
   return jax.checkpoint(
     function, prevent_cse=unrolled, policy=_KEPT[unrolled], static_argnums=static_argnums
@@ -180,11 +181,12 @@ class Block(nnx.Module):
 
 def fused(
   x_NTD: jax.Array, skip_NTD: jax.Array, scale_E: jax.Array, bias_E: jax.Array,
-  kernel_ED: jax.Array, dtype: jnp.dtype | None,
+  kernel_ED: jax.Array, dtype: jnp.dtype | None, dot_general: Callable[..., jax.Array],
 ) -> jax.Array:  # fmt: skip
   """(4) less the bias of its product, E = 2D, without [x, skip] in memory.
 
-  Sums over both halves, and a product in `dtype` (None is that of x) with each half of the kernel.
+  Sums over both halves, and a product of `dtype` (None is that of x) with each half of the kernel,
+  whose gradients are by `dot_general`; see `products.wide`.
   """
   d, wide = x_NTD.shape[-1], jnp.promote_types(x_NTD.dtype, jnp.float32)
   halves = [x_NTD.astype(wide), skip_NTD.astype(wide)]
@@ -198,8 +200,7 @@ def fused(
   for h, half in zip(halves, (slice(None, d), slice(d, None)), strict=True):
     h = h * inverse * scale_E[None, None, half] + bias_E[None, None, half]
     h = checkpoint_name(h.astype(dtype or wide), products.OPERAND)
-    weights = kernel_ED[half].astype(dtype or wide)
-    parts.append(products.product(h, weights).astype(wide))
+    parts.append(products.wide(h, kernel_ED[half].astype(dtype or wide), dot_general))
   return sum(parts)
 
 
@@ -220,8 +221,11 @@ class Fuse(nnx.Module):
 
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
     norm, linear = self.norm, self.linear
-    fuse = recomputed(fused, self.unrolled, static_argnums=(5,))
-    out = fuse(x_NTD, skip_NTD, norm.scale[...], norm.bias[...], linear.kernel[...], linear.dtype)
+    fuse = recomputed(fused, self.unrolled, static_argnums=(5, 6))
+    out = fuse(
+      x_NTD, skip_NTD, norm.scale[...], norm.bias[...], linear.kernel[...], linear.dtype,
+      linear.dot_general,
+    )  # fmt: skip
     return (out + linear.bias[None, None].astype(out.dtype)).astype(x_NTD.dtype)
 
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 OPERAND = 'operand'
 """Name of what goes into a product, in the product's dtype, for policies of `jax.checkpoint`."""
 
+_KERNEL, _ZEROS = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()  # Flax's own.
+
 
 def product(x, w, **options):
   """x [..., D] times w [D, E], over all rows; options of `jax.lax.dot_general`."""
@@ -54,46 +56,71 @@ def rows(x, w, dimension_numbers, precision=None, preferred_element_type=None, *
 class Linear(nnx.Linear):
   """`nnx.Linear` over all rows, with the gradient of its bias summed in float32 at least."""
 
-  def __init__(self, *args, **kwargs):
-    super().__init__(*args, dot_general=rows, **kwargs)
+  def __init__(
+    self, in_features: int, out_features: int, *,
+    kernel_init: nnx.Initializer = _KERNEL, bias_init: nnx.Initializer = _ZEROS,
+    dtype: jnp.dtype | None = None, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs,
+  ):  # fmt: skip
+    super().__init__(
+      in_features, out_features, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype,
+      param_dtype=param_dtype, dot_general=rows, rngs=rngs,
+    )  # fmt: skip
 
   def __call__(self, x):
     dtype = self.dtype
     x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=dtype)
     x = checkpoint_name(x, OPERAND)
-    y = self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=self.precision)
-    return add_bias(y, bias)
+    return add_bias(self.dot_general(x, kernel, _dimensions(x)), bias)
 
 
 @jax.custom_jvp
 def add_bias(y, b):
   """y [..., E] + b [E], in their dtype; the gradient of b is summed in float32 at least."""
-  return y + _spread(b, y.shape)
+  return y + jnp.broadcast_to(b, y.shape)
 
 
 @add_bias.defjvp
 def _add_bias_jvp(primals, tangents):
   (y, b), (y_dot, b_dot) = primals, tangents
-  spread = lambda _, b_dot: _spread(b_dot, y.shape)
-  b_dot = jax.custom_derivatives.linear_call(spread, _sum_rows, (), b_dot)
-  return add_bias(y, b), y_dot + b_dot
+  if _is_narrow(b.dtype):  # Of these steps, backwards: the sum in float32, then its rounding.
+    b_dot = _rounded(b_dot.astype(jnp.float32), b.dtype)
+  return add_bias(y, b), y_dot + jnp.broadcast_to(b_dot, y.shape).astype(y.dtype)
 
 
-def _spread(b, shape):
-  return jnp.broadcast_to(b, shape)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def wide(x, w, dot_general=rows):
+  """`product` in float32 at least, of operands that may be narrower.
+
+  Its gradients are products in the dtype of the operands, by `dot_general` (`rows` or
+  `dot_general`): JAX would make them of float32 operands.
+  """
+  return product(x, w, preferred_element_type=_wide_dtype(x))
 
 
-def _sum_rows(_, g):
-  """Over all axes but the last; `jnp.sum` adds narrow numbers in float32."""
-  return jnp.sum(_flat(g), axis=0)
+def _wide_jvp(dot_general, primals, tangents):
+  y = wide(*primals, dot_general)
+  moving = {i: tangent for i, tangent in enumerate(tangents) if not _is_zero(tangent)}
+  if not moving:
+    return y, jnp.zeros_like(y)
+
+  def narrow(*operands):
+    x, w = (dict(enumerate(primals)) | dict(zip(moving, operands, strict=True))).values()
+    return dot_general(x, w, _dimensions(x))
+
+  # By the rule of `dot_general`, which has its own; the compiler drops its value.
+  _, y_dot = jax.jvp(narrow, tuple(primals[i] for i in moving), tuple(moving.values()))
+  return y, y_dot.astype(y.dtype)
+
+
+wide.defjvp(_wide_jvp, symbolic_zeros=True)
 
 
 def sum_in_float32(network: nnx.Module, devices: int) -> nnx.Module:
   """Makes the linear layers that compute in less than float32 use `dot_general`, in place.
 
   devices: of the mesh that the network is traced for, which need not be those that are here. On one
-  device nothing is added up, and the layers stay as they are: a product in float32 would
-  only be a longer array to write. Vectors, as biases, are added in the compute dtype.
+  device nothing is added up, and the layers stay as they are: a product in float32 would only be a
+  longer array to write.
   """
   if devices > 1:
     for _, module in nnx.iter_modules(network):
@@ -118,8 +145,13 @@ def _flat(x):
   return x.reshape(-1, x.shape[-1])
 
 
+def _dimensions(x):
+  """Of x [..., D] times [D, E], as `jax.lax.dot_general` has them."""
+  return ((x.ndim - 1,), (0,)), ((), ())
+
+
 def _check_plain(x, dimension_numbers, unused):
-  expected = (((x.ndim - 1,), (0,)), ((), ()))
+  expected = _dimensions(x)
   if dimension_numbers != expected or any(value is not None for value in unused.values()):
     raise ValueError(f'{dimension_numbers=} and {unused}, expected those of a plain linear layer')
 
@@ -147,13 +179,24 @@ _product.defjvp(_jvp, symbolic_zeros=True)
 
 def _kernel_gradient(x, g, *, precision):
   """x^T g, in float32 until the devices' parts are added."""
-  wide = jax.lax.dot_general(
+  summed = jax.lax.dot_general(
     x, g, (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
   )
-  # The same rounding twice. The compiler for TPUs moves one up through the sum over devices, which
-  # it then makes in bfloat16, but not this one (seen with libtpu 0.0.52).
-  found = jnp.finfo(x.dtype)
-  return jax.lax.reduce_precision(wide, found.nexp, found.nmant).astype(x.dtype)
+  return _rounded(summed, x.dtype).astype(x.dtype)
+
+
+def _rounded(x, dtype):
+  """x with the bits of a dtype, in its own.
+
+  Before a cast to that dtype it is the same rounding twice. The compiler for TPUs moves the cast up
+  through the sum over devices, which it then makes in bfloat16, but not this (libtpu 0.0.52).
+  """
+  found = jnp.finfo(dtype)
+  return jax.lax.reduce_precision(x, found.nexp, found.nmant)
+
+
+def _wide_dtype(x):
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _is_zero(tangent):

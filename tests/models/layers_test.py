@@ -1,5 +1,7 @@
 """Parts of a block against the same mathematics written plainly, in float64."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import trees
-from diversedit_jax.models import attention, layers, sit, stack
+from diversedit_jax.models import attention, layers, products, sit, stack
 
 N, T, D = 2, 6, 8
 
@@ -149,3 +151,19 @@ def test_an_unrolled_block_finds_its_statistics_and_a_loop_makes_them_anew(skip)
   # Of the bodies of the loops: two in each block, one of each half of a fusion; one at the end.
   forward = 2 if skip is None else 2 + 4
   assert counts == {1: 2 * forward + 1, 4: forward + 1}
+
+
+def test_kernel_gradients_of_a_fusion_are_those_of_its_layer():
+  """Where devices add them up, in float32, as all others."""
+  make = lambda rngs: layers.Fuse(config(dtype='bfloat16'), rngs=rngs)
+  graphdef, state = randomised(make, np.float32)
+  x, skip = arrays((N, T, D), (N, T, D), dtype=np.float32)
+
+  def loss(state, devices):
+    fuse = products.sum_in_float32(nnx.merge(graphdef, state), devices)
+    return jnp.sum(fuse(x, skip))
+
+  for devices, dtype in ((1, 'bfloat16'), (8, 'float32')):
+    made = jaxprs.products(jax.grad(functools.partial(loss, devices=devices)), state)
+    of_kernel = [e.outvars[0].aval.dtype for e in made if e.outvars[0].aval.shape == (D, D)]
+    assert of_kernel == [jnp.dtype(dtype)] * 2

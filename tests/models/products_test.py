@@ -12,6 +12,10 @@ import pytest
 from diversedit_jax.models import layers, products, sit, stack
 
 N, T, D, E = 3, 5, 8, 6
+CONFIG = sit.SiTConfig(
+  input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
+  skip=stack.Skip(), remat='full', attention='xla',
+)  # fmt: skip
 
 
 def plain(x, w):
@@ -99,7 +103,43 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
     e.invars[0].aval for e in jaxprs.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
     if e.primitive.name == 'reduce_sum' and e.outvars[0].aval.shape == (E,)
   ]  # fmt: skip
-  assert [(a.shape, a.dtype) for a in sums] == [((N * T, E), jnp.dtype('float32'))]
+  assert [(a.shape, a.dtype) for a in sums] == [((N, T, E), jnp.dtype('float32'))]
+
+
+@pytest.mark.parametrize(
+  ('dot_general', 'kernel'), [(products.rows, 'bfloat16'), (products.dot_general, 'float32')]
+)
+def test_a_wide_product_has_narrow_gradients(dot_general, kernel):
+  """Forwards float32 of bfloat16; backwards products of bfloat16, as those of other layers."""
+  x, w = draw(N, T, D, dtype=jnp.bfloat16), draw(D, E, dtype=jnp.bfloat16)
+  loss = lambda x, w: jnp.sum(products.wide(x, w, dot_general) ** 2)
+  forward, *backward = jaxprs.products(jax.grad(loss, (0, 1)), x, w)
+  assert forward.outvars[0].aval.dtype == jnp.float32
+  assert {v.aval.dtype for e in backward for v in e.invars} == {jnp.dtype('bfloat16')}
+  of_kernel, of_x = (
+    [e.outvars[0].aval.dtype for e in backward if (N * T in e.outvars[0].aval.shape) == is_x]
+    for is_x in (False, True)
+  )
+  # Beside the gradient towards x a narrow product that nothing uses, which the compiler drops.
+  assert of_kernel == [jnp.dtype(kernel)] and set(of_x) == {jnp.dtype('bfloat16')}
+
+
+def test_gradients_of_each_example():
+  """As some analyses of training ask for them."""
+  config = dataclasses.replace(CONFIG, dtype='float32', remat='none')
+  graphdef, params = nnx.split(sit.SiT(config, rngs=nnx.Rngs(0)))
+  noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+  params = jax.tree.map(noise, params)
+  x, t, y = draw(N, 4, 4, 4, dtype=np.float32), jnp.linspace(0.1, 0.9, N), jnp.arange(N)
+
+  def loss(params, x, t, y):
+    return jnp.mean(nnx.merge(graphdef, params)(x[None], t[None], y[None]).pred ** 2)
+
+  each = jax.vmap(jax.grad(loss), (None, 0, 0, 0))(params, x, t, y)
+  mean = jax.grad(lambda p: jnp.mean(jax.vmap(loss, (None, 0, 0, 0))(p, x, t, y)))(params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a.mean(0), b, rtol=1e-4, atol=1e-6), each, mean
+  )
 
 
 def test_a_layer_is_the_linear_layer_of_flax_with_its_derivatives():
@@ -129,12 +169,6 @@ def test_kernel_gradients_are_rounded_once():
   g = jax.grad(lambda y: jnp.sum(jnp.sin(y.astype(jnp.float32))))(products.product(x, w))
   once = jnp.einsum('nd,ne->de', x, g, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
   np.testing.assert_array_equal(made, once)
-
-
-CONFIG = sit.SiTConfig(
-  input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
-  skip=stack.Skip(), remat='full', attention='xla',
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
