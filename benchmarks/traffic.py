@@ -4,9 +4,9 @@
   python benchmarks/traffic.py --parts=loss --targets=h200,v5p:2x2x1
 
 1. step: XL/2, one GPU: bytes and launches of the compiled training step by kind of kernel, as
-   `hlo.kernels` reads them, for blocks in a loop and unrolled, with long skips and with the loss.
-   `unit` is one block's features in bfloat16; `rest` is all but products and attention, which are
-   bound by arithmetic: what the memory of the device bounds.
+   `kernel_traffic.py` reads them, for blocks in a loop and unrolled, with long skips and with the
+   loss. `unit` is one block's features in bfloat16; `rest` is all but products and attention, which
+   are bound by arithmetic: what the memory of the device bounds.
 2. loss: bytes of value and gradient of the running sum alone, in units of one block's features.
 
 Needs the compilers of `ahead.py`, and no accelerator.
@@ -17,9 +17,9 @@ import math
 
 import ahead
 import common
-import hlo
 import jax
 import jax.numpy as jnp
+import kernel_traffic
 import loss_overhead
 import steps
 
@@ -35,7 +35,7 @@ _CASES = (  # Variant, blocks, batch.
 )  # fmt: skip
 
 
-def by_kind(kernels: list[hlo.Kernel]) -> dict[str, dict[str, float]]:
+def by_kind(kernels: list[kernel_traffic.Kernel]) -> dict[str, dict[str, float]]:
   """Bytes and launches by kind of kernel."""
   moved, launches = collections.Counter(), collections.Counter()
   for kernel in kernels:
@@ -55,7 +55,7 @@ def measure_step(args) -> dict:
     model, objective = case.model(platform=target.platform), steps.objective(variant)
     lowered = steps.lower(steps.trainable(model, objective, mesh), model, objective, batch)
     text = lowered.compile(compiler_options=dict(target.options)).as_text()
-    kinds = by_kind(hlo.kernels(text))
+    kinds = by_kind(kernel_traffic.kernels(text))
     unit = 2 * batch * model.tokens * model.width
     rest = sum(kinds[k]['bytes'] for k in kinds if k not in ('product', 'attention'))
     rows[f'{variant}, {blocks}, {batch}'] = {
@@ -86,7 +86,7 @@ def measure_loss(args) -> dict:
       block = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
       made = jax.jit(jax.value_and_grad(loss_overhead.of_blocks, argnums=tuple(range(depth))))
       program = made.lower(*[block] * depth).compile(compiler_options=dict(target.options))
-      moved = sum(k.bytes * k.times for k in hlo.kernels(program.as_text()))
+      moved = sum(k.bytes * k.times for k in kernel_traffic.kernels(program.as_text()))
       rows[name][dtype] = moved / (math.prod(shape) * block.dtype.itemsize) / depth
     print(name, rows[name], flush=True)
   return rows

@@ -50,9 +50,11 @@ ENTRY %main (x: f32[8,64], w: bf16[64,64]) -> f32[8,64] {
   %start = s32[] constant(0)
   %product = (bf16[64,64]{1,0}, s8[1024]{0}) custom-call(%w, %w), custom_call_target="__cublas$lt$matmul"
   %attended = bf16[64,64]{1,0} custom-call(%w), custom_call_target="__cudnn$fmhaSoftmax"
-  %summed = f32[8,64]{1,0} all-reduce-start(%x), to_apply=%condition
-  %waited = f32[8,64]{1,0} all-reduce-done(%summed)
-  %init = (s32[], f32[8,64]{1,0}) tuple(%start, %waited)
+  %gathering = (f32[8,64]{1,0}, f32[32,64]{1,0}) all-gather-start(%x), channel_id=1, dimensions={0}
+  %waited = f32[32,64]{1,0} all-gather-done(%gathering)
+  %moving = (f32[8,64]{1,0:S(5)}, f32[8,64]{1,0}, u32[]) copy-start(%x)
+  %moved = f32[8,64]{1,0:S(5)} copy-done(%moving)
+  %init = (s32[], f32[8,64]{1,0}) tuple(%start, %moved)
   %loop = (s32[], f32[8,64]{1,0}) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"8"}}
   ROOT %out = f32[8,64]{1,0} get-tuple-element(%loop), index=1
 }
@@ -60,24 +62,26 @@ ENTRY %main (x: f32[8,64], w: bf16[64,64]) -> f32[8,64] {
 
 
 @pytest.fixture
-def hlo(monkeypatch):
+def kernel_traffic(monkeypatch):
   monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / 'benchmarks')
-  return importlib.import_module('hlo')
+  return importlib.import_module('kernel_traffic')
 
 
-def test_slices_stacks_loops_and_kinds_of_an_accelerators_program(hlo):
-  found = {k.name: (k.kind, k.read, k.written, k.times, k.source) for k in hlo.kernels(ACCELERATOR)}
+def test_slices_stacks_loops_and_kinds_of_an_accelerators_program(kernel_traffic):
+  kernels = kernel_traffic.kernels(ACCELERATOR)
+  found = {k.name: (k.kind, k.read, k.written, k.times, k.source) for k in kernels}
   row, array, kernel = 4 * 64, 4 * 8 * 64, 2 * 64 * 64
   assert found == {
     'product': ('product', 2 * kernel, kernel + 1024, 1, ''),
     'attended': ('attention', kernel, kernel, 1, ''),
-    'summed': ('collective', array, array, 1, ''),
+    'waited': ('collective', array, 4 * array, 1, ''),  # At its end, by what it took and gave.
+    'moved': ('copy', array, array, 1, ''),
     'row': ('fusion', row + 4, row, 8, 'jit(f)/add'),  # One row, the number of which is read too.
     'next': ('fusion', row + 4, row, 8, ''),  # In its place.
   }
 
 
-def test_bytes_are_those_of_xlas_account(hlo):
+def test_bytes_are_those_of_xlas_account(kernel_traffic):
   """Of a program without a loop, in which XLA counts as well."""
 
   def function(x, y):
@@ -86,31 +90,31 @@ def test_bytes_are_those_of_xlas_account(hlo):
 
   x = jax.ShapeDtypeStruct((ROWS, COLUMNS), jnp.float32)
   program = jax.jit(function).lower(x, x).compile()
-  moved = sum(k.bytes * k.times for k in hlo.kernels(program.as_text()))
+  moved = sum(k.bytes * k.times for k in kernel_traffic.kernels(program.as_text()))
   assert moved == pytest.approx(program.cost_analysis()['bytes accessed'], rel=0.02)
   assert moved == pytest.approx(5 * UNIT, rel=0.02)  # Two sums of x; x and y in and u + y out.
 
 
-def test_a_loop_counts_its_turns(hlo):
+def test_a_loop_counts_its_turns(kernel_traffic):
   def function(x, ys):
     return jax.lax.scan(lambda x, y: (jnp.sin(x) * y, None), x, ys)[0]
 
   x = jax.ShapeDtypeStruct((ROWS, COLUMNS), jnp.float32)
   ys = jax.ShapeDtypeStruct((TURNS, ROWS, COLUMNS), jnp.float32)
   text = jax.jit(function).lower(x, ys).compile().as_text()
-  loop = [k for k in hlo.kernels(text) if k.times == TURNS and k.bytes > UNIT]
+  loop = [k for k in kernel_traffic.kernels(text) if k.times == TURNS and k.bytes > UNIT]
   # The carry in and out and one y, whether the compiler takes it apart first or not.
   assert 3 * UNIT <= sum(k.bytes for k in loop) <= 5.1 * UNIT
 
 
-def test_text_that_is_no_program_is_refused(hlo):
+def test_text_that_is_no_program_is_refused(kernel_traffic):
   with pytest.raises(ValueError, match='no ENTRY computation'):
-    hlo.kernels('module @jit_f {}')
+    kernel_traffic.kernels('module @jit_f {}')
 
 
-def test_traffic_is_summed_by_kind(hlo):
-  found = importlib.import_module('traffic').by_kind(hlo.kernels(ACCELERATOR))
+def test_traffic_is_summed_by_kind(kernel_traffic):
+  found = importlib.import_module('traffic').by_kind(kernel_traffic.kernels(ACCELERATOR))
   row, array = 4 * 64, 4 * 8 * 64
   assert found['fusion'] == {'bytes': 8 * (2 * row + 4) * 2, 'launches': 16}
-  assert found['collective'] == {'bytes': 2 * array, 'launches': 1}
-  assert set(found) == {'fusion', 'collective', 'product', 'attention'}
+  assert found['collective'] == {'bytes': 5 * array, 'launches': 1}
+  assert set(found) == {'fusion', 'collective', 'copy', 'product', 'attention'}
