@@ -4,9 +4,9 @@
   python benchmarks/ahead.py --parts=tpu --json=benchmarks/results/ahead_tpu.json
 
 Nothing runs: each row is a real training step, compiled for the device and never started, and its
-memory is the compiler's account. Needs jax[cuda12] and libtpu, neither GPU nor TPU. On TPUs the
-batch is halved from 32 on a chip until it fits, and blocks are recomputed only where 32 did not fit
-without.
+memory is the compiler's account. Needs libtpu, and jax[cuda13] or jax[cuda12], which is the one
+that was tried; neither GPU nor TPU. On TPUs the batch is halved from 32 on a chip until it fits,
+and blocks are recomputed only where 32 did not fit without.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,10 @@ _GPUS = (  # Target, size, variant, batch, resolution, remat.
 _TPUS = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
 _LAYOUTS = {'data': 1, 'fsdp': -1}  # Size of 'fsdp'; 'data' takes what is left.
 _BATCHES = (32, 16, 8)
-_COMPILERS = ('libtpu', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12', 'nvidia-cudnn-cu12')
+_COMPILERS = (  # Of CUDA 12 and of 13, of which one is enough.
+  'libtpu', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12', 'nvidia-cudnn-cu12', 'jax-cuda13-plugin',
+  'nvidia-cuda-nvcc', 'nvidia-cudnn-cu13',
+)  # fmt: skip
 
 
 def row(target: targets.Target, case: steps.Case, layout: str) -> dict:
@@ -107,7 +110,7 @@ def only_compile() -> None:
 
 
 def compilers() -> dict[str, str | None]:
-  """Versions of the packages that compiled."""
+  """Versions of the packages that compiled, None of those that are not here."""
   made = {}
   for name in _COMPILERS:
     try:

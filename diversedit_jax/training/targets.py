@@ -134,6 +134,7 @@ def find(name: str) -> Target:
 
 
 def _gpus(name, gpu, count):
+  # jax-cuda12-plugin and jax-cuda13-plugin are both found as 'cuda', through `jax_plugins`.
   nodes, rest = divmod(count, _GPUS_OF_A_NODE)
   if nodes and rest:
     raise types.UserError(
@@ -147,8 +148,7 @@ def _gpus(name, gpu, count):
   except NotImplementedError as error:
     raise types.UserError(
       f'compiling for {name!r} needs the CUDA compiler, though no GPU: pip install '
-      f'"jax[cuda12]=={jax.__version__}" (jax-cuda12-plugin); where it is installed, set '
-      'JAX_PLATFORMS=cpu, without which it looks for a driver'
+      f'"jax[cuda13]=={jax.__version__}", as \'.[cuda]\' does, or "jax[cuda12]=={jax.__version__}"'
     ) from error
   return Target(
     name=name, platform='gpu', devices=tuple(found.devices), memory=gpu.memory, share=_GPU_SHARE,

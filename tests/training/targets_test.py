@@ -58,8 +58,11 @@ def test_a_missing_compiler_for_tpus_is_named():
 
 @pytest.mark.skipif(importlib.util.find_spec('jax_plugins') is not None, reason='a plugin is here')
 def test_a_missing_compiler_for_gpus_is_named():
-  with pytest.raises(types.UserError, match=rf'pip install "jax\[cuda12\]=={jax.__version__}"'):
+  with pytest.raises(types.UserError) as told:
     targets.find('h200:8')
+  assert f'pip install "jax[cuda13]=={jax.__version__}"' in str(told.value)
+  assert f'or "jax[cuda12]=={jax.__version__}"' in str(told.value)
+  assert 'JAX_PLATFORMS' not in str(told.value)
 
 
 def test_what_libtpu_says_of_too_large_a_program():
