@@ -13,6 +13,8 @@ import jax
 from diversedit_jax import types
 from diversedit_jax.training import collectives, targets
 
+_REFUSALS = ('INVALID_ARGUMENT', 'UNIMPLEMENTED', 'RESOURCE_EXHAUSTED')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
@@ -60,7 +62,8 @@ def compile_for(target: targets.Target, lowered: jax.stages.Lowered, *, beside: 
   beside: bytes that stay on every device besides.
 
   Raises:
-    UserError: if the compiler refuses the program for anything but its size.
+    UserError: if the compiler refuses the program for anything but its size. Its own faults are
+      raised as they are.
   """
   facts = dict(
     target=target.name, kind=target.kind, devices=len(target.devices), memory=target.memory,
@@ -73,6 +76,8 @@ def compile_for(target: targets.Target, lowered: jax.stages.Lowered, *, beside: 
   except jax.errors.JaxRuntimeError as error:
     seconds = time.perf_counter() - started
     found = targets.out_of_memory(str(error))
+    if found is None and not str(error).startswith(_REFUSALS):
+      raise
     if found is None:
       raise types.UserError(
         f'{target.name} cannot run this program: {str(error).splitlines()[0]}'

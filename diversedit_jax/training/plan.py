@@ -29,7 +29,7 @@ class PlanConfig:
 
   def __post_init__(self):
     if self.compile_for:
-      targets.parse(self.compile_for)
+      self._check(self.compile_for, targets.gpus(self.compile_for))
     devices = 1 if self.devices is None else self.devices
     if devices < 1 or self.peak_tflops <= 0 or not 0 < self.mfu <= 1:
       raise types.UserError(
@@ -45,13 +45,16 @@ class PlanConfig:
     """
     if target is None:
       return _DEVICES if self.devices is None else self.devices
-    found = len(target.devices)
-    if self.devices not in (None, found):
+    self._check(target.name, len(target.devices))
+    return len(target.devices)
+
+  def _check(self, name, found):
+    """found: number of devices of what is compiled for; None if its name does not say."""
+    if found is not None and self.devices not in (None, found):
       raise types.UserError(
-        f'plan.devices={self.devices}, but plan.compile_for={target.name!r} has {found}; leave '
+        f'plan.devices={self.devices}, but plan.compile_for={name!r} has {found}; leave '
         'plan.devices out (None), which takes them'
       )
-    return found
 
 
 def method_flops(

@@ -99,15 +99,11 @@ def parse(name: str) -> tuple[str, str]:
   """The kind of device and what follows the colon, '' if nothing does; see `find`.
 
   Raises:
-    UserError: for a kind that is unknown (the nearest is named), a GPU with no number after the
-      colon, or a TPU without a topology.
+    UserError: for a kind that is unknown (the nearest is named, or all are), a GPU with no number
+      after the colon, or a TPU without a topology.
   """
   kind, _, rest = name.partition(':')
-  if kind not in GPUS and kind not in TPUS:
-    raise types.UserError(
-      f'unknown device {kind!r}{trees.did_you_mean(kind, (*GPUS, *TPUS))} (known: GPUs '
-      f'{", ".join(GPUS)}; TPUs {", ".join(TPUS)})'
-    )
+  trees.check_known('device', kind, (*GPUS, *TPUS))
   if kind in GPUS and not re.fullmatch(r'(:[1-9]\d*)?', name[len(kind) :]):
     raise types.UserError(f'{name!r} is no number of GPUs; write {kind!r} or "{kind}:8"')
   if kind in TPUS and not re.fullmatch(r'\d+(x\d+)+', rest):
@@ -122,6 +118,12 @@ def platform(name: str) -> str:
   return name and ('gpu' if parse(name)[0] in GPUS else 'tpu')
 
 
+def gpus(name: str) -> int | None:
+  """Number of GPUs of a name; None of TPUs, which libtpu counts. Raises as `parse`."""
+  kind, rest = parse(name)
+  return int(rest or 1) if kind in GPUS else None
+
+
 def find(name: str) -> Target:
   """The target of a name.
 
@@ -129,8 +131,8 @@ def find(name: str) -> Target:
     UserError: as `parse`; for a number of GPUs that no whole nodes have, a slice that libtpu does
       not know, or where the package with the compiler is missing.
   """
-  kind, rest = parse(name)
-  return _gpus(name, GPUS[kind], int(rest or 1)) if kind in GPUS else _tpus(name)
+  count = gpus(name)
+  return _tpus(name) if count is None else _gpus(name, GPUS[parse(name)[0]], count)
 
 
 def _gpus(name, gpu, count):

@@ -79,9 +79,15 @@ def test_too_large_for_a_tpu_is_an_answer():
   assert not ahead.compile_for(here(memory=2.0**40), Refused(targets_test.REFUSED)).fits
 
 
-def test_another_refusal_is_told_in_one_line():
-  with pytest.raises(types.UserError, match='^here cannot run this program: INTERNAL: no such'):
-    ahead.compile_for(here(), Refused('INTERNAL: no such kernel\nand a stack'))
+@pytest.mark.parametrize('code', ['INVALID_ARGUMENT', 'UNIMPLEMENTED', 'RESOURCE_EXHAUSTED'])
+def test_another_refusal_is_told_in_one_line(code):
+  with pytest.raises(types.UserError, match=f'^here cannot run this program: {code}: no kernel$'):
+    ahead.compile_for(here(), Refused(f'{code}: no kernel\nand a stack'))
+
+
+def test_a_fault_of_the_compiler_is_raised_as_it_is():
+  with pytest.raises(jax.errors.JaxRuntimeError, match='^INTERNAL: broken\nand a stack$'):
+    ahead.compile_for(here(), Refused('INTERNAL: broken\nand a stack'))
 
 
 def config(method='repa+diverse', **changes):
@@ -118,6 +124,13 @@ def test_a_plan_without_a_target_compiles_nothing(monkeypatch):
 def test_a_plan_refuses_another_number_of_devices(monkeypatch):
   with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='h200' has 1"):
     planned(monkeypatch, devices=3)
+  with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='v5e:2x2' has 1"):
+    planned(monkeypatch, devices=3, compile_for='v5e:2x2')
+
+
+def test_another_number_of_gpus_needs_no_compiler_to_be_refused():
+  with pytest.raises(types.UserError, match="plan.devices=4, but plan.compile_for='h200:8' has 8"):
+    build.build(config(devices=4, compile_for='h200:8'))
 
 
 def test_kernels_of_a_planned_run_are_those_of_its_target():

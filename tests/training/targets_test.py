@@ -34,7 +34,8 @@ def test_names(name, parsed, platform):
   [
     ('h20', "unknown device 'h20'; did you mean 'h200'"),
     ('v5', "unknown device 'v5'; did you mean 'v5[ep]'"),
-    ('v5litepod:2x2', r'known: GPUs a100-40.*TPUs v2'), ('h200:', 'is no number of GPUs'),
+    ('v5litepod:2x2', "^unknown device 'v5litepod'; known: a100-40, a100-80, .* v5p, v6e$"),
+    ('h200:', 'is no number of GPUs'),
     ('h200:0', 'is no number of GPUs'), ('h200:2x2', 'is no number of GPUs'),
     ('h200:-1', 'is no number of GPUs'), ('v5e', 'name its topology'),
     ('v5e:4', 'name its topology'), ('v5e:2x', 'name its topology'),
@@ -44,6 +45,11 @@ def test_names(name, parsed, platform):
 def test_wrong_names_are_refused_with_what_is_right(name, words):
   with pytest.raises(types.UserError, match=words):
     targets.find(name)
+
+
+def test_the_number_of_gpus_is_in_their_name():
+  found = [targets.gpus(name) for name in ('h200', 'h200:8', 'a100-40:16', 'v5e:2x2')]
+  assert found == [1, 8, 16, None]
 
 
 def test_no_name_has_no_platform():
