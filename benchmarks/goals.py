@@ -5,6 +5,7 @@ a spread of which the worst end counts. `CPU` and `GPU` say on what the number m
 a result from elsewhere is no result. Numbers of a GPU are of one, and bounds in images a second are
 those of an H200: `device` is how the device of such a result ends. A number of bytes may also be a
 compiler's account for that device where nothing ran: `compiled` says where, until there is a run.
+`account` names the device of a number that is such an account.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,8 @@ class Goal(NamedTuple):
 
   sign, bound: '>=' or '<=', and what must be reached. file: in results. path: in that file.
   command: that makes the file; on a GPU `gpu.sh` runs it. device: end of the name that is wanted.
-  compiled: path in `COMPILED` to the same number by a compiler's account.
+  compiled: path in `COMPILED` to the same number by a compiler's account, for `COMPILED_FOR`.
+  account: what the number was compiled for, '' of what ran.
   """
 
   number: int
@@ -30,6 +32,7 @@ class Goal(NamedTuple):
   command: str
   device: str = ''
   compiled: tuple[str, ...] = ()
+  account: str = ''
 
 
 _TORCH = '--torch_python=PYTHON_WITH_TORCH'
@@ -41,8 +44,8 @@ _REMAT = (
   'train_step.py --batch=8 --peak_batch=64 --remat=none,full '
   '--json=benchmarks/results/train_step_remat8.json'
 )
-COMPILED, COMPILE = 'ahead.json', 'ahead.py'
-"""The file of numbers that are compiled, not run, and the command that makes it."""
+COMPILED, COMPILE, COMPILED_FOR = 'ahead.json', 'ahead.py', 'h200'
+"""The file of numbers that are compiled, not run, the command that makes it, and for what."""
 
 _H200, _ONE, _EIGHT = 'H200 x 1', ' x 1', ' x 8'
 
@@ -58,10 +61,11 @@ def _cpu(number, metric, sign, bound, file, command, *path):
   return Goal(number, metric, CPU, sign, bound, f'{file}.json', path, command)
 
 
-def _compiled(number, metric, sign, bound, file, *path):
+def _compiled(number, metric, sign, bound, account, file, *path):
   """A goal of what a compiler for a device that was not there says."""
   metric = f'{metric} (compiled, not run)'
-  return Goal(number, metric, CPU, sign, bound, f'{file}.json', path, f'{file}.py')
+  command = f'{file}.py'
+  return Goal(number, metric, CPU, sign, bound, f'{file}.json', path, command, account=account)
 
 
 def _speed(number, what, bound, share, file, variant):
@@ -113,11 +117,11 @@ GOALS = (
        'loss_overhead', _LOSS, 'alone', 'XLA, pairs of unit vectors', 'over_running_sum', 'cpu'),
   _cpu(9, 'loss alone: memory passes per block', '<=', 10, 'loss_overhead', _LOSS,
        'bytes', 'float32_per_block'),
-  *(_compiled(9, f'loss alone: memory passes per block, {name}', '<=', 10, 'traffic', 'loss', key,
-              'float32')
+  *(_compiled(9, f'loss alone: memory passes per block, {name}', '<=', 10, key, 'traffic', 'loss',
+              key, 'float32')
     for name, key in (('H200', 'h200'), ('TPU v5p', 'v5p:2x2x1'))),
   _compiled(9, 'loss in the step of XL/2, batch 256, H200: memory passes per block', '<=', 10,
-            'traffic', 'step', 'loss_units_per_block', '256'),
+            'h200', 'traffic', 'step', 'loss_units_per_block', '256'),
   _gpu(10, 'XL/2 batch 256: step with long skips / without', '<=', 1.12, 'train_xl256',
        'rows', 'skips', 'over', 'plain', 'wall'),
   _gpu(11, 'XL/2, 250 evaluations, decoded, plain: img/s', '>=', 7.3, 'sampling_plain',

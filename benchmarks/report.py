@@ -8,6 +8,7 @@ and devices from the results. Standard library only.
 """
 
 import argparse
+import collections
 import json
 import pathlib
 from typing import Any
@@ -32,6 +33,8 @@ in `goals.py`. A goal is met only if the whole spread of its number is on the ri
   is measured or measures; it does not say that the change matters to them.
 - Ratios are those of turns within one run (`timing.py`). On a CPU they are of CPU seconds, which
   the load of other processes hardly touches; the load is given all the same.
+- A compiler's account is of a program that was compiled for a device and did not run; the headline
+  says how many verdicts rest on one, and the column `device` for what it was compiled.
 - What was predicted, tried and learnt is in `NOTES.md`.
 
 """
@@ -43,8 +46,8 @@ _FITS = """
 
 Training steps compiled for accelerators that were not there (`python benchmarks/ahead.py`): nothing
 ran. Bytes are the compiler's account of one device, beside what it may use (GPUs: 90 % of their
-memory, as `launch/gpu_node.sh` sets it; TPUs: what libtpu says). The batch is that of one device,
-products are in bfloat16. Compilers: """
+memory, as `launch/gpu_node.sh` sets it; TPUs: what libtpu says); where the compiler gave up, they
+are what it said then. The batch is that of one device, products are in bfloat16. Compilers: """
 
 
 def load(folder: pathlib.Path) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def settled(results: dict[str, Any], goal: goals.Goal) -> goals.Goal:
     return goal
   other = goal._replace(
     metric=f'{goal.metric} (compiled, not run)', platform=goals.CPU, file=goals.COMPILED,
-    path=goal.compiled, command=goals.COMPILE, device='', compiled=(),
+    path=goal.compiled, command=goals.COMPILE, device='', compiled=(), account=goals.COMPILED_FOR,
   )  # fmt: skip
   return goal if find(results, other) is None else other
 
@@ -123,11 +126,13 @@ def shown(spread: dict[str, float] | None) -> str:
 
 
 def device(results: dict[str, Any], goal: goals.Goal, spread: dict | None) -> str:
-  """Where the number comes from: device, commit, load."""
+  """Where the number comes from: device, commit, load; of an account, what it was compiled for."""
   if spread is None:
     return '-'
   header = results[goal.file]['header']
   commit = f', commit {header["commit"]}' if header.get('commit') else ''
+  if goal.account:
+    return f'compiled for {goal.account}{commit}'
   return f'{header["device"]}{commit}, load {header["load_average"]:.1f}'
 
 
@@ -142,17 +147,23 @@ def render(results: dict[str, Any], digest: str) -> str:
   lines = ['| # | metric | goal | value | verdict | note | device | command |', '|' + '---|' * 8]
   decided = [settled(results, goal) for goal in goals.GOALS]
   counts = {MET: 0, MISSED: 0, NOT_MEASURED: 0, ELSEWHERE: 0}
+  accounts = collections.Counter()
   for goal in decided:
     spread = find(results, goal)
     judged = ELSEWHERE if elsewhere(results, goal) else verdict(spread, goal)
-    counts[judged.partition(' (')[0]] += 1
+    name = judged.partition(' (')[0]
+    counts[name] += 1
+    accounts[name] += bool(goal.account and spread)
     cells = (
       str(goal.number), goal.metric, f'{goal.sign} {number(goal.bound)}', shown(spread), judged,
       note(results, goal, spread, digest), device(results, goal, spread), f'`{goal.command}`',
     )  # fmt: skip
     lines.append('| ' + ' | '.join(cells) + ' |')
+  of_which = lambda name: f" ({accounts[name]} by a compiler's account)" if accounts[name] else ''
   total = ', '.join(
-    f'{count} {name}' for name, count in counts.items() if count or name != ELSEWHERE
+    f'{count} {name}{of_which(name)}'
+    for name, count in counts.items()
+    if count or name != ELSEWHERE
   )
   used = {goal.file for goal in decided}
   other = [
@@ -175,9 +186,10 @@ def fitting(results: dict[str, Any]) -> str:
           'fits')  # fmt: skip
   lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
   for row in (row for made in found for row in made['rows']):
+    gave_up = ' (gave up)' if row['arguments_gib'] is None else ''
     cells = (
       row['size'], row['variant'], row['resolution'], row['batch_per_device'], row['remat'],
-      row['attention'], row['target'], row['layout'], f'{row["needed_gib"]:.2f}',
+      row['attention'], row['target'], row['layout'], f'{row["needed_gib"]:.2f}{gave_up}',
       f'{row["usable_gib"]:.1f}', 'yes' if row['fits'] else 'NO',
     )  # fmt: skip
     lines.append('| ' + ' | '.join(map(str, cells)) + ' |')

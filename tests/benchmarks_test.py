@@ -170,12 +170,13 @@ def test_a_step_for_a_mesh_is_compiled_and_not_allocated():
   assert made.peak_bytes > 0 and not made._states and not hasattr(made, 'batch')
 
 
-def ahead_results(**more):
-  """As ahead.py writes them, of one row."""
+def ahead_results(*, arguments=3.0, **more):
+  """As ahead.py writes them, of one row. arguments: GiB, None where the compiler gave up."""
   row = {
     'size': 'XL/2', 'variant': 'plain', 'resolution': 256, 'batch_per_device': 128,
     'remat': 'full', 'attention': 'cudnn', 'target': 'h200', 'layout': 'data',
-    'needed_gib': 12.345, 'usable_gib': 125.7, 'fits': True,
+    'arguments_gib': arguments, 'needed_gib': 12.345, 'usable_gib': 125.7,
+    'fits': arguments is not None,
   }  # fmt: skip
   return result(rows=[row], compilers={'libtpu': None, 'nvcc': '12.9'}, **more)
 
@@ -194,8 +195,23 @@ def test_a_compilers_account_decides_where_nothing_ran_and_says_so(monkeypatch):
   )
   row = verdict({'ahead.json': compiled})
   assert '(compiled, not run)' in row and '| 0.3 | met |' in row and '`ahead.py`' in row
+  assert '| compiled for h200 |' in row
   row = verdict({'ahead.json': compiled, 'gpu_made.json': ran})
-  assert '| 2 | missed |' in row and 'compiled' not in row
+  assert '| 2 | missed |' in row and 'compiled' not in row and '| NVIDIA H200 x 1, load' in row
+
+
+def test_verdicts_by_a_compilers_account_are_counted_apart(monkeypatch):
+  report, goals = load('report'), load('goals')
+  goal = goals.Goal(99, *GOAL)
+  made = goals._compiled(99, 'bytes', '<=', 1.0, 'v5p:2x2x1', 'traffic', 'loss')
+  monkeypatch.setattr(goals, 'GOALS', (goal, made, made._replace(bound=0.1)))
+  page = report.render(
+    {'made.json': result(rows={'ours': 0.5}), 'traffic.json': result(loss=0.2)}, ''
+  )
+  account = "(1 by a compiler's account)"
+  assert f'\n2 met {account}, 1 missed {account}, 0 not measured.\n' in page
+  assert page.count('| compiled for v5p:2x2x1 |') == 2 and page.count('| cpu x 1, load') == 1
+  assert '\n0 met, 0 missed, 3 not measured.\n' in report.render({}, '')
 
 
 def test_what_fits_is_in_the_report():
@@ -204,6 +220,8 @@ def test_what_fits_is_in_the_report():
   row = '| XL/2 | plain | 256 | 128 | full | cudnn | h200 | data | 12.35 | 125.7 | yes |'
   assert page.count(row) == 2 and 'nothing\nran' in page and 'Compilers: nvcc 12.9.' in page
   assert '## What fits' not in report.render({}, '')
+  page = report.render({'ahead.json': ahead_results(arguments=None)}, '')
+  assert '| 12.35 (gave up) | 125.7 | NO |' in page and page.count('gave up') == 2
 
 
 def test_tpus_are_asked_for_the_largest_batch_that_fits(monkeypatch):
