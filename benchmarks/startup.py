@@ -28,7 +28,6 @@ import steps
 import timing
 
 PARTS = ('first_step', 'unrolling', 'compiling')
-UNROLL = {'loop': 1, 'unrolled': 1000}  # More than any network has blocks.
 
 
 def first_step_seconds(words: list[str], workdir: pathlib.Path, cache: pathlib.Path) -> float:
@@ -98,7 +97,7 @@ def measure_unrolling(args) -> dict:
   """Depth -> compile seconds as a loop and unrolled, and their ratio."""
   rows = {}
   fields = {'size': args.size, 'variant': 'plain', 'batch': args.batch, 'dtype': args.dtype}
-  cases = {name: steps.Case(**fields, unroll=u) for name, u in UNROLL.items()}
+  cases = {name: steps.Case(**fields, unroll=u) for name, u in steps.UNROLL.items()}
   compile_turn(cases['loop'], 2)  # What a process does only once.
   for depth in args.depths:
     sides = {
@@ -126,7 +125,7 @@ def compile_alone(args) -> None:
 def measure_compiling(args) -> dict:
   """'loop', 'unrolled' -> compile seconds with an empty and with a filled cache."""
   rows = {}
-  for name, unroll in UNROLL.items():
+  for name, unroll in steps.UNROLL.items():
     command = [
       sys.executable, __file__, f'--size={args.size}', f'--batch={args.batch}',
       f'--dtype={args.dtype}', f'--only_unroll={unroll}',

@@ -25,6 +25,7 @@ from diversedit_jax.models import cost, sit, stack
 from diversedit_jax.training import ahead, optim, state, step
 
 VARIANTS = ('plain', 'skips', 'skips+loss')
+UNROLL = {'loop': 1, 'unrolled': 1000}  # More than any network has blocks.
 CLASSES, CHANNELS = 1000, 4
 EMA_DECAY = 0.9999
 _STEPS = 400_000  # Of the schedule, which is constant.

@@ -27,7 +27,6 @@ from diversedit_jax import sharding
 from diversedit_jax.training import targets
 
 PARTS = ('step', 'loss')
-_UNROLL = {'loop': 1, 'unrolled': 1000}  # More than any network has blocks.
 _CASES = (  # Variant, blocks, batch.
   ('plain', 'loop', 256), ('plain', 'unrolled', 256), ('skips', 'unrolled', 256),
   ('skips+loss', 'unrolled', 256), ('plain', 'unrolled', 32), ('skips', 'unrolled', 32),
@@ -48,9 +47,10 @@ def measure_step(args) -> dict:
   """'variant, blocks, batch' -> bytes and launches by kind, and those of the rest in units."""
   target, rows = targets.find(args.targets[0]), {}
   mesh = sharding.make_mesh(devices=target.devices[:1])
-  for variant, blocks, batch in _CASES:
+  for row in _CASES:
+    variant, blocks, batch = row
     case = steps.Case(
-      size=args.size, variant=variant, batch=batch, dtype='bfloat16', unroll=_UNROLL[blocks]
+      size=args.size, variant=variant, batch=batch, dtype='bfloat16', unroll=steps.UNROLL[blocks]
     )
     model, objective = case.model(platform=target.platform), steps.objective(variant)
     lowered = steps.lower(steps.trainable(model, objective, mesh), model, objective, batch)
@@ -58,19 +58,23 @@ def measure_step(args) -> dict:
     kinds = by_kind(kernel_traffic.kernels(text))
     unit = 2 * batch * model.tokens * model.width
     rest = sum(kinds[k]['bytes'] for k in kinds if k not in ('product', 'attention'))
-    rows[f'{variant}, {blocks}, {batch}'] = {
+    rows[row] = {
       'kinds': kinds, 'attention': model.kernel(), 'unit': unit, 'rest_bytes': rest,
       'rest_units_per_block': rest / unit / model.depth,
     }  # fmt: skip
-    print(f'{variant}, {blocks}, {batch}: {rest / 1e9:.1f} GB beside products', flush=True)
-  rest = lambda *words: rows[', '.join(map(str, words))]['rest_bytes']
-  depth = model.depth
-  of_loss = lambda batch: rest('skips+loss', 'unrolled', batch) - rest('skips', 'unrolled', batch)
-  unit = lambda batch: 2 * batch * model.tokens * model.width
+    print(f'{row}: {rest / 1e9:.1f} GB beside products', flush=True)
+  return summary(rows)
+
+
+def summary(rows: dict[tuple[str, str, int], dict]) -> dict:
+  """The rows of `measure_step`, and the ratios that are read off them."""
+  units = lambda *row: rows[row]['rest_units_per_block']
+  loss = lambda n: units('skips+loss', 'unrolled', n) - units('skips', 'unrolled', n)
+  plain = lambda blocks: rows['plain', blocks, 256]['rest_bytes']
   return {
-    'rows': rows,
-    'unrolled_over_loop': rest('plain', 'unrolled', 256) / rest('plain', 'loop', 256),
-    'loss_units_per_block': {str(n): of_loss(n) / unit(n) / depth for n in (256, 32)},
+    'rows': {', '.join(map(str, row)): found for row, found in rows.items()},
+    'unrolled_over_loop': plain('unrolled') / plain('loop'),
+    'loss_units_per_block': {str(n): loss(n) for n in (256, 32)},
   }
 
 

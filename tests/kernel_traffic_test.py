@@ -118,3 +118,16 @@ def test_traffic_is_summed_by_kind(kernel_traffic):
   assert found['fusion'] == {'bytes': 8 * (2 * row + 4) * 2, 'launches': 16}
   assert found['collective'] == {'bytes': 5 * array, 'launches': 1}
   assert set(found) == {'fusion', 'collective', 'copy', 'product', 'attention'}
+
+
+def test_the_loss_is_what_the_step_moves_more_with_it(kernel_traffic):
+  traffic = importlib.import_module('traffic')
+  rows = {
+    row: {'rest_bytes': 100.0 * (at + 1), 'rest_units_per_block': 2.0 * at * at}
+    for at, row in enumerate(traffic._CASES)
+  }
+  found = traffic.summary(rows)
+  assert found['unrolled_over_loop'] == 2  # The second case over the first.
+  assert found['loss_units_per_block'] == {'256': 2 * (9 - 4), '32': 2 * (36 - 25)}
+  assert found['rows']['plain, loop, 256'] == rows['plain', 'loop', 256]
+  assert len(found['rows']) == len(rows)
