@@ -105,7 +105,8 @@ def base() -> ml_collections.ConfigDict:
   config.model.residual_dtype = 'float32'  # Of the residual stream.
   config.model.attention = 'auto'  # auto | xla | cudnn | cudnn@80, @96, @128 | flash
   config.model.remat = 'none'  # none | full | dots | names
-  config.model.unroll = 0  # Blocks per step of the loop; 0: all on a GPU, one elsewhere.
+  config.model.unroll = 0  # Blocks per step of the loop; 0: all on a GPU (a few are worse there
+  # than one or all), one elsewhere.
 
   config.interpolant = ml_collections.ConfigDict()
   config.interpolant.path = 'linear'  # linear | cosine | vp

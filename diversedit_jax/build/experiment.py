@@ -71,7 +71,7 @@ SECTIONS = (
 def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experiment:
   """Reads a whole config.
 
-  planned: nothing will run, so that the kernels of the model are those of `plan.compile_for`.
+  planned: nothing will run: the model is for the machine of `plan.compile_for`, or for a GPU.
 
   Raises:
     UserError: for an unknown, missing or impossible entry, naming it.
@@ -96,7 +96,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
       f'train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}'
     )
   plan_options = sections.splat(plan.PlanConfig, config.plan, 'plan')
-  platform = targets.platform(plan_options.compile_for) if planned else ''
+  platform = (targets.platform(plan_options.compile_for) or 'gpu') if planned else ''
   objective, model = method.make_objective(
     method.Inputs(
       config=config,

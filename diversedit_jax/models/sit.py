@@ -146,7 +146,7 @@ class SiTConfig:
 
   @property
   def blocks_per_step(self) -> int:
-    """`unroll`, and for 0 what is best.
+    """`unroll`, and for 0 what is best where gradients are wanted; see `stack.looped` for others.
 
     A GPU writes whatever the backward pass needs to a loop's stack and reads it back, which is half
     of what it moves; without a loop XL/2 still compiles in a minute (benchmarks/NOTES.md).

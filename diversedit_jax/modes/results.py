@@ -1,6 +1,5 @@
 """`--mode=sample`, `analyze` and `plan`: what a config or its weights are worth."""
 
-import dataclasses
 import pathlib
 
 from absl import logging
@@ -106,8 +105,6 @@ def plan(experiment: build.Experiment) -> str:
 
 def _compiled(experiment, target, estimate):
   """The report of the run's step, compiled for a target. estimate: GiB that the plan expects."""
-  model = dataclasses.replace(experiment.model, platform=target.platform)
-  experiment = dataclasses.replace(experiment, model=model)
   axes, batch_size = experiment.mesh, experiment.train.batch_size
   mesh = sharding.make_mesh(axes.data, axes.fsdp, axes.tensor, devices=target.devices)
   build.check_devices(experiment, mesh)
@@ -125,7 +122,7 @@ def _compiled(experiment, target, estimate):
   rows = [
     *ahead.rows(report),
     ('estimate above', f"{estimate:.2f} GiB, {estimate / found:.0%} of the compiler's"),
-    ('attention', _attention(model)),
+    ('attention', _attention(experiment.model)),
   ]
   return plan_lib.aligned(rows)
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
+import jax
+
 from diversedit_jax import trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.models import cost as cost_lib
@@ -125,6 +127,8 @@ def plan(
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
+    'activations_of': f'{(model.platform or jax.default_backend()).upper()}, attention '
+    f'{model.kernel()}, {"no loop over blocks" if model.unrolled else "blocks in a loop"}',
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / batch_size,
     'seconds': steps * batch_size / images_per_second,
@@ -143,7 +147,8 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
     ('memory per device', f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + '
      f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + '
      f'{numbers["data_gib_per_device"]:.2f} GiB resident data + about '
-     f'{numbers["activation_gib_per_device"]:.2f} GiB activations of the model'),
+     f'{numbers["activation_gib_per_device"]:.2f} GiB activations of the model '
+     f'({numbers["activations_of"]})'),
     ('hardware', f'{numbers["devices"]} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
      f'{config.mfu:.0%} of it (MFU)'),
     ('rate', f'{numbers["images_per_second"]:.4g} images/s, '

@@ -167,3 +167,16 @@ def test_kernel_gradients_of_a_fusion_are_those_of_its_layer():
     made = jaxprs.products(jax.grad(functools.partial(loss, devices=devices)), state)
     of_kernel = [e.outvars[0].aval.dtype for e in made if e.outvars[0].aval.shape == (D, D)]
     assert of_kernel == [jnp.dtype(dtype)] * 2
+
+
+def test_blocks_go_back_into_a_loop_only_where_the_config_leaves_it_open():
+  for unroll, platform, before, after in ((0, 'gpu', 4, 1), (4, 'gpu', 4, 4), (0, '', 1, 1)):
+    model = sit.SiT(config(depth=4, unroll=unroll, platform=platform), rngs=nnx.Rngs(0))
+    assert model.blocks.config.blocks_per_step == before
+    assert stack.looped(model).blocks.config.blocks_per_step == after
+    arguments = jnp.zeros((N, 4, 6, 4)), jnp.zeros(N), jnp.zeros(N, jnp.int32)
+    (scan,) = [
+      e for e in jaxprs.equations(jax.make_jaxpr(model)(*arguments).jaxpr)
+      if e.primitive.name == 'scan'
+    ]  # fmt: skip
+    assert scan.params['unroll'] == after
