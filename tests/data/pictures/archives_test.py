@@ -111,13 +111,14 @@ def test_two_tars_one_after_the_other_are_refused(tmp_path):
 
 
 def test_a_negative_size_does_not_run_for_ever(tmp_path):
-  """It would make `tarfile` read the same header again and again."""
+  """An older `tarfile` would read the same header again and again; a newer one stops there."""
   header = bytearray(tarfile.TarInfo('a/1.png').tobuf(format=tarfile.GNU_FORMAT))
   header[124:136] = b'\xff' * 10 + b'\xfe\x00'  # -512
   header[148:156] = b' ' * 8
   header[148:156] = b'%06o\0 ' % sum(header)
   before = tarfile.TarInfo('a/0.png').tobuf()
-  with pytest.raises(types.UserError, match="negative size; the last good member is 'a/0.png'"):
+  problem = "(a negative size|no header at byte 512); the last good member is 'a/0.png'"
+  with pytest.raises(types.UserError, match=problem):
     archives.open_tar(write(tmp_path, before + bytes(header) + bytes(1024)))
 
 
