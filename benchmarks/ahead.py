@@ -29,21 +29,29 @@ _GPUS = (  # Target, size, variant, batch, resolution, remat.
   ('h200', 'XL/2', 'skips+loss', 256, 256, 'none'),
   ('h200', 'XL/2', 'plain', 64, 512, 'none'),
   *(('h200', 'XL/2', 'plain', 128, 256, remat) for remat in REMAT),
-  *(('h100', 'XL/2', variant, batch, 256, 'none')
-    for variant in ('plain', 'skips+loss') for batch in (64, 128)),
+  *(
+    ('h100', 'XL/2', variant, batch, 256, 'none')
+    for variant in ('plain', 'skips+loss')
+    for batch in (64, 128)
+  ),
   ('a100-40', 'XL/2', 'plain', 64, 256, 'none'),
   ('rtx4090', 'S/2', 'plain', 256, 256, 'none'),
   ('rtx4090', 'B/2', 'plain', 64, 256, 'none'),
   ('rtx4090', 'B/2', 'skips+loss', 64, 256, 'none'),
   *(('rtx4090', 'XL/2', 'plain', 32, 256, remat) for remat in ('none', 'full')),
-)  # fmt: skip
+)
 _TPUS = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
 _LAYOUTS = {'data': 1, 'fsdp': -1}  # Size of 'fsdp'; 'data' takes what is left.
 _BATCHES = (32, 16, 8)
 _COMPILERS = (  # Of CUDA 12 and of 13, of which one is enough.
-  'libtpu', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12', 'nvidia-cudnn-cu12', 'jax-cuda13-plugin',
-  'nvidia-cuda-nvcc', 'nvidia-cudnn-cu13',
-)  # fmt: skip
+  'libtpu',
+  'jax-cuda12-plugin',
+  'nvidia-cuda-nvcc-cu12',
+  'nvidia-cudnn-cu12',
+  'jax-cuda13-plugin',
+  'nvidia-cuda-nvcc',
+  'nvidia-cudnn-cu13',
+)
 
 
 def row(target: targets.Target, case: steps.Case, layout: str) -> dict:
@@ -58,12 +66,21 @@ def row(target: targets.Target, case: steps.Case, layout: str) -> dict:
   parts = ('arguments', 'temporaries', 'results', 'needed', 'usable')
   gib = lambda count: None if count is None else count / targets.GIB
   made = {
-    'size': case.size, 'variant': case.variant, 'batch_per_device': case.batch,
-    'resolution': case.resolution, 'dtype': case.dtype, 'remat': case.remat,
-    'attention': model.kernel(), 'target': target.name, 'kind': report.kind, 'layout': layout,
-    'fits': report.fits, **{f'{name}_gib': gib(facts[name]) for name in parts},
-    'compile_seconds': report.seconds, 'collectives': report.collectives,
-  }  # fmt: skip
+    'size': case.size,
+    'variant': case.variant,
+    'batch_per_device': case.batch,
+    'resolution': case.resolution,
+    'dtype': case.dtype,
+    'remat': case.remat,
+    'attention': model.kernel(),
+    'target': target.name,
+    'kind': report.kind,
+    'layout': layout,
+    'fits': report.fits,
+    **{f'{name}_gib': gib(facts[name]) for name in parts},
+    'compile_seconds': report.seconds,
+    'collectives': report.collectives,
+  }
   print(made, flush=True)
   return made
 
@@ -96,9 +113,10 @@ def tpus(dtype: str) -> Iterator[dict]:
 def goal_24(rows: list[dict]) -> dict[str, float]:
   """Memory of XL/2 at batch 128 on an H200 for each remat, over that without."""
   found = {
-    made['remat']: made['needed_gib'] for made in rows
+    made['remat']: made['needed_gib']
+    for made in rows
     if (made['target'], made['size'], made['batch_per_device']) == ('h200', 'XL/2', 128)
-  }  # fmt: skip
+  }
   return {remat: gib / found['none'] for remat, gib in found.items()}
 
 
@@ -125,19 +143,24 @@ def main() -> None:
   parser = common.parser(__doc__.splitlines()[0], 'ahead')
   parser.add_argument('--dtype', default='bfloat16')
   parser.add_argument(
-    '--parts', default=['gpu'], type=lambda text: common.chosen(text.split(','), PARTS),
+    '--parts',
+    default=['gpu'],
+    type=lambda text: common.chosen(text.split(','), PARTS),
     help=f'some of {", ".join(PARTS)}',
-  )  # fmt: skip
+  )
   args = parser.parse_args()
   only_compile()
   rows = [made for part in args.parts for made in {'gpu': gpus, 'tpu': tpus}[part](args.dtype)]
   common.write(
     args.json,
     {
-      'arguments': common.arguments(args), 'nothing_ran': NOTHING_RAN,
-      'compilers': compilers(), 'rows': rows,
-    } | ({'goal_24': goal_24(rows)} if 'gpu' in args.parts else {}),
-  )  # fmt: skip
+      'arguments': common.arguments(args),
+      'nothing_ran': NOTHING_RAN,
+      'compilers': compilers(),
+      'rows': rows,
+    }
+    | ({'goal_24': goal_24(rows)} if 'gpu' in args.parts else {}),
+  )
 
 
 if __name__ == '__main__':

@@ -63,9 +63,10 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
 def add_peer_flags(parser: argparse.ArgumentParser) -> None:
   """Arguments of benchmarks that have a peer in PyTorch."""
   parser.add_argument(
-    '--torch_python', default=serving.default_python(),
+    '--torch_python',
+    default=serving.default_python(),
     help='a Python that has torch and safetensors (default: $TORCH_PYTHON, or this one)',
-  )  # fmt: skip
+  )
   # On one core a thread never spins while it waits for another, which CPU seconds would count.
   parser.add_argument(
     '--threads', type=int, default=1, help='cores for each program; 0 is all of them'

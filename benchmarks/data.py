@@ -52,11 +52,17 @@ Reading = Callable[[range], Iterator[np.ndarray]]
 def make_store(root: pathlib.Path, records: int, shards: int) -> None:
   """A finished store of random moments."""
   plan = layout.Plan(
-    source='random', source_digest='', examples=records, records_per_shard=-(-records // shards),
+    source='random',
+    source_digest='',
+    examples=records,
+    records_per_shard=-(-records // shards),
     columns={'moments': layout.ColumnFacts(dtype='float16', shape=SHAPE)},
-    label_names=tuple(str(label) for label in range(CLASSES)), size=256, crop='adm',
-    orientation='exif', vae={'file': 'random', 'encoder_sha256': '', 'scale': 0.18215, 'shift': 0},
-  )  # fmt: skip
+    label_names=tuple(str(label) for label in range(CLASSES)),
+    size=256,
+    crop='adm',
+    orientation='exif',
+    vae={'file': 'random', 'encoder_sha256': '', 'scale': 0.18215, 'shift': 0},
+  )
   root.mkdir()
   layout.write_json(root / 'plan.json', plan)
   generator = np.random.default_rng(SEED)
@@ -171,11 +177,12 @@ def measure_reading(
   return {
     name: {
       'wall': timing.spread(records / turn.wall for turn in found),
-      'cpu': timing.spread(records / turn.cpu for turn in found), 'goal': GOALS.get(name),
+      'cpu': timing.spread(records / turn.cpu for turn in found),
+      'goal': GOALS.get(name),
       'over_store_cpu': timing.ratio(turns['store'], found)['cpu'],
     }
     for name, found in turns.items()
-  }  # fmt: skip
+  }
 
 
 class Feeds:
@@ -229,9 +236,12 @@ def measure_stall(feeds: Feeds, run: Callable, steps: int, rounds: int, slices: 
     ratio = timing.ratio(fixed, found)
     more = (1000 * (a.cpu - b.cpu) for a, b in zip(found, fixed, strict=True))
     rows[name] = {
-      'over_fixed': ratio['wall'], 'goal': STALL_GOAL, 'over_fixed_cpu': ratio['cpu'],
-      'rate': timing.spread(1 / turn.wall for turn in found), 'cpu_ms_more': timing.spread(more),
-    }  # fmt: skip
+      'over_fixed': ratio['wall'],
+      'goal': STALL_GOAL,
+      'over_fixed_cpu': ratio['cpu'],
+      'rate': timing.spread(1 / turn.wall for turn in found),
+      'cpu_ms_more': timing.spread(more),
+    }
   return rows
 
 
@@ -256,10 +266,14 @@ def training_step(store: pathlib.Path, args) -> Callable:
   experiment, mesh = build.build(config), sharding.make_mesh()
   trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
   made = step.make_step(
-    experiment.objective, trainable.graphdef, experiment.transformation(),
-    key=rng.stream(jax.random.key(SEED), 'train'), ema_decay=0.9999,
-    learning_rate=experiment.schedule(), devices=mesh.size,
-  )  # fmt: skip
+    experiment.objective,
+    trainable.graphdef,
+    experiment.transformation(),
+    key=rng.stream(jax.random.key(SEED), 'train'),
+    ema_decay=0.9999,
+    learning_rate=experiment.schedule(),
+    devices=mesh.size,
+  )
   compiled = step.compile_step(made, trainable.shardings, mesh)
   held = [trainable.init(jax.random.key(SEED))]
 
@@ -319,8 +333,11 @@ def main() -> None:
   if 'tensorflow' in sys.modules:
     raise RuntimeError('TensorFlow was imported: reading latents must not need it')
   measured = {
-    'pinned': pinned, 'records_per_second': reading, 'waiting': waiting, 'training': training,
-  }  # fmt: skip
+    'pinned': pinned,
+    'records_per_second': reading,
+    'waiting': waiting,
+    'training': training,
+  }
   common.write(args.json, {'arguments': common.arguments(args), **measured})
 
 

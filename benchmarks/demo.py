@@ -20,9 +20,12 @@ def run(command: list[str], cache: pathlib.Path) -> dict:
   """Wall seconds, CPU seconds and the highest resident memory of a process."""
   started = time.monotonic()
   process = subprocess.Popen(
-    command, cwd=common.ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    command,
+    cwd=common.ROOT,
+    stderr=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,
     env=os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PLATFORMS': 'cpu'},
-  )  # fmt: skip
+  )
   _, status, usage = os.wait4(process.pid, 0)
   process.returncode = os.waitstatus_to_exitcode(status)
   if process.returncode:

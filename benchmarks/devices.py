@@ -36,9 +36,13 @@ def run(batch: int, environment: dict[str, str]) -> dict:
   """What a child with such an environment found."""
   command = [sys.executable, __file__, *sys.argv[1:], f'--child={batch}']
   done = subprocess.run(
-    command, cwd=common.ROOT, env=os.environ | environment, check=True, text=True,
+    command,
+    cwd=common.ROOT,
+    env=os.environ | environment,
+    check=True,
+    text=True,
     stdout=subprocess.PIPE,
-  )  # fmt: skip
+  )
   return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -46,10 +50,11 @@ def compare(one: dict, every: dict) -> dict:
   """Images a second of a device in both, and their ratio."""
   pairs = zip(every['rates'], one['rates'], strict=True)
   return {
-    'devices': every['devices'], 'images_per_second_of_one': timing.spread(one['rates']),
+    'devices': every['devices'],
+    'images_per_second_of_one': timing.spread(one['rates']),
     'images_per_second_of_each': timing.spread(every['rates']),
     'each_over_one': timing.spread(itself / alone for itself, alone in pairs),
-  }  # fmt: skip
+  }
 
 
 def main() -> None:
@@ -57,8 +62,12 @@ def main() -> None:
   parser = common.parser(__doc__.splitlines()[0], 'devices')
   add = parser.add_argument
   add('--size', default='XL/2')
-  add('--batches', default=[32, 128], type=lambda text: [int(n) for n in text.split(',')],
-      help='examples on each GPU')  # fmt: skip
+  add(
+    '--batches',
+    default=[32, 128],
+    type=lambda text: [int(n) for n in text.split(',')],
+    help='examples on each GPU',
+  )
   add('--dtype', default='bfloat16')
   add('--rounds', type=int, default=5)
   add('--steps', type=int, default=5, help='in one turn')

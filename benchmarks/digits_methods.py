@@ -18,9 +18,17 @@ from configs import digits
 from diversedit_jax import build, modes
 
 METHODS = (
-  'flow', 'diverse', 'repa', 'dispersive', 'sra', 'reg', 'meanflow', 'repa+diverse', 'sra+diverse',
+  'flow',
+  'diverse',
+  'repa',
+  'dispersive',
+  'sra',
+  'reg',
+  'meanflow',
+  'repa+diverse',
+  'sra+diverse',
   'meanflow+diverse',
-)  # fmt: skip
+)
 
 
 def main() -> None:

@@ -99,9 +99,13 @@ def memory_of(keep: int, count: int, batch: int) -> dict:
     raise RuntimeError(f'{summary.n} features were summed and {kept} kept, not {count} and {keep}')
   copy = count * WIDTH * 4 / 2**20
   return {
-    'before_mib': before, 'peak_mib': peak, 'copy_mib': copy, 'copies': (peak - before) / copy,
-    'seconds': wall, 'cpu_seconds': cpu,
-  }  # fmt: skip
+    'before_mib': before,
+    'peak_mib': peak,
+    'copy_mib': copy,
+    'copies': (peak - before) / copy,
+    'seconds': wall,
+    'cpu_seconds': cpu,
+  }
 
 
 def measure_memory(count: int, batch: int) -> dict:
@@ -114,8 +118,9 @@ def measure_memory(count: int, batch: int) -> dict:
     measured[name] = {**made, 'goal': goal, 'met': made['copies'] < goal}
     print(
       f'{name}: {made["copies"]:.2f} copies of {made["copy_mib"]:.0f} MiB (goal < {goal}), '
-      f'{made["seconds"]:.0f} s', flush=True,
-    )  # fmt: skip
+      f'{made["seconds"]:.0f} s',
+      flush=True,
+    )
   # Without what both need: 1 if features are held once.
   measured['copies_of_features'] = measured['kept']['copies'] - measured['sums']['copies']
   return measured
@@ -165,9 +170,7 @@ def measure_features(batch_sizes: list[int], count: int, side: int, rounds: int)
 def stand_in() -> views.View:
   """A network that costs nothing, with features as wide as those of Inception."""
 
-  widths = {
-    'pool': WIDTH, 'spatial': inception.SPATIAL_WIDTH, 'logits': inception.CLASSES,
-  }  # fmt: skip
+  widths = {'pool': WIDTH, 'spatial': inception.SPATIAL_WIDTH, 'logits': inception.CLASSES}
 
   def features(params, x_NHWC):
     del params
@@ -187,12 +190,13 @@ def measure_sums(count: int, batch: int, side: int, rounds: int) -> dict:
   jax.block_until_ready(extractor(next(pictures(batch, batch, side))))
   wall, cpu = zip(*(seconds(run) for _ in range(rounds)), strict=True)
   return {
-    'pictures': count, 'batch_size': batch,
+    'pictures': count,
+    'batch_size': batch,
     'ms': timing.spread([1000 * t / count for t in wall]),
     'cpu_ms': timing.spread([1000 * t / count for t in cpu]),
     'seconds_for_50k': statistics.median(wall) * COUNT / count,
     'cpu_seconds_for_50k': statistics.median(cpu) * COUNT / count,
-  }  # fmt: skip
+  }
 
 
 def measure_scores(points: int, subsets: int, rounds: int) -> dict:
@@ -237,15 +241,19 @@ def goals(features: dict, sums: dict, found: dict, sampling_rate: float | None) 
   # Distances of 50,000 samples and 10,000 of the reference, over those that were measured.
   pairs = COUNT**2 + reference.POOL_LIMIT**2 + COUNT * reference.POOL_LIMIT
   times = {
-    'frechet_distance': 2, 'kernel_distance': 1,
+    'frechet_distance': 2,
+    'kernel_distance': 1,
     'precision_recall_float16': pairs / (3 * points**2),
-  }  # fmt: skip
+  }
   after = sum(found[name]['seconds']['median'] * factor for name, factor in times.items())
   scoring, one = COUNT / rate + after, rate / jax.device_count()
   made = {
-    'images_per_second_of_a_device': one, 'rate_goal': RATE_GOAL, 'rate_met': one >= RATE_GOAL,
-    'sums_seconds_for_50k': sums['seconds_for_50k'], 'scoring_seconds_for_50k': scoring,
-  }  # fmt: skip
+    'images_per_second_of_a_device': one,
+    'rate_goal': RATE_GOAL,
+    'rate_met': one >= RATE_GOAL,
+    'sums_seconds_for_50k': sums['seconds_for_50k'],
+    'scoring_seconds_for_50k': scoring,
+  }
   if sampling_rate:
     share = scoring / (scoring + COUNT / sampling_rate)
     made |= {'share': share, 'share_goal': SHARE_GOAL, 'share_met': share <= SHARE_GOAL}

@@ -17,9 +17,20 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 # These give other names to what lies in memory, are made at no cost within what reads them, or
 # are no more than what they call.
 _FREE = (
-  'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id',
-  'replica-id', 'iota', 'opt-barrier', 'while', 'conditional', 'call',
-)  # fmt: skip
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'after-all',
+  'partition-id',
+  'replica-id',
+  'iota',
+  'opt-barrier',
+  'while',
+  'conditional',
+  'call',
+)
 _STARTED = ('-start', '-update')  # Of what counts where it is done.
 
 
@@ -79,9 +90,11 @@ def _launch(here, instruction):
     return None
   # The type of its start has the operands beside the result.
   return dataclasses.replace(
-    started, name=instruction.name, shape=instruction.shape,
+    started,
+    name=instruction.name,
+    shape=instruction.shape,
     opcode=instruction.opcode.removesuffix('-done'),
-  )  # fmt: skip
+  )
 
 
 def _kind(instruction):
@@ -110,9 +123,10 @@ def _moved(computations, here, instruction):
   by_name = {i.name: i for i in inside}
   updated = _in_place(inside, by_name)
   read = sum(
-    _read_of(inside, by_name, parameter, updated) for parameter in inside
+    _read_of(inside, by_name, parameter, updated)
+    for parameter in inside
     if parameter.opcode == 'parameter'
-  )  # fmt: skip
+  )
   written -= sum(
     hlo.size(i.shape) - hlo.size(by_name[i.operands[1]].shape) for i in updated.values()
   )

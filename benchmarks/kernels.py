@@ -45,11 +45,12 @@ def compare(functions, arguments, rounds) -> dict:
   unit = jax.tree.leaves(next(iter(arguments.values())))[0].nbytes
   found = {
     name: {
-      **timing.spread(x), 'bytes': compiled[name].cost_analysis()['bytes accessed'] / unit,
+      **timing.spread(x),
+      'bytes': compiled[name].cost_analysis()['bytes accessed'] / unit,
       'temporary_mib': compiled[name].memory_analysis().temp_size_in_bytes / 2**20,
     }
     for name, x in times.items()
-  }  # fmt: skip
+  }
   found['ratio'] = timing.spread(ratios)
   return found
 

@@ -80,9 +80,10 @@ def pairs_once(f_LNTD: jax.Array) -> jax.Array:
   mi = sum(jnp.vdot(u_LNTD[i], u_LNTD[j]) for i, j in pairs) / (len(pairs) * cosines)
   usage_D = diversity.channel_usage(f_LNTD, blocks)
   terms = (
-    diversity.orthogonality(f_LNTD, pairs), mi,
+    diversity.orthogonality(f_LNTD, pairs),
+    mi,
     diversity.dispersion_of_usage(usage_D, len(blocks), 'paper'),
-  )  # fmt: skip
+  )
   return sum(w * term for w, term in zip(diversity.PAPER_WEIGHTS, terms, strict=True))
 
 
@@ -125,11 +126,12 @@ def measure_alone(args, threads: int) -> dict:
       raise RuntimeError(f'{name} computes {loss}, the running sum {losses["running sum"]}')
   return {
     name: {
-      'seconds': timing.summary(turns[name]), 'loss': losses[name],
+      'seconds': timing.summary(turns[name]),
+      'loss': losses[name],
       'over_running_sum': timing.ratio(turns[name], turns['running sum']),
     }
     for name in sides
-  }  # fmt: skip
+  }
 
 
 def measure_step(args) -> dict:

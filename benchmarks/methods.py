@@ -22,9 +22,15 @@ from diversedit_jax.models import cost
 from diversedit_jax.training import plan, state, step
 
 METHODS = (
-  'diverse', 'repa', 'dispersive', 'sra', 'reg', 'meanflow', 'repa+diverse',
+  'diverse',
+  'repa',
+  'dispersive',
+  'sra',
+  'reg',
+  'meanflow',
+  'repa+diverse',
   'meanflow+diverse',
-)  # fmt: skip
+)
 
 
 class Run:
@@ -47,10 +53,14 @@ class Run:
       {e.name: e.params for e in experiment.objective.encoders},
     )
     made = step.make_step(
-      experiment.objective, trainable.graphdef, experiment.transformation(),
-      key=rng.stream(jax.random.key(0), 'train'), ema_decay=0.9999,
-      learning_rate=experiment.schedule(), devices=mesh.size,
-    )  # fmt: skip
+      experiment.objective,
+      trainable.graphdef,
+      experiment.transformation(),
+      key=rng.stream(jax.random.key(0), 'train'),
+      ema_decay=0.9999,
+      learning_rate=experiment.schedule(),
+      devices=mesh.size,
+    )
     self.step = step.compile_step(made, trainable.shardings, mesh)
     self.batch = sharding.put_batch(
       experiment.source.gather(np.arange(args.batch)), mesh, args.batch
@@ -88,11 +98,13 @@ def main() -> None:
     pairs = [(plain.seconds(), run.seconds()) for _ in range(args.rounds)]
     ratios = [with_method / alone for alone, with_method in pairs]
     rows[method] = {
-      'ratio_median': statistics.median(ratios), 'ratio_min': min(ratios),
-      'ratio_max': max(ratios), 'ratio_predicted': run.predicted(),
+      'ratio_median': statistics.median(ratios),
+      'ratio_min': min(ratios),
+      'ratio_max': max(ratios),
+      'ratio_predicted': run.predicted(),
       'seconds_median': statistics.median(with_method for _, with_method in pairs),
       'plain_seconds_median': statistics.median(alone for alone, _ in pairs),
-    }  # fmt: skip
+    }
     print(method, rows[method], flush=True)
     del run
   common.write(args.json, {'arguments': common.arguments(args), 'methods': rows})

@@ -73,9 +73,14 @@ class Command:
 
   def __init__(self, source: str, weights: pathlib.Path, cache: pathlib.Path, per_shard: int):
     self._words = [
-      sys.executable, '-m', 'diversedit_jax.prepare', f'--source={source}', f'--vae={weights}',
-      f'--size={SIZE}', f'--records_per_shard={per_shard}',
-    ]  # fmt: skip
+      sys.executable,
+      '-m',
+      'diversedit_jax.prepare',
+      f'--source={source}',
+      f'--vae={weights}',
+      f'--size={SIZE}',
+      f'--records_per_shard={per_shard}',
+    ]
     self._environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)}
 
   @contextlib.contextmanager
@@ -83,9 +88,13 @@ class Command:
     """The process, in a group of its own, which is killed at the end of the block."""
     with open(log, 'w') as file:
       process = subprocess.Popen(
-        [*self._words, f'--output={output}'], cwd=common.ROOT, env=self._environment,
-        stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-      )  # fmt: skip
+        [*self._words, f'--output={output}'],
+        cwd=common.ROOT,
+        env=self._environment,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
     try:
       yield process
     finally:
@@ -131,11 +140,15 @@ def kill(
       alive = process.poll() is None
       seconds = time.monotonic() - at_work
     names = [path.name for path in output.rglob('*') if path.is_file()]
-    left.append({
-      'killed': alive, 'seconds_at_work': seconds, 'shards': layout.read_plan(output).shards,
-      'shards_finished': sum(name[:5].isdigit() and name.endswith('.json') for name in names),
-      'temporary_files': sum(name.startswith('.') for name in names),
-    })  # fmt: skip
+    left.append(
+      {
+        'killed': alive,
+        'seconds_at_work': seconds,
+        'shards': layout.read_plan(output).shards,
+        'shards_finished': sum(name[:5].isdigit() and name.endswith('.json') for name in names),
+        'temporary_files': sum(name.startswith('.') for name in names),
+      }
+    )
     print(f'after {seconds:.2f} s of work: {left[-1]}', flush=True)
   return left
 
@@ -167,22 +180,33 @@ def measure_kills(source: str, folder: pathlib.Path, args) -> dict:
   print('identical' if not differ else f'different: {differ}', flush=True)
   plan, files = layout.read_plan(whole), [path for path in whole.rglob('*') if path.is_file()]
   return {
-    'source': plan.source, 'pictures': plan.examples, 'shards': plan.shards,
-    'skipped': layout.read_manifest(whole).skipped, 'cold': cold, 'undisturbed': undisturbed,
-    'seed': args.seed, 'moments': moments, 'kills': left, 'rest': rest,
-    'files': len(files), 'bytes': sum(path.stat().st_size for path in files),
-    'different': differ, 'identical': not differ,
-  }  # fmt: skip
+    'source': plan.source,
+    'pictures': plan.examples,
+    'shards': plan.shards,
+    'skipped': layout.read_manifest(whole).skipped,
+    'cold': cold,
+    'undisturbed': undisturbed,
+    'seed': args.seed,
+    'moments': moments,
+    'kills': left,
+    'rest': rest,
+    'files': len(files),
+    'bytes': sum(path.stat().st_size for path in files),
+    'different': differ,
+    'identical': not differ,
+  }
 
 
 def encode_some(source: str, dtype: str, count: int, batch_size: int) -> dict:
   """Images a second of the full-size encoder, and the peak memory of this process."""
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   collection = pictures.open_pictures(source)
-  pixels_NHWC = np.stack([
-    pictures.crop.crop(pictures.decode.decode(collection.read(i), 'exif'), SIZE, 'adm')
-    for i in np.linspace(0, len(collection.listing) - 1, count).astype(int)
-  ])  # fmt: skip
+  pixels_NHWC = np.stack(
+    [
+      pictures.crop.crop(pictures.decode.decode(collection.read(i), 'exif'), SIZE, 'adm')
+      for i in np.linspace(0, len(collection.listing) - 1, count).astype(int)
+    ]
+  )
   encoder = encode.Encoder(vae_files.random(vae.VAEConfig(), seed=0, dtype=dtype), batch_size)
   batches = [
     pixels_NHWC[start : start + encoder.batch_size] for start in range(0, count, encoder.batch_size)
@@ -192,19 +216,19 @@ def encode_some(source: str, dtype: str, count: int, batch_size: int) -> dict:
   jax.block_until_ready(encoder.start(batches[0]))
   first = time.perf_counter() - started
   clocks = time.perf_counter(), time.process_time()
-  moments = np.concatenate([
-    np.asarray(encoder.start(batch))[: len(batch)] for batch in batches
-  ])  # fmt: skip
+  moments = np.concatenate([np.asarray(encoder.start(batch))[: len(batch)] for batch in batches])
   seconds, cpu = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
   if not np.isfinite(moments).all():
     raise RuntimeError(f'moments in {dtype} are not finite')
   filled = len(batches) * encoder.batch_size  # Black pictures that fill the last batch cost too.
   measured = {
-    'images_per_second': filled / seconds, 'images_per_cpu_second': filled / cpu,
+    'images_per_second': filled / seconds,
+    'images_per_cpu_second': filled / cpu,
     'gigaflops_per_second': filled / seconds * encoding_flops() / 1e9,
-    'first_batch_seconds': first, 'gib_before_encoding': before / 2**20,
+    'first_batch_seconds': first,
+    'gib_before_encoding': before / 2**20,
     'peak_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-  }  # fmt: skip
+  }
   device = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in device:
     measured['device_peak_gib'] = device['peak_bytes_in_use'] / 2**30
@@ -228,11 +252,11 @@ def measure_encoding(source: str, cache: pathlib.Path, args) -> dict:
       rows[dtype].append(made)
       print(dtype, made, flush=True)
   ratios = {
-    f'bfloat16_over_float32_{name}': timing.spread([
-      b[name] / a[name] for a, b in zip(*rows.values(), strict=True)
-    ])
+    f'bfloat16_over_float32_{name}': timing.spread(
+      [b[name] / a[name] for a, b in zip(*rows.values(), strict=True)]
+    )
     for name in ('images_per_second', 'images_per_cpu_second')
-  }  # fmt: skip
+  }
   spreads = {
     dtype: {name: timing.spread([row[name] for row in made]) for name in made[0]}
     for dtype, made in rows.items()

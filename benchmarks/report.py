@@ -88,9 +88,15 @@ def settled(results: dict[str, Any], goal: goals.Goal) -> goals.Goal:
   if not goal.compiled or find(results, goal) is not None:
     return goal
   other = goal._replace(
-    metric=f'{goal.metric} (compiled, not run)', platform=goals.CPU, file=goals.COMPILED,
-    path=goal.compiled, command=goals.COMPILE, device='', compiled=(), account=goals.COMPILED_FOR,
-  )  # fmt: skip
+    metric=f'{goal.metric} (compiled, not run)',
+    platform=goals.CPU,
+    file=goals.COMPILED,
+    path=goal.compiled,
+    command=goals.COMPILE,
+    device='',
+    compiled=(),
+    account=goals.COMPILED_FOR,
+  )
   return goal if find(results, other) is None else other
 
 
@@ -155,9 +161,15 @@ def render(results: dict[str, Any], digest: str) -> str:
     counts[name] += 1
     accounts[name] += bool(goal.account and spread)
     cells = (
-      str(goal.number), goal.metric, f'{goal.sign} {number(goal.bound)}', shown(spread), judged,
-      note(results, goal, spread, digest), device(results, goal, spread), f'`{goal.command}`',
-    )  # fmt: skip
+      str(goal.number),
+      goal.metric,
+      f'{goal.sign} {number(goal.bound)}',
+      shown(spread),
+      judged,
+      note(results, goal, spread, digest),
+      device(results, goal, spread),
+      f'`{goal.command}`',
+    )
     lines.append('| ' + ' | '.join(cells) + ' |')
   of_which = lambda name: f" ({accounts[name]} by a compiler's account)" if accounts[name] else ''
   total = ', '.join(
@@ -182,16 +194,35 @@ def fitting(results: dict[str, Any]) -> str:
     return ''
   compilers = {name: version for made in found for name, version in made['compilers'].items()}
   versions = ', '.join(f'{name} {version}' for name, version in compilers.items() if version)
-  head = ('model', 'variant', 'px', 'batch', 'remat', 'attention', 'on', 'split', 'GiB', 'of',
-          'fits')  # fmt: skip
+  head = (
+    'model',
+    'variant',
+    'px',
+    'batch',
+    'remat',
+    'attention',
+    'on',
+    'split',
+    'GiB',
+    'of',
+    'fits',
+  )
   lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
   for row in (row for made in found for row in made['rows']):
     gave_up = ' (gave up)' if row['arguments_gib'] is None else ''
     cells = (
-      row['size'], row['variant'], row['resolution'], row['batch_per_device'], row['remat'],
-      row['attention'], row['target'], row['layout'], f'{row["needed_gib"]:.2f}{gave_up}',
-      f'{row["usable_gib"]:.1f}', 'yes' if row['fits'] else 'NO',
-    )  # fmt: skip
+      row['size'],
+      row['variant'],
+      row['resolution'],
+      row['batch_per_device'],
+      row['remat'],
+      row['attention'],
+      row['target'],
+      row['layout'],
+      f'{row["needed_gib"]:.2f}{gave_up}',
+      f'{row["usable_gib"]:.1f}',
+      'yes' if row['fits'] else 'NO',
+    )
     lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
   return f'{_FITS}{versions}.\n\n' + '\n'.join(lines)
 

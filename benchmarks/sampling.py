@@ -44,9 +44,14 @@ class Sampler:
 
   def __init__(self, args):
     case = steps.Case(
-      size=args.size, variant=args.variant, batch=1, resolution=args.resolution,
-      dtype=args.dtype, attention=args.attention, unroll=args.unroll,
-    )  # fmt: skip
+      size=args.size,
+      variant=args.variant,
+      batch=1,
+      resolution=args.resolution,
+      dtype=args.dtype,
+      attention=args.attention,
+      unroll=args.unroll,
+    )
     self.model, self.flow = case.model(), steps.interpolant()
     make = lambda: steps.perturbed(base.Network(self.model, (), rngs=nnx.Rngs(0)))
     self.graphdef, _ = nnx.split(nnx.eval_shape(make))
@@ -93,11 +98,14 @@ class Sampler:
     cast = jax.jit(lambda params: nnx.state(layers.cast_products(nnx.merge(self.graphdef, params))))
     jitted = jax.jit(one, static_argnames='guided', donate_argnums=1)
     sequence = [
-      (jnp.asarray(index), jax.tree.map(lambda c, i=i: jnp.asarray(c[i], dtype), stretch.steps),
-       stretch.guided)
+      (
+        jnp.asarray(index),
+        jax.tree.map(lambda c, i=i: jnp.asarray(c[i], dtype), stretch.steps),
+        stretch.guided,
+      )
       for stretch in trajectory.stretches(config)
       for i, index in enumerate(stretch.index)
-    ]  # fmt: skip
+    ]
 
     def run():
       params, x_NHWC = cast(self.params), start()
@@ -163,9 +171,11 @@ def measure_guidance(sampler: Sampler, config: trajectory.SamplerConfig, args) -
       for clock, found in ratio.items()
     }
     rows[name] = {
-      'evaluations': evaluations, 'seconds': timing.summary(turns[name]), 'time_ratio': ratio,
+      'evaluations': evaluations,
+      'seconds': timing.summary(turns[name]),
+      'time_ratio': ratio,
       'time_ratio_over_evaluations_ratio': relative,
-    }  # fmt: skip
+    }
     print(name, rows[name], flush=True)
   return rows
 

@@ -67,11 +67,17 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
   state = state.replace(params=jax.tree.map(noisy32, state.params, trainable.shardings.params))
   step = step_lib.compile_step(
     step_lib.make_step(
-      objective, trainable.graphdef, tx, key=jax.random.key(1), ema_decay=0.9,
-      learning_rate=lambda step: 1e-4, devices=mesh.size,
+      objective,
+      trainable.graphdef,
+      tx,
+      key=jax.random.key(1),
+      ema_decay=0.9,
+      learning_rate=lambda step: 1e-4,
+      devices=mesh.size,
     ),
-    trainable.shardings, mesh,
-  )  # fmt: skip
+    trainable.shardings,
+    mesh,
+  )
   batch = {
     'latents': generator.normal(size=(16, 8, 8, 4)).astype(np.float32),
     'labels': np.arange(16, dtype=np.int32) % 15,

@@ -33,14 +33,23 @@ PARTS = ('first_step', 'unrolling', 'compiling')
 def first_step_seconds(words: list[str], workdir: pathlib.Path, cache: pathlib.Path) -> float:
   """Wall seconds until the run's log says that the first step is done."""
   command = [
-    sys.executable, '-m', 'diversedit_jax.main', *words, f'--workdir={workdir}',
-    '--config.preview.every=0', '--config.log.telemetry_every=0',
-  ]  # fmt: skip
+    sys.executable,
+    '-m',
+    'diversedit_jax.main',
+    *words,
+    f'--workdir={workdir}',
+    '--config.preview.every=0',
+    '--config.log.telemetry_every=0',
+  ]
   started = time.monotonic()
   process = subprocess.Popen(
-    command, cwd=common.ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    command,
+    cwd=common.ROOT,
+    stderr=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    text=True,
     env=os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)},
-  )  # fmt: skip
+  )
   seconds = None
   lines = []
   for line in process.stderr:
@@ -55,9 +64,10 @@ def first_step_seconds(words: list[str], workdir: pathlib.Path, cache: pathlib.P
 def configs(args) -> dict[str, list[str]]:
   """Name -> flags of a short run."""
   imagenet = [
-    f'--config=configs/s256.py:size={args.size},steps=2', f'--config.model.dtype={args.dtype}',
+    f'--config=configs/s256.py:size={args.size},steps=2',
+    f'--config.model.dtype={args.dtype}',
     f'--config.train.batch_size={args.batch}',
-  ]  # fmt: skip
+  ]
   return {'digits': ['--config=configs/digits.py', '--config.train.steps=60'], args.size: imagenet}
 
 
@@ -79,9 +89,10 @@ def measure_first_step(args) -> dict:
 def cold_and_warm(cold: list[float], warm: list[float]) -> dict:
   """Their spreads, and that of their ratio."""
   return {
-    'cold_seconds': timing.spread(cold), 'warm_seconds': timing.spread(warm),
+    'cold_seconds': timing.spread(cold),
+    'warm_seconds': timing.spread(warm),
     'cold_over_warm': timing.spread(c / w for c, w in zip(cold, warm, strict=True)),
-  }  # fmt: skip
+  }
 
 
 def compile_turn(case: steps.Case, depth: int) -> timing.Turn:
@@ -127,20 +138,29 @@ def measure_compiling(args) -> dict:
   rows = {}
   for name, unroll in steps.UNROLL.items():
     command = [
-      sys.executable, __file__, f'--size={args.size}', f'--batch={args.batch}',
-      f'--dtype={args.dtype}', f'--only_unroll={unroll}',
-    ]  # fmt: skip
+      sys.executable,
+      __file__,
+      f'--size={args.size}',
+      f'--batch={args.batch}',
+      f'--dtype={args.dtype}',
+      f'--only_unroll={unroll}',
+    ]
     times = {'cold': [], 'warm': []}
     for _ in range(args.compile_rounds):
       with tempfile.TemporaryDirectory() as cache:
         settings = {
-          'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'
-        }  # fmt: skip
+          'JAX_COMPILATION_CACHE_DIR': cache,
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        }
         for found in times.values():
           done = subprocess.run(
-            command, cwd=common.ROOT, env=os.environ | settings, check=True, text=True,
+            command,
+            cwd=common.ROOT,
+            env=os.environ | settings,
+            check=True,
+            text=True,
             stdout=subprocess.PIPE,
-          )  # fmt: skip
+          )
           found.append(json.loads(done.stdout.splitlines()[-1])['seconds'])
     rows[name] = cold_and_warm(**times)
     print(f'{name}: {rows[name]}', flush=True)
@@ -171,8 +191,10 @@ def main() -> None:
     return
   measured = {'arguments': common.arguments(args)}
   run = {
-    'first_step': measure_first_step, 'unrolling': measure_unrolling, 'compiling': measure_compiling
-  }  # fmt: skip
+    'first_step': measure_first_step,
+    'unrolling': measure_unrolling,
+    'compiling': measure_compiling,
+  }
   for part in common.chosen(args.parts, PARTS):
     measured[part] = run[part](args)
     common.write(args.json, measured)

@@ -53,10 +53,16 @@ class Case:
     """The model's config. changes: of its fields, as another depth."""
     side = self.resolution // 8
     config = sit.SiTConfig.of_size(
-      self.size, input_size=(side, side), channels=CHANNELS, num_classes=CLASSES,
-      skip=None if self.variant == 'plain' else stack.Skip(), dtype=self.dtype,
-      attention=self.attention, unroll=self.unroll, remat=self.remat,
-    )  # fmt: skip
+      self.size,
+      input_size=(side, side),
+      channels=CHANNELS,
+      num_classes=CLASSES,
+      skip=None if self.variant == 'plain' else stack.Skip(),
+      dtype=self.dtype,
+      attention=self.attention,
+      unroll=self.unroll,
+      remat=self.remat,
+    )
     return dataclasses.replace(config, **changes)
 
 
@@ -86,9 +92,12 @@ def transformation() -> optax.GradientTransformation:
 
 
 def trainable(
-  model: sit.SiTConfig, objective: base.Objective, mesh: jax.sharding.Mesh, *,
+  model: sit.SiTConfig,
+  objective: base.Objective,
+  mesh: jax.sharding.Mesh,
+  *,
   shard_over_data: bool = False,
-) -> state.Trainable:  # fmt: skip
+) -> state.Trainable:
   """What is trained, its state spread over a mesh."""
   make_network = lambda rngs: base.Network(model, objective.terms, rngs=rngs)
   return state.Trainable(make_network, transformation(), mesh, shard_over_data=shard_over_data)
@@ -99,10 +108,14 @@ def lower(
 ) -> jax.stages.Lowered:
   """The step on so many examples, traced for the mesh and not compiled; see `trainable`."""
   made = step.make_step(
-    objective, of.graphdef, transformation(), key=rng.stream(jax.random.key(0), 'train'),
-    ema_decay=EMA_DECAY, learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
+    objective,
+    of.graphdef,
+    transformation(),
+    key=rng.stream(jax.random.key(0), 'train'),
+    ema_decay=EMA_DECAY,
+    learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
     devices=of.mesh.size,
-  )  # fmt: skip
+  )
   shapes = jax.eval_shape(of.init, jax.random.key(0))
   arrays = jax.eval_shape(lambda: latents(batch, model.input_size))
   with jax.sharding.use_abstract_mesh(of.mesh.abstract_mesh):
@@ -116,10 +129,16 @@ class Step:
   """
 
   def __init__(
-    self, model: sit.SiTConfig, objective: base.Objective, batch: int, *, allocate: bool = True,
-    states: dict[Any, state.TrainState] | None = None, mesh: jax.sharding.Mesh | None = None,
+    self,
+    model: sit.SiTConfig,
+    objective: base.Objective,
+    batch: int,
+    *,
+    allocate: bool = True,
+    states: dict[Any, state.TrainState] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     options: Mapping[str, Any] | None = None,
-  ):  # fmt: skip
+  ):
     """Compiles, and makes the state.
 
     Args:

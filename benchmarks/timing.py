@@ -41,9 +41,11 @@ def spread(values: Iterable[float]) -> Spread:
   """Median, least and most, and of how many values: `rounds`."""
   values = list(values)
   return {
-    'median': statistics.median(values), 'min': min(values), 'max': max(values),
+    'median': statistics.median(values),
+    'min': min(values),
+    'max': max(values),
     'rounds': len(values),
-  }  # fmt: skip
+  }
 
 
 def clocked(run: Callable[[], Any], repeat: int = 1) -> Side:

@@ -28,10 +28,14 @@ from diversedit_jax.training import targets
 
 PARTS = ('step', 'loss')
 _CASES = (  # Variant, blocks, batch.
-  ('plain', 'loop', 256), ('plain', 'unrolled', 256), ('skips', 'unrolled', 256),
-  ('skips+loss', 'unrolled', 256), ('plain', 'unrolled', 32), ('skips', 'unrolled', 32),
+  ('plain', 'loop', 256),
+  ('plain', 'unrolled', 256),
+  ('skips', 'unrolled', 256),
+  ('skips+loss', 'unrolled', 256),
+  ('plain', 'unrolled', 32),
+  ('skips', 'unrolled', 32),
   ('skips+loss', 'unrolled', 32),
-)  # fmt: skip
+)
 
 
 def by_kind(kernels: list[kernel_traffic.Kernel]) -> dict[str, dict[str, float]]:
@@ -59,9 +63,12 @@ def measure_step(args) -> dict:
     unit = 2 * batch * model.tokens * model.width
     rest = sum(kinds[k]['bytes'] for k in kinds if k not in ('product', 'attention'))
     rows[row] = {
-      'kinds': kinds, 'attention': model.kernel(), 'unit': unit, 'rest_bytes': rest,
+      'kinds': kinds,
+      'attention': model.kernel(),
+      'unit': unit,
+      'rest_bytes': rest,
       'rest_units_per_block': rest / unit / model.depth,
-    }  # fmt: skip
+    }
     print(f'{row}: {rest / 1e9:.1f} GB beside products', flush=True)
   return summary(rows)
 
@@ -111,10 +118,12 @@ def main() -> None:
   common.write(
     args.json,
     {
-      'arguments': common.arguments(args), 'nothing_ran': ahead.NOTHING_RAN,
-      'compilers': ahead.compilers(), **{part: measure[part](args) for part in args.parts},
+      'arguments': common.arguments(args),
+      'nothing_ran': ahead.NOTHING_RAN,
+      'compilers': ahead.compilers(),
+      **{part: measure[part](args) for part in args.parts},
     },
-  )  # fmt: skip
+  )
 
 
 if __name__ == '__main__':

@@ -44,9 +44,11 @@ def parse() -> argparse.Namespace:
   add('--size', default='S/2')
   add('--batch', type=int, default=2)
   add(
-    '--peak_batch', type=int, default=0,
+    '--peak_batch',
+    type=int,
+    default=0,
     help='tell the memory of a step with so many examples, which is compiled and not run',
-  )  # fmt: skip
+  )
   add('--resolution', type=int, default=256, help='of the pixels, 256 or 512')
   add('--dtype', default='float32')
   add('--variants', **several(['plain']), help='some of plain, skips, skips+loss')
@@ -72,9 +74,13 @@ def cases(args) -> dict[str, steps.Case]:
     name = ' '.join([variant, *(f'{option}={chosen[option]}' for option in told)])
     chosen['unroll'] = int(chosen['unroll'])
     made[name] = steps.Case(
-      size=args.size, variant=variant, batch=args.batch, resolution=args.resolution,
-      dtype=args.dtype, **chosen,
-    )  # fmt: skip
+      size=args.size,
+      variant=variant,
+      batch=args.batch,
+      resolution=args.resolution,
+      dtype=args.dtype,
+      **chosen,
+    )
   return made
 
 
@@ -87,9 +93,14 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
     name = f'{variant} {_PEER_NAMES.get(mode, f"torch {mode}")}'
     child = stack.enter_context(serving.Child(args.torch_python, 'torch_train.py', threads=threads))
     facts = child.ask(
-      'make', size=args.size, batch=args.batch, side=args.resolution // 8, variant=variant,
-      dtype=args.torch_dtype or args.dtype, compile=mode,
-    )  # fmt: skip
+      'make',
+      size=args.size,
+      batch=args.batch,
+      side=args.resolution // 8,
+      variant=variant,
+      dtype=args.torch_dtype or args.dtype,
+      compile=mode,
+    )
     common.check_peer(facts['device'])
     facts['compile_seconds'] = child.ask('compiled')['seconds']
     made[name] = (child, facts)
@@ -104,11 +115,17 @@ def describe(case: steps.Case, made: steps.Step, peak_batch: int) -> dict:
   if peak_batch:
     larger = steps.Step(model, steps.objective(case.variant), peak_batch, allocate=False)
   return {
-    'variant': case.variant, 'attention': model.kernel(), 'unroll': model.blocks_per_step,
-    'remat': case.remat, 'program': 'ours', 'compile_seconds': made.compile_seconds,
-    'peak_gib': larger.peak_bytes / 2**30, 'peak_batch': peak_batch or case.batch,
-    'loss': made.check(), 'dispatch_ms': made.dispatch_ms(5),
-  }  # fmt: skip
+    'variant': case.variant,
+    'attention': model.kernel(),
+    'unroll': model.blocks_per_step,
+    'remat': case.remat,
+    'program': 'ours',
+    'compile_seconds': made.compile_seconds,
+    'peak_gib': larger.peak_bytes / 2**30,
+    'peak_batch': peak_batch or case.batch,
+    'loss': made.check(),
+    'dispatch_ms': made.dispatch_ms(5),
+  }
 
 
 def rates(row: dict, turns, flops: float, args, ceiling_turns, ceiling_flops: float) -> dict:
@@ -201,10 +218,12 @@ def main() -> None:
   for row in rows.values():
     row |= {name: getattr(args, name) for name in fields}
   measured = {
-    'arguments': common.arguments(args), 'threads': threads, 'ceilings': ceilings,
+    'arguments': common.arguments(args),
+    'threads': threads,
+    'ceilings': ceilings,
     'flop_convention': 'a multiply-add is 2; a step is 3 forward passes, 4 with full remat',
     'rows': rows,
-  }  # fmt: skip
+  }
   common.write(args.json, measured)
 
 

@@ -65,12 +65,8 @@ _INTERVAL = {'sampler.guidance_high': 0.7}  # REPA's.
 _ASSUMED = 'method and guidance assumed; the released command samples with 1.8'
 _LENGTH = 'length assumed: 240 epochs, as MeanFlow'
 _ALWAYS = 'guided at all times: assumed, as these FIDs differ from those of Table 2'
-_REPA_5 = {
-  'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@5'}, 'note': _ALWAYS
-}  # fmt: skip
-_REPA_8 = {
-  'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@8'}, 'note': _ALWAYS
-}  # fmt: skip
+_REPA_5 = {'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@5'}, 'note': _ALWAYS}
+_REPA_8 = {'guidance': 1.35, 'options': {'repa.pairs': 'dinov2-vit-b@8'}, 'note': _ALWAYS}
 
 
 def _range(lo: float, hi: float) -> dict[str, Any]:
@@ -202,9 +198,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     rest, data=imagenet.dry_run_data(row.method, row.resolution), steps=row.steps
   )
   config = imagenet.recipe(
-    method=row.method, size=row.size, resolution=row.resolution, steps=args.steps,
-    guidance=row.guidance, skips=_skips(row), data=args.data,
-  )  # fmt: skip
+    method=row.method,
+    size=row.size,
+    resolution=row.resolution,
+    steps=args.steps,
+    guidance=row.guidance,
+    skips=_skips(row),
+    data=args.data,
+  )
   if _diverse(row) and row.layers:
     config.diversity.layers = 'random'
     config.diversity.num_layers = row.layers

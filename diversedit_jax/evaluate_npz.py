@@ -32,12 +32,15 @@ def main(argv: list[str]) -> None:
   if output is not None and output.exists():
     raise types.UserError(f'{output} exists already; nothing is overwritten')
   found = evaluation.evaluate_npz(
-    _SAMPLES.value, _REFERENCE.value, _INCEPTION.value,
+    _SAMPLES.value,
+    _REFERENCE.value,
+    _INCEPTION.value,
     options=judge.JudgeOptions(
-      batch_size=_BATCH_SIZE.value, precision_recall=_PRECISION_RECALL.value,
+      batch_size=_BATCH_SIZE.value,
+      precision_recall=_PRECISION_RECALL.value,
       kid_subsets=_KID_SUBSETS.value,
     ),
-  )  # fmt: skip
+  )
   if output is not None:
     card.write_json(output, found)
   print(json.dumps(found, indent=2))

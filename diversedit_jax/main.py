@@ -50,9 +50,11 @@ def main(argv: list[str]) -> None:
     print(*modes.stats(experiment, _WORKDIR.value), sep='\n')
   else:
     run = {
-      'sample': modes.sample, 'eval': modes.evaluate, 'sweep': modes.sweep,
+      'sample': modes.sample,
+      'eval': modes.evaluate,
+      'sweep': modes.sweep,
       'analyze': modes.analyze,
-    }[mode]  # fmt: skip
+    }[mode]
     print(*run(experiment, _WORKDIR.value, _CHECKPOINT.value), sep='\n')
 
 

@@ -48,9 +48,8 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
 
 
 def make_mesh(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, *,
-  devices: Sequence[jax.Device] | None = None,
-) -> jax.sharding.Mesh:  # fmt: skip
+  data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """Mesh over some devices, or all of all processes; see `mesh_sizes` for sizes and errors."""
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(data, fsdp, tensor, len(devices))

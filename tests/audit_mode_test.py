@@ -110,7 +110,7 @@ def test_a_store_of_moments(stores, tmp_path):
   assert found['shards'] == '6, 22 examples, 2 skipped'
   assert json.loads((tmp_path / 'audit.json').read_text())['store'] == {
     name: found[name] for name in ('source', 'crop', 'vae', 'shards')
-  }  # fmt: skip
+  }
 
 
 def test_values_are_those_of_scaled_samples(stores, tmp_path):
@@ -125,9 +125,7 @@ def test_values_are_those_of_scaled_samples(stores, tmp_path):
   # Var(z) = Var(mean) + E[std^2]; the noise of 1,024 draws is within 5 of its standard errors.
   expected = np.sqrt(mean.var(axis=(0, 1, 2)) + (std**2).mean(axis=(0, 1, 2)))
   n = mean[..., 0].size
-  np.testing.assert_allclose(
-    found['std'], expected * small.CONFIG.scale, rtol=5 / np.sqrt(2 * n)
-  )  # fmt: skip
+  np.testing.assert_allclose(found['std'], expected * small.CONFIG.scale, rtol=5 / np.sqrt(2 * n))
   error = 5 * std.max() / np.sqrt(n) * small.CONFIG.scale
   expected = (mean.mean(axis=(0, 1, 2)) - small.CONFIG.shift) * small.CONFIG.scale
   np.testing.assert_allclose(found['mean'], expected, atol=error)
@@ -205,16 +203,19 @@ def test_bad_pictures_alone_are_named(tmp_path):
   for name in ('a/1.png', 'a/2.png', 'b/3.png'):
     (tmp_path / 'pictures' / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / 'pictures' / name).write_bytes(b'no picture')
-  experiment = make(
-    data__source=f'folder:{tmp_path}/pictures', data__size=8, train__batch_size=2
-  )  # fmt: skip
+  experiment = make(data__source=f'folder:{tmp_path}/pictures', data__size=8, train__batch_size=2)
   with pytest.raises(types.UserError, match='3 of 3 pictures that were read are bad.*a/1.png: no'):
     modes.audit(experiment, str(tmp_path / 'run'))
   facts = json.loads((tmp_path / 'run' / 'audit.json').read_text())
   assert facts['values'] == {
-    'examples': 0, 'per_second': None, 'nonfinite': 0, 'mean': [], 'std': [], 'min': None,
+    'examples': 0,
+    'per_second': None,
+    'nonfinite': 0,
+    'mean': [],
+    'std': [],
+    'min': None,
     'max': None,
-  }  # fmt: skip
+  }
 
 
 def test_a_damaged_record_is_named(stores, tmp_path):

@@ -22,11 +22,19 @@ def load(name):
 def ahead_results(*, arguments=3.0, **more):
   """As ahead.py writes them, of one row. arguments: GiB, None where the compiler gave up."""
   row = {
-    'size': 'XL/2', 'variant': 'plain', 'resolution': 256, 'batch_per_device': 128,
-    'remat': 'full', 'attention': 'cudnn', 'target': 'h200', 'layout': 'data',
-    'arguments_gib': arguments, 'needed_gib': 12.345, 'usable_gib': 125.7,
+    'size': 'XL/2',
+    'variant': 'plain',
+    'resolution': 256,
+    'batch_per_device': 128,
+    'remat': 'full',
+    'attention': 'cudnn',
+    'target': 'h200',
+    'layout': 'data',
+    'arguments_gib': arguments,
+    'needed_gib': 12.345,
+    'usable_gib': 125.7,
     'fits': arguments is not None,
-  }  # fmt: skip
+  }
   return result(rows=[row], compilers={'libtpu': None, 'nvcc': '12.9'}, **more)
 
 
@@ -126,11 +134,14 @@ def test_a_number_from_another_device_is_none():
 @pytest.mark.parametrize(
   ('wanted', 'device', 'same'),
   [
-    ('H200 x 1', 'NVIDIA H200 x 1', True), ('H200 x 1', 'NVIDIA H100 80GB HBM3 x 1', False),
-    ('H200 x 1', 'NVIDIA H200 x 8', False), (' x 1', 'NVIDIA H100 80GB HBM3 x 1', True),
-    (' x 8', 'NVIDIA H200 x 8', True), (' x 8', 'NVIDIA H200 x 1', False),
+    ('H200 x 1', 'NVIDIA H200 x 1', True),
+    ('H200 x 1', 'NVIDIA H100 80GB HBM3 x 1', False),
+    ('H200 x 1', 'NVIDIA H200 x 8', False),
+    (' x 1', 'NVIDIA H100 80GB HBM3 x 1', True),
+    (' x 8', 'NVIDIA H200 x 8', True),
+    (' x 8', 'NVIDIA H200 x 1', False),
   ],
-)  # fmt: skip
+)
 def test_a_bound_of_one_device_judges_no_other(wanted, device, same, monkeypatch):
   report, goals = load('report'), load('goals')
   goal = goals.Goal(99, *GOAL)._replace(platform='gpu', device=wanted)
@@ -155,9 +166,13 @@ def test_goals_of_a_gpu_say_how_many_and_images_a_second_say_which():
 def test_numbers_of_older_sources_are_noted(tmp_path, monkeypatch):
   report, goals, sources = load('report'), load('goals'), load('sources')
   files = {
-    'benchmarks/made.py': True, 'diversedit_jax/models/sit.py': True, 'configs/x.py': True,
-    'benchmarks/goals.py': False, 'benchmarks/results/made.json': False, 'tests/a_test.py': False,
-  }  # fmt: skip
+    'benchmarks/made.py': True,
+    'diversedit_jax/models/sit.py': True,
+    'configs/x.py': True,
+    'benchmarks/goals.py': False,
+    'benchmarks/results/made.json': False,
+    'tests/a_test.py': False,
+  }
   for name in files:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text('before')

@@ -15,9 +15,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / 'benchmarks'
 # Of machines with an accelerator, which may lack libraries for reading data.
 WITHOUT_INPUT = (
-  'train_step', 'loss_overhead', 'sampling', 'startup', 'checkpoint', 'kernels', 'evaluation',
-  'devices', 'scaling', 'ahead',
-)  # fmt: skip
+  'train_step',
+  'loss_overhead',
+  'sampling',
+  'startup',
+  'checkpoint',
+  'kernels',
+  'evaluation',
+  'devices',
+  'scaling',
+  'ahead',
+)
 INPUT = ('grain', 'tensorflow', 'array_record')
 TORCH = os.environ.get('TORCH_PYTHON', sys.executable)
 
@@ -47,14 +55,16 @@ def test_spread_of_a_turn_by_turn_measurement():
   a, b = side('a', [9.0, 2.0, 4.0, 6.0], order), side('b', [9.0, 1.0, 8.0, 2.0], order)
   turns = timing.alternate({'a': a, 'b': b}, rounds=3)
   assert order == ['a', 'b'] * 4
-  assert timing.summary(turns['a'])['wall'] == {
-    'median': 4.0, 'min': 2.0, 'max': 6.0, 'rounds': 3,
-  }  # fmt: skip
+  assert timing.summary(turns['a'])['wall'] == {'median': 4.0, 'min': 2.0, 'max': 6.0, 'rounds': 3}
   ratio = timing.ratio(turns['a'], turns['b'])
   # Rounds 2/1, 4/8, 6/2; the warm-up is not among them.
   assert ratio['wall'] == {
-    'median': 2.0, 'min': 0.5, 'max': 3.0, 'of_medians': 4.0 / 2.0, 'rounds': 3,
-  }  # fmt: skip
+    'median': 2.0,
+    'min': 0.5,
+    'max': 3.0,
+    'of_medians': 4.0 / 2.0,
+    'rounds': 3,
+  }
   assert ratio['cpu'] == {'median': 1.0, 'min': 1.0, 'max': 1.0, 'of_medians': 1.0, 'rounds': 3}
 
 
@@ -90,8 +100,9 @@ def test_an_accelerator_is_given_all_runs_before_it_is_waited_for(monkeypatch):
   monkeypatch.setattr(timing.jax, 'block_until_ready', lambda made: seen.append('wait'))
   run = lambda: seen.append('run')
   for backend, expected in (
-    ('gpu', ['run'] * 3 + ['wait']), ('cpu', ['run', 'wait'] * 3 + ['wait']),
-  ):  # fmt: skip
+    ('gpu', ['run'] * 3 + ['wait']),
+    ('cpu', ['run', 'wait'] * 3 + ['wait']),
+  ):
     monkeypatch.setattr(timing.jax, 'default_backend', lambda backend=backend: backend)
     seen.clear()
     timing.clocked(run, repeat=3)()
@@ -152,9 +163,13 @@ def test_steps_of_like_shapes_share_a_state():
 
 def test_a_step_for_a_mesh_is_compiled_and_not_allocated():
   steps, sit, sharding = (
-    load(f'{prefix}{name}') for prefix, name in (
-      ('', 'steps'), ('diversedit_jax.models.', 'sit'), ('diversedit_jax.', 'sharding'))
-  )  # fmt: skip
+    load(f'{prefix}{name}')
+    for prefix, name in (
+      ('', 'steps'),
+      ('diversedit_jax.models.', 'sit'),
+      ('diversedit_jax.', 'sharding'),
+    )
+  )
   config = sit.SiTConfig(
     input_size=(4, 4), depth=1, width=16, heads=2, patch_size=2, num_classes=steps.CLASSES
   )
@@ -222,25 +237,30 @@ def test_gpu_script_parses():
 
 def test_flags_of_the_gpu_scripts_are_known_without_input_libraries(capsys):
   """All of gpu.sh's own words are flags that the script has; there are no such libraries here."""
-  code = '\n'.join([
-    'import importlib, contextlib, io, sys',
-    'class Missing:',
-    '  def find_spec(self, name, path=None, target=None):',
-    f'    if name.partition(".")[0] in {INPUT!r}:',
-    '      raise ModuleNotFoundError(f"no {name} on this machine")',
-    'sys.meta_path.insert(0, Missing())',
-    f'sys.path.insert(0, {str(FOLDER)!r})',
-    f'for name in {WITHOUT_INPUT!r}:',
-    '  sys.argv, out = [name, "--help"], io.StringIO()',
-    '  with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):',
-    '    importlib.import_module(name).main()',
-    '  print("SCRIPT", name, out.getvalue().replace(chr(10), " "))',
-    'sys.exit("torch was imported" if "torch" in sys.modules else 0)',
-  ])  # fmt: skip
+  code = '\n'.join(
+    [
+      'import importlib, contextlib, io, sys',
+      'class Missing:',
+      '  def find_spec(self, name, path=None, target=None):',
+      f'    if name.partition(".")[0] in {INPUT!r}:',
+      '      raise ModuleNotFoundError(f"no {name} on this machine")',
+      'sys.meta_path.insert(0, Missing())',
+      f'sys.path.insert(0, {str(FOLDER)!r})',
+      f'for name in {WITHOUT_INPUT!r}:',
+      '  sys.argv, out = [name, "--help"], io.StringIO()',
+      '  with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):',
+      '    importlib.import_module(name).main()',
+      '  print("SCRIPT", name, out.getvalue().replace(chr(10), " "))',
+      'sys.exit("torch was imported" if "torch" in sys.modules else 0)',
+    ]
+  )
   done = subprocess.run(
-    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   told = dict(re.findall(r'^SCRIPT (\w+) (.*)$', done.stdout, re.MULTILINE))
   script = re.sub(r'\\\n', ' ', (FOLDER / 'gpu.sh').read_text())
@@ -261,8 +281,11 @@ def test_peers_compute_the_same():
     pytest.skip('no torch in $TORCH_PYTHON or here')
   done = subprocess.run(
     [sys.executable, FOLDER / 'peers' / 'check.py', f'--torch_python={TORCH}', '--json=/dev/null'],
-    cwd=ROOT, capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)},
-  )  # fmt: skip
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+  )
   assert done.returncode == 0, done.stdout + done.stderr
 
 

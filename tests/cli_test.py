@@ -23,27 +23,33 @@ def start(folder, *arguments, **environment):
   arguments = [text.replace('FOLDER', str(folder)) for text in arguments]
   return subprocess.run(
     [sys.executable, '-m', 'diversedit_jax.main', *arguments],
-    cwd=ROOT, capture_output=True, text=True,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
     env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'xla'), **environment},
-  )  # fmt: skip
+  )
 
 
 # Arguments, the environment, and the whole message, FOLDER being the test's own.
 MISTAKES = {
   'misspelt key': (
-    [DIGITS, '--config.optimzer.learning_rate=1', '--workdir=FOLDER/run'], {},
+    [DIGITS, '--config.optimzer.learning_rate=1', '--workdir=FOLDER/run'],
+    {},
     "unknown config key 'optimzer'; did you mean 'optimizer'?",
   ),
   'misspelt meta-argument': (
-    ['--config=configs/digits.py:metod=flow', '--workdir=FOLDER/run'], {},
+    ['--config=configs/digits.py:metod=flow', '--workdir=FOLDER/run'],
+    {},
     "unknown config argument 'metod'; did you mean 'method'?",
   ),
   'missing config': (
-    ['--config=FOLDER/absent.py', '--workdir=FOLDER/run'], {},
+    ['--config=FOLDER/absent.py', '--workdir=FOLDER/run'],
+    {},
     'cannot load the config: ',  # And what ml_collections tells, with the path.
   ),
   'patch size': (
-    [DIGITS, '--config.model.patch_size=3', '--workdir=FOLDER/run'], {},
+    [DIGITS, '--config.model.patch_size=3', '--workdir=FOLDER/run'],
+    {},
     'input size 8x8 is not divisible by the patch size 3',
   ),
   'batch on eight devices': (
@@ -52,14 +58,16 @@ MISTAKES = {
     'train.batch_size=30 is not divisible by 8 devices times train.accumulate=1',
   ),
   'unwritable workdir': (
-    [DIGITS, '--workdir=FOLDER/file/run'], {},
+    [DIGITS, '--workdir=FOLDER/file/run'],
+    {},
     'workdir FOLDER/file/run cannot be written: Not a directory',
   ),
   'workdir of something else': (
-    [DIGITS, '--workdir=FOLDER'], {},
+    [DIGITS, '--workdir=FOLDER'],
+    {},
     'workdir FOLDER holds files but no config.json: not a run; choose a new or empty folder',
   ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', MISTAKES)
@@ -98,9 +106,13 @@ def test_fault_inside_a_config_file_keeps_its_traceback(tmp_path):
 
 def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):
   done = start(
-    tmp_path, '--config=configs/digits.py:method=flow,skips=False', '--mode=plan',
-    '--config.model.depth=3', '--config.diversity.layers=0,2', '--config.train.steps=77',
-  )  # fmt: skip
+    tmp_path,
+    '--config=configs/digits.py:method=flow,skips=False',
+    '--mode=plan',
+    '--config.model.depth=3',
+    '--config.diversity.layers=0,2',
+    '--config.train.steps=77',
+  )
   assert done.returncode == 0, done.stderr
   lines = dict(line.split('  ', 1) for line in done.stdout.splitlines())
   assert lines['time'].endswith('for 77 steps')
@@ -131,9 +143,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_of_a_program_stays_in_the_process():
   def faults(word):
     done = subprocess.run(
-      [sys.executable, '-c', FAULTS, word], cwd=ROOT, check=True, capture_output=True, text=True,
+      [sys.executable, '-c', FAULTS, word],
+      cwd=ROOT,
+      check=True,
+      capture_output=True,
+      text=True,
       env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''},
-    )  # fmt: skip
+    )
     return int(done.stdout)
 
   given_back = faults('')

@@ -29,8 +29,13 @@ IMAGENET = ('s256', 'b256', 'l256', 'xl256', 'b512', 'l512', 'xl512')
 VARIANTS = {
   'digits': ['', 'method=flow,skips=False', 'method=repa+diverse', 'method=sra+dispersive'],
   'xl256': [
-    '', 'method=flow,skips=False', 'skips', 'size=S/2', 'size=B/4,guidance=1.35,steps=10',
-    'method=reg+diverse', 'data=synthetic:16x16x4:10',
+    '',
+    'method=flow,skips=False',
+    'skips',
+    'size=S/2',
+    'size=B/4,guidance=1.35,steps=10',
+    'method=reg+diverse',
+    'data=synthetic:16x16x4:10',
   ],
   'b256': ['', 'size=B/8', 'size=M/2,method=meanflow', 'method=repa+dispersive+sra'],
   's256': ['', 'method=repa', 'method=meanflow'],
@@ -38,7 +43,7 @@ VARIANTS = {
   'paper': [row.name for row in paper.ROWS],
   # Its own data are not in the package; 'pictures' is a folder that a fixture makes.
   'cifar10': ['data=folder:pictures', 'data=folder:pictures,method=flow'],
-}  # fmt: skip
+}
 CASES = [(name, arg) for name in NAMES for arg in VARIANTS.get(name, [''])]
 
 
@@ -79,10 +84,15 @@ def test_step_traces(pictures, monkeypatch, name, arg):
   tx, key = experiment.transformation(), jax.random.key(0)
   trainable = state.Trainable(experiment.network, tx, sharding.make_mesh())
   step_fn = step.make_step(
-    experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'),
-    ema_decay=experiment.train.ema_decay, learning_rate=experiment.schedule(),
-    devices=1, accumulate=experiment.train.accumulate,
-  )  # fmt: skip
+    experiment.objective,
+    trainable.graphdef,
+    tx,
+    key=rng.stream(key, 'train'),
+    ema_decay=experiment.train.ema_decay,
+    learning_rate=experiment.schedule(),
+    devices=1,
+    accumulate=experiment.train.accumulate,
+  )
   n, source = experiment.train.batch_size, experiment.source
   one = source.gather(np.arange(1))
   batch = {name: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype) for name, x in one.items()}
@@ -104,34 +114,63 @@ def test_step_traces(pictures, monkeypatch, name, arg):
 # The papers' values, by attribute of a built experiment: DiverseDiT, Table A1, and what MeanFlow
 # (2505.13447) has instead.
 RECIPE = {
-  'train.batch_size': 256, 'train.label_dropout': 0.1, 'train.ema_decay': 0.9999,
+  'train.batch_size': 256,
+  'train.label_dropout': 0.1,
+  'train.ema_decay': 0.9999,
   'train.accumulate': 1,
-  'optimizer.learning_rate': 1e-4, 'optimizer.b1': 0.9, 'optimizer.b2': 0.999,
-  'optimizer.eps': 1e-8, 'optimizer.weight_decay': 0.0, 'optimizer.clip_norm': 1.0,
-  'optimizer.warmup_steps': 0, 'optimizer.schedule': 'constant',
-  'model.mlp_ratio': 4.0, 'model.qk_norm': False, 'model.learn_sigma': False,
-  'model.dtype': 'bfloat16', 'model.residual_dtype': 'float32', 'model.num_classes': 1000,
-  'path.name': 'linear', 'config.interpolant.prediction': 'velocity',
-  'config.interpolant.time_law': 'uniform', 'config.interpolant.weighting': 'none',
-  'sampler.kind': 'euler_maruyama', 'sampler.steps': 250, 'sampler.diffusion': '2t',
-  'sampler.last_step': 0.04, 'sampler.guidance_scale': 1.0, 'sample.weights': 'ema',
-}  # fmt: skip
+  'optimizer.learning_rate': 1e-4,
+  'optimizer.b1': 0.9,
+  'optimizer.b2': 0.999,
+  'optimizer.eps': 1e-8,
+  'optimizer.weight_decay': 0.0,
+  'optimizer.clip_norm': 1.0,
+  'optimizer.warmup_steps': 0,
+  'optimizer.schedule': 'constant',
+  'model.mlp_ratio': 4.0,
+  'model.qk_norm': False,
+  'model.learn_sigma': False,
+  'model.dtype': 'bfloat16',
+  'model.residual_dtype': 'float32',
+  'model.num_classes': 1000,
+  'path.name': 'linear',
+  'config.interpolant.prediction': 'velocity',
+  'config.interpolant.time_law': 'uniform',
+  'config.interpolant.weighting': 'none',
+  'sampler.kind': 'euler_maruyama',
+  'sampler.steps': 250,
+  'sampler.diffusion': '2t',
+  'sampler.last_step': 0.04,
+  'sampler.guidance_scale': 1.0,
+  'sample.weights': 'ema',
+}
 MEANFLOW = {
-  'model.dtype': 'float32', 'optimizer.b2': 0.95, 'optimizer.clip_norm': 0.0,
-  'config.interpolant.time_law': 'logit_normal', 'config.interpolant.time_mean': -0.4,
+  'model.dtype': 'float32',
+  'optimizer.b2': 0.95,
+  'optimizer.clip_norm': 0.0,
+  'config.interpolant.time_law': 'logit_normal',
+  'config.interpolant.time_mean': -0.4,
   'config.interpolant.time_std': 1.0,
-  'sampler.kind': 'average_velocity', 'sampler.steps': 1,
-  'objective.flow.variant': 'original', 'objective.flow.equal_fraction': 0.75,
-  'objective.flow.power': 1.0, 'objective.flow.constant': 0.01,
-}  # fmt: skip
+  'sampler.kind': 'average_velocity',
+  'sampler.steps': 1,
+  'objective.flow.variant': 'original',
+  'objective.flow.equal_fraction': 0.75,
+  'objective.flow.power': 1.0,
+  'objective.flow.constant': 0.01,
+}
 # omega, kappa, start, end.
 MEANFLOW_GUIDANCE = {
-  'B/2': (1.0, 0.5, 0.0, 1.0), 'B/4': (1.0, 0.5, 0.0, 1.0), 'M/2': (1.0, 0.5, 0.0, 1.0),
-  'L/2': (0.2, 0.92, 0.0, 0.8), 'XL/2': (0.2, 0.92, 0.0, 0.75),
-}  # fmt: skip
+  'B/2': (1.0, 0.5, 0.0, 1.0),
+  'B/4': (1.0, 0.5, 0.0, 1.0),
+  'M/2': (1.0, 0.5, 0.0, 1.0),
+  'L/2': (0.2, 0.92, 0.0, 0.8),
+  'XL/2': (0.2, 0.92, 0.0, 0.75),
+}
 SHAPES = {
-  's': (12, 384, 6, 2), 'b': (12, 768, 12, 2), 'l': (24, 1024, 16, 2), 'xl': (28, 1152, 16, 2)
-}  # fmt: skip
+  's': (12, 384, 6, 2),
+  'b': (12, 768, 12, 2),
+  'l': (24, 1024, 16, 2),
+  'xl': (28, 1152, 16, 2),
+}
 
 
 def found(experiment, names):
@@ -206,9 +245,11 @@ def test_dispersive(name, block):
 def test_parameters_of_one_step_xl_with_skips():
   """713M in Table 5; MeanFlow alone has 676.4M, 14 fusions of 2D to D make the rest."""
   experiment = built('paper', 'table5/MeanFlow-XL+DiverseDiT')
-  network = jax.eval_shape(lambda: state.Trainable(
-    experiment.network, experiment.transformation(), sharding.make_mesh()
-  ).init(jax.random.key(0)))  # fmt: skip
+  network = jax.eval_shape(
+    lambda: state.Trainable(
+      experiment.network, experiment.transformation(), sharding.make_mesh()
+    ).init(jax.random.key(0))
+  )
   d = 1152
   assert trees.count(network.params) == 676_440_592 + 14 * ((2 * d + 1) * d + 2 * 2 * d)
   assert trees.count(network.params) // 10**6 == 713
@@ -229,7 +270,7 @@ FIDS = {
   'tableA4': (12.47, 8.33, 16.46, 12.92, 5.14, 4.18, 3.86, 3.39, 3.33, 3.17, 3.50, 3.16),
   'tableA7': (18.77, 16.85, 16.10, 16.01, 15.84, 15.77),
   'tableA8': (31.32, 29.97, 36.12),
-}  # fmt: skip
+}
 
 
 def test_rows_have_the_papers_numbers():
@@ -244,9 +285,13 @@ def test_rows_have_the_papers_numbers():
 
 
 METHODS = {
-  'SiT': 'flow', 'REPA': 'flow+repa', 'MeanFlow': 'meanflow',
-  'DiverseDiT': 'diverse', 'DispLoss': 'dispersive', 'SRA': 'sra',
-}  # fmt: skip
+  'SiT': 'flow',
+  'REPA': 'flow+repa',
+  'MeanFlow': 'meanflow',
+  'DiverseDiT': 'diverse',
+  'DispLoss': 'dispersive',
+  'SRA': 'sra',
+}
 
 
 @pytest.mark.parametrize('row', paper.ROWS, ids=lambda row: row.name)
@@ -323,8 +368,12 @@ def test_unknown_row_is_refused_with_the_nearest(wrong, near):
 def test_list_is_printed():
   done = subprocess.run(
     [sys.executable, '-m', 'diversedit_jax.main', '--config=configs/paper.py', '--mode=list'],
-    cwd=ROOT, capture_output=True, text=True, check=True, env=dict(os.environ),
-  )  # fmt: skip
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+    env=dict(os.environ),
+  )
   head, *lines = done.stdout.splitlines()
   assert head.split()[:4] == ['row', 'method', 'size', 'steps']
   assert [line.split()[0] for line in lines] == [row.name for row in paper.ROWS]

@@ -25,14 +25,26 @@ pytestmark = pytest.mark.usefixtures('compilation_cached')
 
 STEPS, SIZE, SIDE = 4, small.SIZE, small.SIZE // small.CONFIG.factor
 SMALL = {
-  'method': 'flow', 'model__skip__enabled': False, 'train__steps': STEPS, 'train__batch_size': 8,
-  'optimizer__warmup_steps': 0, 'optimizer__schedule': 'constant', 'log__every': 1,
-  'log__telemetry_every': 0, 'log__tensorboard': False, 'checkpoint__every': STEPS,
-  'preview__every': STEPS, 'preview__rows': 3, 'preview__columns': 2, 'sampler__kind': 'euler',
-  'sampler__steps': 2, 'sampler__guidance_scale': 1.0, 'sample__number': 10,
+  'method': 'flow',
+  'model__skip__enabled': False,
+  'train__steps': STEPS,
+  'train__batch_size': 8,
+  'optimizer__warmup_steps': 0,
+  'optimizer__schedule': 'constant',
+  'log__every': 1,
+  'log__telemetry_every': 0,
+  'log__tensorboard': False,
+  'checkpoint__every': STEPS,
+  'preview__every': STEPS,
+  'preview__rows': 3,
+  'preview__columns': 2,
+  'sampler__kind': 'euler',
+  'sampler__steps': 2,
+  'sampler__guidance_scale': 1.0,
+  'sample__number': 10,
   # As many as in a preview, so that both are made by one program.
   'sample__batch_size': 6,
-}  # fmt: skip
+}
 TIMING = ('steps_per_second', 'images_per_second', 'seconds')
 
 
@@ -45,9 +57,10 @@ def write_vae(folder, config=small.CONFIG, seed=0, decoder_seed=None):
   folder.mkdir()
   safetensors.numpy.save_file(arrays, folder / vae_files.FILE)
   settings = {
-    'norm_num_groups': config.norm_groups, 'scaling_factor': config.scale,
+    'norm_num_groups': config.norm_groups,
+    'scaling_factor': config.scale,
     'shift_factor': config.shift,
-  }  # fmt: skip
+  }
   (folder / vae_files.SETTINGS).write_text(json.dumps(settings))
   return folder / vae_files.FILE
 
@@ -66,11 +79,14 @@ def files(tmp_path_factory):
   asked = dataclasses.replace(asked, output=root / 'scaled', vae_scale=2.0)
   work.run(asked)
   return python_types.SimpleNamespace(
-    vae=vae, store=f'store:{root}/store', scaled=f'store:{root}/scaled',
+    vae=vae,
+    store=f'store:{root}/store',
+    scaled=f'store:{root}/scaled',
     arrays=f'arrays:{root}/latents.npz',
-    wide=write_vae(root / 'wide', wide), other_encoder=write_vae(root / 'other', seed=1),
+    wide=write_vae(root / 'wide', wide),
+    other_encoder=write_vae(root / 'other', seed=1),
     other_decoder=write_vae(root / 'decoder', decoder_seed=1),
-  )  # fmt: skip
+  )
 
 
 def make(files, data='store', **changes):
@@ -92,11 +108,14 @@ def runs(files, tmp_path_factory):
     experiment = dataclasses.replace(experiment, vae=watched)
     modes.train(experiment, str(workdir))
     return python_types.SimpleNamespace(
-      workdir=workdir, data=data, experiment=experiment,
+      workdir=workdir,
+      data=data,
+      experiment=experiment,
       written=modes.sample(experiment, str(workdir), None),
       samples=modes_test.arrays(workdir / 'samples' / 'samples.npz'),
-      card=json.loads((workdir / 'samples' / 'samples.json').read_text()), seen=seen,
-    )  # fmt: skip
+      card=json.loads((workdir / 'samples' / 'samples.json').read_text()),
+      seen=seen,
+    )
 
   return of
 
@@ -141,9 +160,13 @@ def test_samples_are_latents_and_their_pictures(run, files):
 def test_the_card_tells_the_vae_and_the_quantiser(run, files):
   autoencoder = vae_files.load(files.vae)
   assert run.card['vae'] == {
-    'file': vae_files.FILE, 'decoder_sha256': autoencoder.decoder_sha256,
-    'scale': small.CONFIG.scale, 'shift': small.CONFIG.shift, 'dtype': 'float32', 'tile': 64,
-  }  # fmt: skip
+    'file': vae_files.FILE,
+    'decoder_sha256': autoencoder.decoder_sha256,
+    'scale': small.CONFIG.scale,
+    'shift': small.CONFIG.shift,
+    'dtype': 'float32',
+    'tile': 64,
+  }
   assert run.card['quantiser'] == 'truncate' and run.card['num_samples'] == 10
 
 
@@ -151,8 +174,11 @@ def test_previews_and_grids_show_the_pictures(run):
   folder = run.workdir / 'samples'
   assert [path.name for path in run.written] == ['samples.npz', 'samples.json', 'grid.png']
   assert sorted(path.name for path in folder.iterdir()) == [
-    'grid.png', 'preview-00000004.png', 'samples.json', 'samples.npz'
-  ]  # fmt: skip
+    'grid.png',
+    'preview-00000004.png',
+    'samples.json',
+    'samples.npz',
+  ]
   # Sample 0 has label 0 in both, and a sample is a function of its index and label.
   for name in ('grid.png', 'preview-00000004.png'):
     np.testing.assert_array_equal(first_tile(folder / name), run.samples['images'][0])
@@ -181,9 +207,7 @@ def test_without_weights_samples_stay_latents(run, files, tmp_path):
   checkpoint = str(run.workdir / 'checkpoints' / str(STEPS))
   written = modes.sample(make(files, run.data, vae__weights=''), str(tmp_path), checkpoint)
   assert [path.name for path in written] == ['samples.npz', 'samples.json']
-  np.testing.assert_array_equal(
-    modes_test.arrays(written[0])['latents'], run.samples['latents']
-  )  # fmt: skip
+  np.testing.assert_array_equal(modes_test.arrays(written[0])['latents'], run.samples['latents'])
 
 
 def test_a_run_is_neither_continued_nor_sampled_with_latents_of_another_scale(runs, files):
@@ -236,33 +260,39 @@ def test_latents_that_the_decoder_cannot_take_are_named(run, files):
 REFUSED = {
   'no file': ('store', lambda _: {'vae__weights': 'absent'}, ['VAE', 'there is no absent']),
   'not a VAE': (
-    'arrays', lambda files: {'vae__weights': files.arrays.removeprefix('arrays:')},
+    'arrays',
+    lambda files: {'vae__weights': files.arrays.removeprefix('arrays:')},
     ['latents.npz', 'not the weights of'],
   ),
   'other channels': (
-    'arrays', lambda files: {'vae__weights': str(files.wide)},
+    'arrays',
+    lambda files: {'vae__weights': str(files.wide)},
     ['vae.weights=', 'wide', '4 latent channels', 'the model makes 2'],
   ),
   'other encoder': (
-    'store', lambda files: {'vae__weights': str(files.other_encoder)},
+    'store',
+    lambda files: {'vae__weights': str(files.other_encoder)},
     ['store/store was made with another VAE', 'vae.weights=', 'other', vae_files.FILE],
   ),
   'other scale': (
-    'store', lambda _: {'vae__scale': 0.18215}, ['vae.scale=0.18215', 'store/store', '0.5']
+    'store',
+    lambda _: {'vae__scale': 0.18215},
+    ['vae.scale=0.18215', 'store/store', '0.5'],
   ),
   'other shift': ('store', lambda _: {'vae__shift': 0.0}, ['vae.shift=0.0', 'store/store', '0.25']),
-  'other size': (
-    'store', lambda _: {'data__size': 64}, ['data.size=64', 'store/store', 'size 32']
-  ),
+  'other size': ('store', lambda _: {'data__size': 64}, ['data.size=64', 'store/store', 'size 32']),
   'other classes': ('store', lambda _: {'data__num_classes': 4}, ['3 classes', 'expected 4']),
   'pixels': (
-    'store', lambda _: {'data__source': 'digits', 'data__size': 8, 'data__flip': False},
+    'store',
+    lambda _: {'data__source': 'digits', 'data__size': 8, 'data__flip': False},
     ['vae.weights=', 'digits/train are pixels'],
   ),
   'no mirror images': (
-    'arrays', lambda _: {'data__flip': True}, ['data.flip=True', 'arrays/latents', '--twins']
+    'arrays',
+    lambda _: {'data__flip': True},
+    ['data.flip=True', 'arrays/latents', '--twins'],
   ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('case', REFUSED)
@@ -283,9 +313,11 @@ def test_impossible_is_refused_before_the_workdir_is_touched(files, tmp_path, mo
 
 # Where the examples of a run are held.
 PLACES = {
-  'none': {}, 'host': {'data__resident': 'host'}, 'device': {'data__resident': 'device'},
+  'none': {},
+  'host': {'data__resident': 'host'},
+  'device': {'data__resident': 'device'},
   'worker': {'data__workers': 1},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -324,9 +356,13 @@ def state(workdir):
 @pytest.mark.parametrize(
   ('first', 'then'),
   [
-    ('none', 'none'), ('none', 'host'), ('none', 'device'), ('host', 'none'), ('device', 'worker'),
+    ('none', 'none'),
+    ('none', 'host'),
+    ('none', 'device'),
+    ('host', 'none'),
+    ('device', 'worker'),
   ],
-)  # fmt: skip
+)
 def test_a_run_continues_bit_for_bit_wherever_its_examples_are(
   files, straight, halves, tmp_path, first, then
 ):

@@ -72,7 +72,11 @@ def test_its_commands_run(project):
 
 def test_a_misspelt_key_is_refused(project):
   done = run(
-    project, sys.executable, '-m', 'diversedit_jax.main', '--mode=plan',
+    project,
+    sys.executable,
+    '-m',
+    'diversedit_jax.main',
+    '--mode=plan',
     '--config=configs/digits.py:method=varaince+diverse',
-  )  # fmt: skip
+  )
   assert done.returncode == 1 and "did you mean 'variance'" in done.stderr

@@ -16,9 +16,12 @@ tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 STEPS, EVERY, NUMBER = 8, 2, 12
 SMALL = {
-  'train__steps': STEPS, 'checkpoint__every': 4, 'eval__every': EVERY,
-  'eval__every_number': NUMBER, 'sampler__guidance_scale': 1.0,
-}  # fmt: skip
+  'train__steps': STEPS,
+  'checkpoint__every': 4,
+  'eval__every': EVERY,
+  'eval__every_number': NUMBER,
+  'sampler__guidance_scale': 1.0,
+}
 
 
 def make(files, **changes):
@@ -50,8 +53,10 @@ def test_every_interval_has_its_scores_and_its_card(run):
   found = results(run.folder)
   assert list(found) == [2, 4, 6, 8]
   assert {p.name for p in run.folder.iterdir()} == {
-    *(f'step-{step:08d}.json' for step in found), 'best.json', 'best.safetensors'
-  }  # fmt: skip
+    *(f'step-{step:08d}.json' for step in found),
+    'best.json',
+    'best.safetensors',
+  }
   for step, result in found.items():
     protocol = result['protocol']
     assert (protocol['step'], protocol['num_samples'], protocol['weights']) == (step, 12, 'ema')
@@ -182,12 +187,10 @@ def test_bests_of_other_protocols_are_not_compared(run, tmp_path):
 # Changes, and what the refusal says; the first three leave no workdir behind.
 REFUSED = {
   'labels': ({'eval__labels': 'file:absent.npy'}, "eval.labels='file:absent.npy' cannot be read"),
-  'encoder': (
-    {'eval__encoder': 'colours', 'eval__encoder_weights': '1'}, "no encoder 'colours'"
-  ),
+  'encoder': ({'eval__encoder': 'colours', 'eval__encoder_weights': '1'}, "no encoder 'colours'"),
   'best': ({'eval__best': 'encoder_fid'}, "eval.best='encoder_fid' is not among .*: fid, sfid"),
   'reference': ({'eval__reference': 'absent.npz'}, 'no file absent.npz'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', REFUSED)

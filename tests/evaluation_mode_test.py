@@ -45,8 +45,15 @@ def test_it_writes_the_scores_the_archive_and_the_statistics_and_nothing_else(wh
   assert found == {'eval/fid.json', 'eval/fid.npz', statistics}
   assert not list((workdir / 'eval').glob('*.parts'))
   assert set(result['scores']) == {
-    'fid', 'sfid', 'inception_score', 'inception_score_std', 'precision', 'recall', 'kid', 'kid_std'
-  }  # fmt: skip
+    'fid',
+    'sfid',
+    'inception_score',
+    'inception_score_std',
+    'precision',
+    'recall',
+    'kid',
+    'kid_std',
+  }
   assert all(np.isfinite(list(result['scores'].values())))
   assert result['scores']['fid'] > 1e-3 and 1 <= result['scores']['inception_score'] <= 10
 
@@ -73,10 +80,12 @@ def test_scores_are_those_of_the_archive(whole, files):
   workdir, result, found, _ = whole
   (statistics,) = (workdir / 'eval' / 'references').iterdir()
   judged = judge.Judge(
-    picture_eval.view(), reference.read(statistics), image_size=16,
+    picture_eval.view(),
+    reference.read(statistics),
+    image_size=16,
     options=judge.JudgeOptions(batch_size=8, kid_subsets=2),
     mesh=shared.make_mesh(picture_eval.make(files)),
-  ).score([found['arr_0']], N)  # fmt: skip
+  ).score([found['arr_0']], N)
   assert judged['scores'] == pytest.approx(result['scores'], rel=1e-12)
   assert set(judged['warnings']) == set(result['warnings'])
 
@@ -85,13 +94,24 @@ def test_the_card_holds_the_whole_protocol(whole):
   _, result, _, _ = whole
   protocol = result['protocol']
   expected = {
-    'sampler': 'euler', 'steps': 2, 'nfe': 4, 'label_policy': 'random', 'quantiser': 'truncate',
-    'guidance': {'scale': 1.5, 'interval': [0.0, 1.0], 'channels': 'all'}, 'weights': 'file',
-    'seed': 0, 'num_samples': N, 'checkpoint': 'weights.safetensors', 'step': None,
+    'sampler': 'euler',
+    'steps': 2,
+    'nfe': 4,
+    'label_policy': 'random',
+    'quantiser': 'truncate',
+    'guidance': {'scale': 1.5, 'interval': [0.0, 1.0], 'channels': 'all'},
+    'weights': 'file',
+    'seed': 0,
+    'num_samples': N,
+    'checkpoint': 'weights.safetensors',
+    'step': None,
     'precision': {'model': 'float32', 'residual': 'float32', 'float32_products': 'highest'},
-    'versions': card.versions(), 'device': {'kind': 'cpu', 'count': 1}, 'samples_made_before': 0,
-    'precision_recall': 'float32', 'kid_subsets': 2,
-  }  # fmt: skip
+    'versions': card.versions(),
+    'device': {'kind': 'cpu', 'count': 1},
+    'samples_made_before': 0,
+    'precision_recall': 'float32',
+    'kid_subsets': 2,
+  }
   assert {name: protocol[name] for name in expected} == expected
   assert protocol['seconds'] > 0 and protocol['seconds_of_scoring'] > 0
   assert protocol['networks'] == {'inception': picture_eval.view().facts()}
@@ -166,7 +186,7 @@ OTHER = {
   'scores': ({'eval__kid_subsets': 3}, ['compared.kid_subsets: there 2, now 3']),
   'precision': ({'sample__matmul_precision': 'high'}, ["there 'highest', now 'high'"]),
   'heads': ({'model__heads': 4}, ['network.model.heads: there 2, now 4']),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', OTHER)
@@ -275,9 +295,13 @@ def test_latents_are_scored_as_pictures_of_the_vae(tmp_path):
   np.savez(tmp_path / 'latents.npz', latents=latents, labels=np.arange(20) % 3)
   picture_eval.write_pictures(tmp_path / 'pictures')
   options = {
-    'data__source': f'arrays:{tmp_path}/latents.npz', 'data__size': None, 'model__patch_size': 2,
-    'vae__weights': str(vae), 'eval__name': 'fid-{step}', 'eval__number': 10,
-  }  # fmt: skip
+    'data__source': f'arrays:{tmp_path}/latents.npz',
+    'data__size': None,
+    'model__patch_size': 2,
+    'vae__weights': str(vae),
+    'eval__name': 'fid-{step}',
+    'eval__number': 10,
+  }
   weights = picture_eval.write_weights(picture_eval.make(tmp_path, **options), tmp_path / 'w.npz')
   experiment = picture_eval.make(tmp_path, **options)
   written = modes.evaluate(experiment, str(tmp_path / 'out'), str(weights))

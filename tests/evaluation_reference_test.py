@@ -32,10 +32,14 @@ def mean_colour(request):
     return encoders.Features(tokens=tokens, summary=tokens[:, 0])
 
   return encoders.Encoder(
-    name='colour', params={'w': jax.ShapeDtypeStruct((3, 5), 'float32')}, apply=apply,
+    name='colour',
+    params={'w': jax.ShapeDtypeStruct((3, 5), 'float32')},
+    apply=apply,
     load=lambda: {'w': jnp.arange(15.0).reshape(3, 5) * float(pathlib.Path(request.weights).name)},
-    image_shape=request.image_shape, flops=0.0, file=lambda: 'colour.npz',
-  )  # fmt: skip
+    image_shape=request.image_shape,
+    flops=0.0,
+    file=lambda: 'colour.npz',
+  )
 
 
 def mute(request):
@@ -61,9 +65,11 @@ def files(tmp_path_factory):
   network = picture_eval.view()
   features = {k: np.asarray(x) for k, x in network.features(network.params, images).items()}
   statistics = {
-    'mu': features['pool'].mean(0), 'sigma': np.cov(features['pool'], rowvar=False),
-    'mu_s': features['spatial'].mean(0), 'sigma_s': np.cov(features['spatial'], rowvar=False),
-  }  # fmt: skip
+    'mu': features['pool'].mean(0),
+    'sigma': np.cov(features['pool'], rowvar=False),
+    'mu_s': features['spatial'].mean(0),
+    'sigma_s': np.cov(features['spatial'], rowvar=False),
+  }
   np.savez(root / 'images.npz', arr_0=images)
   np.savez(root / 'statistics.npz', **statistics)
   np.savez(root / 'both.npz', arr_0=images, **statistics)
@@ -139,10 +145,19 @@ def test_an_encoder_gives_distances_of_its_own(files, tmp_path, of_folder):
   experiment = picture_eval.built_and_watched(picture_eval.make(files, **options), seen)
   written = modes.evaluate(experiment, str(root), str(files / 'weights.safetensors'))
   result = json.loads(written[0].read_text())
-  assert {f'eval.{key}' for key in (
-    'encoder', 'encoder_weights', 'encoder_reference', 'inception', 'quantiser', 'batch_size',
-    'precision_recall', 'kid_subsets',
-  )} <= seen  # fmt: skip
+  assert {
+    f'eval.{key}'
+    for key in (
+      'encoder',
+      'encoder_weights',
+      'encoder_reference',
+      'inception',
+      'quantiser',
+      'batch_size',
+      'precision_recall',
+      'kid_subsets',
+    )
+  } <= seen
   inception = {k: v for k, v in result['scores'].items() if not k.startswith('encoder_')}
   assert inception == of_folder['scores']
   # The summary is linear in the mean colour c: d^2 = |w'(m1 - m2)|^2 + the covariances' part.
@@ -184,16 +199,18 @@ REFUSED = {
     ['8x8x1', 'square pictures of 3 channels'],
   ),
   'encoder': (
-    {'eval__encoder': 'colours', 'eval__encoder_weights': '1'}, ["did you mean 'colour'"]
+    {'eval__encoder': 'colours', 'eval__encoder_weights': '1'},
+    ["did you mean 'colour'"],
   ),
   'no weights': (
     {'eval__encoder': 'dinov2-vit-s', 'eval__encoder_weights': 'absent'},
     ["eval.encoder_weights='absent': encoder 'dinov2-vit-s' needs", 'there is no absent'],
   ),
   'no summary': (
-    {'eval__encoder': 'mute', 'eval__encoder_weights': '1'}, ["encoder 'mute' has no summary"]
+    {'eval__encoder': 'mute', 'eval__encoder_weights': '1'},
+    ["encoder 'mute' has no summary"],
   ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', REFUSED)

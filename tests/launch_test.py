@@ -47,17 +47,24 @@ class Copy:
     self._environment = {**os.environ, 'PYTHON': str(stub), 'STUB': str(stub)}
     self._environment |= {'CALLS': str(self._calls)}
     for name in (
-      'WORKDIR', 'TEST_WORKERS', 'XLA_FLAGS', 'XLA_PYTHON_CLIENT_MEM_FRACTION', 'LIBTPU_INIT_ARGS',
-    ):  # fmt: skip
+      'WORKDIR',
+      'TEST_WORKERS',
+      'XLA_FLAGS',
+      'XLA_PYTHON_CLIENT_MEM_FRACTION',
+      'LIBTPU_INIT_ARGS',
+    ):
       self._environment.pop(name, None)
 
   def run(self, script, *arguments, cwd='.', **environment):
     """The finished process, and what Python was asked."""
     self._calls.write_text('')
     done = subprocess.run(
-      [self.root / script, *arguments], cwd=self.root / cwd, capture_output=True, text=True,
+      [self.root / script, *arguments],
+      cwd=self.root / cwd,
+      capture_output=True,
+      text=True,
       env={**self._environment, **environment},
-    )  # fmt: skip
+    )
     return done, self._calls.read_text().splitlines()
 
   def flags(self):
@@ -95,8 +102,10 @@ def test_script_can_be_executed(name):
 
 def test_environment_is_made_once(copy):
   run_tests = [
-    'ruff check .', 'ruff format --check .', 'python -m pytest -n 2 --dist loadfile tests -k skip'
-  ]  # fmt: skip
+    'ruff check .',
+    'ruff format --check .',
+    'python -m pytest -n 2 --dist loadfile tests -k skip',
+  ]
   done, calls = copy.run('launch/test.sh', 'tests', '-k', 'skip')
   assert done.returncode == 0, done.stderr
   # No `pip --version`: there is no .venv/bin/python yet that could be asked.

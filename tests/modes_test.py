@@ -28,16 +28,28 @@ pytestmark = pytest.mark.usefixtures('compilation_cached')
 
 STEPS, WIDTH, DEPTH = 30, 16, 2
 SMALL = {
-  'model.depth': DEPTH, 'model.width': WIDTH, 'model.heads': 2,
+  'model.depth': DEPTH,
+  'model.width': WIDTH,
+  'model.heads': 2,
   'interpolant.time_law': 'logit_normal',
-  'train.steps': STEPS, 'train.batch_size': 32, 'train.ema_decay': 0.9,
+  'train.steps': STEPS,
+  'train.batch_size': 32,
+  'train.ema_decay': 0.9,
   # High, so that labels and guidance come to matter in a few steps.
-  'optimizer.learning_rate': 1e-2, 'optimizer.warmup_steps': 5,
-  'log.every': 10, 'log.telemetry_every': 15, 'checkpoint.every': 15,
-  'preview.every': 15, 'preview.rows': 10, 'preview.columns': 2,
-  'sampler.steps': 4, 'sample.number': 20, 'sample.batch_size': 8,
-  'eval.number': 40, 'analysis.examples': 33,
-}  # fmt: skip
+  'optimizer.learning_rate': 1e-2,
+  'optimizer.warmup_steps': 5,
+  'log.every': 10,
+  'log.telemetry_every': 15,
+  'checkpoint.every': 15,
+  'preview.every': 15,
+  'preview.rows': 10,
+  'preview.columns': 2,
+  'sampler.steps': 4,
+  'sample.number': 20,
+  'sample.batch_size': 8,
+  'eval.number': 40,
+  'analysis.examples': 33,
+}
 
 
 def make_config(**changes):
@@ -86,10 +98,15 @@ def watch_all(experiment, seen):
   parts = {name: watched(getattr(experiment, name), name, seen) for name in sections}
   return watched(
     dataclasses.replace(
-      experiment, objective=objective, model=watched(model, 'model', seen),
-      evaluation=watched(experiment.evaluation, 'eval', seen), **parts,
-    ), 'experiment', seen,
-  )  # fmt: skip
+      experiment,
+      objective=objective,
+      model=watched(model, 'model', seen),
+      evaluation=watched(experiment.evaluation, 'eval', seen),
+      **parts,
+    ),
+    'experiment',
+    seen,
+  )
 
 
 @pytest.fixture(scope='module')
@@ -157,16 +174,25 @@ def tiles(path, samples, columns):
 def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
   said = {path.relative_to(run.workdir).as_posix() for p in run.written.values() for path in p}
   assert said == {
-    'samples/samples.npz', 'samples/samples.json', 'samples/grid.png', 'eval/digits.json',
-    'analysis/cka.npz', 'analysis/cka.png',
-  }  # fmt: skip
+    'samples/samples.npz',
+    'samples/samples.json',
+    'samples/grid.png',
+    'eval/digits.json',
+    'analysis/cka.npz',
+    'analysis/cka.png',
+  }
   found = {p.relative_to(run.workdir).as_posix() for p in run.workdir.rglob('*') if p.is_file()}
   rest = {p for p in found if p.split('/')[0] not in ('checkpoints', 'tensorboard')}
   assert rest == said | {
-    'config.json', 'versions.json', 'data.json', 'metrics.jsonl',
-    'samples/preview-00000015.png', 'samples/preview-00000030.png',
-    'telemetry/similarity-00000015.npz', 'telemetry/similarity-00000030.npz',
-  }  # fmt: skip
+    'config.json',
+    'versions.json',
+    'data.json',
+    'metrics.jsonl',
+    'samples/preview-00000015.png',
+    'samples/preview-00000030.png',
+    'telemetry/similarity-00000015.npz',
+    'telemetry/similarity-00000030.npz',
+  }
   assert {p.name for p in (run.workdir / 'checkpoints').iterdir()} == {'15', '30'}
 
 
@@ -187,14 +213,29 @@ def test_samples(run):
 
 def test_card_of_the_samples(run):
   expected = {
-    'step': STEPS, 'weights': 'ema', 'checkpoint': f'checkpoints/{STEPS}', 'seed': 0,
-    'num_samples': 20, 'label_policy': 'balanced', 'sampler': 'heun', 'steps': 4,
-    'nfe': 2 * (2 * 4 - 1), 'guidance': {'scale': 2.0, 'interval': [0.0, 1.0], 'channels': 'all'},
-    'quantiser': None, 'precision': {
-      'model': 'float32', 'residual': 'float32', 'float32_products': 'highest',
-    }, 'versions': card.versions(), 'batch_size': 8, 'path': 'linear',
-    'start': 1.0, 'dtype': 'float32', 'device': {'kind': 'cpu', 'count': 1},
-  }  # fmt: skip
+    'step': STEPS,
+    'weights': 'ema',
+    'checkpoint': f'checkpoints/{STEPS}',
+    'seed': 0,
+    'num_samples': 20,
+    'label_policy': 'balanced',
+    'sampler': 'heun',
+    'steps': 4,
+    'nfe': 2 * (2 * 4 - 1),
+    'guidance': {'scale': 2.0, 'interval': [0.0, 1.0], 'channels': 'all'},
+    'quantiser': None,
+    'precision': {
+      'model': 'float32',
+      'residual': 'float32',
+      'float32_products': 'highest',
+    },
+    'versions': card.versions(),
+    'batch_size': 8,
+    'path': 'linear',
+    'start': 1.0,
+    'dtype': 'float32',
+    'device': {'kind': 'cpu', 'count': 1},
+  }
   assert run.card.pop('seconds') > 0
   assert run.card == expected
 
@@ -239,8 +280,10 @@ def test_tensorboard_has_the_losses_and_the_pictures(run):
   events = event_accumulator.EventAccumulator(str(run.workdir / 'tensorboard')).Reload()
   rows = writers.read_jsonl(run.workdir / 'metrics.jsonl')
   for tag, steps in {
-    'loss': [10, 20, 30], 'velocity': [10, 20, 30], 'similarity/token': [15, 30],
-  }.items():  # fmt: skip
+    'loss': [10, 20, 30],
+    'velocity': [10, 20, 30],
+    'similarity/token': [15, 30],
+  }.items():
     found = {e.step: tensor_util.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
     assert list(found) == steps
     for step, value in found.items():
@@ -263,8 +306,12 @@ def test_scores(run):
   assert result['counts']['samples'] == 40
   protocol = result['protocol']
   assert {k: protocol[k] for k in ('num_samples', 'label_policy', 'step', 'nfe', 'weights')} == {
-    'num_samples': 40, 'label_policy': 'balanced', 'step': STEPS, 'nfe': 14, 'weights': 'ema',
-  }  # fmt: skip
+    'num_samples': 40,
+    'label_policy': 'balanced',
+    'step': STEPS,
+    'nfe': 14,
+    'weights': 'ema',
+  }
 
 
 def test_similarity_of_the_blocks(run):
@@ -350,9 +397,13 @@ def test_labels_are_those_asked_for(run, tmp_path, policy):
 
 def test_card_tells_the_guidance_and_counts_it(run, tmp_path):
   made, facts = sample(
-    run, tmp_path, sampler__guidance_low=0.2, sampler__guidance_high=0.6, sample__number=8,
+    run,
+    tmp_path,
+    sampler__guidance_low=0.2,
+    sampler__guidance_high=0.6,
+    sample__number=8,
     sampler__guidance_channels=1,
-  )  # fmt: skip
+  )
   assert facts['guidance'] == {'scale': 2.0, 'interval': [0.2, 0.6], 'channels': 1}
   # Steps from 1 and 3/4: 2 evaluations each; from 1/2, guided: 4; the last, from 1/4: 2.
   assert facts['nfe'] == 2 + 2 + 4 + 2
@@ -415,22 +466,40 @@ def test_workdir_without_a_run_or_a_checkpoint_is_refused(mode, tmp_path):
 
 # Keys that `build` itself turns into something else, and what shows that it is used.
 CONSUMED = {
-  'seed': 'experiment.seed', 'method': 'experiment.objective', 'model.size': 'model.depth',
-  'model.skip.enabled': 'model.skip', 'interpolant.path': 'flow.path',
-  'interpolant.time_law': 'flow.time_law', 'interpolant.time_mean': 'time_law.mean',
-  'interpolant.time_std': 'time_law.std', 'interpolant.epsilon': 'time_law.epsilon',
-  'interpolant.prediction': 'flow.prediction', 'interpolant.weighting': 'flow.weighting',
-  'train.label_dropout': 'flow.label_dropout', 'data.num_classes': 'model.num_classes',
-}  # fmt: skip
+  'seed': 'experiment.seed',
+  'method': 'experiment.objective',
+  'model.size': 'model.depth',
+  'model.skip.enabled': 'model.skip',
+  'interpolant.path': 'flow.path',
+  'interpolant.time_law': 'flow.time_law',
+  'interpolant.time_mean': 'time_law.mean',
+  'interpolant.time_std': 'time_law.std',
+  'interpolant.epsilon': 'time_law.epsilon',
+  'interpolant.prediction': 'flow.prediction',
+  'interpolant.weighting': 'flow.weighting',
+  'train.label_dropout': 'flow.label_dropout',
+  'data.num_classes': 'model.num_classes',
+}
 # Keys that matter only under another choice than the run's.
 CONDITIONAL = ('diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion')
 CONDITIONAL += ('sampler.last_step', 'sampler.class_token_scale')
 # Keys of the scores of pictures, and sections of modes that this run leaves out;
 # `evaluation_mode_test`, `evaluation_during_test` and `sweep_mode_test` show that each is read.
-OF_PICTURES = tuple(f'eval.{key}' for key in (
-  'quantiser', 'inception', 'encoder', 'encoder_weights', 'encoder_reference', 'batch_size',
-  'precision_recall', 'kid_subsets', 'every_number', 'best',
-))  # fmt: skip
+OF_PICTURES = tuple(
+  f'eval.{key}'
+  for key in (
+    'quantiser',
+    'inception',
+    'encoder',
+    'encoder_weights',
+    'encoder_reference',
+    'batch_size',
+    'precision_recall',
+    'kid_subsets',
+    'every_number',
+    'best',
+  )
+)
 # Keys that matter only with a VAE; `decoding_test` shows that each is read.
 WITH_VAE = ('vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile')
 # Sections of other methods; `build/ignored_keys_test` shows that none of their keys is lost.
@@ -473,11 +542,21 @@ def test_latents_of_a_file_end_to_end(tmp_path):
     labels=np.arange(64) % 5,
   )
   experiment = make(
-    method='flow', data__source=f'arrays:{tmp_path}/data.npz', train__steps=4,
-    train__batch_size=16, optimizer__warmup_steps=0, log__every=2, log__telemetry_every=0,
-    log__tensorboard=False, checkpoint__every=4, preview__every=4, sampler__kind='euler_maruyama',
-    sampler__steps=3, sampler__guidance_scale=1.0, sample__number=7,
-  )  # fmt: skip
+    method='flow',
+    data__source=f'arrays:{tmp_path}/data.npz',
+    train__steps=4,
+    train__batch_size=16,
+    optimizer__warmup_steps=0,
+    log__every=2,
+    log__telemetry_every=0,
+    log__tensorboard=False,
+    checkpoint__every=4,
+    preview__every=4,
+    sampler__kind='euler_maruyama',
+    sampler__steps=3,
+    sampler__guidance_scale=1.0,
+    sample__number=7,
+  )
   workdir = tmp_path / 'run'
   modes.train(experiment, str(workdir))
   assert not (workdir / 'tensorboard').exists() and not (workdir / 'telemetry').exists()
@@ -494,8 +573,10 @@ def test_latents_of_a_file_end_to_end(tmp_path):
   facts = json.loads(written[1].read_text())
   assert (facts['nfe'], facts['guidance']['scale']) == (3, 1.0)
   assert sorted(p.name for p in (workdir / 'samples').iterdir()) == [
-    'preview-00000004.npz', 'samples.json', 'samples.npz',
-  ]  # fmt: skip
+    'preview-00000004.npz',
+    'samples.json',
+    'samples.npz',
+  ]
   with pytest.raises(types.UserError, match='scores samples of data.source=digits, got arrays:'):
     modes.evaluate(experiment, str(workdir), None)
   with pytest.raises(types.UserError, match="write '{split}' in the path"):

@@ -107,11 +107,13 @@ def test_two_processes(tmp_path, shared, check):
     folder.mkdir(exist_ok=True)
   processes = [
     subprocess.Popen(
-      [sys.executable, '-c', TWO, str(folder), check], stdout=subprocess.PIPE, text=True,
+      [sys.executable, '-c', TWO, str(folder), check],
+      stdout=subprocess.PIPE,
+      text=True,
       env=os.environ | variables | {'JAX_PROCESS_ID': str(i)},
     )
     for i, folder in enumerate(folders)
-  ]  # fmt: skip
+  ]
   told = [process.communicate(timeout=120)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0]
   assert [('the workdir must be one that all see' in text) for text in told] == [not shared] * 2

@@ -17,14 +17,31 @@ from diversedit_jax.training import state
 SIDE, CLASSES, COUNT = 16, 3, 30
 WIDTHS = {'pool': 16, 'spatial': 8, 'logits': 10}
 SMALL = {
-  'method': 'flow', 'data__size': SIDE, 'model__skip__enabled': False, 'model__patch_size': 4,
-  'train__batch_size': 8, 'optimizer__warmup_steps': 0, 'optimizer__schedule': 'constant',
-  'log__every': 2, 'log__telemetry_every': 0, 'log__tensorboard': False, 'preview__every': 0,
-  'sampler__kind': 'euler', 'sampler__steps': 2, 'sampler__guidance_scale': 1.5,
-  'sample__batch_size': 8, 'eval__name': 'fid', 'eval__labels': 'random', 'eval__number': 20,
-  'eval__inception': 'tiny', 'eval__batch_size': 8, 'eval__kid_subsets': 2, 'eval__best': 'fid',
-  'sweep__score': 'fid', 'sweep__number': 18,
-}  # fmt: skip
+  'method': 'flow',
+  'data__size': SIDE,
+  'model__skip__enabled': False,
+  'model__patch_size': 4,
+  'train__batch_size': 8,
+  'optimizer__warmup_steps': 0,
+  'optimizer__schedule': 'constant',
+  'log__every': 2,
+  'log__telemetry_every': 0,
+  'log__tensorboard': False,
+  'preview__every': 0,
+  'sampler__kind': 'euler',
+  'sampler__steps': 2,
+  'sampler__guidance_scale': 1.5,
+  'sample__batch_size': 8,
+  'eval__name': 'fid',
+  'eval__labels': 'random',
+  'eval__number': 20,
+  'eval__inception': 'tiny',
+  'eval__batch_size': 8,
+  'eval__kid_subsets': 2,
+  'eval__best': 'fid',
+  'sweep__score': 'fid',
+  'sweep__number': 18,
+}
 
 
 class Interrupted(Exception):
@@ -56,9 +73,15 @@ def view(seed=0, name='inception', widths=None):
     return {kind: product(w) for kind, w in params.items()}
 
   return views.View(
-    name=name, file=f'tiny-{seed}', sha256=f'{seed + 1:064x}', random=False, resize='none',
-    params=params, features=features, verified=True,
-  )  # fmt: skip
+    name=name,
+    file=f'tiny-{seed}',
+    sha256=f'{seed + 1:064x}',
+    random=False,
+    resize='none',
+    params=params,
+    features=features,
+    verified=True,
+  )
 
 
 def make(folder, **changes):
@@ -70,14 +93,15 @@ def make(folder, **changes):
 
 def write_weights(experiment, file, seed=0):
   """Random weights of an experiment, none of them neutral, in a file that --checkpoint takes."""
-  trainable = state.Trainable(
-    experiment.network, experiment.transformation(), sharding.make_mesh()
-  )  # fmt: skip
+  trainable = state.Trainable(experiment.network, experiment.transformation(), sharding.make_mesh())
   rng = np.random.default_rng(seed)
-  convert.save(file, {
-    name: (0.2 * rng.normal(size=x.shape)).astype(np.float32)
-    for name, x in trees.named_leaves(trainable.params).items()
-  })  # fmt: skip
+  convert.save(
+    file,
+    {
+      name: (0.2 * rng.normal(size=x.shape)).astype(np.float32)
+      for name, x in trees.named_leaves(trainable.params).items()
+    },
+  )
   return file
 
 

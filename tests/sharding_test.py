@@ -29,8 +29,10 @@ def param(*shape):
 def test_rules_map_logical_axes_and_keep_whole_what_does_not_divide():
   mesh = sharding.planned_mesh(1, 4, 2, 8)
   tree = {
-    'divides': param(8, 6), 'does_not': param(6, 6), 'bare': jax.ShapeDtypeStruct((3,), np.float32)
-  }  # fmt: skip
+    'divides': param(8, 6),
+    'does_not': param(6, 6),
+    'bare': jax.ShapeDtypeStruct((3,), np.float32),
+  }
   got = sharding.shardings_of(tree, mesh)
   assert got['divides'].spec == PartitionSpec('fsdp', 'tensor')
   assert got['does_not'].spec == PartitionSpec(None, 'tensor')

@@ -16,9 +16,10 @@ from diversedit_jax.sampling import generate
 tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 GRID = {
-  'sweep__guidance_scales': (1.0, 3.0), 'sweep__guidance_lows': (0.0,),
+  'sweep__guidance_scales': (1.0, 3.0),
+  'sweep__guidance_lows': (0.0,),
   'sweep__guidance_highs': (0.5, 1.0),
-}  # fmt: skip
+}
 POINTS = [(1, 0, 1), (3, 0, 0.5), (3, 0, 1)]
 
 
@@ -129,12 +130,10 @@ def test_an_interrupted_sweep_goes_on_and_may_be_extended(swept, files, tmp_path
 # Changes of the config, and what the refusal says.
 REFUSED = {
   'score': ({'sweep__score': 'encoder_kid'}, "sweep.score='encoder_kid' is not .*: fid, sfid"),
-  'claim': (
-    {'eval__name': 'fid-50k', 'eval__number': 50_000}, "says 50K, but sweep.number=18"
-  ),
+  'claim': ({'eval__name': 'fid-50k', 'eval__number': 50_000}, 'says 50K, but sweep.number=18'),
   'scale': ({'sweep__guidance_scales': (-1.0,)}, 'guidance scale'),
   'interval': ({'sweep__guidance_lows': (-1.0,)}, 'low'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', REFUSED)

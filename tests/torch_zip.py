@@ -63,9 +63,16 @@ def tensor(array, *, storage=None, offset=0, strides=None, metadata=None):
     strides = [s // array.itemsize for s in np.empty(array.shape, array.dtype).strides]
   extra = () if metadata is None else (metadata,)
   return Call(
-    'torch._utils', '_rebuild_tensor_v2',
-    storage, offset, tuple(array.shape), tuple(strides), False, OrderedDict(), *extra,
-  )  # fmt: skip
+    'torch._utils',
+    '_rebuild_tensor_v2',
+    storage,
+    offset,
+    tuple(array.shape),
+    tuple(strides),
+    False,
+    OrderedDict(),
+    *extra,
+  )
 
 
 def tensors(arrays):

@@ -90,11 +90,15 @@ def flipped_bit(bit):
 
 CHANGES = {
   **{f'bit {bit}': flipped_bit(bit) for bit in (0, 15, 31)},
-  'negated': -VALUES, 'two signs': VALUES * np.where(np.arange(6) % 5, 1, -1).astype(np.float32),
-  'rows exchanged': VALUES[::-1], 'columns exchanged': VALUES[:, ::-1],
+  'negated': -VALUES,
+  'two signs': VALUES * np.where(np.arange(6) % 5, 1, -1).astype(np.float32),
+  'rows exchanged': VALUES[::-1],
+  'columns exchanged': VALUES[:, ::-1],
   'two exchanged': np.concatenate([VALUES[1::-1], VALUES[2:]]),
-  'shape': VALUES.reshape(6, 8), 'zeros': 0 * VALUES, 'negative zeros': -0.0 * np.abs(VALUES),
-}  # fmt: skip
+  'shape': VALUES.reshape(6, 8),
+  'zeros': 0 * VALUES,
+  'negative zeros': -0.0 * np.abs(VALUES),
+}
 
 
 @pytest.mark.parametrize('shape', [(3,), (2, 5), (2, 4, 6, 3)])

@@ -106,9 +106,14 @@ def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: st
   pred = predict(params, draw)
   tx = steps.transformation()
   whole = step.make_step(
-    objective, graphdef, tx, key=rng.stream(jax.random.key(0), 'train'),
-    ema_decay=EMA_DECAY, learning_rate=optim.schedule(optim.OptimizerConfig(), 10), devices=1,
-  )  # fmt: skip
+    objective,
+    graphdef,
+    tx,
+    key=rng.stream(jax.random.key(0), 'train'),
+    ema_decay=EMA_DECAY,
+    learning_rate=optim.schedule(optim.OptimizerConfig(), 10),
+    devices=1,
+  )
   begun = state.TrainState(
     step=jnp.zeros((), jnp.int32), params=params, ema=params, opt_state=tx.init(params)
   )
@@ -123,17 +128,20 @@ def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: st
     'loss': (abs(float(loss) / theirs['loss'] - 1), TOLERANCE),
     'gradients, all': (error(ours(grads), converted('gradient.')), TOLERANCE),
     'gradients, the worst tensor': (
-      largest_error(ours(grads), converted('gradient.')), 10 * TOLERANCE,
+      largest_error(ours(grads), converted('gradient.')),
+      10 * TOLERANCE,
     ),
     'gradient norm': (abs(float(metrics['grad_norm']) / theirs['norm'] - 1), TOLERANCE),
     'parameters moved': (
-      error(moved(ours(after.params)), moved(converted('after.'))), CHANGE_TOLERANCE,
+      error(moved(ours(after.params)), moved(converted('after.'))),
+      CHANGE_TOLERANCE,
     ),
     'averages moved': (
-      error(moved(ours(after.ema)), moved(converted('average.'))), CHANGE_TOLERANCE,
+      error(moved(ours(after.ema)), moved(converted('average.'))),
+      CHANGE_TOLERANCE,
     ),
     'parameters in all': (abs(trees.count(start) - trees.count(converted('after.'))), 0),
-  }  # fmt: skip
+  }
 
 
 def check_loss(child: serving.Child, way: str, folder: pathlib.Path):

@@ -58,9 +58,12 @@ class Child:
     """threads: that the child may compute with, as many as its parent uses."""
     self._words = [python, str(PEERS / script), '--serve', f'--threads={threads}']
     self._process = subprocess.Popen(
-      self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+      self._words,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
       env=os.environ | {'OMP_NUM_THREADS': str(threads)},
-    )  # fmt: skip
+    )
 
   def ask(self, do: str, **request: Any) -> dict[str, Any]:
     """The child's answer.

@@ -33,9 +33,18 @@ class Trainer:
   """The training step: times, noise, loss, gradient, clipping, AdamW, moving average."""
 
   def make(
-    self, *, size: str, batch: int, side: int = 32, variant: str = 'plain', dtype: str = 'float32',
-    compile: str = '', tf32: bool = True, decay: float = DECAY, seed: int = 0,
-  ) -> dict:  # fmt: skip
+    self,
+    *,
+    size: str,
+    batch: int,
+    side: int = 32,
+    variant: str = 'plain',
+    dtype: str = 'float32',
+    compile: str = '',
+    tf32: bool = True,
+    decay: float = DECAY,
+    seed: int = 0,
+  ) -> dict:
     """Builds the model and its optimizer.
 
     Args:

@@ -57,15 +57,34 @@ class Experiment:
   def loop(self) -> loop.LoopConfig:
     """Lengths and intervals of the loop."""
     return loop.LoopConfig(
-      steps=self.train.steps, batch_size=self.train.batch_size, log_every=self.log.every,
+      steps=self.train.steps,
+      batch_size=self.train.batch_size,
+      log_every=self.log.every,
       checkpoint_every=self.checkpoint.every,
-    )  # fmt: skip
+    )
 
 
 SECTIONS = (
-  'seed', 'method', 'data', 'vae', 'model', 'interpolant', *method.OPTIONS, 'train', 'optimizer',
-  'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample', 'eval', 'sweep', 'analysis', 'plan',
-)  # fmt: skip
+  'seed',
+  'method',
+  'data',
+  'vae',
+  'model',
+  'interpolant',
+  *method.OPTIONS,
+  'train',
+  'optimizer',
+  'mesh',
+  'log',
+  'checkpoint',
+  'preview',
+  'sampler',
+  'sample',
+  'eval',
+  'sweep',
+  'analysis',
+  'plan',
+)
 
 
 def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experiment:

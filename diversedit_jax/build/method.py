@@ -205,9 +205,10 @@ def _make_flow(inputs, options, pairs) -> base.Flow:
       fields['equal_fraction'] = 0.75 if fields['variant'] == 'original' else 0.5
     return meanflow.MeanFlow(**common, **fields)
   common |= {
-    'path': path, 'prediction': config.interpolant.prediction,
+    'path': path,
+    'prediction': config.interpolant.prediction,
     'weighting': config.interpolant.weighting,
-  }  # fmt: skip
+  }
   if 'reg' in inputs.names:
     return reg.Reg(**common, encoder=pairs[0].encoder, **dataclasses.asdict(options['reg']))
   return flow.StochasticInterpolant(**common)
@@ -234,9 +235,13 @@ def _open_encoders(inputs, options) -> tuple[dict[str, encoders.Encoder], tuple[
       'beside its latents'
     )
   request = encoders.Request(
-    source=source, grid=inputs.model.grid, image_shape=source.pixel_shape,
-    weights=options.weights, dtype=options.dtype, key='repa.weights',
-  )  # fmt: skip
+    source=source,
+    grid=inputs.model.grid,
+    image_shape=source.pixel_shape,
+    weights=options.weights,
+    dtype=options.dtype,
+    key='repa.weights',
+  )
   opened = {
     name: encoders.open_encoder(name, request) for name in dict.fromkeys(n for n, _ in parsed)
   }
@@ -277,9 +282,12 @@ def _dispersive(inputs, options, pairs) -> list[base.Term]:
       f'{inputs.examples} examples of a microbatch; set dispersive.groups'
     )
   published = {
-    'block': preset.block(inputs.model.depth), 'groups': inputs.examples // size,
-    'temperature': preset.temperature, 'weight': preset.weight, 'margin': 1.0,
-  }  # fmt: skip
+    'block': preset.block(inputs.model.depth),
+    'groups': inputs.examples // size,
+    'temperature': preset.temperature,
+    'weight': preset.weight,
+    'margin': 1.0,
+  }
   fields = {k: published[k] if v is None else v for k, v in fields.items()}
   return [dispersive.Dispersive(**fields)]
 

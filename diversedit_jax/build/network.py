@@ -11,9 +11,7 @@ from diversedit_jax.methods import flow
 from diversedit_jax.models import sit, sizes, stack
 
 # Told by the data, the method and the plan, not by the config's section.
-_FROM_ELSEWHERE = (
-  'input_size', 'channels', 'num_classes', 'interval', 'class_token', 'platform',
-)  # fmt: skip
+_FROM_ELSEWHERE = ('input_size', 'channels', 'num_classes', 'interval', 'class_token', 'platform')
 _NEAREST = 1e-3  # To the ends of time, for a noise or a score (SiT).
 
 
@@ -43,9 +41,13 @@ def make_model(
     fields |= numbers
   rows, cols, channels = source.shape
   return sit.SiTConfig(
-    **fields, input_size=(rows, cols), channels=channels, num_classes=source.num_classes,
-    skip=stack.Skip(placement=skip['placement']) if skip['enabled'] else None, platform=platform,
-  )  # fmt: skip
+    **fields,
+    input_size=(rows, cols),
+    channels=channels,
+    num_classes=source.num_classes,
+    skip=stack.Skip(placement=skip['placement']) if skip['enabled'] else None,
+    platform=platform,
+  )
 
 
 def make_path(section: ml_collections.ConfigDict) -> interpolants.Path:

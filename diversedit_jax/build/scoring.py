@@ -9,9 +9,17 @@ from diversedit_jax.data import images
 from diversedit_jax.evaluation import checks, judge, manifold
 
 BEST = {
-  'fid': min, 'sfid': min, 'kid': min, 'inception_score': max, 'precision': max, 'recall': max,
-  'frechet_distance': min, 'class_consistency': max, 'encoder_fid': min, 'encoder_kid': min,
-}  # fmt: skip
+  'fid': min,
+  'sfid': min,
+  'kid': min,
+  'inception_score': max,
+  'precision': max,
+  'recall': max,
+  'frechet_distance': min,
+  'class_consistency': max,
+  'encoder_fid': min,
+  'encoder_kid': min,
+}
 """Scores by name, and which of two is the better one."""
 LABELS_FILE = 'file:'
 """Begins an `eval.labels` that names a file."""
@@ -77,9 +85,10 @@ class EvalOptions:
   def judge(self) -> judge.JudgeOptions:
     """What is computed."""
     return judge.JudgeOptions(
-      batch_size=self.batch_size, precision_recall=self.precision_recall,
+      batch_size=self.batch_size,
+      precision_recall=self.precision_recall,
       kid_subsets=self.kid_subsets,
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

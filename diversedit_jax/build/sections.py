@@ -40,9 +40,11 @@ class DataOptions:
 
   def __post_init__(self):
     for name, known in (
-      ('crop', crop.CROPS), ('orientation', decode.ORIENTATIONS), ('resident', RESIDENT),
+      ('crop', crop.CROPS),
+      ('orientation', decode.ORIENTATIONS),
+      ('resident', RESIDENT),
       ('space', tuple(sources.KEYS)),
-    ):  # fmt: skip
+    ):
       if getattr(self, name) is not None:
         trees.check_known(f'data.{name}', getattr(self, name), known)
     if self.size is not None:
@@ -89,9 +91,15 @@ class DataOptions:
 
   def _open(self, split, pixels, classes):
     source = sources.open_source(
-      self.source, split, self.num_classes, classes=classes, size=self.size, crop=self.crop,
-      orientation=self.orientation, pixels=pixels,
-    )  # fmt: skip
+      self.source,
+      split,
+      self.num_classes,
+      classes=classes,
+      size=self.size,
+      crop=self.crop,
+      orientation=self.orientation,
+      pixels=pixels,
+    )
     pictures = isinstance(source, sources.PictureSource)
     for name, fits in (
       ('classes', pictures),

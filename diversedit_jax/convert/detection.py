@@ -81,9 +81,12 @@ def _size(inferred) -> list[str]:
       return [f'model.size={name}']
   depth, width, patch_size = ('?' if x is None else x for x in asked)
   return [
-    "model.size=''", f'model.depth={depth}', f'model.width={width}',
-    f'model.heads={inferred["heads"] or "?"}', f'model.patch_size={patch_size}',
-  ]  # fmt: skip
+    "model.size=''",
+    f'model.depth={depth}',
+    f'model.width={width}',
+    f'model.heads={inferred["heads"] or "?"}',
+    f'model.patch_size={patch_size}',
+  ]
 
 
 def _has(family, shapes) -> bool:

@@ -73,9 +73,15 @@ def family(name: str) -> Family:
 
 
 def _linear(
-  torch: str, ours: str, fan_in: str, fan_out: str,
-  *, layout: str = 'linear', bias: str = 'same', part: str = '',
-) -> tuple[Rule, ...]:  # fmt: skip
+  torch: str,
+  ours: str,
+  fan_in: str,
+  fan_out: str,
+  *,
+  layout: str = 'linear',
+  bias: str = 'same',
+  part: str = '',
+) -> tuple[Rule, ...]:
   """PyTorch's linear layer; `layout` and `bias` are those of its two tensors."""
   return (
     Rule(

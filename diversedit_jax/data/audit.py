@@ -57,10 +57,14 @@ def order_facts(
     counts = np.bincount(seen[part], minlength=n)
     hashed = hashlib.sha256(seen[part].astype('<i8').tobytes())
     hashed.update(np.packbits(flips[part]).tobytes() if flip else b'')
-    facts.append({
-      'epoch': epoch, 'sha256': hashed.hexdigest(), 'seen': [int(counts.min()), int(counts.max())],
-      'mirrored': float(flips[part].mean()),
-    })  # fmt: skip
+    facts.append(
+      {
+        'epoch': epoch,
+        'sha256': hashed.hexdigest(),
+        'seen': [int(counts.min()), int(counts.max())],
+        'mirrored': float(flips[part].mean()),
+      }
+    )
     if facts[-1]['seen'] != [1, 1]:
       faults.append(f'epoch {epoch} shows examples {facts[-1]["seen"]} times, expected once')
   if len({fact['sha256'] for fact in facts}) < epochs:
@@ -73,9 +77,12 @@ def label_facts(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
   counts = np.bincount(labels, minlength=num_classes)
   empty = np.flatnonzero(counts == 0)
   return {
-    'classes': num_classes, 'least': int(counts.min()), 'most': int(counts.max()),
-    'empty': empty.tolist(), 'sha256': hashlib.sha256(labels.astype('<i4').tobytes()).hexdigest(),
-  }  # fmt: skip
+    'classes': num_classes,
+    'least': int(counts.min()),
+    'most': int(counts.max()),
+    'empty': empty.tolist(),
+    'sha256': hashlib.sha256(labels.astype('<i4').tobytes()).hexdigest(),
+  }
 
 
 def value_facts(

@@ -31,6 +31,10 @@ class Progress:
       return
     seconds = (now - self._started) * (self._total - done) / max(done, 1)
     logging.info(
-      '%s: %s of %s %s | ETA %s', self._text, amount(done), amount(self._total), self._unit,
+      '%s: %s of %s %s | ETA %s',
+      self._text,
+      amount(done),
+      amount(self._total),
+      self._unit,
       datetime.timedelta(seconds=round(seconds)),
-    )  # fmt: skip
+    )

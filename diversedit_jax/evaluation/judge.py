@@ -49,9 +49,14 @@ class Judge:
   """
 
   def __init__(
-    self, view: views.View, against: reference.Reference, *, image_size: int,
-    options: JudgeOptions, mesh: jax.sharding.Mesh,
-  ):  # fmt: skip
+    self,
+    view: views.View,
+    against: reference.Reference,
+    *,
+    image_size: int,
+    options: JudgeOptions,
+    mesh: jax.sharding.Mesh,
+  ):
     """Checks that network, reference and size go together.
 
     Raises:
@@ -59,9 +64,12 @@ class Judge:
     """
     widths = view.widths(image_size)
     reference.check_fits(
-      against, width=widths['pool'], spatial_width=widths.get('spatial'),
-      inception_sha256=view.sha256, image_size=image_size,
-    )  # fmt: skip
+      against,
+      width=widths['pool'],
+      spatial_width=widths.get('spatial'),
+      inception_sha256=view.sha256,
+      image_size=image_size,
+    )
     points = against.pool_ND if against.pool_ND is not None else against.images_NHWC
     wanted = options.precision_recall != 'none' and points is not None
     if wanted and len(points) <= manifold.NEIGHBOURS:
@@ -84,11 +92,12 @@ class Judge:
     spatial = theirs.mu_s is not None or (pictures and theirs.mu is None)
     pool = theirs.pool_ND is not None or pictures
     there = {
-      ('fid',): statistics, ('sfid',): spatial and 'spatial' in self._kinds,
+      ('fid',): statistics,
+      ('sfid',): spatial and 'spatial' in self._kinds,
       ('inception_score', 'inception_score_std'): 'logits' in self._kinds,
       ('precision', 'recall'): pool and options.precision_recall != 'none',
       ('kid', 'kid_std'): pool and options.kid_subsets > 0,
-    }  # fmt: skip
+    }
     return tuple(name for names, found in there.items() if found for name in names)
 
   def score(self, batches: Iterable[np.ndarray], count: int) -> dict[str, Any]:
@@ -147,10 +156,12 @@ class Judge:
   def _facts(self):
     against, theirs = self.reference, self._theirs
     return {
-      'name': against.name, 'sha256': against.sha256, 'images': theirs.n,
+      'name': against.name,
+      'sha256': against.sha256,
+      'images': theirs.n,
       'images_of_precision_recall': None if theirs.pool_ND is None else len(theirs.pool_ND),
       **against.facts,
-    }  # fmt: skip
+    }
 
   def _look_at_reference(self):
     """Its statistics; of its images too, if the file has some, as ADM's evaluator does."""

@@ -50,10 +50,17 @@ def evaluate_npz(
   found = judged.score(batches, len(file))
   found['warnings'] += [] if labels is None else checks.order_warnings(labels)
   facts = {
-    'samples': {'name': file.path.name, 'images': len(file), 'side': height,
-                'sha256': digest.hexdigest()},
-    'network': view.facts(), 'precision_recall': options.precision_recall,
-    'kid_subsets': options.kid_subsets, 'batch_size': options.batch_size,
-    'device': card.devices(), 'versions': card.versions(),
-  }  # fmt: skip
+    'samples': {
+      'name': file.path.name,
+      'images': len(file),
+      'side': height,
+      'sha256': digest.hexdigest(),
+    },
+    'network': view.facts(),
+    'precision_recall': options.precision_recall,
+    'kid_subsets': options.kid_subsets,
+    'batch_size': options.batch_size,
+    'device': card.devices(),
+    'versions': card.versions(),
+  }
   return {**found, 'protocol': facts}

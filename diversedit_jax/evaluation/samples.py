@@ -105,9 +105,7 @@ class SampleFile:
 
 
 def _read_header(member):
-  read = {
-    (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
-  }  # fmt: skip
+  read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
   version = np.lib.format.read_magic(member)
   if version not in read:
     raise ValueError(f'its format version is {version}')
@@ -115,9 +113,11 @@ def _read_header(member):
 
 
 def write_npz(
-  path: str | os.PathLike[str], shape: tuple[int, ...], batches: Iterable[np.ndarray],
+  path: str | os.PathLike[str],
+  shape: tuple[int, ...],
+  batches: Iterable[np.ndarray],
   labels: np.ndarray | None = None,
-) -> None:  # fmt: skip
+) -> None:
   """Writes an `.npz` as ADM's evaluator reads it; appears whole or not at all.
 
   Args:

@@ -46,9 +46,13 @@ class View:
   def facts(self) -> dict[str, Any]:
     """For a protocol card."""
     return {
-      'name': self.name, 'file': self.file, 'sha256': self.sha256, 'random_weights': self.random,
-      'verified': self.verified, 'resize': self.resize,
-    }  # fmt: skip
+      'name': self.name,
+      'file': self.file,
+      'sha256': self.sha256,
+      'random_weights': self.random,
+      'verified': self.verified,
+      'resize': self.resize,
+    }
 
   def widths(self, side: int) -> dict[str, int]:
     """Width of each kind of features, of pictures of a side."""
@@ -60,10 +64,15 @@ class View:
 def of_inception(network: inception.Inception) -> View:
   """Inception as ADM's evaluator runs it."""
   return View(
-    name='inception', file=network.file, sha256=network.sha256, random=network.random,
-    verified=network.verified, resize='TF1 bilinear to 299', params=network.params,
+    name='inception',
+    file=network.file,
+    sha256=network.sha256,
+    random=network.random,
+    verified=network.verified,
+    resize='TF1 bilinear to 299',
+    params=network.params,
     features=lambda params, x: inception.features(params, x)._asdict(),
-  )  # fmt: skip
+  )
 
 
 def of_encoder(encoder: encoders.Encoder) -> View:
@@ -81,10 +90,14 @@ def of_encoder(encoder: encoders.Encoder) -> View:
       return {'pool': encoder.apply(params, images.from_uint8(x_NHWC)).summary}
 
   return View(
-    name=encoder.name, file=encoder.file(), random=False, resize="the encoder's own, see REPA",
-    sha256=array_files.digest(trees.named_leaves(params).items()), params=params,
+    name=encoder.name,
+    file=encoder.file(),
+    random=False,
+    resize="the encoder's own, see REPA",
+    sha256=array_files.digest(trees.named_leaves(params).items()),
+    params=params,
     features=features,
-  )  # fmt: skip
+  )
 
 
 class Extractor:
@@ -106,9 +119,13 @@ class Extractor:
     return self._features(self._params, placement.put_rows(padded, self._mesh))
 
   def summarise(
-    self, batches: Iterable[np.ndarray], count: int, *, keep: int = 0,
+    self,
+    batches: Iterable[np.ndarray],
+    count: int,
+    *,
+    keep: int = 0,
     places: np.ndarray | None = None,
-  ) -> accumulate.Summary:  # fmt: skip
+  ) -> accumulate.Summary:
     """Sums of all pictures, of which two batches are held at a time.
 
     Args:
@@ -134,9 +151,13 @@ class Extractor:
       if now - reported > _REPORT_SECONDS:
         rate, reported = first / (now - started), now
         logging.info(
-          '%s: features of %d/%d, %.3g images/s, ETA %.0f s', self.view.name, first, count, rate,
+          '%s: features of %d/%d, %.3g images/s, ETA %.0f s',
+          self.view.name,
+          first,
+          count,
+          rate,
           (count - first) / rate,
-        )  # fmt: skip
+        )
     _take(statistics, waiting)
     statistics.across_processes()
     summary = statistics.finish()

@@ -31,9 +31,15 @@ class Make(NamedTuple):
   def conv(self, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nnx.Conv:
     edge = (0, 1) if stride == 2 else (size // 2, size // 2)
     return nnx.Conv(
-      inputs, outputs, (size, size), strides=stride, padding=(edge, edge),
-      dtype=jnp.dtype(self.dtype), precision=precision(self.dtype), rngs=self.rngs,
-    )  # fmt: skip
+      inputs,
+      outputs,
+      (size, size),
+      strides=stride,
+      padding=(edge, edge),
+      dtype=jnp.dtype(self.dtype),
+      precision=precision(self.dtype),
+      rngs=self.rngs,
+    )
 
   def linear(self, width: int) -> nnx.Linear:
     return nnx.Linear(

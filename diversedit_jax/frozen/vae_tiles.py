@@ -81,10 +81,12 @@ def weights(size: int, tile: int, overlap: int, factor: int) -> np.ndarray:
     seam = (before + length + start) / 2 * factor
     rising.append(np.clip((centres - seam) / (overlap * factor) + 0.5, 0, 1))
   rising.append(np.zeros(size * factor))
-  return np.stack([
-    (rising[i] - rising[i + 1])[start * factor : (start + length) * factor]
-    for i, start in enumerate(first)
-  ]).astype(np.float32)  # fmt: skip
+  return np.stack(
+    [
+      (rising[i] - rising[i + 1])[start * factor : (start + length) * factor]
+      for i, start in enumerate(first)
+    ]
+  ).astype(np.float32)
 
 
 def _decode_some(decode, z_NHWC, factor, tile, overlap):

@@ -107,9 +107,8 @@ class Flow(Protocol):
     """The tap's features, the per-example loss [N] and metrics, from one forward pass."""
 
   def sample(
-    self, network: Network, keys_N: jax.Array, labels_N: jax.Array,
-    config: trajectory.SamplerConfig,
-  ) -> jax.Array:  # fmt: skip
+    self, network: Network, keys_N: jax.Array, labels_N: jax.Array, config: trajectory.SamplerConfig
+  ) -> jax.Array:
     """Samples [N, H, W, C], each a function of its key and label."""
 
   def extra_passes(self) -> float:
@@ -227,9 +226,14 @@ class Objective:
     return dataclasses.replace(draw, drawn=drawn)
 
   def loss(
-    self, network: Network, draw: Draw, *, key: jax.Array, step: jax.Array,
+    self,
+    network: Network,
+    draw: Draw,
+    *,
+    key: jax.Array,
+    step: jax.Array,
     teacher: Network | None = None,
-  ) -> tuple[jax.Array, Metrics]:  # fmt: skip
+  ) -> tuple[jax.Array, Metrics]:
     """The scalar to minimise and its parts, from one forward pass of the model.
 
     Args:
@@ -254,9 +258,12 @@ class Objective:
     loss = jnp.mean(loss_N)
     for term in self.terms:
       context = Context(
-        draw=draw, drawn=draw.drawn.get(term.name), heads=network.heads.get(term.name),
-        teacher=teach, step=step,
-      )  # fmt: skip
+        draw=draw,
+        drawn=draw.drawn.get(term.name),
+        heads=network.heads.get(term.name),
+        teacher=teach,
+        step=step,
+      )
       value, parts = term.loss(features[term.name], context)
       loss = loss + value
       metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}

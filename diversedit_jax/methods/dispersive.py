@@ -75,9 +75,12 @@ class Dispersive(base.Term):
     """Metric 'loss', before weighting."""
     del context
     loss = dispersive_lib.dispersive_loss(
-      features[0], kind=self.kind, temperature=self.temperature, margin=self.margin,
+      features[0],
+      kind=self.kind,
+      temperature=self.temperature,
+      margin=self.margin,
       groups=self.groups,
-    )  # fmt: skip
+    )
     return self.weight * loss, {'loss': loss}
 
   def flops(self, model: sit.SiTConfig, examples: int) -> float:

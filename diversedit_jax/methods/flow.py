@@ -145,13 +145,20 @@ class StochasticInterpolant:
     return predict
 
   def sample(
-    self, network: base.Network, keys_N: jax.Array, labels_N: jax.Array,
+    self,
+    network: base.Network,
+    keys_N: jax.Array,
+    labels_N: jax.Array,
     config: trajectory.SamplerConfig,
-  ) -> jax.Array:  # fmt: skip
+  ) -> jax.Array:
     return trajectory.sample(
-      self.velocity(network), network.model.config.shape, keys_N, labels_N, config,
+      self.velocity(network),
+      network.model.config.shape,
+      keys_N,
+      labels_N,
+      config,
       null_label=network.model.config.null_label,
-    )  # fmt: skip
+    )
 
   def extra_passes(self) -> float:
     return 0.0

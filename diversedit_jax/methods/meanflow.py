@@ -126,10 +126,14 @@ class MeanFlow:
       dropped_N = jnp.arange(n) < jnp.sum(dropped_N)
       y_N = jnp.where(dropped_N, self.null_label, batch['labels'])
     return base.Draw(
-      x_t=interpolants.interpolate(_PATH, x_NHWC, eps_NHWC, t_N), t=t_N, y=y_N,
-      target=eps_NHWC - x_NHWC, noise=eps_NHWC, batch=batch,
+      x_t=interpolants.interpolate(_PATH, x_NHWC, eps_NHWC, t_N),
+      t=t_N,
+      y=y_N,
+      target=eps_NHWC - x_NHWC,
+      noise=eps_NHWC,
+      batch=batch,
       extras={'h': t_N - r_N, 'dropped': dropped_N},
-    )  # fmt: skip
+    )
 
   def at(self, draw: base.Draw, t_N: jax.Array) -> base.Draw:
     """At other times and with h = 0, where u is the velocity."""
@@ -158,9 +162,12 @@ class MeanFlow:
     return self.loss(predict, velocity, draw, tap)
 
   def loss(
-    self, predict: Callable[..., tuple[jax.Array, Any]], velocity: guidance.Predict,
-    draw: base.Draw, tap: taps.Tap | None = None,
-  ) -> tuple[Any, jax.Array, base.Metrics]:  # fmt: skip
+    self,
+    predict: Callable[..., tuple[jax.Array, Any]],
+    velocity: guidance.Predict,
+    draw: base.Draw,
+    tap: taps.Tap | None = None,
+  ) -> tuple[Any, jax.Array, base.Metrics]:
     """`forward` for any average velocity.
 
     Args:
@@ -190,11 +197,15 @@ class MeanFlow:
     equal_N = (h_N == 0).astype(error_N.dtype)
     plain_N = loss_lib.squared_error(jax.lax.stop_gradient(u), v)
     per_value = z.shape[0] / z.size
-    return features, loss_N, {
-      'average_velocity': jnp.mean(loss_N),
-      'error': per_value * jnp.mean(error_N),
-      'velocity': per_value * jnp.sum(equal_N * plain_N) / jnp.maximum(jnp.sum(equal_N), 1),
-    }  # fmt: skip
+    return (
+      features,
+      loss_N,
+      {
+        'average_velocity': jnp.mean(loss_N),
+        'error': per_value * jnp.mean(error_N),
+        'velocity': per_value * jnp.sum(equal_N * plain_N) / jnp.maximum(jnp.sum(equal_N), 1),
+      },
+    )
 
   def _guided(self, velocity, draw):
     """v_g of (2), and the network's own velocity; both constant."""
@@ -210,9 +221,15 @@ class MeanFlow:
     else:
       v_class, v_null = draw.target, velocity(z, t_N, null_N)
     v_g = loss_lib.guided_velocity(
-      draw.target, v_null, v_class, omega=self.omega, kappa=self.kappa, t_N=t_N, start=self.start,
+      draw.target,
+      v_null,
+      v_class,
+      omega=self.omega,
+      kappa=self.kappa,
+      t_N=t_N,
+      start=self.start,
       end=self.end,
-    )  # fmt: skip
+    )
     dropped = draw.extras['dropped'].reshape(-1, *(1,) * (z.ndim - 1))
     return jax.lax.stop_gradient((jnp.where(dropped, draw.target, v_g), v_class))
 
@@ -221,16 +238,23 @@ class MeanFlow:
     return lambda x, t, y: network.model(x, t, y, h_N=jnp.zeros_like(t)).pred
 
   def sample(
-    self, network: base.Network, keys_N: jax.Array, labels_N: jax.Array,
+    self,
+    network: base.Network,
+    keys_N: jax.Array,
+    labels_N: jax.Array,
     config: trajectory.SamplerConfig,
-  ) -> jax.Array:  # fmt: skip
+  ) -> jax.Array:
     """By average velocities, or along the instantaneous velocity with the other samplers."""
     model = network.model
     if config.kind != 'average_velocity':
       return trajectory.sample(
-        self.velocity(network), model.config.shape, keys_N, labels_N, config,
+        self.velocity(network),
+        model.config.shape,
+        keys_N,
+        labels_N,
+        config,
         null_label=model.config.null_label,
-      )  # fmt: skip
+      )
     predict = lambda x, t, h, y: model(x, t, y, h_N=h).pred
     return average.sample(predict, model.config.shape, keys_N, labels_N, config)
 

@@ -102,15 +102,23 @@ class Reg(flow.StochasticInterpolant):
     return predict
 
   def sample(
-    self, network: base.Network, keys_N: jax.Array, labels_N: jax.Array,
+    self,
+    network: base.Network,
+    keys_N: jax.Array,
+    labels_N: jax.Array,
     config: trajectory.SamplerConfig,
-  ) -> jax.Array:  # fmt: skip
+  ) -> jax.Array:
     """Image and class token together, each with its own noise and guidance scale."""
     model = network.model.config
     made = trajectory.sample(
-      self.velocity(network), {'image': model.shape, 'class_token': (model.class_token,)},
-      keys_N, labels_N, config, null_label=model.null_label, combine=self.combine(config),
-    )  # fmt: skip
+      self.velocity(network),
+      {'image': model.shape, 'class_token': (model.class_token,)},
+      keys_N,
+      labels_N,
+      config,
+      null_label=model.null_label,
+      combine=self.combine(config),
+    )
     return made['image']
 
   @staticmethod

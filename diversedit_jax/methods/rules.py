@@ -33,11 +33,15 @@ class Rule:
 RULES = {
   'flow': Rule(owns_pass=True),
   'reg': Rule(
-    owns_pass=True, heads=True, encoder=True, token=True,
+    owns_pass=True,
+    heads=True,
+    encoder=True,
+    token=True,
     not_with={'repa': 'it contains that alignment, of the class token too (set repa.weight)'},
   ),
   'meanflow': Rule(
-    owns_pass=True, interval=True,
+    owns_pass=True,
+    interval=True,
     not_with={
       'sra': "SRA's teacher sees the data at one cleaner time, an average velocity has two times"
     },
@@ -46,7 +50,7 @@ RULES = {
   'dispersive': Rule(),
   'sra': Rule(heads=True, teacher=True),
   'diverse': Rule(),
-}  # fmt: skip
+}
 
 
 def parse(method: str) -> tuple[str, ...]:

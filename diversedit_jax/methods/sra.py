@@ -82,13 +82,19 @@ class Sra(base.Term):
     t_N = alignment.teacher_time(context.draw.t, context.drawn, self.t_max)
     teacher_NTD = context.teacher(t_N, self.teacher_block)
     loss_N = alignment.self_alignment(
-      context.heads(features[0]), jax.lax.stop_gradient(teacher_NTD), kind=self.kind,
-      axis=self.axis, beta=self.beta,
-    )  # fmt: skip
+      context.heads(features[0]),
+      jax.lax.stop_gradient(teacher_NTD),
+      kind=self.kind,
+      axis=self.axis,
+      beta=self.beta,
+    )
     weight = alignment.self_alignment_weight(
-      context.step, weight=self.weight, decay_after=self.decay_after,
-      decay_epochs=self.decay_epochs, steps_per_epoch=self.steps_per_epoch,
-    )  # fmt: skip
+      context.step,
+      weight=self.weight,
+      decay_after=self.decay_after,
+      decay_epochs=self.decay_epochs,
+      steps_per_epoch=self.steps_per_epoch,
+    )
     loss = jnp.mean(loss_N)
     return weight * loss, {'loss': loss, 'weight': weight}
 

@@ -98,9 +98,13 @@ class ClassTokenEmbed(nnx.Module):
       features, width, kernel_init=xavier(None, 'embed'), bias_init=zeros('embed'), rngs=rngs
     )
     self.norm = nnx.LayerNorm(
-      width, epsilon=1e-6, use_fast_variance=False, scale_init=ones(None), bias_init=zeros(None),
+      width,
+      epsilon=1e-6,
+      use_fast_variance=False,
+      scale_init=ones(None),
+      bias_init=zeros(None),
       rngs=rngs,
-    )  # fmt: skip
+    )
 
   def __call__(self, token_NZ: jax.Array) -> jax.Array:
     return self.norm(self.proj(token_NZ))

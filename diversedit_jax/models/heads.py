@@ -37,6 +37,10 @@ class AlignmentHead(nnx.Module):
 
 def _linear(fan_in: int, fan_out: int, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> nnx.Linear:
   return products.Linear(
-    fan_in, fan_out, kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'),
-    dtype=dtype, rngs=rngs,
-  )  # fmt: skip
+    fan_in,
+    fan_out,
+    kernel_init=embed.xavier(None, 'embed'),
+    bias_init=embed.zeros('embed'),
+    dtype=dtype,
+    rngs=rngs,
+  )

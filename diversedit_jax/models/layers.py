@@ -91,18 +91,31 @@ class Attention(nnx.Module):
     self.heads = config.heads
     self.implementation = config.kernel()
     self.qkv = products.Linear(
-      width, 3 * width, kernel_init=embed.xavier('embed', 'heads'),
-      bias_init=embed.zeros('heads'), dtype=dtype, rngs=rngs,
-    )  # fmt: skip
+      width,
+      3 * width,
+      kernel_init=embed.xavier('embed', 'heads'),
+      bias_init=embed.zeros('heads'),
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.proj = products.Linear(
-      width, width, kernel_init=embed.xavier('heads', 'embed'),
-      bias_init=embed.zeros('embed'), dtype=dtype, rngs=rngs,
-    )  # fmt: skip
+      width,
+      width,
+      kernel_init=embed.xavier('heads', 'embed'),
+      bias_init=embed.zeros('embed'),
+      dtype=dtype,
+      rngs=rngs,
+    )
     if config.qk_norm:
       norm = lambda: nnx.LayerNorm(
-        width // config.heads, epsilon=QK_NORM_EPSILON, use_fast_variance=False, dtype=dtype,
-        scale_init=embed.ones(None), bias_init=embed.zeros(None), rngs=rngs,
-      )  # fmt: skip
+        width // config.heads,
+        epsilon=QK_NORM_EPSILON,
+        use_fast_variance=False,
+        dtype=dtype,
+        scale_init=embed.ones(None),
+        bias_init=embed.zeros(None),
+        rngs=rngs,
+      )
       self.q_norm, self.k_norm = norm(), norm()
     self.qk_norm = config.qk_norm
 
@@ -122,13 +135,21 @@ class Mlp(nnx.Module):
   def __init__(self, config, *, rngs: nnx.Rngs):
     hidden, dtype = int(config.width * config.mlp_ratio), config.compute_dtype
     self.fc1 = products.Linear(
-      config.width, hidden, kernel_init=embed.xavier('embed', 'mlp'),
-      bias_init=embed.zeros('mlp'), dtype=dtype, rngs=rngs,
-    )  # fmt: skip
+      config.width,
+      hidden,
+      kernel_init=embed.xavier('embed', 'mlp'),
+      bias_init=embed.zeros('mlp'),
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.fc2 = products.Linear(
-      hidden, config.width, kernel_init=embed.xavier('mlp', 'embed'),
-      bias_init=embed.zeros('embed'), dtype=dtype, rngs=rngs,
-    )  # fmt: skip
+      hidden,
+      config.width,
+      kernel_init=embed.xavier('mlp', 'embed'),
+      bias_init=embed.zeros('embed'),
+      dtype=dtype,
+      rngs=rngs,
+    )
 
   def __call__(self, x_NTD: jax.Array) -> jax.Array:
     return self.fc2(jax.nn.gelu(checkpoint_name(self.fc1(x_NTD), 'fc1'), approximate=True))
@@ -142,9 +163,10 @@ def cast_products(network: nnx.Module) -> nnx.Module:
   before the cast are in their own dtype, float32.
   """
   dtypes = {
-    '/'.join(map(str, path)): module.dtype for path, module in nnx.iter_modules(network)
+    '/'.join(map(str, path)): module.dtype
+    for path, module in nnx.iter_modules(network)
     if isinstance(module, nnx.Linear) and module.dtype is not None
-  }  # fmt: skip
+  }
 
   def cast(path, leaf):
     layer, _, _ = trees.path_name(path).rpartition('/')
@@ -156,9 +178,13 @@ def cast_products(network: nnx.Module) -> nnx.Module:
 def adaln(config, parts: int, *, rngs: nnx.Rngs) -> products.Linear:
   """The zero-initialised layer that turns the conditioning into `parts` vectors of width D."""
   return products.Linear(
-    config.width, parts * config.width, kernel_init=embed.zeros('embed', None),
-    bias_init=embed.zeros(None), dtype=config.compute_dtype, rngs=rngs,
-  )  # fmt: skip
+    config.width,
+    parts * config.width,
+    kernel_init=embed.zeros('embed', None),
+    bias_init=embed.zeros(None),
+    dtype=config.compute_dtype,
+    rngs=rngs,
+  )
 
 
 class Block(nnx.Module):
@@ -180,9 +206,14 @@ class Block(nnx.Module):
 
 
 def fused(
-  x_NTD: jax.Array, skip_NTD: jax.Array, scale_E: jax.Array, bias_E: jax.Array,
-  kernel_ED: jax.Array, dtype: jnp.dtype | None, dot_general: Callable[..., jax.Array],
-) -> jax.Array:  # fmt: skip
+  x_NTD: jax.Array,
+  skip_NTD: jax.Array,
+  scale_E: jax.Array,
+  bias_E: jax.Array,
+  kernel_ED: jax.Array,
+  dtype: jnp.dtype | None,
+  dot_general: Callable[..., jax.Array],
+) -> jax.Array:
   """(4) less the bias of its product, E = 2D, without [x, skip] in memory.
 
   Sums over both halves, and a product of `dtype` (None is that of x) with each half of the kernel,
@@ -210,22 +241,35 @@ class Fuse(nnx.Module):
   def __init__(self, config, *, rngs: nnx.Rngs):
     width = config.width
     self.norm = nnx.LayerNorm(
-      2 * width, epsilon=NORM_EPSILON, use_fast_variance=False,
-      scale_init=embed.ones(None), bias_init=embed.zeros(None), rngs=rngs,
-    )  # fmt: skip
+      2 * width,
+      epsilon=NORM_EPSILON,
+      use_fast_variance=False,
+      scale_init=embed.ones(None),
+      bias_init=embed.zeros(None),
+      rngs=rngs,
+    )
     self.linear = products.Linear(
-      2 * width, width, kernel_init=embed.xavier(None, 'embed'),
-      bias_init=embed.zeros('embed'), dtype=config.compute_dtype, rngs=rngs,
-    )  # fmt: skip
+      2 * width,
+      width,
+      kernel_init=embed.xavier(None, 'embed'),
+      bias_init=embed.zeros('embed'),
+      dtype=config.compute_dtype,
+      rngs=rngs,
+    )
     self.unrolled = config.unrolled
 
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
     norm, linear = self.norm, self.linear
     fuse = recomputed(fused, self.unrolled, static_argnums=(5, 6))
     out = fuse(
-      x_NTD, skip_NTD, norm.scale[...], norm.bias[...], linear.kernel[...], linear.dtype,
+      x_NTD,
+      skip_NTD,
+      norm.scale[...],
+      norm.bias[...],
+      linear.kernel[...],
+      linear.dtype,
       linear.dot_general,
-    )  # fmt: skip
+    )
     return (out + linear.bias[None, None].astype(out.dtype)).astype(x_NTD.dtype)
 
 
@@ -238,9 +282,12 @@ class Final(nnx.Module):
 
   def __init__(self, config, *, rngs: nnx.Rngs):
     head = lambda out: products.Linear(
-      config.width, out, kernel_init=embed.zeros('embed', None), bias_init=embed.zeros(None),
+      config.width,
+      out,
+      kernel_init=embed.zeros('embed', None),
+      bias_init=embed.zeros(None),
       rngs=rngs,
-    )  # fmt: skip
+    )
     self.adaln = adaln(config, 2, rngs=rngs)
     self.linear = head(config.patch_size**2 * config.channels * (2 if config.learn_sigma else 1))
     self.has_class_token = bool(config.class_token)

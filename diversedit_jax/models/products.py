@@ -57,14 +57,26 @@ class Linear(nnx.Linear):
   """`nnx.Linear` over all rows, with the gradient of its bias summed in float32 at least."""
 
   def __init__(
-    self, in_features: int, out_features: int, *,
-    kernel_init: nnx.Initializer = _KERNEL, bias_init: nnx.Initializer = _ZEROS,
-    dtype: jnp.dtype | None = None, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs,
-  ):  # fmt: skip
+    self,
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_init: nnx.Initializer = _KERNEL,
+    bias_init: nnx.Initializer = _ZEROS,
+    dtype: jnp.dtype | None = None,
+    param_dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
     super().__init__(
-      in_features, out_features, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype,
-      param_dtype=param_dtype, dot_general=rows, rngs=rngs,
-    )  # fmt: skip
+      in_features,
+      out_features,
+      kernel_init=kernel_init,
+      bias_init=bias_init,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      dot_general=rows,
+      rngs=rngs,
+    )
 
   def __call__(self, x):
     dtype = self.dtype

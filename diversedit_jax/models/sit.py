@@ -114,9 +114,8 @@ class SiTConfig:
   def kernel(self) -> str:
     """Name of the attention kernel, chosen where it is 'auto'; see `attention.choose`."""
     return attention.choose(
-      self.attention, self.sequence, self.heads, self.width // self.heads, self.dtype,
-      self.platform,
-    )  # fmt: skip
+      self.attention, self.sequence, self.heads, self.width // self.heads, self.dtype, self.platform
+    )
 
   @classmethod
   def of_size(cls, name: str, **fields) -> 'SiTConfig':
@@ -175,10 +174,12 @@ class SiT(nnx.Module):
   def __init__(self, config: SiTConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.patch_embed = products.Linear(
-      config.patch_size**2 * config.channels, config.width,
-      kernel_init=embed.xavier(None, 'embed'), bias_init=embed.zeros('embed'),
+      config.patch_size**2 * config.channels,
+      config.width,
+      kernel_init=embed.xavier(None, 'embed'),
+      bias_init=embed.zeros('embed'),
       rngs=rngs,
-    )  # fmt: skip
+    )
     self.time_embed = embed.TimeEmbed(config.width, rngs=rngs)
     self.label_embed = embed.LabelEmbed(config.num_classes, config.width, rngs=rngs)
     if config.interval:

@@ -20,9 +20,12 @@ class Size:
 
 
 _SHAPES = {
-  'S': (12, 384, 6), 'B': (12, 768, 12), 'M': (16, 1024, 16), 'L': (24, 1024, 16),
+  'S': (12, 384, 6),
+  'B': (12, 768, 12),
+  'M': (16, 1024, 16),
+  'L': (24, 1024, 16),
   'XL': (28, 1152, 16),
-}  # fmt: skip
+}
 
 SIZES: dict[str, Size] = {
   f'{name}/{patch}': Size(depth=depth, width=width, heads=heads, patch_size=patch)

@@ -91,9 +91,10 @@ class Stack(nnx.Module):
 
     half, kept_half = jnp.arange(depth // 2), min(blocks, depth // 2)
     (x_NTD, kept), (skips, ys1) = self._scan(
-      self._plain(c_ND, tap, keep=True), (x_NTD, kept),
+      self._plain(c_ND, tap, keep=True),
+      (x_NTD, kept),
       (_head(self.first, kept_half), half[:kept_half]),
-    )  # fmt: skip
+    )
     if blocks <= depth // 2:
       return x_NTD, tap.finish(kept, ys1)
     mirrored = (self.second, self.fuse, skips, depth - 1 - half)

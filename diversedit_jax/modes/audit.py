@@ -35,9 +35,13 @@ def gather(experiment: build.Experiment) -> dict[str, Any]:
   source, batch_size = experiment.source, experiment.train.batch_size
   data = shared.data_facts(source)  # Refuses processes with different data.
   order = audit_lib.order_facts(
-    len(source), seed=experiment.seed, batch_size=batch_size, flip=experiment.data.flip,
-    epochs=_EPOCHS, processes=[p for p in (1, 2, 4, 8) if batch_size % p == 0],
-  )  # fmt: skip
+    len(source),
+    seed=experiment.seed,
+    batch_size=batch_size,
+    flip=experiment.data.flip,
+    epochs=_EPOCHS,
+    processes=[p for p in (1, 2, 4, 8) if batch_size % p == 0],
+  )
   labels = audit_lib.label_facts(source.labels, source.num_classes)
   bad: list[str] = []
   values = audit_lib.value_facts(
@@ -61,10 +65,17 @@ def gather(experiment: build.Experiment) -> dict[str, Any]:
   if labels['empty']:
     remarks.append(f'{len(labels["empty"])} of {labels["classes"]} classes have no example')
   facts = {
-    'data': experiment.config.data.source, **data, 'seed': experiment.seed,
-    'batch_size': batch_size, 'order': order, 'labels': labels, 'values': values, 'bad': bad,
-    'faults': faults, 'remarks': remarks,
-  }  # fmt: skip
+    'data': experiment.config.data.source,
+    **data,
+    'seed': experiment.seed,
+    'batch_size': batch_size,
+    'order': order,
+    'labels': labels,
+    'values': values,
+    'bad': bad,
+    'faults': faults,
+    'remarks': remarks,
+  }
   if isinstance(source, sources.StoreSource):
     facts['store'] = _store_facts(source)
   return facts

@@ -64,9 +64,13 @@ class Decoder:
   def facts(self) -> dict[str, object]:
     """For a protocol card."""
     return {
-      'file': self.file, 'decoder_sha256': self.sha256, 'scale': self._scaling.scale,
-      'shift': self._scaling.shift, 'dtype': self._dtype, 'tile': self._tile,
-    }  # fmt: skip
+      'file': self.file,
+      'decoder_sha256': self.sha256,
+      'scale': self._scaling.scale,
+      'shift': self._scaling.shift,
+      'dtype': self._dtype,
+      'tile': self._tile,
+    }
 
   def __call__(self, x_NHWC: np.ndarray) -> np.ndarray:
     """Pictures of latents.

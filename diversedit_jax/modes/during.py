@@ -33,9 +33,12 @@ def open_networks(experiment: build.Experiment, decoder: decoding.Decoder | None
 
 
 def open_scorer(
-  experiment: build.Experiment, mesh: jax.sharding.Mesh, path: pathlib.Path,
-  decoder: decoding.Decoder | None, networks: dict,
-) -> scoring.Scorer | None:  # fmt: skip
+  experiment: build.Experiment,
+  mesh: jax.sharding.Mesh,
+  path: pathlib.Path,
+  decoder: decoding.Decoder | None,
+  networks: dict,
+) -> scoring.Scorer | None:
   """What scores the samples, opened before anything compiles; None if `eval.every` is 0.
 
   Raises:
@@ -50,9 +53,12 @@ def open_scorer(
 
 
 def hook(
-  experiment: build.Experiment, trainable: state.Trainable, scorer: scoring.Scorer | None,
-  path: pathlib.Path, writer: writers.Writer,
-) -> loop.Hook:  # fmt: skip
+  experiment: build.Experiment,
+  trainable: state.Trainable,
+  scorer: scoring.Scorer | None,
+  path: pathlib.Path,
+  writer: writers.Writer,
+) -> loop.Hook:
   """Scores at intervals; always of the same labels and noise, so that scores are comparable."""
   options = experiment.evaluation
   if scorer is None:
@@ -77,15 +83,17 @@ def hook(
       found = scorer.score(lambda: [finished[shuffled]], labels[shuffled])
     weights = shared.Weights(
       trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}', 'ema'
-    )  # fmt: skip
+    )
     protocol = shared.protocol(
-      experiment, weights, labels, seconds=seconds, **facts, **scorer.facts(), **scorer.compared(),
-    )  # fmt: skip
+      experiment, weights, labels, seconds=seconds, **facts, **scorer.facts(), **scorer.compared()
+    )
     writer.row(step, {f'eval/{name}': value for name, value in found['scores'].items()})
     logging.info(
-      'step %d, %d samples: %s', step, len(labels),
+      'step %d, %d samples: %s',
+      step,
+      len(labels),
       ', '.join(f'{name} {value:.4g}' for name, value in found['scores'].items()),
-    )  # fmt: skip
+    )
     evaluation.warn(f'step {step}', [line for line in found['warnings'] if line not in told])
     told.update(found['warnings'])
     folder = path / FOLDER

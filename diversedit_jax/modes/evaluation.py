@@ -49,10 +49,16 @@ class Evaluation:
   """Samples of some weights, and their scores, under one name in one folder."""
 
   def __init__(
-    self, experiment: build.Experiment, weights: shared.Weights, folder: pathlib.Path, name: str, *,
-    number: int, sampler: trajectory.SamplerConfig | None = None,
+    self,
+    experiment: build.Experiment,
+    weights: shared.Weights,
+    folder: pathlib.Path,
+    name: str,
+    *,
+    number: int,
+    sampler: trajectory.SamplerConfig | None = None,
     scorer: scoring.Scorer | None = None,
-  ):  # fmt: skip
+  ):
     """Opens what is needed, and refuses what does not fit.
 
     Args:
@@ -93,10 +99,17 @@ class Evaluation:
     with shared.sampling(self._experiment, self._weights.mesh):
       found = self._scorer.score(lambda: parts.batches(shuffled), labels)
     facts = shared.protocol(
-      self._experiment, self._weights, labels, sampler=self._sampler, seconds=seconds,
-      samples_made_before=made_before, seconds_of_scoring=time.monotonic() - started,
-      **self._facts, **self._scorer.facts(), **self._scorer.compared(),
-    )  # fmt: skip
+      self._experiment,
+      self._weights,
+      labels,
+      sampler=self._sampler,
+      seconds=seconds,
+      samples_made_before=made_before,
+      seconds_of_scoring=time.monotonic() - started,
+      **self._facts,
+      **self._scorer.facts(),
+      **self._scorer.compared(),
+    )
     numbers = ', '.join(f'{name} {value:.4g}' for name, value in found['scores'].items())
     logging.info('%s: %s', self._name, numbers)
     if not first:
@@ -147,9 +160,13 @@ class Evaluation:
       if now - reported > _REPORT_SECONDS or start == count:
         rate, reported = (start - begun) / (now - started), now
         logging.info(
-          '%s: sampled %d/%d, %.3g images/s, ETA %.0f s', self._name, start, count, rate,
+          '%s: sampled %d/%d, %.3g images/s, ETA %.0f s',
+          self._name,
+          start,
+          count,
+          rate,
           (count - start) / rate,
-        )  # fmt: skip
+        )
     together.wait_for(lambda: len(samples.Parts(self._parts)) == count, self._parts)
     return time.monotonic() - started, begun
 
@@ -193,19 +210,27 @@ def label_facts(experiment: build.Experiment, labels: np.ndarray) -> dict[str, A
 
 
 def identity(
-  experiment: build.Experiment, sampler: trajectory.SamplerConfig, scorer: scoring.Scorer,
-  number: int, facts: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+  experiment: build.Experiment,
+  sampler: trajectory.SamplerConfig,
+  scorer: scoring.Scorer,
+  number: int,
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
   """What decides samples and their scores; `facts` are those of labels and weights."""
   config = run_dir.flatten(experiment.config.to_dict())
-  return plain({
-    'samples': {
-      **shared.sampler_facts(experiment, sampler), **scorer.facts(), **facts, 'number': number,
-      'class_token_scale': sampler.class_token_scale,
-      'network': {k: v for k, v in config.items() if run_dir.decides_network(k)},
-    },
-    'compared': scorer.compared(),
-  })  # fmt: skip
+  return plain(
+    {
+      'samples': {
+        **shared.sampler_facts(experiment, sampler),
+        **scorer.facts(),
+        **facts,
+        'number': number,
+        'class_token_scale': sampler.class_token_scale,
+        'network': {k: v for k, v in config.items() if run_dir.decides_network(k)},
+      },
+      'compared': scorer.compared(),
+    }
+  )
 
 
 def stats(experiment: build.Experiment, workdir: str) -> list[pathlib.Path]:

@@ -34,11 +34,16 @@ def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> lis
   scoring.check_name('sweep.score', options.score, scorer)
   evaluations = [
     evaluation.Evaluation(
-      experiment, weights, folder / name, _point_name(sampler), number=options.number,
-      sampler=sampler, scorer=scorer,
+      experiment,
+      weights,
+      folder / name,
+      _point_name(sampler),
+      number=options.number,
+      sampler=sampler,
+      scorer=scorer,
     )
     for sampler in samplers
-  ]  # fmt: skip
+  ]
   rows: list[dict[str, Any]] = []
   warnings = [f'{options.number} samples each: compare these among themselves, and quote none']
   for i, (sampler, one) in enumerate(zip(samplers, evaluations, strict=True)):
@@ -53,10 +58,16 @@ def sweep(experiment: build.Experiment, workdir: str, origin: str | None) -> lis
   choose = options_lib.BEST[options.score]
   best = choose(rows, key=lambda row: row[options.score])
   table, plot = folder / f'{name}.json', folder / f'{name}.png'
-  card.write_json(table, {
-    'score': options.score, 'number': options.number, 'best': best, 'rows': rows,
-    'warnings': warnings,
-  })  # fmt: skip
+  card.write_json(
+    table,
+    {
+      'score': options.score,
+      'number': options.number,
+      'best': best,
+      'rows': rows,
+      'warnings': warnings,
+    },
+  )
   label = f'{options.score.replace("_", " ")} of {options.number} samples'
   curves = _curves(rows, options.score)
   figures.guidance_curves(plot, curves, label=label, lowest_is_best=choose is min)
@@ -105,5 +116,7 @@ def _row(sampler, found, file):
   return {
     'scale': sampler.guidance_scale,
     'interval': [sampler.guidance_low, sampler.guidance_high],
-    'nfe': trajectory.evaluations(sampler).per_sample, 'file': file, **found['scores'],
-  }  # fmt: skip
+    'nfe': trajectory.evaluations(sampler).per_sample,
+    'file': file,
+    **found['scores'],
+  }

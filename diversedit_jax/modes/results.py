@@ -59,10 +59,15 @@ def analyze(experiment: build.Experiment, workdir: str, origin: str | None) -> l
   frozen = jax.device_put(objective.frozen(), sharding.replicated(weights.mesh))
   with jax.set_mesh(weights.mesh):
     features = blocks.block_features(
-      weights.graphdef, weights.params, source, options, objective=objective,
-      frozen=frozen, key=rng.stream(jax.random.key(experiment.seed), 'analysis'),
+      weights.graphdef,
+      weights.params,
+      source,
+      options,
+      objective=objective,
+      frozen=frozen,
+      key=rng.stream(jax.random.key(experiment.seed), 'analysis'),
       mesh=weights.mesh,
-    )  # fmt: skip
+    )
   if jax.process_index() != 0:
     return []
   matrices = blocks.cka_matrices(features, options.times, options.bandwidth)
@@ -89,14 +94,18 @@ def plan(experiment: build.Experiment) -> str:
   planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices)
   trainable = shared.make_trainable(experiment, planned)
   numbers = plan_lib.plan(
-    experiment.model, options, devices, objective=experiment.objective,
+    experiment.model,
+    options,
+    devices,
+    objective=experiment.objective,
     steps=experiment.train.steps,
-    batch_size=experiment.train.batch_size, accumulate=experiment.train.accumulate,
+    batch_size=experiment.train.batch_size,
+    accumulate=experiment.train.accumulate,
     parameters=trees.count(trainable.params),
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
     average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
     data_bytes=_resident_bytes(experiment),
-  )  # fmt: skip
+  )
   table = plan_lib.table(numbers, options, experiment.train.steps)
   if target is None:
     return table

@@ -42,9 +42,12 @@ class Scorer(Protocol):
 
 
 def open_scorer(
-  experiment: build.Experiment, mesh: jax.sharding.Mesh, folder: pathlib.Path,
-  decoder: decoding.Decoder | None, networks: Mapping[str, views.View],
-) -> Scorer:  # fmt: skip
+  experiment: build.Experiment,
+  mesh: jax.sharding.Mesh,
+  folder: pathlib.Path,
+  decoder: decoding.Decoder | None,
+  networks: Mapping[str, views.View],
+) -> Scorer:
   """The scorer of `eval.reference`.
 
   Args:
@@ -119,20 +122,27 @@ class PictureScorer:
   """See `Scorer`: FID and the rest, of uint8 pictures."""
 
   def __init__(
-    self, experiment: build.Experiment, mesh: jax.sharding.Mesh, folder: pathlib.Path,
-    decoder: decoding.Decoder | None, networks: Mapping[str, views.View],
-  ):  # fmt: skip
+    self,
+    experiment: build.Experiment,
+    mesh: jax.sharding.Mesh,
+    folder: pathlib.Path,
+    decoder: decoding.Decoder | None,
+    networks: Mapping[str, views.View],
+  ):
     """Opens references, and refuses what does not fit; see `open_scorer`."""
     options, side = experiment.evaluation, image_side(experiment.source, decoder)
     self._quantiser, self.image_shape = options.quantiser, (side, side, 3)
     self._decoder = decoder
     self._judges = {
       prefix: judge.Judge(
-        view, open_reference(experiment, view, mesh, side, folder), image_size=side,
-        options=options.judge(), mesh=mesh,
+        view,
+        open_reference(experiment, view, mesh, side, folder),
+        image_size=side,
+        options=options.judge(),
+        mesh=mesh,
       )
       for prefix, view in networks.items()
-    }  # fmt: skip
+    }
     self.names = tuple(prefix + k for prefix, one in self._judges.items() for k in one.names)
 
   def facts(self) -> dict[str, Any]:
@@ -144,8 +154,9 @@ class PictureScorer:
     return {
       'reference': {one.view.name: one.reference.sha256 for one in judges},
       'networks': {one.view.name: one.view.facts() for one in judges},
-      'precision_recall': options.precision_recall, 'kid_subsets': options.kid_subsets,
-    }  # fmt: skip
+      'precision_recall': options.precision_recall,
+      'kid_subsets': options.kid_subsets,
+    }
 
   def finish(self, made: np.ndarray) -> np.ndarray:
     """uint8 [n, H, W, 3].
@@ -216,16 +227,22 @@ def open_encoder(experiment: build.Experiment, side: int) -> views.View:
   """
   options = experiment.evaluation
   request = encoders.Request(
-    source=experiment.source, grid=(side // 16, side // 16), image_shape=(side, side, 3),
-    weights=options.encoder_weights, key='eval.encoder_weights',
-  )  # fmt: skip
+    source=experiment.source,
+    grid=(side // 16, side // 16),
+    image_shape=(side, side, 3),
+    weights=options.encoder_weights,
+    key='eval.encoder_weights',
+  )
   return views.of_encoder(encoders.open_encoder(options.encoder, request))
 
 
 def open_reference(
-  experiment: build.Experiment, view: views.View, mesh: jax.sharding.Mesh, side: int,
+  experiment: build.Experiment,
+  view: views.View,
+  mesh: jax.sharding.Mesh,
+  side: int,
   folder: pathlib.Path,
-) -> reference.Reference:  # fmt: skip
+) -> reference.Reference:
   """What a network's features are compared with: a file, or pictures looked at here.
 
   Raises:

@@ -47,9 +47,11 @@ def make_mesh(experiment):
 
 def make_trainable(experiment, mesh):
   trainable = state.Trainable(
-    experiment.network, experiment.transformation(), mesh,
+    experiment.network,
+    experiment.transformation(),
+    mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
-  )  # fmt: skip
+  )
   sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
   return trainable
 
@@ -57,11 +59,15 @@ def make_trainable(experiment, mesh):
 def make_step(experiment, trainable):
   """The training step of the run, not compiled yet."""
   return step.make_step(
-    experiment.objective, trainable.graphdef, experiment.transformation(),
+    experiment.objective,
+    trainable.graphdef,
+    experiment.transformation(),
     key=rng.stream(jax.random.key(experiment.seed), 'train'),
-    ema_decay=experiment.train.ema_decay, learning_rate=experiment.schedule(),
-    devices=trainable.mesh.size, accumulate=experiment.train.accumulate,
-  )  # fmt: skip
+    ema_decay=experiment.train.ema_decay,
+    learning_rate=experiment.schedule(),
+    devices=trainable.mesh.size,
+    accumulate=experiment.train.accumulate,
+  )
 
 
 def open_weights(experiment, workdir, origin):
@@ -103,7 +109,7 @@ def open_weights(experiment, workdir, origin):
   logging.info('%s weights of step %d', wanted, found)
   return path, Weights(
     trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted
-  )  # fmt: skip
+  )
 
 
 def _from_file(file, trainable):
@@ -166,9 +172,13 @@ def make_generator(experiment, graphdef, mesh, count, sampler=None):
   """The sampler of an experiment, or another, for `count` samples at most at a time."""
   options = experiment.sample
   return generate.Generator(
-    graphdef, experiment.objective.flow.sample, sampler or experiment.sampler, mesh=mesh,
-    seed=options.seed, batch_size=min(options.batch_size, count),
-  )  # fmt: skip
+    graphdef,
+    experiment.objective.flow.sample,
+    sampler or experiment.sampler,
+    mesh=mesh,
+    seed=options.seed,
+    batch_size=min(options.batch_size, count),
+  )
 
 
 def generate_samples(experiment, weights, labels):
@@ -178,9 +188,13 @@ def generate_samples(experiment, weights, labels):
   with sampling(experiment, weights.mesh):
     made = generator(weights.params, labels, progress=True)
   facts = protocol(
-    experiment, weights, labels, label_policy=experiment.sample.labels,
-    seconds=time.monotonic() - started, batch_size=generator.batch_size,
-  )  # fmt: skip
+    experiment,
+    weights,
+    labels,
+    label_policy=experiment.sample.labels,
+    seconds=time.monotonic() - started,
+    batch_size=generator.batch_size,
+  )
   return made, facts
 
 
@@ -195,25 +209,33 @@ def sampler_facts(experiment, sampler=None):
   """Of a protocol card: what the sampler does."""
   sampler = sampler or experiment.sampler
   return {
-    'seed': experiment.sample.seed, 'sampler': sampler.kind, 'steps': sampler.steps,
+    'seed': experiment.sample.seed,
+    'sampler': sampler.kind,
+    'steps': sampler.steps,
     'nfe': trajectory.evaluations(sampler).per_sample,
     'guidance_scale': sampler.guidance_scale,
     'guidance_interval': (sampler.guidance_low, sampler.guidance_high),
-    'guidance_channels': sampler.guidance_channels, 'path': sampler.path, **sampler.facts(),
+    'guidance_channels': sampler.guidance_channels,
+    'path': sampler.path,
+    **sampler.facts(),
     'precision': {
-      'model': experiment.model.dtype, 'residual': experiment.model.residual_dtype,
+      'model': experiment.model.dtype,
+      'residual': experiment.model.residual_dtype,
       'float32_products': experiment.sample.matmul_precision,
     },
-  }  # fmt: skip
+  }
 
 
 def protocol(experiment, of, labels, *, sampler=None, **extra):
   """The protocol card of samples of labels by some `Weights`."""
   facts = sampler_facts(experiment, sampler)
   facts = card.protocol_card(
-    **{'quantiser': None, **facts, **extra}, weights=of.kind, step=of.step, checkpoint=of.origin,
+    **{'quantiser': None, **facts, **extra},
+    weights=of.kind,
+    step=of.step,
+    checkpoint=of.origin,
     num_samples=len(labels),
-  )  # fmt: skip
+  )
   if experiment.model.class_token:
     facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
   return facts

@@ -14,9 +14,12 @@ _ORDER_SEED = 0
 
 
 def kept(
-  source: sources.Source, view: views.View, mesh: jax.sharding.Mesh, batch_size: int,
+  source: sources.Source,
+  view: views.View,
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
   folder: pathlib.Path,
-) -> reference.Reference:  # fmt: skip
+) -> reference.Reference:
   """The statistics of all pictures of a source by a network; from the file if it is there.
 
   The features of some pictures from all over the source are kept for precision and recall.
@@ -32,18 +35,24 @@ def kept(
   pictures.check_source(source)
   side = source.pixel_shape[0]
   facts = {
-    'inception_sha256': view.sha256, 'image_size': side, 'resize': view.resize,
-    'source': source.name, 'source_sha256': pictures.digest(source), 'network': view.facts(),
+    'inception_sha256': view.sha256,
+    'image_size': side,
+    'resize': view.resize,
+    'source': source.name,
+    'source_sha256': pictures.digest(source),
+    'network': view.facts(),
     'versions': card.versions(),
-  }  # fmt: skip
+  }
   path = folder / file_name(source, view)
   if not checkpoint.all_processes(path.is_file()):
     logging.info('%s: statistics of %d pictures by %s', source.name, len(source), view.name)
     n = len(source)
     summary = views.Extractor(view, mesh, batch_size).summarise(
-      pictures.batches(source, batch_size), n, keep=min(n, reference.POOL_LIMIT),
+      pictures.batches(source, batch_size),
+      n,
+      keep=min(n, reference.POOL_LIMIT),
       places=order.permutation(_ORDER_SEED, 0, n),
-    )  # fmt: skip
+    )
     if jax.process_index() == 0:
       reference.write(path, summary, facts)
     together.wait_for(path.is_file, folder)

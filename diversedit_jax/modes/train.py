@@ -35,9 +35,13 @@ def train(experiment: build.Experiment, workdir: str) -> None:
   key = jax.random.key(experiment.seed)
   step_fn = shared.make_step(experiment, trainable)
   logging.info(
-    '%s, %s: %s parameters, mesh %s, batch %d', experiment.config.method, experiment.source.name,
-    f'{trees.count(trainable.params):,}', dict(mesh.shape), experiment.train.batch_size,
-  )  # fmt: skip
+    '%s, %s: %s parameters, mesh %s, batch %d',
+    experiment.config.method,
+    experiment.source.name,
+    f'{trees.count(trainable.params):,}',
+    dict(mesh.shape),
+    experiment.train.batch_size,
+  )
   with jax.set_mesh(mesh), contextlib.closing(_checkpoints(path, experiment)) as checkpoints:
     compiled = step.compile_step(step_fn, trainable.shardings, mesh)
     loop.train(
@@ -54,7 +58,7 @@ def train(experiment: build.Experiment, workdir: str) -> None:
         *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),
         during.hook(experiment, trainable, scorer, path, writer),
       ],
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager
@@ -63,13 +67,20 @@ def _open_batches(experiment, mesh, start):
   source = shared.resident(experiment, mesh)
   options, batch_size = experiment.data, experiment.train.batch_size
   steps = pipeline.Steps(
-    source=source, seed=experiment.seed, batch_size=batch_size,
-    rows=sharding.process_rows(mesh, batch_size), flip=options.flip,
-  )  # fmt: skip
+    source=source,
+    seed=experiment.seed,
+    batch_size=batch_size,
+    rows=sharding.process_rows(mesh, batch_size),
+    flip=options.flip,
+  )
   with pipeline.batches(
-    steps, start_step=start, put=lambda batch: sharding.put_batch(batch, mesh, batch_size),
-    prefetch=options.prefetch, threads=options.threads, workers=options.workers,
-  ) as batches:  # fmt: skip
+    steps,
+    start_step=start,
+    put=lambda batch: sharding.put_batch(batch, mesh, batch_size),
+    prefetch=options.prefetch,
+    threads=options.threads,
+    workers=options.workers,
+  ) as batches:
     # Here and not in the background: all processes start programs in the same order.
     yield map(source.look_up, batches) if options.resident == 'device' else batches
 
@@ -102,9 +113,12 @@ def _checkpoints(path, experiment):
 
 def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> Sequence[loop.Hook]:
   similar = telemetry.make_similarity(
-    experiment.objective.flow_only(), trainable, frozen, key=key,
+    experiment.objective.flow_only(),
+    trainable,
+    frozen,
+    key=key,
     examples=experiment.log.telemetry_examples,
-  )  # fmt: skip
+  )
   watch = telemetry.hook(
     experiment.log.telemetry_every, similar, path / 'telemetry', writer, active=first
   )
@@ -117,9 +131,13 @@ def _preview(experiment, trainable, decoder, path, writer, first):
   rows = min(options.rows, max(experiment.model.num_classes, 1))
   labels = np.repeat(np.arange(rows, dtype=np.int32), options.columns)
   generator = generate.Generator(
-    trainable.graphdef, experiment.objective.flow.sample, experiment.sampler, mesh=trainable.mesh,
-    seed=experiment.sample.seed, batch_size=min(experiment.sample.batch_size, len(labels)),
-  )  # fmt: skip
+    trainable.graphdef,
+    experiment.objective.flow.sample,
+    experiment.sampler,
+    mesh=trainable.mesh,
+    seed=experiment.sample.seed,
+    batch_size=min(experiment.sample.batch_size, len(labels)),
+  )
 
   def run(step, state, batch):
     del batch

@@ -109,9 +109,12 @@ class Pipeline:
   def _read(self, index):
     try:
       data, pixels = loading.load(
-        self.collection, index, size=self.plan.size, rule=self.plan.crop,
+        self.collection,
+        index,
+        size=self.plan.size,
+        rule=self.plan.crop,
         orientation=self.plan.orientation,
-      )  # fmt: skip
+      )
     except base.BadPicture as error:
       return base.Skipped(self.collection.listing.names[index], str(error))
     return Picture(index, hashlib.sha256(data).hexdigest(), pixels)
@@ -136,9 +139,11 @@ class Pipeline:
       if 'pixels' in self.plan.columns:
         columns['pixels'] = picture.pixels[None]
       yield writer.Example(
-        key=listing.keys[picture.index], label=int(listing.labels[picture.index]),
-        sha256=picture.sha256, columns=columns,
-      )  # fmt: skip
+        key=listing.keys[picture.index],
+        label=int(listing.labels[picture.index]),
+        sha256=picture.sha256,
+        columns=columns,
+      )
 
 
 def _ahead(

@@ -80,9 +80,10 @@ def _parser():
   switch('--twins', 'encode mirror images too: exact flips for training, twice the room')
   add('--dtype', 'DTYPE', f'{_or(options.DTYPES)}, of the latents (default: float16)')
   add(
-    '--classes', 'FILE',
+    '--classes',
+    'FILE',
     "with the names of all classes in order, or 'imagenet' (default: those found, sorted)",
-  )  # fmt: skip
+  )
   add('--split', 'NAME', "of the data, where --source has it as '{{split}}' (default: {split})")
   add('--batch_size', 'N', 'pictures encoded at once (default: {batch_size})', int)
   add('--threads', 'N', 'that decode pictures (default: one for each core)', int)

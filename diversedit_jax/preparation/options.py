@@ -62,9 +62,12 @@ class Options:
 
   def __post_init__(self):
     for name, known in (
-      ('store', STORES), ('crop', pictures.CROPS), ('orientation', pictures.ORIENTATIONS),
-      ('dtype', (None, *DTYPES)), ('vae_dtype', (None, *VAE_DTYPES)),
-    ):  # fmt: skip
+      ('store', STORES),
+      ('crop', pictures.CROPS),
+      ('orientation', pictures.ORIENTATIONS),
+      ('dtype', (None, *DTYPES)),
+      ('vae_dtype', (None, *VAE_DTYPES)),
+    ):
       value = getattr(self, name)
       if value not in known:
         trees.check_known(f'--{name}', value, [k for k in known if k is not None])
@@ -136,14 +139,18 @@ def make_plan(
     config = autoencoder.config
     side = options.size // config.factor
     columns['moments'] = layout.ColumnFacts(
-      dtype=options.dtype or 'float16', shape=(side, side, 2 * config.latent_channels),
+      dtype=options.dtype or 'float16',
+      shape=(side, side, 2 * config.latent_channels),
       twins=options.twins,
-    )  # fmt: skip
+    )
     facts = {
-      'file': autoencoder.file, 'encoder_sha256': autoencoder.encoder_sha256,
-      'scale': config.scale, 'shift': config.shift, 'dtype': autoencoder.dtype,
+      'file': autoencoder.file,
+      'encoder_sha256': autoencoder.encoder_sha256,
+      'scale': config.scale,
+      'shift': config.shift,
+      'dtype': autoencoder.dtype,
       'config': dataclasses.asdict(config),
-    }  # fmt: skip
+    }
     facts = json.loads(json.dumps(facts))  # As it will be read again: lists for tuples.
   if options.store != 'latents':
     columns['pixels'] = layout.ColumnFacts(dtype='uint8', shape=(options.size, options.size, 3))
@@ -157,11 +164,17 @@ def make_plan(
       f'once; take {fewest} or more'
     )
   return layout.Plan(
-    source=collection.name, source_digest=listing.digest(), examples=len(listing),
+    source=collection.name,
+    source_digest=listing.digest(),
+    examples=len(listing),
     records_per_shard=records,
-    columns=columns, label_names=tuple(listing.label_names), size=options.size,
-    crop=options.crop, orientation=options.orientation, vae=facts,
-  )  # fmt: skip
+    columns=columns,
+    label_names=tuple(listing.label_names),
+    size=options.size,
+    crop=options.crop,
+    orientation=options.orientation,
+    vae=facts,
+  )
 
 
 def _records_per_shard(examples, fewest):

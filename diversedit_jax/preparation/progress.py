@@ -47,9 +47,11 @@ class Meter:
     left = datetime.timedelta(seconds=round((self._total - self._done) / rate)) if rate else '?'
     parts = [
       f'{self._done} of {self._total} pictures ({100 * self._done / max(self._total, 1):.0f}%)',
-      f'{rate:.4g} images/s', f'skipped {self._skipped}', f'ETA {left}',
+      f'{rate:.4g} images/s',
+      f'skipped {self._skipped}',
+      f'ETA {left}',
       f'memory {_gibibytes(_peak_memory())}',
-    ]  # fmt: skip
+    ]
     stats = self._device.memory_stats() if self._device else None
     if stats and 'peak_bytes_in_use' in stats:
       parts[-1] += f', device {_gibibytes(stats["peak_bytes_in_use"])}'

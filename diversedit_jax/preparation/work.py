@@ -88,9 +88,14 @@ def prepare(
   missing = [shard for shard, facts in found.items() if facts is None]
   output.check_space(root, plan, missing)
   logging.info(
-    '%s: %d pictures, %d classes, %d shards of at most %d, %d missing', plan.source,
-    plan.examples, len(plan.label_names), plan.shards, plan.records_per_shard, len(missing),
-  )  # fmt: skip
+    '%s: %d pictures, %d classes, %d shards of at most %d, %d missing',
+    plan.source,
+    plan.examples,
+    len(plan.label_names),
+    plan.shards,
+    plan.records_per_shard,
+    len(missing),
+  )
   try:
     root.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -131,9 +136,13 @@ def _make(asked, plan, mine, collection, autoencoder):
   meter = progress.Meter(total, total - left, len(skipped), device=device)
   with futures.ThreadPoolExecutor(threads) as pool:
     pipeline = encode.Pipeline(
-      collection=collection, plan=plan, encoder=encoder, pool=pool, threads=threads,
+      collection=collection,
+      plan=plan,
+      encoder=encoder,
+      pool=pool,
+      threads=threads,
       batch_size=asked.batch_size if encoder is None else encoder.batch_size,
-    )  # fmt: skip
+    )
     for shard in todo:
       writer.reopen(asked.output, shard)
       with contextlib.closing(pipeline.results(shard)) as results:

@@ -19,9 +19,12 @@ Average = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Arra
 
 
 def sample(
-  average: Average, shape: tuple[int, int, int], keys_N: jax.Array, labels_N: jax.Array | None,
+  average: Average,
+  shape: tuple[int, int, int],
+  keys_N: jax.Array,
+  labels_N: jax.Array | None,
   config: trajectory.SamplerConfig,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
   """Samples from noise; sample n sees `keys_N[n]` only.
 
   Args:

@@ -66,9 +66,13 @@ def compile_for(target: targets.Target, lowered: jax.stages.Lowered, *, beside: 
       raised as they are.
   """
   facts = dict(
-    target=target.name, kind=target.kind, devices=len(target.devices), memory=target.memory,
-    share=target.share, beside=beside,
-  )  # fmt: skip
+    target=target.name,
+    kind=target.kind,
+    devices=len(target.devices),
+    memory=target.memory,
+    share=target.share,
+    beside=beside,
+  )
   started = time.perf_counter()
   try:
     with targets.uncached():
@@ -85,20 +89,25 @@ def compile_for(target: targets.Target, lowered: jax.stages.Lowered, *, beside: 
     return Report(**facts, seconds=seconds, peak=found[0])
   seconds, memory = time.perf_counter() - started, program.memory_analysis()
   return Report(
-    **facts, seconds=seconds, peak=peak_bytes(program), arguments=memory.argument_size_in_bytes,
+    **facts,
+    seconds=seconds,
+    peak=peak_bytes(program),
+    arguments=memory.argument_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     collectives=collectives.collectives(program.as_text()),
-  )  # fmt: skip
+  )
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
   """Of a compiled program: arguments, temporaries, and results that take no argument's place."""
   memory = program.memory_analysis()
   return (
-    memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
-  )  # fmt: skip
+  )
 
 
 def rows(report: Report) -> Sequence[tuple[str, str]]:
@@ -118,12 +127,14 @@ def rows(report: Report) -> Sequence[tuple[str, str]]:
     f'{sums["count"]} {kind} of {_gib(sums["bytes"])}' for kind, sums in report.collectives.items()
   )
   return [
-    ('compiled for', f'{report.target}: {report.devices} x {report.kind}, in '
-     f'{report.seconds:.0f} s; nothing ran'),
+    (
+      'compiled for',
+      f'{report.target}: {report.devices} x {report.kind}, in {report.seconds:.0f} s; nothing ran',
+    ),
     ('compiled memory', f'{_gib(report.needed)} on a device at once: {beside}{parts}'),
     ('fits', f'{"yes" if report.fits else "NO"}: {_gib(report.needed)} of {usable}'),
     ('collectives', f'{sent} a step' if sent else 'none'),
-  ]  # fmt: skip
+  ]
 
 
 def _gib(count):

@@ -82,10 +82,11 @@ class Program:
     if noted := _TURNS.search(loop.attributes):
       return int(noted[1])
     bounds = [
-      instruction.arguments for name in loop.called('condition')
+      instruction.arguments
+      for name in loop.called('condition')
       for instruction in self.computations.get(name, ())
       if instruction.opcode == 'constant' and _COUNT.match(instruction.shape)
-    ]  # fmt: skip
+    ]
     return int(bounds[0]) if len(bounds) == 1 and bounds[0].isdigit() else 1
 
 

@@ -65,9 +65,12 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   """The gradient transformation: clip, then AdamW."""
   adamw = optax.adamw(
-    schedule(config, steps), b1=config.b1, b2=config.b2, eps=config.eps,
+    schedule(config, steps),
+    b1=config.b1,
+    b2=config.b2,
+    eps=config.eps,
     weight_decay=config.weight_decay,
-  )  # fmt: skip
+  )
   if not config.clip_norm:
     return adamw
   return optax.chain(clip_by_global_norm(config.clip_norm), adamw)

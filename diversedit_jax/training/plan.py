@@ -87,10 +87,19 @@ def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
 
 
 def plan(
-  model: sit.SiTConfig, config: PlanConfig, devices: int, *, objective: base.Objective, steps: int,
-  batch_size: int, accumulate: int, parameters: int, shard_bytes: int,
-  average_bytes: int | None = None, data_bytes: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+  model: sit.SiTConfig,
+  config: PlanConfig,
+  devices: int,
+  *,
+  objective: base.Objective,
+  steps: int,
+  batch_size: int,
+  accumulate: int,
+  parameters: int,
+  shard_bytes: int,
+  average_bytes: int | None = None,
+  data_bytes: int = 0,
+) -> dict[str, Any]:
   """Numbers of the plan; memory is per device, activations are an estimate,
   with XLA's attention unless the model's config says for which machine it is.
 
@@ -140,21 +149,35 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
   rows = [
     ('parameters', f'{numbers["parameters"]:,} trained'),
     ('tokens per image', f'{numbers["tokens"]}'),
-    ('FLOPs per image', f'{numbers["forward_gflops_per_image"]:.2f} G forward, '
-     f'{numbers["training_gflops_per_image"]:.2f} G training (a multiply-add is 2)'),
-    ('method', ', '.join(f'{name} +{share:.1%}' for name, share in numbers['method'].items())
-     or 'adds nothing to the matrix products of a plain step'),
-    ('memory per device', f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + '
-     f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + '
-     f'{numbers["data_gib_per_device"]:.2f} GiB resident data + about '
-     f'{numbers["activation_gib_per_device"]:.2f} GiB activations of the model '
-     f'({numbers["activations_of"]})'),
-    ('hardware', f'{numbers["devices"]} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
-     f'{config.mfu:.0%} of it (MFU)'),
-    ('rate', f'{numbers["images_per_second"]:.4g} images/s, '
-     f'{numbers["steps_per_second"]:.3g} steps/s'),
+    (
+      'FLOPs per image',
+      f'{numbers["forward_gflops_per_image"]:.2f} G forward, '
+      f'{numbers["training_gflops_per_image"]:.2f} G training (a multiply-add is 2)',
+    ),
+    (
+      'method',
+      ', '.join(f'{name} +{share:.1%}' for name, share in numbers['method'].items())
+      or 'adds nothing to the matrix products of a plain step',
+    ),
+    (
+      'memory per device',
+      f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + '
+      f'{numbers["frozen_gib_per_device"]:.2f} GiB encoders + '
+      f'{numbers["data_gib_per_device"]:.2f} GiB resident data + about '
+      f'{numbers["activation_gib_per_device"]:.2f} GiB activations of the model '
+      f'({numbers["activations_of"]})',
+    ),
+    (
+      'hardware',
+      f'{numbers["devices"]} devices of {config.peak_tflops:g} TFLOP/s, at an assumed '
+      f'{config.mfu:.0%} of it (MFU)',
+    ),
+    (
+      'rate',
+      f'{numbers["images_per_second"]:.4g} images/s, {numbers["steps_per_second"]:.3g} steps/s',
+    ),
     ('time', f'{progress.duration(numbers["seconds"])} for {steps:,} steps'),
-  ]  # fmt: skip
+  ]
   return aligned(rows)
 
 

@@ -23,18 +23,39 @@ from diversedit_jax.methods import rules
 
 # Keys that may change when a run continues: they do not decide what is learned from a step.
 FREE = (
-  'train.steps', 'data.prefetch', 'data.resident', 'data.threads', 'data.workers', 'vae',
-  'repa.weights', 'model.attention', 'model.remat', 'model.unroll',
-  'optimizer.shard_over_data', 'mesh', 'log', 'checkpoint', 'preview', 'sampler', 'sample',
-  'eval', 'sweep', 'analysis', 'plan',
-)  # fmt: skip
+  'train.steps',
+  'data.prefetch',
+  'data.resident',
+  'data.threads',
+  'data.workers',
+  'vae',
+  'repa.weights',
+  'model.attention',
+  'model.remat',
+  'model.unroll',
+  'optimizer.shard_over_data',
+  'mesh',
+  'log',
+  'checkpoint',
+  'preview',
+  'sampler',
+  'sample',
+  'eval',
+  'sweep',
+  'analysis',
+  'plan',
+)
 
 
 # Keys that came after runs were made, with the value that means as before.
 ADDED = {
-  'data.classes': None, 'data.space': None, 'data.size': None, 'data.crop': None,
-  'data.orientation': None, 'data.flip': False,
-}  # fmt: skip
+  'data.classes': None,
+  'data.space': None,
+  'data.size': None,
+  'data.crop': None,
+  'data.orientation': None,
+  'data.flip': False,
+}
 AUDIT = 'audit.json'
 # Entries of data.json that say what a sample is.
 SPACE = ('space', 'latents')
@@ -71,9 +92,13 @@ def decides_network(key: str) -> bool:
 
 
 def open_for_training(
-  workdir: str, config: ml_collections.ConfigDict, versions: Mapping[str, str], *,
-  data: Mapping[str, Any] | None = None, write: bool,
-) -> pathlib.Path:  # fmt: skip
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  versions: Mapping[str, str],
+  *,
+  data: Mapping[str, Any] | None = None,
+  write: bool,
+) -> pathlib.Path:
   """A new or continued run directory.
 
   Args:

@@ -80,9 +80,11 @@ class Trainable:
       network = self._make(nnx.Rngs(params=key))
       params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
       return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
         opt_state=self._tx.init(params),
-      )  # fmt: skip
+      )
 
     return jax.jit(create, out_shardings=self.shardings)(key)
 

@@ -78,9 +78,11 @@ def make_step(
       'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32),
     }
     return state_lib.TrainState(
-      step=state.step + 1, params=params, ema=update_ema(state.ema, params, ema_decay),
+      step=state.step + 1,
+      params=params,
+      ema=update_ema(state.ema, params, ema_decay),
       opt_state=opt_state,
-    ), metrics  # fmt: skip
+    ), metrics
 
   return step
 

@@ -67,9 +67,10 @@ _GPUS_OF_A_NODE = 8
 _GPU_SHARE = 0.9  # XLA_PYTHON_CLIENT_MEM_FRACTION of launch/gpu_node.sh.
 _GPU_OPTIONS = {
   # Without the device nothing can be tuned, and Triton's products are nothing but tuning.
-  'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False,
+  'xla_gpu_autotune_level': 0,
+  'xla_gpu_enable_triton_gemm': False,
   'xla_gpu_enable_latency_hiding_scheduler': True,  # As in launch/gpu_node.sh.
-}  # fmt: skip
+}
 _NO_DEVICE_HAS = 2**40  # Bytes.
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -153,9 +154,13 @@ def _gpus(name, gpu, count):
       f'"jax[cuda13]=={jax.__version__}", as \'.[cuda]\' does, or "jax[cuda12]=={jax.__version__}"'
     ) from error
   return Target(
-    name=name, platform='gpu', devices=tuple(found.devices), memory=gpu.memory, share=_GPU_SHARE,
+    name=name,
+    platform='gpu',
+    devices=tuple(found.devices),
+    memory=gpu.memory,
+    share=_GPU_SHARE,
     options=_GPU_OPTIONS,
-  )  # fmt: skip
+  )
 
 
 def _description(gpu):
@@ -163,16 +168,25 @@ def _description(gpu):
   major, minor = gpu.capability
   features = 'ACCELERATED_FEATURES' if major >= 9 else 'NONE'
   facts = {
-    'threads_per_block_limit': 1024, 'threads_per_warp': 32, 'shared_memory_per_block': 48 * _KIB,
-    'shared_memory_per_core': gpu.shared, 'shared_memory_per_block_optin': gpu.block_shared,
-    'threads_per_core_limit': gpu.threads, 'core_count': gpu.multiprocessors,
-    'fpus_per_core': gpu.lanes, 'block_dim_limit_x': 2**31 - 1, 'block_dim_limit_y': 2**16 - 1,
-    'block_dim_limit_z': 2**16 - 1, 'memory_bandwidth': int(gpu.bandwidth),
-    'l2_cache_size': gpu.l2, 'clock_rate_ghz': gpu.clock, 'device_memory_size': int(gpu.memory),
-    'registers_per_core_limit': 2**16, 'registers_per_block_limit': 2**16,
-    'cuda_compute_capability':
-      f'{{ major: {major} minor: {minor} feature_extension: {features} }}',
-  }  # fmt: skip
+    'threads_per_block_limit': 1024,
+    'threads_per_warp': 32,
+    'shared_memory_per_block': 48 * _KIB,
+    'shared_memory_per_core': gpu.shared,
+    'shared_memory_per_block_optin': gpu.block_shared,
+    'threads_per_core_limit': gpu.threads,
+    'core_count': gpu.multiprocessors,
+    'fpus_per_core': gpu.lanes,
+    'block_dim_limit_x': 2**31 - 1,
+    'block_dim_limit_y': 2**16 - 1,
+    'block_dim_limit_z': 2**16 - 1,
+    'memory_bandwidth': int(gpu.bandwidth),
+    'l2_cache_size': gpu.l2,
+    'clock_rate_ghz': gpu.clock,
+    'device_memory_size': int(gpu.memory),
+    'registers_per_core_limit': 2**16,
+    'registers_per_block_limit': 2**16,
+    'cuda_compute_capability': f'{{ major: {major} minor: {minor} feature_extension: {features} }}',
+  }
   lines = '\n'.join(f'  {key}: {value}' for key, value in facts.items())
   return (
     f'gpu_device_info {{\n{lines}\n}}\nplatform_name: "CUDA"\n'

@@ -18,9 +18,13 @@ from diversedit_jax.training import state as state_lib
 
 
 def make_similarity(
-  objective: base.Objective, trainable: state_lib.Trainable, frozen: Mapping[str, Any], *,
-  key: jax.Array, examples: int,
-) -> Callable[[state_lib.Params, types.Batch, jax.Array], dict[str, jax.Array]]:  # fmt: skip
+  objective: base.Objective,
+  trainable: state_lib.Trainable,
+  frozen: Mapping[str, Any],
+  *,
+  key: jax.Array,
+  examples: int,
+) -> Callable[[state_lib.Params, types.Batch, jax.Array], dict[str, jax.Array]]:
   """(params, batch, step) -> matrices {'token', 'mean'} [L, L] of the first examples of a batch.
 
   One forward pass of the trained weights at the step's own times and noise; see
@@ -41,9 +45,13 @@ def make_similarity(
 
 
 def hook(
-  every: int, similarity: Callable[..., dict[str, jax.Array]], folder: pathlib.Path,
-  writer: writers.Writer, *, active: bool,
-) -> loop.Hook:  # fmt: skip
+  every: int,
+  similarity: Callable[..., dict[str, jax.Array]],
+  folder: pathlib.Path,
+  writer: writers.Writer,
+  *,
+  active: bool,
+) -> loop.Hook:
   """Writes `similarity-STEP.npz` and the mean off-diagonal cosines beside the other metrics."""
 
   def run(step, state, batch):

@@ -25,9 +25,15 @@ OBJECTIVE = base.Objective(
 def network(skip=None, noise=0.0):
   """(graphdef, params) for 8x8 pictures, away from the initial identity by `noise`."""
   config = sit.SiTConfig(
-    input_size=(8, 8), channels=1, num_classes=10, depth=DEPTH, width=WIDTH, heads=2, patch_size=4,
+    input_size=(8, 8),
+    channels=1,
+    num_classes=10,
+    depth=DEPTH,
+    width=WIDTH,
+    heads=2,
+    patch_size=4,
     skip=skip,
-  )  # fmt: skip
+  )
   graphdef, state = nnx.split(base.Network(config, rngs=nnx.Rngs(0)), nnx.Param)
   generator = np.random.default_rng(0)
   noisy = lambda x: x + jnp.asarray(noise * generator.standard_normal(x.shape), x.dtype)
@@ -42,9 +48,15 @@ def options(**fields):
 
 def features(graphdef, params, source, config):
   return blocks.block_features(
-    graphdef, params, source, config, objective=OBJECTIVE, frozen={}, key=KEY,
+    graphdef,
+    params,
+    source,
+    config,
+    objective=OBJECTIVE,
+    frozen={},
+    key=KEY,
     mesh=sharding.make_mesh(),
-  )  # fmt: skip
+  )
 
 
 @pytest.fixture(scope='module')
@@ -125,10 +137,12 @@ def test_times_must_match_the_features(found):
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [
-    (dict(examples=3), 'at least 4 examples'), (dict(times=()), r'times=\(\)'),
-    (dict(times=(0.5, 1.5)), r'times in \[0, 1\]'), (dict(view='flat'), "did you mean 'flatten'"),
+    (dict(examples=3), 'at least 4 examples'),
+    (dict(times=()), r'times=\(\)'),
+    (dict(times=(0.5, 1.5)), r'times in \[0, 1\]'),
+    (dict(view='flat'), "did you mean 'flatten'"),
   ],
-)  # fmt: skip
+)
 def test_impossible_options_are_refused(fields, words):
   with pytest.raises(types.UserError, match=words):
     options(**fields)

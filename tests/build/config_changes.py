@@ -55,6 +55,10 @@ def assert_refused(changes, fragments):
 def moments(scaling):
   """64 latents that are scaled when they are used, as those of a store are."""
   return sources.ArraySource(
-    name='store/small', space='latents', num_classes=10, scaling=scaling,
-    data=np.zeros((64, 8, 8, 2), np.float32), labels=np.arange(64, dtype=np.int32) % 10,
-  )  # fmt: skip
+    name='store/small',
+    space='latents',
+    num_classes=10,
+    scaling=scaling,
+    data=np.zeros((64, 8, 8, 2), np.float32),
+    labels=np.arange(64, dtype=np.int32) % 10,
+  )

@@ -48,9 +48,11 @@ def in_the_folder(folder, monkeypatch):
 MEANFLOW = {'method': 'meanflow', 'sampler.guidance_scale': 1.0}  # It is guided in training.
 # An encoder that has weights looks at colour pictures.
 PRETRAINED = {
-  'method': 'repa', 'repa.pairs': 'dinov2-vit-s@2', 'model.patch_size': 2,
+  'method': 'repa',
+  'repa.pairs': 'dinov2-vit-s@2',
+  'model.patch_size': 2,
   'data.source': 'synthetic:32x32x4+256x256x3:10',
-}  # fmt: skip
+}
 PICTURES = {'data.source': 'folder:pictures', 'data.size': 8, 'train.batch_size': 4}
 ENCODER = {'eval.encoder': 'dinov2-vit-l', 'eval.encoder_weights': 'folder'}
 LATENTS = {'data.source': 'synthetic:8x8x4:10', 'vae.weights': 'vae.npz'}

@@ -39,10 +39,14 @@ def test_blocks_may_be_listed():
 def test_time_law_has_the_mean_the_deviation_and_the_path_of_the_config():
   law = build.build(
     changed(
-      {'interpolant.time_law': 'lognormal', 'interpolant.path': 'cosine',
-       'interpolant.time_mean': -0.4, 'interpolant.time_std': 0.5}
+      {
+        'interpolant.time_law': 'lognormal',
+        'interpolant.path': 'cosine',
+        'interpolant.time_mean': -0.4,
+        'interpolant.time_std': 0.5,
+      }
     )
-  ).objective.flow.time_law  # fmt: skip
+  ).objective.flow.time_law
   expected = interpolants.TIME_LAWS['lognormal'](path='cosine', mean=-0.4, std=0.5, epsilon=0.0)
   assert law == expected
 

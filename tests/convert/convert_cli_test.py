@@ -161,8 +161,11 @@ def test_bad_flags(capsys):
 def test_as_a_command(tmp_path, checkpoint):
   run = lambda *flags: subprocess.run(
     [sys.executable, '-m', 'diversedit_jax.convert', *flags],
-    cwd=_ROOT, capture_output=True, text=True, timeout=120,
-  )  # fmt: skip
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   flags = [f'--input={checkpoint}', f'--output={tmp_path / "a.safetensors"}']
   first, second = run(*flags), run(*flags)
   assert first.returncode == 0 and first.stdout.startswith('family') and not first.stderr

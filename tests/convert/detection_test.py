@@ -55,14 +55,19 @@ def _config_keys(family, golden, **changes):
     ('meanflow', 4, 64, '?', ['method=meanflow']),
     ('sit_original', 3, 64, '?', ['model.learn_sigma=True']),
     (
-      'dit', 3, 64, '?',
+      'dit',
+      3,
+      64,
+      '?',
       [
-        'model.learn_sigma=True', 'model.time_input=ddpm', 'interpolant.path=vp',
+        'model.learn_sigma=True',
+        'model.time_input=ddpm',
+        'interpolant.path=vp',
         'interpolant.prediction=noise',
       ],
     ),
   ],
-)  # fmt: skip
+)
 def test_config_keys(family, depth, width, heads, further, golden):
   sizes = [f'depth={depth}', f'width={width}', f'heads={heads}', 'patch_size=2']
   expected = ["model.size=''", *(f'model.{key}' for key in sizes), *further]
@@ -73,7 +78,8 @@ def test_config_keys_of_a_published_size(golden):
   size = {'depth': 28, 'width': 1152, 'patch_size': 2}
   assert _config_keys('sra', golden, **size) == ['model.size=XL/2']
   assert _config_keys('sra', golden, **size, heads=16, mlp_ratio=3.5) == [
-    'model.size=XL/2', 'model.mlp_ratio=3.5',
-  ]  # fmt: skip
+    'model.size=XL/2',
+    'model.mlp_ratio=3.5',
+  ]
   other = _config_keys('sra', golden, **size, heads=8)
   assert other[0] == "model.size=''" and 'model.heads=8' in other

@@ -74,10 +74,12 @@ def test_imported_parameters_are_those_of_the_model(case):
   inferred = mapping.infer_config(state_dict, family)
   fields = ('depth', 'width', 'patch_size', 'channels', 'num_classes', 'qk_norm')
   config = sit.SiTConfig(
-    input_size=(8, 8), heads=inferred['heads'] or 4, **{name: inferred[name] for name in fields},
+    input_size=(8, 8),
+    heads=inferred['heads'] or 4,
+    **{name: inferred[name] for name in fields},
     **{name: inferred[name] for name in ('interval', 'class_token', 'learn_sigma')},
     skip=stack.Skip() if inferred['skips'] else None,
-  )  # fmt: skip
+  )
   model = nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0)))
   expected = {n: x.shape for n, x in trees.named_leaves(nnx.split(model)[1]).items()}
   params = mapping.to_ours(state_dict, family)

@@ -84,8 +84,9 @@ def test_what_the_decoder_takes(arrays):
 def test_undo_inverts_apply():
   z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 3, 2)), jnp.float32)
   for scaling in (
-    latents.Scaling(scale=0.3611, shift=0.1159), latents.Scaling(scale=(0.5, 2.0), shift=(-1.0, 3)),
-  ):  # fmt: skip
+    latents.Scaling(scale=0.3611, shift=0.1159),
+    latents.Scaling(scale=(0.5, 2.0), shift=(-1.0, 3)),
+  ):
     np.testing.assert_allclose(scaling.undo(scaling.apply(z)), z, rtol=0, atol=2e-6)
 
 

@@ -155,17 +155,20 @@ def test_several_threads_gather_the_same(source):
 @pytest.mark.parametrize('crop', ['adm', 'center'])
 def test_batches_are_those_of_a_store_of_the_same_pictures(folder, tmp_path, crop, orientation):
   asked = small.asked(
-    tmp_path / 'store', source=f'folder:{folder}', vae=None, store='pixels', size=SIZE, crop=crop,
+    tmp_path / 'store',
+    source=f'folder:{folder}',
+    vae=None,
+    store='pixels',
+    size=SIZE,
+    crop=crop,
     orientation=orientation,
-  )  # fmt: skip
+  )
   work.run(asked)
   options = {'size': SIZE, 'crop': crop, 'orientation': orientation}
   made = [
-    pipeline.Steps(
-      source=sources.open_source(spec, **options), seed=3, batch_size=8, flip=True
-    )
+    pipeline.Steps(source=sources.open_source(spec, **options), seed=3, batch_size=8, flip=True)
     for spec in (f'folder:{folder}', f'store:{tmp_path}/store')
-  ]  # fmt: skip
+  ]
   for step in range(7):  # Two epochs.
     decoded, stored = (steps(step) for steps in made)
     assert set(decoded) == set(stored)

@@ -93,9 +93,10 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch):
 def test_a_batch_named_on_the_host_is_a_few_bytes():
   mesh = sharding.make_mesh()
   device = sources.DeviceSource(
-    sources.in_memory(Moments(), flip=False), whole=sharding.replicated(mesh),
+    sources.in_memory(Moments(), flip=False),
+    whole=sharding.replicated(mesh),
     batch=sharding.batch_sharding(mesh),
-  )  # fmt: skip
+  )
   batch = device.gather(np.array([3, 1]))
   assert {name: x.nbytes for name, x in batch.items()} == {'index': 8, 'labels': 8}
   assert isinstance(device.look_up(batch)['moments'], jax.Array)

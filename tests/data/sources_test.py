@@ -236,11 +236,15 @@ def test_pixel_shape_is_that_of_the_data_where_these_are_pixels(tmp_path, splits
 @pytest.mark.parametrize(
   'pixels',
   [
-    PIXELS.astype(np.float32), PIXELS[:2], PIXELS[..., 0], PIXELS[..., :2], PIXELS[:, :0],
+    PIXELS.astype(np.float32),
+    PIXELS[:2],
+    PIXELS[..., 0],
+    PIXELS[..., :2],
+    PIXELS[:, :0],
     PIXELS[0],
   ],
   ids=['float32', 'fewer', 'rank', 'channels', 'empty', 'one'],
-)  # fmt: skip
+)
 def test_other_pixels_are_refused(tmp_path, pixels):
   path = write(tmp_path, latents=LATENTS, labels=Y, pixels=pixels)
   with pytest.raises(UserError) as error:

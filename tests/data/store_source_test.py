@@ -16,9 +16,13 @@ EXAMPLES = 5
 MOMENTS = np.stack([store_files.moments(i) for i in range(EXAMPLES)])  # [5, 2, *shape]
 PIXELS = np.concatenate([store_files.pixels(i) for i in range(EXAMPLES)])
 VAE = {
-  'file': 'vae.safetensors', 'encoder_sha256': '1' * 64, 'scale': list(store_files.SCALE),
-  'shift': list(store_files.SHIFT), 'dtype': 'float32', 'config': {},
-}  # fmt: skip
+  'file': 'vae.safetensors',
+  'encoder_sha256': '1' * 64,
+  'scale': list(store_files.SCALE),
+  'shift': list(store_files.SHIFT),
+  'dtype': 'float32',
+  'config': {},
+}
 
 
 def write(root, columns, twins=True):
@@ -62,8 +66,10 @@ def opened(roots):
 def test_facts_of_latents(opened):
   scaling = latents.Scaling(scale=store_files.SCALE, shift=store_files.SHIFT)
   for name, pixel_shape, mirrors in (
-    ('both', (4, 4, 3), True), ('moments', None, True), ('alone', (4, 4, 3), False),
-  ):  # fmt: skip
+    ('both', (4, 4, 3), True),
+    ('moments', None, True),
+    ('alone', (4, 4, 3), False),
+  ):
     source = opened[name]
     assert (source.name, source.space, source.num_classes) == (f'store/{name}', 'latents', 3)
     assert (source.shape, source.pixel_shape) == ((2, 2, 2), pixel_shape)
@@ -81,10 +87,13 @@ def test_facts_of_pixels(opened):
 @pytest.mark.parametrize(
   ('name', 'pixels', 'keys'),
   [
-    ('both', True, {'moments', 'pixels'}), ('both', False, {'moments'}),
-    ('moments', True, {'moments'}), ('pixels', True, {'images'}), ('pixels', False, {'images'}),
+    ('both', True, {'moments', 'pixels'}),
+    ('both', False, {'moments'}),
+    ('moments', True, {'moments'}),
+    ('pixels', True, {'images'}),
+    ('pixels', False, {'images'}),
   ],
-)  # fmt: skip
+)
 def test_what_is_gathered(roots, name, pixels, keys):
   source = sources.open_source(f'store:{roots[name]}', pixels=pixels)
   wanted = np.array([4, 0, 4, 2])
@@ -203,9 +212,14 @@ def test_the_digest_tells_scales_shifts_and_encoders_apart(tmp_path):
   """The same moments, of which a model would see others."""
   numbers = {name: VAE[name] for name in ('scale', 'shift')}
   changes = [
-    {}, {'scale': [0.5, 1.0]}, {'shift': [0.25, 1.0]}, {'encoder_sha256': '2' * 64}, {'scale': 0.5},
-    {'scale': [0.5, 0.5]}, {'file': 'moved.safetensors'},
-  ]  # fmt: skip
+    {},
+    {'scale': [0.5, 1.0]},
+    {'shift': [0.25, 1.0]},
+    {'encoder_sha256': '2' * 64},
+    {'scale': 0.5},
+    {'scale': [0.5, 0.5]},
+    {'file': 'moved.safetensors'},
+  ]
   digests = []
   root = write(tmp_path / 'store', ('moments',))
   manifest = layout.read_manifest(root)

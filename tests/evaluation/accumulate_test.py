@@ -35,8 +35,9 @@ def check_same(summary, batch, keep=COUNT):
   flat = batch['spatial'].reshape(COUNT, -1)
   assert summary.n == COUNT
   for found, x in (
-    ((summary.mu, summary.sigma), batch['pool']), ((summary.mu_s, summary.sigma_s), flat)
-  ):  # fmt: skip
+    ((summary.mu, summary.sigma), batch['pool']),
+    ((summary.mu_s, summary.sigma_s), flat),
+  ):
     for a, b in zip(found, scores.gaussian_statistics(x), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-13)
   np.testing.assert_array_equal(summary.pool_ND, batch['pool'][:keep])

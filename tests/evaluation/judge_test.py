@@ -40,9 +40,12 @@ def against():
 
 def make(against, view=None, size=16, **options):
   return judge.Judge(
-    view or picture_eval.view(), against, image_size=size, mesh=sharding.make_mesh(),
+    view or picture_eval.view(),
+    against,
+    image_size=size,
+    mesh=sharding.make_mesh(),
     options=judge.JudgeOptions(**{'batch_size': 16, 'kid_subsets': 2} | options),
-  )  # fmt: skip
+  )
 
 
 def test_statistics_are_numpys(against):
@@ -99,11 +102,14 @@ KNOWN = {
   'no spatial': (('mu_s', 'sigma_s'), {}, 'fid is precision kid'),
   'no pool': (('mu', 'sigma'), {}, 'sfid is precision kid'),
   'nothing': ((*STATISTICS, 'pool_ND'), {}, 'is'),
-}  # fmt: skip
+}
 NAMES = {
-  'fid': ['fid'], 'sfid': ['sfid'], 'is': ['inception_score', 'inception_score_std'],
-  'precision': ['precision', 'recall'], 'kid': ['kid', 'kid_std'],
-}  # fmt: skip
+  'fid': ['fid'],
+  'sfid': ['sfid'],
+  'is': ['inception_score', 'inception_score_std'],
+  'precision': ['precision', 'recall'],
+  'kid': ['kid', 'kid_std'],
+}
 
 
 @pytest.mark.parametrize('name', KNOWN)
@@ -174,8 +180,10 @@ def test_what_a_reference_or_a_network_does_not_state_is_flagged(against):
   assert 'theirs states neither network, resize nor size of its pictures' in told(bare, view)
   assert open_ not in told(variant(bare, images_NHWC=pictures(1)), view)
   for verified, random, expected in (
-    (False, False, True), (False, True, False), (None, False, False),
-  ):  # fmt: skip
+    (False, False, True),
+    (False, True, False),
+    (None, False, False),
+  ):
     other = dataclasses.replace(view, verified=verified, random=random)
     assert (closed in told(against, other)) == expected
     assert other.facts()['verified'] is verified
@@ -199,10 +207,11 @@ def test_warnings_say_what_makes_numbers_doubtful(against):
   random = dataclasses.replace(picture_eval.view(), random=True)
   told = ' '.join(make(small, random).score([pictures(n=8)], 8)['warnings'])
   for words in (
-    '8 samples cannot give a covariance of full rank in the 16 dimensions', 'FID-8 is not FID-50K',
+    '8 samples cannot give a covariance of full rank in the 16 dimensions',
+    'FID-8 is not FID-50K',
     '10 samples cannot give a covariance of full rank in the 16 dimensions of the reference',
     'the weights of inception are random',
-  ):  # fmt: skip
+  ):
     assert words in told
 
 

@@ -11,9 +11,14 @@ from diversedit_jax.evaluation import manifold, scores
 from diversedit_jax.types import UserError
 
 CASES = [
-  'pr_main', 'pr_integer_ties', 'pr_identical', 'pr_disjoint', 'pr_collapsed_sample',
-  'pr_high_dim', 'pr_overflows_half',
-]  # fmt: skip
+  'pr_main',
+  'pr_integer_ties',
+  'pr_identical',
+  'pr_disjoint',
+  'pr_collapsed_sample',
+  'pr_high_dim',
+  'pr_overflows_half',
+]
 
 
 def sides(data, name):
@@ -92,8 +97,12 @@ def test_rotation_scale_offset_and_order_do_not_matter(golden):
   rng = np.random.default_rng(0)
   turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
   for change in (
-    lambda x: x @ turn, lambda x: 1e-3 * x, lambda x: 300 * x, lambda x: x + 100, rng.permutation
-  ):  # fmt: skip
+    lambda x: x @ turn,
+    lambda x: 1e-3 * x,
+    lambda x: 300 * x,
+    lambda x: x + 100,
+    rng.permutation,
+  ):
     assert scores.precision_recall(change(reference), change(samples)) == expected
 
 

@@ -49,19 +49,28 @@ def test_scores_and_protocol(files, tiny):
     files / 'samples.npz', files / 'reference.npz', 'weights', options=OPTIONS
   )
   judged = judge.Judge(
-    picture_eval.view(), reference.read(files / 'reference.npz'), image_size=16, options=OPTIONS,
+    picture_eval.view(),
+    reference.read(files / 'reference.npz'),
+    image_size=16,
+    options=OPTIONS,
     mesh=sharding.make_mesh(),
-  )  # fmt: skip
+  )
   assert found['scores'] == pytest.approx(judged.score([pictures(0)], N)['scores'], rel=1e-9)
   assert len(found['scores']) == 8 and found['reference']['images'] == N
   assert found['protocol'] == {
     'samples': {
-      'name': 'samples.npz', 'images': N, 'side': 16,
+      'name': 'samples.npz',
+      'images': N,
+      'side': 16,
       'sha256': hashlib.sha256(pictures(0).tobytes()).hexdigest(),
     },
-    'network': picture_eval.view().facts(), 'precision_recall': 'float32', 'kid_subsets': 2,
-    'batch_size': 8, 'device': card.devices(), 'versions': card.versions(),
-  }  # fmt: skip
+    'network': picture_eval.view().facts(),
+    'precision_recall': 'float32',
+    'kid_subsets': 2,
+    'batch_size': 8,
+    'device': card.devices(),
+    'versions': card.versions(),
+  }
   json.dumps(found, allow_nan=False)
 
 
@@ -109,10 +118,14 @@ def run(**values):
 def test_the_command_prints_and_writes_the_scores(files, tiny, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(evaluate_npz.cli, 'keep_programs', lambda: None)
   values = {
-    'samples': str(files / 'samples.npz'), 'reference': str(files / 'reference.npz'),
-    'inception': 'weights', 'output': str(tmp_path / 'scores.json'), 'batch_size': 5,
-    'precision_recall': 'float16', 'kid_subsets': 0,
-  }  # fmt: skip
+    'samples': str(files / 'samples.npz'),
+    'reference': str(files / 'reference.npz'),
+    'inception': 'weights',
+    'output': str(tmp_path / 'scores.json'),
+    'batch_size': 5,
+    'precision_recall': 'float16',
+    'kid_subsets': 0,
+  }
   run(**values)
   found = json.loads((tmp_path / 'scores.json').read_text())
   assert json.loads(capsys.readouterr().out) == found
@@ -127,11 +140,19 @@ def test_the_command_prints_and_writes_the_scores(files, tiny, tmp_path, capsys,
 def test_mistakes_at_the_command_line_are_one_line(files, tmp_path):
   root = pathlib.Path(__file__).parents[2]
   done = subprocess.run(
-    [sys.executable, '-m', 'diversedit_jax.evaluate_npz', f'--samples={files}/samples.npz',
-     f'--reference={files}/reference.npz', '--inception=absent'],
-    cwd=tmp_path, capture_output=True, text=True,
+    [
+      sys.executable,
+      '-m',
+      'diversedit_jax.evaluate_npz',
+      f'--samples={files}/samples.npz',
+      f'--reference={files}/reference.npz',
+      '--inception=absent',
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
     env=os.environ | {'PYTHONPATH': str(root), 'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'xla')},
-  )  # fmt: skip
+  )
   assert done.returncode == 1 and done.stdout == '' and 'Traceback' not in done.stderr
   line = done.stderr.strip().splitlines()[-1]
   assert line.startswith('error: Inception needs its weights') and 'there is no absent' in line
@@ -146,9 +167,12 @@ def test_inception_itself(tmp_path):
   features = jax.jit(inception.features)(network.params, x)
   pool, spatial = (np.asarray(getattr(features, k), np.float64) for k in ('pool', 'spatial'))
   np.savez(
-    tmp_path / 'reference.npz', mu=pool.mean(0), sigma=np.cov(pool, rowvar=False),
-    mu_s=spatial.mean(0), sigma_s=np.cov(spatial, rowvar=False),
-  )  # fmt: skip
+    tmp_path / 'reference.npz',
+    mu=pool.mean(0),
+    sigma=np.cov(pool, rowvar=False),
+    mu_s=spatial.mean(0),
+    sigma_s=np.cov(spatial, rowvar=False),
+  )
   options = judge.JudgeOptions(batch_size=4, precision_recall='none', kid_subsets=0)
   found = evaluation.evaluate_npz(
     tmp_path / 'samples.npz', tmp_path / 'reference.npz', network, options=options

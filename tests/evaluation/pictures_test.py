@@ -14,9 +14,7 @@ from diversedit_jax.types import UserError
 
 def array_source(data, space='pixels'):
   labels = np.zeros(len(data), np.int32)
-  return sources.ArraySource(
-    name='arrays/x', space=space, num_classes=1, data=data, labels=labels
-  )  # fmt: skip
+  return sources.ArraySource(name='arrays/x', space=space, num_classes=1, data=data, labels=labels)
 
 
 @pytest.fixture

@@ -33,9 +33,12 @@ def adm(**changes):
   """Arrays of an ADM file; None takes one away."""
   mu, sigma = scores.gaussian_statistics(np.random.default_rng(1).normal(size=(40, 6)))
   arrays = {
-    'arr_0': np.zeros((3, 32, 32, 3), np.uint8), 'mu': mu, 'sigma': sigma,
-    'mu_s': mu[:4].astype(np.float32), 'sigma_s': sigma[:4, :4].astype(np.float32),
-  }  # fmt: skip
+    'arr_0': np.zeros((3, 32, 32, 3), np.uint8),
+    'mu': mu,
+    'sigma': sigma,
+    'mu_s': mu[:4].astype(np.float32),
+    'sigma_s': sigma[:4, :4].astype(np.float32),
+  }
   return {k: v for k, v in (arrays | changes).items() if v is not None}
 
 

@@ -108,10 +108,18 @@ def frechet_pair(data, name):
 
 
 FRECHET = [
-  'fid_main', 'fid_fewer_samples_than_dims', 'fid_identical', 'fid_permuted', 'fid_mean_shift',
-  'fid_scaled_by_3', 'fid_large_offset', 'fid_constant_dims', 'fid_one_dim', 'sfid_small',
+  'fid_main',
+  'fid_fewer_samples_than_dims',
+  'fid_identical',
+  'fid_permuted',
+  'fid_mean_shift',
+  'fid_scaled_by_3',
+  'fid_large_offset',
+  'fid_constant_dims',
+  'fid_one_dim',
+  'sfid_small',
   'sfid_spatial',
-]  # fmt: skip
+]
 
 
 def test_every_golden_case_is_tested(golden):

@@ -15,9 +15,15 @@ CONFIG = vae.VAEConfig(block_channels=(4, 8), layers_per_block=1, norm_groups=2)
 SETTINGS = {'norm_num_groups': 2}
 ATTENTION = 'encoder.mid_block.attentions.0.'
 OTHER = vae.VAEConfig(
-  latent_channels=16, block_channels=(4, 8, 8), layers_per_block=2, norm_groups=2, scale=0.3611,
-  shift=0.1159, quant_conv=False, post_quant_conv=False,
-)  # fmt: skip
+  latent_channels=16,
+  block_channels=(4, 8, 8),
+  layers_per_block=2,
+  norm_groups=2,
+  scale=0.3611,
+  shift=0.1159,
+  quant_conv=False,
+  post_quant_conv=False,
+)
 
 
 @pytest.fixture(scope='module')
@@ -120,13 +126,24 @@ def test_files_of_other_dtypes_become_float32(tmp_path, source, arrays, dtype):
 def test_another_autoencoder_is_recognised(tmp_path):
   source = vae_files.random(OTHER, 3)
   settings = {
-    '_class_name': 'AutoencoderKL', 'act_fn': 'silu', 'block_out_channels': [4, 8, 8],
-    'down_block_types': ['DownEncoderBlock2D'] * 3, 'up_block_types': ['UpDecoderBlock2D'] * 3,
-    'in_channels': 3, 'out_channels': 3, 'latent_channels': 16, 'latents_mean': None,
-    'latents_std': None, 'layers_per_block': 2, 'mid_block_add_attention': True,
-    'norm_num_groups': 2, 'scaling_factor': 0.3611, 'shift_factor': 0.1159,
-    'use_quant_conv': False, 'use_post_quant_conv': False,
-  }  # fmt: skip
+    '_class_name': 'AutoencoderKL',
+    'act_fn': 'silu',
+    'block_out_channels': [4, 8, 8],
+    'down_block_types': ['DownEncoderBlock2D'] * 3,
+    'up_block_types': ['UpDecoderBlock2D'] * 3,
+    'in_channels': 3,
+    'out_channels': 3,
+    'latent_channels': 16,
+    'latents_mean': None,
+    'latents_std': None,
+    'layers_per_block': 2,
+    'mid_block_add_attention': True,
+    'norm_num_groups': 2,
+    'scaling_factor': 0.3611,
+    'shift_factor': 0.1159,
+    'use_quant_conv': False,
+    'use_post_quant_conv': False,
+  }
   path = write(tmp_path, vae_files.to_arrays(source.params, OTHER), settings)
   found = vae_files.load(path)
   assert found.config == OTHER

@@ -21,9 +21,15 @@ TOLERANCE = {'float32': {'atol': 2e-5, 'rtol': 1e-5}, 'float64': {'atol': 1e-9, 
 INSIDE = TOLERANCE | {'float32': {'atol': 1e-4, 'rtol': 5e-5}}
 SMALL = vae.VAEConfig(block_channels=(8, 16), layers_per_block=1, norm_groups=4)
 OTHER = vae.VAEConfig(
-  latent_channels=16, block_channels=(8, 16, 16), layers_per_block=1, norm_groups=4, scale=0.3611,
-  shift=0.1159, quant_conv=False, post_quant_conv=False,
-)  # fmt: skip
+  latent_channels=16,
+  block_channels=(8, 16, 16),
+  layers_per_block=1,
+  norm_groups=4,
+  scale=0.3611,
+  shift=0.1159,
+  quant_conv=False,
+  post_quant_conv=False,
+)
 
 
 def nhwc(array, dtype='float32'):
@@ -125,9 +131,13 @@ def test_the_residual_stream_stays_in_float32():
 
 def unloaded(config, dtype='float32'):
   return vae.Autoencoder(
-    config=config, params=vae.shapes(config), file='', encoder_sha256='', decoder_sha256='',
+    config=config,
+    params=vae.shapes(config),
+    file='',
+    encoder_sha256='',
+    decoder_sha256='',
     dtype=dtype,
-  )  # fmt: skip
+  )
 
 
 def both_halves(autoencoder, size):

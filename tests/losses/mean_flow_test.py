@@ -13,9 +13,14 @@ from diversedit_jax.interpolants import times
 from diversedit_jax.losses import mean_flow
 
 CASES = (
-  'no_guidance', 'default', 'omega2_kappa0', 'omega0.2_kappa0.92', 'interval', 'drop',
+  'no_guidance',
+  'default',
+  'omega2_kappa0',
+  'omega0.2_kappa0.92',
+  'interval',
+  'drop',
   'p0.75_eps1e-3',
-)  # fmt: skip
+)
 EXACT = {'rtol': 1e-11, 'atol': 1e-12}
 
 
@@ -63,9 +68,15 @@ def velocities(params, arrays, case):
   null = jnp.full_like(y, case['null'])
   at_once = functools.partial(network, params, z, t, jnp.zeros_like(t))
   v_g = mean_flow.guided_velocity(
-    v, at_once(null), at_once(y), omega=case['omega'], kappa=case['kappa'], t_N=t,
-    start=case['t_start'], end=case['t_end'],
-  )  # fmt: skip
+    v,
+    at_once(null),
+    at_once(y),
+    omega=case['omega'],
+    kappa=case['kappa'],
+    t_N=t,
+    start=case['t_start'],
+    end=case['t_end'],
+  )
   dropped_N = jnp.arange(len(y)) < case.get('ndrop', 0)
   return jnp.where(dropped_N[:, None, None, None], v, v_g), jnp.where(dropped_N, null, y)
 

@@ -132,9 +132,14 @@ def test_samples_do_not_depend_on_what_the_network_predicts(kind):
   path = interpolants.cosine()
   keys_N, labels_N = jax.random.split(jax.random.key(0), 3), jnp.asarray([0, 1, 2])
   config = trajectory.SamplerConfig(
-    kind=kind, steps=4, start=0.98, path='cosine', guidance_scale=1.5, guidance_high=0.6,
+    kind=kind,
+    steps=4,
+    start=0.98,
+    path='cosine',
+    guidance_scale=1.5,
+    guidance_high=0.6,
     dtype='float64',
-  )  # fmt: skip
+  )
 
   def says(prediction):
     def pred(x, t_N, y_N):

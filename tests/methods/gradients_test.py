@@ -30,11 +30,9 @@ REPA = repa.Repa(
     repa.Pair(encoder='other', block=1, width=tiny.WIDTHS['other']),
   ),
   hidden=8,
-)  # fmt: skip
+)
 SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
-REG = reg.Reg(
-  path=interpolants.cosine(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc'
-)  # fmt: skip
+REG = reg.Reg(path=interpolants.cosine(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc')
 TOKEN = repa.Repa(
   pairs=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
 )
@@ -49,10 +47,11 @@ METHODS = {
   'sra': (tiny.interpolant(time_law=LAW), (SRA,)),
   'reg': (REG, (TOKEN,)),
   'repa+dispersive+sra+diverse': (
-    tiny.interpolant(time_law=LAW, path=interpolants.vp()), (REPA, DISPERSIVE, SRA, DIVERSE),
+    tiny.interpolant(time_law=LAW, path=interpolants.vp()),
+    (REPA, DISPERSIVE, SRA, DIVERSE),
   ),
   'reg+dispersive+sra+diverse': (REG, (TOKEN, DISPERSIVE, SRA, DIVERSE)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +75,9 @@ def setting(flow, terms, skip=None):
   objective = base.Objective(flow=flow, terms=terms)
   model = tiny.config(
     interval=isinstance(flow, meanflow.MeanFlow),
-    class_token=tiny.WIDTHS['enc'] if isinstance(flow, reg.Reg) else 0, skip=skip,
-  )  # fmt: skip
+    class_token=tiny.WIDTHS['enc'] if isinstance(flow, reg.Reg) else 0,
+    skip=skip,
+  )
   graphdef, params = tiny.parameters(model, terms, np.float64)
   _, averaged = tiny.parameters(model, terms, np.float64, seed=2)
   draw = objective.draw(tiny.batch(4, np.float64), jax.random.key(1))
@@ -86,9 +86,12 @@ def setting(flow, terms, skip=None):
 
   def loss(params):
     return objective.loss(
-      nnx.merge(graphdef, params), draw, key=jax.random.key(2), step=jnp.int32(0),
+      nnx.merge(graphdef, params),
+      draw,
+      key=jax.random.key(2),
+      step=jnp.int32(0),
       teacher=nnx.merge(graphdef, averaged),
-    )  # fmt: skip
+    )
 
   return graphdef, params, draw, jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -170,7 +173,7 @@ def test_gradient_of_meanflow_is_that_of_a_square_with_target_and_weight_held(me
   np.testing.assert_allclose(metrics['error'], np.mean(errors(params)) / 16, rtol=1e-7)
   np.testing.assert_allclose(
     metrics['average_velocity'], np.mean(weight * errors(params)), rtol=1e-9
-  )  # fmt: skip
+  )
 
   def held(params):
     (loss, metrics), _ = run(params)

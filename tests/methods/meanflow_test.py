@@ -16,9 +16,14 @@ from diversedit_jax.models import taps
 from diversedit_jax.sampling import average, trajectory
 
 CASES = (
-  'no_guidance', 'default', 'omega2_kappa0', 'omega0.2_kappa0.92', 'interval', 'drop',
+  'no_guidance',
+  'default',
+  'omega2_kappa0',
+  'omega0.2_kappa0.92',
+  'interval',
+  'drop',
   'p0.75_eps1e-3',
-)  # fmt: skip
+)
 LAW = times.LogitNormal(mean=-0.4)
 UNGUIDED = dict(omega=1.0, kappa=0.0)
 
@@ -57,17 +62,25 @@ def flow_of(case, **fields):
   """Our objective with the settings of a case of the reference."""
   unguided = case.get('guidance_eq') == ''
   return mean_flow(
-    null_label=4, omega=1.0 if unguided else case['omega'],
-    kappa=0.0 if unguided else case['kappa'], start=case['t_start'], end=case['t_end'],
-    power=case['norm_p'], constant=case['norm_eps'], **fields,
-  )  # fmt: skip
+    null_label=4,
+    omega=1.0 if unguided else case['omega'],
+    kappa=0.0 if unguided else case['kappa'],
+    start=case['t_start'],
+    end=case['t_end'],
+    power=case['norm_p'],
+    constant=case['norm_eps'],
+    **fields,
+  )
 
 
 def reference_draw(arrays, y_N, ndrop):
   draw = tiny.draw_of(
-    arrays['x'], arrays['noise'], y_N, arrays['t'],
+    arrays['x'],
+    arrays['noise'],
+    y_N,
+    arrays['t'],
     {'h': jnp.zeros(8), 'dropped': jnp.arange(8) < ndrop},
-  )  # fmt: skip
+  )
   draw = mean_flow().at(draw, draw.t)  # This makes x_t and v; h is lost.
   draw.extras['h'] = arrays['t'] - arrays['r']
   return draw
@@ -222,9 +235,14 @@ def test_the_exact_average_velocity_solves_the_identity(variant):
     draw = tiny.draw_of(images, noise, jnp.zeros(4, jnp.int32), t_N)
     x = flow.at(draw, t_N).x_t
     draw = base.Draw(
-      x_t=x, t=t_N, y=draw.y, target=exact_velocity(x, t_N), noise=noise, batch=draw.batch,
+      x_t=x,
+      t=t_N,
+      y=draw.y,
+      target=exact_velocity(x, t_N),
+      noise=noise,
+      batch=draw.batch,
       extras={'h': t_N - r_N, 'dropped': jnp.zeros(4, bool)},
-    )  # fmt: skip
+    )
     predict = lambda z, t_N, r_N, y_N, tap: (exact_average(z, t_N, r_N), None)
     metrics = flow.loss(predict, lambda z, t_N, y_N: exact_velocity(z, t_N), draw)[2]
     assert metrics['error'] < 1e-26 and jnp.mean(draw.target**2) > 0.1

@@ -60,9 +60,13 @@ def by_hand(config, f_LNTD, selected):
   added, metrics = 0.0, []
   for f in parts:
     value, terms = diversity.diversity_loss(
-      f, mi=config.mi, dispersion=config.dispersion, usage=config.usage, weights=config.weights,
+      f,
+      mi=config.mi,
+      dispersion=config.dispersion,
+      usage=config.usage,
+      weights=config.weights,
       **selected,
-    )  # fmt: skip
+    )
     weight = (value - config.lo) / config.hi  # Of the adaptive weight between lo and hi.
     added = added + weight * value / len(parts)
     metrics.append({'loss': value, 'weight': weight, **terms})
@@ -182,13 +186,20 @@ def test_terms_add_up_and_keep_their_names_and_heads():
   loss_fn = lambda params: objective.loss(nnx.merge(graphdef, params), draw, key=key, step=STEP)
   (loss, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
   assert set(metrics) == {
-    'loss', 'velocity', 'last/loss', 'diverse/loss', 'diverse/weight', 'diverse/orth',
-    'diverse/mi', 'diverse/disp',
-  }  # fmt: skip
+    'loss',
+    'velocity',
+    'last/loss',
+    'diverse/loss',
+    'diverse/weight',
+    'diverse/orth',
+    'diverse/mi',
+    'diverse/disp',
+  }
   parts = [
-    metrics['velocity'], metrics['diverse/weight'] * metrics['diverse/loss'],
+    metrics['velocity'],
+    metrics['diverse/weight'] * metrics['diverse/loss'],
     0.5 * metrics['last/loss'],
-  ]  # fmt: skip
+  ]
   assert min(float(p) for p in parts) > 0.01
   np.testing.assert_allclose(loss, sum(parts), rtol=1e-6)  # Three float32 roundings.
   assert list(nnx.merge(graphdef, params).heads) == ['last']
@@ -200,12 +211,15 @@ def test_frozen_features_join_the_batch_without_gradient():
 
   def encoder(name, width):
     return encoders_lib.Encoder(
-      name=name, params={'w': jax.ShapeDtypeStruct((), 'float32')},
+      name=name,
+      params={'w': jax.ShapeDtypeStruct((), 'float32')},
       apply=lambda params, x: encoders_lib.Features(
         params['w'] * jnp.ones((len(x), 4, width)) * x[:, :1, 0, :1], params['w'] * x[:, 0, 0, :1]
       ),
-      load=lambda: {'w': jnp.float32(width)}, image_shape=(2, 2, 1), flops=1.0,
-    )  # fmt: skip
+      load=lambda: {'w': jnp.float32(width)},
+      image_shape=(2, 2, 1),
+      flops=1.0,
+    )
 
   @dataclasses.dataclass(frozen=True, kw_only=True)
   class Looks(flow.StochasticInterpolant):
@@ -236,9 +250,13 @@ def test_encoding_in_parts_changes_nothing_and_keeps_the_order(parts):
     params * x.reshape(len(x), 4, 1), jnp.mean(x, axis=(1, 2))
   )
   encoder = encoders_lib.Encoder(
-    name='a', params=jax.ShapeDtypeStruct((), 'float32'), apply=apply,
-    load=lambda: jnp.float32(3), image_shape=(2, 2, 1), flops=1.0,
-  )  # fmt: skip
+    name='a',
+    params=jax.ShapeDtypeStruct((), 'float32'),
+    apply=apply,
+    load=lambda: jnp.float32(3),
+    image_shape=(2, 2, 1),
+    flops=1.0,
+  )
   objective = base.Objective(flow=tiny.interpolant(), encoders=(encoder,))
   images = jnp.arange(24, dtype=jnp.float32).reshape(6, 2, 2, 1) / 24
   whole = objective.encode(objective.frozen(), {'images': images})
@@ -397,10 +415,13 @@ def test_microbatches_keep_every_example_once_and_whole():
   n, parts = 12, 3
   rows = jnp.arange(n, dtype=jnp.float32)
   draw = base.Draw(
-    x_t=jnp.broadcast_to(rows[:, None, None, None], (n, 2, 2, 1)), t=rows, y=jnp.arange(n),
+    x_t=jnp.broadcast_to(rows[:, None, None, None], (n, 2, 2, 1)),
+    t=rows,
+    y=jnp.arange(n),
     target=jnp.broadcast_to(-rows[:, None, None, None], (n, 2, 2, 1)),
-    noise=jnp.zeros((n, 2, 2, 1)), batch={'labels': jnp.arange(n)},
-  )  # fmt: skip
+    noise=jnp.zeros((n, 2, 2, 1)),
+    batch={'labels': jnp.arange(n)},
+  )
   split = base.microbatches(draw, parts)
   assert split.x_t.shape == (parts, n // parts, 2, 2, 1) and split.y.shape == (parts, n // parts)
   assert sorted(split.y.ravel().tolist()) == list(range(n))

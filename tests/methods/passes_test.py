@@ -19,9 +19,7 @@ REPA = repa.Repa(
   pairs=tuple(repa.Pair(encoder=e, block=2, width=w) for e, w in tiny.WIDTHS.items()), hidden=8
 )
 SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
-REG = reg.Reg(
-  path=interpolants.linear(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc'
-)  # fmt: skip
+REG = reg.Reg(path=interpolants.linear(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc')
 TOKEN = repa.Repa(
   pairs=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
 )
@@ -72,12 +70,16 @@ def trace(flow, terms, accumulate=1):
   graphdef, params = tiny.parameters(model, terms)
   tx = optax.sgd(0.1)
   made = step.make_step(
-    base.Objective(flow=flow, terms=terms), graphdef, tx, key=jax.random.key(0), ema_decay=0.9,
-    learning_rate=lambda _: 0.1, devices=1, accumulate=accumulate,
-  )  # fmt: skip
-  before = state.TrainState(
-    step=jnp.int32(0), params=params, ema=params, opt_state=tx.init(params)
-  )  # fmt: skip
+    base.Objective(flow=flow, terms=terms),
+    graphdef,
+    tx,
+    key=jax.random.key(0),
+    ema_decay=0.9,
+    learning_rate=lambda _: 0.1,
+    devices=1,
+    accumulate=accumulate,
+  )
+  before = state.TrainState(step=jnp.int32(0), params=params, ema=params, opt_state=tx.init(params))
   return jax.eval_shape(made, before, tiny.batch(N), {})[1]
 
 

@@ -55,9 +55,10 @@ class Differentiated(flow.StochasticInterpolant):
 def test_targets_teacher_draws_and_forward_derivative_reach_their_methods():
   terms = (Toy(),)
   made = Differentiated(
-    path=interpolants.linear(), time_law=interpolants.TIME_LAWS['uniform'](),
+    path=interpolants.linear(),
+    time_law=interpolants.TIME_LAWS['uniform'](),
     null_label=tiny.CLASSES,
-  )  # fmt: skip
+  )
   objective = base.Objective(flow=made, terms=terms)
   graphdef, params = tiny.parameters(tiny.config(), terms)
   _, teacher = tiny.parameters(tiny.config(), terms, seed=2)
@@ -72,9 +73,12 @@ def test_targets_teacher_draws_and_forward_derivative_reach_their_methods():
   def run(params, teacher, draw, step):
     def loss(params, teacher):
       return objective.loss(
-        nnx.merge(graphdef, params), draw, key=jax.random.key(4), step=step,
+        nnx.merge(graphdef, params),
+        draw,
+        key=jax.random.key(4),
+        step=step,
         teacher=nnx.merge(graphdef, teacher),
-      )  # fmt: skip
+      )
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, teacher)
 

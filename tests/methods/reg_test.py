@@ -37,10 +37,16 @@ def reference(golden):
   arrays = golden('reg')
   spec = json.loads(str(arrays['config']))
   config = sit.SiTConfig(
-    input_size=(spec['input_size'],) * 2, depth=spec['depth'], width=spec['hidden_size'],
-    heads=spec['num_heads'], patch_size=spec['patch_size'], channels=spec['in_channels'],
-    num_classes=spec['num_classes'], qk_norm=spec['qk_norm'], class_token=spec['z_dims'][0],
-  )  # fmt: skip
+    input_size=(spec['input_size'],) * 2,
+    depth=spec['depth'],
+    width=spec['hidden_size'],
+    heads=spec['num_heads'],
+    patch_size=spec['patch_size'],
+    channels=spec['in_channels'],
+    num_classes=spec['num_classes'],
+    qk_norm=spec['qk_norm'],
+    class_token=spec['z_dims'][0],
+  )
   # The reference aligns with other features than those that it noises.
   pair = repa.Pair(encoder='other', block=spec['encoder_depth'], width=spec['z_dims'][0])
   term = repa.Repa(pairs=(pair,), hidden=spec['projector_dim'], class_token=True)
@@ -57,11 +63,17 @@ def test_training_loss_matches_reference(reference, path):
   array = lambda name: jnp.asarray(g[f'loss/{name}'])
   flow = reg_of(path=interpolants.PATHS[path], null_label=10)
   draw = tiny.draw_of(
-    image('images'), image('noises'), array('y').astype(jnp.int32), array('t'),
+    image('images'),
+    image('noises'),
+    array('y').astype(jnp.int32),
+    array('t'),
     {'class_noise': array('cls_noises'), 'repa': ()},
-    **{'enc/summary': array('cls_clean'), 'other/summary': array('zs_0')[:, 0],
-       'other/tokens': array('zs_0')[:, 1:]},
-  )  # fmt: skip
+    **{
+      'enc/summary': array('cls_clean'),
+      'other/summary': array('zs_0')[:, 0],
+      'other/tokens': array('zs_0')[:, 1:],
+    },
+  )
   draw = flow.at(draw, draw.t)
 
   @jax.jit
@@ -129,9 +141,12 @@ def test_sra_gives_the_teacher_the_class_token_at_the_teachers_time():
   models = [tiny.Model(draw.noise, blocks, class_token=jnp.zeros((4, Z))) for _ in range(2)]
   student, teacher = models
   objective.loss(
-    tiny.Network(student, {'sra': lambda f: f}), draw, key=KEY, step=jnp.int32(0),
+    tiny.Network(student, {'sra': lambda f: f}),
+    draw,
+    key=KEY,
+    step=jnp.int32(0),
     teacher=tiny.Network(teacher),
-  )  # fmt: skip
+  )
   t_N = jnp.clip(draw.t - draw.drawn['sra'], 0, 1)
   assert len(student.calls) == len(teacher.calls) == 1
   np.testing.assert_array_equal(student.calls[0].class_token_NZ, draw.extras['class_token'])
@@ -165,9 +180,10 @@ def by_hand(network, config):
   draw = lambda name, step=None: trajectory.normal(KEYS, shapes, name, jnp.float32, step)
   x, c = (np.asarray(draw('sampling_start')[k], np.float64) for k in shapes)
   grid = trajectory.time_grid(config)
-  scales = config.guidance_scale, (
-    config.guidance_scale if config.class_token_scale is None else config.class_token_scale
-  )  # fmt: skip
+  scales = (
+    config.guidance_scale,
+    (config.guidance_scale if config.class_token_scale is None else config.class_token_scale),
+  )
 
   def velocities(x, c, t, y):
     out = call(network, jnp.float32(x), jnp.float32(c), jnp.full(3, t, jnp.float32), y)
@@ -207,9 +223,8 @@ def by_hand(network, config):
 )
 def test_sampling_is_the_loop_over_the_steps(network, kind, scale, class_token_scale):
   config = trajectory.SamplerConfig(
-    kind=kind, steps=4, guidance_scale=scale, guidance_high=0.7,
-    class_token_scale=class_token_scale,
-  )  # fmt: skip
+    kind=kind, steps=4, guidance_scale=scale, guidance_high=0.7, class_token_scale=class_token_scale
+  )
   x, _ = by_hand(network, config)
   found = jax.jit(lambda network: reg_of().sample(network, KEYS, LABELS, config))(network)
   assert found.shape == (3, *CONFIG.shape) and np.abs(found).max() > 0.5

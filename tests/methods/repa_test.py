@@ -30,9 +30,13 @@ def test_totals_match_reference(golden, path, x64, suffix, tolerance):
     array = lambda x: jnp.asarray(x, jnp.float64 if x64 else jnp.float32)
     image = lambda name: array(tiny.nhwc(g[name]))
     draw = tiny.draw_of(
-      image('images'), image('noises'), jnp.zeros(6, jnp.int32), array(g['t']),
-      {'repa': ()}, **{'a/tokens': array(g['zs_0']), 'b/tokens': array(g['zs_1'])},
-    )  # fmt: skip
+      image('images'),
+      image('noises'),
+      jnp.zeros(6, jnp.int32),
+      array(g['t']),
+      {'repa': ()},
+      **{'a/tokens': array(g['zs_0']), 'b/tokens': array(g['zs_1'])},
+    )
     term = repa.Repa(pairs=TWO, weight=float(g['proj_coeff']))
     # The projectors stand for what the reference's gave, each at its own block.
     blocks = [jnp.full((6, 16, 8), 1.0), jnp.full((6, 16, 8), 2.0)]
@@ -41,9 +45,13 @@ def test_totals_match_reference(golden, path, x64, suffix, tolerance):
       return lambda f_NTD: jnp.where(jnp.all(f_NTD == k + 1), array(g[f'zs_tilde_{k}']), jnp.nan)
 
     loss, metrics = loss_of(
-      term, draw, blocks, {'repa': {'0': projector(0), '1': projector(1)}}, image('model_output'),
+      term,
+      draw,
+      blocks,
+      {'repa': {'0': projector(0), '1': projector(1)}},
+      image('model_output'),
       tiny.interpolant(path=interpolants.PATHS[path]),
-    )  # fmt: skip
+    )
     close = lambda found, name: np.testing.assert_allclose(
       found, g[f'{name}{suffix}'], rtol=tolerance, atol=tolerance
     )
@@ -73,9 +81,13 @@ def test_pairs_may_share_a_block_or_an_encoder():
   factors = [random(8, seed=5 + i) for i in range(3)]  # A projector of its own for each pair.
   heads = {str(i): lambda f, i=i: f * factors[i][None, None] for i in range(3)}
   draw = tiny.draw_of(
-    random(2, 2, 2, 1, seed=8), random(2, 2, 2, 1, seed=9), jnp.zeros(2, jnp.int32),
-    jnp.asarray([0.2, 0.6]), {'repa': ()}, **{f'{e}/tokens': t for e, t in tokens.items()},
-  )  # fmt: skip
+    random(2, 2, 2, 1, seed=8),
+    random(2, 2, 2, 1, seed=9),
+    jnp.zeros(2, jnp.int32),
+    jnp.asarray([0.2, 0.6]),
+    {'repa': ()},
+    **{f'{e}/tokens': t for e, t in tokens.items()},
+  )
   loss, metrics = loss_of(term, draw, blocks, {'repa': heads})
   wanted = [-cosine(heads[str(i)](blocks[b - 1]), tokens[e]) for i, (e, b) in enumerate(pairs)]
   for (e, b), value in zip(pairs, wanted, strict=True):
@@ -89,9 +101,13 @@ def test_the_class_token_is_aligned_with_the_summary():
   f_NTD = random(2, 5, 8, seed=2)  # The class token and four patches.
   term = repa.Repa(pairs=(repa.Pair(encoder='a', block=1, width=8),), class_token=True)
   draw = tiny.draw_of(
-    random(2, 2, 2, 1, seed=8), random(2, 2, 2, 1, seed=9), jnp.zeros(2, jnp.int32),
-    jnp.asarray([0.2, 0.6]), {'repa': ()}, **{'a/tokens': tokens, 'a/summary': summary},
-  )  # fmt: skip
+    random(2, 2, 2, 1, seed=8),
+    random(2, 2, 2, 1, seed=9),
+    jnp.zeros(2, jnp.int32),
+    jnp.asarray([0.2, 0.6]),
+    {'repa': ()},
+    **{'a/tokens': tokens, 'a/summary': summary},
+  )
   loss, metrics = loss_of(term, draw, [f_NTD], {'repa': {'0': lambda f: f}})
   wanted = -(cosine(f_NTD[:, 0], summary) + 4 * cosine(f_NTD[:, 1:], tokens)) / 5
   np.testing.assert_allclose(metrics['repa/loss'], wanted, atol=1e-6)
@@ -105,8 +121,10 @@ def test_projectors_have_the_widths_of_their_encoders():
   shapes = jax.tree.map(lambda x: x.shape, params['heads']['repa'])
   for name, width in (('0', 24), ('1', 40)):
     assert [shapes[name][fc]['kernel'] for fc in ('fc1', 'fc2', 'fc3')] == [
-      (16, 12), (12, 12), (12, width)
-    ]  # fmt: skip
+      (16, 12),
+      (12, 12),
+      (12, width),
+    ]
   # 2 FLOPs per multiply-add, forward and twice that backward, for each of the 4 tokens.
   macs = sum(16 * 12 + 12 * 12 + 12 * width for width in (24, 40))
   assert term.flops(config, 32) == 6 * 4 * macs
@@ -117,8 +135,10 @@ def test_pairs_are_read_from_text():
   assert repa.parse_pairs('a@1, b@3,a@3', 4) == (('a', 1), ('b', 3), ('a', 3))
   # DiverseDiT's recipe: block 5 of 12, 8 of 24 and of 28.
   assert [repa.parse_pairs('a', depth) for depth in (12, 24, 28)] == [
-    (('a', 5),), (('a', 8),), (('a', 8),)
-  ]  # fmt: skip
+    (('a', 5),),
+    (('a', 8),),
+    (('a', 8),),
+  ]
   assert repa.parse_pairs('a', 12, repa.REG_BLOCKS) == (('a', 4),)
 
 

@@ -17,9 +17,11 @@ VARIANTS = [('sml1', 2.0, {}), ('cos', 0.5, {'kind': 'cosine', 'axis': 'tokens'}
 
 def sra_of(student_block=1, teacher_block=2, **fields):
   return sra.Sra(
-    **({'student_block': student_block, 'teacher_block': teacher_block, 'steps_per_epoch': 10}
-       | fields)
-  )  # fmt: skip
+    **(
+      {'student_block': student_block, 'teacher_block': teacher_block, 'steps_per_epoch': 10}
+      | fields
+    )
+  )
 
 
 @pytest.mark.parametrize('path', ['linear', 'cosine'])
@@ -30,17 +32,23 @@ def test_totals_and_inputs_match_reference(golden, path, name, weight, options):
   term = sra_of(t_max=float(g['t_max']), weight=weight, **options)
   flow = tiny.interpolant(path=interpolants.PATHS[path])
   draw = tiny.draw_of(
-    image('images'), image('noises'), jnp.asarray(g['labels_train'], jnp.int32),
-    jnp.asarray(g['t']), drawn={'sra': jnp.asarray(g['u'])},
-  )  # fmt: skip
+    image('images'),
+    image('noises'),
+    jnp.asarray(g['labels_train'], jnp.int32),
+    jnp.asarray(g['t']),
+    drawn={'sra': jnp.asarray(g['u'])},
+  )
   # The head is the identity: the reference aligns the stored features themselves.
   unused = jnp.full((4, 16, 24), 9.0)
   student = tiny.Model(image('model_output'), [jnp.asarray(g['student']), unused])
   teacher = tiny.Model(0 * image('images'), [unused, jnp.asarray(g['teacher'])])
   loss, metrics = base.Objective(flow=flow, terms=(term,)).loss(
-    tiny.Network(student, {'sra': lambda f: f}), flow.at(draw, draw.t), key=KEY,
-    step=jnp.int32(0), teacher=tiny.Network(teacher),
-  )  # fmt: skip
+    tiny.Network(student, {'sra': lambda f: f}),
+    flow.at(draw, draw.t),
+    key=KEY,
+    step=jnp.int32(0),
+    teacher=tiny.Network(teacher),
+  )
   close = lambda found, name: np.testing.assert_allclose(found, g[f'{path}/{name}'], atol=2e-6)
   close(loss, f'total_{name}')
   close(metrics['sra/loss'], f'align_{name}')
@@ -97,9 +105,12 @@ def metrics_at(term, step):
   """Metrics of the term at a step, for features one apart in all values."""
   f_NTD = jnp.zeros((1, 4, 8))
   context = base.Context(
-    draw=tiny.draw_of(f_NTD, f_NTD, None, jnp.ones(1)), drawn=jnp.zeros(1), heads=lambda f: f,
-    teacher=lambda t_N, block: f_NTD + 1, step=step,
-  )  # fmt: skip
+    draw=tiny.draw_of(f_NTD, f_NTD, None, jnp.ones(1)),
+    drawn=jnp.zeros(1),
+    heads=lambda f: f,
+    teacher=lambda t_N, block: f_NTD + 1,
+    step=step,
+  )
   loss, metrics = term.loss((f_NTD,), context)
   return {'added': loss, **metrics}
 
@@ -120,8 +131,11 @@ def test_the_weight_follows_the_schedule_of_the_release():
 
 def test_beta_and_kind_reach_the_loss():
   for fields, wanted in (
-    (dict(beta=0.4), 1 - 0.2), (dict(beta=4.0), 1 / 8), (dict(kind='l2'), 1), (dict(kind='l1'), 1),
-  ):  # fmt: skip
+    (dict(beta=0.4), 1 - 0.2),
+    (dict(beta=4.0), 1 / 8),
+    (dict(kind='l2'), 1),
+    (dict(kind='l1'), 1),
+  ):
     found = metrics_at(sra_of(**fields), jnp.int32(0))['loss']
     np.testing.assert_allclose(found, wanted, rtol=1e-6, err_msg=str(fields))
 
@@ -131,9 +145,11 @@ def test_the_teacher_is_at_most_t_max_cleaner(t_max):
   seen = []
   context = base.Context(
     draw=tiny.draw_of(jnp.zeros(1), jnp.zeros(1), None, jnp.asarray([0.0, 0.1, 0.5, 1.0])),
-    drawn=jnp.asarray([0.9, 0.8, 0.5, 0.0]), heads=lambda f: f,
-    teacher=lambda t_N, block: (seen.append(t_N), jnp.zeros((4, 1, 2)))[1], step=jnp.int32(0),
-  )  # fmt: skip
+    drawn=jnp.asarray([0.9, 0.8, 0.5, 0.0]),
+    heads=lambda f: f,
+    teacher=lambda t_N, block: (seen.append(t_N), jnp.zeros((4, 1, 2)))[1],
+    step=jnp.int32(0),
+  )
   sra_of(t_max=t_max).loss((jnp.ones((4, 1, 2)),), context)
   wanted = np.clip([-0.9 * t_max, 0.1 - 0.8 * t_max, 0.5 - 0.5 * t_max, 1.0], 0, 1)
   np.testing.assert_allclose(seen[0], wanted, atol=1e-7)

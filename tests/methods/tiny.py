@@ -24,9 +24,15 @@ WIDTHS = {'enc': 6, 'other': 3}
 def config(**fields):
   """Two blocks of width 16 on four tokens."""
   defaults = dict(
-    input_size=(4, 4), channels=1, num_classes=CLASSES, depth=2, width=16, heads=2, patch_size=2,
+    input_size=(4, 4),
+    channels=1,
+    num_classes=CLASSES,
+    depth=2,
+    width=16,
+    heads=2,
+    patch_size=2,
     attention='xla',
-  )  # fmt: skip
+  )
   return sit.SiTConfig(**(defaults | fields))
 
 
@@ -109,10 +115,15 @@ def draw_of(images, noise, labels, t_N, extras=None, drawn=None, **batch):
   """A draw whose x_t and target are still to be made by a flow's `at`."""
   unknown = jnp.full_like(images, jnp.nan)
   return base.Draw(
-    x_t=unknown, t=t_N, y=labels, target=unknown, noise=noise,
-    batch={'latents': images, 'labels': labels, **batch}, extras=extras or {},
+    x_t=unknown,
+    t=t_N,
+    y=labels,
+    target=unknown,
+    noise=noise,
+    batch={'latents': images, 'labels': labels, **batch},
+    extras=extras or {},
     drawn=drawn or {},
-  )  # fmt: skip
+  )
 
 
 def check(flow, model, sampler=None):

@@ -97,9 +97,15 @@ def test_kernels_are_probed_while_a_model_is_traced(machine, monkeypatch, caplog
   machine('gpu', {'cudnn': 2.0, 'cudnn@96': 1.0, 'xla': 3.0})
   monkeypatch.setattr(attention, 'choose', choose)
   config = sit.SiTConfig(
-    input_size=(4, 4), depth=2, width=144, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
+    input_size=(4, 4),
+    depth=2,
+    width=144,
+    heads=2,
+    patch_size=2,
+    num_classes=3,
+    dtype='bfloat16',
     attention='auto',
-  )  # fmt: skip
+  )
   model = nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0)))
   assert 'Tracer' not in caplog.text
   kernels = {m.implementation for _, m in nnx.iter_modules(model) if hasattr(m, 'implementation')}
@@ -146,11 +152,15 @@ def test_heads_of_64_are_not_padded():
 @pytest.mark.parametrize(
   ('platform', 'shape', 'expected'),
   [
-    ('gpu', SHAPE, 'cudnn'), ('tpu', SHAPE, 'flash'), ('cpu', SHAPE, 'xla'),
-    ('gpu', (128, 2, 72, 'float32'), 'xla'), ('tpu', (128, 2, 72, 'float32'), 'flash'),
-    ('gpu', (128, 2, 76, 'bfloat16'), 'cudnn@80'), ('tpu', (129, 2, 72, 'bfloat16'), 'xla'),
+    ('gpu', SHAPE, 'cudnn'),
+    ('tpu', SHAPE, 'flash'),
+    ('cpu', SHAPE, 'xla'),
+    ('gpu', (128, 2, 72, 'float32'), 'xla'),
+    ('tpu', (128, 2, 72, 'float32'), 'flash'),
+    ('gpu', (128, 2, 76, 'bfloat16'), 'cudnn@80'),
+    ('tpu', (129, 2, 72, 'bfloat16'), 'xla'),
   ],
-)  # fmt: skip
+)
 def test_of_a_machine_that_is_not_here_the_first_kernel_that_may_run_is_taken(
   machine, platform, shape, expected
 ):

@@ -88,11 +88,16 @@ def test_every_long_skip_costs_one_product_of_2d_by_d(placement):
 @pytest.mark.parametrize(
   'fields',
   [
-    {}, dict(depth=3), dict(skip=stack.Skip()), dict(unroll=4), dict(mlp_ratio=2.5),
-    dict(input_size=(4, 12), patch_size=4, qk_norm=True), dict(num_classes=0, heads=4),
+    {},
+    dict(depth=3),
+    dict(skip=stack.Skip()),
+    dict(unroll=4),
+    dict(mlp_ratio=2.5),
+    dict(input_size=(4, 12), patch_size=4, qk_norm=True),
+    dict(num_classes=0, heads=4),
     dict(dtype='bfloat16'),
   ],
-)  # fmt: skip
+)
 def test_forward_flops_are_the_products_of_the_traced_model(fields):
   config, n = small(**fields), 3
   graphdef, arguments = abstract(config, n)
@@ -125,29 +130,35 @@ def carried_bytes(config, n):
   graphdef, arguments = abstract(config, n)
   loss = lambda state, x, t, y: jnp.mean(nnx.merge(graphdef, state)(x, t, y).pred ** 2)
   scans = [
-    e for e, _ in equations(jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr)
+    e
+    for e, _ in equations(jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr)
     if e.primitive.name == 'scan'
-  ]  # fmt: skip
+  ]
   lengths = (config.depth, config.depth // 2)  # What a scan stacks has its length in front.
   stored = [v.aval for e in scans for v in e.outvars if v.aval.shape[:1] in {(x,) for x in lengths}]
   # One value per token at least; the rest are gradients of parameters and vectors per example.
   per_token = [
-    a for a in stored
+    a
+    for a in stored
     if {n, n * config.tokens} & set(a.shape) and a.size >= a.shape[0] * n * config.tokens
-  ]  # fmt: skip
+  ]
   return sum(a.size * a.dtype.itemsize for a in per_token) / n
 
 
 @pytest.mark.parametrize(
   ('remat', 'skip', 'dtype', 'unroll'),
   [
-    ('none', None, 'float32', 1), ('none', stack.Skip(), 'bfloat16', 1),
-    ('none', None, 'bfloat16', 16), ('none', stack.Skip(), 'bfloat16', 16),
-    ('full', stack.Skip(), 'float32', 1), ('full', None, 'bfloat16', 16),
-    ('dots', None, 'bfloat16', 1), ('names', stack.Skip(), 'bfloat16', 1),
+    ('none', None, 'float32', 1),
+    ('none', stack.Skip(), 'bfloat16', 1),
+    ('none', None, 'bfloat16', 16),
+    ('none', stack.Skip(), 'bfloat16', 16),
+    ('full', stack.Skip(), 'float32', 1),
+    ('full', None, 'bfloat16', 16),
+    ('dots', None, 'bfloat16', 1),
+    ('names', stack.Skip(), 'bfloat16', 1),
     ('names', None, 'float32', 1),
   ],
-)  # fmt: skip
+)
 def test_kept_activations_are_those_of_the_traced_gradient(remat, skip, dtype, unroll):
   # Sizes that no axis of a parameter has, so that activations are told by their axis of the
   # batch, or of all its tokens.
@@ -190,9 +201,16 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
   config = small(depth=8, width=64)
   counted = cost.cost(config)
   numbers = plan_lib.plan(
-    config, hardware, 8, objective=objective(), steps=1000, batch_size=64, accumulate=2,
-    parameters=678, shard_bytes=12345,
-  )  # fmt: skip
+    config,
+    hardware,
+    8,
+    objective=objective(),
+    steps=1000,
+    batch_size=64,
+    accumulate=2,
+    parameters=678,
+    shard_bytes=12345,
+  )
   images_per_second = 8 * 100e12 * 0.5 / counted.training
   expected = {
     'devices': 8,
@@ -235,9 +253,16 @@ def test_devices_of_a_plan_are_those_of_its_target():
 
 def test_plan_in_words(hardware):
   numbers = plan_lib.plan(
-    xl(256), hardware, 8, objective=objective(), steps=400_000, batch_size=256, accumulate=1,
-    parameters=674_816_272, shard_bytes=1,
-  )  # fmt: skip
+    xl(256),
+    hardware,
+    8,
+    objective=objective(),
+    steps=400_000,
+    batch_size=256,
+    accumulate=1,
+    parameters=674_816_272,
+    shard_bytes=1,
+  )
   text = plan_lib.table(numbers, hardware, 400_000)
   assert '674,816,272 trained' in text and '237.2' in text and '400,000 steps' in text
   # 256 * 400,000 images at 237.2 * 3 GFLOP and 400 TFLOP/s: 182 thousand seconds, 2.1 days.

@@ -176,7 +176,8 @@ def test_blocks_go_back_into_a_loop_only_where_the_config_leaves_it_open():
     assert stack.looped(model).blocks.config.blocks_per_step == after
     arguments = jnp.zeros((N, 4, 6, 4)), jnp.zeros(N), jnp.zeros(N, jnp.int32)
     (scan,) = [
-      e for e in jaxprs.equations(jax.make_jaxpr(model)(*arguments).jaxpr)
+      e
+      for e in jaxprs.equations(jax.make_jaxpr(model)(*arguments).jaxpr)
       if e.primitive.name == 'scan'
-    ]  # fmt: skip
+    ]
     assert scan.params['unroll'] == after

@@ -29,10 +29,15 @@ def build(arrays, family, dtype=np.float32):
   names = [name for name in arrays if name.startswith('params/')]
   state_dict = {name.removeprefix('params/'): arrays[name].astype(dtype) for name in names}
   config = sit.SiTConfig(
-    input_size=(spec['input_size'],) * 2, depth=spec['depth'], width=spec['hidden_size'],
-    heads=spec['num_heads'], patch_size=spec['patch_size'], channels=spec['in_channels'],
-    num_classes=spec['num_classes'], learn_sigma=spec['learn_sigma'],
-  )  # fmt: skip
+    input_size=(spec['input_size'],) * 2,
+    depth=spec['depth'],
+    width=spec['hidden_size'],
+    heads=spec['num_heads'],
+    patch_size=spec['patch_size'],
+    channels=spec['in_channels'],
+    num_classes=spec['num_classes'],
+    learn_sigma=spec['learn_sigma'],
+  )
   graphdef = nnx.split(nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0))))[0]
   return nnx.merge(graphdef, convert.to_ours(state_dict, family)['model'])
 

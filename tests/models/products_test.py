@@ -13,9 +13,17 @@ from diversedit_jax.models import layers, products, sit, stack
 
 N, T, D, E = 3, 5, 8, 6
 CONFIG = sit.SiTConfig(
-  input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=3, dtype='bfloat16',
-  skip=stack.Skip(), remat='full', attention='xla',
-)  # fmt: skip
+  input_size=(4, 4),
+  depth=2,
+  width=16,
+  heads=2,
+  patch_size=2,
+  num_classes=3,
+  dtype='bfloat16',
+  skip=stack.Skip(),
+  remat='full',
+  attention='xla',
+)
 
 
 def plain(x, w):
@@ -100,9 +108,10 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
   x = draw(N, T, D, dtype=jnp.bfloat16)
   loss = lambda params: jnp.sum(nnx.merge(graphdef, params)(x) ** 2)
   sums = [
-    e.invars[0].aval for e in jaxprs.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    e.invars[0].aval
+    for e in jaxprs.equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
     if e.primitive.name == 'reduce_sum' and e.outvars[0].aval.shape == (E,)
-  ]  # fmt: skip
+  ]
   assert [(a.shape, a.dtype) for a in sums] == [((N, T, E), jnp.dtype('float32'))]
 
 

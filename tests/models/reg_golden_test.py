@@ -30,11 +30,16 @@ def build(arrays, dtype):
   """(model, projector), with the parameters of the file."""
   spec, params = json.loads(str(arrays['config'])), load_params(arrays, dtype)
   config = sit.SiTConfig(
-    input_size=(spec['input_size'],) * 2, depth=spec['depth'], width=spec['hidden_size'],
-    heads=spec['num_heads'], patch_size=spec['patch_size'], channels=spec['in_channels'],
-    num_classes=spec['num_classes'], qk_norm=spec['qk_norm'],
+    input_size=(spec['input_size'],) * 2,
+    depth=spec['depth'],
+    width=spec['hidden_size'],
+    heads=spec['num_heads'],
+    patch_size=spec['patch_size'],
+    channels=spec['in_channels'],
+    num_classes=spec['num_classes'],
+    qk_norm=spec['qk_norm'],
     class_token=arrays['cls_token'].shape[1],
-  )  # fmt: skip
+  )
   widths = spec['hidden_size'], spec['projector_dim'], spec['z_dims'][0]
   return (
     merge(lambda: sit.SiT(config, rngs=nnx.Rngs(0)), params['model']),

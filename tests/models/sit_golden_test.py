@@ -27,11 +27,17 @@ def load_params(arrays):
 def make_config(arrays, **fields):
   spec = json.loads(str(arrays['config']))
   return sit.SiTConfig(
-    input_size=(spec['input_size'],) * 2, depth=spec['depth'], width=spec['hidden_size'],
-    heads=spec['num_heads'], patch_size=spec['patch_size'], channels=spec['in_channels'],
-    num_classes=spec['num_classes'], qk_norm=spec['qk_norm'],
-    skip=stack.Skip() if 'skip_norms.0.weight' in ''.join(arrays) else None, **fields,
-  )  # fmt: skip
+    input_size=(spec['input_size'],) * 2,
+    depth=spec['depth'],
+    width=spec['hidden_size'],
+    heads=spec['num_heads'],
+    patch_size=spec['patch_size'],
+    channels=spec['in_channels'],
+    num_classes=spec['num_classes'],
+    qk_norm=spec['qk_norm'],
+    skip=stack.Skip() if 'skip_norms.0.weight' in ''.join(arrays) else None,
+    **fields,
+  )
 
 
 def merge(config, params):

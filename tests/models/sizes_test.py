@@ -14,9 +14,13 @@ MEANFLOW = {'B/4': 131.2, 'B/2': 131.1, 'M/2': 308.0, 'L/2': 459.1, 'XL/2': 676.
 
 def parameters(name, **fields):
   config = sit.SiTConfig(
-    **dataclasses.asdict(sizes.size(name)), input_size=(32, 32), channels=4, num_classes=1000,
-    attention='xla', **fields,
-  )  # fmt: skip
+    **dataclasses.asdict(sizes.size(name)),
+    input_size=(32, 32),
+    channels=4,
+    num_classes=1000,
+    attention='xla',
+    **fields,
+  )
   return cost.cost(config).parameters
 
 

@@ -67,9 +67,13 @@ def pipeline(autoencoder, encoder, pool, collection=None, **more):
   asked = small.asked('unused', **{'twins': True, 'store': 'both', 'dtype': 'float32'} | more)
   collection = collection or small.Memory(small.files())
   return encode.Pipeline(
-    collection=collection, plan=options.make_plan(asked, collection, autoencoder),
-    encoder=encoder, batch_size=3, pool=pool, threads=2,
-  )  # fmt: skip
+    collection=collection,
+    plan=options.make_plan(asked, collection, autoencoder),
+    encoder=encoder,
+    batch_size=3,
+    pool=pool,
+    threads=2,
+  )
 
 
 def split(results):
@@ -159,9 +163,13 @@ def test_a_store_of_pixels_needs_no_autoencoder(pool, cropped):
   asked = small.asked('unused', store='pixels', vae=None)
   collection = small.Memory(small.files())
   of = encode.Pipeline(
-    collection=collection, plan=options.make_plan(asked, collection, None), encoder=None,
-    batch_size=5, pool=pool, threads=2,
-  )  # fmt: skip
+    collection=collection,
+    plan=options.make_plan(asked, collection, None),
+    encoder=None,
+    batch_size=5,
+    pool=pool,
+    threads=2,
+  )
   examples, skipped = split(of.results(1))
   assert list(examples) == ['ant/004', 'ant/006', 'ant/007'] and len(skipped) == 1
   assert list(examples['ant/004'].columns) == ['pixels']

@@ -46,9 +46,14 @@ def test_pictures_must_fit_the_autoencoder():
 
 @pytest.mark.parametrize(
   'examples, fewest, expected',
-  [(1, 1, 256), (50_000, 196, 1024), (1_281_167, 5005, 16384), (10**7, 39063, 65536),
-   (10**9, 3_906_250, 2**22)],
-)  # fmt: skip
+  [
+    (1, 1, 256),
+    (50_000, 196, 1024),
+    (1_281_167, 5005, 16384),
+    (10**7, 39063, 65536),
+    (10**9, 3_906_250, 2**22),
+  ],
+)
 def test_there_are_about_64_shards_within_bounds(examples, fewest, expected):
   assert options._records_per_shard(examples, fewest) == expected
 

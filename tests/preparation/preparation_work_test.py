@@ -63,9 +63,7 @@ def test_the_store_is_sound_and_counts_what_was_skipped(whole):
   assert manifest.count == 22 and manifest.counts == (4, 3, 4, 3, 4, 4)
   assert manifest.skipped == 3
   rows = (whole / 'skipped.csv').read_text().splitlines()
-  assert [row.split(',')[0] for row in rows] == [
-    'name', 'README.txt', 'ant/005.jpg', 'bee/014.jpg'
-  ]  # fmt: skip
+  assert [row.split(',')[0] for row in rows] == ['name', 'README.txt', 'ant/005.jpg', 'bee/014.jpg']
   assert np.load(whole / 'labels.npy').tolist() == [0] * 7 + [1] * 7 + [2] * 8
   assert not [name for name in small.contents(whole) if name.startswith('.')]
 
@@ -226,8 +224,9 @@ def test_differences_of_long_lists_are_told_by_their_first_place(whole):
     ('l', "10 entries with 'j' at 9", "11 entries with 'x' at 9")
   ]
   assert list(output._differences({'l': old}, {'l': [*old, 'k']}))[0][1:] == (
-    '10 entries', "11 entries with 'k' at 10"
-  )  # fmt: skip
+    '10 entries',
+    "11 entries with 'k' at 10",
+  )
 
 
 @pytest.mark.parametrize('kind', ['files', 'file'])

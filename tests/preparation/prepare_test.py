@@ -33,18 +33,28 @@ def inputs(tmp_path_factory):
 
 def flags(inputs, output, *more):
   return [
-    f'--source={inputs / "pictures"}', f'--vae={inputs / "vae"}', f'--output={output}',
-    f'--size={small.SIZE}', '--records_per_shard=4', '--batch_size=3', '--threads=1', *more,
-  ]  # fmt: skip
+    f'--source={inputs / "pictures"}',
+    f'--vae={inputs / "vae"}',
+    f'--output={output}',
+    f'--size={small.SIZE}',
+    '--records_per_shard=4',
+    '--batch_size=3',
+    '--threads=1',
+    *more,
+  ]
 
 
 def start(arguments, **environment):
   # Not the cache of whoever runs the tests.
   environment['JAX_COMPILATION_CACHE_DIR'] = str(pathlib.Path(arguments[0][9:]).parent / 'cache')
   return subprocess.Popen(
-    [sys.executable, '-m', 'diversedit_jax.prepare', *arguments], cwd=ROOT,
-    env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-  )  # fmt: skip
+    [sys.executable, '-m', 'diversedit_jax.prepare', *arguments],
+    cwd=ROOT,
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def ended(process):
@@ -174,9 +184,12 @@ def test_an_interrupted_run_says_how_to_go_on(inputs, tmp_path, monkeypatch, cap
 
 def _pixels(inputs, root):
   return [
-    f'--source={inputs / "pictures"}', '--store=pixels', f'--output={root}', '--size=32',
+    f'--source={inputs / "pictures"}',
+    '--store=pixels',
+    f'--output={root}',
+    '--size=32',
     '--records_per_shard=4',
-  ]  # fmt: skip
+  ]
 
 
 @pytest.mark.parametrize(

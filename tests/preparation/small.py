@@ -13,9 +13,13 @@ from diversedit_jax.preparation import options
 
 SIZE = 32
 CONFIG = vae.VAEConfig(
-  latent_channels=2, block_channels=(8, 8, 8), layers_per_block=1, norm_groups=4, scale=0.5,
+  latent_channels=2,
+  block_channels=(8, 8, 8),
+  layers_per_block=1,
+  norm_groups=4,
+  scale=0.5,
   shift=0.25,
-)  # fmt: skip
+)
 CLASSES = ('ant', 'bee', 'cat')
 BAD = {5: b'', 14: b'no picture'}
 
@@ -51,9 +55,10 @@ def write_vae(folder):
   path = folder / vae_files.FILE
   safetensors.numpy.save_file(vae_files.to_arrays(autoencoder.params, CONFIG), path)
   settings = {
-    'norm_num_groups': CONFIG.norm_groups, 'scaling_factor': CONFIG.scale,
+    'norm_num_groups': CONFIG.norm_groups,
+    'scaling_factor': CONFIG.scale,
     'shift_factor': CONFIG.shift,
-  }  # fmt: skip
+  }
   (folder / vae_files.SETTINGS).write_text(json.dumps(settings))
   return path
 

@@ -38,9 +38,10 @@ def network(num_classes=CLASSES):
 def generator(config=SDE, *, batch_size=8, seed=0, num_classes=CLASSES):
   graphdef, _, _ = network(num_classes)
   made = flow.StochasticInterpolant(
-    path=interpolants.linear(), time_law=interpolants.TIME_LAWS['uniform'](),
+    path=interpolants.linear(),
+    time_law=interpolants.TIME_LAWS['uniform'](),
     null_label=num_classes or None,
-  )  # fmt: skip
+  )
   return generate.Generator(
     graphdef, made.sample, config, mesh=sharding.make_mesh(), seed=seed, batch_size=batch_size
   )

@@ -339,9 +339,15 @@ def test_given_times_are_walked(kind):
   """Against a loop of single steps; guided by the time at which a step begins."""
   times = (0.95, 0.7, 0.65, 0.2, 0.0)
   config = sampling.SamplerConfig(
-    kind=kind, steps=4, times=times, start=0.95, guidance_scale=2.0, guidance_low=0.3,
-    guidance_high=0.7, dtype='float64',
-  )  # fmt: skip
+    kind=kind,
+    steps=4,
+    times=times,
+    start=0.95,
+    guidance_scale=2.0,
+    guidance_low=0.3,
+    guidance_high=0.7,
+    dtype='float64',
+  )
   with jax.enable_x64(True):
     predict = analytic_velocity(interpolants.linear(), jnp.float64)
     x, y = jnp.asarray(nhwc(GOLDEN['latents']), jnp.float64), jnp.asarray(GOLDEN['y'], jnp.int32)

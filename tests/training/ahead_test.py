@@ -47,10 +47,13 @@ def test_parts_of_memory_add_up_and_donation_takes_a_place():
 def test_what_fits_is_decided_by_the_last_byte():
   peak = ahead.compile_for(here(), lowered()).peak
   for fields, beside, fits in (
-    (dict(memory=peak), 0, True), (dict(memory=peak - 1), 0, False),
-    (dict(memory=2 * peak, share=0.5), 0, True), (dict(memory=2 * peak, share=0.49), 0, False),
-    (dict(memory=peak + 100), 100, True), (dict(memory=peak + 100), 101, False),
-  ):  # fmt: skip
+    (dict(memory=peak), 0, True),
+    (dict(memory=peak - 1), 0, False),
+    (dict(memory=2 * peak, share=0.5), 0, True),
+    (dict(memory=2 * peak, share=0.49), 0, False),
+    (dict(memory=peak + 100), 100, True),
+    (dict(memory=peak + 100), 101, False),
+  ):
     report = ahead.compile_for(here(**fields), lowered(), beside=beside)
     assert report.fits == fits and report.needed == peak + beside
     assert dict(ahead.rows(report))['fits'].startswith('yes: ' if fits else 'NO: ')
@@ -171,12 +174,16 @@ print(json.dumps(found))
 
 def test_eight_devices_and_the_layouts_of_their_state():
   done = subprocess.run(
-    [sys.executable, '-c', EIGHT], cwd=ROOT, capture_output=True, text=True,
-    env=os.environ | {
+    [sys.executable, '-c', EIGHT],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ
+    | {
       'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8',
       'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "training"}',
     },
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
   parameters = int(found['data']['text'].split('parameters')[1].split()[0].replace(',', ''))
@@ -192,29 +199,37 @@ def test_eight_devices_and_the_layouts_of_their_state():
 
 def test_a_run_compiles_for_tpus_that_are_not_here():
   pytest.importorskip('libtpu')
-  script = '\n'.join((
-    'import ahead_test',
-    'from diversedit_jax import build, modes',
-    'from diversedit_jax.training import ahead',
-    'config, compile_for = ahead_test.config("flow", compile_for="v5e:2x2"), ahead.compile_for',
-    'config.model.dtype, sent = "bfloat16", []',
-    'ahead.compile_for = lambda *a, **k: sent.append(compile_for(*a, **k)) or sent[-1]',
-    'print(modes.plan(build.build(config, planned=True)))',
-    'print("float32", sent[0].collectives["all-reduce"]["bytes by dtype"]["f32"])',
-    'print("bfloat16", sent[0].collectives["all-reduce"]["bytes by dtype"].get("bf16", 0))',
-  ))  # fmt: skip
+  script = '\n'.join(
+    (
+      'import ahead_test',
+      'from diversedit_jax import build, modes',
+      'from diversedit_jax.training import ahead',
+      'config, compile_for = ahead_test.config("flow", compile_for="v5e:2x2"), ahead.compile_for',
+      'config.model.dtype, sent = "bfloat16", []',
+      'ahead.compile_for = lambda *a, **k: sent.append(compile_for(*a, **k)) or sent[-1]',
+      'print(modes.plan(build.build(config, planned=True)))',
+      'print("float32", sent[0].collectives["all-reduce"]["bytes by dtype"]["f32"])',
+      'print("bfloat16", sent[0].collectives["all-reduce"]["bytes by dtype"].get("bf16", 0))',
+    )
+  )
   done = subprocess.run(
-    [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True,
-    env=os.environ | {
-      'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "training"}', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    [sys.executable, '-c', script],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ
+    | {
+      'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "training"}',
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     },
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   assert 'v5e:2x2: 4 x TPU v5 lite' in done.stdout and 'of 15.75 GiB' in done.stdout
   assert 'yes: ' in done.stdout
   # Gradients of kernels are added in float32 there too.
-  wide, narrow = (int(done.stdout.split(f'\n{name} ')[1].split()[0]) for name in
-                  ('float32', 'bfloat16'))  # fmt: skip
+  wide, narrow = (
+    int(done.stdout.split(f'\n{name} ')[1].split()[0]) for name in ('float32', 'bfloat16')
+  )
   assert narrow < 0.1 * wide
 
 

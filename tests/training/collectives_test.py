@@ -52,13 +52,17 @@ def test_loops_fusions_and_asynchronous_pairs():
   text = TEXT.replace('TRIPS', 'backend_config={"known_trip_count":{"n":"5"}}')
   assert collectives.collectives(text) == {
     'all-reduce': {
-      'count': 12, 'bytes': 12 * (3 * 4 + 5 * 2), 'bytes by dtype': {'f32': 144, 'bf16': 120},
+      'count': 12,
+      'bytes': 12 * (3 * 4 + 5 * 2),
+      'bytes by dtype': {'f32': 144, 'bf16': 120},
     },
     'all-gather': {  # One channel in two fusions twelve times, and the pair once.
-      'count': 13, 'bytes': 12 * 64 + 64, 'bytes by dtype': {'bf16': 768, 'f32': 64},
+      'count': 13,
+      'bytes': 12 * 64 + 64,
+      'bytes by dtype': {'bf16': 768, 'f32': 64},
     },
     'collective-permute': {'count': 5, 'bytes': 80, 'bytes by dtype': {'f32': 80}},
-  }  # fmt: skip
+  }
 
 
 def test_a_loop_that_says_nothing_counts_once():

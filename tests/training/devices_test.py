@@ -22,8 +22,10 @@ LAYOUTS = {
 def run(output, layout, method='flow+diverse'):
   subprocess.run(
     [sys.executable, str(HERE / 'eight_devices.py'), *LAYOUTS[layout], method, str(output)],
-    check=True, cwd=HERE.parents[1], env=os.environ | {'PYTHONPATH': str(HERE.parents[1])},
-  )  # fmt: skip
+    check=True,
+    cwd=HERE.parents[1],
+    env=os.environ | {'PYTHONPATH': str(HERE.parents[1])},
+  )
   with np.load(output) as file:
     return dict(file)
 

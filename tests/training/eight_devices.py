@@ -45,11 +45,17 @@ copied = jax.jit(
 made = made.replace(params=params, ema=copied(params))
 step_fn = step.compile_step(
   step.make_step(
-    experiment.objective, trainable.graphdef, tx, key=rng.stream(key, 'train'), ema_decay=0.9,
-    learning_rate=experiment.schedule(), devices=mesh.size,
+    experiment.objective,
+    trainable.graphdef,
+    tx,
+    key=rng.stream(key, 'train'),
+    ema_decay=0.9,
+    learning_rate=experiment.schedule(),
+    devices=mesh.size,
   ),
-  trainable.shardings, mesh,
-)  # fmt: skip
+  trainable.shardings,
+  mesh,
+)
 losses, frozen = [], experiment.objective.frozen()
 steps = pipeline.Steps(source=experiment.source, seed=0, batch_size=32)
 with jax.set_mesh(mesh), pipeline.batches(steps, start_step=0) as batches:
@@ -64,6 +70,10 @@ arrays = {
   k: np.asarray(v) for k, v in trees.named_leaves({'params': made.params, 'ema': made.ema}).items()
 }
 np.savez(
-  output, losses=losses, bytes=state.bytes_per_device(made), devices=len(jax.devices()),
-  fingerprint=fingerprint, **arrays,
-)  # fmt: skip
+  output,
+  losses=losses,
+  bytes=state.bytes_per_device(made),
+  devices=len(jax.devices()),
+  fingerprint=fingerprint,
+  **arrays,
+)

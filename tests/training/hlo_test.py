@@ -43,11 +43,14 @@ ENTRY %main (p: s32[]) -> s32[] {
 @pytest.mark.parametrize(
   ('bound', 'turns'),
   [
-    ('s32[]{:T(128)} constant(7)', 7), ('u64[] constant(7)', 7), ('s32[] constant(-7)', 1),
-    ('f32[] constant(7)', 1), ('s32[] parameter(0)', 1),
+    ('s32[]{:T(128)} constant(7)', 7),
+    ('u64[] constant(7)', 7),
+    ('s32[] constant(-7)', 1),
+    ('f32[] constant(7)', 1),
+    ('s32[] parameter(0)', 1),
     ('s32[] constant(7)\n  %other = s32[] constant(8)', 1),
   ],
-)  # fmt: skip
+)
 def test_computations_run_as_often_as_what_calls_them(bound, turns):
   program = hlo.parse(TEXT.replace('BOUND', bound))
   inner = 5 + turns + 1  # The noted loop, the one in a branch, and the other branch.
@@ -65,9 +68,21 @@ def test_parts_of_an_instruction():
 
 
 @pytest.mark.parametrize(
-  'dtype', ['bool', 'int8', 'uint16', 'int16', 'uint32', 'bfloat16', 'float16', 'float32',
-            'complex64', 'float8_e4m3fn', 'float8_e5m2'],
-)  # fmt: skip
+  'dtype',
+  [
+    'bool',
+    'int8',
+    'uint16',
+    'int16',
+    'uint32',
+    'bfloat16',
+    'float16',
+    'float32',
+    'complex64',
+    'float8_e4m3fn',
+    'float8_e5m2',
+  ],
+)
 def test_sizes_are_those_of_jax(dtype):
   """Of what JAX writes for a parameter of each dtype."""
   shape = jax.ShapeDtypeStruct((3, 5), jnp.dtype(dtype))

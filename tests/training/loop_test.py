@@ -23,17 +23,30 @@ STEPS = 60
 
 def command(workdir, *flags):
   small = [
-    '--config.model.depth=2', '--config.model.width=16', '--config.model.heads=2',
-    '--config.train.batch_size=16', f'--config.train.steps={STEPS}',
-    '--config.optimizer.warmup_steps=5', '--config.log.every=7',
-    '--config.log.telemetry_every=20', '--config.log.tensorboard=False',
-    '--config.checkpoint.every=10', '--config.checkpoint.keep=10', '--config.preview.every=0',
-    '--config.diversity.layers=random', '--config.diversity.num_layers=2',
-  ]  # fmt: skip
+    '--config.model.depth=2',
+    '--config.model.width=16',
+    '--config.model.heads=2',
+    '--config.train.batch_size=16',
+    f'--config.train.steps={STEPS}',
+    '--config.optimizer.warmup_steps=5',
+    '--config.log.every=7',
+    '--config.log.telemetry_every=20',
+    '--config.log.tensorboard=False',
+    '--config.checkpoint.every=10',
+    '--config.checkpoint.keep=10',
+    '--config.preview.every=0',
+    '--config.diversity.layers=random',
+    '--config.diversity.num_layers=2',
+  ]
   return [
-    sys.executable, '-m', 'diversedit_jax.main', '--config=configs/digits.py',
-    f'--workdir={workdir}', *small, *flags,
-  ]  # fmt: skip
+    sys.executable,
+    '-m',
+    'diversedit_jax.main',
+    '--config=configs/digits.py',
+    f'--workdir={workdir}',
+    *small,
+    *flags,
+  ]
 
 
 def run(workdir, *flags):

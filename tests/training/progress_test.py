@@ -53,9 +53,15 @@ def test_durations(seconds, text):
 
 def test_line_shows_losses_rate_and_eta():
   row = {
-    'loss': 0.5, 'velocity': 0.4, 'diverse/loss': 0.3, 'diverse/weight': 0.9, 'diverse/orth': 0.1,
-    'grad_norm': 2.0, 'steps_per_second': 10.0, 'images_per_second': 1280.0,
-  }  # fmt: skip
+    'loss': 0.5,
+    'velocity': 0.4,
+    'diverse/loss': 0.3,
+    'diverse/weight': 0.9,
+    'diverse/orth': 0.1,
+    'grad_norm': 2.0,
+    'steps_per_second': 10.0,
+    'images_per_second': 1280.0,
+  }
   line = progress.line(50, 100, row)
   for words in ('step 50/100 (50%)', 'loss 0.5', 'diverse/weight 0.9', '10 steps/s', 'ETA 5s'):
     assert words in line

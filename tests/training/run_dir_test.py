@@ -13,9 +13,14 @@ VERSIONS = {'jax': '1'}
 
 def config(**changes):
   config = ml_collections.ConfigDict(
-    {'seed': 0, 'train': {'steps': 10, 'batch_size': 4}, 'model': {'depth': 2}, 'log': {'every': 5},
-     'diversity': {'weights': (0.33, 0.33, 0.33)}}
-  )  # fmt: skip
+    {
+      'seed': 0,
+      'train': {'steps': 10, 'batch_size': 4},
+      'model': {'depth': 2},
+      'log': {'every': 5},
+      'diversity': {'weights': (0.33, 0.33, 0.33)},
+    }
+  )
   for key, value in changes.items():
     section, _, field = key.partition('__')
     (config[section] if field else config)[field or section] = value
@@ -114,12 +119,14 @@ LATENTS = {'encoder_sha256': '2' * 64, 'scale': [0.5], 'shift': [0.0]}
   [
     ({'space': 'latents', 'latents': LATENTS}, None),
     ({'space': 'latents'}, None),  # Scaled already, or made up.
-    ({'space': 'latents', 'latents': LATENTS | {'scale': [2.0]}},
-     r'latents.scale: stored \[0.5\], given \[2.0\]'),
+    (
+      {'space': 'latents', 'latents': LATENTS | {'scale': [2.0]}},
+      r'latents.scale: stored \[0.5\], given \[2.0\]',
+    ),
     ({'space': 'latents', 'latents': LATENTS | {'encoder_sha256': '3' * 64}}, 'encoder_sha256'),
     ({'space': 'pixels'}, "space: stored 'latents', given 'pixels'"),
   ],
-)  # fmt: skip
+)
 def test_reading_needs_data_of_the_same_space_not_the_same_data(tmp_path, given, message):
   stored = {**DATA, 'space': 'latents', 'latents': LATENTS}
   path = run_dir.open_for_training(

@@ -48,9 +48,11 @@ class Setting:
     draw = lambda x: jnp.asarray(0.1 * generator.standard_normal(x.shape), x.dtype)
     params = jax.tree.map(draw, self.trainable.params)
     state = state_lib.TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      ema=jax.tree.map(jnp.copy, params),
       opt_state=self.tx.init(params),
-    )  # fmt: skip
+    )
     return jax.device_put(state, self.trainable.shardings)
 
 
@@ -68,9 +70,15 @@ def setting(
   trainable = state_lib.Trainable(experiment.network, tx, mesh)
   key = rng.stream(jax.random.key(0), 'train')
   step = step_lib.make_step(
-    experiment.objective, trainable.graphdef, tx, key=key, ema_decay=ema_decay,
-    learning_rate=optim.schedule(optimizer, STEPS), devices=mesh.size, accumulate=accumulate,
-  )  # fmt: skip
+    experiment.objective,
+    trainable.graphdef,
+    tx,
+    key=key,
+    ema_decay=ema_decay,
+    learning_rate=optim.schedule(optimizer, STEPS),
+    devices=mesh.size,
+    accumulate=accumulate,
+  )
   compiled = step_lib.compile_step(step, trainable.shardings, mesh)
   without_encoders = lambda state, batch: compiled(state, batch, {})
   return Setting(experiment.objective, trainable, tx, without_encoders, key)
@@ -137,11 +145,13 @@ def test_golden_step(batch):
   for name, value in GOLDEN.items():
     # Compilers order sums differently; a change of the mathematics is far larger.
     np.testing.assert_allclose(
-      found[name], value, rtol=1e-4,
+      found[name],
+      value,
+      rtol=1e-4,
       err_msg=f'{name} of the first training step has changed. If you meant to change the model, '
       'a random stream, a loss or the optimiser, check that the change is the one you meant, and '
       f'renew GOLDEN with {found}. If not, you have found a mistake.',
-    )  # fmt: skip
+    )
 
 
 def test_reported_gradient_norm_is_before_clipping(batch):

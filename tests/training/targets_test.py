@@ -19,12 +19,15 @@ REFUSED = (
 @pytest.mark.parametrize(
   ('name', 'parsed', 'platform'),
   [
-    ('h200', ('h200', ''), 'gpu'), ('h200:8', ('h200', '8'), 'gpu'),
-    ('a100-40:16', ('a100-40', '16'), 'gpu'), ('rtx4090', ('rtx4090', ''), 'gpu'),
-    ('v5e:2x2', ('v5e', '2x2'), 'tpu'), ('v5p:2x2x1', ('v5p', '2x2x1'), 'tpu'),
+    ('h200', ('h200', ''), 'gpu'),
+    ('h200:8', ('h200', '8'), 'gpu'),
+    ('a100-40:16', ('a100-40', '16'), 'gpu'),
+    ('rtx4090', ('rtx4090', ''), 'gpu'),
+    ('v5e:2x2', ('v5e', '2x2'), 'tpu'),
+    ('v5p:2x2x1', ('v5p', '2x2x1'), 'tpu'),
     ('v6e:16x16', ('v6e', '16x16'), 'tpu'),
   ],
-)  # fmt: skip
+)
 def test_names(name, parsed, platform):
   assert targets.parse(name) == parsed and targets.platform(name) == platform
 
@@ -36,12 +39,15 @@ def test_names(name, parsed, platform):
     ('v5', "unknown device 'v5'; did you mean 'v5[ep]'"),
     ('v5litepod:2x2', "^unknown device 'v5litepod'; known: a100-40, a100-80, .* v5p, v6e$"),
     ('h200:', 'is no number of GPUs'),
-    ('h200:0', 'is no number of GPUs'), ('h200:2x2', 'is no number of GPUs'),
-    ('h200:-1', 'is no number of GPUs'), ('v5e', 'name its topology'),
-    ('v5e:4', 'name its topology'), ('v5e:2x', 'name its topology'),
+    ('h200:0', 'is no number of GPUs'),
+    ('h200:2x2', 'is no number of GPUs'),
+    ('h200:-1', 'is no number of GPUs'),
+    ('v5e', 'name its topology'),
+    ('v5e:4', 'name its topology'),
+    ('v5e:2x', 'name its topology'),
     ('h200:12', '12 GPUs are no whole number of nodes of 8'),
   ],
-)  # fmt: skip
+)
 def test_wrong_names_are_refused_with_what_is_right(name, words):
   with pytest.raises(types.UserError, match=words):
     targets.find(name)
@@ -81,9 +87,12 @@ def test_what_libtpu_says_of_too_large_a_program():
 def test_the_description_of_a_gpu_is_of_that_gpu():
   """Against data sheets: units, memory in GB, TB/s."""
   for name, lanes, gigabytes, terabytes in (
-    ('a100-40', 6912, 40, 1.555), ('a100-80', 6912, 80, 2.039), ('h100', 16896, 80, 3.35),
-    ('h200', 16896, 141, 4.8), ('rtx4090', 16384, 24, 1.008),
-  ):  # fmt: skip
+    ('a100-40', 6912, 40, 1.555),
+    ('a100-80', 6912, 80, 2.039),
+    ('h100', 16896, 80, 3.35),
+    ('h200', 16896, 141, 4.8),
+    ('rtx4090', 16384, 24, 1.008),
+  ):
     gpu = targets.GPUS[name]
     assert gpu.multiprocessors * gpu.lanes == lanes
     # A name's GB are 10^9 or 2^30 bytes, and a driver keeps some.

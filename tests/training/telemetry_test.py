@@ -16,9 +16,15 @@ from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import telemetry, writers
 
 CONFIG = sit.SiTConfig(
-  input_size=(4, 4), channels=1, num_classes=5, depth=4, width=16, heads=2, patch_size=2,
+  input_size=(4, 4),
+  channels=1,
+  num_classes=5,
+  depth=4,
+  width=16,
+  heads=2,
+  patch_size=2,
   skip=stack.Skip(),
-)  # fmt: skip
+)
 KEY = jax.random.key(11)
 EXAMPLES = 3
 

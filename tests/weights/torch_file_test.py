@@ -83,10 +83,14 @@ def test_parameters_sizes_and_dict_attributes(tmp_path):
       'torch._utils', '_rebuild_parameter', torch_zip.tensor(array), True, OrderedDict()
     ),
     bias=torch_zip.Call(
-      'torch._utils', '_rebuild_parameter_with_state',
-      torch_zip.tensor(array[0]), True, OrderedDict(), {'tag': 1},
+      'torch._utils',
+      '_rebuild_parameter_with_state',
+      torch_zip.tensor(array[0]),
+      True,
+      OrderedDict(),
+      {'tag': 1},
     ),
-  )  # fmt: skip
+  )
   state_dict._metadata = OrderedDict({'': {'version': 1}})
   contents = {'model': state_dict, 'size': torch_zip.Call('torch', 'Size', (2, 3))}
   torch_zip.write(tmp_path / 'a.pt', contents)

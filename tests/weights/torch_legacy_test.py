@@ -40,9 +40,12 @@ def test_arrays_and_views(tmp_path, dtype):
   path.write_bytes(_bytes({'model': contents, 'steps': 7}))
   assert torch_legacy.recognises(path)
   expected = {
-    'base': base, 'other': base[:1] + base[1:2], 'transposed': base.reshape(2, 3).T,
-    'last': base[5:], 'empty': base[:0],
-  }  # fmt: skip
+    'base': base,
+    'other': base[:1] + base[1:2],
+    'transposed': base.reshape(2, 3).T,
+    'last': base[5:],
+    'empty': base[:0],
+  }
   read = _read(path)
   assert list(read) == list(expected)
   for name, array in expected.items():

@@ -12,6 +12,17 @@ from diversedit_jax.data.pictures.loading import load
 from diversedit_jax.data.pictures.opening import KINDS, folder_of, open_pictures
 
 __all__ = [
-  'CROPS', 'KINDS', 'ORIENTATIONS', 'BadPicture', 'Listing', 'Pictures', 'Skipped', 'crop',
-  'decode', 'folder_of', 'load', 'open_pictures', 'read_classes',
-]  # fmt: skip
+  'CROPS',
+  'KINDS',
+  'ORIENTATIONS',
+  'BadPicture',
+  'Listing',
+  'Pictures',
+  'Skipped',
+  'crop',
+  'decode',
+  'folder_of',
+  'load',
+  'open_pictures',
+  'read_classes',
+]

@@ -110,10 +110,13 @@ def make_listing(
   _check_unique(keys, found, order, where)
   labels = np.array([_label(*found[i][:2], index, where) for i in order], np.int32)
   listing = Listing(
-    keys=[keys[i] for i in order], names=[found[i][0] for i in order], labels=labels,
-    sizes=np.array([found[i][2] for i in order], np.int64), label_names=label_names,
+    keys=[keys[i] for i in order],
+    names=[found[i][0] for i in order],
+    labels=labels,
+    sizes=np.array([found[i][2] for i in order], np.int64),
+    label_names=label_names,
     skipped=skipped,
-  )  # fmt: skip
+  )
   return listing, order
 
 

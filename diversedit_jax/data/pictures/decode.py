@@ -22,9 +22,14 @@ MAX_PIXELS = 2**27
 _ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # Tags of EXIF and TIFF.
 _T = Image.Transpose
 _UPRIGHT = {
-  2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE,
-  6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90,
-}  # fmt: skip
+  2: _T.FLIP_LEFT_RIGHT,
+  3: _T.ROTATE_180,
+  4: _T.FLIP_TOP_BOTTOM,
+  5: _T.TRANSPOSE,
+  6: _T.ROTATE_270,
+  7: _T.TRANSVERSE,
+  8: _T.ROTATE_90,
+}
 _BACK = {**_UPRIGHT, 6: _T.ROTATE_90, 8: _T.ROTATE_270}
 
 
@@ -127,8 +132,9 @@ def _sixteen_bits(image):
   """The bytes of a picture of 9 to 16 bits grey; None of any other."""
   # Some formats have no 32 bits: there Pillow's 'I' stands for 16.
   if not image.mode.startswith('I;16') and (image.mode, image.format) not in (
-    ('I', 'PNG'), ('I', 'PPM'),
-  ):  # fmt: skip
+    ('I', 'PNG'),
+    ('I', 'PPM'),
+  ):
     return None
   tags = getattr(image, 'tag_v2', {})
   top = 2 ** tags.get(_BITS, (16,))[0] - 1

@@ -63,8 +63,9 @@ def look(path: str) -> tuple[os.stat_result | None, str | None]:
     if not os.path.islink(path):
       return None, _denied(error)
     return None, {
-      errno.ENOENT: 'a link that leads nowhere', errno.ELOOP: 'a link that leads to itself',
-    }.get(error.errno, f'a link that cannot be followed: {error.strerror}')  # fmt: skip
+      errno.ENOENT: 'a link that leads nowhere',
+      errno.ELOOP: 'a link that leads to itself',
+    }.get(error.errno, f'a link that cannot be followed: {error.strerror}')
 
 
 def refusal(path: str) -> str | None:

@@ -15,9 +15,9 @@ import numpy as np
 from diversedit_jax import types
 from diversedit_jax.data.pictures import base, crop, decode
 
-LASTING = frozenset((
-  errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM,
-))  # fmt: skip
+LASTING = frozenset(
+  (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
+)
 """Errors that tell of a file, while others tell of the disk, the network or the process."""
 
 _WAITS = (0.1, 0.5, 2.0)  # Seconds before another attempt.

@@ -21,8 +21,19 @@ from diversedit_jax import types
 from diversedit_jax.data.pictures import base
 
 SUFFIXES = (
-  '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm',
-)  # fmt: skip
+  '.jpg',
+  '.jpeg',
+  '.png',
+  '.webp',
+  '.bmp',
+  '.gif',
+  '.tif',
+  '.tiff',
+  '.ppm',
+  '.pgm',
+  '.pbm',
+  '.pnm',
+)
 MAX_BYTES = 2**30
 SPLITS = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing'))
 _WORDNET = re.compile(r'(n\d{8})(_.*)?')

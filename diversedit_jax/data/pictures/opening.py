@@ -16,13 +16,15 @@ from diversedit_jax.data.pictures import (
   tables,
   tars,
   tfds_pictures,
-)  # fmt: skip
+)
 
 KINDS = ('folder', 'tar', 'zip', 'csv', 'tfds')
 _OPEN = {
-  'folder': folders.open_folder, 'tar': archives.open_tar, 'zip': archives.open_zip,
+  'folder': folders.open_folder,
+  'tar': archives.open_tar,
+  'zip': archives.open_zip,
   'csv': tables.open_table,
-}  # fmt: skip
+}
 _FORMS = ', '.join([*(f'{kind}:PATH' for kind in KINDS[:-1]), 'tfds:NAME[:SPLIT]'])
 
 
@@ -66,8 +68,9 @@ def open_pictures(
     logging.warning(
       '%s has %d classes named by WordNet ids: labels are positions among these, not the 1,000 of '
       "ILSVRC-2012; classes='imagenet' gives those",
-      pictures.name, len(names),
-    )  # fmt: skip
+      pictures.name,
+      len(names),
+    )
   return pictures
 
 

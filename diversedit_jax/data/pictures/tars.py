@@ -15,13 +15,22 @@ from diversedit_jax.data.pictures import base, naming
 
 _BLOCK = 512
 _COMPRESSED = {
-  b'\x1f\x8b': 'gzip', b'\xfd7zXZ\0': 'xz', b'BZh': 'bzip2', b'\x28\xb5\x2f\xfd': 'zstd',
-}  # fmt: skip
+  b'\x1f\x8b': 'gzip',
+  b'\xfd7zXZ\0': 'xz',
+  b'BZh': 'bzip2',
+  b'\x28\xb5\x2f\xfd': 'zstd',
+}
 # What damaged headers make `tarfile` raise.
 _DAMAGE = (
-  tarfile.TarError, OSError, ValueError, ArithmeticError, LookupError, EOFError, MemoryError,
+  tarfile.TarError,
+  OSError,
+  ValueError,
+  ArithmeticError,
+  LookupError,
+  EOFError,
+  MemoryError,
   RecursionError,
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)

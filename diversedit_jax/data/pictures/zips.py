@@ -21,9 +21,16 @@ _ENCRYPTED, _SIZES_FOLLOW = 1, 8
 _END, _END64 = 22, 76  # Bytes of the end record, and of those of Zip64 before it.
 # What damaged directories make `zipfile` raise.
 _DAMAGE = (
-  zipfile.BadZipFile, OSError, ValueError, ArithmeticError, LookupError, EOFError, MemoryError,
-  NotImplementedError, struct.error,
-)  # fmt: skip
+  zipfile.BadZipFile,
+  OSError,
+  ValueError,
+  ArithmeticError,
+  LookupError,
+  EOFError,
+  MemoryError,
+  NotImplementedError,
+  struct.error,
+)
 
 
 def scan(path: str) -> tars.Members:

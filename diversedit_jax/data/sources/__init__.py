@@ -9,7 +9,20 @@ from diversedit_jax.data.sources.store import StoreSource
 from diversedit_jax.data.sources.synthetic import SyntheticSource, synthetic
 
 __all__ = [
-  'KEYS', 'KINDS', 'SPLITS', 'ArraySource', 'DeviceSource', 'HostSource', 'PictureSource', 'Source',
-  'Space', 'StoreSource', 'SyntheticSource', 'arrays', 'digits', 'in_memory',
-  'open_source', 'synthetic',
-]  # fmt: skip
+  'KEYS',
+  'KINDS',
+  'SPLITS',
+  'ArraySource',
+  'DeviceSource',
+  'HostSource',
+  'PictureSource',
+  'Source',
+  'Space',
+  'StoreSource',
+  'SyntheticSource',
+  'arrays',
+  'digits',
+  'in_memory',
+  'open_source',
+  'synthetic',
+]

@@ -114,9 +114,11 @@ def arrays(
   data_name, data, labels, beside = _read_npz(path, pixels)
   _check_data(path, data_name, data)
   if beside is not None and not (
-    beside.dtype == np.uint8 and beside.ndim == 4 and 0 not in beside.shape
+    beside.dtype == np.uint8
+    and beside.ndim == 4
+    and 0 not in beside.shape
     and (len(beside), beside.shape[-1]) == (len(data), 3)
-  ):  # fmt: skip
+  ):
     raise UserError(
       f'{path}: `pixels` is {beside.dtype.name} {beside.shape}, expected uint8 '
       f'({len(data)}, H, W, 3)'

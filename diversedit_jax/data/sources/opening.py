@@ -11,10 +11,16 @@ KINDS = ('digits', 'arrays', 'store', *pictures_lib.KINDS, 'synthetic')
 
 
 def open_source(
-  spec: str, split: str = 'train', num_classes: int | None = None, *,
-  classes: str | Sequence[str] | None = None, size: int | None = None, crop: str | None = None,
-  orientation: str | None = None, pixels: bool = True,
-) -> base.Source:  # fmt: skip
+  spec: str,
+  split: str = 'train',
+  num_classes: int | None = None,
+  *,
+  classes: str | Sequence[str] | None = None,
+  size: int | None = None,
+  crop: str | None = None,
+  orientation: str | None = None,
+  pixels: bool = True,
+) -> base.Source:
   """Source of a spec string.
 
     digits                             scikit-learn's digits

@@ -23,9 +23,13 @@ class PictureSource:
   mirrors = True
 
   def __init__(
-    self, collection: pictures_lib.Pictures, *, size: int, crop: str = 'adm',
+    self,
+    collection: pictures_lib.Pictures,
+    *,
+    size: int,
+    crop: str = 'adm',
     orientation: str = 'exif',
-  ):  # fmt: skip
+  ):
     """See `pictures.crop` and `pictures.decode` for the options."""
     self.collection = collection
     self.name = collection.name

@@ -19,9 +19,17 @@ _REPORT_SECONDS = 10.0
 
 
 _FACTS = (
-  'name', 'space', 'shape', 'num_classes', 'pixel_shape', 'scaling', 'mirrors', 'labels',
-  'label_names', 'digest',
-)  # fmt: skip
+  'name',
+  'space',
+  'shape',
+  'num_classes',
+  'pixel_shape',
+  'scaling',
+  'mirrors',
+  'labels',
+  'label_names',
+  'digest',
+)
 
 
 class _Resident:

@@ -75,9 +75,12 @@ class SyntheticSource:
 
 
 def synthetic(
-  shape: tuple[int, int, int], num_classes: int, n: int, seed: int,
+  shape: tuple[int, int, int],
+  num_classes: int,
+  n: int,
+  seed: int,
   pixel_shape: tuple[int, int, int] | None = None,
-) -> SyntheticSource:  # fmt: skip
+) -> SyntheticSource:
   """Gaussian latents [*shape] as a function of seed and index; see `SyntheticSource`."""
   name = f'synthetic/{"x".join(map(str, shape))}'
   return SyntheticSource(

@@ -76,9 +76,13 @@ def verify(root: str | pathlib.Path) -> Report:
   faults += [(name, 'belongs to no store') for name in _strangers(root, plan)]
   mean, std = sums.scaled(plan.vae) if sums.count else ((), ())
   return Report(
-    root=root, faults=tuple(faults), examples=len(labels), classes=tuple(classes.tolist()),
-    mean=mean, std=std,
-  )  # fmt: skip
+    root=root,
+    faults=tuple(faults),
+    examples=len(labels),
+    classes=tuple(classes.tolist()),
+    mean=mean,
+    std=std,
+  )
 
 
 def _read_plan(root, faults):

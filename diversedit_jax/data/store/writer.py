@@ -75,10 +75,15 @@ def write_shard(
       labels.append(int(result.label))
       content.update(f'{result.key}\0{result.sha256}\n'.encode('utf-8', 'surrogateescape'))
   facts = layout.ShardFacts(
-    shard=shard, count=len(keys), keys=tuple(keys), labels=tuple(labels),
-    skipped=tuple(skipped), content_sha256=content.hexdigest(), plan=plan.digest(),
+    shard=shard,
+    count=len(keys),
+    keys=tuple(keys),
+    labels=tuple(labels),
+    skipped=tuple(skipped),
+    content_sha256=content.hexdigest(),
+    plan=plan.digest(),
     columns={name: _file_facts(root, plan, name, shard, len(keys)) for name in plan.columns},
-  )  # fmt: skip
+  )
   path = layout.facts_file(root, shard)
   with writing(path):
     layout.write_json(path, facts)
@@ -106,8 +111,11 @@ def finished(root: pathlib.Path, plan: layout.Plan, shard: int) -> layout.ShardF
     if found != expected:
       logging.warning(
         'shard %d is not as it was left: %s has %s bytes, its facts say %s',
-        shard, path, 'no' if found is None else found, expected,
-      )  # fmt: skip
+        shard,
+        path,
+        'no' if found is None else found,
+        expected,
+      )
       return None
   return facts
 
@@ -155,12 +163,16 @@ def finish(
   ):
     csv.writer(file, lineterminator='\n').writerows([('name', 'reason'), *rows])
   manifest = layout.Manifest(
-    plan=plan, count=len(labels), counts=tuple(f.count for f in facts),
+    plan=plan,
+    count=len(labels),
+    counts=tuple(f.count for f in facts),
     classes=tuple(np.bincount(labels, minlength=len(plan.label_names)).tolist()),
     shards=tuple(layout.digest(layout.facts_file(root, f.shard)) for f in facts),
-    labels=layout.digest(root / 'labels.npy'), skipped=len(rows),
-    content_sha256=content_digest(f.content_sha256 for f in facts), versions=dict(versions),
-  )  # fmt: skip
+    labels=layout.digest(root / 'labels.npy'),
+    skipped=len(rows),
+    content_sha256=content_digest(f.content_sha256 for f in facts),
+    versions=dict(versions),
+  )
   with writing(root / 'manifest.json'):
     layout.write_json(root / 'manifest.json', manifest)
   return manifest

@@ -5,6 +5,15 @@ from diversedit_jax.frozen.encoders.base import Encoder, Features, Request, open
 
 # An encoder's module registers its names when it is imported.
 __all__ = [
-  'Encoder', 'Features', 'Request', 'clip', 'dinov2', 'ijepa', 'mae', 'mocov3', 'open_encoder',
-  'pca', 'register',
-]  # fmt: skip
+  'Encoder',
+  'Features',
+  'Request',
+  'clip',
+  'dinov2',
+  'ijepa',
+  'mae',
+  'mocov3',
+  'open_encoder',
+  'pca',
+  'register',
+]

@@ -15,25 +15,43 @@ URL = (
 
 CONFIGS = {
   'clip-vit-l': vit.ViTConfig(
-    width=1024, depth=24, heads=16, hidden=4 * 1024, patch_size=14, table=16, mlp='quick_gelu',
-    layer_scale=False, patch_bias=False, first_norm=True, last_norm=False, epsilon=1e-5,
+    width=1024,
+    depth=24,
+    heads=16,
+    hidden=4 * 1024,
+    patch_size=14,
+    table=16,
+    mlp='quick_gelu',
+    layer_scale=False,
+    patch_bias=False,
+    first_norm=True,
+    last_norm=False,
+    epsilon=1e-5,
   )
-}  # fmt: skip
+}
 
 LAYOUT = files.Layout(
   names={
-    'patches/kernel': 'conv1.weight', 'class_token': 'class_embedding',
+    'patches/kernel': 'conv1.weight',
+    'class_token': 'class_embedding',
     'positions': 'positional_embedding',
-    'first_norm/scale': 'ln_pre.weight', 'first_norm/bias': 'ln_pre.bias',
+    'first_norm/scale': 'ln_pre.weight',
+    'first_norm/bias': 'ln_pre.bias',
     **{
       f'blocks/{ours}': f'transformer.resblocks.{{}}.{theirs}'
       for ours, theirs in {
-        'norm1/scale': 'ln_1.weight', 'norm1/bias': 'ln_1.bias',
-        'qkv/kernel': 'attn.in_proj_weight', 'qkv/bias': 'attn.in_proj_bias',
-        'proj/kernel': 'attn.out_proj.weight', 'proj/bias': 'attn.out_proj.bias',
-        'norm2/scale': 'ln_2.weight', 'norm2/bias': 'ln_2.bias',
-        'fc1/kernel': 'mlp.c_fc.weight', 'fc1/bias': 'mlp.c_fc.bias',
-        'fc2/kernel': 'mlp.c_proj.weight', 'fc2/bias': 'mlp.c_proj.bias',
+        'norm1/scale': 'ln_1.weight',
+        'norm1/bias': 'ln_1.bias',
+        'qkv/kernel': 'attn.in_proj_weight',
+        'qkv/bias': 'attn.in_proj_bias',
+        'proj/kernel': 'attn.out_proj.weight',
+        'proj/bias': 'attn.out_proj.bias',
+        'norm2/scale': 'ln_2.weight',
+        'norm2/bias': 'ln_2.bias',
+        'fc1/kernel': 'mlp.c_fc.weight',
+        'fc1/bias': 'mlp.c_fc.bias',
+        'fc2/kernel': 'mlp.c_proj.weight',
+        'fc2/bias': 'mlp.c_proj.bias',
       }.items()
     },
   },
@@ -41,7 +59,7 @@ LAYOUT = files.Layout(
   prefix='visual.',
   unused=('ln_post.', 'proj'),
   leading=False,
-)  # fmt: skip
+)
 
 FAMILY = family.Family(
   configs=CONFIGS,

@@ -24,11 +24,13 @@ CONFIGS = {f'dinov2-vit-{size}': config for size, config in _SIZES.items()} | {
 
 _LAYOUT = files.Layout(
   names={
-    **files.TIMM, 'registers': 'register_tokens',
-    'blocks/scale1': 'blocks.{}.ls1.gamma', 'blocks/scale2': 'blocks.{}.ls2.gamma',
+    **files.TIMM,
+    'registers': 'register_tokens',
+    'blocks/scale1': 'blocks.{}.ls1.gamma',
+    'blocks/scale2': 'blocks.{}.ls2.gamma',
   },
   unused=('mask_token',),  # In every file, and used only in DINOv2's own training.
-)  # fmt: skip
+)
 _SWIGLU = dataclasses.replace(
   _LAYOUT,
   names={

@@ -20,17 +20,25 @@ SUFFIXES = ('.pth', '.pth.tar', '.pt', '.safetensors', '.npz')
 
 # The names of timm's vision transformers, which most authors use; {} is the number of the block.
 TIMM = {
-  'patches/kernel': 'patch_embed.proj.weight', 'patches/bias': 'patch_embed.proj.bias',
-  'class_token': 'cls_token', 'positions': 'pos_embed',
-  'blocks/norm1/scale': 'blocks.{}.norm1.weight', 'blocks/norm1/bias': 'blocks.{}.norm1.bias',
-  'blocks/qkv/kernel': 'blocks.{}.attn.qkv.weight', 'blocks/qkv/bias': 'blocks.{}.attn.qkv.bias',
+  'patches/kernel': 'patch_embed.proj.weight',
+  'patches/bias': 'patch_embed.proj.bias',
+  'class_token': 'cls_token',
+  'positions': 'pos_embed',
+  'blocks/norm1/scale': 'blocks.{}.norm1.weight',
+  'blocks/norm1/bias': 'blocks.{}.norm1.bias',
+  'blocks/qkv/kernel': 'blocks.{}.attn.qkv.weight',
+  'blocks/qkv/bias': 'blocks.{}.attn.qkv.bias',
   'blocks/proj/kernel': 'blocks.{}.attn.proj.weight',
   'blocks/proj/bias': 'blocks.{}.attn.proj.bias',
-  'blocks/norm2/scale': 'blocks.{}.norm2.weight', 'blocks/norm2/bias': 'blocks.{}.norm2.bias',
-  'blocks/fc1/kernel': 'blocks.{}.mlp.fc1.weight', 'blocks/fc1/bias': 'blocks.{}.mlp.fc1.bias',
-  'blocks/fc2/kernel': 'blocks.{}.mlp.fc2.weight', 'blocks/fc2/bias': 'blocks.{}.mlp.fc2.bias',
-  'norm/scale': 'norm.weight', 'norm/bias': 'norm.bias',
-}  # fmt: skip
+  'blocks/norm2/scale': 'blocks.{}.norm2.weight',
+  'blocks/norm2/bias': 'blocks.{}.norm2.bias',
+  'blocks/fc1/kernel': 'blocks.{}.mlp.fc1.weight',
+  'blocks/fc1/bias': 'blocks.{}.mlp.fc1.bias',
+  'blocks/fc2/kernel': 'blocks.{}.mlp.fc2.weight',
+  'blocks/fc2/bias': 'blocks.{}.mlp.fc2.bias',
+  'norm/scale': 'norm.weight',
+  'norm/bias': 'norm.bias',
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,9 +94,13 @@ def shapes(config: vit.ViTConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
 
 
 def load(
-  path: pathlib.Path, name: str, config: vit.ViTConfig, layout: Layout, grid: tuple[int, int],
+  path: pathlib.Path,
+  name: str,
+  config: vit.ViTConfig,
+  layout: Layout,
+  grid: tuple[int, int],
   dtype: str,
-) -> vit.Params:  # fmt: skip
+) -> vit.Params:
   """Parameters of a file as numpy arrays, the position table resampled to a grid (rows, cols).
 
   Raises:
@@ -179,9 +191,12 @@ def _from_torch(ours: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check(
-  path: pathlib.Path, name: str, arrays: Mapping[str, np.ndarray],
-  expected: Mapping[str, tuple[int, ...]], unused: Sequence[str],
-) -> None:  # fmt: skip
+  path: pathlib.Path,
+  name: str,
+  arrays: Mapping[str, np.ndarray],
+  expected: Mapping[str, tuple[int, ...]],
+  unused: Sequence[str],
+) -> None:
   known = lambda its: (
     its in expected
     or any(its == other or (other.endswith('.') and its.startswith(other)) for other in unused)

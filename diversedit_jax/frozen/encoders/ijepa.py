@@ -12,10 +12,16 @@ URL = f'https://dl.fbaipublicfiles.com/ijepa/{FILE}'
 
 CONFIGS = {
   'ijepa-vit-h': vit.ViTConfig(
-    width=1280, depth=32, heads=16, hidden=4 * 1280, patch_size=14, table=16, class_token=False,
+    width=1280,
+    depth=32,
+    heads=16,
+    hidden=4 * 1280,
+    patch_size=14,
+    table=16,
+    class_token=False,
     layer_scale=False,
   )
-}  # fmt: skip
+}
 
 FAMILY = family.Family(
   configs=CONFIGS,

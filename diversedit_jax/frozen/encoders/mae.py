@@ -12,9 +12,15 @@ URL = 'https://dl.fbaipublicfiles.com/mae/pretrain'
 
 def _config(width: int, depth: int, heads: int, patch_size: int, table: int) -> vit.ViTConfig:
   return vit.ViTConfig(
-    width=width, depth=depth, heads=heads, hidden=4 * width, patch_size=patch_size, table=table,
-    layer_scale=False, last_norm=False,
-  )  # fmt: skip
+    width=width,
+    depth=depth,
+    heads=heads,
+    hidden=4 * width,
+    patch_size=patch_size,
+    table=table,
+    layer_scale=False,
+    last_norm=False,
+  )
 
 
 CONFIGS = {

@@ -14,9 +14,14 @@ RCG_URL = 'https://drive.google.com/file/d/1Foa2-FqhwIFYjcAAbY9sXyO-1Vwwx-_9'
 
 def _config(width: int, depth: int, heads: int) -> vit.ViTConfig:
   return vit.ViTConfig(
-    width=width, depth=depth, heads=heads, hidden=4 * width, patch_size=16, table=14,
+    width=width,
+    depth=depth,
+    heads=heads,
+    hidden=4 * width,
+    patch_size=16,
+    table=14,
     layer_scale=False,
-  )  # fmt: skip
+  )
 
 
 CONFIGS = {
@@ -31,10 +36,12 @@ LAYOUT = files.Layout(
   prefix='base_encoder.',
   unused=('head.',),
   misnamed={
-    'blocks.13.norm13.': 'blocks.13.norm1.', 'blocks.13.mlp.fc13.': 'blocks.13.mlp.fc1.',
-    'blocks.14.norm14.': 'blocks.14.norm2.', 'blocks.14.mlp.fc14.': 'blocks.14.mlp.fc2.',
+    'blocks.13.norm13.': 'blocks.13.norm1.',
+    'blocks.13.mlp.fc13.': 'blocks.13.mlp.fc1.',
+    'blocks.14.norm14.': 'blocks.14.norm2.',
+    'blocks.14.mlp.fc14.': 'blocks.14.mlp.fc2.',
   },
-)  # fmt: skip
+)
 
 
 def published(name: str) -> files.Published:

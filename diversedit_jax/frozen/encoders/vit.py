@@ -66,13 +66,19 @@ def flat_shapes(config: ViTConfig, grid: tuple[int, int]) -> dict[str, tuple[int
   d, hidden, p = config.width, config.hidden, config.patch_size
   opening = 2 * hidden if config.mlp == 'swiglu' else hidden
   block = {
-    'norm1/scale': (d,), 'norm1/bias': (d,),
-    'qkv/kernel': (d, 3 * d), 'qkv/bias': (3 * d,),
-    'proj/kernel': (d, d), 'proj/bias': (d,),
-    'norm2/scale': (d,), 'norm2/bias': (d,),
-    'fc1/kernel': (d, opening), 'fc1/bias': (opening,),
-    'fc2/kernel': (hidden, d), 'fc2/bias': (d,),
-  }  # fmt: skip
+    'norm1/scale': (d,),
+    'norm1/bias': (d,),
+    'qkv/kernel': (d, 3 * d),
+    'qkv/bias': (3 * d,),
+    'proj/kernel': (d, d),
+    'proj/bias': (d,),
+    'norm2/scale': (d,),
+    'norm2/bias': (d,),
+    'fc1/kernel': (d, opening),
+    'fc1/bias': (opening,),
+    'fc2/kernel': (hidden, d),
+    'fc2/bias': (d,),
+  }
   if config.layer_scale:
     block |= {'scale1': (d,), 'scale2': (d,)}
   shapes = {

@@ -54,18 +54,23 @@ def test_every_tar_format_and_long_names(tmp_path, form):
 def test_what_is_no_plain_file_is_skipped_by_name(tmp_path):
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode='w') as archive:
-    for k, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE,
-                              tarfile.DIRTYPE, b'?')):  # fmt: skip
+    for k, kind in enumerate(
+      (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b'?')
+    ):
       archive.addfile(special(kind, f'a/{k}.png'))
     archive.addfile(special(tarfile.REGTYPE, '../a/up.png'))
     archive.addfile(special(tarfile.REGTYPE, '/abs/a.png'))
   listing = archives.open_tar(write(tmp_path, buffer.getvalue()), ('a', 'abs')).listing
   odd = 'neither a file nor a folder'
   assert {s.name: s.reason for s in listing.skipped} == {
-    'a/0.png': 'a link to a/1.png', 'a/1.png': 'a link to a/1.png', 'a/2.png': odd,
-    'a/3.png': odd, 'a/4.png/': 'an empty folder', 'a/5.png': odd,
+    'a/0.png': 'a link to a/1.png',
+    'a/1.png': 'a link to a/1.png',
+    'a/2.png': odd,
+    'a/3.png': odd,
+    'a/4.png/': 'an empty folder',
+    'a/5.png': odd,
     '../a/up.png': 'its name leaves the archive',
-  }  # fmt: skip
+  }
   assert list(listing.names) == ['abs/a.png']
 
 
@@ -167,9 +172,7 @@ def test_a_zip_cut_off_anywhere_is_refused(tmp_path, method):
       (archive.start_dir, None)
     ]
   for n in range(0, len(whole), 61):
-    good = [
-      name for (_, name), (end, _) in zip(starts, starts[1:], strict=False) if end <= n
-    ]  # fmt: skip
+    good = [name for (_, name), (end, _) in zip(starts, starts[1:], strict=False) if end <= n]
     with pytest.raises(types.UserError, match='damaged or cut off') as caught:
       archives.open_zip(write(tmp_path, whole[:n], 'x.zip'))
     said = f"the last good member is '{good[-1]}'" if good else 'no member is known to be good'
@@ -227,11 +230,13 @@ def test_what_a_zip_cannot_give_is_skipped_by_name(tmp_path):
   listing = archives.open_zip(write(tmp_path, bytes(data), 'x.zip'), ('a', 'empty')).listing
   assert list(listing.names) == ['a/fine.png']
   assert {s.name: s.reason for s in listing.skipped} == {
-    'a/link.png': 'a link', 'a/secret.png': 'encrypted', 'empty/': 'an empty folder',
+    'a/link.png': 'a link',
+    'a/secret.png': 'encrypted',
+    'empty/': 'an empty folder',
     'a/huge.png': '2147483648 bytes, more than 1073741824',
     '../up.png': 'its name leaves the archive',
     'a/packed.png': 'compressed by method 12, expected stored or deflated',
-  }  # fmt: skip
+  }
 
 
 @pytest.mark.parametrize('kind', ['tar', 'zip'])

@@ -67,12 +67,16 @@ def test_tiff_of_twelve_bits_and_white_as_zero():
   wide = np.array([0, 257, 65535], '<u2')
   sixteen = {258: (3, 16)}
   assert levels(malformed.tiff(3, 1, wide.tobytes(), sixteen.items()))[0, :, 0].tolist() == [
-    0, 1, 255,
-  ]  # fmt: skip
+    0,
+    1,
+    255,
+  ]
   inverted = {**sixteen, 262: (3, 0)}
   assert levels(malformed.tiff(3, 1, wide.tobytes(), inverted.items()))[0, :, 0].tolist() == [
-    255, 254, 0,
-  ]  # fmt: skip
+    255,
+    254,
+    0,
+  ]
   twelve = bytes([0x00, 0x0F, 0xFF])  # 0 and 4095.
   assert levels(malformed.tiff(2, 1, twelve, {258: (3, 12)}.items()))[0, :, 0].tolist() == [0, 255]
 
@@ -83,10 +87,14 @@ def _corner(k, width=24, height=16):
   upright.paste((255, 0, 0), (0, 0, 8, 8))
   upright.paste((0, 255, 0), (width - 8, 0, width, 8))
   back = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-  }  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+  }
   return upright, upright.transpose(back[k]) if k in back else upright
 
 
@@ -137,11 +145,13 @@ def test_animations_are_counted(kind):
 @pytest.mark.parametrize(
   'data,reason',
   [
-    (b'', 'zero bytes'), (b'text', 'no JPEG, PNG'), (malformed.sound('PNG')[:-30], 'damaged'),
+    (b'', 'zero bytes'),
+    (b'text', 'no JPEG, PNG'),
+    (malformed.sound('PNG')[:-30], 'damaged'),
     (b'P6 99999 99999 255\n', 'more than 134217728 pixels'),
     (b'P6 12000 12000 255\n', '12000x12000, more than 134217728 pixels'),
   ],
-)  # fmt: skip
+)
 def test_reasons_are_short_and_the_same_every_time(data, reason):
   said = []
   for _ in range(2):

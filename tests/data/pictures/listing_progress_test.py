@@ -26,8 +26,9 @@ def test_bytes_are_told_with_the_time_that_is_left(clock, caplog):
     reading.at(k * 100_000_000)
   # 0.9 GB after 10 s, 1.9 GB after 20 s.
   assert lines(caplog) == [
-    'listing a.tar: 0.9 of 2.0 GB | ETA 0:00:12', 'listing a.tar: 1.9 of 2.0 GB | ETA 0:00:01',
-  ]  # fmt: skip
+    'listing a.tar: 0.9 of 2.0 GB | ETA 0:00:12',
+    'listing a.tar: 1.9 of 2.0 GB | ETA 0:00:01',
+  ]
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'tar of tars', 'zip'])

@@ -12,10 +12,12 @@ from diversedit_jax.data.pictures import archives, base, decode, folders, loadin
 
 PNG = malformed.encode(malformed.noise(8, 8))
 FAILURES = [
-  OSError(errno.EIO, 'Input/output error'), OSError(errno.ESTALE, 'Stale file handle'),
-  OSError(errno.EMFILE, 'Too many open files'), FileNotFoundError(errno.ENOENT, 'No such file'),
+  OSError(errno.EIO, 'Input/output error'),
+  OSError(errno.ESTALE, 'Stale file handle'),
+  OSError(errno.EMFILE, 'Too many open files'),
+  FileNotFoundError(errno.ENOENT, 'No such file'),
   MemoryError(),
-]  # fmt: skip
+]
 
 
 class Failing(base.Pictures):

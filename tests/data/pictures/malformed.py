@@ -18,13 +18,23 @@ from PIL import Image
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'TIFF', 'BMP', 'PPM')
 SUFFIX = {
-  'JPEG': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'GIF': '.gif', 'TIFF': '.tif', 'BMP': '.bmp',
+  'JPEG': '.jpg',
+  'PNG': '.png',
+  'WEBP': '.webp',
+  'GIF': '.gif',
+  'TIFF': '.tif',
+  'BMP': '.bmp',
   'PPM': '.ppm',
-}  # fmt: skip
+}
 _MAGIC = {
-  'JPEG': b'\xff\xd8\xff\xe0', 'PNG': b'\x89PNG\r\n\x1a\n', 'WEBP': b'RIFF\x40\0\0\0WEBPVP8 ',
-  'GIF': b'GIF89a', 'TIFF': b'II*\0\x08\0\0\0', 'BMP': b'BM', 'PPM': b'P6 4 4 255\n',
-}  # fmt: skip
+  'JPEG': b'\xff\xd8\xff\xe0',
+  'PNG': b'\x89PNG\r\n\x1a\n',
+  'WEBP': b'RIFF\x40\0\0\0WEBPVP8 ',
+  'GIF': b'GIF89a',
+  'TIFF': b'II*\0\x08\0\0\0',
+  'BMP': b'BM',
+  'PPM': b'P6 4 4 255\n',
+}
 _EITHER = ('picture', 'bad')
 
 
@@ -59,8 +69,19 @@ def sound(kind):
 
 def cases():
   """All of them."""
-  makers = (_truncated, _flipped, _garbage, _renamed, _huge, _empty, _modes, _animated, _metadata,
-            _nested, _named)  # fmt: skip
+  makers = (
+    _truncated,
+    _flipped,
+    _garbage,
+    _renamed,
+    _huge,
+    _empty,
+    _modes,
+    _animated,
+    _metadata,
+    _nested,
+    _named,
+  )
   return [case for make in makers for case in make()]
 
 
@@ -135,9 +156,17 @@ def _huge():
 def tiff(width, height, data, tags=()):
   """A TIFF of one strip, grey of 8 bits but for `tags`."""
   entries = {
-    256: (4, width), 257: (4, height), 258: (3, 8), 259: (3, 1), 262: (3, 1), 273: (4, 0),
-    277: (3, 1), 278: (4, height), 279: (4, len(data)), **dict(tags),
-  }  # fmt: skip
+    256: (4, width),
+    257: (4, height),
+    258: (3, 8),
+    259: (3, 1),
+    262: (3, 1),
+    273: (4, 0),
+    277: (3, 1),
+    278: (4, height),
+    279: (4, len(data)),
+    **dict(tags),
+  }
   start = 8 + 2 + 12 * len(entries) + 4
   entries[273] = (4, start)
   body = b''.join(
@@ -154,8 +183,13 @@ def _empty():
   struct.pack_into('<ii', bmp, 18, 0, 0)
   header = b'IHDR' + struct.pack('>IIBBBBB', 0, 0, 8, 2, 0, 0, 0)
   png = sound('PNG')[:12] + header + struct.pack('>I', zlib.crc32(header)) + sound('PNG')[33:]
-  files = {'jpg': bytes(jpeg), 'bmp': bytes(bmp), 'png': png, 'ppm': b'P6 0 0 255\n',
-           'tif': tiff(0, 0, b'')}  # fmt: skip
+  files = {
+    'jpg': bytes(jpeg),
+    'bmp': bytes(bmp),
+    'png': png,
+    'ppm': b'P6 0 0 255\n',
+    'tif': tiff(0, 0, b''),
+  }
   for suffix, data in files.items():
     yield Case('empty', f'sides.{suffix}', data, ('bad',))
   yield Case('empty', 'sides.gif', bytes(gif), _EITHER)  # Its frame may be larger.
@@ -164,8 +198,10 @@ def _empty():
 def _modes():
   grey16 = Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24) * 136)
   fine = {
-    'grey.png': encode(noise(24, 20, 'L')), 'grey.jpg': encode(noise(24, 20, 'L'), 'JPEG'),
-    'bit.png': encode(noise(24, 20, 'L').convert('1')), 'alpha.png': encode(noise(24, 20, 'RGBA')),
+    'grey.png': encode(noise(24, 20, 'L')),
+    'grey.jpg': encode(noise(24, 20, 'L'), 'JPEG'),
+    'bit.png': encode(noise(24, 20, 'L').convert('1')),
+    'alpha.png': encode(noise(24, 20, 'RGBA')),
     'grey_alpha.png': encode(noise(24, 20, 'RGBA').convert('LA')),
     'palette.png': encode(noise(24, 20).quantize(9)),
     'palette_alpha.png': encode(noise(24, 20).quantize(4), transparency=b'\0\x40\x80'),
@@ -174,23 +210,29 @@ def _modes():
     'cmyk.tif': encode(noise(24, 20, 'CMYK'), 'TIFF'),
     'ycbcr.tif': encode(noise(24, 20).convert('YCbCr'), 'TIFF'),
     'lzw.tif': encode(noise(24, 20).convert('YCbCr'), 'TIFF', compression='tiff_lzw'),
-    'grey16.png': encode(grey16), 'grey16.tif': encode(grey16, 'TIFF'),
-    'grey16.pgm': encode(grey16, 'PPM'), 'bits.pbm': encode(noise(24, 20, 'L').convert('1'), 'PPM'),
-    'plain.ppm': b'P3 2 2 255 ' + b'7 ' * 12, 'comment.ppm': b'P6 # a\n2 2 255\n' + bytes(12),
+    'grey16.png': encode(grey16),
+    'grey16.tif': encode(grey16, 'TIFF'),
+    'grey16.pgm': encode(grey16, 'PPM'),
+    'bits.pbm': encode(noise(24, 20, 'L').convert('1'), 'PPM'),
+    'plain.ppm': b'P3 2 2 255 ' + b'7 ' * 12,
+    'comment.ppm': b'P6 # a\n2 2 255\n' + bytes(12),
     'progressive.jpg': encode(noise(24, 20), 'JPEG', progressive=True),
-    'lossy.webp': encode(noise(24, 20), 'WEBP'), 'one.png': encode(noise(1, 1)),
+    'lossy.webp': encode(noise(24, 20), 'WEBP'),
+    'one.png': encode(noise(1, 1)),
     'alpha.webp': encode(noise(24, 20, 'RGBA'), 'WEBP'),
-  }  # fmt: skip
+  }
   levels = np.arange(480).reshape(20, 24)
   bad = {
     'integers.tif': encode(Image.fromarray(levels.astype(np.int32)), 'TIFF'),
     'floats.tif': encode(Image.fromarray(levels.astype(np.float32)), 'TIFF'),
-    'floats.ppm': b'Pf 2 2 -1.0\n' + bytes(16), 'signed.tif': tiff(2, 2, bytes(8), {
-      258: (3, 16), 339: (3, 2)}.items()),
-    'bits.tif': tiff(2, 2, bytes(99), {258: (3, 7)}.items()), 'vector.png': b'<svg></svg>',
-    'other.png': encode(noise(8, 8), 'TGA'), 'icon.png': encode(noise(16, 16), 'ICO'),
+    'floats.ppm': b'Pf 2 2 -1.0\n' + bytes(16),
+    'signed.tif': tiff(2, 2, bytes(8), {258: (3, 16), 339: (3, 2)}.items()),
+    'bits.tif': tiff(2, 2, bytes(99), {258: (3, 7)}.items()),
+    'vector.png': b'<svg></svg>',
+    'other.png': encode(noise(8, 8), 'TGA'),
+    'icon.png': encode(noise(16, 16), 'ICO'),
     'script.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n',
-  }  # fmt: skip
+  }
   for files, may in ((fine, ('picture',)), (bad, ('bad',))):
     for name, data in files.items():
       yield Case('modes', name, data, may)
@@ -217,11 +259,15 @@ def _metadata():
   image = noise(24, 20)
   blocks = {f'orientation_{k}': exif(k) for k in range(12)}
   blocks |= {
-    'long': exif(6, 4), 'cut': exif(6)[:20], 'random': b'Exif\0\0' + random.Random(1).randbytes(90),
-    'empty': b'Exif\0\0', 'loop': b'Exif\0\0II*\0\x08\0\0\0\0\0\x08\0\0\0',
-    'far': b'Exif\0\0II*\0\xff\xff\xff\x7f', 'many': b'Exif\0\0MM\0*\0\0\0\x08\xff\xff' + bytes(40),
+    'long': exif(6, 4),
+    'cut': exif(6)[:20],
+    'random': b'Exif\0\0' + random.Random(1).randbytes(90),
+    'empty': b'Exif\0\0',
+    'loop': b'Exif\0\0II*\0\x08\0\0\0\0\0\x08\0\0\0',
+    'far': b'Exif\0\0II*\0\xff\xff\xff\x7f',
+    'many': b'Exif\0\0MM\0*\0\0\0\x08\xff\xff' + bytes(40),
     'offset': b'Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\x7f\xff\xff\xff\x7f' * 2,
-  }  # fmt: skip
+  }
   for name, block in blocks.items():
     yield Case('metadata', f'{name}.jpg', encode(image, 'JPEG', exif=block), ('picture',))
   for name in ('orientation_6', 'random', 'far', 'cut'):
@@ -231,11 +277,16 @@ def _metadata():
   yield Case('metadata', 'profile.jpg', encode(image, 'JPEG', icc_profile=b'?' * 99), ('picture',))
   png = encode(image)
   chunks = {
-    'bomb': b'zTXtk\0\0' + zlib.compress(bytes(10**8 // 2)), 'text': b'tEXt' + b'\xff' * 50,
-    'profile': b'iCCPx\0\0' + zlib.compress(b'?'), 'profile_bad': b'iCCPx\0\0zzzz',
-    'gamma': b'gAMA\0', 'key': b'tRNS\0\0', 'unknown': b'quUx' + bytes(9), 'frames': b'acTL\0',
+    'bomb': b'zTXtk\0\0' + zlib.compress(bytes(10**8 // 2)),
+    'text': b'tEXt' + b'\xff' * 50,
+    'profile': b'iCCPx\0\0' + zlib.compress(b'?'),
+    'profile_bad': b'iCCPx\0\0zzzz',
+    'gamma': b'gAMA\0',
+    'key': b'tRNS\0\0',
+    'unknown': b'quUx' + bytes(9),
+    'frames': b'acTL\0',
     'size': b'IHDR' + bytes(13),
-  }  # fmt: skip
+  }
   for name, chunk in chunks.items():
     packed = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
     yield Case('metadata', f'{name}.png', png[:33] + packed + png[33:], _EITHER)
@@ -249,12 +300,18 @@ def _nested():
   with tarfile.open(fileobj=tarred, mode='w') as archive:
     archive.addfile(tarfile.TarInfo('a.png'))
   files = {
-    'zip.png': packed.getvalue(), 'tar.png': tarred.getvalue(), 'gzip.jpg': gzip.compress(jpeg),
-    'before.jpg': b'\n' + jpeg, 'bom.png': b'\xef\xbb\xbf' + png, 'hex.jpg': jpeg.hex().encode(),
-    'text.png': png.replace(b'\r\n', b'\n'), 'html.jpg': b'<html>' + jpeg,
-    'pdf.jpg': b'%PDF-1.4\n' + jpeg, 'only_end.jpg': b'\xff\xd8\xff\xd9',
+    'zip.png': packed.getvalue(),
+    'tar.png': tarred.getvalue(),
+    'gzip.jpg': gzip.compress(jpeg),
+    'before.jpg': b'\n' + jpeg,
+    'bom.png': b'\xef\xbb\xbf' + png,
+    'hex.jpg': jpeg.hex().encode(),
+    'text.png': png.replace(b'\r\n', b'\n'),
+    'html.jpg': b'<html>' + jpeg,
+    'pdf.jpg': b'%PDF-1.4\n' + jpeg,
+    'only_end.jpg': b'\xff\xd8\xff\xd9',
     'chunks.png': png[:8] + b'\0\0\0\0IEND\xaeB`\x82',
-  }  # fmt: skip
+  }
   for name, data in files.items():
     yield Case('nested', name, data, ('bad',))
   behind = {'twice.jpg': jpeg * 2, 'png.jpg': jpeg + png, 'zeros.jpg': jpeg + bytes(10**5)}
@@ -265,21 +322,49 @@ def _nested():
 def _named():
   """What is left out or taken for its name alone."""
   png = sound('PNG')
-  for name in ('.hidden.png', '._a.png', '.DS_Store', 'Thumbs.db', 'a.png.txt', 'png', 'a.png~',
-               '.cache/a.png', '__MACOSX/a.png', 'a.svg', 'a.heic', 'notes.md'):  # fmt: skip
+  for name in (
+    '.hidden.png',
+    '._a.png',
+    '.DS_Store',
+    'Thumbs.db',
+    'a.png.txt',
+    'png',
+    'a.png~',
+    '.cache/a.png',
+    '__MACOSX/a.png',
+    'a.svg',
+    'a.heic',
+    'notes.md',
+  ):
     yield Case('named', name, png, ('skipped',))
-  for name in ('A.PNG', 'b.JpEg', 'c d.png', 'é.png', '日本.png', 'e.f.g.png', "q'\"&.png",
-               'deep/er/a.png', 'h' * 90 + '.png', 'n01440764_1.JPEG', '-.png'):  # fmt: skip
+  for name in (
+    'A.PNG',
+    'b.JpEg',
+    'c d.png',
+    'é.png',
+    '日本.png',
+    'e.f.g.png',
+    'q\'"&.png',
+    'deep/er/a.png',
+    'h' * 90 + '.png',
+    'n01440764_1.JPEG',
+    '-.png',
+  ):
     yield Case('named', name, png, ('picture',))
 
 
 def tree():
   """A sound tree of class folders, {name: bytes}: also one folder deeper, and two odd files."""
   return {
-    'cat/a.png': sound('PNG'), 'cat/b.jpg': sound('JPEG'), 'cat/old/c.webp': sound('WEBP'),
-    'dog/a.gif': sound('GIF'), 'dog/z.bmp': sound('BMP'), 'eel/été.tif': sound('TIFF'),
-    'eel/notes.txt': b'none', 'eel/.DS_Store': b'none',
-  }  # fmt: skip
+    'cat/a.png': sound('PNG'),
+    'cat/b.jpg': sound('JPEG'),
+    'cat/old/c.webp': sound('WEBP'),
+    'dog/a.gif': sound('GIF'),
+    'dog/z.bmp': sound('BMP'),
+    'eel/été.tif': sound('TIFF'),
+    'eel/notes.txt': b'none',
+    'eel/.DS_Store': b'none',
+  }
 
 
 def write_folder(root, files):

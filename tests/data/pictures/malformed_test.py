@@ -64,8 +64,9 @@ def test_a_case_ends_as_it_may(opened, kind):
       ends[name] = 'bad', reason
   expected = {
     f'{case.kind}/{k:03d}/{case.name}': case.may
-    for k, case in enumerate(CASES) if case.kind == kind and case.may != ('skipped',)
-  }  # fmt: skip
+    for k, case in enumerate(CASES)
+    if case.kind == kind and case.may != ('skipped',)
+  }
   assert set(ends) == set(expected)
   wrong = {name: end for name, end in ends.items() if end[0] not in expected[name]}
   assert not wrong

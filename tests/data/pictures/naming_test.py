@@ -12,7 +12,7 @@ def arrange(*names, classes=None, folders=()):
   return {
     name: listing.label_names[label]
     for name, label in zip(listing.names, listing.labels, strict=True)
-  }, listing  # fmt: skip
+  }, listing
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,21 @@ def arrange(*names, classes=None, folders=()):
     (['a/1.png', 'a/x/2.png'], {'a/1.png': 'a', 'a/x/2.png': 'a'}),
     (['a/1.png'], {'a/1.png': 'a'}),
     # Named by WordNet ids, without folders or in one that is no class.
-    (['n00000002_1.JPEG', 'n00000001_1.JPEG'],
-     {'n00000001_1.JPEG': 'n00000001', 'n00000002_1.JPEG': 'n00000002'}),
-    (['all/n00000002_1.JPEG', 'all/n00000001_1.JPEG'],
-     {'n00000001_1.JPEG': 'n00000001', 'n00000002_1.JPEG': 'n00000002'}),
+    (
+      ['n00000002_1.JPEG', 'n00000001_1.JPEG'],
+      {'n00000001_1.JPEG': 'n00000001', 'n00000002_1.JPEG': 'n00000002'},
+    ),
+    (
+      ['all/n00000002_1.JPEG', 'all/n00000001_1.JPEG'],
+      {'n00000001_1.JPEG': 'n00000001', 'n00000002_1.JPEG': 'n00000002'},
+    ),
     (['n00000002/n00000002_1.JPEG'], {'n00000002/n00000002_1.JPEG': 'n00000002'}),
-    (['n00000002/a.JPEG', 'n00000001_1.JPEG'],
-     {'n00000001_1.JPEG': 'n00000001', 'n00000002/a.JPEG': 'n00000002'}),
+    (
+      ['n00000002/a.JPEG', 'n00000001_1.JPEG'],
+      {'n00000001_1.JPEG': 'n00000001', 'n00000002/a.JPEG': 'n00000002'},
+    ),
   ],
-)  # fmt: skip
+)
 def test_classes_and_names(names, expected):
   assert arrange(*names)[0] == expected
 
@@ -64,8 +70,10 @@ def test_empty_folders_are_named():
   folders = ['a', 'a/x', 'b', 'c', 'c/d']
   listing = arrange('a/1.png', folders=folders, classes=('a', 'b'))[1]
   assert [(s.name, s.reason) for s in listing.skipped] == [
-    ('a/x/', 'an empty folder'), ('b/', 'an empty folder'), ('c/d/', 'an empty folder'),
-  ]  # fmt: skip
+    ('a/x/', 'an empty folder'),
+    ('b/', 'an empty folder'),
+    ('c/d/', 'an empty folder'),
+  ]
   assert listing.label_names == ('a', 'b')
 
 

@@ -36,13 +36,16 @@ def specs(tmp_path_factory):
   ilsvrc = {f'{label}.tar': malformed.tar_bytes(files) for label, files in by_class.items()}
   rows = [f'{name.partition("/")[0]},"folder/../folder/{name}",7' for name in reversed(PICTURES)]
   for name, data in {
-    'tar': malformed.tar_bytes(FILES), 'dotted.tar': malformed.tar_bytes(_wrapped('./')),
+    'tar': malformed.tar_bytes(FILES),
+    'dotted.tar': malformed.tar_bytes(_wrapped('./')),
     'wrapped.tar': malformed.tar_bytes(_wrapped('./train/')),
-    'inner.tar': malformed.tar_bytes(inner), 'inner.zip': malformed.zip_bytes(inner),
-    'zip': malformed.zip_bytes(FILES), 'stored.zip': malformed.zip_bytes(FILES, 0),
+    'inner.tar': malformed.tar_bytes(inner),
+    'inner.zip': malformed.zip_bytes(inner),
+    'zip': malformed.zip_bytes(FILES),
+    'stored.zip': malformed.zip_bytes(FILES, 0),
     'ilsvrc.tar': malformed.tar_bytes(ilsvrc),
     'csv': '\n'.join(['label,path,other', *rows]).encode(),
-  }.items():  # fmt: skip
+  }.items():
     (root / name).write_bytes(data)
   return {kind: f'csv:{root / kind}' if kind == 'csv' else str(root / kind) for kind in KINDS}
 
@@ -68,8 +71,9 @@ def test_keys_labels_and_bytes_are_those_of_the_tree(opened, kind):
 def test_what_is_left_out_is_named_alike(opened, kind):
   above = 'train/' if 'wrapped' in kind else ''
   assert [(s.name, s.reason) for s in opened[kind].listing.skipped] == [
-    (f'{above}eel/.DS_Store', 'hidden'), (f'{above}eel/notes.txt', 'not named as a picture'),
-  ]  # fmt: skip
+    (f'{above}eel/.DS_Store', 'hidden'),
+    (f'{above}eel/notes.txt', 'not named as a picture'),
+  ]
 
 
 def test_the_digest_is_that_of_the_tree(opened):
@@ -104,9 +108,13 @@ def test_another_process_in_another_folder_reads_the_same(specs, opened, tmp_pat
     '  print(hashlib.sha256(data).hexdigest())\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code], cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, check=True,
-    capture_output=True, text=True,
-  )  # fmt: skip
+    [sys.executable, '-c', code],
+    cwd=tmp_path,
+    env={'PYTHONPATH': str(ROOT)},
+    check=True,
+    capture_output=True,
+    text=True,
+  )
   expected = hashlib.sha256(b''.join(FILES[name] for name in PICTURES)).hexdigest()
   assert done.stdout.split() == [expected] * (len(KINDS) + 3)
 

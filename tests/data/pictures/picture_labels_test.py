@@ -18,8 +18,11 @@ def test_imagenet_has_its_thousand_ids_in_order():
   assert len(names) == 1000 and list(names) == sorted(names)
   # Positions that everybody knows: tench, goldfish, tabby, toilet tissue.
   assert (names[0], names[1], names[281], names[999]) == (
-    'n01440764', 'n01443537', 'n02123045', 'n15075141',
-  )  # fmt: skip
+    'n01440764',
+    'n01443537',
+    'n02123045',
+    'n15075141',
+  )
   assert all(naming.is_wordnet(name) for name in names)
 
 
@@ -48,11 +51,14 @@ def test_files_keep_their_order(tmp_path, text):
 @pytest.mark.parametrize(
   'data,message',
   [
-    (b'', 'the file is empty'), (b'a\n\nb\n', ':2: an empty line'), (b'\n', ':1: an empty line'),
-    (b'a\nb\na\n', ":3: 'a' again, as in line 1"), (b'\xff\xfe', 'not UTF-8'),
+    (b'', 'the file is empty'),
+    (b'a\n\nb\n', ':2: an empty line'),
+    (b'\n', ':1: an empty line'),
+    (b'a\nb\na\n', ":3: 'a' again, as in line 1"),
+    (b'\xff\xfe', 'not UTF-8'),
     (b'a\n\n', ':2: an empty line'),
   ],
-)  # fmt: skip
+)
 def test_errors_name_the_line(tmp_path, data, message):
   (tmp_path / 'classes.txt').write_bytes(data)
   with pytest.raises(types.UserError, match=message):

@@ -23,12 +23,16 @@ def root(tmp_path):
 @pytest.mark.parametrize(
   'spec,name',
   [
-    ('{}/folder/train', 'folder/train'), ('folder:{}/folder/train/', 'folder/train'),
-    ('{}/train.data', 'tar/train.data'), ('tar:{}/train.data', 'tar/train.data'),
-    ('{}/z', 'zip/z'), ('zip:{}/z', 'zip/z'), ('{}/list.CSV', 'csv/list'),
+    ('{}/folder/train', 'folder/train'),
+    ('folder:{}/folder/train/', 'folder/train'),
+    ('{}/train.data', 'tar/train.data'),
+    ('tar:{}/train.data', 'tar/train.data'),
+    ('{}/z', 'zip/z'),
+    ('zip:{}/z', 'zip/z'),
+    ('{}/list.CSV', 'csv/list'),
     ('csv:{}/list.CSV', 'csv/list'),
   ],
-)  # fmt: skip
+)
 def test_kinds_by_name_and_by_what_is_there(root, spec, name):
   assert pictures.open_pictures(spec.format(root)).name == name
 
@@ -50,16 +54,24 @@ def test_what_is_one_split_cannot_be_another(root):
 @pytest.mark.parametrize(
   'spec,message',
   [
-    ('', 'have no name'), ('folder:', 'malformed; expected one of folder:PATH'),
-    ('foldr:/x', "did you mean 'folder'"), ('http://x/y.tar', 'unknown kind'),
-    ('gs://bucket/x', 'unknown kind'), ('{}/none', 'no such file; found nothing there'),
-    ('folder:{}/none', 'no such folder'), ('tar:{}/none', 'no such file'),
-    ('zip:{}/folder', 'no such file; found a folder'), ('tar:{}/z', 'is no tar'),
-    ('zip:{}/train.data', 'is no zip'), ('folder:{}/z', 'found a file there'),
-    ('csv:{}/none.csv', 'No such file'), ('tfds:', 'malformed'), ('tfds::', 'malformed'),
+    ('', 'have no name'),
+    ('folder:', 'malformed; expected one of folder:PATH'),
+    ('foldr:/x', "did you mean 'folder'"),
+    ('http://x/y.tar', 'unknown kind'),
+    ('gs://bucket/x', 'unknown kind'),
+    ('{}/none', 'no such file; found nothing there'),
+    ('folder:{}/none', 'no such folder'),
+    ('tar:{}/none', 'no such file'),
+    ('zip:{}/folder', 'no such file; found a folder'),
+    ('tar:{}/z', 'is no tar'),
+    ('zip:{}/train.data', 'is no zip'),
+    ('folder:{}/z', 'found a file there'),
+    ('csv:{}/none.csv', 'No such file'),
+    ('tfds:', 'malformed'),
+    ('tfds::', 'malformed'),
     ('{}/folder', 'holds the splits test, train'),
   ],
-)  # fmt: skip
+)
 def test_what_cannot_be_opened_says_why(root, spec, message):
   with pytest.raises(types.UserError, match=message):
     pictures.open_pictures(spec.format(root))
@@ -68,14 +80,16 @@ def test_what_cannot_be_opened_says_why(root, spec, message):
 @pytest.mark.parametrize(
   'name,data,message',
   [
-    ('x.tar', b'', 'is no tar'), ('x.tar', b'text' * 300, 'is no tar'),
-    ('x.zip', b'text', 'is no zip'), ('x.csv', b'', 'table is empty'),
+    ('x.tar', b'', 'is no tar'),
+    ('x.tar', b'text' * 300, 'is no tar'),
+    ('x.zip', b'text', 'is no zip'),
+    ('x.csv', b'', 'table is empty'),
     ('x.dat', b'text', 'neither a folder nor a tar, zip or csv'),
     ('x.dat', bytes(10240), 'neither a folder nor a tar, zip or csv'),
     ('x.zip', malformed.zip_bytes({}), 'holds no pictures'),
     ('x.tar', malformed.tar_bytes({}), 'holds no pictures'),
   ],
-)  # fmt: skip
+)
 def test_files_of_no_use_say_why(tmp_path, name, data, message):
   (tmp_path / name).write_bytes(data)
   with pytest.raises(types.UserError, match=message):

@@ -31,9 +31,10 @@ class Menagerie(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     del dl_manager
     return {
-      'train': self._generate_examples(len(FILES)), 'test': self._generate_examples(1),
+      'train': self._generate_examples(len(FILES)),
+      'test': self._generate_examples(1),
       'unlabelled': self._generate_examples(1, -1),
-    }  # fmt: skip
+    }
 
   def _generate_examples(self, n, label=None):
     for name, data in list(FILES.items())[:n]:
@@ -97,11 +98,15 @@ def test_pictures_labels_and_keys():
 @pytest.mark.parametrize(
   'spec,split,count',
   [
-    ('menagerie:1.2.0', 'train', 5), ('menagerie:test', 'train', 1), ('menagerie', 'test', 1),
-    ('menagerie:1.2.0:train[:2]', 'train', 2), ('menagerie:{split}[1:4]', 'train', 3),
-    ('menagerie:train+test', 'train', 6), ('menagerie:test', 'test', 1),
+    ('menagerie:1.2.0', 'train', 5),
+    ('menagerie:test', 'train', 1),
+    ('menagerie', 'test', 1),
+    ('menagerie:1.2.0:train[:2]', 'train', 2),
+    ('menagerie:{split}[1:4]', 'train', 3),
+    ('menagerie:train+test', 'train', 6),
+    ('menagerie:test', 'test', 1),
   ],
-)  # fmt: skip
+)
 def test_splits(spec, split, count):
   assert len(pictures.open_pictures(f'tfds:{spec}', split=split).listing) == count
 
@@ -124,14 +129,16 @@ def test_given_classes_are_met_by_name_or_by_number():
 @pytest.mark.parametrize(
   'spec,message',
   [
-    ('menagerie:valid', "Unknown split 'valid'"), ('menagerie:train[', 'Error parsing split'),
+    ('menagerie:valid', "Unknown split 'valid'"),
+    ('menagerie:train[', 'Error parsing split'),
     ('menagerie:9.9.9', 'there are 1.2.0; take one of these'),
-    ('menagerie:unlabelled', 'examples without labels'), ('boxes', 'expected a ClassLabel'),
+    ('menagerie:unlabelled', 'examples without labels'),
+    ('boxes', 'expected a ClassLabel'),
     ('cifar1', "did you mean 'cifar10'"),
     ('cifar10', r"builder\('cifar10', file_format='array_record'\).download_and_prepare\(\)"),
     ('imagenet2012', 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar'),
   ],
-)  # fmt: skip
+)
 def test_what_cannot_be_opened_says_what_to_do(spec, message):
   with pytest.raises(types.UserError, match=message):
     pictures.open_pictures(f'tfds:{spec}')

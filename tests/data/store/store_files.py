@@ -10,14 +10,20 @@ from diversedit_jax.data.store import layout, writer
 VERSIONS = {'jax': '1.2.3'}
 SCALE, SHIFT = (0.5, 2.0), (0.25, -1.0)
 PLAN = layout.Plan(
-  source='folder/small', source_digest='d' * 64, examples=6, records_per_shard=4,
+  source='folder/small',
+  source_digest='d' * 64,
+  examples=6,
+  records_per_shard=4,
   columns={
     'moments': layout.ColumnFacts(dtype='float16', shape=(2, 2, 4), twins=True),
     'pixels': layout.ColumnFacts(dtype='uint8', shape=(4, 4, 3)),
   },
-  label_names=('a', 'b', 'c'), size=4, crop='adm', orientation='exif',
+  label_names=('a', 'b', 'c'),
+  size=4,
+  crop='adm',
+  orientation='exif',
   vae={'scale': list(SCALE), 'shift': list(SHIFT)},
-)  # fmt: skip
+)
 LABELS = (0, 2, 2, 0, 0)
 SKIPPED = base.Skipped('2.jpg', 'is no picture')
 LISTED = (base.Skipped('README.txt', 'no picture'),)
@@ -37,9 +43,11 @@ def pixels(i):
 def example(i):
   """Example i of five; its key leaves room for the bad picture."""
   return writer.Example(
-    key=f'{i + (i >= 2)}', label=LABELS[i], sha256=hashlib.sha256(bytes([i])).hexdigest(),
+    key=f'{i + (i >= 2)}',
+    label=LABELS[i],
+    sha256=hashlib.sha256(bytes([i])).hexdigest(),
     columns={'moments': moments(i), 'pixels': pixels(i)},
-  )  # fmt: skip
+  )
 
 
 def results(shard):

@@ -97,9 +97,12 @@ def test_another_process_reads_the_same(store, tmp_path):
     'sys.stdout.buffer.write(store.read("moments", np.array([4, 0]), np.array([True, False])))\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code], cwd=tmp_path, check=True, capture_output=True,
+    [sys.executable, '-c', code],
+    cwd=tmp_path,
+    check=True,
+    capture_output=True,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
-  )  # fmt: skip
+  )
   found = np.frombuffer(done.stdout, np.float16).reshape(2, 2, 2, 4)
   np.testing.assert_array_equal(found, MOMENTS[[4, 0], [1, 0]])
 
@@ -177,9 +180,11 @@ def test_a_process_that_may_open_no_more_files_is_told_so(copy):
     'reader.Store(sys.argv[1])\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code, str(copy)], capture_output=True, text=True,
+    [sys.executable, '-c', code, str(copy)],
+    capture_output=True,
+    text=True,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
-  )  # fmt: skip
+  )
   last = done.stderr.splitlines()[-1]
   assert 'array_record cannot be read: Too many open files; the store keeps all its 4 files' in last
   assert '`ulimit -n` raises' in last and 'remove' not in last
@@ -305,7 +310,7 @@ LABELS = {
   'another label': save([0, 2, 2, 0, 1], np.int32),
   'a flipped bit of the format': flip(10),
   'a flipped bit of a label': flip(-4),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('what', LABELS)

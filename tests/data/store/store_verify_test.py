@@ -67,10 +67,13 @@ def test_the_statistics_are_those_of_samples(store):
 @pytest.mark.parametrize(
   'name, position',
   [
-    ('shards/moments-00001.array_record', 100), ('shards/pixels-00000.array_record', 70_000),
-    ('labels.npy', -1), ('shards/00001.json', -20), ('manifest.json', 3),
+    ('shards/moments-00001.array_record', 100),
+    ('shards/pixels-00000.array_record', 70_000),
+    ('labels.npy', -1),
+    ('shards/00001.json', -20),
+    ('manifest.json', 3),
   ],
-)  # fmt: skip
+)
 def test_a_flipped_byte_is_found(store, name, position):
   flip(store / name, position)
   assert faults(store) == {name}
@@ -186,8 +189,11 @@ def test_all_faults_are_listed(store):
   (store / 'skipped.csv').write_text('name,reason\n')
   (store / 'other').write_text('')
   assert faults(store) == {
-    'shards/moments-00000.array_record', 'shards/pixels-00001.array_record', 'skipped.csv', 'other'
-  }  # fmt: skip
+    'shards/moments-00000.array_record',
+    'shards/pixels-00001.array_record',
+    'skipped.csv',
+    'other',
+  }
 
 
 def test_a_manifest_of_another_plan_is_found(store):

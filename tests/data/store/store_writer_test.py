@@ -141,9 +141,11 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path):
     'writer.write_shard(pathlib.Path(sys.argv[1]), store_files.PLAN, 0, store_files.results(0))\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code, tmp_path], env=os.environ | {'PYTHONPATH': HERE},
-    capture_output=True, text=True,
-  )  # fmt: skip
+    [sys.executable, '-c', code, tmp_path],
+    env=os.environ | {'PYTHONPATH': HERE},
+    capture_output=True,
+    text=True,
+  )
   assert 'UserError' in done.stderr and 'cannot be written: ' in done.stderr
   assert store_files.contents(tmp_path) == {}
 
@@ -212,10 +214,12 @@ def test_the_room_that_is_asked_for_suffices_and_is_not_far_off(tmp_path, exampl
 
 def test_leftovers_are_told_from_other_files(tmp_path):
   names = {
-    '.plan.0123456789ab.json': None, '.labels.0123456789ab.npy': None,
-    '.skipped.0123456789ab.csv': None, 'shards/.moments-00003.0123456789ab.array_record': 3,
+    '.plan.0123456789ab.json': None,
+    '.labels.0123456789ab.npy': None,
+    '.skipped.0123456789ab.csv': None,
+    'shards/.moments-00003.0123456789ab.array_record': 3,
     'shards/.00012.0123456789ab.json': 12,
-  }  # fmt: skip
+  }
   others = ('.bashrc', '.moments.json', 'shards/moments-00003.array_record', 'plan.json')
   (tmp_path / 'shards').mkdir()
   for name in (*names, *others):

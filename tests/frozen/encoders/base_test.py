@@ -28,9 +28,13 @@ def mean_of_rows(request):
     return encoders.Features(tokens=tokens, summary=jnp.mean(tokens, axis=1))
 
   return encoders.Encoder(
-    name='rows', params={'scale': jax.ShapeDtypeStruct((), 'float32')}, apply=apply,
-    load=lambda: {'scale': jnp.ones(())}, image_shape=request.image_shape, flops=0.0,
-  )  # fmt: skip
+    name='rows',
+    params={'scale': jax.ShapeDtypeStruct((), 'float32')},
+    apply=apply,
+    load=lambda: {'scale': jnp.ones(())},
+    image_shape=request.image_shape,
+    flops=0.0,
+  )
 
 
 def test_names_of_the_package_are_known():

@@ -34,11 +34,15 @@ def config_of(arrays, variant):
   meta = json.loads(str(arrays['meta']))
   hidden = meta['mlp_ratio'] * meta['width']
   return vit.ViTConfig(
-    width=meta['width'], depth=meta['depth'], heads=meta['heads'], patch_size=meta['patch'],
+    width=meta['width'],
+    depth=meta['depth'],
+    heads=meta['heads'],
+    patch_size=meta['patch'],
     hidden=hidden * 2 // 3 if variant == 'swiglu' else hidden,
     mlp='swiglu' if variant == 'swiglu' else 'gelu',
-    registers=meta['num_registers'] if variant == 'reg' else 0, table=meta['source_grid'],
-  )  # fmt: skip
+    registers=meta['num_registers'] if variant == 'reg' else 0,
+    table=meta['source_grid'],
+  )
 
 
 @pytest.fixture(scope='module')
@@ -235,9 +239,12 @@ def test_a_missing_file_is_explained(tmp_path, name, file, megabytes):
     with pytest.raises(types.UserError) as caught:
       encoder.load()
     for part in (
-      file.partition('/')[2], f'about {megabytes} MB', found, 'and give that folder',
+      file.partition('/')[2],
+      f'about {megabytes} MB',
+      found,
+      'and give that folder',
       f'https://dl.fbaipublicfiles.com/dinov2/{file}',
-    ):  # fmt: skip
+    ):
       assert part in str(caught.value)
 
 

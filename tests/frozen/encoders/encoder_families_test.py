@@ -47,9 +47,14 @@ def tiny(golden, family, *, from_pixels=False):
   table = meta.get('source_grid', meta['grid_e2e' if from_pixels else 'grid_x'])
   name, published = next(iter(FAMILIES[family].CONFIGS.items()))
   config = dataclasses.replace(
-    published, width=meta['width'], depth=meta['depth'], heads=meta['heads'],
-    hidden=4 * meta['width'], patch_size=meta['patch'], table=table,
-  )  # fmt: skip
+    published,
+    width=meta['width'],
+    depth=meta['depth'],
+    heads=meta['heads'],
+    hidden=4 * meta['width'],
+    patch_size=meta['patch'],
+    table=table,
+  )
   assert config.epsilon == meta['ln_eps']
   return Tiny(family=family, name=name, config=config, weights=weights, arrays=arrays)
 

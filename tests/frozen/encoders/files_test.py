@@ -19,7 +19,9 @@ TRAINING = 'the state of its training included'
 KINDS = {
   'mae-vit-l': (mae, '', 'model', {'norm.weight': (8,), 'norm.bias': (8,)}),
   'mocov3-vit-b': (
-    mocov3, 'module.base_encoder.', 'state_dict',
+    mocov3,
+    'module.base_encoder.',
+    'state_dict',
     {
       'module.base_encoder.head.0.weight': (4, 8),
       'module.base_encoder.head.1.running_mean': (4,),
@@ -28,14 +30,19 @@ KINDS = {
     },
   ),
   'clip-vit-l': (
-    clip, 'visual.', None,
+    clip,
+    'visual.',
+    None,
     {
-      'visual.ln_post.weight': (8,), 'visual.proj': (8, 4), 'logit_scale': (),
-      'positional_embedding': (7, 4), 'transformer.resblocks.0.ln_1.weight': (4,),
+      'visual.ln_post.weight': (8,),
+      'visual.proj': (8, 4),
+      'logit_scale': (),
+      'positional_embedding': (7, 4),
+      'transformer.resblocks.0.ln_1.weight': (4,),
     },
   ),
   'ijepa-vit-h': (ijepa, 'module.', 'encoder', {}),
-}  # fmt: skip
+}
 
 
 def small(name):
@@ -173,19 +180,26 @@ def test_whole_numbers_are_refused(tmp_path):
     ('mae-vit-l', 'mae_pretrain_vit_large.pth', 'about 1157 MB;', f'{META}/mae/pretrain/'),
     ('mae-vit-h', 'mae_pretrain_vit_huge.pth', 'about 2406 MB;', f'{META}/mae/pretrain/'),
     (
-      'mocov3-vit-b', 'vit-b-300ep.pth.tar', f'more than 327 MB, {TRAINING};',
+      'mocov3-vit-b',
+      'vit-b-300ep.pth.tar',
+      f'more than 327 MB, {TRAINING};',
       f'{META}/moco-v3/vit-b-300ep/',
     ),
     (
-      'mocov3-vit-l', 'vitl.pth.tar', f'more than 1157 MB, {TRAINING};',
+      'mocov3-vit-l',
+      'vitl.pth.tar',
+      f'more than 1157 MB, {TRAINING};',
       'https://drive.google.com/file/d/',
     ),
     ('clip-vit-l', 'ViT-L-14.pt', 'about 890 MB;', f'{OPENAI}/'),
     (
-      'ijepa-vit-h', 'IN1K-vit.h.14-300e.pth.tar', f'about 9880 MB, {TRAINING};', f'{META}/ijepa/',
+      'ijepa-vit-h',
+      'IN1K-vit.h.14-300e.pth.tar',
+      f'about 9880 MB, {TRAINING};',
+      f'{META}/ijepa/',
     ),
   ],
-)  # fmt: skip
+)
 def test_a_missing_file_is_explained(tmp_path, name, file, size, url):
   for weights, found in (('', 'no folder is given'), (tmp_path, f'{tmp_path} does not hold it')):
     encoder = encoders.open_encoder(name, tools.request_of((256, 256), weights=weights))

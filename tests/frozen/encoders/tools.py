@@ -17,13 +17,19 @@ def part(arrays, prefix):
 
 def request_of(size, *, weights='', dtype='float32', channels=3):
   source = sources.ArraySource(
-    name='none', space='pixels', num_classes=1, data=np.zeros((1, 1, 1, 1), np.uint8),
+    name='none',
+    space='pixels',
+    num_classes=1,
+    data=np.zeros((1, 1, 1, 1), np.uint8),
     labels=np.zeros(1, np.int32),
-  )  # fmt: skip
+  )
   return encoders.Request(
-    source=source, grid=(size[0] // 16, size[1] // 16), image_shape=(*size, channels),
-    weights=str(weights), dtype=dtype,
-  )  # fmt: skip
+    source=source,
+    grid=(size[0] // 16, size[1] // 16),
+    image_shape=(*size, channels),
+    weights=str(weights),
+    dtype=dtype,
+  )
 
 
 def random_arrays(shapes, seed=1):
