@@ -19,7 +19,7 @@ import jax
 import steps
 
 from diversedit_jax import sharding
-from diversedit_jax.training import ahead, targets
+from diversedit_jax.planning import compile_report, devices
 
 NOTHING_RAN = 'compiled only, on the CPU named above'
 PARTS = ('gpu', 'tpu')
@@ -54,17 +54,17 @@ _COMPILERS = (  # Of CUDA 12 and of 13, of which one is enough.
 )
 
 
-def row(target: targets.Target, case: steps.Case, layout: str) -> dict:
+def row(target: devices.Target, case: steps.Case, layout: str) -> dict:
   """The compiler's account of a case, whose batch is that of one device."""
   fsdp = _LAYOUTS[layout]
   mesh = sharding.make_mesh(1 if fsdp == -1 else -1, fsdp, 1, devices=target.devices)
   objective, model = steps.objective(case.variant), case.model(platform=target.platform)
   batch = case.batch * len(target.devices)
   lowered = steps.lower(steps.trainable(model, objective, mesh), model, objective, batch)
-  report = ahead.compile_for(target, lowered)
+  report = compile_report.compile_for(target, lowered)
   facts = dataclasses.asdict(report) | {'needed': report.needed, 'usable': report.usable}
   parts = ('arguments', 'temporaries', 'results', 'needed', 'usable')
-  gib = lambda count: None if count is None else count / targets.GIB
+  gib = lambda count: None if count is None else count / devices.GIB
   made = {
     'size': case.size,
     'variant': case.variant,
@@ -91,13 +91,13 @@ def gpus(dtype: str) -> Iterator[dict]:
     case = steps.Case(
       size=size, variant=variant, batch=batch, resolution=resolution, dtype=dtype, remat=remat
     )
-    yield row(targets.find(name), case, 'data')
+    yield row(devices.find(name), case, 'data')
 
 
 def tpus(dtype: str) -> Iterator[dict]:
   """Rows of XL/2 on slices."""
   for name in _TPUS:
-    target = targets.find(name)
+    target = devices.find(name)
     for layout in _LAYOUTS:
       for remat in ('none', 'full'):
         for batch in _BATCHES:

@@ -32,7 +32,8 @@ import numpy as np
 import timing
 
 from configs import imagenet
-from diversedit_jax import build, rng, sharding
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import rng, sharding
 from diversedit_jax.data import order, pipeline, sources
 from diversedit_jax.data.store import layout, writer
 from diversedit_jax.training import state, step
@@ -263,7 +264,7 @@ def training_step(store: pathlib.Path, args) -> Callable:
     f'method=flow,skips=False,size={args.size},data=store:{store}', size='S/2', resolution=256
   )
   config.model.dtype, config.train.batch_size = args.dtype, args.train_batch
-  experiment, mesh = build.build(config), sharding.make_mesh()
+  experiment, mesh = experiment_lib.build(config), sharding.make_mesh()
   trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
   made = step.make_step(
     experiment.objective,

@@ -15,7 +15,8 @@ import time
 import common
 
 from configs import digits
-from diversedit_jax import build, modes
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import modes
 
 METHODS = (
   'flow',
@@ -42,12 +43,12 @@ def main() -> None:
     skips = 'diverse' in method  # DiverseDiT is the connections and the loss together.
     config = digits.get_config(f'method={method},skips={skips},steps={args.steps}')
     config.preview.every, config.log.telemetry_every, config.log.tensorboard = 0, 0, False
-    experiment = build.build(config)
+    experiment = experiment_lib.build(config)
     with tempfile.TemporaryDirectory() as folder:
       started = time.process_time()
-      modes.train(experiment, folder)
+      modes.train.run(experiment, folder)
       seconds = time.process_time() - started
-      (written,) = modes.evaluate(experiment, folder, None)
+      (written,) = modes.evaluate.run(experiment, folder, None)
       score = json.loads(pathlib.Path(written).read_text())
     rows[method] = {
       'class_consistency': score['class_consistency'],

@@ -7,8 +7,8 @@
 1. Memory: features [50,000, 2048] are made batch by batch in a child process and summed, with and
    without being kept for precision and recall; peak resident memory over that after a warm-up, in
    copies of all features. Exit status 1 if a goal is missed.
-2. Features: images a second of Inception alone and of the whole `views.Extractor.summarise`, in
-   turns, by wall clock and by CPU seconds, where other load does not count. The whole without a
+2. Features: images a second of Inception alone and of all of `feature_network.Extractor.summarise`,
+   in turns, by wall clock and by CPU seconds, where other load does not count. The whole without a
    network, too: checks of the pictures, transfers and sums, which the host does in float64. Few
    pictures pay much for the ends of the sums, so the share of 50,000 is that of these two.
 3. Scores: seconds of a Fréchet distance, of precision and recall, and of the kernel distance.
@@ -35,7 +35,14 @@ import numpy as np
 import timing
 
 from diversedit_jax import sharding
-from diversedit_jax.evaluation import accumulate, checks, moments, reference, scores, views
+from diversedit_jax.evaluation import (
+  accumulate,
+  checks,
+  feature_network,
+  moments,
+  reference,
+  scores,
+)
 from diversedit_jax.frozen import inception, inception_files
 
 COUNT, WIDTH = checks.STANDARD_COUNT, inception.WIDTH
@@ -137,10 +144,10 @@ def pictures(count: int, batch: int, side: int) -> Iterator[np.ndarray]:
 
 def measure_features(batch_sizes: list[int], count: int, side: int, rounds: int) -> dict:
   """Batch size -> images a second of the network and of the whole, and their ratio."""
-  mesh, view = sharding.make_mesh(), views.of_inception(inception_files.random(0))
+  mesh, view = sharding.make_mesh(), feature_network.of_inception(inception_files.random(0))
   sides = {}
   for batch in batch_sizes:
-    extractor, total = views.Extractor(view, mesh, batch), -(-count // batch) * batch
+    extractor, total = feature_network.Extractor(view, mesh, batch), -(-count // batch) * batch
     network = lambda extractor=extractor, total=total: [
       extractor(x) for x in pictures(total, extractor.batch_size, side)
     ]
@@ -167,7 +174,7 @@ def measure_features(batch_sizes: list[int], count: int, side: int, rounds: int)
   }
 
 
-def stand_in() -> views.View:
+def stand_in() -> feature_network.FeatureNetwork:
   """A network that costs nothing, with features as wide as those of Inception."""
 
   widths = {'pool': WIDTH, 'spatial': inception.SPATIAL_WIDTH, 'logits': inception.CLASSES}
@@ -178,14 +185,14 @@ def stand_in() -> views.View:
     key = jax.random.key(low + 256 * high + 65536 * more)  # `pictures` numbers the batches there.
     return {kind: jax.random.uniform(key, (len(x_NHWC), d)) for kind, d in widths.items()}
 
-  return views.View(
+  return feature_network.FeatureNetwork(
     name='stand-in', file='', sha256='', random=True, resize='none', params={}, features=features
   )
 
 
 def measure_sums(count: int, batch: int, side: int, rounds: int) -> dict:
   """Milliseconds for a picture of everything but the network, and seconds for 50,000."""
-  extractor = views.Extractor(stand_in(), sharding.make_mesh(), batch)
+  extractor = feature_network.Extractor(stand_in(), sharding.make_mesh(), batch)
   run = lambda: extractor.summarise(pictures(count, batch, side), count).mu
   jax.block_until_ready(extractor(next(pictures(batch, batch, side))))
   wall, cpu = zip(*(seconds(run) for _ in range(rounds)), strict=True)

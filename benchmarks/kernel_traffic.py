@@ -10,7 +10,7 @@ slices, and of a result that it updates in place, the slice counts. Caches are n
 import dataclasses
 import re
 
-from diversedit_jax.training import hlo
+from diversedit_jax.planning import hlo
 
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')

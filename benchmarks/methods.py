@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import imagenet
-from diversedit_jax import build, rng, sharding
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import rng, sharding
 from diversedit_jax.models import cost
-from diversedit_jax.training import plan, state, step
+from diversedit_jax.planning import plan
+from diversedit_jax.training import state, step
 
 METHODS = (
   'diverse',
@@ -44,7 +46,7 @@ class Run:
     config.repa.pairs, config.train.batch_size = args.encoder, args.batch
     config.dispersive.groups = 1
     config.sampler.steps = 1 if 'meanflow' in method else 250
-    self.experiment = experiment = build.build(config)
+    self.experiment = experiment = experiment_lib.build(config)
     mesh = sharding.make_mesh()
     trainable = state.Trainable(experiment.network, experiment.transformation(), mesh)
     self.state = trainable.init(jax.random.key(0))

@@ -22,7 +22,8 @@ from diversedit_jax import interpolants, rng, sharding
 from diversedit_jax.losses import diversity_config
 from diversedit_jax.methods import base, diverse, flow
 from diversedit_jax.models import cost, sit, stack
-from diversedit_jax.training import ahead, optim, state, step
+from diversedit_jax.planning import compile_report
+from diversedit_jax.training import optim, state, step
 
 VARIANTS = ('plain', 'skips', 'skips+loss')
 UNROLL = {'loop': 1, 'unrolled': 1000}  # More than any network has blocks.
@@ -125,7 +126,7 @@ def lower(
 class Step:
   """One compiled training step; `run` updates its state.
 
-  compile_seconds: of tracing and compiling. peak_bytes: see `ahead.peak_bytes`.
+  compile_seconds: of tracing and compiling. peak_bytes: see `compile_report.peak_bytes`.
   """
 
   def __init__(
@@ -156,7 +157,7 @@ class Step:
     started = time.perf_counter()
     self.program = lower(self.trainable, model, objective, batch).compile(options)
     self.compile_seconds = time.perf_counter() - started
-    self.peak_bytes = ahead.peak_bytes(self.program)
+    self.peak_bytes = compile_report.peak_bytes(self.program)
     self._states = {} if states is None else states
     self._key = str(jax.tree.map(lambda x: x.shape, self.trainable.params))
     if allocate:

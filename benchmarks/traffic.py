@@ -24,7 +24,7 @@ import loss_overhead
 import steps
 
 from diversedit_jax import sharding
-from diversedit_jax.training import targets
+from diversedit_jax.planning import devices
 
 PARTS = ('step', 'loss')
 _CASES = (  # Variant, blocks, batch.
@@ -49,7 +49,7 @@ def by_kind(kernels: list[kernel_traffic.Kernel]) -> dict[str, dict[str, float]]
 
 def measure_step(args) -> dict:
   """'variant, blocks, batch' -> bytes and launches by kind, and those of the rest in units."""
-  target, rows = targets.find(args.targets[0]), {}
+  target, rows = devices.find(args.targets[0]), {}
   mesh = sharding.make_mesh(devices=target.devices[:1])
   for row in _CASES:
     variant, blocks, batch = row
@@ -90,7 +90,7 @@ def measure_loss(args) -> dict:
   shape, depth = (32, 256, 1152), 28
   rows = {}
   for name in args.targets:
-    target = targets.find(name)
+    target = devices.find(name)
     place = jax.sharding.SingleDeviceSharding(target.devices[0])
     rows[name] = {}
     for dtype in ('float32', 'bfloat16'):

@@ -6,7 +6,7 @@ import pathlib
 from absl import flags
 
 from diversedit_jax import cli, evaluation, types
-from diversedit_jax.evaluation import card, judge
+from diversedit_jax.evaluation import card, picture_metrics
 
 _SAMPLES = flags.DEFINE_string('samples', None, '.npz with arr_0, uint8 [N, H, W, 3].')
 _REFERENCE = flags.DEFINE_string(
@@ -16,7 +16,7 @@ _INCEPTION = flags.DEFINE_string('inception', '', 'Weights of the FID network, o
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the scores; new.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Pictures at a time, of all devices.')
 _PRECISION_RECALL = flags.DEFINE_enum(
-  'precision_recall', 'float32', judge.PRECISION_RECALL, "Arithmetic; float16 is ADM's."
+  'precision_recall', 'float32', picture_metrics.PRECISION_RECALL, "Arithmetic; float16 is ADM's."
 )
 _KID_SUBSETS = flags.DEFINE_integer('kid_subsets', 100, 'Of the kernel distance; 0 leaves it out.')
 flags.mark_flags_as_required(['samples', 'reference'])
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     _SAMPLES.value,
     _REFERENCE.value,
     _INCEPTION.value,
-    options=judge.JudgeOptions(
+    options=picture_metrics.MetricOptions(
       batch_size=_BATCH_SIZE.value,
       precision_recall=_PRECISION_RECALL.value,
       kid_subsets=_KID_SUBSETS.value,

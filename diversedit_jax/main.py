@@ -3,8 +3,19 @@
 from absl import flags
 from ml_collections import config_flags
 
-from diversedit_jax import build, cli, modes, types
-from diversedit_jax.modes import listing
+from diversedit_jax import cli, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.modes import (
+  analyze,
+  audit,
+  evaluate,
+  listing,
+  plan,
+  sample,
+  stats,
+  sweep,
+  train,
+)
 
 MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list')
 
@@ -39,22 +50,17 @@ def main(argv: list[str]) -> None:
     print(listing.listing(config))
     return
   listing.check_is_experiment(config)
-  experiment = build.build(config, planned=mode == 'plan')
+  experiment = experiment_lib.build(config, planned=mode == 'plan')
   if mode == 'plan':
-    print(modes.plan(experiment))
+    print(plan.run(experiment))
   elif mode == 'audit':
-    print(modes.audit(experiment, _WORKDIR.value))
+    print(audit.run(experiment, _WORKDIR.value))
   elif mode == 'train':
-    modes.train(experiment, _WORKDIR.value)
+    train.run(experiment, _WORKDIR.value)
   elif mode == 'stats':
-    print(*modes.stats(experiment, _WORKDIR.value), sep='\n')
+    print(*stats.run(experiment, _WORKDIR.value), sep='\n')
   else:
-    run = {
-      'sample': modes.sample,
-      'eval': modes.evaluate,
-      'sweep': modes.sweep,
-      'analyze': modes.analyze,
-    }[mode]
+    run = {'sample': sample, 'eval': evaluate, 'sweep': sweep, 'analyze': analyze}[mode].run
     print(*run(experiment, _WORKDIR.value, _CHECKPOINT.value), sep='\n')
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 import pytest
 
 from configs import common, imagenet, paper
-from diversedit_jax import build, rng, sharding, trees, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.data import sources
 from diversedit_jax.modes import listing
 from diversedit_jax.training import state, step
@@ -52,7 +53,7 @@ def config_of(name, arg):
 
 
 def built(name, arg=''):
-  return build.build(config_of(name, arg))
+  return experiment_lib.build(config_of(name, arg))
 
 
 def kinds():

@@ -9,30 +9,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = 'diversedit_jax'
 
 FLOORS = {
-  'types': 0,
-  'rng': 0,
-  'trees': 0,
-  'sharding': 1,
-  'interpolants': 1,
-  'losses': 1,
-  'data': 1,
-  'weights': 1,
-  'models': 2,
-  'checkpoint': 2,
-  'frozen': 3,
-  'sampling': 3,
-  'methods': 4,
-  'convert': 4,
-  'evaluation': 4,
-  'preparation': 4,
-  'analysis': 5,
-  'training': 5,
-  'build': 6,
-  'modes': 7,
-  'cli': 7,
-  'main': 8,
-  'prepare': 8,
-  'evaluate_npz': 8,
+  name: floor
+  for floor, names in enumerate(
+    (
+      'types rng trees',
+      'sharding interpolants losses data weights',
+      'models checkpoint',
+      'frozen sampling',
+      'methods convert evaluation preparation',
+      'analysis training',
+      'planning',
+      'experiment',
+      'modes cli',
+      'main prepare evaluate_npz',
+    )
+  )
+  for name in names.split()
 }
 # Within floor 0: these two may be imported by the others of their floor.
 WITHIN_FLOOR = {('trees', 'types'), ('rng', 'types')}

@@ -7,7 +7,15 @@ from typing import Any
 import jax
 
 from diversedit_jax import sharding, types
-from diversedit_jax.evaluation import card, checks, judge, pictures, reference, samples, views
+from diversedit_jax.evaluation import (
+  card,
+  checks,
+  feature_network,
+  picture_metrics,
+  pictures,
+  reference,
+  samples,
+)
 from diversedit_jax.frozen import inception, inception_files
 
 
@@ -16,7 +24,7 @@ def evaluate_npz(
   reference_file: str | os.PathLike[str],
   inception_weights: str | os.PathLike[str] | inception.Inception,
   *,
-  options: judge.JudgeOptions | None = None,
+  options: picture_metrics.MetricOptions | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
   """FID, sFID, Inception Score, precision, recall and kernel distance of the samples in a file.
@@ -36,12 +44,12 @@ def evaluate_npz(
   network = inception_weights
   if not isinstance(network, inception.Inception):
     network = inception_files.load(network)
-  view, mesh = views.of_inception(network), mesh or sharding.make_mesh()
-  file, options = samples.SampleFile(samples_file), options or judge.JudgeOptions()
+  view, mesh = feature_network.of_inception(network), mesh or sharding.make_mesh()
+  file, options = samples.SampleFile(samples_file), options or picture_metrics.MetricOptions()
   height, width, _ = file.image_shape
   if height != width:
     raise types.UserError(f'{file.path} holds {height}x{width} pictures, expected square ones')
-  judged = judge.Judge(
+  judged = picture_metrics.PictureMetrics(
     view, reference.read(reference_file), image_size=height, options=options, mesh=mesh
   )
   labels = file.labels()  # Before the scores, which take long.

@@ -5,18 +5,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from diversedit_jax import build, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import types
 from diversedit_jax.data import audit as audit_lib
 from diversedit_jax.data import images, latents, pictures, pipeline, sources
 from diversedit_jax.evaluation import card
-from diversedit_jax.modes import shared
-from diversedit_jax.training import run_dir
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import run_context
 
 _EPOCHS = 2
 _EXAMPLES = 2048  # Read for the statistics of values.
 
 
-def audit(experiment: build.Experiment, workdir: str) -> str:
+def run(experiment: experiment_lib.Experiment, workdir: str) -> str:
   """Checks order, labels and values; the report, which `workdir`, if given, keeps as audit.json.
 
   Raises:
@@ -30,10 +31,10 @@ def audit(experiment: build.Experiment, workdir: str) -> str:
   return table(facts)
 
 
-def gather(experiment: build.Experiment) -> dict[str, Any]:
+def gather(experiment: experiment_lib.Experiment) -> dict[str, Any]:
   """All facts, and the 'faults' and 'remarks' found in them, in words."""
   source, batch_size = experiment.source, experiment.train.batch_size
-  data = shared.data_facts(source)  # Refuses processes with different data.
+  data = run_context.data_facts(source)  # Refuses processes with different data.
   order = audit_lib.order_facts(
     len(source),
     seed=experiment.seed,

@@ -4,14 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import build, sharding, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import sharding, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.frozen import vae, vae_files, vae_tiles
 
 _BATCH = 8  # Pictures decoded at a time on each device.
 
 
-def open_decoder(experiment: build.Experiment, mesh: jax.sharding.Mesh) -> 'Decoder | None':
+def open_decoder(
+  experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh
+) -> 'Decoder | None':
   """The decoder of `vae.weights`; None without one, or for a model that makes pixels.
 
   Raises:

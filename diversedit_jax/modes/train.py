@@ -7,33 +7,35 @@ from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import build, checkpoint, rng, sharding, trees, types
+from diversedit_jax import checkpoint, rng, sharding, trees, types
+from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
-from diversedit_jax.modes import decoding, during, shared
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import decoding, online_eval, run_context
 from diversedit_jax.sampling import generate
-from diversedit_jax.training import loop, run_dir, step, telemetry, writers
+from diversedit_jax.training import loop, step, telemetry, writers
 
 
-def train(experiment: build.Experiment, workdir: str) -> None:
+def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
   """Trains, or continues the run that the workdir holds."""
-  mesh = shared.make_mesh(experiment)
-  build.check_devices(experiment, mesh)
+  mesh = run_context.make_mesh(experiment)
+  experiment_lib.check_devices(experiment, mesh)
   first = jax.process_index() == 0
-  trainable = shared.make_trainable(experiment, mesh)
+  trainable = run_context.make_trainable(experiment, mesh)
   # Before the workdir is touched: these name a missing file of weights.
   decoder = decoding.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
-  networks = during.open_networks(experiment, decoder)
-  data = shared.data_facts(experiment.source)
+  networks = online_eval.open_networks(experiment, decoder)
+  data = run_context.data_facts(experiment.source)
   path = _first_then_all(
     lambda: run_dir.open_for_training(
       workdir, experiment.config, card.versions(), data=data, write=first
     )
   )
-  scorer = during.open_scorer(experiment, mesh, path, decoder, networks)
+  scorer = online_eval.open_scorer(experiment, mesh, path, decoder, networks)
   key = jax.random.key(experiment.seed)
-  step_fn = shared.make_step(experiment, trainable)
+  step_fn = run_context.make_step(experiment, trainable)
   logging.info(
     '%s, %s: %s parameters, mesh %s, batch %d',
     experiment.config.method,
@@ -56,7 +58,7 @@ def train(experiment: build.Experiment, workdir: str) -> None:
       ),
       hooks=lambda writer: [
         *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),
-        during.hook(experiment, trainable, scorer, path, writer),
+        online_eval.hook(experiment, trainable, scorer, path, writer),
       ],
     )
 
@@ -64,7 +66,7 @@ def train(experiment: build.Experiment, workdir: str) -> None:
 @contextlib.contextmanager
 def _open_batches(experiment, mesh, start):
   """Batches on the devices from a step on."""
-  source = shared.resident(experiment, mesh)
+  source = run_context.resident(experiment, mesh)
   options, batch_size = experiment.data, experiment.train.batch_size
   steps = pipeline.Steps(
     source=source,
@@ -148,7 +150,7 @@ def _preview(experiment, trainable, decoder, path, writer, first):
     folder = path / 'samples'
     if decoder is not None or experiment.source.space == 'pixels':
       title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
-      shared.save_grid(
+      run_context.save_grid(
         folder / f'preview-{step:08d}.png', pictures, labels, options.columns, title=title
       )
       if pictures.dtype != np.uint8:

@@ -1,6 +1,6 @@
 """Families by names and shapes, from either side, and the config that their weights need."""
 
-import family_weights
+from helpers import family_weights
 import numpy as np
 import pytest
 

@@ -1,7 +1,7 @@
 """The rules of every family: both ways, and what MeanFlow's and SRA's parameters mean."""
 
-import family_weights
 from flax import linen, nnx
+from helpers import family_weights
 import jax
 import jax.numpy as jnp
 import ml_dtypes

@@ -9,18 +9,18 @@ import sys
 
 from absl import flags
 from absl.testing import flagsaver
+from helpers import picture_eval
 import jax
 import numpy as np
-import picture_eval
 import pytest
 
 from diversedit_jax import evaluate_npz, evaluation, sharding, types
-from diversedit_jax.evaluation import card, judge, reference, samples, views
+from diversedit_jax.evaluation import card, feature_network, picture_metrics, reference, samples
 from diversedit_jax.frozen import inception, inception_files
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 N = 24
-OPTIONS = judge.JudgeOptions(batch_size=8, kid_subsets=2)
+OPTIONS = picture_metrics.MetricOptions(batch_size=8, kid_subsets=2)
 
 
 def pictures(seed, side=16):
@@ -41,14 +41,14 @@ def files(tmp_path_factory):
 def tiny(monkeypatch):
   """A narrow network in Inception's place; the file `weights` is there."""
   monkeypatch.setattr(inception_files, 'load', lambda path: {'weights': 'a network'}[path])
-  monkeypatch.setattr(views, 'of_inception', lambda network: picture_eval.view())
+  monkeypatch.setattr(feature_network, 'of_inception', lambda network: picture_eval.view())
 
 
 def test_scores_and_protocol(files, tiny):
   found = evaluation.evaluate_npz(
     files / 'samples.npz', files / 'reference.npz', 'weights', options=OPTIONS
   )
-  judged = judge.Judge(
+  judged = picture_metrics.PictureMetrics(
     picture_eval.view(),
     reference.read(files / 'reference.npz'),
     image_size=16,
@@ -173,7 +173,7 @@ def test_inception_itself(tmp_path):
     mu_s=spatial.mean(0),
     sigma_s=np.cov(spatial, rowvar=False),
   )
-  options = judge.JudgeOptions(batch_size=4, precision_recall='none', kid_subsets=0)
+  options = picture_metrics.MetricOptions(batch_size=4, precision_recall='none', kid_subsets=0)
   found = evaluation.evaluate_npz(
     tmp_path / 'samples.npz', tmp_path / 'reference.npz', network, options=options
   )

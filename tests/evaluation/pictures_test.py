@@ -3,8 +3,8 @@
 import hashlib
 import threading
 
+from helpers import picture_eval
 import numpy as np
-import picture_eval
 import pytest
 
 from diversedit_jax.data import sources

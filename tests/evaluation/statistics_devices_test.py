@@ -18,7 +18,12 @@ def start(output, devices, *flags, **variables):
     'PYTHONPATH': str(HERE.parents[1]),
     'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {simulated}',
   }
-  command = [sys.executable, str(HERE / 'statistics_devices.py'), str(output), *flags]
+  command = [
+    sys.executable,
+    str(HERE.parent / 'helpers' / 'statistics_devices.py'),
+    str(output),
+    *flags,
+  ]
   return subprocess.Popen(command, cwd=HERE.parents[1], env=os.environ | variables)
 
 

@@ -4,10 +4,10 @@ import hashlib
 import os
 import pickle
 
+from helpers import torch_zip
 import jax
 import numpy as np
 import pytest
-import torch_zip
 
 from diversedit_jax import trees, types
 from diversedit_jax.frozen import inception, inception_files

@@ -1,12 +1,12 @@
 """Inception against the reference's values, and what each plausible mistake would do to them."""
 
 import json
+import pathlib
 import zlib
 
-from conftest import GOLDEN
+from helpers import jaxprs
 import jax
 import jax.numpy as jnp
-import jaxprs
 import numpy as np
 import pytest
 
@@ -16,6 +16,8 @@ from diversedit_jax.frozen import inception, inception_files
 # The reference asks for 1e-4; its own float32 pass is 2.6e-7 (pool) and 2.1e-6 (spatial) from its
 # float64 pass, and this is five times that.
 POOL, SPATIAL = 2e-6, 1e-5
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 def difference(found, expected):

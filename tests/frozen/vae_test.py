@@ -4,9 +4,9 @@ import json
 import math
 
 from flax import nnx
+from helpers import jaxprs
 import jax
 import jax.numpy as jnp
-import jaxprs
 import numpy as np
 import pytest
 

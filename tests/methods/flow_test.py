@@ -1,10 +1,10 @@
 """SiT's flow: what each prediction is scored by, and the velocity that it says."""
 
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from diversedit_jax import interpolants, types
 from diversedit_jax.interpolants import times

@@ -8,11 +8,11 @@ parts taken from the undisturbed network: that is the gradient that it is meant 
 """
 
 from flax import nnx
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from diversedit_jax import interpolants
 from diversedit_jax.interpolants import times

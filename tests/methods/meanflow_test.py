@@ -3,11 +3,11 @@
 import json
 
 from flax import nnx
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from diversedit_jax import rng, types
 from diversedit_jax.interpolants import times

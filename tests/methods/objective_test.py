@@ -4,11 +4,11 @@ import dataclasses
 from typing import ClassVar
 
 from flax import nnx
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from diversedit_jax import interpolants, rng, types
 from diversedit_jax.data import latents

@@ -1,10 +1,10 @@
 """How often a training step runs the network: once, whatever is combined, and the teacher once."""
 
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import tiny
 
 from diversedit_jax import interpolants
 from diversedit_jax.interpolants import times

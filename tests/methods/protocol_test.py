@@ -4,10 +4,10 @@ import dataclasses
 from typing import ClassVar
 
 from flax import nnx
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 
 from diversedit_jax import interpolants, rng
 from diversedit_jax.methods import base, flow

@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 from flax import nnx
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from diversedit_jax import convert, interpolants, rng, types
 from diversedit_jax.interpolants import times

@@ -1,10 +1,10 @@
 """REPA's term: the reference's totals, several pairs, the class token, its text form."""
 
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from diversedit_jax import interpolants, types
 from diversedit_jax.methods import base, repa

@@ -1,11 +1,11 @@
 """SRA's term: the reference's totals, what the teacher is given, the schedule, refusals."""
 
 from flax import nnx
+from helpers import tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from diversedit_jax import interpolants, rng, types
 from diversedit_jax.methods import base, sra

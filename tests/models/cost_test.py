@@ -11,8 +11,8 @@ import pytest
 from diversedit_jax import interpolants, types
 from diversedit_jax.methods import base, flow
 from diversedit_jax.models import cost, sit, stack
-from diversedit_jax.training import plan as plan_lib
-from diversedit_jax.training import targets
+from diversedit_jax.planning import devices
+from diversedit_jax.planning import plan as plan_lib
 
 
 def xl(pixels, **fields):
@@ -237,7 +237,7 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
 
 
 def test_devices_of_a_plan_are_those_of_its_target():
-  of = lambda count: targets.Target(
+  of = lambda count: devices.Target(
     name='h200:4', platform='gpu', devices=tuple(range(count)), memory=1.0
   )
   made = lambda devices: plan_lib.PlanConfig(

@@ -3,9 +3,9 @@
 import functools
 
 from flax import nnx
+from helpers import jaxprs
 import jax
 import jax.numpy as jnp
-import jaxprs
 import numpy as np
 import pytest
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 
+from helpers import small
 import numpy as np
 import pytest
-import small
 
 from diversedit_jax import prepare
 from diversedit_jax.data.store import layout, reader

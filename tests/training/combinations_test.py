@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from configs import digits
-from diversedit_jax import build, modes
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import modes
 from diversedit_jax.methods import rules
-from diversedit_jax.modes import shared
+from diversedit_jax.modes import run_context
 
 METHODS = (
   'flow',
@@ -50,11 +51,11 @@ def make(method):
   config.log.tensorboard = False
   config.preview.every, config.sample.number = 0, 20
   config.analysis.examples, config.analysis.times = 32, (0.5,)
-  return build.build(config)
+  return experiment_lib.build(config)
 
 
 def final_parameters(workdir, experiment):
-  _, weights = shared.open_weights(experiment, str(workdir), None)
+  _, weights = run_context.open_weights(experiment, str(workdir), None)
   assert weights.step == STEPS
   return [np.asarray(x) for x in jax.tree.leaves(weights.params)]
 
@@ -62,7 +63,7 @@ def final_parameters(workdir, experiment):
 @pytest.mark.parametrize('method', METHODS)
 def test_learns_resumes_exactly_samples_and_analyses(method, tmp_path):
   experiment, whole, cut = make(method), tmp_path / 'whole', tmp_path / 'cut'
-  modes.train(experiment, str(whole))
+  modes.train.run(experiment, str(whole))
   rows = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
   # MeanFlow's loss is near 1 by its weights; its velocity where r = t is what falls.
   name = 'velocity' if 'meanflow' in method else 'loss'
@@ -72,19 +73,19 @@ def test_learns_resumes_exactly_samples_and_analyses(method, tmp_path):
   # The same run, killed after the checkpoint in the middle.
   shutil.copytree(whole, cut)
   shutil.rmtree(cut / 'checkpoints' / str(STEPS))
-  modes.train(experiment, str(cut))
+  modes.train.run(experiment, str(cut))
   for resumed, straight in zip(
     final_parameters(cut, experiment), final_parameters(whole, experiment), strict=True
   ):
     np.testing.assert_array_equal(resumed, straight)
 
-  written = modes.sample(experiment, str(whole), None)
+  written = modes.sample.run(experiment, str(whole), None)
   with np.load(written[0]) as file:
     made = file['images']
   assert made.shape == (20, 8, 8, 1) and np.isfinite(made).all()
   evaluations = json.loads(written[1].read_text())['nfe']
   assert evaluations == (1 if 'meanflow' in method else 2 * (2 * experiment.sampler.steps - 1))
-  with np.load(modes.analyze(experiment, str(whole), None)[0]) as file:
+  with np.load(modes.analyze.run(experiment, str(whole), None)[0]) as file:
     matrix = file['rbf/unbiased/t=0.5']
   assert matrix.shape == (4, 4) and np.isfinite(matrix).all()
   np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)

@@ -21,7 +21,13 @@ LAYOUTS = {
 
 def run(output, layout, method='flow+diverse'):
   subprocess.run(
-    [sys.executable, str(HERE / 'eight_devices.py'), *LAYOUTS[layout], method, str(output)],
+    [
+      sys.executable,
+      str(HERE.parent / 'helpers' / 'eight_devices.py'),
+      *LAYOUTS[layout],
+      method,
+      str(output),
+    ],
     check=True,
     cwd=HERE.parents[1],
     env=os.environ | {'PYTHONPATH': str(HERE.parents[1])},

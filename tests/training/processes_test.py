@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 
-import loop_test
+from helpers import killed_runs
 import numpy as np
 import pytest
 
@@ -19,10 +19,10 @@ def free_port():
 
 def start_two(workdir, *flags, **options):
   shared = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': '2'}
-  command = [*loop_test.command(workdir, *flags), '--distributed']
+  command = [*killed_runs.command(workdir, *flags), '--distributed']
   return [
     subprocess.Popen(
-      command, cwd=loop_test.ROOT, env=os.environ | shared | {'JAX_PROCESS_ID': str(i)}, **options
+      command, cwd=killed_runs.ROOT, env=os.environ | shared | {'JAX_PROCESS_ID': str(i)}, **options
     )
     for i in range(2)
   ]
@@ -31,13 +31,13 @@ def start_two(workdir, *flags, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', ['data', 'fsdp', 'tensor'])
 def test_two_processes_train_what_one_trains(tmp_path, mesh):
-  assert loop_test.run(tmp_path / 'one').returncode == 0
+  assert killed_runs.run(tmp_path / 'one').returncode == 0
   sizes = [
     f'--config.mesh.{axis}={2 if axis == mesh else 1}' for axis in ('data', 'fsdp', 'tensor')
   ]
   processes = start_two(tmp_path / 'two', *sizes)
   assert [process.wait() for process in processes] == [0, 0]
-  one, two = loop_test.rows(tmp_path / 'one'), loop_test.rows(tmp_path / 'two')
+  one, two = killed_runs.rows(tmp_path / 'one'), killed_runs.rows(tmp_path / 'two')
   assert [row.keys() for row in one] == [row.keys() for row in two]
   for a, b in zip(one, two, strict=True):
     # Sums over two devices round differently, and 60 Adam steps carry that on.

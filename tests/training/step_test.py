@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from configs import digits
-from diversedit_jax import build, rng, sharding, trees
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import rng, sharding, trees
 from diversedit_jax.data import sources
 from diversedit_jax.methods import base
 from diversedit_jax.training import optim
@@ -64,7 +65,7 @@ def setting(
   config.model.update(dict(depth=4, width=16, heads=2, patch_size=4, unroll=1) | model)
   config.model.skip.enabled = skip
   config.diversity.hi = 0.8  # Blocks so small are much alike: their loss is 0.1 to 0.7.
-  experiment = build.build(config)
+  experiment = experiment_lib.build(config)
   tx = optim.make(optimizer, steps=STEPS)
   mesh = sharding.make_mesh()
   trainable = state_lib.Trainable(experiment.network, tx, mesh)

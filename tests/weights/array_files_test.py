@@ -2,10 +2,10 @@
 
 import sys
 
+from helpers import torch_zip
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_zip
 
 from diversedit_jax import trees, types
 from diversedit_jax.weights import array_files

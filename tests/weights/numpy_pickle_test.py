@@ -5,7 +5,7 @@ import os
 import pickle
 import struct
 
-import bad_files
+from helpers import bad_files
 import numpy as np
 import pytest
 

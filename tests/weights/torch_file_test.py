@@ -8,11 +8,10 @@ import itertools
 import pickle
 import zipfile
 
-import bad_files
+from helpers import bad_files, torch_zip
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_zip
 
 from diversedit_jax import types
 from diversedit_jax.weights import array_files, torch_file

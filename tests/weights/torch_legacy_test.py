@@ -3,10 +3,9 @@
 import io
 import pickle
 
-import bad_files
+from helpers import bad_files, torch_zip
 import numpy as np
 import pytest
-import torch_zip
 
 from diversedit_jax import types
 from diversedit_jax.weights import array_files, torch_legacy

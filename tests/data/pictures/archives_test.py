@@ -11,7 +11,7 @@ import struct
 import tarfile
 import zipfile
 
-import malformed
+from helpers import malformed
 import pytest
 
 from diversedit_jax import types

@@ -2,7 +2,7 @@
 
 import io
 
-import malformed
+from helpers import malformed
 import numpy as np
 from PIL import Image
 import pytest

@@ -4,7 +4,7 @@ from concurrent import futures
 import io
 import warnings
 
-import malformed
+from helpers import malformed
 import numpy as np
 from PIL import Image
 import pytest

@@ -2,7 +2,7 @@
 
 import os
 
-import malformed
+from helpers import malformed
 import pytest
 
 from diversedit_jax import types

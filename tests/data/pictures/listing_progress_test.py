@@ -2,7 +2,7 @@
 
 import re
 
-import malformed
+from helpers import malformed
 import pytest
 
 from diversedit_jax.data import pictures, progress

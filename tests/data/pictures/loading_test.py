@@ -3,7 +3,7 @@
 import errno
 import os
 
-import malformed
+from helpers import malformed
 import numpy as np
 import pytest
 

@@ -1,6 +1,6 @@
 """Whatever lies in a collection ends in a picture, a `BadPicture`, a `Skipped` or a `UserError`."""
 
-import malformed
+from helpers import malformed
 import numpy as np
 import pytest
 

@@ -1,6 +1,6 @@
 """Tables: what they may say, and errors that name the line."""
 
-import malformed
+from helpers import malformed
 import pytest
 
 from diversedit_jax import types

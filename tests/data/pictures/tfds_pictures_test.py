@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 
-import malformed
+from helpers import malformed
 import pytest
 import tensorflow_datasets as tfds
 

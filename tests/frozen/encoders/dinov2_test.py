@@ -4,12 +4,12 @@ import functools
 import json
 import math
 
+from helpers import encoder_files
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tools
 
 from diversedit_jax import trees, types
 from diversedit_jax.frozen import encoders
@@ -23,7 +23,7 @@ TOLERANCE = {'float32': 2e-5, 'float64': 2e-6}
 
 
 def state_dict(arrays, variant):
-  part = functools.partial(tools.part, arrays)
+  part = functools.partial(encoder_files.part, arrays)
   weights = part('sd/')
   if variant == 'swiglu':
     weights = {name: array for name, array in weights.items() if '.mlp.' not in name}
@@ -102,7 +102,7 @@ def test_values_on_the_way_agree(golden, files):
 @pytest.mark.parametrize('dtype', TOLERANCE)
 def test_raw_image_to_features(golden, files, dtype):
   arrays = golden('dinov2_tiny')
-  request = tools.request_of((256, 256), weights=files['plain'], dtype=dtype)
+  request = encoder_files.request_of((256, 256), weights=files['plain'], dtype=dtype)
   encoder = dinov2.make('tiny', config_of(arrays, 'plain'), request)
   x = arrays['in/raw_uint8'].transpose(0, 2, 3, 1).astype(np.float32) / np.float32(127.5) - 1
   with jax.enable_x64(dtype == 'float64'):
@@ -118,7 +118,7 @@ def test_registers_are_left_out_of_the_features(golden, files):
   x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3)), jnp.float32)
   tokens = vit.encode(params, preprocess.resize(preprocess.normalise(x), 28, 42), config)
   assert tokens.shape == (2, 1 + 4 + 6, 48)
-  features = dinov2.make('tiny', config, tools.request_of((32, 48))).apply(params, x)
+  features = dinov2.make('tiny', config, encoder_files.request_of((32, 48))).apply(params, x)
   np.testing.assert_allclose(features.summary, tokens[:, 0], atol=1e-6)
   np.testing.assert_allclose(features.tokens, tokens[:, 5:], atol=1e-6)
 
@@ -128,7 +128,7 @@ def test_bfloat16_products_stay_near_float32(golden, files):
   x = np.random.default_rng(0).uniform(-1, 1, (2, 48, 32, 3)).astype(np.float32)
   features = {}
   for dtype in ('float32', 'bfloat16'):
-    request = tools.request_of((48, 32), weights=files['reg'], dtype=dtype)
+    request = encoder_files.request_of((48, 32), weights=files['reg'], dtype=dtype)
     encoder = dinov2.make('tiny', config_of(arrays, 'reg'), request)
     params = encoder.load()
     kinds = {name: leaf.dtype for name, leaf in trees.named_leaves(params).items()}
@@ -143,7 +143,7 @@ def test_bfloat16_products_stay_near_float32(golden, files):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_loaded_parameters_have_the_planned_shapes(golden, files, variant):
-  request = tools.request_of((32, 64), weights=files[variant], dtype='bfloat16')
+  request = encoder_files.request_of((32, 64), weights=files[variant], dtype='bfloat16')
   encoder = dinov2.make('tiny', config_of(golden('dinov2_tiny'), variant), request)
   as_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
   assert jax.tree.map(as_shape, encoder.load()) == encoder.params
@@ -156,7 +156,7 @@ def small():
 
 
 def random_weights(config):
-  weights = tools.random_arrays(dinov2.hub_shapes(config))
+  weights = encoder_files.random_arrays(dinov2.hub_shapes(config))
   return weights | {'mask_token': np.zeros((1, config.width), np.float32)}
 
 
@@ -167,7 +167,7 @@ def test_hub_names_in_every_kind_of_file(tmp_path, suffix, by):
   weights = random_weights(config)
   name = 'dinov2reg-vit-b'
   path = tmp_path / f'dinov2_vitb14_reg4_pretrain{suffix}'
-  tools.write(path, weights)
+  encoder_files.write(path, weights)
   given = tmp_path if by == 'folder' else path
   params = dinov2.load(name, config, str(given), (3, 3), 'float32')
   equal = np.testing.assert_array_equal
@@ -206,13 +206,13 @@ def test_foreign_weights_are_refused_by_name(tmp_path, change, message):
     weights.pop(name, None)
     if shape is not None:
       weights[name] = np.zeros(shape, np.float32)
-  tools.write(tmp_path / 'w.npz', weights)
+  encoder_files.write(tmp_path / 'w.npz', weights)
   with pytest.raises(types.UserError, match=message):
     dinov2.load('tiny', small(), str(tmp_path / 'w.npz'), (3, 3), 'float32')
 
 
 def test_many_faults_are_counted(tmp_path):
-  tools.write(tmp_path / 'w.npz', {'x': np.zeros(1, np.float32)})
+  encoder_files.write(tmp_path / 'w.npz', {'x': np.zeros(1, np.float32)})
   expected = len(dinov2.hub_shapes(small()))
   with pytest.raises(types.UserError, match=f'and {expected + 1 - 8} more'):
     dinov2.load('tiny', small(), str(tmp_path / 'w.npz'), (3, 3), 'float32')
@@ -235,7 +235,7 @@ def test_a_missing_file_is_explained(tmp_path, name, file, megabytes):
     (tmp_path, f'{tmp_path} does not hold it'),
     (tmp_path / 'x', f'there is no {tmp_path / "x"}'),
   ):
-    encoder = encoders.open_encoder(name, tools.request_of((256, 256), weights=weights))
+    encoder = encoders.open_encoder(name, encoder_files.request_of((256, 256), weights=weights))
     with pytest.raises(types.UserError) as caught:
       encoder.load()
     for part in (
@@ -251,11 +251,11 @@ def test_a_missing_file_is_explained(tmp_path, name, file, megabytes):
 @pytest.mark.parametrize('shape', [(8, 8, 1), (256, 256, 4), (250, 256, 3), (256, 40, 3)])
 def test_pixels_that_do_not_fit_are_refused(shape):
   with pytest.raises(types.UserError, match='3 channels and sides divisible by 16; found'):
-    encoders.open_encoder('dinov2-vit-s', tools.request_of(shape[:2], channels=shape[2]))
+    encoders.open_encoder('dinov2-vit-s', encoder_files.request_of(shape[:2], channels=shape[2]))
 
 
 def test_512_pixels_give_32x32_tokens():
-  encoder = encoders.open_encoder('dinov2-vit-s', tools.request_of((512, 512)))
+  encoder = encoders.open_encoder('dinov2-vit-s', encoder_files.request_of((512, 512)))
   assert encoder.params['positions'].shape == (1 + 32 * 32, 384)
   assert encoder.shapes().tokens.shape == (1, 1024, 384)
 
@@ -269,9 +269,10 @@ def test_published_numbers_of_parameters(name, millions):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_flops_are_the_products_of_the_traced_encoder(golden, variant):
-  request = tools.request_of((32, 64))
+  request = encoder_files.request_of((32, 64))
   encoder = dinov2.make('tiny', config_of(golden('dinov2_tiny'), variant), request)
   x = jax.ShapeDtypeStruct((3, 32, 64, 3), 'float32')
   assert (
-    tools.dot_flops(jax.make_jaxpr(encoder.apply)(encoder.params, x).jaxpr) == 3 * encoder.flops
+    encoder_files.dot_flops(jax.make_jaxpr(encoder.apply)(encoder.params, x).jaxpr)
+    == 3 * encoder.flops
   )

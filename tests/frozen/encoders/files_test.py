@@ -2,10 +2,9 @@
 
 import dataclasses
 
+from helpers import encoder_files, torch_zip
 import numpy as np
 import pytest
-import tools
-import torch_zip
 
 from diversedit_jax import types
 from diversedit_jax.frozen import encoders
@@ -55,7 +54,7 @@ def published(name):
   family, config = small(name)
   _, prefix, _, others = KINDS[name]
   shapes = {f'{prefix}{its}': shape for its, shape in family.shapes(config).items()}
-  return tools.random_arrays(shapes | others)
+  return encoder_files.random_arrays(shapes | others)
 
 
 def load(name, path):
@@ -64,7 +63,7 @@ def load(name, path):
 
 
 def write(name, path, weights):
-  tools.write(path, weights, key=KINDS[name][2])
+  encoder_files.write(path, weights, key=KINDS[name][2])
 
 
 @pytest.mark.parametrize('suffix', files.SUFFIXES)
@@ -93,7 +92,7 @@ def test_published_names_in_every_kind_of_file(tmp_path, name, suffix):
 def test_an_encoder_tells_the_name_of_its_file(tmp_path):
   name = next(iter(KINDS))
   family, config = small(name)
-  encoder = family.make(name, config, tools.request_of((48, 48), weights=tmp_path))
+  encoder = family.make(name, config, encoder_files.request_of((48, 48), weights=tmp_path))
   with pytest.raises(types.UserError, match=f'^encoder {name!r} needs'):
     encoder.file()
   write(name, tmp_path / family.published(name).file, published(name))
@@ -104,8 +103,8 @@ def test_an_encoder_tells_the_name_of_its_file(tmp_path):
 def test_a_bare_state_dict_of_the_encoder_is_read_too(tmp_path, name):
   whole, prefix = published(name), KINDS[name][1]
   write(name, tmp_path / 'whole.pth', whole)
-  bare = tools.part(whole, prefix)
-  tools.write(tmp_path / 'bare.pth', bare)
+  bare = encoder_files.part(whole, prefix)
+  encoder_files.write(tmp_path / 'bare.pth', bare)
   one, other = load(name, tmp_path / 'whole.pth'), load(name, tmp_path / 'bare.pth')
   np.testing.assert_array_equal(one['blocks']['fc2']['kernel'], other['blocks']['fc2']['kernel'])
 
@@ -202,7 +201,7 @@ def test_whole_numbers_are_refused(tmp_path):
 )
 def test_a_missing_file_is_explained(tmp_path, name, file, size, url):
   for weights, found in (('', 'no folder is given'), (tmp_path, f'{tmp_path} does not hold it')):
-    encoder = encoders.open_encoder(name, tools.request_of((256, 256), weights=weights))
+    encoder = encoders.open_encoder(name, encoder_files.request_of((256, 256), weights=weights))
     with pytest.raises(types.UserError) as caught:
       encoder.load()
     for text in (f'{name!r} needs {file} ({size}', found, f'at {url}', 'and give that folder'):

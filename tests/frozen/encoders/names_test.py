@@ -3,12 +3,13 @@
 import math
 import re
 
+from helpers import encoder_files
 import jax
 import pytest
-import tools
 
 from configs import b256
-from diversedit_jax import build, modes, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import modes, types
 from diversedit_jax.frozen import encoders
 from diversedit_jax.frozen.encoders import clip, ijepa, mae, mocov3
 
@@ -31,7 +32,7 @@ def test_all_of_them_are_tested():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_256_pixels_give_16x16_tokens(name):
-  encoder = encoders.open_encoder(name, tools.request_of((256, 256), dtype='bfloat16'))
+  encoder = encoders.open_encoder(name, encoder_files.request_of((256, 256), dtype='bfloat16'))
   shapes, width = encoder.shapes(), NAMES[name][1]
   assert shapes.tokens.shape == (1, 256, width) and shapes.tokens.dtype == 'float32'
   if name == 'ijepa-vit-h':
@@ -52,15 +53,15 @@ def test_published_numbers_of_parameters(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_flops_are_the_products_of_the_traced_encoder(name):
-  encoder = encoders.open_encoder(name, tools.request_of((256, 256)))
+  encoder = encoders.open_encoder(name, encoder_files.request_of((256, 256)))
   x = jax.ShapeDtypeStruct((3, 256, 256, 3), 'float32')
   jaxpr = jax.make_jaxpr(encoder.apply)(encoder.params, x).jaxpr
-  assert tools.dot_flops(jaxpr) == 3 * encoder.flops
+  assert encoder_files.dot_flops(jaxpr) == 3 * encoder.flops
 
 
 @pytest.mark.parametrize('name', ['mae-vit-l', 'mocov3-vit-b'])
 def test_512_pixels_give_32x32_tokens_where_positions_are_resampled(name):
-  encoder = encoders.open_encoder(name, tools.request_of((512, 512)))
+  encoder = encoders.open_encoder(name, encoder_files.request_of((512, 512)))
   assert encoder.shapes().tokens.shape[1] == 1024
 
 
@@ -69,14 +70,14 @@ def test_other_pixels_are_refused_where_positions_are_fixed(name):
   for size in ((512, 512), (256, 128), (224, 224)):
     message = rf'positions for 16x16 tokens.* takes 256x256 pixels; found {size[0]}x{size[1]}'
     with pytest.raises(types.UserError, match=message):
-      encoders.open_encoder(name, tools.request_of(size))
+      encoders.open_encoder(name, encoder_files.request_of(size))
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_pixels_that_do_not_fit_are_refused(name):
   for shape in ((256, 256, 1), (250, 256, 3)):
     with pytest.raises(types.UserError, match='3 channels and sides divisible by 16; found'):
-      encoders.open_encoder(name, tools.request_of(shape[:2], channels=shape[2]))
+      encoders.open_encoder(name, encoder_files.request_of(shape[:2], channels=shape[2]))
 
 
 @pytest.mark.parametrize(
@@ -85,18 +86,18 @@ def test_pixels_that_do_not_fit_are_refused(name):
 )
 def test_spellings_of_repa_are_answered_with_ours(theirs, ours):
   with pytest.raises(types.UserError, match=f'no encoder {theirs!r}; did you mean {ours!r}'):
-    encoders.open_encoder(theirs, tools.request_of((256, 256)))
+    encoders.open_encoder(theirs, encoder_files.request_of((256, 256)))
 
 
 def make(method, pairs):
   config = b256.get_config(f'method={method}')
   config.repa.pairs = pairs
-  return build.build(config)
+  return experiment_lib.build(config)
 
 
 def test_a_plan_lists_the_cost_of_each_encoder():
   experiment = make('repa', 'mae-vit-l@4,clip-vit-l@4,ijepa-vit-h@8')
-  plan = modes.plan(experiment)
+  plan = modes.plan.run(experiment)
   for name in ('mae-vit-l', 'clip-vit-l', 'ijepa-vit-h'):
     assert f'encoder {name} +' in plan
   gib = 2 * (303.3 + 303.2 + 630.8) * 1e6 / 2**30  # In bfloat16, all but norms and positions.

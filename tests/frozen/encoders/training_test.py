@@ -3,16 +3,17 @@
 import dataclasses
 import shutil
 
+from helpers import encoder_files
 import jax
 import numpy as np
 import pytest
-import tools
 
 from configs import digits
-from diversedit_jax import build, modes, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import modes, types
 from diversedit_jax.frozen import encoders
 from diversedit_jax.frozen.encoders import base, dinov2, ijepa
-from diversedit_jax.modes import shared
+from diversedit_jax.modes import run_context
 from diversedit_jax.training import writers
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
@@ -45,11 +46,11 @@ def make(weights, method='repa', **repa):
   config.log.every, config.checkpoint.every, config.log.telemetry_every = 1, HALF, 0
   config.log.tensorboard = False
   config.preview.every = 0
-  return build.build(config)
+  return experiment_lib.build(config)
 
 
 def parameters(workdir, experiment):
-  _, weights = shared.open_weights(experiment, str(workdir), None)
+  _, weights = run_context.open_weights(experiment, str(workdir), None)
   assert weights.step == STEPS
   return [np.asarray(x) for x in jax.tree.leaves(weights.params)]
 
@@ -69,23 +70,23 @@ def test_missing_weights_are_told_by_their_key(tiny, tmp_path):
 def test_repa_trains_with_weights_of_a_file_and_resumes_exactly(tiny, tmp_path):
   config = tiny(dinov2.FAMILY)
   path, whole, cut = tmp_path / 'w.pth', tmp_path / 'whole', tmp_path / 'cut'
-  tools.write(path, tools.random_arrays(dinov2.hub_shapes(config)))
+  encoder_files.write(path, encoder_files.random_arrays(dinov2.hub_shapes(config)))
   experiment = make(path, dtype='bfloat16')
-  modes.train(experiment, str(whole))
+  modes.train.run(experiment, str(whole))
   straight = losses(whole)
   assert len(straight) == STEPS and len(set(straight)) == STEPS
   # The same run, killed after the checkpoint in the middle.
   shutil.copytree(whole, cut)
   shutil.rmtree(cut / 'checkpoints' / str(STEPS))
   shutil.copytree(cut, tmp_path / 'other')
-  modes.train(experiment, str(cut))
+  modes.train.run(experiment, str(cut))
   for resumed, other in zip(
     parameters(cut, experiment), parameters(whole, experiment), strict=True
   ):
     np.testing.assert_array_equal(resumed, other)
   # The weights are read when a run starts, and matter.
-  tools.write(path, tools.random_arrays(dinov2.hub_shapes(config), seed=2))
-  modes.train(experiment, str(tmp_path / 'other'))
+  encoder_files.write(path, encoder_files.random_arrays(dinov2.hub_shapes(config), seed=2))
+  modes.train.run(experiment, str(tmp_path / 'other'))
   resumed = losses(tmp_path / 'other')
   assert resumed[:HALF] == straight[:HALF] and resumed[HALF] != straight[HALF]
 
@@ -93,7 +94,7 @@ def test_repa_trains_with_weights_of_a_file_and_resumes_exactly(tiny, tmp_path):
 def test_an_encoder_without_a_class_token_adds_its_tokens_alone(tiny, tmp_path):
   config = tiny(ijepa.FAMILY)
   path = tmp_path / 'w.npz'
-  tools.write(path, tools.random_arrays(ijepa.FAMILY.shapes(config)))
+  encoder_files.write(path, encoder_files.random_arrays(ijepa.FAMILY.shapes(config)))
   objective = make(path).objective
   pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
   frozen, batch = objective.frozen(), {'pixels': pixels, 'labels': np.zeros(4, np.int32)}

@@ -1,0 +1,200 @@
+"""Scores of pictures against a reference, by one network: numbers, and what makes them doubtful."""
+
+from collections.abc import Iterable
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from diversedit_jax import trees
+from diversedit_jax.evaluation import checks, feature_network, manifold, reference, scores
+from diversedit_jax.types import UserError
+
+PRECISION_RECALL = ('none', *manifold.ARITHMETIC)
+KID_SIZE = 1000
+"""Points of a subset, as the authors of the kernel distance have it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+  """What is computed beside Fréchet distances and the Inception Score.
+
+  batch_size: pictures through the network at a time, of all devices.
+  precision_recall: arithmetic, see `manifold`; 'none' leaves them out.
+  kid_subsets: of the kernel distance, see `kernel`; 0 leaves it out.
+  """
+
+  batch_size: int = 64
+  precision_recall: str = 'float32'
+  kid_subsets: int = 100
+
+  def __post_init__(self):
+    trees.check_known('precision_recall', self.precision_recall, PRECISION_RECALL)
+    for name, low in (('batch_size', 1), ('kid_subsets', 0)):
+      if getattr(self, name) < low:
+        raise UserError(f'{name} must be at least {low}, got {getattr(self, name)}')
+
+  @property
+  def pool(self) -> bool:
+    """Whether features of single pictures are needed."""
+    return self.precision_recall != 'none' or self.kid_subsets > 0
+
+
+class PictureMetrics:
+  """(pictures) -> scores; made for pictures of one size, so that what cannot fit is refused early.
+
+  The reference's images, if it brings some, go through the network once, when they are first
+  needed.
+  """
+
+  def __init__(
+    self,
+    view: feature_network.FeatureNetwork,
+    against: reference.Reference,
+    *,
+    image_size: int,
+    options: MetricOptions,
+    mesh: jax.sharding.Mesh,
+  ):
+    """Checks that network, reference and size go together.
+
+    Raises:
+      UserError: as `reference.check_fits`; or too few pictures for precision and recall.
+    """
+    widths = view.widths(image_size)
+    reference.check_fits(
+      against,
+      width=widths['pool'],
+      spatial_width=widths.get('spatial'),
+      inception_sha256=view.sha256,
+      image_size=image_size,
+    )
+    points = against.pool_ND if against.pool_ND is not None else against.images_NHWC
+    wanted = options.precision_recall != 'none' and points is not None
+    if wanted and len(points) <= manifold.NEIGHBOURS:
+      raise UserError(
+        f'{against.name} brings {len(points)} pictures, but precision and recall need at least '
+        f'{manifold.NEIGHBOURS + 1}; precision_recall=none leaves them out'
+      )
+    self.view, self.reference, self.options = view, against, options
+    self._mesh, self._kinds = mesh, frozenset(widths)
+    self._extractor = feature_network.Extractor(view, mesh, options.batch_size)
+    self._theirs = against  # With what its images add, once they were looked at.
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the scores that this reference makes possible."""
+    theirs, options = self.reference, self.options
+    pictures = theirs.images_NHWC is not None
+    # The images stand in for statistics only where there are none at all.
+    statistics = theirs.mu is not None or pictures
+    spatial = theirs.mu_s is not None or (pictures and theirs.mu is None)
+    pool = theirs.pool_ND is not None or pictures
+    there = {
+      ('fid',): statistics,
+      ('sfid',): spatial and 'spatial' in self._kinds,
+      ('inception_score', 'inception_score_std'): 'logits' in self._kinds,
+      ('precision', 'recall'): pool and options.precision_recall != 'none',
+      ('kid', 'kid_std'): pool and options.kid_subsets > 0,
+    }
+    return tuple(name for names, found in there.items() if found for name in names)
+
+  def score(self, batches: Iterable[np.ndarray], count: int) -> dict[str, Any]:
+    """All scores of pictures, ready for JSON.
+
+    Args:
+      batches: uint8 [n, H, W, 3]; their order decides the parts of the Inception Score.
+      count: of pictures, at least 2.
+
+    Returns:
+      'scores' by name, those of `names`, 'warnings' in words, and 'reference', the facts of it.
+
+    Raises:
+      UserError: see `feature_network.Extractor.summarise`.
+    """
+    theirs = self._look_at_reference()
+    keep = count if self.options.pool and theirs.pool_ND is not None else 0
+    summary = self._extractor.summarise(batches, count, keep=keep)
+    found, warnings = {}, list(summary.warnings)
+    if theirs.mu is not None:
+      found['fid'] = scores.frechet_distance(summary.mu, summary.sigma, theirs.mu, theirs.sigma)
+    else:
+      warnings.append(f'{self.reference.name} has no mu and sigma, so there is no FID')
+    if theirs.mu_s is not None and summary.mu_s is not None:
+      found['sfid'] = scores.frechet_distance(
+        summary.mu_s, summary.sigma_s, theirs.mu_s, theirs.sigma_s
+      )
+    if summary.inception_score is not None:
+      found['inception_score'] = summary.inception_score
+      found['inception_score_std'] = summary.inception_score_std
+    if summary.pool_ND is not None:
+      found |= self._pairwise(theirs.pool_ND, summary.pool_ND, warnings)
+    if theirs.n is not None and theirs.mu is not None:
+      warnings += checks.rank_warnings(theirs.n, len(theirs.mu), 'the reference')
+    if self.reference.mu is None and theirs.mu is not None:
+      warnings.append(
+        f'the Fréchet distance is to the {theirs.n} images of {self.reference.name}, not to '
+        'statistics of a training set'
+      )
+    if not self.reference.facts and self.reference.images_NHWC is None:
+      warnings.append(
+        f'{self.reference.name} states neither network, resize nor size of its pictures; unless it '
+        "is ADM's, this distance compares with nothing"
+      )
+    if self.view.random:
+      warnings.append(
+        f'the weights of {self.view.name} are random: these scores compare with no others'
+      )
+    elif self.view.verified is False:
+      warnings.append(
+        f'the weights of {self.view.name} are not verified: {self.view.file} has their shapes, but '
+        'the digest of no such file is published'
+      )
+    return {'scores': found, 'warnings': warnings, 'reference': self._facts()}
+
+  def _facts(self):
+    against, theirs = self.reference, self._theirs
+    return {
+      'name': against.name,
+      'sha256': against.sha256,
+      'images': theirs.n,
+      'images_of_precision_recall': None if theirs.pool_ND is None else len(theirs.pool_ND),
+      **against.facts,
+    }
+
+  def _look_at_reference(self):
+    """Its statistics; of its images too, if the file has some, as ADM's evaluator does."""
+    given, theirs = self.reference.images_NHWC, self._theirs
+    if given is None or (theirs.mu is not None and not self.options.pool):
+      return theirs
+    if theirs.pool_ND is None:
+      made = self._extractor.summarise([given], len(given), keep=len(given))
+      self._theirs = dataclasses.replace(theirs, pool_ND=made.pool_ND)
+      if theirs.mu is None:
+        self._theirs = dataclasses.replace(
+          self._theirs, mu=made.mu, sigma=made.sigma, mu_s=made.mu_s, sigma_s=made.sigma_s, n=made.n
+        )
+    return self._theirs
+
+  def _pairwise(self, theirs_ND, pool_ND, warnings):
+    """Scores of single features against those of the reference's pictures."""
+    options, found = self.options, {}
+    if options.precision_recall != 'none':
+      found |= scores.precision_recall(
+        theirs_ND, pool_ND, arithmetic=options.precision_recall, mesh=self._mesh
+      )._asdict()
+      if len(theirs_ND) != reference.POOL_LIMIT:
+        warnings.append(
+          f'precision and recall are against {len(theirs_ND)} pictures instead of '
+          f'{reference.POOL_LIMIT}, and depend on that number'
+        )
+    if options.kid_subsets:
+      size = min(KID_SIZE, len(theirs_ND), len(pool_ND))
+      if size < KID_SIZE:
+        warnings.append(f'KID is over subsets of {size} points instead of {KID_SIZE}')
+      kid = scores.kernel_distance(
+        pool_ND, theirs_ND, subsets=options.kid_subsets, size=size, mesh=self._mesh
+      )
+      found |= {'kid': kid.mean, 'kid_std': kid.std}
+    return found

@@ -1,0 +1,81 @@
+"""`--mode=plan`: what a run will cost, by arithmetic and by the compiler."""
+
+import jax
+import numpy as np
+
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import sharding, trees
+from diversedit_jax.modes import run_context
+from diversedit_jax.planning import compile_report, devices
+from diversedit_jax.planning import plan as plan_lib
+from diversedit_jax.training import step
+
+
+def run(experiment: experiment_lib.Experiment) -> str:
+  """The cost of the config, in words; with `plan.compile_for`, the compiler's word beside it."""
+  options, mesh = experiment.plan, experiment.mesh
+  target = devices.find(options.compile_for) if options.compile_for else None
+  count = options.count(target)
+  planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, count)
+  trainable = run_context.make_trainable(experiment, planned)
+  numbers = plan_lib.plan(
+    experiment.model,
+    options,
+    count,
+    objective=experiment.objective,
+    steps=experiment.train.steps,
+    batch_size=experiment.train.batch_size,
+    accumulate=experiment.train.accumulate,
+    parameters=trees.count(trainable.params),
+    shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
+    average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
+    data_bytes=_resident_bytes(experiment),
+  )
+  table = plan_lib.table(numbers, options, experiment.train.steps)
+  if target is None:
+    return table
+  return f'{table}\n\n{_compiled(experiment, target, plan_lib.memory_gib(numbers))}'
+
+
+def _compiled(experiment, target, estimate):
+  """The report of the run's step, compiled for a target. estimate: GiB that the plan expects."""
+  axes, batch_size = experiment.mesh, experiment.train.batch_size
+  mesh = sharding.make_mesh(axes.data, axes.fsdp, axes.tensor, devices=target.devices)
+  experiment_lib.check_devices(experiment, mesh)
+  trainable = run_context.make_trainable(experiment, mesh)
+  step_fn = step.compile_step(
+    run_context.make_step(experiment, trainable), trainable.shardings, mesh
+  )
+  one = experiment.source.gather(np.arange(1))
+  batch = {n: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for n, x in one.items()}
+  frozen = {encoder.name: encoder.params for encoder in experiment.objective.encoders}
+  state = jax.eval_shape(trainable.init, jax.random.key(experiment.seed))
+  # Its devices cannot run anything, which JAX would let them do with small things under `set_mesh`.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = step_fn.lower(state, batch, frozen)
+  report = compile_report.compile_for(target, lowered, beside=_resident_bytes(experiment))
+  found = report.needed / devices.GIB
+  rows = [
+    *compile_report.rows(report),
+    ('estimate above', f"{estimate:.2f} GiB, {estimate / found:.0%} of the compiler's"),
+    ('attention', _attention(experiment.model)),
+  ]
+  return plan_lib.aligned(rows)
+
+
+def _attention(model):
+  kernel = model.kernel()
+  if model.attention != 'auto':
+    return f'{kernel}, as the config or its method wants it'
+  return f'{kernel}, the first that may run there: a run times all that do, which needs the device'
+
+
+def _resident_bytes(experiment):
+  """Of the examples that every device would hold."""
+  source, options = experiment.source, experiment.data
+  if options.resident != 'device':
+    return 0
+  one = source.gather(np.arange(1))
+  if options.flip and source.space == 'latents':
+    one |= {f'twin {name}': x for name, x in source.twins(np.arange(1)).items()}
+  return len(source) * sum(x.nbytes for name, x in one.items() if name != 'labels')

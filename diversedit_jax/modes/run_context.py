@@ -1,0 +1,259 @@
+"""What the modes share: the mesh, the state's shapes, weights to look at, samples, grids."""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+from flax import nnx
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from diversedit_jax import checkpoint, convert, rng, sharding, trees, types
+from diversedit_jax.data import images, sources
+from diversedit_jax.evaluation import card
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.training import state, step
+from diversedit_jax.sampling import generate, trajectory
+
+_TINY = 16  # Pixels; squares this few are hard to read as a picture.
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Parameters to look at, and where they come from: see `card.protocol_card` for the kinds."""
+
+  graphdef: nnx.GraphDef
+  params: Mapping[str, Any]
+  mesh: jax.sharding.Mesh
+  step: int | None
+  origin: str
+  kind: str
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Of the parameters, see `trees.fingerprint`; once for all settings of a sweep."""
+    return trees.fingerprint(self.params)
+
+
+def make_mesh(experiment):
+  mesh = experiment.mesh
+  return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+
+
+def make_trainable(experiment, mesh):
+  trainable = state.Trainable(
+    experiment.network,
+    experiment.transformation(),
+    mesh,
+    shard_over_data=experiment.optimizer.shard_over_data,
+  )
+  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
+  return trainable
+
+
+def make_step(experiment, trainable):
+  """The training step of the run, not compiled yet."""
+  return step.make_step(
+    experiment.objective,
+    trainable.graphdef,
+    experiment.transformation(),
+    key=rng.stream(jax.random.key(experiment.seed), 'train'),
+    ema_decay=experiment.train.ema_decay,
+    learning_rate=experiment.schedule(),
+    devices=trainable.mesh.size,
+    accumulate=experiment.train.accumulate,
+  )
+
+
+def open_weights(experiment, workdir, origin):
+  """The directory for results, and the weights: of its run, of another checkpoint, or of a file.
+
+  Raises:
+    UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
+  """
+  mesh = make_mesh(experiment)
+  trainable = make_trainable(experiment, mesh)
+  wanted = experiment.sample.weights
+  if origin is None:
+    path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
+    folder, number = path / 'checkpoints', None
+  else:
+    path, folder = run_dir.open_for_output(workdir), pathlib.Path(origin).expanduser().absolute()
+    if folder.is_file():
+      if wanted != 'ema':
+        raise types.UserError(
+          f'sample.weights={wanted} chooses among those of a checkpoint, but {folder.name} is '
+          'a file, which holds one set: leave it out'
+        )
+      params = _from_file(folder, trainable)
+      return path, Weights(trainable.graphdef, params, mesh, None, folder.name, 'file')
+    if not (folder.is_dir() and folder.name.isdigit()):
+      raise types.UserError(
+        f'checkpoint {folder} is neither a weights file nor a folder checkpoints/STEP of a run'
+      )
+    folder, number = folder.parent, int(folder.name)
+    if (folder.parent / 'config.json').exists():
+      # Refuses another model, and one of other latents.
+      run_dir.open_for_reading(
+        str(folder.parent), experiment.config, space_facts(experiment.source)
+      )
+  if not folder.is_dir():
+    raise types.UserError(f'no checkpoint in {folder}; train first')
+  with contextlib.closing(checkpoint.Checkpoints(str(folder))) as checkpoints:
+    found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
+  logging.info('%s weights of step %d', wanted, found)
+  return path, Weights(
+    trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted
+  )
+
+
+def _from_file(file, trainable):
+  """Weights that `python -m diversedit_jax.convert` wrote."""
+  flat = convert.load(str(file))
+  wanted = trees.named_leaves(trainable.params)
+  found = {name: array.shape for name, array in flat.items()}
+  wrong = [
+    f'{name}: found {found.get(name, "nothing")}, expected {x.shape}'
+    for name, x in wanted.items()
+    if found.get(name) != x.shape
+  ]
+  if wrong:
+    raise types.UserError(f'{file} does not fit the config: {"; ".join(wrong)}')
+  leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
+  params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
+  return jax.tree.map(jax.device_put, params, trainable.shardings.params)
+
+
+def data_facts(source):
+  """What identifies the data of a run: name, number of examples, digest, and `space_facts`.
+
+  Raises:
+    UserError: if processes have different data, as from local copies of which one is old.
+  """
+  facts = {'name': source.name, 'examples': len(source), 'sha256': source.digest()}
+  facts |= space_facts(source)
+  mine = np.frombuffer(bytes.fromhex(facts['sha256']), np.uint8)
+  others = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))
+  if (others != mine).any():
+    raise types.UserError(
+      f'{source.name} is not the same on all processes: process {jax.process_index()} has '
+      f'{len(source)} examples, SHA-256 {facts["sha256"][:16]}..., and '
+      f'{int((others != mine).any(axis=1).sum())} of {len(others)} processes have other data'
+    )
+  return facts
+
+
+def space_facts(source):
+  """What samples of a run mean: their space, and of a store's latents the encoder and the scale."""
+  facts = {'space': source.space}
+  if isinstance(source, sources.StoreSource) and source.scaling is not None:
+    facts['latents'] = source.latent_facts()
+  return facts
+
+
+def resident(experiment, mesh):
+  """The source to train on: as it is, or in the memory that `data.resident` names."""
+  source, where = experiment.source, experiment.data.resident
+  if where == 'none':
+    return source
+  held = sources.in_memory(source, flip=experiment.data.flip)
+  if where == 'host':
+    return held
+  whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  return sources.DeviceSource(held, whole=whole, batch=batch)
+
+
+def make_generator(experiment, graphdef, mesh, count, sampler=None):
+  """The sampler of an experiment, or another, for `count` samples at most at a time."""
+  options = experiment.sample
+  return generate.Generator(
+    graphdef,
+    experiment.objective.flow.sample,
+    sampler or experiment.sampler,
+    mesh=mesh,
+    seed=options.seed,
+    batch_size=min(options.batch_size, count),
+  )
+
+
+def generate_samples(experiment, weights, labels):
+  """Samples of labels, and their protocol card."""
+  generator = make_generator(experiment, weights.graphdef, weights.mesh, len(labels))
+  started = time.monotonic()
+  with sampling(experiment, weights.mesh):
+    made = generator(weights.params, labels, progress=True)
+  facts = protocol(
+    experiment,
+    weights,
+    labels,
+    label_policy=experiment.sample.labels,
+    seconds=time.monotonic() - started,
+    batch_size=generator.batch_size,
+  )
+  return made, facts
+
+
+@contextlib.contextmanager
+def sampling(experiment, mesh):
+  """In which samplers and decoders are traced and run."""
+  with jax.set_mesh(mesh), jax.default_matmul_precision(experiment.sample.matmul_precision):
+    yield
+
+
+def sampler_facts(experiment, sampler=None):
+  """Of a protocol card: what the sampler does."""
+  sampler = sampler or experiment.sampler
+  return {
+    'seed': experiment.sample.seed,
+    'sampler': sampler.kind,
+    'steps': sampler.steps,
+    'nfe': trajectory.evaluations(sampler).per_sample,
+    'guidance_scale': sampler.guidance_scale,
+    'guidance_interval': (sampler.guidance_low, sampler.guidance_high),
+    'guidance_channels': sampler.guidance_channels,
+    'path': sampler.path,
+    **sampler.facts(),
+    'precision': {
+      'model': experiment.model.dtype,
+      'residual': experiment.model.residual_dtype,
+      'float32_products': experiment.sample.matmul_precision,
+    },
+  }
+
+
+def protocol(experiment, of, labels, *, sampler=None, **extra):
+  """The protocol card of samples of labels by some `Weights`."""
+  facts = sampler_facts(experiment, sampler)
+  facts = card.protocol_card(
+    **{'quantiser': None, **facts, **extra},
+    weights=of.kind,
+    step=of.step,
+    checkpoint=of.origin,
+    num_samples=len(labels),
+  )
+  if experiment.model.class_token:
+    facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
+  return facts
+
+
+def save_grid(path, made, labels, columns, *, title):
+  """One class per row where the rows fit, with its name at the left; tiny images are smoothed."""
+  rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
+  uniform = all((row == row[0]).all() for row in rows)
+  row_labels = [str(row[0]) for row in rows] if uniform else None
+  smooth = min(made.shape[1:3]) < _TINY
+  title += ' (enlarged bicubically)' if smooth else ''
+  images.save_grid(path, made, columns, row_labels=row_labels, title=title, smooth=smooth)
+
+
+def caption(facts):
+  origin = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]}'
+  return (
+    f'{origin}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {facts["guidance"]["scale"]:g}'
+  )

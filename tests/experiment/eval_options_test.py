@@ -1,0 +1,67 @@
+"""Options of evaluation and sweeps; what is refused is in refused_values_test."""
+
+from helpers import config_changes
+import pytest
+
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import types
+from diversedit_jax.evaluation import picture_metrics
+from diversedit_jax.experiment import eval_options
+
+compiler_out_of_reach = config_changes.compiler_out_of_reach
+
+
+def sweep(**changes):
+  changes = {f'sweep.{key}': value for key, value in changes.items()}
+  return experiment_lib.build(config_changes.changed(changes)).sweep
+
+
+def test_a_sweep_is_every_scale_with_every_interval():
+  options = sweep(guidance_scales=(1.0, 2.0), guidance_lows=(0.0, 0.6), guidance_highs=(0.5, 0.7))
+  # The unguided setting once; [0.6, 0.5] is no interval.
+  assert options.points() == [(1.0, 0.0, 1.0), (2.0, 0.0, 0.5), (2.0, 0.0, 0.7), (2.0, 0.6, 0.7)]
+  assert sweep(guidance_scales=(1.0,)).points() == [(1.0, 0.0, 1.0)]
+
+
+def test_the_judge_gets_its_options():
+  changes = {'eval.batch_size': 3, 'eval.precision_recall': 'none', 'eval.kid_subsets': 5}
+  options = experiment_lib.build(config_changes.changed(changes)).evaluation.judge()
+  assert options == picture_metrics.MetricOptions(
+    batch_size=3, precision_recall='none', kid_subsets=5
+  )
+
+
+@pytest.mark.parametrize('name', ['fid-50k', 'FID50K', '50k-{step}', 'a-50K.b'])
+def test_a_claim_of_50k_must_be_true(name):
+  with pytest.raises(types.UserError, match=r'says 50K, but x\.number=5000'):
+    eval_options.check_claim(name, 'x.number', 5000)
+  eval_options.check_claim(name, 'x.number', 50_000)
+
+
+@pytest.mark.parametrize('name', ['fid-5k', '150k', 'step-450k', 'fid-50000', '{step}'])
+def test_other_names_claim_nothing(name):
+  eval_options.check_claim(name, 'x.number', 5000)
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'eval.reference': 'x.npz', 'eval.precision_recall': 'none'}]
+)
+def test_two_samples_are_enough_without_precision_and_recall(changes):
+  few = dict.fromkeys(('eval.number', 'eval.every_number', 'sweep.number'), 2)
+  assert experiment_lib.build(config_changes.changed(changes | few)).evaluation.number == 2
+
+
+def test_a_file_of_labels_is_looked_at_later():
+  options = experiment_lib.build(
+    config_changes.changed({'eval.labels': 'file:absent.npy'})
+  ).evaluation
+  assert options.labels == 'file:absent.npy'
+
+
+def test_every_score_has_a_better_side():
+  assert {'fid', 'sfid', 'kid', 'encoder_fid', 'frechet_distance'} <= {
+    name for name, choose in eval_options.BEST.items() if choose is min
+  }
+  assert {'inception_score', 'precision', 'recall', 'class_consistency'} <= {
+    name for name, choose in eval_options.BEST.items() if choose is max
+  }

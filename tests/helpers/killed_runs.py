@@ -1,0 +1,82 @@
+"""The shipped digits config, shrunk and run as a command: started, killed, compared."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from diversedit_jax import trees
+from diversedit_jax.training import writers
+
+ROOT = pathlib.Path(__file__).parents[2]
+TIMING = ('steps_per_second', 'images_per_second', 'seconds')
+STEPS = 60
+
+
+def command(workdir, *flags):
+  small = [
+    '--config.model.depth=2',
+    '--config.model.width=16',
+    '--config.model.heads=2',
+    '--config.train.batch_size=16',
+    f'--config.train.steps={STEPS}',
+    '--config.optimizer.warmup_steps=5',
+    '--config.log.every=7',
+    '--config.log.telemetry_every=20',
+    '--config.log.tensorboard=False',
+    '--config.checkpoint.every=10',
+    '--config.checkpoint.keep=10',
+    '--config.preview.every=0',
+    '--config.diversity.layers=random',
+    '--config.diversity.num_layers=2',
+  ]
+  return [
+    sys.executable,
+    '-m',
+    'diversedit_jax.main',
+    '--config=configs/digits.py',
+    f'--workdir={workdir}',
+    *small,
+    *flags,
+  ]
+
+
+def run(workdir, *flags):
+  return subprocess.run(command(workdir, *flags), cwd=ROOT, capture_output=True, text=True)
+
+
+def start_and_wait_for(workdir, text, *flags):
+  """Starts a run and returns it as soon as its log says `text`."""
+  process = subprocess.Popen(
+    command(workdir, *flags), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+  )
+  for line in process.stderr:
+    if text in line:
+      return process
+  raise AssertionError(f'the run ended before saying {text!r}')
+
+
+def arrays(workdir, step):
+  """Every array of a checkpoint, read as plain trees."""
+  folder = workdir / 'checkpoints' / str(step)
+  with ocp.StandardCheckpointer() as reader:
+    parts = {name: reader.restore(folder / name) for name in ('params', 'ema', 'opt')}
+  return {k: np.asarray(v) for k, v in trees.named_leaves(parts).items()}
+
+
+def rows(workdir):
+  found = writers.read_jsonl(workdir / 'metrics.jsonl')
+  return [{k: v for k, v in row.items() if k not in TIMING} for row in found]
+
+
+def assert_same_run(one, other):
+  assert rows(one) == rows(other)
+  a, b = arrays(one, STEPS), arrays(other, STEPS)
+  assert a.keys() == b.keys() and len(a) > 50
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+  for file in (one / 'telemetry').iterdir():
+    with np.load(file) as x, np.load(other / 'telemetry' / file.name) as y:
+      np.testing.assert_array_equal(x['token'], y['token'])

@@ -1,0 +1,530 @@
+"""All modes end to end in one process on the shrunken digits config: files, cards, repeats."""
+
+import dataclasses
+import json
+import types as python_types
+
+from helpers import small_runs
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from PIL import Image
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
+
+from configs import common
+from diversedit_jax import convert, modes, trees, types
+from diversedit_jax.data import images
+from diversedit_jax.evaluation import card
+from diversedit_jax.losses import diversity_config
+from diversedit_jax.methods import reg
+from diversedit_jax.sampling import trajectory
+from diversedit_jax.training import writers
+
+# Most tests sample with the one sampler of this file.
+pytestmark = pytest.mark.usefixtures('compilation_cached')
+
+
+def watch_all(experiment, seen):
+  """The experiment with every part that holds values of the config watched under its section."""
+  flow, (term,) = experiment.objective.flow, experiment.objective.terms
+  flow = dataclasses.replace(flow, time_law=small_runs.watched(flow.time_law, 'time_law', seen))
+  objective = dataclasses.replace(
+    experiment.objective,
+    flow=small_runs.watched(flow, 'flow', seen),
+    terms=(dataclasses.replace(term, config=small_runs.watched(term.config, 'diversity', seen)),),
+  )
+  model = dataclasses.replace(
+    experiment.model, skip=small_runs.watched(experiment.model.skip, 'model.skip', seen)
+  )
+  sections = ('data', 'vae', 'train', 'optimizer', 'mesh', 'log', 'checkpoint', 'preview')
+  sections += ('sampler', 'sample', 'analysis', 'plan')
+  parts = {name: small_runs.watched(getattr(experiment, name), name, seen) for name in sections}
+  return small_runs.watched(
+    dataclasses.replace(
+      experiment,
+      objective=objective,
+      model=small_runs.watched(model, 'model', seen),
+      evaluation=small_runs.watched(experiment.evaluation, 'eval', seen),
+      **parts,
+    ),
+    'experiment',
+    seen,
+  )
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run in which every mode was used, and what the modes read of the config."""
+  workdir, seen = tmp_path_factory.mktemp('modes') / 'run', set()
+  experiment = watch_all(small_runs.make(), seen)
+  modes.train.run(experiment, str(workdir))
+  return python_types.SimpleNamespace(
+    workdir=workdir,
+    experiment=experiment,
+    written={
+      'sample': modes.sample.run(experiment, str(workdir), None),
+      'eval': modes.evaluate.run(experiment, str(workdir), None),
+      'analyze': modes.analyze.run(experiment, str(workdir), None),
+    },
+    plan=modes.plan.run(experiment),
+    samples=small_runs.arrays(workdir / 'samples' / 'samples.npz'),
+    card=json.loads((workdir / 'samples' / 'samples.json').read_text()),
+    seen=seen,
+  )
+
+
+@pytest.fixture(scope='module')
+def ema(run):
+  """The averaged weights of the last checkpoint by name."""
+  with ocp.StandardCheckpointer() as reader:
+    tree = reader.restore(run.workdir / 'checkpoints' / str(small_runs.STEPS) / 'ema')
+  return {name: np.asarray(leaf) for name, leaf in trees.named_leaves(tree).items()}
+
+
+def sample(run, folder, origin='run', **changes):
+  """Samples of the run's last checkpoint, or of `origin`, made in another folder; and their card.
+
+  Without `origin=None`, the weights come through --checkpoint.
+  """
+  origin = (
+    str(run.workdir / 'checkpoints' / str(small_runs.STEPS)) if origin == 'run' else str(origin)
+  )
+  modes.sample.run(small_runs.make(**changes), str(folder), origin)
+  return small_runs.arrays(folder / 'samples' / 'samples.npz'), json.loads(
+    (folder / 'samples' / 'samples.json').read_text()
+  )
+
+
+def tiles(path, samples, columns):
+  """The tiles of a grid and the samples enlarged as they should appear, both [N, 40, 40]."""
+  page = np.asarray(Image.open(path))
+  rows = len(samples) // columns
+  assert page.ndim == 2 and page.dtype == np.uint8  # Grey, as the digits are.
+  # 8 px of margin above and below, 28 of title, and 2 between tiles of 5 x 8 px.
+  assert page.shape[0] == 8 + 28 + rows * 42 - 2 + 8
+  lines = (page[36:76] == 144).all(axis=0)  # Of the frames, the first left of the first tile.
+  left = int(np.argmax(lines)) + 2
+  corners = [(36 + 42 * r, left + 42 * c) for r in range(rows) for c in range(columns)]
+  found = np.stack([page[y : y + 40, x : x + 40] for y, x in corners])
+  levels = images.to_uint8(samples[..., 0], 'round_half')
+  bicubic = Image.Resampling.BICUBIC
+  return found, np.stack([np.asarray(Image.fromarray(x).resize((40, 40), bicubic)) for x in levels])
+
+
+def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
+  said = {path.relative_to(run.workdir).as_posix() for p in run.written.values() for path in p}
+  assert said == {
+    'samples/samples.npz',
+    'samples/samples.json',
+    'samples/grid.png',
+    'eval/digits.json',
+    'analysis/cka.npz',
+    'analysis/cka.png',
+  }
+  found = {p.relative_to(run.workdir).as_posix() for p in run.workdir.rglob('*') if p.is_file()}
+  rest = {p for p in found if p.split('/')[0] not in ('checkpoints', 'tensorboard')}
+  assert rest == said | {
+    'config.json',
+    'versions.json',
+    'data.json',
+    'metrics.jsonl',
+    'samples/preview-00000015.png',
+    'samples/preview-00000030.png',
+    'telemetry/similarity-00000015.npz',
+    'telemetry/similarity-00000030.npz',
+  }
+  assert {p.name for p in (run.workdir / 'checkpoints').iterdir()} == {'15', '30'}
+
+
+def test_run_describes_itself(run):
+  stored = json.loads((run.workdir / 'config.json').read_text())
+  assert stored == json.loads(json.dumps(small_runs.make_config().to_dict()))
+  assert json.loads((run.workdir / 'versions.json').read_text()) == [card.versions()]
+
+
+def test_samples(run):
+  made, labels = run.samples['images'], run.samples['labels']
+  assert set(run.samples) == {'images', 'labels'}
+  assert made.shape == (20, 8, 8, 1) and made.dtype == np.float32 and np.isfinite(made).all()
+  np.testing.assert_array_equal(labels, np.arange(20) % 10)
+  assert labels.dtype == np.int32
+  assert len(np.unique(made.reshape(20, -1), axis=0)) == 20
+
+
+def test_card_of_the_samples(run):
+  expected = {
+    'step': small_runs.STEPS,
+    'weights': 'ema',
+    'checkpoint': f'checkpoints/{small_runs.STEPS}',
+    'seed': 0,
+    'num_samples': 20,
+    'label_policy': 'balanced',
+    'sampler': 'heun',
+    'steps': 4,
+    'nfe': 2 * (2 * 4 - 1),
+    'guidance': {'scale': 2.0, 'interval': [0.0, 1.0], 'channels': 'all'},
+    'quantiser': None,
+    'precision': {
+      'model': 'float32',
+      'residual': 'float32',
+      'float32_products': 'highest',
+    },
+    'versions': card.versions(),
+    'batch_size': 8,
+    'path': 'linear',
+    'start': 1.0,
+    'dtype': 'float32',
+    'device': {'kind': 'cpu', 'count': 1},
+  }
+  assert run.card.pop('seconds') > 0
+  assert run.card == expected
+
+
+def test_grid_shows_each_sample_in_the_row_of_its_class(run):
+  order = np.argsort(run.samples['labels'], kind='stable')
+  found, expected = tiles(
+    run.workdir / 'samples' / 'grid.png', run.samples['images'][order], columns=2
+  )
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_previews_are_of_the_average_at_their_step(run, tmp_path):
+  """Label r in row r, and sample number n at place n: what `sample` makes with those labels."""
+  for name in ('preview-00000015.png', 'preview-00000030.png'):
+    page = Image.open(run.workdir / 'samples' / name)
+    assert page.size[1] == 8 + 28 + 10 * 42 - 2 + 8
+  made, _ = sample(run, tmp_path, sample__labels='0', sample__number=2, sample__batch_size=2)
+  found, expected = tiles(
+    run.workdir / 'samples' / 'preview-00000030.png', np.repeat(made['images'], 10, axis=0), 2
+  )
+  # A level more or less: the preview had another batch size.
+  assert np.abs(found[:2].astype(int) - expected[[0, 10]]).max() <= 1
+
+
+def test_metrics_and_telemetry(run):
+  rows = writers.read_jsonl(run.workdir / 'metrics.jsonl')
+  assert [row['step'] for row in rows if 'loss' in row] == [10, 20, 30]
+  similar = {row['step']: row for row in rows if 'similarity/token' in row}
+  assert list(similar) == [15, 30]
+  for step, row in similar.items():
+    file = small_runs.arrays(run.workdir / 'telemetry' / f'similarity-{step:08d}.npz')
+    assert set(file) == {'step', 'token', 'mean'} and file['step'] == step
+    for name in ('token', 'mean'):
+      assert file[name].shape == (small_runs.DEPTH, small_runs.DEPTH)
+      # Cosines: 1 to themselves within rounding of float32 sums.
+      np.testing.assert_allclose(np.diag(file[name]), 1, atol=1e-5)
+      assert row[f'similarity/{name}'] == pytest.approx(file[name][0, 1], abs=1e-6)
+
+
+def test_tensorboard_has_the_losses_and_the_pictures(run):
+  events = event_accumulator.EventAccumulator(str(run.workdir / 'tensorboard')).Reload()
+  rows = writers.read_jsonl(run.workdir / 'metrics.jsonl')
+  for tag, steps in {
+    'loss': [10, 20, 30],
+    'velocity': [10, 20, 30],
+    'similarity/token': [15, 30],
+  }.items():
+    found = {e.step: tensor_util.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
+    assert list(found) == steps
+    for step, value in found.items():
+      expected = [row[tag] for row in rows if row['step'] == step and tag in row]
+      np.testing.assert_array_equal(value, np.float32(expected[0]))
+  # An image is its width, its height and PNG files.
+  for tag, size in {
+    'preview': (8, 8),
+    'similarity_matrix/token': (small_runs.DEPTH, small_runs.DEPTH),
+  }.items():
+    for event in events.Tensors(tag):
+      width, height, *pngs = tensor_util.make_ndarray(event.tensor_proto)
+      assert (int(width), int(height)) == size and pngs[0].startswith(b'\x89PNG')
+    assert [event.step for event in events.Tensors(tag)] == [15, 30]
+
+
+def test_scores(run):
+  result = json.loads((run.workdir / 'eval' / 'digits.json').read_text())
+  assert 0 <= result['class_consistency'] <= 1
+  assert result['classifier_test_accuracy'] > 0.95
+  # Thirty steps make nothing like a digit.
+  assert result['frechet_distance'] > result['frechet_floor'] > 0
+  assert result['counts']['samples'] == 40
+  protocol = result['protocol']
+  assert {k: protocol[k] for k in ('num_samples', 'label_policy', 'step', 'nfe', 'weights')} == {
+    'num_samples': 40,
+    'label_policy': 'balanced',
+    'step': small_runs.STEPS,
+    'nfe': 14,
+    'weights': 'ema',
+  }
+
+
+def test_similarity_of_the_blocks(run):
+  file = small_runs.arrays(run.workdir / 'analysis' / 'cka.npz')
+  origin = f'checkpoints/{small_runs.STEPS}'
+  assert (file.pop('weights'), file.pop('view'), file.pop('examples')) == (origin, 'mean', 33)
+  assert set(file) == {
+    f'{kernel}/{estimator}/t={t}'
+    for kernel in ('linear', 'rbf')
+    for estimator in ('biased', 'unbiased')
+    for t in (0.1, 0.5, 0.9)
+  }
+  for name, matrix in file.items():
+    assert matrix.shape == (small_runs.DEPTH, small_runs.DEPTH)
+    np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-9, err_msg=name)
+    assert matrix[0, 1] == pytest.approx(matrix[1, 0]) and matrix[0, 1] < 1
+  picture = Image.open(run.workdir / 'analysis' / 'cka.png')
+  assert min(picture.size) > 200 and len(np.unique(np.asarray(picture))) > 10
+
+
+def test_plan_counts_the_trained_parameters(run, ema):
+  lines = dict(line.split('  ', 1) for line in run.plan.splitlines())
+  assert lines['parameters'].split()[0] == f'{sum(x.size for x in ema.values()):,}'
+  text = {name: value.strip() for name, value in lines.items()}
+  assert text['tokens per image'] == '16'
+  assert text['hardware'].startswith('1 devices of 0.1 TFLOP/s')
+  assert text['time'].endswith('for 30 steps')
+  with pytest.raises(types.UserError, match=r'batch_size=32 .* plan\.devices=3'):
+    modes.plan.run(small_runs.make(plan__devices=3))
+
+
+def test_sampling_again_gives_the_same_arrays(run):
+  modes.sample.run(small_runs.make(), str(run.workdir), None)
+  again = small_runs.arrays(run.workdir / 'samples' / 'samples.npz')
+  np.testing.assert_array_equal(again['images'], run.samples['images'])
+
+
+def test_checkpoint_from_elsewhere_gives_the_same_arrays(run, tmp_path):
+  made, facts = sample(run, tmp_path)
+  np.testing.assert_array_equal(made['images'], run.samples['images'])
+  assert (
+    facts['checkpoint'] == f'checkpoints/{small_runs.STEPS}' and facts['step'] == small_runs.STEPS
+  )
+  assert {p.name for p in tmp_path.iterdir()} == {'samples'}
+
+
+def test_earlier_checkpoint_is_another_model(run, tmp_path):
+  made, facts = sample(run, tmp_path, origin=run.workdir / 'checkpoints' / '15')
+  assert facts['step'] == 15
+  assert np.abs(made['images'] - run.samples['images']).max() > 1e-3
+
+
+def test_fewer_samples_are_the_first_ones(run, tmp_path):
+  made, _ = sample(run, tmp_path / 'same', sample__number=10)
+  np.testing.assert_array_equal(made['images'], run.samples['images'][:10])
+  made, facts = sample(run, tmp_path / 'other', sample__number=5, sample__batch_size=3)
+  assert facts['batch_size'] == 3
+  # Another batch size is another program: float32 sums in another order, over 14 evaluations.
+  np.testing.assert_allclose(made['images'], run.samples['images'][:5], atol=1e-4)
+
+
+def differing(made, run):
+  """Which samples are other pictures than the run's; noise of float32 sums is far below 1e-4."""
+  return np.abs(made['images'] - run.samples['images']).max(axis=(1, 2, 3)) > 1e-4
+
+
+@pytest.mark.parametrize(('key', 'value'), [('weights', 'params'), ('seed', 1)])
+def test_weights_and_seed_are_those_asked_for(run, tmp_path, key, value):
+  made, facts = sample(run, tmp_path, **{f'sample__{key}': value})
+  assert differing(made, run).all() and facts[key] == value
+
+
+@pytest.mark.parametrize('policy', ['3', 'random'])
+def test_labels_are_those_asked_for(run, tmp_path, policy):
+  """The noise belongs to the index, so that the same label makes the same picture."""
+  made, facts = sample(run, tmp_path, sample__labels=policy)
+  assert facts['label_policy'] == policy
+  np.testing.assert_array_equal(differing(made, run), made['labels'] != run.samples['labels'])
+  if policy == '3':
+    np.testing.assert_array_equal(made['labels'], 3)
+    assert len(np.unique(made['images'].reshape(20, -1), axis=0)) == 20  # In all three batches.
+  else:
+    assert len(set(made['labels'])) > 4
+
+
+def test_card_tells_the_guidance_and_counts_it(run, tmp_path):
+  made, facts = sample(
+    run,
+    tmp_path,
+    sampler__guidance_low=0.2,
+    sampler__guidance_high=0.6,
+    sample__number=8,
+    sampler__guidance_channels=1,
+  )
+  assert facts['guidance'] == {'scale': 2.0, 'interval': [0.2, 0.6], 'channels': 1}
+  # Steps from 1 and 3/4: 2 evaluations each; from 1/2, guided: 4; the last, from 1/4: 2.
+  assert facts['nfe'] == 2 + 2 + 4 + 2
+  assert np.abs(made['images'] - run.samples['images'][:8]).max() > 1e-4
+
+
+@pytest.mark.parametrize('suffix', ['safetensors', 'npz'])
+def test_weights_from_a_file_give_the_same_arrays(run, ema, tmp_path, suffix):
+  file = tmp_path / f'weights.{suffix}'
+  convert.save(file, ema)
+  made, facts = sample(run, tmp_path / 'out', origin=file)
+  np.testing.assert_array_equal(made['images'], run.samples['images'])
+  assert facts['checkpoint'] == file.name
+
+
+def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path):
+  kernel, missing = 'model/patch_embed/kernel', 'model/patch_embed/bias'
+  wrong = {**ema, kernel: ema[kernel].T}
+  del wrong[missing]
+  convert.save(tmp_path / 'wrong.safetensors', wrong)
+  with pytest.raises(types.UserError) as error:
+    sample(run, tmp_path, origin=tmp_path / 'wrong.safetensors')
+  message = str(error.value)
+  assert f'{kernel}: found (16, 4), expected (4, 16)' in message
+  assert f'{missing}: found nothing, expected (16,)' in message
+  assert message.count('expected') == 2
+
+
+def test_checkpoint_that_is_none_is_refused(run, tmp_path):
+  (tmp_path / 'empty' / '5').mkdir(parents=True)
+  for origin, message in {
+    tmp_path / 'absent': 'neither a weights file nor a folder checkpoints/STEP',
+    run.workdir: 'neither a weights file nor a folder checkpoints/STEP',
+    run.workdir / 'checkpoints' / '7': 'neither a weights file nor',
+    run.workdir / 'config.json': "suffix '.json'",
+    tmp_path / 'empty' / '5': 'no readable checkpoint in .*/empty: 5: ',
+  }.items():
+    with pytest.raises(types.UserError, match=message):
+      sample(run, tmp_path / 'out', origin=origin)
+
+
+def test_checkpoint_of_another_model_is_refused(run, tmp_path):
+  with pytest.raises(types.UserError, match=r'model\.width: stored 16, given 32'):
+    modes.sample.run(small_runs.make(model__width=32), str(run.workdir), None)
+  with pytest.raises(types.UserError, match=r'model\.width: stored 16, given 32'):
+    sample(run, tmp_path, model__width=32)
+  with pytest.raises(types.UserError, match="interpolant.path: stored 'linear', given 'cosine'"):
+    modes.sample.run(small_runs.make(interpolant__path='cosine'), str(run.workdir), None)
+
+
+@pytest.mark.parametrize('mode', [modes.sample.run, modes.evaluate.run, modes.analyze.run])
+def test_workdir_without_a_run_or_a_checkpoint_is_refused(mode, tmp_path):
+  with pytest.raises(types.UserError, match=r'holds no run \(no config.json\); train first'):
+    mode(small_runs.make(), str(tmp_path), None)
+  (tmp_path / 'config.json').write_text(json.dumps(small_runs.make_config().to_dict()))
+  with pytest.raises(types.UserError, match='no checkpoint in .*; train first'):
+    mode(small_runs.make(), str(tmp_path), None)
+  assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+
+
+# Keys that `build` itself turns into something else, and what shows that it is used.
+CONSUMED = {
+  'seed': 'experiment.seed',
+  'method': 'experiment.objective',
+  'model.size': 'model.depth',
+  'model.skip.enabled': 'model.skip',
+  'interpolant.path': 'flow.path',
+  'interpolant.time_law': 'flow.time_law',
+  'interpolant.time_mean': 'time_law.mean',
+  'interpolant.time_std': 'time_law.std',
+  'interpolant.epsilon': 'time_law.epsilon',
+  'interpolant.prediction': 'flow.prediction',
+  'interpolant.weighting': 'flow.weighting',
+  'train.label_dropout': 'flow.label_dropout',
+  'data.num_classes': 'model.num_classes',
+}
+# Keys that matter only under another choice than the run's.
+CONDITIONAL = ('diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion')
+CONDITIONAL += ('sampler.last_step', 'sampler.class_token_scale')
+# Keys of the scores of pictures, and sections of modes that this run leaves out;
+# `evaluation_mode_test`, `evaluation_during_test` and `sweep_mode_test` show that each is read.
+OF_PICTURES = tuple(
+  f'eval.{key}'
+  for key in (
+    'quantiser',
+    'inception',
+    'encoder',
+    'encoder_weights',
+    'encoder_reference',
+    'batch_size',
+    'precision_recall',
+    'kid_subsets',
+    'every_number',
+    'best',
+  )
+)
+# Keys that matter only with a VAE; `decoding_test` shows that each is read.
+WITH_VAE = ('vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile')
+# Sections of other methods; `build/ignored_keys_test` shows that none of their keys is lost.
+OTHER_METHODS = ('repa', 'dispersive', 'sra', 'reg', 'meanflow')
+
+
+def keys(section, prefix=''):
+  for key in section:
+    value = section[key]
+    yield from keys(value, f'{prefix}{key}.') if hasattr(value, 'keys') else [prefix + key]
+
+
+@pytest.mark.parametrize('key', list(keys(common.base())))
+def test_every_key_is_read_after_it_was_checked(run, key):
+  elsewhere = CONDITIONAL + WITH_VAE + OF_PICTURES
+  if key not in elsewhere and key.split('.')[0] not in OTHER_METHODS + ('sweep',):
+    assert CONSUMED.get(key, key) in run.seen
+
+
+def test_conditional_keys_are_read_under_their_condition():
+  seen = set()
+  trajectory.stretches(
+    small_runs.watched(trajectory.SamplerConfig(kind='euler_maruyama', steps=4), 'sampler', seen)
+  )
+  sampler = trajectory.SamplerConfig(class_token_scale=1.5)
+  reg.Reg.combine(small_runs.watched(sampler, 'sampler', seen))
+  for options in ({'layers': 'random', 'num_layers': 2}, {'layers': 'authors'}):
+    small_runs.watched(diversity_config.DiversityConfig(**options), 'diversity', seen).select(
+      12, jax.random.key(0)
+    )
+  assert set(CONDITIONAL) <= seen
+
+
+def test_latents_of_a_file_end_to_end(tmp_path):
+  """Data in a latent space: no pictures, but the same files as arrays."""
+  rng = np.random.default_rng(0)
+  np.savez(
+    tmp_path / 'data.npz',
+    latents=rng.normal(size=(64, 8, 8, 4)).astype(np.float32),
+    labels=np.arange(64) % 5,
+  )
+  experiment = small_runs.make(
+    method='flow',
+    data__source=f'arrays:{tmp_path}/data.npz',
+    train__steps=4,
+    train__batch_size=16,
+    optimizer__warmup_steps=0,
+    log__every=2,
+    log__telemetry_every=0,
+    log__tensorboard=False,
+    checkpoint__every=4,
+    preview__every=4,
+    sampler__kind='euler_maruyama',
+    sampler__steps=3,
+    sampler__guidance_scale=1.0,
+    sample__number=7,
+  )
+  workdir = tmp_path / 'run'
+  modes.train.run(experiment, str(workdir))
+  assert not (workdir / 'tensorboard').exists() and not (workdir / 'telemetry').exists()
+  preview = small_runs.arrays(workdir / 'samples' / 'preview-00000004.npz')
+  assert set(preview) == {'latents', 'labels'}
+  assert preview['latents'].shape == (10, 8, 8, 4)  # As many rows as there are classes.
+  np.testing.assert_array_equal(preview['labels'], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+
+  written = modes.sample.run(experiment, str(workdir), None)
+  assert [path.name for path in written] == ['samples.npz', 'samples.json']
+  made = small_runs.arrays(written[0])
+  assert set(made) == {'latents', 'labels'} and made['latents'].shape == (7, 8, 8, 4)
+  np.testing.assert_array_equal(made['labels'], [0, 1, 2, 3, 4, 0, 1])
+  facts = json.loads(written[1].read_text())
+  assert (facts['nfe'], facts['guidance']['scale']) == (3, 1.0)
+  assert sorted(p.name for p in (workdir / 'samples').iterdir()) == [
+    'preview-00000004.npz',
+    'samples.json',
+    'samples.npz',
+  ]
+  with pytest.raises(types.UserError, match='scores samples of data.source=digits, got arrays:'):
+    modes.evaluate.run(experiment, str(workdir), None)
+  with pytest.raises(types.UserError, match="write '{split}' in the path"):
+    modes.analyze.run(experiment, str(workdir), None)
