@@ -12,7 +12,7 @@ FLOORS = {
   name: floor
   for floor, names in enumerate(
     (
-      'types rng trees',
+      'types rng trees options',
       'sharding interpolants losses data weights',
       'models checkpoint',
       'frozen sampling',
@@ -26,8 +26,8 @@ FLOORS = {
   )
   for name in names.split()
 }
-# Within floor 0: these two may be imported by the others of their floor.
-WITHIN_FLOOR = {('trees', 'types'), ('rng', 'types')}
+# Within floor 0: these may be imported by the others of their floor.
+WITHIN_FLOOR = {('trees', 'types'), ('rng', 'types'), ('options', 'trees'), ('options', 'types')}
 FILES = sorted((ROOT / PACKAGE).rglob('*.py'))
 
 
