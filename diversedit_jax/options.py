@@ -55,11 +55,11 @@ class Option:
     low, high = _first(self.at_least, self.above), _first(self.at_most, self.below)
     if low is not None and high is not None:
       left, right = '[('[self.at_least is None], '])'[self.at_most is None]
-      return f'in {left}{low:g}, {high:g}{right}'
+      return f'in {left}{_plain(low)}, {_plain(high)}{right}'
     if low is not None:
-      return f'at least {low:g}' if self.above is None else f'above {low:g}'
+      return f'at least {_plain(low)}' if self.above is None else f'above {_plain(low)}'
     if high is not None:
-      return f'at most {high:g}' if self.below is None else f'below {high:g}'
+      return f'at most {_plain(high)}' if self.below is None else f'below {_plain(high)}'
     return ''
 
   def holds(self, number: float) -> bool:
@@ -286,6 +286,10 @@ def _words(kind) -> str:
 
 def _must(facts: Option) -> str:
   return 'positive' if facts.bounds == 'above 0' else facts.bounds
+
+
+def _plain(number):
+  return f'{number:g}' if isinstance(number, float) else str(number)
 
 
 def _first(*candidates):

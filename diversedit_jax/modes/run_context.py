@@ -220,8 +220,8 @@ def sampler_facts(experiment, sampler=None):
     'path': sampler.path,
     **sampler.facts(),
     'precision': {
-      'model': experiment.model.dtype,
-      'residual': experiment.model.residual_dtype,
+      'model': experiment.execution.dtype,
+      'residual': experiment.execution.residual_dtype,
       'float32_products': experiment.sample.matmul_precision,
     },
   }

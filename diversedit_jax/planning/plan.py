@@ -6,44 +6,48 @@ from typing import Any
 
 import jax
 
-from diversedit_jax import trees, types
+from diversedit_jax import options, trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.models import cost as cost_lib
 from diversedit_jax.models import sit
-from diversedit_jax.planning import devices
+from diversedit_jax.planning import devices as devices_lib
 from diversedit_jax.training import progress
 
 _DEVICES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-  """What a plan supposes.
+class PlanConfig(options.Section, section='plan', may_change=True):
+  """What `--mode=plan` supposes."""
 
-  devices: how many; None is those of `compile_for`, or 8. peak_tflops: of each, dense, in the
-  compute dtype. mfu: share reached. compile_for: name of what the step is compiled for, see
-  `devices.find`; '' compiles nothing.
-  """
-
-  devices: int | None
-  peak_tflops: float
-  mfu: float
-  compile_for: str
+  devices: int | None = options.option(
+    None, at_least=1, doc='Number of devices; None is that of compile_for, or 8.'
+  )
+  peak_tflops: float = options.option(
+    989.0,
+    above=0,
+    doc='Peak of a device, dense, in the compute dtype (H100 and H200, bfloat16, data sheet).',
+  )
+  mfu: float = options.option(
+    0.2,
+    above=0,
+    at_most=1,
+    doc='Share of the peak that training is assumed to reach; published DiT and SiT code: 0.06 to '
+    '0.25.',
+  )
+  compile_for: str = options.option(
+    '',
+    doc='Also compiles the step for what is not here, which tells whether it fits: a100-40, '
+    "a100-80, h100, h200, rtx4090, a number of them as 'h200:8', or TPUs as 'v5e:2x2'; see "
+    'docs/memory.md.',
+  )
 
   def __post_init__(self):
+    super().__post_init__()
     if self.compile_for:
-      self._check(self.compile_for, devices.gpus(self.compile_for))
-    if (
-      (self.devices is not None and self.devices < 1)
-      or self.peak_tflops <= 0
-      or not 0 < self.mfu <= 1
-    ):
-      raise types.UserError(
-        f'a plan needs devices >= 1, peak_tflops > 0 and 0 < mfu <= 1; got devices={self.devices}, '
-        f'peak_tflops={self.peak_tflops}, mfu={self.mfu}'
-      )
+      self._check(self.compile_for, devices_lib.gpus(self.compile_for))
 
-  def count(self, target: devices.Target | None) -> int:
+  def count(self, target: devices_lib.Target | None) -> int:
     """Number of devices, with what is compiled for, if anything is.
 
     Raises:
