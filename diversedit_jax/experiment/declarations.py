@@ -19,6 +19,14 @@ from diversedit_jax.planning import plan
 from diversedit_jax.sampling import trajectory
 from diversedit_jax.training import optim
 
+_HEAD = """# Every key of a config
+
+Printed by `python -m diversedit_jax.main --mode=keys`: each key with its default, what it may be, what
+it means, and whether a run may change it when it continues. `--mode=keys NAME` prints one section;
+`--config=FILE` beside it shows what that config sets otherwise.
+
+"""
+
 Classes = Mapping[str, tuple[type[options.Section], ...]]
 
 
@@ -106,7 +114,7 @@ def document(only: str = '', config: Mapping[str, Any] | None = None) -> str:
     for key in options.keys(declared[name]).values():
       lines.append(_line(key, config))
     parts.append('\n'.join(lines))
-  return '\n\n'.join(parts) + '\n'
+  return ('' if only else _HEAD) + '\n\n'.join(parts) + '\n'
 
 
 def _line(key, config):

@@ -30,8 +30,8 @@ class OptimizerConfig(options.Section, section='optimizer'):
   shard_over_data: bool = options.option(
     False,
     may_change=True,
-    doc='Splits moments and average over mesh.data too (ZeRO-1): less memory, and less time where a '
-    'device has few examples, for one all-gather a step.',
+    doc='Splits moments and average over mesh.data too (ZeRO-1): less memory, and less time where '
+    'a device has few examples, for one all-gather a step.',
   )
 
 
