@@ -21,9 +21,9 @@ from diversedit_jax.training import optim
 
 _HEAD = """# Every key of a config
 
-Printed by `python -m diversedit_jax.main --mode=keys`: each key with its default, what it may be, what
-it means, and whether a run may change it when it continues. `--mode=keys NAME` prints one section;
-`--config=FILE` beside it shows what that config sets otherwise.
+Printed by `python -m diversedit_jax.main --mode=keys`: each key with its default, what it may be,
+what it means, and whether a run may change it when it continues. `--mode=keys NAME` prints one
+section; `--config=FILE` beside it shows what that config sets otherwise.
 
 """
 
