@@ -69,7 +69,7 @@ def recipe(
   if 'meanflow' in registry.parse(method):
     sizes.size(size)  # Refuses an unknown one by name.
     config.meanflow.update(meanflow.GUIDANCE[size.partition('/')[0]])
-    # As published: its target multiplies the rounding of a derivative by up to t - r = 1.
+    # Published so: its target multiplies the rounding of a derivative by up to t - r = 1.
     config.model.dtype = 'float32'
     config.plan.peak_tflops = 495.0  # Of TF32, which JAX takes for float32 on these GPUs.
   if resolution == 512:

@@ -37,7 +37,7 @@ for number, begin in enumerate(range(0, COUNT, BATCH)):
   index = np.arange(begin, begin + BATCH)
   mask = index < COUNT
   batch = {k: x[np.minimum(index, COUNT - 1)] for k, x in samples.items()}
-  # Of processes on their own the first takes the last batches, so their shares are uneven.
+  # With processes on their own the first takes the last batches, so their shares are uneven.
   mine = jax.process_index() == (number % jax.process_count() if number < 5 else 0)
   if mine:
     looked.add(images[index[mask]], index[mask])
