@@ -1,10 +1,10 @@
-"""Names and layouts of other systems' models beside ours, as data: one table of rules per family.
+"""Names and layouts of other systems' models and ours, as data: one table of rules per family.
 
-A rule pairs one name of theirs with one path of our tree. Placeholders run over numbered modules:
+A rule pairs one of their names with one path of our tree. Placeholders run over numbered modules:
 
-  {block}  blocks 0 .. L-1, stacked along a leading axis of ours; the place in the path becomes
-           `layers`, or `first` and `second` in a model with long skips
-  {skip}   the L/2 long skips, stacked; the place becomes `fuse`
+  {block}  blocks 0 .. L-1, stacked along a leading axis in our tree; in our path the placeholder
+           becomes `layers`, or `first` and `second` in a model with long skips
+  {skip}   the L/2 long skips, stacked; the placeholder becomes `fuse`
   {head}   heads by number, not stacked
 
 Letters of the shapes:
@@ -23,13 +23,13 @@ from diversedit_jax.models import embed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-  """One tensor of theirs (or one per block, skip or head) and the leaf of ours that holds it.
+  """One of their tensors (or one per block, skip or head) and the leaf of our tree that holds it.
 
-  torch, ours: names with the same placeholder, if any; `torch` is the name in the other system,
-    which is PyTorch but for MeanFlow.
+  torch: the name in the other system, which is PyTorch except for MeanFlow.
+  ours: our path, with the same placeholder, if any.
   shape: their shape; an entry is a product of letters and numbers, as '3*D'.
   layout: a name of `layouts.LAYOUTS`.
-  part: a part of the model which is there for all blocks or for none.
+  part: the optional part of the model that it belongs to, present in all blocks or in none.
   """
 
   torch: str
@@ -43,13 +43,13 @@ class Rule:
 class Family:
   """All tensors of a kind of model.
 
-  position_table: name of the fixed sine-cosine table [1, T, D]; ours is computed, not stored. None
-    where theirs is not stored either.
-  zero_rows: rows of zeros at its head, for tokens without a place.
-  continued: (old, new) names of module lists, the old one counting on from the end of the new one.
-  mark: the part of our tree that only this family has, by which `detect` knows it; '' for none.
-  config: keys of our configs that such weights need, beyond what their shapes tell.
-  notice: what a user of such weights must know.
+  position_table: name of the fixed sine-cosine table [1, T, D], which we compute and do not store;
+    None if they do not store it either.
+  zero_rows: number of zero rows at the top of that table, for tokens without a place.
+  continued: pairs (old, new) of module lists; `old` counts on from the end of `new`.
+  mark: part of our tree that only this family has, by which `detect` knows it; '' for none.
+  config: config keys that such weights need beyond what their shapes tell.
+  notice: licence notice for users of such weights.
   """
 
   rules: tuple[Rule, ...]
@@ -62,10 +62,10 @@ class Family:
 
 
 def family(name: str) -> Family:
-  """The family of a name.
+  """The family with a name.
 
   Raises:
-    UserError: there is none, with the nearest known name.
+    UserError: there is none; the message has the nearest known name.
   """
   if name not in FAMILIES:
     raise types.UserError(f'unknown family {name!r}{trees.did_you_mean(name, FAMILIES)}')
@@ -82,7 +82,7 @@ def _linear(
   bias: str = 'same',
   part: str = '',
 ) -> tuple[Rule, ...]:
-  """PyTorch's linear layer; `layout` and `bias` are those of its two tensors."""
+  """PyTorch's linear layer; `layout` and `bias` are the layouts of its two tensors."""
   return (
     Rule(
       torch=f'{torch}.weight',
@@ -105,7 +105,7 @@ def _norm(torch: str, ours: str, width: str, *, part: str = '') -> tuple[Rule, .
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
 _FREQUENCIES = str(embed.TIME_FREQUENCIES)
 
-# All of a SiT but the first layer of its time embedding and its head, in which the families differ.
+# A SiT without the first layer of its time embedding and its head, where the families differ.
 _BODY = (
   Rule(
     torch='x_embedder.proj.weight',
@@ -192,18 +192,18 @@ _MEANFLOW = (
 )
 
 FAMILIES = {
-  # SiT as REPA writes it (arXiv 2410.06940) and DiverseDiT extends it (2603.04239); REPA's first
+  # SiT as in REPA (arXiv 2410.06940), with DiverseDiT's additions (2603.04239); REPA's first
   # checkpoints call the blocks behind the aligned one `decoder_blocks`.
   'sit': Family(rules=_SIT + _PROJECTORS, continued=(('decoder_blocks', 'blocks'),)),
-  # REG (2507.01467): a class token before the patches, at a place of zeros.
+  # REG (2507.01467): a class token before the patches, whose row of the table is zero.
   'reg': Family(
     rules=_SIT + _PROJECTORS + _CLASS_TOKEN, zero_rows=1, mark='model/class_token_embed'
   ),
   # SRA (2505.02831): a head that only the trained network has, not its moving average.
   'sra': Family(rules=_SIT + _SRA_HEAD, mark='heads/sra'),
-  # MeanFlow (2505.13447), whose program is in Flax: t_embedder takes t, h_embedder t - r.
+  # MeanFlow (2505.13447), a Flax program: t_embedder takes t, h_embedder takes t - r.
   'meanflow': Family(rules=_MEANFLOW, position_table=None, mark='model/interval_embed'),
-  # SiT's own program (2401.08740): data at t = 1, and a head of 2C channels of which C are used.
+  # SiT's own program (2401.08740): data at t = 1, and a head with 2C channels, of which C are used.
   'sit_original': Family(
     rules=(
       *_BODY,

@@ -1,8 +1,8 @@
-"""Encoders of one paper: transformers of several sizes that are fed and read alike.
+"""The encoders of one paper: transformers of several sizes with the same input and file layout.
 
-All are fed as REPA feeds them (arXiv 2410.06940). Where an image has 16 pixels, an encoder sees the
-side of one of its patches: with patches of 14, 256 x 256 pixels become 224 x 224, with patches of
-16 they stay as they are, and both give 16 x 16 tokens.
+All take their input as in REPA (arXiv 2410.06940): 16 pixels of the image become one patch, along
+each side. With patches of 14 pixels, 256 x 256 pixels are resized to 224 x 224; with patches of 16
+they stay as they are; both give 16 x 16 tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,9 +25,10 @@ class Family:
   """What sets the encoders of one paper apart.
 
   configs: transformers by name of the encoder.
-  layout: of a config's weights file. published: that file, by name of the encoder.
-  pixels: (x_NHWC in [-1, 1], (height, width)) -> what the transformer sees, of that size.
-  resampled: whether the position table is resampled where the grid is another.
+  layout: function from a config to the layout of its weights file.
+  published: function from the name of an encoder to its published file.
+  pixels: function (x_NHWC in [-1, 1], (height, width)) -> input of the transformer, of that size.
+  resampled: whether the position table is resampled for other grids than its own.
   """
 
   configs: Mapping[str, vit.ViTConfig]
@@ -42,11 +43,11 @@ class Family:
       base.register(name, functools.partial(self.make, name, config))
 
   def make(self, name: str, config: vit.ViTConfig, request: base.Request) -> base.Encoder:
-    """The encoder of a config.
+    """The encoder with a config.
 
     Raises:
-      UserError: for pixels that are not RGB, sides that are no multiples of 16, or another grid
-        than that of the position table where it is not resampled.
+      UserError: the pixels are not RGB, a side is not a multiple of 16, or the position table is
+        not resampled and has another grid.
     """
     height, width, channels = request.image_shape
     grid = (height // PIXELS_PER_PATCH, width // PIXELS_PER_PATCH)
@@ -96,7 +97,8 @@ class Family:
     """Parameters as numpy arrays, the position table resampled to a grid (rows, cols).
 
     Raises:
-      UserError: no such file (where to find it is told), or one that holds something else.
+      UserError: there is no such file (the message says where to get it), or it holds something
+        else.
     """
     path = self.find(name, config, weights)
     return files.load(path, name, config, self.layout(config), grid, dtype)

@@ -1,6 +1,6 @@
-"""I-JEPA (arXiv 2301.08243), ViT-H/14 of ImageNet-1K.
+"""I-JEPA (arXiv 2301.08243), ViT-H/14 trained on ImageNet-1K.
 
-The weights are a checkpoint of the training, of which the part `encoder` is read, as in REPA, not
+The weights file is a checkpoint of the training; its part `encoder` is read, as in REPA, not
 `target_encoder`. There is no class token, hence no summary: features are all tokens after the last
 norm. The fixed position table is used as it is: 256 x 256 pixels only.
 """

@@ -1,9 +1,9 @@
 """MoCo v3 (arXiv 2104.02057), the encoder that was trained by gradients.
 
-The weights are checkpoints of the training; of the two encoders, `base_encoder` is read. The
-authors publish ViT-S and ViT-B. ViT-L is that of RCG (arXiv 2312.03701), in whose file some layers
-of two blocks have wrong names. Features are the patch tokens after the last norm, the summary is
-the class token.
+The weights are checkpoints of the training with two encoders; `base_encoder` is read. The authors
+publish ViT-S and ViT-B. ViT-L comes from RCG (arXiv 2312.03701); some layers of two blocks have
+wrong names in its file. Features are the patch tokens after the last norm, the summary is the class
+token.
 """
 
 from diversedit_jax.frozen.encoders import family, files, vit
@@ -45,7 +45,7 @@ LAYOUT = files.Layout(
 
 
 def published(name: str) -> files.Published:
-  """For 'mocov3-vit-b', 'vit-b-300ep.pth.tar'; 'mocov3_vitb.pth' in REPA's folder."""
+  """The file of an encoder, as 'vit-b-300ep.pth.tar' (REPA: 'mocov3_vitb') for 'mocov3-vit-b'."""
   size = name[-1]
   others = (f'mocov3_vit{size}',)
   if size == 'l':
