@@ -70,7 +70,7 @@ def test_missing_weights_are_told_by_their_key(tiny, tmp_path):
 def test_repa_trains_with_weights_of_a_file_and_resumes_exactly(tiny, tmp_path):
   config = tiny(dinov2.FAMILY)
   path, whole, cut = tmp_path / 'w.pth', tmp_path / 'whole', tmp_path / 'cut'
-  encoder_files.write(path, encoder_files.random_arrays(dinov2.hub_shapes(config)))
+  encoder_files.write(path, encoder_files.random_arrays(dinov2.FAMILY.shapes(config)))
   experiment = make(path, dtype='bfloat16')
   modes.train.run(experiment, str(whole))
   straight = losses(whole)
@@ -85,7 +85,7 @@ def test_repa_trains_with_weights_of_a_file_and_resumes_exactly(tiny, tmp_path):
   ):
     np.testing.assert_array_equal(resumed, other)
   # The weights are read when a run starts, and matter.
-  encoder_files.write(path, encoder_files.random_arrays(dinov2.hub_shapes(config), seed=2))
+  encoder_files.write(path, encoder_files.random_arrays(dinov2.FAMILY.shapes(config), seed=2))
   modes.train.run(experiment, str(tmp_path / 'other'))
   resumed = losses(tmp_path / 'other')
   assert resumed[:HALF] == straight[:HALF] and resumed[HALF] != straight[HALF]
