@@ -56,7 +56,7 @@ def write(folder, arrays, settings=None, name=vae_files.FILE):
   return folder / name
 
 
-def older(arrays, as_convolutions):
+def older(arrays):
   """The same weights as files of 2022 have them."""
   names = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
   out = {}
@@ -64,7 +64,7 @@ def older(arrays, as_convolutions):
     for current, legacy in names.items():
       if f'.{current}.' in name:
         name = name.replace(f'.{current}.', f'.{legacy}.')
-        array = array[:, :, None, None] if as_convolutions and array.ndim == 2 else array
+        array = array[:, :, None, None] if array.ndim == 2 else array
     out[name] = array
   return out
 
@@ -82,16 +82,14 @@ def test_names_and_layouts_are_those_of_diffusers(golden):
     np.testing.assert_array_equal(back[name], array, err_msg=name)
   pairs = dict(meta['legacy_name_pairs'])
   legacy = {pairs.get(name, name): array for name, array in weights.items()}
-  assert set(legacy) == set(older(weights, False)) and len(pairs) == 16
+  assert set(legacy) == set(older(weights)) and len(pairs) == 16
   twin = vae_files.from_arrays(legacy, settings=meta)
   equal(twin.params, autoencoder.params)
   assert digests(twin) == digests(autoencoder)
 
 
-@pytest.mark.parametrize('as_convolutions', [False, True])
-def test_older_names_give_the_same_parameters(source, arrays, as_convolutions):
-  legacy = older(arrays, as_convolutions)
-  assert f'{ATTENTION}query.weight' in legacy and f'{ATTENTION}to_q.weight' not in legacy
+def test_older_names_give_the_same_parameters(source, arrays):
+  legacy = older(arrays)
   found = vae_files.from_arrays(legacy, settings=SETTINGS)
   equal(found.params, source.params)
   assert digests(found) == digests(source)

@@ -94,7 +94,7 @@ def test_published_names_in_every_kind_of_file(tmp_path, name, suffix):
     assert params['patches']['kernel'][row, col, channel, out] == kernel[out, channel, row, col]
 
 
-@pytest.mark.parametrize('name', KINDS)
+@pytest.mark.parametrize('name', ['mocov3-vit-b', 'clip-vit-l'])
 def test_a_bare_state_dict_of_the_encoder_is_read_too(tmp_path, name):
   whole, prefix = published(name), KINDS[name][1]
   write(name, tmp_path / 'whole.pth', whole)
@@ -156,12 +156,6 @@ def test_foreign_weights_are_refused_by_name(tmp_path, name, change, message):
     # Sizes of the published files, where they hold nothing else or are known.
     ('mae-vit-l', 'mae_pretrain_vit_large.pth', 'about 1157 MB;', f'{META}/mae/pretrain/'),
     (
-      'dinov2-vit-g',
-      'dinov2_vitg14_pretrain.pth',
-      'about 4335 MB;',
-      f'{META}/dinov2/dinov2_vitg14/',
-    ),
-    (
       'dinov2reg-vit-b',
       'dinov2_vitb14_reg4_pretrain.pth',
       'about 330 MB;',
@@ -173,19 +167,7 @@ def test_foreign_weights_are_refused_by_name(tmp_path, name, change, message):
       f'more than 327 MB, {TRAINING};',
       f'{META}/moco-v3/vit-b-300ep/',
     ),
-    (
-      'mocov3-vit-l',
-      'vitl.pth.tar',
-      f'more than 1157 MB, {TRAINING};',
-      'https://drive.google.com/file/d/',
-    ),
     ('clip-vit-l', 'ViT-L-14.pt', 'about 890 MB;', f'{OPENAI}/'),
-    (
-      'ijepa-vit-h',
-      'IN1K-vit.h.14-300e.pth.tar',
-      f'about 9880 MB, {TRAINING};',
-      f'{META}/ijepa/',
-    ),
   ],
 )
 def test_a_missing_file_is_explained(tmp_path, name, file, size, url):

@@ -11,7 +11,7 @@ from configs import b256
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes, types
 from diversedit_jax.frozen import encoders
-from diversedit_jax.frozen.encoders import clip, ijepa, mae, mocov3
+from diversedit_jax.frozen.encoders import clip, dinov2, ijepa, mae, mocov3
 
 # name -> family, width, millions of parameters in the authors' encoder as timm 1.0 lists it
 NAMES = {
@@ -23,6 +23,10 @@ NAMES = {
   'mocov3-vit-l': (mocov3, 1024, 303.3),
   'clip-vit-l': (clip, 1024, 304.0),
   'ijepa-vit-h': (ijepa, 1280, 630.8),
+  'dinov2-vit-s': (dinov2, 384, 22.1),
+  'dinov2-vit-b': (dinov2, 768, 86.6),
+  'dinov2-vit-l': (dinov2, 1024, 304.4),
+  'dinov2reg-vit-g': (dinov2, 1536, 1136.5),
 }
 
 
@@ -50,6 +54,10 @@ def test_other_pixels_need_positions_that_are_resampled():
   assert encoder.shapes().tokens.shape[1] == 1024
   with pytest.raises(types.UserError, match='16x16 tokens.* takes 256x256 pixels; found 512x512'):
     encoders.open_encoder('clip-vit-l', encoder_files.request_of((512, 512)))
+  with pytest.raises(
+    types.UserError, match='3 channels and sides divisible by 16; found 250x256x3'
+  ):
+    encoders.open_encoder('mae-vit-l', encoder_files.request_of((250, 256)))
 
 
 @pytest.mark.parametrize('name', NAMES)
