@@ -72,6 +72,10 @@ def family(name: str) -> Family:
   return FAMILIES[name]
 
 
+def _rule(torch: str, ours: str, *shape: str, layout: str = 'same', part: str = '') -> Rule:
+  return Rule(torch=torch, ours=ours, shape=shape, layout=layout, part=part)
+
+
 def _linear(
   torch: str,
   ours: str,
@@ -83,23 +87,13 @@ def _linear(
   part: str = '',
 ) -> tuple[Rule, ...]:
   """PyTorch's linear layer; `layout` and `bias` are the layouts of its two tensors."""
-  return (
-    Rule(
-      torch=f'{torch}.weight',
-      ours=f'{ours}/kernel',
-      shape=(fan_out, fan_in),
-      layout=layout,
-      part=part,
-    ),
-    Rule(torch=f'{torch}.bias', ours=f'{ours}/bias', shape=(fan_out,), layout=bias, part=part),
-  )
+  kernel = _rule(f'{torch}.weight', f'{ours}/kernel', fan_out, fan_in, layout=layout, part=part)
+  return kernel, _rule(f'{torch}.bias', f'{ours}/bias', fan_out, layout=bias, part=part)
 
 
 def _norm(torch: str, ours: str, width: str, *, part: str = '') -> tuple[Rule, ...]:
-  return (
-    Rule(torch=f'{torch}.weight', ours=f'{ours}/scale', shape=(width,), part=part),
-    Rule(torch=f'{torch}.bias', ours=f'{ours}/bias', shape=(width,), part=part),
-  )
+  scale = _rule(f'{torch}.weight', f'{ours}/scale', width, part=part)
+  return scale, _rule(f'{torch}.bias', f'{ours}/bias', width, part=part)
 
 
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
@@ -107,19 +101,10 @@ _FREQUENCIES = str(embed.TIME_FREQUENCIES)
 
 # A SiT without the first layer of its time embedding and its head, where the families differ.
 _BODY = (
-  Rule(
-    torch='x_embedder.proj.weight',
-    ours='model/patch_embed/kernel',
-    shape=('D', 'C', 'p', 'p'),
-    layout='patches',
-  ),
-  Rule(torch='x_embedder.proj.bias', ours='model/patch_embed/bias', shape=('D',)),
+  _rule('x_embedder.proj.weight', 'model/patch_embed/kernel', *'DCpp', layout='patches'),
+  _rule('x_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
   *_linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
-  Rule(
-    torch='y_embedder.embedding_table.weight',
-    ours='model/label_embed/embedding',
-    shape=('R', 'D'),
-  ),
+  _rule('y_embedder.embedding_table.weight', 'model/label_embed/embedding', 'R', 'D'),
   *_linear(f'{_BLOCK}.attn.qkv', f'{_OURS}/attn/qkv', 'D', '3*D'),
   *_norm(f'{_BLOCK}.attn.q_norm', f'{_OURS}/attn/q_norm', 'E', part='qk_norm'),
   *_norm(f'{_BLOCK}.attn.k_norm', f'{_OURS}/attn/k_norm', 'E', part='qk_norm'),
@@ -157,30 +142,24 @@ _SRA_HEAD = (
 def _flax(theirs: str, ours: str, fan_in: str, fan_out: str) -> tuple[Rule, ...]:
   """MeanFlow's linear layer, a Flax one inside a module of PyTorch's name."""
   theirs = f'net/{theirs}/_flax_linear'
-  return (
-    Rule(torch=f'{theirs}/kernel', ours=f'{ours}/kernel', shape=(fan_in, fan_out)),
-    Rule(torch=f'{theirs}/bias', ours=f'{ours}/bias', shape=(fan_out,)),
-  )
+  kernel = _rule(f'{theirs}/kernel', f'{ours}/kernel', fan_in, fan_out)
+  return kernel, _rule(f'{theirs}/bias', f'{ours}/bias', fan_out)
 
 
 _FLAX_BLOCK = 'blocks/layers_{block}'
 
 _MEANFLOW = (
-  Rule(
-    torch='net/x_embedder/proj/kernel',
-    ours='model/patch_embed/kernel',
-    shape=('p', 'p', 'C', 'D'),
-    layout='flax_patches',
-  ),
-  Rule(torch='net/x_embedder/proj/bias', ours='model/patch_embed/bias', shape=('D',)),
+  _rule('net/x_embedder/proj/kernel', 'model/patch_embed/kernel', *'ppCD', layout='flax_patches'),
+  _rule('net/x_embedder/proj/bias', 'model/patch_embed/bias', 'D'),
   *_flax('t_embedder/mlp/layers_0', 'model/time_embed/fc1', _FREQUENCIES, 'D'),
   *_flax('t_embedder/mlp/layers_2', 'model/time_embed/fc2', 'D', 'D'),
   *_flax('h_embedder/mlp/layers_0', 'model/interval_embed/fc1', _FREQUENCIES, 'D'),
   *_flax('h_embedder/mlp/layers_2', 'model/interval_embed/fc2', 'D', 'D'),
-  Rule(
-    torch='net/y_embedder/embedding_table/_flax_embedding/embedding',
-    ours='model/label_embed/embedding',
-    shape=('R', 'D'),
+  _rule(
+    'net/y_embedder/embedding_table/_flax_embedding/embedding',
+    'model/label_embed/embedding',
+    'R',
+    'D',
   ),
   *_flax(f'{_FLAX_BLOCK}/attn/qkv', f'{_OURS}/attn/qkv', 'D', '3*D'),
   *_flax(f'{_FLAX_BLOCK}/attn/proj', f'{_OURS}/attn/proj', 'D', 'D'),

@@ -245,55 +245,61 @@ def _half(name, outputs):
   return Conv(name, outputs, 3, 3, stride=2, padding='VALID')
 
 
+def _series(name, *convs):
+  """Convolutions one after the other, each (outputs, rows, columns); names are numbered from 1."""
+  return tuple(Conv(f'{name}_{i}', *conv) for i, conv in enumerate(convs, start=1))
+
+
 def _block_35(name, pooled):
-  return Fork(
-    name,
-    (
-      (Conv('branch1x1', 64),),
-      (Conv('branch5x5_1', 48), Conv('branch5x5_2', 64, 5, 5)),
-      (
-        Conv('branch3x3dbl_1', 64),
-        Conv('branch3x3dbl_2', 96, 3, 3),
-        Conv('branch3x3dbl_3', 96, 3, 3),
-      ),
-      (Pool('average'), Conv('branch_pool', pooled)),
-    ),
+  branches = (
+    (Conv('branch1x1', 64),),
+    _series('branch5x5', (48,), (64, 5, 5)),
+    _series('branch3x3dbl', (64,), (96, 3, 3), (96, 3, 3)),
+    (Pool('average'), Conv('branch_pool', pooled)),
   )
+  return Fork(name, branches)
 
 
 def _block_17(name, c):
-  return Fork(
-    name,
-    (
-      (Conv('branch1x1', 192),),
-      (Conv('branch7x7_1', c), Conv('branch7x7_2', c, 1, 7), Conv('branch7x7_3', 192, 7, 1)),
-      (
-        Conv('branch7x7dbl_1', c),
-        Conv('branch7x7dbl_2', c, 7, 1),
-        Conv('branch7x7dbl_3', c, 1, 7),
-        Conv('branch7x7dbl_4', c, 7, 1),
-        Conv('branch7x7dbl_5', 192, 1, 7),
-      ),
-      (Pool('average'), Conv('branch_pool', 192)),
-    ),
+  branches = (
+    (Conv('branch1x1', 192),),
+    _series('branch7x7', (c,), (c, 1, 7), (192, 7, 1)),
+    _series('branch7x7dbl', (c,), (c, 7, 1), (c, 1, 7), (c, 7, 1), (192, 1, 7)),
+    (Pool('average'), Conv('branch_pool', 192)),
   )
+  return Fork(name, branches)
 
 
 def _block_8(name, pool):
   cross = lambda a, b: Fork('', ((Conv(a, 384, 1, 3),), (Conv(b, 384, 3, 1),)))
-  return Fork(
-    name,
+  branches = (
+    (Conv('branch1x1', 320),),
+    (*_series('branch3x3', (384,)), cross('branch3x3_2a', 'branch3x3_2b')),
     (
-      (Conv('branch1x1', 320),),
-      (Conv('branch3x3_1', 384), cross('branch3x3_2a', 'branch3x3_2b')),
-      (
-        Conv('branch3x3dbl_1', 448),
-        Conv('branch3x3dbl_2', 384, 3, 3),
-        cross('branch3x3dbl_3a', 'branch3x3dbl_3b'),
-      ),
-      (Pool(pool), Conv('branch_pool', 192)),
+      *_series('branch3x3dbl', (448,), (384, 3, 3)),
+      cross('branch3x3dbl_3a', 'branch3x3dbl_3b'),
     ),
+    (Pool(pool), Conv('branch_pool', 192)),
   )
+  return Fork(name, branches)
+
+
+def _smaller_17():
+  branches = (
+    (_half('branch3x3', 384),),
+    (*_series('branch3x3dbl', (64,), (96, 3, 3)), _half('branch3x3dbl_3', 96)),
+    (Pool('max', stride=2),),
+  )
+  return Fork('Mixed_6a', branches)
+
+
+def _smaller_8():
+  branches = (
+    (*_series('branch3x3', (192,)), _half('branch3x3_2', 320)),
+    (*_series('branch7x7x3', (192,), (192, 1, 7), (192, 7, 1)), _half('branch7x7x3_4', 192)),
+    (Pool('max', stride=2),),
+  )
+  return Fork('Mixed_7a', branches)
 
 
 NETWORK = (
@@ -307,31 +313,12 @@ NETWORK = (
   _block_35('Mixed_5b', 32),
   _block_35('Mixed_5c', 64),
   _block_35('Mixed_5d', 64),
-  Fork(
-    'Mixed_6a',
-    (
-      (_half('branch3x3', 384),),
-      (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, 3, 3), _half('branch3x3dbl_3', 96)),
-      (Pool('max', stride=2),),
-    ),
-  ),
+  _smaller_17(),
   _block_17('Mixed_6b', 128),
   _block_17('Mixed_6c', 160),
   _block_17('Mixed_6d', 160),
   _block_17('Mixed_6e', 192),
-  Fork(
-    'Mixed_7a',
-    (
-      (Conv('branch3x3_1', 192), _half('branch3x3_2', 320)),
-      (
-        Conv('branch7x7x3_1', 192),
-        Conv('branch7x7x3_2', 192, 1, 7),
-        Conv('branch7x7x3_3', 192, 7, 1),
-        _half('branch7x7x3_4', 192),
-      ),
-      (Pool('max', stride=2),),
-    ),
-  ),
+  _smaller_8(),
   _block_8('Mixed_7b', 'average'),
   _block_8('Mixed_7c', 'max'),
 )

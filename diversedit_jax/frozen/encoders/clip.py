@@ -14,15 +14,12 @@ URL = (
 )
 
 CONFIGS = {
-  'clip-vit-l': vit.ViTConfig(
-    width=1024,
-    depth=24,
-    heads=16,
-    hidden=4 * 1024,
-    patch_size=14,
+  'clip-vit-l': vit.plain(
+    1024,
+    24,
+    16,
     table=16,
     mlp='quick_gelu',
-    layer_scale=False,
     patch_bias=False,
     first_norm=True,
     last_norm=False,

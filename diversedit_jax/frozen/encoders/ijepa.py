@@ -10,18 +10,7 @@ from diversedit_jax.frozen.encoders import family, files, vit
 FILE = 'IN1K-vit.h.14-300e.pth.tar'
 URL = f'https://dl.fbaipublicfiles.com/ijepa/{FILE}'
 
-CONFIGS = {
-  'ijepa-vit-h': vit.ViTConfig(
-    width=1280,
-    depth=32,
-    heads=16,
-    hidden=4 * 1280,
-    patch_size=14,
-    table=16,
-    class_token=False,
-    layer_scale=False,
-  )
-}
+CONFIGS = {'ijepa-vit-h': vit.plain(1280, 32, 16, table=16, class_token=False)}
 
 FAMILY = family.Family(
   configs=CONFIGS,

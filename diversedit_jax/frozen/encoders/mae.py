@@ -10,23 +10,10 @@ from diversedit_jax.frozen.encoders import family, files, vit
 URL = 'https://dl.fbaipublicfiles.com/mae/pretrain'
 
 
-def _config(width: int, depth: int, heads: int, patch_size: int, table: int) -> vit.ViTConfig:
-  return vit.ViTConfig(
-    width=width,
-    depth=depth,
-    heads=heads,
-    hidden=4 * width,
-    patch_size=patch_size,
-    table=table,
-    layer_scale=False,
-    last_norm=False,
-  )
-
-
 CONFIGS = {
-  'mae-vit-b': _config(768, 12, 12, 16, 14),
-  'mae-vit-l': _config(1024, 24, 16, 16, 14),
-  'mae-vit-h': _config(1280, 32, 16, 14, 16),
+  'mae-vit-b': vit.plain(768, 12, 12, patch_size=16, table=14, last_norm=False),
+  'mae-vit-l': vit.plain(1024, 24, 16, patch_size=16, table=14, last_norm=False),
+  'mae-vit-h': vit.plain(1280, 32, 16, patch_size=14, table=16, last_norm=False),
 }
 _WORDS = {'b': 'base', 'l': 'large', 'h': 'huge'}
 

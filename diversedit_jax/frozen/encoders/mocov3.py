@@ -12,22 +12,10 @@ URL = 'https://dl.fbaipublicfiles.com/moco-v3'
 RCG_URL = 'https://drive.google.com/file/d/1Foa2-FqhwIFYjcAAbY9sXyO-1Vwwx-_9'
 
 
-def _config(width: int, depth: int, heads: int) -> vit.ViTConfig:
-  return vit.ViTConfig(
-    width=width,
-    depth=depth,
-    heads=heads,
-    hidden=4 * width,
-    patch_size=16,
-    table=14,
-    layer_scale=False,
-  )
-
-
 CONFIGS = {
-  'mocov3-vit-s': _config(384, 12, 12),
-  'mocov3-vit-b': _config(768, 12, 12),
-  'mocov3-vit-l': _config(1024, 24, 16),
+  'mocov3-vit-s': vit.plain(384, 12, 12, patch_size=16, table=14),
+  'mocov3-vit-b': vit.plain(768, 12, 12, patch_size=16, table=14),
+  'mocov3-vit-l': vit.plain(1024, 24, 16, patch_size=16, table=14),
 }
 
 LAYOUT = files.Layout(

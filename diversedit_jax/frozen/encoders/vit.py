@@ -59,6 +59,13 @@ class ViTConfig:
     return self.class_token + self.registers
 
 
+def plain(width: int, depth: int, heads: int, **options: Any) -> ViTConfig:
+  """The usual transformer: an MLP four times as wide, no LayerScale; options: further fields."""
+  return ViTConfig(
+    width=width, depth=depth, heads=heads, hidden=4 * width, layer_scale=False, **options
+  )
+
+
 def flat_shapes(config: ViTConfig, grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
   """Shapes of all parameters by slash-joined name, for a position table with a grid.
 
