@@ -47,6 +47,12 @@ def _config_keys(family, golden, **changes):
       'depth=3 model.width=64 model.heads=4 model.patch_size=2 model.qk_norm=True method=reg',
     ),
     ('sra', 'depth=4 model.width=24 model.heads=? model.patch_size=2'),
+    ('meanflow', 'depth=4 model.width=64 model.heads=? model.patch_size=2 method=meanflow'),
+    (
+      'dit',
+      'depth=3 model.width=64 model.heads=? model.patch_size=2 model.learn_sigma=True '
+      'model.time_input=ddpm interpolant.path=vp interpolant.prediction=noise',
+    ),
   ],
 )
 def test_config_keys(family, expected, golden):
