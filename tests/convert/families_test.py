@@ -129,7 +129,7 @@ def test_meanflow_patches_are_those_of_a_flax_convolution(golden):
 
 
 def test_meanflow_feeds_its_two_clocks(golden):
-  """With the weights of t in h_embedder and none in t_embedder, h does what t did."""
+  """If h_embedder has the weights of t, and t_embedder has zeros, h does what t did."""
   archive = golden('sit_plain')
   flat = family_weights.of('meanflow', golden)
   swapped = dict(flat)

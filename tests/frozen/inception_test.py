@@ -40,7 +40,7 @@ def network(arrays):
 
 @pytest.fixture(scope='module')
 def results(golden, network):
-  """By name, what one program makes of the reference's images: 64 x 64, then 256 x 256."""
+  """Outputs of one program by name, for the reference's images: 64 x 64, then 256 x 256."""
 
   @jax.jit
   def run(params, images):

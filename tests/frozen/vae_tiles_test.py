@@ -77,7 +77,7 @@ def test_no_more_tiles_at_a_time_than_asked(n, size):
 
 
 def test_memory_does_not_grow_with_the_picture():
-  """But for the picture itself, of which a few copies are held."""
+  """Except for a few copies of the picture itself."""
 
   def decode(z_NHWC):  # 64 channels in between, as a decoder has.
     wide = jnp.repeat(local(z_NHWC), 64, axis=-1)

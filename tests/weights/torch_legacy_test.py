@@ -1,6 +1,5 @@
 """Files of torch.save from before PyTorch 1.6: read equal, and never run."""
 
-import io
 import pickle
 
 from helpers import bad_files, torch_zip
@@ -11,12 +10,6 @@ from diversedit_jax.weights import array_files, torch_legacy
 
 _X = np.arange(6, dtype=np.float32)
 _GOOD = {'x': torch_zip.tensor(_X)}
-
-
-def _bytes(contents, **changes):
-  buffer = io.BytesIO()
-  torch_zip.write_legacy(buffer, contents, **changes)
-  return buffer.getvalue()
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'int64'])
@@ -31,7 +24,7 @@ def test_arrays_and_views(tmp_path, dtype):
     'empty': torch_zip.tensor(base[:0]),
   }
   path = tmp_path / 'a.pth'
-  path.write_bytes(_bytes({'model': contents, 'steps': 7}))
+  path.write_bytes(torch_zip.legacy({'model': contents, 'steps': 7}))
   assert torch_legacy.recognises(path)
   expected = {
     'base': base,
@@ -50,7 +43,7 @@ def test_arrays_and_views(tmp_path, dtype):
 
 def test_only_the_chosen_part_is_kept(tmp_path):
   parts = {name: {'x': torch_zip.tensor(i * _X)} for i, name in enumerate(('opt', 'model', 'ema'))}
-  (tmp_path / 'a.pt').write_bytes(_bytes(parts))
+  (tmp_path / 'a.pt').write_bytes(torch_zip.legacy(parts))
   for key, factor in ((None, 2), ('model', 1)):
     np.testing.assert_array_equal(array_files.load(tmp_path / 'a.pt', key=key)['x'], factor * _X)
 
@@ -58,11 +51,17 @@ def test_only_the_chosen_part_is_kept(tmp_path):
 _HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _REFUSED = {
   'another version': (_HEAD + pickle.dumps(1002, protocol=2), 'it begins with'),
-  'code': (_bytes({'x': torch_zip.Call('os', 'system', ':')}), "asks for 'os.system'"),
-  'code among the keys': (_bytes(_GOOD, keys=[torch_zip.Call('os', 'system', ':')]), 'os.system'),
-  'a count that is wrong': (_bytes(_GOOD, counts=[5]), 'storage 0 has 5 elements, expected 6'),
-  'a storage of another name': (_bytes(_GOOD, keys=['1']), 'damaged'),
-  'one byte short': (_bytes(_GOOD)[:-1], 'storage 0 ends after the last byte'),
+  'code': (torch_zip.legacy({'x': torch_zip.Call('os', 'system', ':')}), "asks for 'os.system'"),
+  'code among the keys': (
+    torch_zip.legacy(_GOOD, keys=[torch_zip.Call('os', 'system', ':')]),
+    'os.system',
+  ),
+  'a count that is wrong': (
+    torch_zip.legacy(_GOOD, counts=[5]),
+    'storage 0 has 5 elements, expected 6',
+  ),
+  'a storage of another name': (torch_zip.legacy(_GOOD, keys=['1']), 'damaged'),
+  'one byte short': (torch_zip.legacy(_GOOD)[:-1], 'storage 0 ends after the last byte'),
 }
 
 
@@ -72,4 +71,4 @@ def test_damaged_files_are_refused(tmp_path, case):
 
 
 def test_every_truncation_is_refused(tmp_path):
-  bad_files.truncations_refused(tmp_path / 'bad.pth', _bytes(_GOOD))
+  bad_files.truncations_refused(tmp_path / 'bad.pth', torch_zip.legacy(_GOOD))

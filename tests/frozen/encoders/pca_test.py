@@ -34,23 +34,6 @@ def digits():
   return source.gather(np.arange(len(source)))['images'], encoder, encoder.load()
 
 
-def test_shapes_are_known_without_fitting(digits):
-  class Sealed(sources.ArraySource):
-    def gather(self, indices):
-      raise AssertionError('read')
-
-  images, _, params = digits
-  sealed = Sealed(
-    name='sealed', space='pixels', num_classes=10, data=images, labels=np.zeros(len(images))
-  )
-  encoder = open_pca(sealed, (4, 4))
-  assert encoder.shapes().tokens.shape == (1, 16, 16)
-  assert encoder.shapes().summary.shape == (1, 16)
-  assert jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params) == encoder.params
-  # 36 values in the window of 6 x 6 pixels of each token, 64 in the image.
-  assert encoder.flops == 2 * 16 * 36 * 16 + 2 * 64 * 16
-
-
 def test_features_of_the_training_images_are_white(digits):
   images, encoder, params = digits
   features = jax.jit(encoder.apply)(params, images)
@@ -72,6 +55,13 @@ def test_components_explain_the_most_variance(digits):
   assert found.sum() / variances.sum() > 0.8
 
 
+def test_shapes_and_cost_are_those_of_the_fit(digits):
+  _, encoder, params = digits
+  assert jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params) == encoder.params
+  # 36 values in the window of 6 x 6 pixels of each token, 64 in the image.
+  assert encoder.flops == 2 * 16 * 36 * 16 + 2 * 64 * 16
+
+
 def test_signs_are_fixed(digits):
   for part in digits[2].values():
     basis = part['basis']
@@ -91,17 +81,6 @@ def test_a_token_sees_its_cell_and_the_cells_around_it(digits):
       np.abs(np.arange(4)[None] - col) * np.ones((4, 1)),
     )
     np.testing.assert_array_equal(changed.reshape(4, 4), near <= 1)
-
-
-def test_the_border_is_repeated():
-  x = np.arange(2 * 4 * 4, dtype=np.float32).reshape(2, 4, 4, 1)
-  padded = np.pad(x, ((0, 0), (2, 2), (1, 1), (0, 0)), mode='edge')
-  found = pca.windows(jnp.asarray(x), (2, 4))
-  assert found.shape == (2, 8, 6 * 3)
-  for row in range(2):
-    for col in range(4):
-      window = padded[:, 2 * row : 2 * row + 6, col : col + 3].reshape(2, -1)
-      np.testing.assert_array_equal(found[:, 4 * row + col], window)
 
 
 def test_at_most_4096_images_from_all_over_the_source(monkeypatch):
