@@ -1,7 +1,5 @@
 """Quantisers against their formulas, and where the pixels of a grid lie."""
 
-import os
-
 import numpy as np
 from PIL import Image
 import pytest
@@ -70,17 +68,6 @@ def test_labels_and_title_take_their_own_space(tmp_path):
     assert (page < 128).any() == bool(options)
   assert sizes['labels'][1] > sizes['plain'][1] and sizes['labels'][0] == sizes['plain'][0]
   assert sizes['title'][0] > sizes['plain'][0] and sizes['title'][1] > sizes['plain'][1]
-
-
-def test_atomic_syncs_the_file_before_it_has_its_name_and_the_folder_after(tmp_path, monkeypatch):
-  """A power cut must not leave an empty file of a name that says it is whole."""
-  calls, fsync, replace = [], os.fsync, os.replace
-  inode = lambda file: os.stat(file).st_ino
-  monkeypatch.setattr(os, 'fsync', lambda file: (calls.append(inode(file)), fsync(file)))
-  monkeypatch.setattr(os, 'replace', lambda a, b: (calls.append('replaced'), replace(a, b)))
-  with files.atomic(tmp_path / 'file.txt') as temporary:
-    temporary.write_text('new')
-  assert calls == [inode(tmp_path / 'file.txt'), 'replaced', inode(tmp_path)]
 
 
 def test_grid_quantises_floats_and_enlarges_digits(tmp_path):

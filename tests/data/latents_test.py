@@ -10,7 +10,7 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.data import images, latents
 
-# Of the reference: its values are float32.
+# The values of the reference are float32.
 RTOL, ATOL = 1e-5, 1e-6
 
 

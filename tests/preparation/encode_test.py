@@ -1,7 +1,6 @@
 """Records are what the autoencoder makes of each picture, whatever else goes through with it."""
 
 from concurrent import futures
-import dataclasses
 import time
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.data import latents
 from diversedit_jax.data.pictures import base, crop, decode
-from diversedit_jax.data.store import layout, writer
+from diversedit_jax.data.store import writer
 from diversedit_jax.frozen import vae_files
 from diversedit_jax.preparation import encode, options
 
@@ -37,7 +36,7 @@ def pool():
 
 @pytest.fixture(scope='module')
 def cropped():
-  """Of every good picture, made by hand."""
+  """The crop of every good picture, made by hand."""
   return {
     name: crop.crop(decode.decode(data, 'exif'), small.SIZE, 'adm')
     for name, data in small.files().items()
@@ -140,22 +139,6 @@ def test_neighbours_and_filling_change_no_bit(encoder):
   np.testing.assert_array_equal(np.asarray(encoder.start(swapped))[:2], full[:2])
 
 
-def test_a_store_of_pixels_needs_no_autoencoder(pool, cropped):
-  asked = small.asked('unused', store='pixels', vae=None)
-  collection = small.Memory(small.files())
-  of = encode.Pipeline(
-    collection=collection,
-    plan=options.make_plan(asked, collection, None),
-    encoder=None,
-    batch_size=5,
-    pool=pool,
-    threads=2,
-  )
-  examples, skipped = split(of.results(1))
-  assert list(examples) == ['ant/004', 'ant/006', 'ant/007'] and len(skipped) == 1
-  assert list(examples['ant/004'].columns) == ['pixels']
-
-
 @pytest.mark.parametrize(
   'factor, dtype, words',
   [
@@ -181,13 +164,3 @@ def test_pictures_are_read_ahead_but_not_without_bound(autoencoder, encoder, poo
   # Two batches were taken, and the window is 2 threads and two batches.
   assert 6 < len(collection.reads) <= 6 + 2 + 2 * 3
   results.close()
-
-
-def test_the_plan_tells_what_decides_the_bytes(autoencoder):
-  collection = small.Memory(small.files())
-  plan = options.make_plan(small.asked('unused', twins=True), collection, autoencoder)
-  moments = layout.ColumnFacts(dtype='float16', shape=(8, 8, 4), twins=True)
-  assert plan.columns == {'moments': moments}
-  assert plan.vae['scale'] == 0.5 and plan.vae['config']['block_channels'] == [8, 8, 8]
-  other = dataclasses.replace(vae_files.random(small.CONFIG, 1), file=autoencoder.file)
-  assert options.make_plan(small.asked('unused', twins=True), collection, other) != plan

@@ -213,15 +213,6 @@ def test_an_output_that_is_something_else_is_refused(prepare, tmp_path):
   assert list(small.contents(tmp_path).values()) == [b'mine']
 
 
-def test_a_run_that_was_killed_before_its_plan_is_no_other_folder(prepare, tmp_path, whole):
-  root = tmp_path / 'store'
-  root.mkdir()
-  for name in ('.worker-0-of-1.lock', '.store.lock', '.plan.0123456789ab.json'):
-    (root / name).write_text('')
-  prepare(root)
-  assert small.contents(root) == small.contents(whole)
-
-
 def test_the_plan_of_a_worker_that_starts_at_the_same_time_counts(tmp_path, whole, monkeypatch):
   """It appears between two looks at the folder."""
   root, plan = tmp_path / 'store', layout.read_plan(whole)
@@ -303,19 +294,6 @@ def test_strict_ends_at_the_first_bad_picture_and_names_it(prepare, tmp_path):
   assert outcome.manifest.count == 24 and outcome.skipped == LISTED
 
 
-def test_bad_pictures_alone_are_refused_with_reasons(prepare, tmp_path):
-  bad = dict.fromkeys(range(24), b'no picture')
-  with pytest.raises(types.UserError, match="none of the 24 pictures .*'README.txt': no"):
-    prepare(tmp_path / 'store', contents=small.files(bad=bad))
-
-
-def test_long_lists_of_skipped_pictures_are_cut_on_the_console_alone(prepare, tmp_path):
-  listed = tuple(base.Skipped(f'{i}.txt', 'no picture') for i in range(30))
-  outcome, _ = prepare(tmp_path / 'store', listed=listed)
-  assert '... and 12 more' in outcome.text() and "'20.txt'" not in outcome.text()
-  assert len((tmp_path / 'store' / 'skipped.csv').read_text().splitlines()) == 1 + 32
-
-
 def test_shards_are_written_before_their_facts_and_on_the_disk_before_they_are_named(
   prepare, tmp_path, monkeypatch
 ):
@@ -333,3 +311,19 @@ def test_shards_are_written_before_their_facts_and_on_the_disk_before_they_are_n
   prepare(tmp_path / 'store')
   assert order[:3] == ['plan.json', 'moments-00000.array_record', '00000.json']
   assert order[-3:] == ['labels.npy', 'skipped.csv', 'manifest.json']
+
+
+def test_bad_pictures_alone_are_refused_with_reasons_and_long_lists_cut_on_the_console(
+  prepare, tmp_path
+):
+  bad = dict.fromkeys(range(24), b'no picture')
+  with pytest.raises(types.UserError, match="none of the 24 pictures .*'README.txt': no"):
+    prepare(tmp_path / 'bad', contents=small.files(bad=bad))
+  listed = tuple(base.Skipped(f'{i}.txt', 'no picture') for i in range(30))
+  root = tmp_path / 'store'
+  root.mkdir()
+  for name in ('.worker-0-of-1.lock', '.store.lock', '.plan.0123456789ab.json'):
+    (root / name).write_text('')  # A run was killed here before it wrote its plan.
+  outcome, _ = prepare(root, listed=listed)
+  assert '... and 12 more' in outcome.text() and "'20.txt'" not in outcome.text()
+  assert len((root / 'skipped.csv').read_text().splitlines()) == 1 + 32

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import os
 import tarfile
+import zipfile
 
 from absl import logging
 
@@ -104,27 +105,19 @@ def _kind(path):
   archive, _ = archives.split_path(path)
   try:
     with open(archive, 'rb') as file:
-      start = file.read(512)
+      start = file.read(8)
+    if tars.compression(start) or tarfile.is_tarfile(archive):
+      return 'tar'
+    if zipfile.is_zipfile(archive):
+      return 'zip'
   except OSError as error:
     raise types.UserError(f'{archive}: cannot be read: {error.strerror}') from error
-  if tars.compression(start) or _is_tar(start):
-    return 'tar'
-  if start.startswith((b'PK\x03\x04', b'PK\x05\x06')):
-    return 'zip'
   suffix = os.path.splitext(archive)[1].lower().removeprefix('.')
   if suffix in ('tar', 'zip', 'csv'):
     return suffix
   raise types.UserError(
     f'{path}: neither a folder nor a tar, zip or csv file; expected one of {_FORMS}, or a path'
   )
-
-
-def _is_tar(start):
-  try:
-    tarfile.TarInfo.frombuf(start, 'utf-8', 'surrogateescape')
-  except (tarfile.HeaderError, ValueError):
-    return False
-  return True
 
 
 def _one_split(spec, found, split):

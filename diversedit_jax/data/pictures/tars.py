@@ -76,8 +76,8 @@ def _headers(file, where) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
   try:
     if program := compression(file.read(8)):
       raise types.UserError(
-        f'{where} is compressed by {program}, so its pictures cannot be read one by one; decompress '
-        f'it with `{program} --decompress --keep FILE` and give the .tar file that this makes'
+        f'{where} is compressed by {program}, so its pictures cannot be read one by one; run '
+        f'`{program} --decompress --keep FILE` and give the .tar file that this makes'
       )
     file.seek(0)
     archive = tarfile.TarFile(fileobj=file, encoding='utf-8')

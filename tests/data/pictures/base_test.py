@@ -74,13 +74,6 @@ def test_keys_labels_bytes_and_what_is_left_out_are_those_of_the_tree(opened, ki
     assert listing.digest() == opened['folder'].listing.digest()
 
 
-def test_names_of_collections_have_no_path_of_the_machine(opened):
-  assert opened['folder'].name == 'folder/folder'
-  assert opened['wrapped.tar'].name == 'tar/wrapped' and opened['tar'].name == 'tar/tar'
-  assert opened['inner.zip/a/train'].name == 'zip/inner/a/train'
-  assert opened['csv'].name == 'csv/csv'
-
-
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'zip', 'csv'])
 def test_many_threads_read_the_same_bytes(specs, kind):
   collection = pickle.loads(pickle.dumps(pictures.open_pictures(specs[kind])))

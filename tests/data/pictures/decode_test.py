@@ -90,13 +90,6 @@ def test_orientations(kind, k):
   np.testing.assert_array_equal(levels(data, 'stored'), np.asarray(stored))
 
 
-@pytest.mark.parametrize('block', [malformed.exif(0), malformed.exif(9), b'Exif\0\0rubbish'])
-def test_a_senseless_orientation_costs_no_picture(block):
-  image = malformed.noise(24, 20)
-  expected = levels(malformed.encode(image, 'JPEG'))
-  np.testing.assert_array_equal(levels(malformed.encode(image, 'JPEG', exif=block)), expected)
-
-
 def test_a_preview_behind_a_jpeg_is_no_animation():
   buffer = io.BytesIO()
   malformed.noise(24, 20).save(

@@ -1,4 +1,4 @@
-"""Which files are pictures, and of which class: the one rule of folders and archives."""
+"""The one rule of folders and archives: which files are pictures, and of which class."""
 
 import pytest
 

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
   root = tmp_path_factory.mktemp('folder')
   small.write_pictures(root, bad={})
   exif = Image.Exif()
-  exif[274] = 6  # Of the tags the orientation: a quarter turn.
+  exif[274] = 6  # The orientation: a quarter turn.
   levels = np.random.default_rng(0).integers(0, 256, (40, 24, 3), np.uint8)
   Image.fromarray(levels).save(root / 'cat' / '024.jpg', exif=exif)
   Image.fromarray(levels[:SIZE, :SIZE]).save(root / 'cat' / '025.png')

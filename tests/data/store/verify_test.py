@@ -140,7 +140,7 @@ def test_missing_shards_of_an_unfinished_store_are_named(store):
 def test_moments_that_are_not_finite_are_found_by_key(store):
   def change(example):
     if example.key == '4':
-      example.columns['moments'][1, 0, 0, 0] = np.inf  # Of the twin.
+      example.columns['moments'][1, 0, 0, 0] = np.inf  # In the twin.
     return example
 
   rewrite(store, change)

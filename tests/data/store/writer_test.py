@@ -91,7 +91,7 @@ def test_a_record_that_is_not_as_planned_is_refused_by_key(tmp_path, change):
 
 
 def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path):
-  """By a limit on the size of files, in a process of its own since it cannot be taken back."""
+  """A limit on the size of files stands for the disk, in a process of its own."""
   code = (
     'import pathlib, resource, sys\n'
     'from helpers import store_files\n'
