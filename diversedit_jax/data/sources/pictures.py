@@ -1,4 +1,4 @@
-"""Pictures decoded and cropped as they are asked for: training from pixels without a store."""
+"""Pictures decoded and cropped when they are read: training on pixels without a store."""
 
 from concurrent import futures
 import functools
@@ -14,8 +14,8 @@ from diversedit_jax.data.sources import base
 class PictureSource:
   """See `base.Source`: uint8 images of a collection, cropped to a square.
 
-  A picture that turns out to be bad ends the run with its name: leaving it out would change the
-  order of all others. `python -m diversedit_jax.prepare` makes a store that leaves such ones out.
+  A bad picture ends the run with its name, because leaving it out would change the order of all
+  others. `python -m diversedit_jax.prepare` makes a store without bad pictures.
   """
 
   space: base.Space = 'pixels'
@@ -38,26 +38,26 @@ class PictureSource:
 
   @property
   def labels(self) -> np.ndarray:
-    """Of all examples."""
+    """Labels of all examples, int32 [len]."""
     return self.collection.listing.labels
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    """(H, W, 3)."""
+    """(H, W, 3) of the images."""
     return self._size, self._size, 3
 
   @property
   def pixel_shape(self) -> tuple[int, int, int]:
-    """The same: the pixels are the data."""
+    """The same as `shape`: the pixels are the data."""
     return self.shape
 
   @property
   def label_names(self) -> tuple[str, ...]:
-    """Of all classes."""
+    """Names of all classes."""
     return self.collection.listing.label_names
 
   def digest(self) -> str:
-    """Of the listing: names, labels and sizes of the files."""
+    """SHA-256 of the listing: names, labels and sizes of the files."""
     return self.collection.listing.digest()
 
   def __len__(self) -> int:
@@ -70,7 +70,7 @@ class PictureSource:
     """See `base.Source`.
 
     Raises:
-      UserError: for a bad picture, named.
+      UserError: a picture is bad; it is named.
     """
     base.check_indices(self.name, indices, len(self))
     x_NHWC = np.stack(list(self._pool.map(self._load, indices.tolist())))
@@ -84,8 +84,8 @@ class PictureSource:
     """One picture, uint8 [S, S, 3].
 
     Raises:
-      BadPicture: with the reason.
-      UserError: it could not be read, again and again.
+      BadPicture: its bytes cannot be used; the message is the reason.
+      UserError: every attempt to read it failed.
     """
     _, pixels = pictures_lib.load(
       self.collection, index, size=self._size, rule=self.crop, orientation=self.orientation
@@ -97,6 +97,6 @@ class PictureSource:
       return self.load(index)
     except pictures_lib.BadPicture as error:
       raise types.UserError(
-        f'{self.name}: {self.collection.listing.names[index]}: {error}; mend it, or make a store '
-        '(python -m diversedit_jax.prepare), which lists what it leaves out'
+        f'{self.name}: {self.collection.listing.names[index]}: {error}; repair it, or make a store '
+        '(python -m diversedit_jax.prepare), which leaves out bad pictures and lists them'
       ) from error

@@ -1,7 +1,7 @@
-"""A source read once into memory: of the host, or of every device.
+"""A source read once into the memory of the host or of every device.
 
-ImageNet's moments in float16 at 256 pixels are 21 GB, twice that with twins. On the device a batch
-is then a gather by indices inside a jitted function, and the host has nothing to do but name them.
+ImageNet's moments in float16 at 256 pixels are 21 GB, twice that with twins. On the devices a batch
+is a gather by indices inside a jitted function, and the host only sends the indices.
 """
 
 import time
@@ -33,7 +33,7 @@ _FACTS = (
 
 
 class _Resident:
-  """Has the facts of the source that it holds."""
+  """Base of both: has the same facts as the source that it holds."""
 
   def __init__(self, of: base.Source):
     self.of = of
@@ -50,7 +50,8 @@ class _Resident:
 class HostSource(_Resident):
   """See `base.Source`: another source with all its examples in memory; made by `in_memory`.
 
-  arrays: by key, [n, ...], without the labels. twins: of those that are encoded, not mirrored.
+  arrays: arrays [n, ...] by key, without the labels.
+  twins: the arrays of mirror images, for the keys whose mirror images are encoded.
   """
 
   def __init__(self, of: base.Source, arrays: dict[str, np.ndarray], twins: dict[str, np.ndarray]):
@@ -59,7 +60,7 @@ class HostSource(_Resident):
 
   @property
   def num_bytes(self) -> int:
-    """Of all arrays."""
+    """Bytes of all arrays."""
     return sum(x.nbytes for x in (*self.arrays.values(), *self.twins.values()))
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -75,12 +76,15 @@ class HostSource(_Resident):
 
 
 class DeviceSource(_Resident):
-  """See `base.Source`: every device holds all examples; a batch is indices, then `look_up`."""
+  """See `base.Source`: every device holds all examples; `look_up` turns indices into a batch."""
 
   def __init__(
     self, host: HostSource, *, whole: jax.sharding.Sharding, batch: jax.sharding.Sharding
   ):
-    """Puts a source in memory on the devices; whole: of its arrays, batch: of what is looked up."""
+    """Puts a source that is in memory on the devices.
+
+    whole: sharding of its arrays. batch: sharding of the examples that are looked up.
+    """
     super().__init__(host.of)
     _check_devices(self.name, host.num_bytes, batch)
     put = lambda arrays: {
@@ -91,13 +95,13 @@ class DeviceSource(_Resident):
     self._look_up = jax.jit(_look_up, out_shardings=batch)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Names the examples: 'index' int32 [n], 'labels', and 'flip' bool [n] if they are given."""
+    """Returns 'index' int32 [n], 'labels', and 'flip' bool [n] if flips are given."""
     base.check_indices(self.name, indices, len(self))
     batch = {'index': indices.astype(np.int32), 'labels': self.labels[indices]}
     return batch if flips is None else {**batch, 'flip': flips}
 
   def look_up(self, batch: types.Batch) -> types.Batch:
-    """The examples that a batch on the devices names; each device gathers its own."""
+    """Returns the examples of a batch of indices on the devices; each device gathers its own."""
     return self._look_up(*self._tables, batch)
 
 
@@ -117,7 +121,7 @@ def in_memory(source: base.Source, *, flip: bool) -> HostSource:
   """Reads all examples of a source, with the twins if examples are to be flipped.
 
   Raises:
-    UserError: more bytes than the machine has memory for.
+    UserError: the examples need more memory than the machine has available.
   """
   n, first = len(source), np.arange(1)
   one = {name: x for name, x in source.gather(first).items() if name != 'labels'}
@@ -152,7 +156,7 @@ def _check_memory(name, size):
       lines = dict(line.split(':') for line in file)
     available = int(lines['MemAvailable'].split()[0]) * 1024
   except (OSError, KeyError, ValueError):
-    return  # Not Linux: the allocation itself will tell.
+    return  # Not Linux: the allocation itself will fail if there is too little.
   if size > available:
     raise types.UserError(
       f'data.resident: {name} needs {size / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} '

@@ -1,4 +1,4 @@
-"""A store that `python -m diversedit_jax.prepare` made, as a source of moments, pixels or both."""
+"""A store made by `python -m diversedit_jax.prepare`, as a source of moments, pixels or both."""
 
 import json
 import pathlib
@@ -13,16 +13,17 @@ from diversedit_jax.data.store import layout, reader
 
 
 class StoreSource:
-  """See `base.Source`. The moments are what is learnt if there are any, the pixels lie beside."""
+  """See `base.Source`. If the store has moments the model learns these; pixels lie beside them."""
 
   def __init__(self, path: str | pathlib.Path, *, pixels: bool = True):
     """Opens a finished store.
 
     Args:
-      path: its folder. pixels: whether pixels beside moments are read; only encoders want them.
+      path: folder of the store.
+      pixels: whether to read pixels beside moments; only encoders need them.
 
     Raises:
-      UserError: no store, an unfinished one, or a damaged file, which is named.
+      UserError: there is no store, it is unfinished, or a file is damaged, which is named.
     """
     self.store = reader.Store(path)
     plan = self.plan
@@ -43,7 +44,7 @@ class StoreSource:
 
   @property
   def labels(self) -> np.ndarray:
-    """Of all examples."""
+    """Labels of all examples, int32 [len]."""
     return self.store.labels
 
   @property
@@ -54,14 +55,14 @@ class StoreSource:
 
   @property
   def pixel_shape(self) -> tuple[int, int, int] | None:
-    """(H, W, C) of the pixels, be they the data or beside them."""
+    """(H, W, C) of the pixels, which are the data or lie beside them; None if they are not read."""
     return self.plan.columns['pixels'].shape if 'pixels' in self._columns else None
 
   def __len__(self) -> int:
     return len(self.store)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """See `base.Source`. A mirror image is the twin that was encoded, not mirrored latents."""
+    """See `base.Source`. Moments of a mirror image are those of its encoded twin."""
     base.check_indices(self.name, indices, len(self))
     if flips is not None and not self.mirrors:
       raise ValueError(f'{self.name} has no twins, and latents cannot be mirrored')
@@ -75,17 +76,17 @@ class StoreSource:
 
   @property
   def label_names(self) -> tuple[str, ...]:
-    """Of all classes."""
+    """Names of all classes."""
     return self.plan.label_names
 
   def digest(self) -> str:
-    """Of the shards, whose facts hold checksums, of the labels, and of what the moments are."""
+    """SHA-256 of the shards' facts (they hold checksums), the labels, and the latents' facts."""
     manifest, facts = self.store.manifest, self.latent_facts()
     more = [] if facts is None else [json.dumps(facts, sort_keys=True)]
     return base.digest_of(*manifest.shards, manifest.labels, *more)
 
   def latent_facts(self) -> dict[str, Any] | None:
-    """'encoder_sha256', and by channel 'scale' and 'shift' of the latents; None for pixels."""
+    """The 'encoder_sha256' and, by channel, 'scale' and 'shift' of latents; None for pixels."""
     if self.scaling is None:
       return None
     values = {
@@ -95,12 +96,12 @@ class StoreSource:
     return {'encoder_sha256': self.plan.vae['encoder_sha256'], **values}
 
   def twins(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """What mirror images have of their own: their moments."""
+    """What is stored for mirror images: their moments."""
     everywhere = np.ones(len(indices), bool)
     return {'moments': self.store.read('moments', indices, everywhere)}
 
   def check_made(self, **stated: int | str | None) -> None:
-    """Refuses a store made with another size, crop or orientation; None states nothing.
+    """Refuses a store made with another size, crop or orientation than stated; None accepts any.
 
     Raises:
       UserError: naming what was stated and what the store has.
@@ -111,7 +112,11 @@ class StoreSource:
         raise types.UserError(f'data.{name}={value}, but {self.name} was made with {name} {found}')
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
-    """Refuses a VAE with another encoder than the store's; decoders may differ (UserError)."""
+    """Refuses a VAE with another encoder than the store's; decoders may differ.
+
+    Raises:
+      UserError: the encoders differ.
+    """
     made = self.plan.vae
     if made is not None and made['encoder_sha256'] != encoder_sha256:
       raise types.UserError(
