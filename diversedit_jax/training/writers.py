@@ -40,7 +40,7 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Scalars and images for TensorBoard; a failure is reported once, and ends them but not the run."""
+  """Scalars and images for TensorBoard; a failure is reported once and ends these, not the run."""
 
   def __init__(self, folder: pathlib.Path):
     self._events = None
