@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
   cli.keep_memory()
   if _DISTRIBUTED.value:
     cli.join_processes()
+    cli.let_first_process_log()
   if mode == 'list':
     print(listing.listing(config))
     return

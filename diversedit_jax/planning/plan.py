@@ -1,4 +1,4 @@
-"""What a training run will cost, by arithmetic: nothing compiles for it."""
+"""What a training run will cost, computed from shapes; nothing is compiled."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -48,7 +48,7 @@ class PlanConfig(options.Section, section='plan', may_change=True):
       self._check(self.compile_for, devices_lib.gpus(self.compile_for))
 
   def count(self, target: devices_lib.Target | None) -> int:
-    """Number of devices, with what is compiled for, if anything is.
+    """Number of devices: those that the step is compiled for, if it is compiled.
 
     Raises:
       UserError: if the two contradict each other.
@@ -59,11 +59,11 @@ class PlanConfig(options.Section, section='plan', may_change=True):
     return len(target.devices)
 
   def _check(self, name, found):
-    """found: number of devices of what is compiled for; None if its name does not say."""
+    """Refuses another number than `found`, which is None where the name does not tell."""
     if found is not None and self.devices not in (None, found):
       raise types.UserError(
-        f'plan.devices={self.devices}, but plan.compile_for={name!r} has {found}; leave '
-        'plan.devices out (None), which takes them'
+        f'plan.devices={self.devices}, but plan.compile_for={name!r} has {found}; set '
+        'plan.devices=None, which takes that number'
       )
 
 
@@ -73,11 +73,14 @@ def method_flops(
   """FLOPs per example that each part of the method adds to a step of plain flow matching.
 
   Args:
-    objective: the method. model: as it needs it. examples: of a microbatch.
+    objective: the method.
+    model: the network, with what the method adds to it.
+    examples: number of examples in a microbatch.
 
   Returns:
-    By part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer sequence),
-    terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add is 2.
+    FLOPs by part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer
+    sequence), terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add
+    counts as 2.
   """
   ours, plain = (cost_lib.forward_flops(m) for m in (model, plain_model(model)))
   parts = {
@@ -90,7 +93,7 @@ def method_flops(
 
 
 def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
-  """The model without what a method gave it: what a plain step would train."""
+  """Returns the model of a plain step, without what a method adds."""
   return dataclasses.replace(model, class_token=0, interval=False)
 
 
@@ -108,15 +111,20 @@ def plan(
   average_bytes: int | None = None,
   data_bytes: int = 0,
 ) -> dict[str, Any]:
-  """Numbers of the plan; memory is per device, activations are an estimate,
-  with XLA's attention unless the model's config says for which machine it is.
+  """Computes the numbers of the plan; memory is per device.
+
+  Activations are an estimate, with XLA's attention unless the model names its machine.
 
   Args:
-    model: shapes and precision. config, devices: hardware. objective: the method.
-    steps, batch_size, accumulate: of the run.
-    parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
-    average_bytes: of their average, as of either moment, if that is split further.
-    data_bytes: of examples that every device holds.
+    model: shapes and precision.
+    config: assumptions about the hardware.
+    devices: number of devices.
+    objective: the method.
+    steps, batch_size, accumulate: length and batch of the run.
+    parameters: number of trained parameters, heads included.
+    shard_bytes: bytes of one copy of the parameters on a device.
+    average_bytes: bytes of their average, or of a moment, on a device; None is `shard_bytes`.
+    data_bytes: bytes of the examples that every device holds.
 
   Raises:
     UserError: if the batch does not fit the devices.
@@ -153,7 +161,7 @@ def plan(
 
 
 def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
-  """The plan in words, for the console."""
+  """Writes the plan in words, for the console."""
   rows = [
     ('parameters', f'{numbers["parameters"]:,} trained'),
     ('tokens per image', f'{numbers["tokens"]}'),
@@ -190,13 +198,13 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
 
 
 def memory_gib(numbers: Mapping[str, Any]) -> float:
-  """Of a device, in all, by the plan's estimate."""
+  """Memory that the plan estimates for a device, all parts together."""
   return sum(
     numbers[f'{part}_gib_per_device'] for part in ('state', 'frozen', 'data', 'activation')
   )
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:
-  """Names and texts in two columns."""
+  """Writes names and texts in two columns."""
   width = max(len(name) for name, _ in rows)
   return '\n'.join(f'{name:<{width}}  {text}' for name, text in rows)
