@@ -25,7 +25,7 @@ class Indices:
   num_classes = 1
   n: int = 20
   poison: int = -1
-  mirrors: bool = True
+  can_mirror: bool = True
 
   def __len__(self):
     return self.n
@@ -181,7 +181,7 @@ def test_forgotten_iterator_ends_its_threads():
   [
     ({'batch_size': 21}, {}, r'\[1, 20\], the number of examples of indices; got 21'),
     ({'batch_size': 0}, {}, 'got 0'),
-    ({'source': Indices(mirrors=False), 'flip': True}, {}, 'indices has no mirror images'),
+    ({'source': Indices(can_mirror=False), 'flip': True}, {}, 'indices has no mirror images'),
     ({}, {'prefetch': 0}, 'prefetch=0'),
     ({}, {'threads': 0}, 'threads=0'),
     ({}, {'workers': -1}, 'workers=-1'),

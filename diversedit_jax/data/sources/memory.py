@@ -13,7 +13,7 @@ from diversedit_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ArraySource:
+class ArraySource(base.Source):
   """Examples held in memory: `data` uint8 or floating [n, H, W, C], `labels` integer [n].
 
   Values are taken as they are; uint8 becomes floating on the device. `pixels` uint8 [n, H, W, C]
@@ -34,7 +34,7 @@ class ArraySource:
     object.__setattr__(self, 'labels', np.asarray(self.labels).astype(np.int32))
 
   @property
-  def mirrors(self) -> bool:
+  def can_mirror(self) -> bool:
     """Pixels can be mirrored; latents of a mirror image are not the mirrored latents."""
     return self.space == 'pixels'
 
@@ -55,7 +55,7 @@ class ArraySource:
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`."""
     base.check_indices(self.name, indices, len(self))
-    if flips is not None and not self.mirrors:
+    if flips is not None and not self.can_mirror:
       raise ValueError(f'{self.name} holds latents, which cannot be mirrored')
     x_NHWC = base.mirrored(self.data[indices], flips)
     if x_NHWC.dtype != np.uint8:
@@ -64,7 +64,7 @@ class ArraySource:
     return {base.KEYS[self.space]: x_NHWC, 'labels': self.labels[indices], **beside}
 
   def digest(self) -> str:
-    """Of the labels and of up to 16 examples, spread evenly."""
+    """SHA-256 of the labels and of up to 16 examples, spread evenly."""
     n = len(self)
     places = np.unique(np.linspace(0, n - 1, 16).astype(int))
     return base.digest_of(n, self.labels, self.data[places])

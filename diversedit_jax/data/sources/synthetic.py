@@ -13,7 +13,7 @@ SIZE = {'train': 1_281_167, 'test': 50_000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
+class SyntheticSource(base.Source):
   """Standard Gaussian latents computed from the index: nothing to learn, nothing to store.
 
   For benchmarks and dry runs. Example i has label i mod num_classes and, with a `pixel_shape`,
@@ -28,7 +28,7 @@ class SyntheticSource:
   pixel_shape: tuple[int, int, int] | None = None
   space: base.Space = 'latents'
   scaling: None = None
-  mirrors: bool = False
+  can_mirror: bool = False
   label_names: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
@@ -47,11 +47,11 @@ class SyntheticSource:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """Of all examples."""
+    """Labels of all examples, int32 [len]."""
     return (np.arange(self.n) % self.num_classes).astype(np.int32)
 
   def digest(self) -> str:
-    """Of the facts that decide the noise."""
+    """SHA-256 of the facts that decide the noise."""
     return base.digest_of(self.shape, self.pixel_shape, self.num_classes, self.n, self.seed)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:

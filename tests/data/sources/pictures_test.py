@@ -38,7 +38,7 @@ def test_facts(source, folder):
   assert (source.name, source.space) == (f'folder/{folder.name}', 'pixels')
   assert source.shape == source.pixel_shape == (SIZE, SIZE, 3)
   assert (source.num_classes, len(source)) == (3, 26)
-  assert source.mirrors and source.scaling is None
+  assert source.can_mirror and source.scaling is None
   np.testing.assert_array_equal(source.labels, [0] * 8 + [1] * 8 + [2] * 10)
   assert source.labels.dtype == np.int32
 

@@ -96,7 +96,7 @@ def test_arrays_uint8_images(tmp_path):
 
 def test_latents_have_no_mirror_images(tmp_path):
   source = sources.arrays(write(tmp_path, latents=LATENTS, labels=Y))
-  assert not source.mirrors and not sources.synthetic((4, 4, 2), 7, 9, seed=3).mirrors
+  assert not source.can_mirror and not sources.synthetic((4, 4, 2), 7, 9, seed=3).can_mirror
   with pytest.raises(ValueError, match='cannot be mirrored'):
     source.gather(np.array([0]), np.array([True]))
 

@@ -73,7 +73,7 @@ def test_facts_of_latents(opened):
     source = opened[name]
     assert (source.name, source.space, source.num_classes) == (f'store/{name}', 'latents', 3)
     assert (source.shape, source.pixel_shape) == ((2, 2, 2), pixel_shape)
-    assert (source.scaling, source.mirrors, len(source)) == (scaling, mirrors, EXAMPLES)
+    assert (source.scaling, source.can_mirror, len(source)) == (scaling, mirrors, EXAMPLES)
     np.testing.assert_array_equal(source.labels, store_files.LABELS)
 
 
@@ -81,7 +81,7 @@ def test_facts_of_pixels(opened):
   source = opened['pixels']
   assert (source.name, source.space, source.num_classes) == ('store/pixels', 'pixels', 3)
   assert (source.shape, source.pixel_shape) == ((4, 4, 3), (4, 4, 3))
-  assert (source.scaling, source.mirrors, len(source)) == (None, True, EXAMPLES)
+  assert (source.scaling, source.can_mirror, len(source)) == (None, True, EXAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_mirror_images_are_twins_of_moments_and_mirrored_pixels(opened, name):
 
 
 def test_without_twins_there_are_no_mirror_images(opened):
-  with pytest.raises(ValueError, match='store/alone has no twins'):
+  with pytest.raises(ValueError, match='store/alone has no latents of mirror images'):
     opened['alone'].gather(np.array([0]), np.array([False]))
   with pytest.raises(types.UserError, match='store/alone has no mirror images: .* --twins'):
     pipeline.Steps(source=opened['alone'], seed=0, batch_size=2, flip=True)
