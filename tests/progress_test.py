@@ -1,4 +1,4 @@
-"""Lines of progress: amounts, the rate of the last minute, the time left, one line in ten seconds."""
+"""Lines of progress: amounts, the rate of the last minute, the time left, and when lines come."""
 
 from types import SimpleNamespace
 

@@ -5,7 +5,7 @@ import re
 
 from diversedit_jax import trees, types
 from diversedit_jax.data import images
-from diversedit_jax.evaluation import checks, manifold, picture_metrics
+from diversedit_jax.evaluation import manifold, picture_metrics
 from diversedit_jax.experiment import sections
 
 BEST = {
@@ -33,7 +33,7 @@ class EvalOptions:
   reference: 'digits', an .npz, or pictures as `data.source` names them; '' for none.
   number, labels, quantiser: of the samples. inception: file of its weights, or 'random:SEED'.
   encoder, encoder_weights, encoder_reference: a second network, and what it compares with.
-  batch_size, precision_recall, kid_subsets: see `evaluation.judge.JudgeOptions`.
+  batch_size, precision_recall, kid_subsets: see `evaluation.picture_metrics.MetricOptions`.
   keep_samples: as an .npz. every, every_number, best: of evaluations while training.
   """
 
@@ -59,7 +59,6 @@ class EvalOptions:
       raise types.UserError(
         f"eval.name={self.name!r} names a file: letters, digits, '.+=-_' and '{{step}}' only"
       )
-    check_claim(self.name, 'eval.number', self.number)
     trees.check_known('eval.quantiser', self.quantiser, images.QUANTISERS)
     trees.check_known('eval.best', self.best, BEST)
     sections.at_least('eval', 'every', self.every, 0)
@@ -124,9 +123,3 @@ class SweepOptions:
       for scale in (self.guidance_scales if intervals else ())
       for low, high in ([(0.0, 1.0)] if scale == 1 else intervals)
     ]
-
-
-def check_claim(name: str, key: str, number: int) -> None:
-  """Refuses a name of results that claims 50K samples of another number (UserError)."""
-  if re.search(r'(?<!\d)50k', name.lower()) and number != checks.STANDARD_COUNT:
-    raise types.UserError(f'eval.name={name!r} says 50K, but {key}={number}; name it otherwise')

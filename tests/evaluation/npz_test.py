@@ -41,7 +41,7 @@ def files(tmp_path_factory):
 def tiny(monkeypatch):
   """A narrow network in Inception's place; the file `weights` is there."""
   monkeypatch.setattr(inception_files, 'load', lambda path: {'weights': 'a network'}[path])
-  monkeypatch.setattr(feature_network, 'of_inception', lambda network: picture_eval.view())
+  monkeypatch.setattr(feature_network, 'of_inception', lambda network: picture_eval.network())
 
 
 def test_scores_and_protocol(files, tiny):
@@ -49,7 +49,7 @@ def test_scores_and_protocol(files, tiny):
     files / 'samples.npz', files / 'reference.npz', 'weights', options=OPTIONS
   )
   judged = picture_metrics.PictureMetrics(
-    picture_eval.view(),
+    picture_eval.network(),
     reference.read(files / 'reference.npz'),
     image_size=16,
     options=OPTIONS,
@@ -64,7 +64,7 @@ def test_scores_and_protocol(files, tiny):
       'side': 16,
       'sha256': hashlib.sha256(pictures(0).tobytes()).hexdigest(),
     },
-    'network': picture_eval.view().facts(),
+    'network': picture_eval.network().facts(),
     'precision_recall': 'float32',
     'kid_subsets': 2,
     'batch_size': 8,

@@ -25,7 +25,7 @@ def in_batches(x, size):
 
 
 def extract(x, size, given=7, view=None, **more):
-  extractor = feature_network.Extractor(view or picture_eval.view(), sharding.make_mesh(), size)
+  extractor = feature_network.Extractor(view or picture_eval.network(), sharding.make_mesh(), size)
   return extractor.summarise(in_batches(x, given), len(x), **more)
 
 
@@ -33,14 +33,14 @@ def extract(x, size, given=7, view=None, **more):
 def against():
   """Statistics of 40 pictures with all their features, as a file of ours holds them."""
   found = extract(pictures(1), 16, keep=N)
-  facts = {'inception_sha256': picture_eval.view().sha256, 'image_size': 16}
+  facts = {'inception_sha256': picture_eval.network().sha256, 'image_size': 16}
   parts = {k: getattr(found, k) for k in ('n', 'mu', 'sigma', 'mu_s', 'sigma_s', 'pool_ND')}
   return reference.Reference(name='theirs', sha256='0' * 64, facts=facts, **parts)
 
 
 def make(against, view=None, size=16, **options):
   return picture_metrics.PictureMetrics(
-    view or picture_eval.view(),
+    view or picture_eval.network(),
     against,
     image_size=size,
     mesh=sharding.make_mesh(),
@@ -49,7 +49,7 @@ def make(against, view=None, size=16, **options):
 
 
 def test_statistics_are_numpys(against):
-  view, x = picture_eval.view(), pictures()
+  view, x = picture_eval.network(), pictures()
   features = {k: np.asarray(v, np.float64) for k, v in view.features(view.params, x).items()}
   found = extract(x, 16, keep=5)
   tolerance = {'rtol': 0, 'atol': ROUNDING}
@@ -141,7 +141,7 @@ def test_images_stand_in_for_all_that_is_lacking(against):
 
 
 def test_an_encoder_has_no_inception_score_and_no_sfid(against):
-  view = picture_eval.view(widths={'pool': 16})
+  view = picture_eval.network(widths={'pool': 16})
   assert make(against, view).names == ('fid', 'precision', 'recall', 'kid', 'kid_std')
 
 
@@ -173,7 +173,7 @@ def test_too_few_pictures_for_precision_and_recall_are_refused_at_once(against, 
 
 def test_what_a_reference_or_a_network_does_not_state_is_flagged(against):
   told = lambda theirs, view: ' '.join(make(theirs, view).score([pictures()], N)['warnings'])
-  view = picture_eval.view()
+  view = picture_eval.network()
   open_, closed = 'unless it is ADM', 'are not verified: tiny-0 has their shapes'
   assert open_ not in told(against, view) and closed not in told(against, view)
   bare = variant(against, facts={})
@@ -204,7 +204,7 @@ def test_impossible_options_are_refused(options, message):
 
 def test_warnings_say_what_makes_numbers_doubtful(against):
   small = variant(against, n=10)
-  random = dataclasses.replace(picture_eval.view(), random=True)
+  random = dataclasses.replace(picture_eval.network(), random=True)
   told = ' '.join(make(small, random).score([pictures(n=8)], 8)['warnings'])
   for words in (
     '8 samples cannot give a covariance of full rank in the 16 dimensions',
@@ -222,7 +222,7 @@ def test_another_number_of_pictures_is_refused(against, count, given):
 
 
 def test_features_that_are_not_finite_are_refused(against):
-  view = picture_eval.view()
+  view = picture_eval.network()
   broken = dataclasses.replace(
     view, features=lambda p, x: {k: v / (x.sum() > 0) for k, v in view.features(p, x).items()}
   )
@@ -233,7 +233,7 @@ def test_features_that_are_not_finite_are_refused(against):
 def test_places_put_features_where_they_belong():
   x, places = pictures(n=9), np.random.default_rng(3).permutation(9)
   found = extract(x, 4, keep=4, places=places)
-  view = picture_eval.view()
+  view = picture_eval.network()
   pool = np.asarray(view.features(view.params, x)['pool'])
   np.testing.assert_allclose(found.pool_ND, pool[np.argsort(places)[:4]], atol=ROUNDING)
 

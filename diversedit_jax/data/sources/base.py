@@ -66,7 +66,7 @@ class Source(Protocol):
     """
 
   def mirrored_latents(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Latents that were encoded from mirror images, by key; {} where pixels are mirrored instead."""
+    """Latents that were encoded from mirror images, by key; {} if pixels are mirrored instead."""
     del indices
     return {}
 
@@ -83,7 +83,7 @@ class Source(Protocol):
     return {}
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
-    """Refuses a VAE with another encoder than that of the latents; decoders may differ (UserError)."""
+    """Refuses a VAE whose encoder did not make the latents; decoders may differ (UserError)."""
 
 
 class BadExample(types.UserError):

@@ -67,7 +67,9 @@ class StoreSource(base.Source):
     """See `base.Source`. Mirror images are those that were encoded, not mirrored latents."""
     base.check_indices(self.name, indices, len(self))
     if flips is not None and not self.can_mirror:
-      raise ValueError(f'{self.name} has no latents of mirror images, and latents cannot be mirrored')
+      raise ValueError(
+        f'{self.name} has no latents of mirror images, and latents cannot be mirrored'
+      )
     batch: dict[str, Any] = {'labels': self.labels[indices]}
     if 'moments' in self._columns:
       batch['moments'] = self.store.read('moments', indices, flips)

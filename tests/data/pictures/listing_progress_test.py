@@ -17,7 +17,11 @@ def clock(monkeypatch):
 
 
 def lines(caplog):
-  return [r.getMessage() for r in caplog.records if ' | ETA ' in r.getMessage() or ' so far' in r.getMessage()]
+  return [
+    r.getMessage()
+    for r in caplog.records
+    if ' | ETA ' in r.getMessage() or ' so far' in r.getMessage()
+  ]
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'tar of tars', 'zip'])
