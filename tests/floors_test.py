@@ -12,7 +12,7 @@ FLOORS = {
   name: floor
   for floor, names in enumerate(
     (
-      'types rng trees',
+      'types rng trees progress',
       'sharding interpolants losses data weights',
       'models checkpoint',
       'frozen sampling',

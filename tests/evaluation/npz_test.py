@@ -48,14 +48,16 @@ def test_scores_and_protocol(files, tiny):
   found = evaluation.evaluate_npz(
     files / 'samples.npz', files / 'reference.npz', 'weights', options=OPTIONS
   )
-  judged = picture_metrics.PictureMetrics(
+  metrics = picture_metrics.PictureMetrics(
     picture_eval.network(),
     reference.read(files / 'reference.npz'),
     image_size=16,
     options=OPTIONS,
     mesh=sharding.make_mesh(),
   )
-  assert found['scores'] == pytest.approx(judged.score([pictures(0)], N)['scores'], rel=1e-9)
+  expected = picture_metrics.score({'': metrics}, [pictures(0)], N)
+  assert found['scores'] == pytest.approx(expected['scores'], rel=1e-9)
+  assert found['reference'] == expected['references']['inception']
   assert len(found['scores']) == 8 and found['reference']['images'] == N
   assert found['protocol'] == {
     'samples': {
