@@ -3,13 +3,12 @@
 matplotlib is imported where it draws: the import takes half a second, and most runs draw nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import os
 from typing import Any
 
 import numpy as np
 
-from diversedit_jax import trees
 from diversedit_jax.analysis import similarity
 from diversedit_jax.data import files
 from diversedit_jax.types import UserError
@@ -86,59 +85,6 @@ def similarity_heatmaps(
   bar.ax.tick_params(labelsize=_TEXT - 1, length=2)
   bar.ax.yaxis.label.set_size(_TEXT)
   bar.outline.set_linewidth(0.5)
-  _write(fig, path)
-
-
-def metric_curves(
-  path: str | os.PathLike[str],
-  rows: Sequence[Mapping[str, Any]],
-  names: Sequence[str],
-  *,
-  columns: int = 3,
-) -> None:
-  """Writes metrics against the training step as a PNG: one panel for each name.
-
-  Args:
-    path: the PNG file; it appears whole or not at all.
-    rows: rows of metrics.jsonl, each with 'step' and some of the metrics; a row without a name
-      leaves its curve alone. A resumed run may repeat steps: the last row of a step counts.
-    names: metrics to draw.
-    columns: panels per row.
-
-  Raises:
-    UserError: for no names, or a name that no row has.
-  """
-  from matplotlib import figure, ticker
-
-  if not names or columns < 1:
-    raise UserError(f'curves need names and columns >= 1; got {list(names)} and {columns}')
-  known = {name for row in rows for name in row} - {'step'}
-  for name in names:
-    if name not in known:
-      raise UserError(f'no row has the metric {name!r}{trees.did_you_mean(name, known)}')
-  columns = min(columns, len(names))
-  lines = -(-len(names) // columns)
-  fig = figure.Figure(figsize=(2.4 * columns, 1.8 * lines), layout='constrained')
-  axes = fig.subplots(lines, columns, squeeze=False, sharex=True)
-  for ax in axes.flat[len(names) :]:
-    ax.set_axis_off()
-  for i, name in enumerate(names):
-    ax = axes.flat[i]
-    points = {row['step']: row[name] for row in rows if name in row and 'step' in row}
-    steps = sorted(points)
-    values = np.array([points[step] for step in steps], np.float64)
-    ax.plot(steps, values, color=_INK, linewidth=1, marker='o' if len(steps) < 25 else '', ms=2)
-    broken = [step for step, value in zip(steps, values, strict=True) if not np.isfinite(value)]
-    for step in broken:
-      ax.axvline(step, color='#c0392b', linewidth=0.8, linestyle=':')
-    ax.set_title(f'{name} (not finite: dotted)' if broken else name, fontsize=_TEXT)
-    ax.tick_params(labelsize=_TEXT - 1, length=2, pad=2, labelbottom=i + columns >= len(names))
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
-    ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-    ax.grid(color='0.9', linewidth=0.5)
-    ax.spines[['top', 'right']].set_visible(False)
-    if i + columns >= len(names):
-      ax.set_xlabel('step', fontsize=_TEXT)
   _write(fig, path)
 
 

@@ -21,7 +21,7 @@ class _Indices:
 
   n: int
   name = 'indices'
-  mirrors = True
+  can_mirror = True
 
   def __len__(self) -> int:
     return self.n

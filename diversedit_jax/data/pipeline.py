@@ -49,7 +49,7 @@ class Steps:
       )
     if not 0 <= self.seed < 2**32:
       raise UserError(f'the seed of the data order must lie in [0, 2**32); got {self.seed}')
-    if self.flip and not self.source.mirrors:
+    if self.flip and not self.source.can_mirror:
       raise UserError(
         f'data.flip=True, but {name} has no mirror images: mirrored latents are not the latents of '
         'the mirrored picture; prepare the store with --twins'

@@ -107,7 +107,7 @@ class DataOptions(options.Section, section='data'):
       UserError: see `data.sources.open_source`; or data of another kind than the section states.
     """
     source = self._open('train', pixels, self.classes)
-    if self.workers and isinstance(source, sources.ArraySource | sources.SyntheticSource):
+    if self.workers and not source.reads_files:
       raise types.UserError(
         f'data.workers={self.workers}, but {source.name} is in memory: each worker would get a copy'
       )
@@ -138,13 +138,8 @@ class DataOptions(options.Section, section='data'):
       orientation=self.orientation,
       pixels=pixels,
     )
-    pictures = isinstance(source, sources.PictureSource)
-    for name, fits in (
-      ('classes', pictures),
-      ('crop', pictures or isinstance(source, sources.StoreSource)),
-      ('orientation', pictures or isinstance(source, sources.StoreSource)),
-    ):
-      if getattr(self, name) is not None and not fits:
+    for name in ('classes', 'crop', 'orientation'):
+      if getattr(self, name) is not None and name not in source.options:
         raise types.UserError(f'data.{name}={getattr(self, name)!r} is not for {source.name}')
     if self.space is not None and source.space != self.space:
       raise types.UserError(

@@ -169,7 +169,7 @@ class MeanFlow(base.Flow):
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
     """Refuses to guide a network once more that was guided in training."""
-    if self.guided and sampler.guidance_scale > 1:
+    if self.guided and sampler.guidance_scale != 1:
       raise types.UserError(
         f'sampler.guidance_scale={sampler.guidance_scale} with meanflow.omega={self.omega}, '
         f'kappa={self.kappa}: the network was guided in training; set guidance_scale=1'

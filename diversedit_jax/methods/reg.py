@@ -99,7 +99,7 @@ class Reg(flow.StochasticInterpolant):
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
     super().check_sampler(sampler)
-    if sampler.class_token_scale is not None and sampler.guidance_scale <= 1:
+    if sampler.class_token_scale is not None and sampler.guidance_scale == 1:
       raise types.UserError(
         f'sampler.class_token_scale={sampler.class_token_scale} acts only where the image is '
         f'guided, and sampler.guidance_scale={sampler.guidance_scale}'
@@ -174,7 +174,7 @@ class Reg(flow.StochasticInterpolant):
 
     def combine(with_class, without):
       token = with_class['class_token']
-      if scale > 0:
+      if config.class_token_scale != 0:
         token = without['class_token'] + scale * (token - without['class_token'])
       return {
         'image': config.guidance.combine(with_class['image'], without['image']),

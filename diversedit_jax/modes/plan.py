@@ -71,11 +71,11 @@ def _attention(model):
 
 
 def _resident_bytes(experiment):
-  """Of the examples that every device would hold."""
+  """Bytes of the examples that every device would hold."""
   source, options = experiment.source, experiment.data
   if options.resident != 'device':
     return 0
   one = source.gather(np.arange(1))
-  if options.flip and source.space == 'latents':
-    one |= {f'twin {name}': x for name, x in source.twins(np.arange(1)).items()}
+  if options.flip:
+    one |= {f'mirrored {name}': x for name, x in source.mirrored_latents(np.arange(1)).items()}
   return len(source) * sum(x.nbytes for name, x in one.items() if name != 'labels')

@@ -37,7 +37,7 @@ class Weights:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Of the parameters, see `trees.fingerprint`; once for all settings of a sweep."""
+    """Digest of the parameters, see `trees.fingerprint`; made once for all settings of a sweep."""
     return trees.fingerprint(self.params)
 
 
@@ -150,11 +150,9 @@ def data_facts(source):
 
 
 def space_facts(source):
-  """What samples of a run mean: their space, and of a store's latents the encoder and the scale."""
-  facts = {'space': source.space}
-  if isinstance(source, sources.StoreSource) and source.scaling is not None:
-    facts['latents'] = source.latent_facts()
-  return facts
+  """What samples of a run mean: their space, and the encoder and scale of latents if known."""
+  latents = source.latent_facts()
+  return {'space': source.space} | ({} if latents is None else {'latents': latents})
 
 
 def resident(experiment, mesh):
@@ -187,7 +185,7 @@ def generate_samples(experiment, weights, labels):
   generator = make_generator(experiment, weights.graphdef, weights.mesh, len(labels))
   started = time.monotonic()
   with sampling(experiment, weights.mesh):
-    made = generator(weights.params, labels, progress=True)
+    made = generator(weights.params, labels, report=True)
   facts = protocol(
     experiment,
     weights,
@@ -201,13 +199,13 @@ def generate_samples(experiment, weights, labels):
 
 @contextlib.contextmanager
 def sampling(experiment, mesh):
-  """In which samplers and decoders are traced and run."""
+  """Context for tracing and running samplers and decoders: mesh and precision of products."""
   with jax.set_mesh(mesh), jax.default_matmul_precision(experiment.sample.matmul_precision):
     yield
 
 
 def sampler_facts(experiment, sampler=None):
-  """Of a protocol card: what the sampler does."""
+  """Facts of the sampler for a protocol card."""
   sampler = sampler or experiment.sampler
   return {
     'seed': experiment.sample.seed,
@@ -227,14 +225,14 @@ def sampler_facts(experiment, sampler=None):
   }
 
 
-def protocol(experiment, of, labels, *, sampler=None, **extra):
-  """The protocol card of samples of labels by some `Weights`."""
+def protocol(experiment, weights, labels, *, sampler=None, **extra):
+  """The protocol card of the samples that some `Weights` made of labels."""
   facts = sampler_facts(experiment, sampler)
   facts = card.protocol_card(
     **{'quantiser': None, **facts, **extra},
-    weights=of.kind,
-    step=of.step,
-    checkpoint=of.origin,
+    weights=weights.kind,
+    step=weights.step,
+    checkpoint=weights.origin,
     num_samples=len(labels),
   )
   if experiment.model.class_token:
@@ -243,7 +241,7 @@ def protocol(experiment, of, labels, *, sampler=None, **extra):
 
 
 def save_grid(path, made, labels, columns, *, title):
-  """One class per row where the rows fit, with its name at the left; tiny images are smoothed."""
+  """Saves a grid, with labels at the left if every row has one class; tiny images are smoothed."""
   rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
   uniform = all((row == row[0]).all() for row in rows)
   row_labels = [str(row[0]) for row in rows] if uniform else None
@@ -253,6 +251,7 @@ def save_grid(path, made, labels, columns, *, title):
 
 
 def caption(facts):
+  """Title of a grid, from its protocol card."""
   origin = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]}'
   return (
     f'{origin}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {facts["guidance"]["scale"]:g}'

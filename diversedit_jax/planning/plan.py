@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 
-from diversedit_jax import options, trees, types
+from diversedit_jax import options, progress, trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.models import cost as cost_lib
 from diversedit_jax.models import sit
 from diversedit_jax.planning import devices as devices_lib
-from diversedit_jax.training import progress
 
 _DEVICES = 8
 

@@ -154,7 +154,7 @@ def _make(asked, plan, mine, collection, autoencoder):
           asked.output, plan, shard, _watched(results, meter, asked.strict)
         )
       skipped += [base.Skipped(*row) for row in facts.skipped]
-  meter.report()
+  meter.log()
   return len(todo), skipped
 
 

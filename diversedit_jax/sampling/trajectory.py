@@ -29,7 +29,7 @@ Noise = Callable[[jax.Array], steppers.State]
 """Step index (int32 scalar) -> z ~ N(0, I), of the structure of the state."""
 
 Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
-"""Of one sample: [H, W, C], or by name where several arrays move together."""
+"""Shape of one sample: [H, W, C], or by name where several arrays move together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     0.04, above=0, below=1, doc='Time from which the SDE steps to 0 without noise.'
   )
   guidance_scale: float = options.option(
-    1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none.'
+    1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none, 0 samples without a class.'
   )
   guidance_low: float = options.option(
     0.0, at_least=0, at_most=1, doc='Guidance acts where low <= t <= high.'
@@ -92,7 +92,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       )
     if self.times:
       self._check_times()
-    if self.kind == 'average_velocity' and self.guidance_scale > 1:
+    if self.kind == 'average_velocity' and self.guidance_scale != 1:
       raise types.UserError(
         f'sampler.guidance_scale={self.guidance_scale} with average velocities: they are guided in '
         'training (meanflow.omega, meanflow.kappa); set guidance_scale=1'
@@ -197,7 +197,7 @@ def evaluations(config: SamplerConfig) -> Evaluations:
 
 def check_guidance(config: SamplerConfig, null_label: int | None) -> None:
   """Refuses guidance of a network without classes (null label None or 0) with a UserError."""
-  if config.guidance_scale > 1 and not null_label:
+  if config.guidance_scale != 1 and not null_label:
     raise types.UserError(
       f'guidance_scale={config.guidance_scale} needs a network with classes; train one, or set '
       'guidance_scale=1'
@@ -279,8 +279,7 @@ def integrate(
   Args:
     predict, labels_N, config, null_label, combine: as for `sample`.
     x: state at `config.start`; cast to `config.dtype`.
-    noise: for the SDE, the noise of each step; asked for the last, noiseless step too, where any
-      values do.
+    noise: noise of each step of the SDE. The last step asks for it too, and does not use it.
 
   Returns:
     The state at t = 0, in `config.dtype`.
@@ -314,10 +313,10 @@ def integrate(
 
 
 def state_dtype(config: SamplerConfig) -> jnp.dtype:
-  """Of the sampler's state.
+  """Type of the sampler's state.
 
   Raises:
-    UserError: for float64 without x64.
+    UserError: float64 without JAX's x64 mode.
   """
   dtype = jnp.dtype(config.dtype)
   if dtype == jnp.float64 and not jax.config.jax_enable_x64:

@@ -25,7 +25,7 @@ class Indices:
   num_classes = 1
   n: int = 20
   poison: int = -1
-  mirrors: bool = True
+  can_mirror: bool = True
 
   def __len__(self):
     return self.n
@@ -158,7 +158,7 @@ def test_close_ends_the_threads_and_the_iterator():
   ('made', 'options', 'message'),
   [
     ({'batch_size': 21}, {}, r'\[1, 20\], the number of examples of indices; got 21'),
-    ({'source': Indices(mirrors=False), 'flip': True}, {}, 'indices has no mirror images'),
+    ({'source': Indices(can_mirror=False), 'flip': True}, {}, 'indices has no mirror images'),
     ({}, {'prefetch': 0}, 'prefetch=0'),
     ({}, {'start_step': -1}, 'start_step=-1'),
     ({'seed': 2**32}, {}, r'\[0, 2\*\*32\); got 4294967296'),

@@ -37,7 +37,8 @@ def test_card_survives_json(tmp_path):
   assert read == made
   for name in set(FACTS) - {'guidance_scale', 'guidance_interval', 'guidance_channels'}:
     assert read[name] == FACTS[name]
-  assert read['guidance'] == {'scale': 1.8, 'interval': [0, 0.7], 'channels': 'all'}
+  guidance = {'scale': 1.8, 'interval': [0, 0.7], 'channels': 'all', 'formula': card.GUIDANCE}
+  assert read['guidance'] == guidance
   assert read['batch_size'] == 256
   assert read['device'] == {'kind': jax.devices()[0].device_kind, 'count': len(jax.devices())}
   assert read['versions']['jax'] == jax.__version__

@@ -41,21 +41,23 @@ def files(tmp_path_factory):
 def tiny(monkeypatch):
   """A narrow network in Inception's place; the file `weights` is there."""
   monkeypatch.setattr(inception_files, 'load', lambda path: {'weights': 'a network'}[path])
-  monkeypatch.setattr(feature_network, 'of_inception', lambda network: picture_eval.view())
+  monkeypatch.setattr(feature_network, 'of_inception', lambda network: picture_eval.network())
 
 
 def test_scores_and_protocol(files, tiny):
   found = evaluation.evaluate_npz(
     files / 'samples.npz', files / 'reference.npz', 'weights', options=OPTIONS
   )
-  judged = picture_metrics.PictureMetrics(
-    picture_eval.view(),
+  metrics = picture_metrics.PictureMetrics(
+    picture_eval.network(),
     reference.read(files / 'reference.npz'),
     image_size=16,
     options=OPTIONS,
     mesh=sharding.make_mesh(),
   )
-  assert found['scores'] == pytest.approx(judged.score([pictures(0)], N)['scores'], rel=1e-9)
+  expected = picture_metrics.score({'': metrics}, [pictures(0)], N)
+  assert found['scores'] == pytest.approx(expected['scores'], rel=1e-9)
+  assert found['reference'] == expected['references']['inception']
   assert len(found['scores']) == 8 and found['reference']['images'] == N
   assert found['protocol'] == {
     'samples': {
@@ -64,7 +66,7 @@ def test_scores_and_protocol(files, tiny):
       'side': 16,
       'sha256': hashlib.sha256(pictures(0).tobytes()).hexdigest(),
     },
-    'network': picture_eval.view().facts(),
+    'network': picture_eval.network().facts(),
     'precision_recall': 'float32',
     'kid_subsets': 2,
     'batch_size': 8,

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from diversedit_jax import modes, trees, types
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.modes import decoding, run_context
+from diversedit_jax.modes import opening, run_context
 from diversedit_jax.preparation import work
 from diversedit_jax.training import writers
 
@@ -188,7 +188,7 @@ def test_every_key_of_the_vae_is_read(run):
 
 
 def decoded(experiment, latents):
-  decoder = decoding.open_decoder(experiment, run_context.make_mesh(experiment))
+  decoder = opening.open_decoder(experiment, run_context.make_mesh(experiment))
   return decoder(latents).astype(int)
 
 

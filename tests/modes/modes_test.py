@@ -164,7 +164,12 @@ def test_card_of_the_samples(run):
     'sampler': 'heun',
     'steps': 4,
     'nfe': 2 * (2 * 4 - 1),
-    'guidance': {'scale': 2.0, 'interval': [0.0, 1.0], 'channels': 'all'},
+    'guidance': {
+      'scale': 2.0,
+      'interval': [0.0, 1.0],
+      'channels': 'all',
+      'formula': card.GUIDANCE,
+    },
     'quantiser': None,
     'precision': {
       'model': 'float32',
@@ -351,7 +356,8 @@ def test_card_tells_the_guidance_and_counts_it(run, tmp_path):
     sample__number=8,
     sampler__guidance_channels=1,
   )
-  assert facts['guidance'] == {'scale': 2.0, 'interval': [0.2, 0.6], 'channels': 1}
+  expected = {'scale': 2.0, 'interval': [0.2, 0.6], 'channels': 1, 'formula': card.GUIDANCE}
+  assert facts['guidance'] == expected
   # Steps from 1 and 3/4: 2 evaluations each; from 1/2, guided: 4; the last, from 1/4: 2.
   assert facts['nfe'] == 2 + 2 + 4 + 2
   assert np.abs(made['images'] - run.samples['images'][:8]).max() > 1e-4

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert, modes, types
-from diversedit_jax.modes import online_eval, run_context, scorers
+from diversedit_jax.evaluation import scorers
+from diversedit_jax.modes import online_eval, run_context
 from diversedit_jax.training import writers
 
 tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
@@ -132,11 +133,11 @@ def test_the_best_survives_an_interruption(files, tmp_path, monkeypatch):
   values = iter([5.0, 1.0, None, 3.0, 4.0])
   score = scorers.PictureScorer.score
 
-  def scored(self, read, labels):
+  def scored(self, batches, labels):
     value = next(values)
     if value is None:
       raise picture_eval.Interrupted
-    found = score(self, read, labels)
+    found = score(self, batches, labels)
     found['scores']['fid'] = value
     return found
 

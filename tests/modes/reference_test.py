@@ -12,10 +12,9 @@ import pytest
 
 from diversedit_jax import modes, types
 from diversedit_jax.data import sources
-from diversedit_jax.evaluation import reference
+from diversedit_jax.evaluation import reference, scorers
 from diversedit_jax.frozen import encoders
 from diversedit_jax.frozen.encoders import base
-from diversedit_jax.modes import scorers
 from diversedit_jax.sampling import generate
 
 tiny_inception = picture_eval.tiny_inception
@@ -61,7 +60,7 @@ def files(tmp_path_factory):
   picture_eval.write_weights(picture_eval.make(root), root / 'weights.safetensors')
   source = sources.open_source(f'folder:{root}/pictures', size=16)
   images = source.gather(np.arange(len(source)))['images']
-  network = picture_eval.view()
+  network = picture_eval.network()
   features = {k: np.asarray(x) for k, x in network.features(network.params, images).items()}
   statistics = {
     'mu': features['pool'].mean(0),
@@ -104,7 +103,7 @@ def test_statistics_are_written_reused_and_scored_against(files, tmp_path, of_fo
     for name in ('mu', 'sigma', 'mu_s', 'sigma_s'):
       np.testing.assert_allclose(getattr(found, name), expected[name], rtol=1e-5, atol=1e-7)
   with monkeypatch.context() as patch:
-    patch.setattr(sources.PictureSource, 'load', lambda *_: pytest.fail('looked again'))
+    patch.setattr(sources.PictureSource, '_load', lambda *_: pytest.fail('looked again'))
     patch.setattr(
       sources.PictureSource, 'gather', lambda self, i: {'images': np.zeros((1, 16, 16, 3), 'u1')}
     )
@@ -242,7 +241,7 @@ def test_without_inception_where_to_find_it_is_told(files, tmp_path, monkeypatch
 
 def test_statistics_of_other_weights_are_refused(files, tmp_path, monkeypatch):
   (written,) = modes.stats.run(picture_eval.make(files), str(tmp_path))
-  monkeypatch.setattr(scorers, 'open_inception', lambda weights: picture_eval.view(seed=1))
+  monkeypatch.setattr(scorers, 'open_inception', lambda weights: picture_eval.network(seed=1))
   with pytest.raises(types.UserError, match='the SHA-256 of Inception is'):
     evaluate(files, tmp_path, eval__reference=str(written))
 
@@ -266,7 +265,7 @@ def test_statistics_need_colour_pictures(tmp_path):
 
 
 def test_too_few_samples_and_pictures_of_one_colour_are_flagged(files, tmp_path, monkeypatch):
-  """Sample 3 is grey, sample 5 a copy of sample 4; the archive has them in another order."""
+  """Picture 3 is grey, picture 5 a copy of picture 4."""
   finish = scorers.PictureScorer.finish
 
   def spoilt(self, made):
@@ -297,11 +296,3 @@ def test_samples_that_are_not_finite_are_refused(files, tmp_path, monkeypatch):
   with pytest.raises(types.UserError, match='cannot quantise: 1 of 6144 values are not finite'):
     evaluate(files, tmp_path)
   assert not (tmp_path / 'eval' / 'fid.json').exists()
-
-
-def test_a_claim_of_50k_needs_as_many(files):
-  for name in ('fid50k', 'FID-50K-{step}'):
-    with pytest.raises(types.UserError, match='says 50K, but eval.number=5000'):
-      picture_eval.make(files, eval__name=name, eval__number=5000)
-  picture_eval.make(files, eval__name='fid50k', eval__number=50_000)
-  picture_eval.make(files, eval__name='step-450k', eval__number=5000)

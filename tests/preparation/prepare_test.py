@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_store_bit_by_bit(inputs, whole, tmp_pa
   kept = len(facts(shards))
   text = ended(start(arguments))
   assert f'{6 - kept} of them made now' in text
-  assert '24 of 24 pictures (100%)' in text and 'skipped 2 | ETA 0:00:00 | memory' in text
+  assert '24 of 24 pictures (100%)' in text and 'ETA 0s | skipped 2 | memory' in text
   assert small.contents(root) == small.contents(whole)
 
 

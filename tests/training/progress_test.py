@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from diversedit_jax.training import progress
 
 
@@ -41,14 +39,6 @@ def test_clock_leaves_pauses_out(monkeypatch):
   now[0] = 16.0
   assert clock.lap() == 1.0
   assert clock.total() == 16.0
-
-
-@pytest.mark.parametrize(
-  ('seconds', 'text'),
-  [(7.4, '7s'), (185, '3:05'), (43385, '12:03:05'), (390000, '4d 12h'), (float('inf'), '?')],
-)
-def test_durations(seconds, text):
-  assert progress.duration(seconds) == text
 
 
 def test_line_shows_losses_rate_and_eta():

@@ -5,8 +5,7 @@ import functools
 import os
 import stat
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.pictures import base, loading, naming
 
 

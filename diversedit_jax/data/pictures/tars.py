@@ -9,8 +9,7 @@ import dataclasses
 import os
 import tarfile
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.pictures import base, naming
 
 _BLOCK = 512

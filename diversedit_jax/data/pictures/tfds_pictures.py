@@ -9,8 +9,7 @@ import threading
 
 import numpy as np
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.pictures import base
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')

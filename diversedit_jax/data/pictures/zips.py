@@ -7,8 +7,7 @@ import zipfile
 
 import numpy as np
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.pictures import naming, tars
 
 ENTRY = np.dtype(

@@ -13,8 +13,8 @@ from diversedit_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ArraySource:
-  """Examples held in memory; see `base.Source`.
+class ArraySource(base.Source):
+  """Examples held in memory: `data` uint8 or floating [n, H, W, C], `labels` integer [n].
 
   data: images or latents [n, H, W, C], uint8 or floating; uint8 becomes floating on the device.
   labels: integers [n].
@@ -35,8 +35,8 @@ class ArraySource:
     object.__setattr__(self, 'labels', np.asarray(self.labels).astype(np.int32))
 
   @property
-  def mirrors(self) -> bool:
-    """True for pixels; the latents of a mirror image are not the mirrored latents."""
+  def can_mirror(self) -> bool:
+    """Pixels can be mirrored; latents of a mirror image are not the mirrored latents."""
     return self.space == 'pixels'
 
   @property
@@ -56,7 +56,7 @@ class ArraySource:
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`."""
     base.check_indices(self.name, indices, len(self))
-    if flips is not None and not self.mirrors:
+    if flips is not None and not self.can_mirror:
       raise ValueError(f'{self.name} holds latents, which cannot be mirrored')
     x_NHWC = base.mirrored(self.data[indices], flips)
     if x_NHWC.dtype != np.uint8:

@@ -47,8 +47,7 @@ def open_source(
   """
   trees.check_known('split', split, base.SPLITS)
   kind, _, rest = spec.partition(':')
-  if kind not in KINDS:
-    raise UserError(f'unknown data source {spec!r}{trees.did_you_mean(kind, KINDS)}')
+  trees.check_known('data source', kind, KINDS)
   if (kind == 'digits') == bool(rest):
     raise UserError(f"data {spec!r} is malformed; expected 'digits' or '{kind}:...'")
   if kind == 'digits':

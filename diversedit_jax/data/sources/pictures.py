@@ -2,16 +2,16 @@
 
 from concurrent import futures
 import functools
+import hashlib
 import os
 
 import numpy as np
 
-from diversedit_jax import types
 from diversedit_jax.data import pictures as pictures_lib
 from diversedit_jax.data.sources import base
 
 
-class PictureSource:
+class PictureSource(base.Source):
   """See `base.Source`: uint8 images of a collection, cropped to a square.
 
   A bad picture ends the run with its name, because leaving it out would change the order of all
@@ -20,7 +20,8 @@ class PictureSource:
 
   space: base.Space = 'pixels'
   scaling = None
-  mirrors = True
+  can_mirror = reads_files = decodes = True
+  options = ('classes', 'crop', 'orientation')
 
   def __init__(
     self,
@@ -34,7 +35,7 @@ class PictureSource:
     self.collection = collection
     self.name = collection.name
     self.num_classes = len(collection.listing.label_names)
-    self._size, self.crop, self.orientation = size, crop, orientation
+    self._size, self._crop, self._orientation = size, crop, orientation
 
   @property
   def labels(self) -> np.ndarray:
@@ -60,6 +61,11 @@ class PictureSource:
     """SHA-256 of the listing: names, labels and sizes of the files."""
     return self.collection.listing.digest()
 
+  def pixels_digest(self) -> str:
+    """SHA-256 of the listing and of how the pictures are cropped."""
+    made = f'{self.digest()} {self._crop} {self._orientation}'
+    return hashlib.sha256(made.encode()).hexdigest()
+
   def __len__(self) -> int:
     return len(self.collection.listing)
 
@@ -70,7 +76,8 @@ class PictureSource:
     """See `base.Source`.
 
     Raises:
-      UserError: a picture is bad; it is named.
+      BadExample: a picture is bad; it is named.
+      UserError: a picture could not be read, again and again.
     """
     base.check_indices(self.name, indices, len(self))
     x_NHWC = np.stack(list(self._pool.map(self._load, indices.tolist())))
@@ -80,23 +87,16 @@ class PictureSource:
   def _pool(self):
     return futures.ThreadPoolExecutor(os.cpu_count())
 
-  def load(self, index: int) -> np.ndarray:
-    """One picture, uint8 [S, S, 3].
-
-    Raises:
-      BadPicture: its bytes cannot be used; the message is the reason.
-      UserError: every attempt to read it failed.
-    """
-    _, pixels = pictures_lib.load(
-      self.collection, index, size=self._size, rule=self.crop, orientation=self.orientation
-    )
-    return pixels
-
   def _load(self, index):
     try:
-      return self.load(index)
+      _, pixels = pictures_lib.load(
+        self.collection, index, size=self._size, rule=self._crop, orientation=self._orientation
+      )
     except pictures_lib.BadPicture as error:
-      raise types.UserError(
-        f'{self.name}: {self.collection.listing.names[index]}: {error}; repair it, or make a store '
-        '(python -m diversedit_jax.prepare), which leaves out bad pictures and lists them'
+      raise base.BadExample(
+        self.name,
+        f'{self.collection.listing.names[index]}: {error}',
+        'mend it, or make a store (python -m diversedit_jax.prepare), which lists what it leaves '
+        'out',
       ) from error
+    return pixels

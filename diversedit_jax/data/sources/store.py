@@ -12,8 +12,11 @@ from diversedit_jax.data.sources import base
 from diversedit_jax.data.store import layout, reader
 
 
-class StoreSource:
-  """See `base.Source`. If the store has moments the model learns these; pixels lie beside them."""
+class StoreSource(base.Source):
+  """See `base.Source`. If there are moments, they are what is learned, and pixels lie beside."""
+
+  reads_files = True
+  options = ('crop', 'orientation')
 
   def __init__(self, path: str | pathlib.Path, *, pixels: bool = True):
     """Opens a finished store.
@@ -31,11 +34,11 @@ class StoreSource:
     self.space: base.Space = 'latents' if 'moments' in plan.columns else 'pixels'
     self.num_classes = len(plan.label_names)
     self.scaling = None
-    self.mirrors = True
+    self.can_mirror = True
     self._columns = [c for c in plan.columns if pixels or c == self._main]
     if plan.vae is not None:
       self.scaling = latents.Scaling(scale=plan.vae['scale'], shift=plan.vae['shift'])
-      self.mirrors = plan.columns['moments'].twins
+      self.can_mirror = plan.columns['moments'].twins
 
   @property
   def plan(self) -> layout.Plan:
@@ -62,10 +65,12 @@ class StoreSource:
     return len(self.store)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """See `base.Source`. Moments of a mirror image are those of its encoded twin."""
+    """See `base.Source`. Mirror images are those that were encoded, not mirrored latents."""
     base.check_indices(self.name, indices, len(self))
-    if flips is not None and not self.mirrors:
-      raise ValueError(f'{self.name} has no twins, and latents cannot be mirrored')
+    if flips is not None and not self.can_mirror:
+      raise ValueError(
+        f'{self.name} has no latents of mirror images, and latents cannot be mirrored'
+      )
     batch: dict[str, Any] = {'labels': self.labels[indices]}
     if 'moments' in self._columns:
       batch['moments'] = self.store.read('moments', indices, flips)
@@ -80,7 +85,7 @@ class StoreSource:
     return self.plan.label_names
 
   def digest(self) -> str:
-    """SHA-256 of the shards' facts (they hold checksums), the labels, and the latents' facts."""
+    """SHA-256 of the shards' facts, which hold checksums, of labels and of `latent_facts`."""
     manifest, facts = self.store.manifest, self.latent_facts()
     more = [] if facts is None else [json.dumps(facts, sort_keys=True)]
     return base.digest_of(*manifest.shards, manifest.labels, *more)
@@ -95,10 +100,23 @@ class StoreSource:
     }
     return {'encoder_sha256': self.plan.vae['encoder_sha256'], **values}
 
-  def twins(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """What is stored for mirror images: their moments."""
+  def mirrored_latents(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Moments of mirror images by key, [n, H, W, 2C]; {} for a store of pixels."""
+    if self.space == 'pixels':
+      return {}
     everywhere = np.ones(len(indices), bool)
     return {'moments': self.store.read('moments', indices, everywhere)}
+
+  def preparation(self) -> dict[str, str]:
+    """How the store was made, in words."""
+    manifest, plan = self.store.manifest, self.plan
+    vae = plan.vae and f'{plan.vae["file"]}, encoder {plan.vae["encoder_sha256"][:16]}'
+    return {
+      'source': f'{plan.source}, content {manifest.content_sha256[:16]}',
+      'crop': f'{plan.crop} to {plan.size}, orientation {plan.orientation}',
+      'vae': vae or 'none, pixels',
+      'shards': f'{plan.shards}, {manifest.count} examples, {manifest.skipped} skipped',
+    }
 
   def check_made(self, **stated: int | str | None) -> None:
     """Refuses a store made with another size, crop or orientation than stated; None accepts any.

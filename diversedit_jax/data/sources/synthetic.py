@@ -13,8 +13,8 @@ SIZE = {'train': 1_281_167, 'test': 50_000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
-  """Standard Gaussian latents; see `base.Source`.
+class SyntheticSource(base.Source):
+  """Standard Gaussian latents computed from the index: nothing to learn, nothing to store.
 
   Example i has label i mod num_classes and, with a `pixel_shape`, uniform noise as pixels.
   """
@@ -27,7 +27,7 @@ class SyntheticSource:
   pixel_shape: tuple[int, int, int] | None = None
   space: base.Space = 'latents'
   scaling: None = None
-  mirrors: bool = False
+  can_mirror: bool = False
   label_names: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:

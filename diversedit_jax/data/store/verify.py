@@ -11,8 +11,7 @@ import pathlib
 
 import numpy as np
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.store import layout, statistics, writer
 
 _RECORDS = 256  # Records read at once.

@@ -13,7 +13,7 @@ class Moments:
   """Moments with twins and pixels beside, like a store, counting what is read."""
 
   name, space, shape, num_classes = 'moments', 'latents', (2, 2, 1), 3
-  pixel_shape, scaling, mirrors = (4, 4, 3), latents.Scaling(), True
+  pixel_shape, scaling, can_mirror = (4, 4, 3), latents.Scaling(), True
   label_names = ('a', 'b', 'c')
 
   def __init__(self, n=10):
@@ -33,7 +33,7 @@ class Moments:
     labels = self.labels[indices]
     return {'moments': self.table[indices, twin], 'pixels': pixels, 'labels': labels}
 
-  def twins(self, indices):
+  def mirrored_latents(self, indices):
     return {'moments': self.table[indices, 1]}
 
 
@@ -48,7 +48,7 @@ def test_in_memory_is_the_same_source(source, flip):
   mesh = sharding.make_mesh()
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   device = sources.DeviceSource(held, whole=whole, batch=split)
-  for facts in ('name', 'space', 'shape', 'num_classes', 'pixel_shape', 'scaling', 'mirrors'):
+  for facts in ('name', 'space', 'shape', 'num_classes', 'pixel_shape', 'scaling', 'can_mirror'):
     assert getattr(held, facts) == getattr(device, facts) == getattr(source, facts)
   steps = [
     pipeline.Steps(source=s, seed=0, batch_size=7, flip=flip) for s in (source, held, device)

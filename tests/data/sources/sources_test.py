@@ -110,7 +110,7 @@ def test_arrays_latents_and_the_pixels_beside_them(tmp_path, dtype):
   np.testing.assert_array_equal(batch['labels'], [2, 0, 2])
   without = sources.open_source(f'arrays:{path}', pixels=False)
   assert without.pixel_shape is None and 'pixels' not in without.gather(np.array([0]))
-  assert not source.mirrors
+  assert not source.can_mirror
   with pytest.raises(ValueError, match='cannot be mirrored'):
     source.gather(np.array([0]), np.array([True]))
 

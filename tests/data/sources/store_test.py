@@ -72,7 +72,7 @@ def test_facts(opened):
   ):
     source = opened[name]
     assert (source.name, source.space, source.num_classes) == (f'store/{name}', space, 3)
-    assert (source.shape, source.pixel_shape, source.mirrors) == (shape, pixel_shape, mirrors)
+    assert (source.shape, source.pixel_shape, source.can_mirror) == (shape, pixel_shape, mirrors)
     assert source.scaling == (None if name == 'pixels' else scaling)
     np.testing.assert_array_equal(source.labels, store_files.LABELS)
 
@@ -108,7 +108,7 @@ def test_what_is_gathered(roots, name, pixels, keys):
 
 
 def test_without_twins_there_are_no_mirror_images(opened):
-  with pytest.raises(ValueError, match='store/alone has no twins'):
+  with pytest.raises(ValueError, match='store/alone has no latents of mirror images'):
     opened['alone'].gather(np.array([0]), np.array([False]))
   with pytest.raises(types.UserError, match='store/alone has no mirror images: .* --twins'):
     pipeline.Steps(source=opened['alone'], seed=0, batch_size=2, flip=True)
