@@ -242,7 +242,6 @@ def identity(
     number: number of samples.
     facts: facts of labels and weights.
   """
-  config = run_dir.flatten(experiment.config.to_dict())
   return plain(
     {
       'samples': {
@@ -251,7 +250,7 @@ def identity(
         **facts,
         'number': number,
         'class_token_scale': sampler.class_token_scale,
-        'network': {k: v for k, v in config.items() if run_dir.decides_network(k)},
+        'network': run_dir.network(experiment.config),
       },
       'compared': scorer.compared(),
     }
