@@ -77,7 +77,7 @@ def _encode(text, coding):
 
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
-  """What each permitted global becomes; made anew for every file."""
+  """The objects that stand for the permitted globals; every file gets its own."""
   reconstruct = restricted.Call(lambda kind, shape, code: _Array())
   scalar = restricted.Call(lambda dtype, data: _Array(_from_bytes(data, dtype, ())))
   return {
