@@ -121,7 +121,7 @@ def params_shapes(config: ViTConfig, grid: tuple[int, int], dtype: str) -> Param
 
 
 def encode(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Array:
-  """Normalised pixels -> all tokens at the end, [N, prefix + T, D] float32."""
+  """Maps normalised pixels to all tokens at the end, [N, prefix + T, D] float32."""
   x_NTD = embed_tokens(params, x_NHWC, config)
   x_NTD, _ = jax.lax.scan(lambda x, p: (block(p, x, config), None), x_NTD, params['blocks'])
   return _norm(x_NTD, params['norm'], config) if config.last_norm else x_NTD
