@@ -147,16 +147,3 @@ def test_moments_that_are_not_finite_are_found_by_key(store):
   report = verify.verify(store)
   fault = ('shards/moments-00001.array_record', "moments of '4' are not finite")
   assert report.faults == (fault,)
-
-
-def test_all_faults_are_listed(store):
-  flip(layout.shard_file(store, 'moments', 0))
-  flip(layout.shard_file(store, 'pixels', 1))
-  (store / 'skipped.csv').write_text('name,reason\n')
-  (store / 'other').write_text('')
-  assert faults(store) == {
-    'shards/moments-00000.array_record',
-    'shards/pixels-00001.array_record',
-    'skipped.csv',
-    'other',
-  }
