@@ -80,8 +80,12 @@ def test_a_flipped_byte_or_a_missing_file_is_found(store, name, position):
   assert faults(store) == {name}
 
 
-def test_a_manifest_of_another_plan_is_found(store):
+def test_a_manifest_of_another_plan_or_of_fewer_shards_is_found(store):
   edit(store / 'plan.json', crop='none')
+  assert faults(store) == {'manifest.json'}
+  edit(store / 'plan.json', crop=PLAN.crop)
+  assert faults(store) == set()
+  edit(store / 'manifest.json', shards=['d' * 64])
   assert faults(store) == {'manifest.json'}
 
 
