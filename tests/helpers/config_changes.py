@@ -27,8 +27,14 @@ def section_of(config, name):
   return config
 
 
-def dotted(*names):
-  return '.'.join(filter(None, names))
+def leaves(section, prefix=''):
+  """(whole key, value) of everything in a config."""
+  for key in section:
+    value = section[key]
+    if hasattr(value, 'keys'):
+      yield from leaves(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
 
 
 def changed(changes):
