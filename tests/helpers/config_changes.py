@@ -52,13 +52,6 @@ def refusal(config):
   return str(error.value)
 
 
-def assert_refused(changes, fragments):
-  """`build` refuses the changes, and its message holds all fragments."""
-  message = refusal(changed(changes))
-  missing = [fragment for fragment in fragments if fragment not in message]
-  assert not missing, message
-
-
 def moments(scaling):
   """64 latents that are scaled when they are used, as those of a store are."""
   return sources.ArraySource(
