@@ -10,9 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from configs import digits
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import interpolants, types
+from diversedit_jax import interpolants, options, types
 from diversedit_jax.data import latents, sources
+from diversedit_jax.experiment import declarations
+from diversedit_jax.methods import base, registry
 from diversedit_jax.models import config as model_config
 
 compiler_out_of_reach = config_changes.compiler_out_of_reach
@@ -105,10 +108,10 @@ def test_scale_of_latents_is_that_of_the_data_if_they_have_one(monkeypatch, scal
 
 def test_scale_of_latents_is_the_configs_where_the_data_have_none():
   synthetic = {'data.source': 'synthetic:8x8x4:10', 'vae.weights': 'vae.npz'}
-  options = experiment_lib.build(changed({**synthetic, 'vae.scale': 0.5, 'vae.shift': 1.5})).vae
-  assert (options.scale, options.shift) == (0.5, 1.5)
-  options = experiment_lib.build(changed(synthetic)).vae
-  assert (options.scale, options.shift) == (None, None)  # What the file says.
+  vae = experiment_lib.build(changed({**synthetic, 'vae.scale': 0.5, 'vae.shift': 1.5})).vae
+  assert (vae.scale, vae.shift) == (0.5, 1.5)
+  vae = experiment_lib.build(changed(synthetic)).vae
+  assert (vae.scale, vae.shift) == (None, None)  # What the file says.
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,32 @@ def test_a_missing_key_means_its_default():
   experiment = experiment_lib.build(config)
   assert experiment.train.ema_decay == 0.9999
   assert experiment.architecture.skip == model_config.Skip(enabled=True, placement='after')
+
+
+def test_a_new_method_is_one_registered_class(monkeypatch):
+  """Its keys, their checks and their help follow from the declaration; nothing else is edited."""
+  monkeypatch.setattr(registry, 'METHODS', dict(registry.METHODS))
+
+  @registry.register('variance', not_with={'diverse': 'both spread the features'})
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Variance(base.Term):
+    """A hinge on the deviation over the batch."""
+
+    margin: float = options.option(1.0, above=0, doc='Of the deviation.')
+    recipe = {'optimizer.b2': 0.95}
+
+    def loss(self, features, context):
+      raise NotImplementedError
+
+  config = digits.get_config('method=variance,skips=False')
+  assert config.variance.to_dict() == {'margin': 1.0} and config.optimizer.b2 == 0.95
+  config.variance.margin = 2.0
+  assert experiment_lib.build(config).objective.terms == (Variance(margin=2.0),)
+  assert '- `variance.margin` = 1.0 (a number; above 0)' in declarations.document()
+  config.variance.margin = 0.0
+  assert refusal(config) == 'variance.margin must be positive, got 0.0'
+  with pytest.raises(types.UserError, match='variance does not go with diverse: both spread'):
+    digits.get_config('method=diverse+variance')
 
 
 LATENTS = {'data.source': 'synthetic:8x8x4:10'}
