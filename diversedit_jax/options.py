@@ -5,7 +5,7 @@
     margin: float = options.option(1.0, above=0, doc='Least deviation over the batch.')
 
   options.defaults([Variance])                         ConfigDict(margin=1.0)
-  options.read(Variance, given)                        Variance(...), unknown keys refused
+  options.values([Variance], given, 'variance')        [{'margin': 2.0}], unknown keys refused
   options.keys([Variance])                             {'variance.margin': Key(...)} for help
 
 A `Section` checks its options whenever one is made, so a value is checked at one place, whether it
@@ -203,16 +203,6 @@ def values(
     {key: _value(field, given[key], name) for key, field in of_one.items() if key in given}
     for of_one in fields
   ]
-
-
-def read(cls: type[Section], given: Mapping[str, Any], **filled: Any) -> Any:
-  """An instance from a section of a config; `filled` are fields that are no options.
-
-  Raises:
-    UserError: see `values` and `Section`.
-  """
-  (found,) = values([cls], given, cls.section)
-  return cls(**found, **filled)
 
 
 def keys(classes: Iterable[type[Section]]) -> dict[str, Key]:

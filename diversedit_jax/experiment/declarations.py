@@ -153,14 +153,16 @@ def _line(key, config):
   facts += ['may change when a run continues'] if key.may_change else []
   given = ''
   if config is not None:
-    value = _at(config, key.name)
+    value = _at(config, key)
     same = (tuple(value) if isinstance(value, list) else value) == key.default
     given = '' if same else f', here {value!r}'
   described = '; '.join(filter(None, facts))
   return f'- `{key.name}` = {key.default!r}{given} ({described})  \n  {key.option.doc}'
 
 
-def _at(config, name):
-  for part in name.split('.'):
+def _at(config, key):
+  for part in key.name.split('.'):
+    if part not in config:
+      return key.default
     config = config[part]
   return config

@@ -1,12 +1,10 @@
-"""Options of evaluation and sweeps; what is refused is in refused_values_test."""
+"""Options of evaluation and sweeps; what is refused is in experiment_test."""
 
 from helpers import config_changes
 import pytest
 
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import types
 from diversedit_jax.evaluation import picture_metrics
-from diversedit_jax.experiment import eval_options
 
 compiler_out_of_reach = config_changes.compiler_out_of_reach
 
@@ -31,18 +29,6 @@ def test_the_judge_gets_its_options():
   )
 
 
-@pytest.mark.parametrize('name', ['fid-50k', 'FID50K', '50k-{step}', 'a-50K.b'])
-def test_a_claim_of_50k_must_be_true(name):
-  with pytest.raises(types.UserError, match=r'says 50K, but x\.number=5000'):
-    eval_options.check_claim(name, 'x.number', 5000)
-  eval_options.check_claim(name, 'x.number', 50_000)
-
-
-@pytest.mark.parametrize('name', ['fid-5k', '150k', 'step-450k', 'fid-50000', '{step}'])
-def test_other_names_claim_nothing(name):
-  eval_options.check_claim(name, 'x.number', 5000)
-
-
 @pytest.mark.parametrize(
   'changes', [{}, {'eval.reference': 'x.npz', 'eval.precision_recall': 'none'}]
 )
@@ -56,12 +42,3 @@ def test_a_file_of_labels_is_looked_at_later():
     config_changes.changed({'eval.labels': 'file:absent.npy'})
   ).evaluation
   assert options.labels == 'file:absent.npy'
-
-
-def test_every_score_has_a_better_side():
-  assert {'fid', 'sfid', 'kid', 'encoder_fid', 'frechet_distance'} <= {
-    name for name, choose in eval_options.BEST.items() if choose is min
-  }
-  assert {'inception_score', 'precision', 'recall', 'class_consistency'} <= {
-    name for name, choose in eval_options.BEST.items() if choose is max
-  }
