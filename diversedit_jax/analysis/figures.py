@@ -30,7 +30,7 @@ def similarity_heatmaps(
   similarity of two different blocks.
 
   Args:
-    path: of the PNG; appears whole or not at all.
+    path: path of the PNG; it appears whole or not at all.
     matrices: by title, each [L, L] with L >= 2; L may differ.
     low: value of the darkest colour; None takes the smallest value shown, but at least 0.1 below
       `high`, so that rounding among identical blocks is not drawn as structure.
@@ -93,9 +93,10 @@ def guidance_curves(
   """Writes a score against the guidance scale as a PNG, one curve for each interval.
 
   Args:
-    path: of the PNG; appears whole or not at all.
-    curves: by the interval in words, {scale: score}. label: of the score.
-    lowest_is_best: of all points the best one is marked.
+    path: path of the PNG; it appears whole or not at all.
+    curves: {scale: score} by the interval in words.
+    label: name of the score.
+    lowest_is_best: whether the lowest point is the best, which is marked.
 
   Raises:
     UserError: for no points, or scores that are not finite.

@@ -31,10 +31,10 @@ class DigitsReference:
 
   classifier: fitted on pixels 0..16, [N, 64] -> [N].
   classifier_test_accuracy: its share of right answers on the real test split.
-  mean: of the real training pixels in [-1, 1], [64].
+  mean: mean of the real training pixels in [-1, 1], [64].
   components: the leading principal directions, [64, 32].
   train_statistics, test_statistics: mean and covariance of the real splits' features.
-  counts: examples of the real splits.
+  counts: number of examples of the real splits.
   """
 
   classifier: svm.SVC

@@ -4,9 +4,7 @@ from helpers import config_changes
 import pytest
 
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import types
 from diversedit_jax.evaluation import picture_metrics
-from diversedit_jax.experiment import eval_options
 
 compiler_out_of_reach = config_changes.compiler_out_of_reach
 
@@ -23,24 +21,12 @@ def test_a_sweep_is_every_scale_with_every_interval():
   assert sweep(guidance_scales=(1.0,)).points() == [(1.0, 0.0, 1.0)]
 
 
-def test_the_judge_gets_its_options():
+def test_the_metrics_get_their_options():
   changes = {'eval.batch_size': 3, 'eval.precision_recall': 'none', 'eval.kid_subsets': 5}
   options = experiment_lib.build(config_changes.changed(changes)).evaluation.judge()
   assert options == picture_metrics.MetricOptions(
     batch_size=3, precision_recall='none', kid_subsets=5
   )
-
-
-@pytest.mark.parametrize('name', ['fid-50k', 'FID50K', '50k-{step}', 'a-50K.b'])
-def test_a_claim_of_50k_must_be_true(name):
-  with pytest.raises(types.UserError, match=r'says 50K, but x\.number=5000'):
-    eval_options.check_claim(name, 'x.number', 5000)
-  eval_options.check_claim(name, 'x.number', 50_000)
-
-
-@pytest.mark.parametrize('name', ['fid-5k', '150k', 'step-450k', 'fid-50000', '{step}'])
-def test_other_names_claim_nothing(name):
-  eval_options.check_claim(name, 'x.number', 5000)
 
 
 @pytest.mark.parametrize(

@@ -273,24 +273,6 @@ REFUSED = {
     lambda files: {'vae__weights': str(files.other_encoder)},
     ['store/store was made with another VAE', 'vae.weights=', 'other', vae_files.FILE],
   ),
-  'other scale': (
-    'store',
-    lambda _: {'vae__scale': 0.18215},
-    ['vae.scale=0.18215', 'store/store', '0.5'],
-  ),
-  'other shift': ('store', lambda _: {'vae__shift': 0.0}, ['vae.shift=0.0', 'store/store', '0.25']),
-  'other size': ('store', lambda _: {'data__size': 64}, ['data.size=64', 'store/store', 'size 32']),
-  'other classes': ('store', lambda _: {'data__num_classes': 4}, ['3 classes', 'expected 4']),
-  'pixels': (
-    'store',
-    lambda _: {'data__source': 'digits', 'data__size': 8, 'data__flip': False},
-    ['vae.weights=', 'digits/train are pixels'],
-  ),
-  'no mirror images': (
-    'arrays',
-    lambda _: {'data__flip': True},
-    ['data.flip=True', 'arrays/latents', '--twins'],
-  ),
 }
 
 
@@ -355,7 +337,6 @@ def state(workdir):
 @pytest.mark.parametrize(
   ('first', 'then'),
   [
-    ('none', 'none'),
     ('none', 'host'),
     ('none', 'device'),
     ('host', 'none'),

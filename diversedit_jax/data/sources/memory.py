@@ -101,7 +101,7 @@ def arrays(
   latents there may be `pixels` uint8 [n, H, W, 3], for encoders.
 
   Args:
-    path: of the file.
+    path: path of the file.
     num_classes: labels must lie below it; None takes the largest label plus one.
     pixels: whether pixels beside latents are read.
 

@@ -79,7 +79,13 @@ class DeviceSource(_Resident):
   def __init__(
     self, host: HostSource, *, whole: jax.sharding.Sharding, batch: jax.sharding.Sharding
   ):
-    """Puts a source in memory on the devices; whole: of its arrays, batch: of what is looked up."""
+    """Puts a source that is in memory on the devices.
+
+    Args:
+      host: the source.
+      whole: sharding of its arrays.
+      batch: sharding of the examples that are looked up.
+    """
     super().__init__(host.of)
     _check_devices(self.name, host.num_bytes, batch)
     put = lambda arrays: {
