@@ -5,6 +5,7 @@ import pytest
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.evaluation import picture_metrics
+from diversedit_jax.experiment import eval_options
 
 compiler_out_of_reach = config_changes.compiler_out_of_reach
 
