@@ -2,8 +2,8 @@
 
 While the device encodes a batch the threads decode the next ones (Pillow gives the interpreter
 free), and the moments of the batch before go to the store. A batch is a run of listed pictures
-without the bad ones, filled up with black, so one program encodes every batch, and the records of
-a shard depend on nothing outside it. Another batch size or device may round the last bit otherwise.
+without the bad ones, padded with its last picture, so one program encodes every batch, and the
+records of a shard depend on nothing outside it. Another batch size or device may round the last bit otherwise.
 """
 
 import collections
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import sharding, types
 from diversedit_jax.data import latents
 from diversedit_jax.data.pictures import base, loading
 from diversedit_jax.data.store import layout, writer
@@ -54,10 +54,9 @@ class Encoder:
     self._program = jax.jit(moments, out_shardings=self._split)
 
   def start(self, pixels_NHWC: np.ndarray) -> jax.Array:
-    """The moments of at most `batch_size` pictures, filled up to that; does not wait for them."""
-    filled = np.zeros((self.batch_size, *pixels_NHWC.shape[1:]), np.uint8)
-    filled[: len(pixels_NHWC)] = pixels_NHWC
-    return self._program(self._params, jax.device_put(filled, self._split))
+    """The moments of a padded batch of at most `batch_size` pictures; does not wait for them."""
+    padded = sharding.pad_rows(pixels_NHWC, self.batch_size)
+    return self._program(self._params, jax.device_put(padded, self._split))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@ from diversedit_jax import modes, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card, multihost, picture_metrics, reference
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.modes import evaluate, opening, run_context
+from diversedit_jax.modes import evaluate, identity, opening, run_context
 from diversedit_jax.sampling import generate
 
 tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
@@ -165,10 +165,10 @@ def test_an_interrupted_evaluation_goes_on(whole, files, tmp_path, monkeypatch, 
 def test_samples_that_another_process_does_not_see_are_refused(files, tmp_path, monkeypatch):
   monkeypatch.setattr(multihost, '_PATIENCE_SECONDS', 0)
   monkeypatch.setattr(generate.Generator, '__call__', lambda *_: pytest.fail('sampled'))
-  monkeypatch.setattr(evaluate, '_of_first', lambda number: 8)  # The first process sees a batch.
+  monkeypatch.setattr(multihost, 'from_first', lambda number: 8)  # The first process sees a batch.
   parts = tmp_path / 'eval' / 'fid.parts'
   card.write_json(parts / 'identity.json', {})
-  monkeypatch.setattr(evaluate, '_is_of', lambda path, *_: path.is_file())
+  monkeypatch.setattr(identity, 'is_of', lambda path, *_: path.name == 'identity.json')
   with pytest.raises(types.UserError, match='the workdir must be one that all see'):
     scored(files, tmp_path)
 
