@@ -2,8 +2,9 @@
 
 While the device encodes a batch the threads decode the next ones (Pillow gives the interpreter
 free), and the moments of the batch before go to the store. A batch is a run of listed pictures
-without the bad ones, padded with its last picture, so one program encodes every batch, and the
-records of a shard depend on nothing outside it. Another batch size or device may round the last bit otherwise.
+without the bad ones, padded with its last picture. So one program encodes every batch, and the
+records of a shard depend on nothing outside it. Another batch size or device may round the last bit
+otherwise.
 """
 
 import collections
