@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 
 from helpers import small, small_runs
 import numpy as np
@@ -200,15 +199,3 @@ def test_bad_pictures_alone_are_named(tmp_path):
     'min': None,
     'max': None,
   }
-
-
-def test_a_damaged_record_is_named(stores, tmp_path):
-  """The audit reads the data, so it meets what is broken."""
-  shutil.copytree(stores / 'moments', tmp_path / 'moments')
-  for path in (tmp_path / 'moments' / 'shards').glob('moments-*'):
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
-  experiment = of_store(tmp_path, 'moments')
-  with pytest.raises(types.UserError, match=r'moments-0000\d\.array_record cannot be read'):
-    modes.audit.run(experiment, '')

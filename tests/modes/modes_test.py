@@ -424,7 +424,7 @@ CONSUMED = {
 CONDITIONAL = ('diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion')
 CONDITIONAL += ('sampler.last_step', 'sampler.class_token_scale')
 # Keys of the scores of pictures, and sections of modes that this run leaves out;
-# `evaluation_mode_test`, `evaluation_during_test` and `sweep_mode_test` show that each is read.
+# `evaluation_test`, `online_eval_test`, `reference_test` and `sweep_test` show that each is read.
 OF_PICTURES = tuple(
   f'eval.{key}'
   for key in (
@@ -440,7 +440,7 @@ OF_PICTURES = tuple(
     'best',
   )
 )
-# Keys that matter only with a VAE; `decoding_test` shows that each is read.
+# Keys that matter only with a VAE; `decoding_test` shows that each matters.
 WITH_VAE = ('vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile')
 # Sections of other methods; `build/ignored_keys_test` shows that none of their keys is lost.
 OTHER_METHODS = ('repa', 'dispersive', 'sra', 'reg', 'meanflow')
