@@ -69,7 +69,7 @@ class Run:
     )
 
   def seconds(self) -> float:
-    """Of one step, waited for."""
+    """Seconds of one step, waited for."""
     clock = time.process_time if jax.default_backend() == 'cpu' else time.perf_counter
     started = clock()
     self.state, metrics = self.step(self.state, self.batch, self.frozen)

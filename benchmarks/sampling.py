@@ -35,7 +35,7 @@ from diversedit_jax.models import cost, layers
 from diversedit_jax.sampling import guidance, steppers, trajectory
 
 PARTS = ('loop', 'guidance', 'speed')
-# Of the paper's SiT-XL, 250 evaluations, on 8 GPUs (arXiv 2603.04239).
+# The paper's SiT-XL, 250 evaluations, on 8 GPUs (arXiv 2603.04239).
 PAPER_IMAGES_PER_SECOND = 10.04
 
 

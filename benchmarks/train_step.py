@@ -207,7 +207,7 @@ def main() -> None:
   args = parse()
   threads = timing.use_threads(args.threads)  # Before the first array, which starts JAX.
   cli.keep_memory()  # As training does.
-  # Of an accelerator's memory JAX takes a share at once, and never gives any of it back.
+  # JAX takes a share of an accelerator's memory at once, and never gives any of it back.
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45' if args.peer else '0.92')
   steps.one_device()
   ceilings = timing.ceilings()

@@ -7,24 +7,14 @@ otherwise.
 import ml_collections
 
 from configs import common
-from diversedit_jax.methods import rules
+from diversedit_jax.methods import meanflow, registry
 from diversedit_jax.models import sizes
-
-# Guidance in MeanFlow's training by size: omega, kappa, start, end (2505.13447, the table of its
-# configurations). It has no size S, which takes B's here.
-MEANFLOW = {
-  'S': (1.0, 0.5, 0.0, 1.0),
-  'B': (1.0, 0.5, 0.0, 1.0),
-  'M': (1.0, 0.5, 0.0, 1.0),
-  'L': (0.2, 0.92, 0.0, 0.8),
-  'XL': (0.2, 0.92, 0.0, 0.75),
-}
 
 
 def get(arg: str | None, *, size: str, resolution: int) -> ml_collections.ConfigDict:
   """A config from meta-arguments, as in `method=repa+diverse,steps=1_000_000`.
 
-    method    parts joined by '+', see methods/rules.py
+    method    parts joined by '+', see docs/methods.md
     skips     long residual connections; None given, exactly the methods with 'diverse' have them,
               for DiverseDiT is the connections and the loss together
     size      any of models.sizes
@@ -46,7 +36,7 @@ def get(arg: str | None, *, size: str, resolution: int) -> ml_collections.Config
 
 def has_skips(method: str) -> bool:
   """True if the published form of a method has long residual connections."""
-  return 'diverse' in rules.parse(method)
+  return 'diverse' in registry.parse(method)
 
 
 def dry_run_data(method: str, resolution: int) -> str:
@@ -57,7 +47,7 @@ def dry_run_data(method: str, resolution: int) -> str:
   them.
   """
   latents = f'{resolution // 8}x{resolution // 8}x4'
-  pixels = f'+{resolution}x{resolution}x3' if rules.needs(rules.parse(method), 'encoder') else ''
+  pixels = f'+{resolution}x{resolution}x3' if registry.needs(method, 'needs_pixels') else ''
   return f'synthetic:{latents}{pixels}:1000'
 
 
@@ -76,11 +66,10 @@ def recipe(
   config.train.batch_size = 256
   common.set_method(config, method)
   config.sampler.guidance_scale = guidance
-  if 'meanflow' in rules.parse(method):
+  if 'meanflow' in registry.parse(method):
     sizes.size(size)  # Refuses an unknown one by name.
-    omega, kappa, start, end = MEANFLOW[size.partition('/')[0]]
-    config.meanflow.update(omega=omega, kappa=kappa, start=start, end=end)
-    # As published: its target multiplies the rounding of a derivative by up to t - r = 1.
+    config.meanflow.update(meanflow.GUIDANCE[size.partition('/')[0]])
+    # Published so: its target multiplies the rounding of a derivative by up to t - r = 1.
     config.model.dtype = 'float32'
     config.plan.peak_tflops = 495.0  # Of TF32, which JAX takes for float32 on these GPUs.
   if resolution == 512:

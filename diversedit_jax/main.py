@@ -5,6 +5,7 @@ from ml_collections import config_flags
 
 from diversedit_jax import cli, types
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.experiment import declarations
 from diversedit_jax.modes import (
   analyze,
   audit,
@@ -17,13 +18,13 @@ from diversedit_jax.modes import (
   train,
 )
 
-MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list')
+MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list', 'keys')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
 )
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
-_MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do; keys explains the config.')
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
@@ -32,20 +33,26 @@ _CHECKPOINT = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
 )
-flags.mark_flag_as_required('config')
 
 
 def main(argv: list[str]) -> None:
   """Builds the experiment and runs the mode."""
-  if len(argv) > 1:
+  mode, section = _MODE.value, argv[1] if len(argv) == 2 and _MODE.value == 'keys' else ''
+  if len(argv) > 1 and not section:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
-  config, mode = cli.load(_CONFIG), _MODE.value
+  config = None if _CONFIG.value is None else cli.load(_CONFIG)
+  if mode == 'keys':
+    print(declarations.document(section, config), end='')
+    return
+  if config is None:
+    raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
   if mode == 'plan' and config.get('plan', {}).get('compile_for'):
     cli.stay_on_cpu()
   cli.keep_programs()
   cli.keep_memory()
   if _DISTRIBUTED.value:
     cli.join_processes()
+    cli.let_first_process_log()
   if mode == 'list':
     print(listing.listing(config))
     return

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import rng, sharding, types
-from diversedit_jax.analysis import kernels, similarity
+from diversedit_jax import options, rng, sharding, types
+from diversedit_jax.analysis import similarity
 from diversedit_jax.data import sources
 from diversedit_jax.methods import base
 from diversedit_jax.models import taps
@@ -19,28 +19,26 @@ _BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnalysisConfig:
-  """Options of `--mode=analyze`.
+class AnalysisConfig(options.Section, section='analysis', may_change=True):
+  """What `--mode=analyze` looks at."""
 
-  examples: number of real examples, the first of the held-out split.
-  times: t in [0, 1]; each is analysed alone.
-  view: name in `similarity.VIEWS`.
-  bandwidth: width of the RBF kernel, in median distances.
-  """
-
-  examples: int
-  times: tuple[float, ...]
-  view: str
-  bandwidth: float
+  examples: int = options.option(
+    256, at_least=4, doc='Real examples, the first of the held-out split.'
+  )
+  times: tuple[float, ...] = options.option(
+    (0.1, 0.5, 0.9), at_least=0, at_most=1, doc='Times t, each analysed alone.'
+  )
+  view: str = options.option(
+    'mean', choices=similarity.VIEWS, doc='Features of an example from those of its tokens.'
+  )
+  bandwidth: float = options.option(
+    1.0, above=0, doc='Width of the RBF kernel, in median distances.'
+  )
 
   def __post_init__(self):
-    if self.examples < 4 or not self.times or not all(0 <= t <= 1 for t in self.times):
-      raise types.UserError(
-        'analysis needs at least 4 examples and times in [0, 1]; got '
-        f'examples={self.examples}, times={self.times}'
-      )
-    similarity.view(np.zeros((1, 1, 1, 1)), self.view)  # Refuses an unknown view.
-    kernels.Options(bandwidth=self.bandwidth)  # Refuses a bandwidth that is not positive.
+    super().__post_init__()
+    if not self.times:
+      raise types.UserError('analysis.times is empty; name at least one time in [0, 1]')
 
 
 def block_features(
@@ -76,7 +74,7 @@ def block_features(
       return jax.tree.map(lambda x: x[0], objective.draw(one, key))
 
     draws = jax.vmap(draw)(rng.per_example(key, index_N), batch)
-    labels_N = batch['labels'] if network.model.config.num_classes else draws.y
+    labels_N = batch['labels'] if network.model.architecture.num_classes else draws.y
     t_N = jnp.full(index_N.shape, t, jnp.float32)
     draws = dataclasses.replace(objective.flow.at(draws, t_N), y=labels_N)
     return objective.flow.run(network, draws, tap).features

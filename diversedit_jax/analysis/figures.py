@@ -1,9 +1,12 @@
-"""Figures for papers and reports, drawn without matplotlib's global state."""
+"""Figures for papers and reports, drawn without matplotlib's global state.
+
+matplotlib is imported where it draws: the import takes half a second, and most runs draw nothing.
+"""
 
 from collections.abc import Mapping
 import os
+from typing import Any
 
-from matplotlib import colormaps, figure
 import numpy as np
 
 from diversedit_jax.analysis import similarity
@@ -30,8 +33,8 @@ def similarity_heatmaps(
   similarity of two different blocks.
 
   Args:
-    path: path of the PNG; it appears whole or not at all.
-    matrices: by title, each [L, L] with L >= 2; L may differ.
+    path: the PNG file; it appears whole or not at all.
+    matrices: matrices [L, L] by title, with L >= 2; L may differ.
     low: value of the darkest colour; None takes the smallest value shown, but at least 0.1 below
       `high`, so that rounding among identical blocks is not drawn as structure.
     high: value of the brightest colour.
@@ -41,6 +44,8 @@ def similarity_heatmaps(
   Raises:
     UserError: for no matrices, another shape, or values that are not finite.
   """
+  from matplotlib import figure
+
   if not matrices or columns < 1:
     raise UserError(f'heat maps need matrices and columns >= 1; got {len(matrices)}, {columns}')
   arrays = {title: np.asarray(matrix, np.float64) for title, matrix in matrices.items()}
@@ -93,14 +98,16 @@ def guidance_curves(
   """Writes a score against the guidance scale as a PNG, one curve for each interval.
 
   Args:
-    path: path of the PNG; it appears whole or not at all.
+    path: the PNG file; it appears whole or not at all.
     curves: {scale: score} by the interval in words.
     label: name of the score.
-    lowest_is_best: whether the lowest point is the best, which is marked.
+    lowest_is_best: of all points the best one is marked.
 
   Raises:
     UserError: for no points, or scores that are not finite.
   """
+  from matplotlib import colormaps, figure
+
   points = [(y, x, name) for name, curve in curves.items() for x, y in curve.items()]
   if not points or not np.isfinite([y for y, _, _ in points]).all():
     raise UserError(f'guidance curves need points with finite scores; got {points}')
@@ -136,6 +143,6 @@ def _ticks(depth: int) -> list[int]:
   return [1, *range(every, depth + 1, every)]
 
 
-def _write(fig: figure.Figure, path: str | os.PathLike[str]) -> None:
+def _write(fig: Any, path: str | os.PathLike[str]) -> None:
   with files.atomic(path) as temporary:
     fig.savefig(temporary, format='png', dpi=_DPI)

@@ -1,9 +1,10 @@
-"""From a config to checked, typed parts; the only reader of configs.
+"""From a config to checked, typed parts, and the directory of a run.
 
-Each section is splatted into a dataclass, so an unknown key is an error that names the nearest one,
-and everything is checked here, before anything compiles.
+`declarations` knows every key; `build` reads a config and checks all of it before anything
+compiles.
 """
 
+from diversedit_jax.experiment.declarations import defaults
 from diversedit_jax.experiment.experiment import Experiment, build, check_devices
 
-__all__ = ['Experiment', 'build', 'check_devices']
+__all__ = ['Experiment', 'build', 'check_devices', 'defaults']

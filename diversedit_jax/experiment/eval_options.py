@@ -3,10 +3,9 @@
 import dataclasses
 import re
 
-from diversedit_jax import trees, types
+from diversedit_jax import options, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import manifold, picture_metrics
-from diversedit_jax.experiment import sections
 
 BEST = {
   'fid': min,
@@ -26,43 +25,66 @@ LABELS_FILE = 'file:'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-  """How samples are scored; see `configs.common.base` and docs/evaluation.md.
+class EvalOptions(options.Section, section='eval', may_change=True):
+  """How samples are scored; see docs/evaluation.md."""
 
-  name: of the result file; '{step}' in it becomes the step of the checkpoint.
-  reference: 'digits', an .npz, or pictures as `data.source` names them; '' for none.
-  number, labels, quantiser: of the samples. inception: file of its weights, or 'random:SEED'.
-  encoder, encoder_weights, encoder_reference: a second network, and what it compares with.
-  batch_size, precision_recall, kid_subsets: see `evaluation.picture_metrics.MetricOptions`.
-  keep_samples: as an .npz. every, every_number, best: of evaluations while training.
-  """
-
-  name: str
-  reference: str
-  number: int
-  labels: str
-  quantiser: str
-  inception: str
-  encoder: str
-  encoder_weights: str
-  encoder_reference: str
-  batch_size: int
-  precision_recall: str
-  kid_subsets: int
-  keep_samples: bool
-  every: int
-  every_number: int
-  best: str
+  name: str = options.option(
+    'fid-{step}', doc="Name of the files eval/NAME.json and .npz; '{step}' becomes the step."
+  )
+  reference: str = options.option(
+    '',
+    doc="What to score against: ADM's .npz, one that --mode=stats wrote, pictures as in "
+    'data.source (folder:DIR, store:DIR, ...), or digits.',
+  )
+  number: int = options.option(50_000, at_least=1, doc='Samples.')
+  labels: str = options.option(
+    'random', doc='random (SiT, REPA), balanced, one class index, or file:LABELS.npy.'
+  )
+  quantiser: str = options.option(
+    'truncate',
+    choices=images.QUANTISERS,
+    doc='Floats to bytes: truncate (REPA, SRA, REG) or round_half (DiT, SiT, MeanFlow).',
+  )
+  inception: str = options.option(
+    '', doc="File of the FID network's weights, or its folder; random:SEED for trials."
+  )
+  encoder: str = options.option('', doc='A second network, such as dinov2-vit-l for FD-DINOv2.')
+  encoder_weights: str = options.option('', doc='Folder with its official file.')
+  encoder_reference: str = options.option(
+    '',
+    doc="As eval.reference, from --mode=stats with the same encoder; '' takes eval.reference's "
+    'pictures.',
+  )
+  batch_size: int = options.option(
+    64, at_least=1, doc='Pictures through these networks at a time, of all devices.'
+  )
+  precision_recall: str = options.option(
+    'float32',
+    choices=picture_metrics.PRECISION_RECALL,
+    doc="Arithmetic of precision and recall: float32, float16 (ADM's) or none.",
+  )
+  kid_subsets: int = options.option(
+    100, at_least=0, doc='Subsets of the kernel distance; 0 leaves it out.'
+  )
+  keep_samples: bool = options.option(
+    True, doc="Keeps them as eval/NAME.npz, which ADM's evaluator reads too."
+  )
+  every: int = options.option(
+    0, at_least=0, doc='Steps between evaluations while training; 0 is off.'
+  )
+  every_number: int = options.option(
+    1_000, at_least=1, doc='Samples of each of those: for watching, not for quoting.'
+  )
+  best: str = options.option(
+    'fid', choices=BEST, doc='Score by which the best averaged weights are kept.'
+  )
 
   def __post_init__(self):
+    super().__post_init__()
     if not re.fullmatch(r'[\w.+=-]+', self.name.replace('{step}', '0')):
       raise types.UserError(
         f"eval.name={self.name!r} names a file: letters, digits, '.+=-_' and '{{step}}' only"
       )
-    trees.check_known('eval.quantiser', self.quantiser, images.QUANTISERS)
-    trees.check_known('eval.best', self.best, BEST)
-    sections.at_least('eval', 'every', self.every, 0)
-    self.judge()
     for name in ('number', 'every_number'):
       self.check_number(f'eval.{name}', getattr(self, name))
     if self.encoder and not self.encoder_weights:
@@ -91,20 +113,23 @@ class EvalOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-  """Guidance of `--mode=sweep`: every scale with every interval low <= high.
+class SweepOptions(options.Section, section='sweep', may_change=True):
+  """Guidance of `--mode=sweep`: every scale with every interval low <= high."""
 
-  number: of samples for each. score: that the table and the plot are about.
-  """
-
-  guidance_scales: tuple[float, ...]
-  guidance_lows: tuple[float, ...]
-  guidance_highs: tuple[float, ...]
-  number: int
-  score: str
+  guidance_scales: tuple[float, ...] = options.option(
+    (1.0, 1.25, 1.5, 1.75, 2.0), at_least=0, doc='Guidance scales; 1 is none.'
+  )
+  guidance_lows: tuple[float, ...] = options.option(
+    (0.0,), at_least=0, at_most=1, doc='Where guidance ends.'
+  )
+  guidance_highs: tuple[float, ...] = options.option(
+    (0.7, 1.0), at_least=0, at_most=1, doc='Where guidance begins, t falling from 1.'
+  )
+  number: int = options.option(5_000, at_least=1, doc='Samples for each setting.')
+  score: str = options.option('fid', choices=BEST, doc='Score that is tabled first and plotted.')
 
   def __post_init__(self):
-    trees.check_known('sweep.score', self.score, BEST)
+    super().__post_init__()
     for name in ('guidance_scales', 'guidance_lows', 'guidance_highs'):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):

@@ -1,8 +1,9 @@
 """A whole config as one checked object."""
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
-from absl import logging
 from flax import nnx
 import ml_collections
 import optax
@@ -10,9 +11,10 @@ import optax
 from diversedit_jax import interpolants, sharding, types
 from diversedit_jax.analysis import blocks
 from diversedit_jax.data import pipeline, sources
-from diversedit_jax.experiment import eval_options, method, network, sections
-from diversedit_jax.methods import base, rules
-from diversedit_jax.models import sit
+from diversedit_jax.experiment import declarations, eval_options, sections
+from diversedit_jax.methods import base, construction, registry
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import sizes
 from diversedit_jax.planning import devices, plan
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import loop, optim
@@ -24,10 +26,12 @@ class Experiment:
 
   config: ml_collections.ConfigDict
   seed: int
+  method: str
   data: sections.DataOptions
   source: sources.Source
   vae: sections.VaeOptions
-  model: sit.SiTConfig
+  architecture: model_config.Architecture
+  execution: model_config.Execution
   path: interpolants.Path
   objective: base.Objective
   train: sections.TrainOptions
@@ -43,9 +47,13 @@ class Experiment:
   analysis: blocks.AnalysisConfig
   plan: plan.PlanConfig
 
+  @property
+  def model(self):
+    return self.architecture
+
   def network(self, rngs: nnx.Rngs) -> base.Network:
     """The network to train, freshly initialised."""
-    return base.Network(self.model, self.objective.terms, rngs=rngs)
+    return base.Network(self.architecture, self.execution, self.objective.terms, rngs=rngs)
 
   def schedule(self) -> optax.Schedule:
     """Learning rate by step."""
@@ -65,125 +73,104 @@ class Experiment:
     )
 
 
-SECTIONS = (
-  'seed',
-  'method',
-  'data',
-  'vae',
-  'model',
-  'interpolant',
-  *method.OPTIONS,
-  'train',
-  'optimizer',
-  'mesh',
-  'log',
-  'checkpoint',
-  'preview',
-  'sampler',
-  'sample',
-  'eval',
-  'sweep',
-  'analysis',
-  'plan',
-)
-
-
 def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experiment:
-  """Reads a whole config.
+  """Reads a whole config; a key that it lacks means its default.
 
   planned: nothing will run: the model is for the machine of `plan.compile_for`, or for a GPU.
 
   Raises:
     UserError: for an unknown, missing or impossible entry, naming it.
   """
-  sections.check_keys('config', config, SECTIONS, SECTIONS)
-  sections.at_least('config', 'seed', config.seed, 0)
-  data = sections.splat(sections.DataOptions, config.data, 'data')
-  names = rules.parse(config.method)
-  source = data.open(pixels=rules.needs(names, 'encoder'))
-  path = network.make_path(config.interpolant)
-  train = sections.splat(sections.TrainOptions, config.train, 'train')
-  optimizer = sections.splat(optim.OptimizerConfig, config.optimizer, 'optimizer')
-  optim.schedule(optimizer, train.steps)  # Refuses a warm-up longer than the run.
-  if train.batch_size > len(source):
-    raise types.UserError(
-      f'train.batch_size={train.batch_size} is more than {source.name} has examples: {len(source)}'
-    )
-  # Refuses a seed, and mirror images that there are none of.
-  pipeline.Steps(source=source, seed=config.seed, batch_size=train.batch_size, flip=data.flip)
-  if train.batch_size % train.accumulate:
-    raise types.UserError(
-      f'train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}'
-    )
-  plan_options = sections.splat(plan.PlanConfig, config.plan, 'plan')
-  platform = (devices.platform(plan_options.compile_for) or 'gpu') if planned else ''
-  objective, model = method.make_objective(
-    method.Inputs(
-      config=config,
-      names=names,
+  given, declared = declarations.values(config), declarations.classes()
+  read = {name: cls(**given[name][0]) for name, (cls, *others) in declared.items() if not others}
+  general, data, train = read[''], read['data'], read['train']
+  source = data.open(pixels=registry.needs(general.method, 'needs_pixels'))
+  optim.schedule(read['optimizer'], train.steps)  # Refuses a warm-up longer than the run.
+  _check_batch(train, data, source, general.seed)
+  platform = ''
+  if planned:
+    platform = devices.platform(read['plan'].compile_for) or 'gpu'
+  architecture, execution = make_model(given['model'], source, platform)
+  objective, architecture, execution = construction.make_objective(
+    base.Setup(
+      method=general.method,
+      options=_parts(read),
+      architecture=architecture,
+      execution=execution,
       source=source,
-      model=network.make_model(config.model, source, platform),
-      path=path,
+      interpolant=read['interpolant'],
+      label_dropout=train.label_dropout,
       batch_size=train.batch_size,
       examples=train.batch_size // train.accumulate,
-    )
+    ),
+    ema_decay=train.ema_decay,
   )
+  path = read['interpolant'].make_path()
   experiment = Experiment(
     config=config,
-    seed=config.seed,
+    seed=general.seed,
+    method=general.method,
     data=data,
     source=source,
-    vae=make_vae_options(config, source),
-    model=model,
+    vae=with_scale_of(read['vae'], source),
+    architecture=architecture,
+    execution=execution,
     path=path,
     objective=objective,
     train=train,
-    optimizer=optimizer,
-    mesh=sections.splat(sections.MeshOptions, config.mesh, 'mesh'),
-    log=sections.splat(sections.LogOptions, config.log, 'log'),
-    checkpoint=sections.splat(sections.CheckpointOptions, config.checkpoint, 'checkpoint'),
-    preview=sections.splat(sections.PreviewOptions, config.preview, 'preview'),
-    sampler=sections.splat(trajectory.SamplerConfig, config.sampler, 'sampler', path=path.name),
-    sample=sections.splat(sections.SampleOptions, config.sample, 'sample'),
-    evaluation=sections.splat(eval_options.EvalOptions, config.eval, 'eval'),
-    sweep=sections.splat(eval_options.SweepOptions, config.sweep, 'sweep'),
-    analysis=sections.splat(blocks.AnalysisConfig, config.analysis, 'analysis'),
-    plan=plan_options,
+    optimizer=read['optimizer'],
+    mesh=read['mesh'],
+    log=read['log'],
+    checkpoint=read['checkpoint'],
+    preview=read['preview'],
+    sampler=dataclasses.replace(read['sampler'], path=path.name),
+    sample=read['sample'],
+    evaluation=read['eval'],
+    sweep=read['sweep'],
+    analysis=read['analysis'],
+    plan=read['plan'],
   )
-  experiment.evaluation.check_number('sweep.number', experiment.sweep.number)
-  generate.make_labels(experiment.sample.labels, [0], model.num_classes, experiment.sample.seed)
-  scored = experiment.evaluation.labels
-  if not scored.startswith(eval_options.LABELS_FILE):  # A file is read when it is needed.
-    generate.make_labels(scored, [0], model.num_classes, 0, key='eval.labels')
-  trajectory.check_guidance(experiment.sampler, model.null_label)
-  objective.flow.check_sampler(experiment.sampler)
-  if 'meanflow' in names and config.interpolant.time_law == 'uniform':
-    logging.warning(
-      'method=meanflow with uniform times: its published recipe (logit-normal times, b2, no '
-      'clipping, one step) comes with the meta-argument --config=FILE.py:method=meanflow only'
-    )
-  if experiment.sampler.class_token_scale is not None and not model.class_token:
-    raise types.UserError(
-      f'sampler.class_token_scale={experiment.sampler.class_token_scale} is for method=reg; '
-      f'{config.method!r} has no class token'
-    )
-  guided = experiment.sampler.guidance_channels
-  if guided is not None and guided > model.channels:
-    raise types.UserError(
-      f'sampler.guidance_channels={guided}, but {source.name} has {model.channels} channels'
-    )
+  _check_samples(experiment)
   return experiment
 
 
-def make_vae_options(
-  config: ml_collections.ConfigDict, source: sources.Source
-) -> sections.VaeOptions:
+def make_model(
+  read: list[dict[str, Any]], source: sources.Source, platform: str = ''
+) -> tuple[model_config.Architecture, model_config.Execution]:
+  """What the section 'model' says, shaped for the data.
+
+  Args:
+    read: see `declarations.values`. source: the data. platform: see `model_config.Execution`.
+
+  Raises:
+    UserError: for a size by name and other numbers beside it.
+  """
+  size, architecture, execution = read
+  name = sections.ModelSize(**size).size
+  if name:
+    numbers = dataclasses.asdict(sizes.size(name))
+    stated = {k: v for k, v in architecture.items() if k in numbers and v}
+    contrary = {k: v for k, v in stated.items() if v != numbers[k]}
+    if contrary:
+      raise types.UserError(
+        f'config.model.size={name!r} and {contrary} contradict each other; set size to ""'
+      )
+    architecture = architecture | numbers
+  rows, cols, channels = source.shape
+  return (
+    model_config.Architecture(
+      **architecture, input_size=(rows, cols), channels=channels, num_classes=source.num_classes
+    ),
+    model_config.Execution(**execution, platform=platform),
+  )
+
+
+def with_scale_of(options: sections.VaeOptions, source: sources.Source) -> sections.VaeOptions:
   """The section 'vae', with the scale of latents that the data have.
 
   Raises:
     UserError: for another scale than that of the data, or a VAE for pixels.
   """
-  options = sections.splat(sections.VaeOptions, config.vae, 'vae')
   if source.space == 'pixels' and options.weights:
     raise types.UserError(f'vae.weights={options.weights!r}, but {source.name} are pixels')
   if source.scaling is None:
@@ -204,9 +191,51 @@ def make_vae_options(
 
 def check_devices(experiment: Experiment, mesh) -> None:
   """Refuses a batch that the mesh cannot share (UserError)."""
-  train, devices = experiment.train, sharding.batch_divisor(mesh)
-  if train.batch_size % (devices * train.accumulate):
+  train, divisor = experiment.train, sharding.batch_divisor(mesh)
+  if train.batch_size % (divisor * train.accumulate):
     raise types.UserError(
-      f'train.batch_size={train.batch_size} is not divisible by {devices} devices times '
+      f'train.batch_size={train.batch_size} is not divisible by {divisor} devices times '
       f'train.accumulate={train.accumulate}'
+    )
+
+
+def _parts(read: Mapping[str, Any]) -> dict[str, base.Part]:
+  """Parts of methods by name, with the options that their sections give."""
+  return {name: read.get(cls.section) or cls() for name, cls in registry.METHODS.items()}
+
+
+def _check_batch(train, data, source, seed):
+  if train.batch_size > len(source):
+    raise types.UserError(
+      f'train.batch_size={train.batch_size} is more than {source.name} has examples: {len(source)}'
+    )
+  # Refuses a seed, and mirror images that there are none of.
+  pipeline.Steps(source=source, seed=seed, batch_size=train.batch_size, flip=data.flip)
+  if train.batch_size % train.accumulate:
+    raise types.UserError(
+      f'train.batch_size={train.batch_size} is not divisible by train.accumulate={train.accumulate}'
+    )
+
+
+def _check_samples(experiment):
+  """Refuses samples that the model or the method cannot make."""
+  architecture, sampler = experiment.architecture, experiment.sampler
+  experiment.evaluation.check_number('sweep.number', experiment.sweep.number)
+  classes, seed = architecture.num_classes, experiment.sample.seed
+  generate.make_labels(experiment.sample.labels, [0], classes, seed)
+  scored = experiment.evaluation.labels
+  if not scored.startswith(eval_options.LABELS_FILE):  # A file is read when it is needed.
+    generate.make_labels(scored, [0], classes, 0, key='eval.labels')
+  trajectory.check_guidance(sampler, architecture.null_label)
+  experiment.objective.flow.check_sampler(sampler)
+  if sampler.class_token_scale is not None and not architecture.class_token:
+    raise types.UserError(
+      f'sampler.class_token_scale={sampler.class_token_scale} is for method=reg; '
+      f'{experiment.method!r} has no class token'
+    )
+  guided = sampler.guidance_channels
+  if guided is not None and guided > architecture.channels:
+    raise types.UserError(
+      f'sampler.guidance_channels={guided}, but {experiment.source.name} has '
+      f'{architecture.channels} channels'
     )

@@ -17,48 +17,25 @@ import uuid
 from absl import logging
 import ml_collections
 
-from diversedit_jax import types
+from diversedit_jax import __version__, types
 from diversedit_jax.data import files
-from diversedit_jax.methods import rules
+from diversedit_jax.experiment import declarations
+from diversedit_jax.methods import registry
+from diversedit_jax.models import sizes
 
-# Keys that may change when a run continues: they do not decide what is learned from a step.
-FREE = (
-  'train.steps',
-  'data.prefetch',
-  'data.resident',
-  'data.threads',
-  'data.workers',
-  'vae',
-  'repa.weights',
-  'model.attention',
-  'model.remat',
-  'model.unroll',
-  'optimizer.shard_over_data',
-  'mesh',
-  'log',
-  'checkpoint',
-  'preview',
-  'sampler',
-  'sample',
-  'eval',
-  'sweep',
-  'analysis',
-  'plan',
-)
-
-
-# Keys that came after runs were made, with the value that means as before.
-ADDED = {
-  'data.classes': None,
-  'data.space': None,
-  'data.size': None,
-  'data.crop': None,
-  'data.orientation': None,
-  'data.flip': False,
-}
 AUDIT = 'audit.json'
+_WRITTEN_BY = 'diversedit_jax'  # Version, in config.json; 0.1 wrote none.
 # Entries of data.json that say what a sample is.
 SPACE = ('space', 'latents')
+# What training writes and would mix with what is there.
+_OF_A_RUN = {
+  'checkpoints',
+  'metrics.jsonl',
+  'telemetry',
+  'tensorboard',
+  'data.json',
+  'versions.json',
+}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -79,16 +56,10 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
   return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def is_free(key: str) -> bool:
-  """Whether a key may change when a run continues."""
-  return any(key == free or key.startswith(f'{free}.') for free in FREE)
-
-
-def decides_network(key: str) -> bool:
-  """Whether weights mean something else under another value of a key, 'method' aside."""
-  if key in ('interpolant.path', 'interpolant.prediction'):
-    return True
-  return key.startswith('model.') and not key.endswith('dtype') and not is_free(key)
+def network(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The entries of a config under which weights mean something, 'method' aside, by whole key."""
+  declared, flat = declarations.keys(), flatten(config)
+  return {k: v for k, v in flat.items() if k in declared and declared[k].decides_network}
 
 
 def open_for_training(
@@ -101,6 +72,8 @@ def open_for_training(
 ) -> pathlib.Path:
   """A new or continued run directory.
 
+  A key that one of the two configs lacks means its default, so a new key changes no old run.
+
   Args:
     workdir: as the user gave it. config: resolved. versions: to record.
     data: what identifies the examples, 'name', 'examples' and 'sha256', and what `SPACE` names;
@@ -108,26 +81,22 @@ def open_for_training(
     write: whether this process writes (the first one does).
 
   Raises:
-    UserError: if it cannot be written, holds something that is no run, or a run of another config
-      or of other data.
+    UserError: if it cannot be written, holds part of a run that would be overwritten, or a run of
+      another config or of other data.
   """
   path = _checked(workdir)
-  given = flatten(config.to_dict())
-  stored = _stored(path)
-  if stored is not None:
-    stored = {**{k: v for k, v in ADDED.items() if k in given}, **stored}
+  stored, given = _stored(path), complete(flatten(config.to_dict()))
   held = {p.name for p in path.iterdir()} if stored is None and path.exists() else set()
-  if held - {AUDIT}:
+  if held & _OF_A_RUN:
     raise types.UserError(
-      f'workdir {path} holds files but no config.json: not a run; choose a new or empty folder'
+      f'workdir {path} holds {", ".join(sorted(held & _OF_A_RUN))} but no config.json: not a whole '
+      'run; restore its config.json, or choose another folder'
     )
   changed = differences(stored, given) if stored is not None else {}
-  fixed = {k: v for k, v in changed.items() if not is_free(k)}
-  if given.get('optimizer.schedule', 'constant') != 'constant' and 'train.steps' in changed:
-    fixed['train.steps'] = changed['train.steps']  # The learning rate would jump.
-  _refuse(path, fixed)
   known_data = _read_json(path / 'data.json') if stored is not None else None
-  if data is not None and known_data is not None and known_data['sha256'] != data['sha256']:
+  same_data = bool(data and known_data and known_data['sha256'] == data['sha256'])
+  _refuse(path, {k: v for k, v in changed.items() if not _may_change(k, given, same_data)})
+  if data is not None and known_data is not None and not same_data:
     raise types.UserError(
       f'workdir {path} learns from other data: stored {known_data}, given {dict(data)}. Its order '
       'of examples would change; restore the data, or choose another workdir'
@@ -142,7 +111,7 @@ def open_for_training(
     steps = stored['train.steps']
     shutil.copy(path / 'config.json', path / f'config.until-{steps}-{uuid.uuid4().hex[:8]}.json')
   if changed or stored is None:
-    _write_json(path / 'config.json', config.to_dict())
+    _write_json(path / 'config.json', {_WRITTEN_BY: __version__, **config.to_dict()})
   history = path / 'versions.json'
   known = _read_json(history) or []
   if known[-1:] != [dict(versions)]:
@@ -156,27 +125,29 @@ def open_for_reading(
   """The directory of an existing run whose network and interpolant are the config's, in any dtype.
 
   Args:
-    data: of it the entries that `SPACE` names, as far as they are known, are compared with those
-      that the run learned from. The examples may be others, or elsewhere by now.
+    workdir: as the user gave it. config: resolved.
+    data: entries that `SPACE` names, as far as they are known, are compared with those that the
+      run learned from. The examples may be others, or elsewhere by now.
 
   Raises:
     UserError: if there is no run, or they differ (what differs is listed).
   """
   path = _checked(workdir)
-  stored = _stored(path)
+  stored, declared = _stored(path), declarations.keys()
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
-  changed = differences(stored, flatten(config.to_dict()))
-  if 'method' in changed and len({rules.trained_parts(m) for m in changed['method']}) == 1:
+  changed = differences(stored, complete(flatten(config.to_dict())))
+  if 'method' in changed and len({registry.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
-  _refuse(path, {k: v for k, v in changed.items() if k == 'method' or decides_network(k)})
+  decides = lambda key: key == 'method' or (key in declared and declared[key].decides_network)
+  _refuse(path, {k: v for k, v in changed.items() if decides(k)})
   learned, given = _read_json(path / 'data.json') or {}, data or {}
   known = [name for name in SPACE if name in learned and name in given]
   others = differences(*(flatten({name: of[name] for name in known}) for of in (learned, given)))
   if others:
     raise types.UserError(
-      f'workdir {path} has learned from other data, so its samples would be taken for what they '
-      f'are not: {_listed(others)}. Give data of the same space, encoder and scale'
+      f'workdir {path} was trained on latents of another space, encoder or scale: '
+      f'{_listed(others)}. Give data of the same kind'
     )
   return path
 
@@ -217,13 +188,37 @@ def _make_writable(path):
 
 
 def _stored(path):
+  """The stored config, flat and complete, in today's terms; None if there is none."""
   file = path / 'config.json'
   if not file.exists():
     return None
   try:
-    return flatten(json.loads(file.read_text()))
+    flat = flatten(json.loads(file.read_text()))
   except (json.JSONDecodeError, AttributeError) as error:
     raise types.UserError(f'{file} is not a run config: {error}') from error
+  blocks = flat.get('diversity.layers', '')
+  if flat.pop(_WRITTEN_BY, None) is None and blocks[:1].isdecimal():  # 0.1 counted from 0.
+    flat['diversity.layers'] = ','.join(str(int(block) + 1) for block in blocks.split(','))
+  return complete(flat)
+
+
+def complete(flat):
+  """A flat config with defaults for what it lacks, and the four numbers of a size by name."""
+  flat = flatten(declarations.defaults().to_dict()) | flat
+  size = flat.get('model.size')
+  if size in sizes.SIZES:
+    flat |= {f'model.{k}': v for k, v in vars(sizes.size(size)).items()} | {'model.size': ''}
+  return flat
+
+
+def _may_change(key, given, same_data):
+  """Whether a run may continue with another value of a key."""
+  if key == 'data.source':
+    return same_data
+  if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
+    return False  # The learning rate would jump.
+  declared = declarations.keys()
+  return key in declared and declared[key].may_change
 
 
 def _refuse(path, changed):

@@ -1,56 +1,94 @@
-"""The sections of a config that steer a run as checked dataclasses, and how one is made."""
+"""The sections of a config that steer a run: what each key means and what it may be."""
 
-from collections.abc import Iterable, Mapping
 import dataclasses
-from typing import Any, TypeVar
 
-import numpy as np
-
-from diversedit_jax import trees, types
+from diversedit_jax import options, types
 from diversedit_jax.data import sources
 from diversedit_jax.data.pictures import crop, decode
-from diversedit_jax.models import sit
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import sizes
 
-T = TypeVar('T')
 RESIDENT = ('none', 'host', 'device')
 PRECISIONS = ('default', 'high', 'highest')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-  """source, classes, size, crop, orientation: see `data.sources.open_source`.
+class General(options.Section):
+  """Keys that stand in no section."""
 
-  num_classes, space: demanded of the source; None takes what it has. flip: see `data.pipeline`.
-  resident: where all examples are kept in memory, if anywhere.
-  prefetch, threads, workers: see `data.pipeline.batches`.
-  """
+  seed: int = options.option(
+    0, at_least=0, below=2**32, doc='Decides parameters, order of the data, noise and times.'
+  )
+  method: str = options.option(
+    'flow',
+    doc="Parts joined by '+': flow (SiT, understood where none is named), reg or meanflow, and any "
+    'of repa, dispersive, sra, diverse; see docs/methods.md.',
+  )
 
-  source: str
-  num_classes: int | None
-  classes: str | None
-  space: str | None
-  size: int | None
-  crop: str | None
-  orientation: str | None
-  flip: bool
-  resident: str
-  prefetch: int
-  threads: int
-  workers: int
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(options.Section, section='data'):
+  """Which data, what is demanded of them, and how they reach the devices."""
+
+  source: str = options.option(
+    'digits',
+    doc='digits | store:DIR | folder:DIR | tar:FILE | zip:FILE | csv:FILE | tfds:NAME[:SPLIT] | '
+    "arrays:FILE.npz | synthetic:HxWxC:CLASSES; '{split}' in a path becomes train or test.",
+  )
+  num_classes: int | None = options.option(
+    None,
+    at_least=0,
+    doc='Demanded number of classes; None takes what there are, for arrays:FILE the largest label '
+    'plus one.',
+  )
+  classes: str | None = options.option(
+    None,
+    doc="For pictures: a file that names all classes in order, or 'imagenet'; None takes those "
+    'found.',
+  )
+  space: str | None = options.option(
+    None, choices=tuple(sources.KEYS), doc='Demanded: pixels or latents.'
+  )
+  size: int | None = options.option(
+    None,
+    at_least=1,
+    doc='Side of the pixels: of the crop of pictures; demanded of stores, and of pixels beside '
+    'latents.',
+  )
+  crop: str | None = options.option(
+    None,
+    choices=crop.CROPS,
+    doc='For pictures: adm (Dhariwal and Nichol; None), center or exact; demanded of a store.',
+  )
+  orientation: str | None = options.option(
+    None,
+    choices=decode.ORIENTATIONS,
+    doc="For pictures: exif (turned as the camera says; None) or stored (ADM's); demanded of a "
+    'store.',
+  )
+  flip: bool = options.option(
+    False,
+    doc='Mirrors each example in each epoch by a fair coin; latents need mirrored twins in their '
+    'store.',
+  )
+  resident: str = options.option(
+    'none', choices=RESIDENT, may_change=True, doc='Keeps all examples in the memory of this.'
+  )
+  prefetch: int = options.option(
+    2, at_least=1, may_change=True, doc='Batches kept ready, by each worker if there are some.'
+  )
+  threads: int = options.option(
+    1,
+    at_least=1,
+    may_change=True,
+    doc='Threads that gather a batch each; pictures in it are decoded by all cores.',
+  )
+  workers: int = options.option(
+    0, at_least=0, may_change=True, doc='Processes that gather a batch each instead.'
+  )
 
   def __post_init__(self):
-    for name, known in (
-      ('crop', crop.CROPS),
-      ('orientation', decode.ORIENTATIONS),
-      ('resident', RESIDENT),
-      ('space', tuple(sources.KEYS)),
-    ):
-      if getattr(self, name) is not None:
-        trees.check_known(f'data.{name}', getattr(self, name), known)
-    if self.size is not None:
-      at_least('data', 'size', self.size, 1)
-    for name, low in (('prefetch', 1), ('threads', 1), ('workers', 0)):
-      at_least('data', name, getattr(self, name), low)
+    super().__post_init__()
     if self.workers and self.resident != 'none':
       raise types.UserError(
         f'data.workers={self.workers} with data.resident={self.resident!r}: what is in memory '
@@ -117,149 +155,131 @@ class DataOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VaeOptions:
-  """weights: file of the VAE that decodes samples, '' for none; see `frozen.vae_files.load`.
+class VaeOptions(options.Section, section='vae', may_change=True):
+  """The autoencoder that makes pictures of latents."""
 
-  scale, shift: of latents, one number or one for each channel; None is what the file or the store
-    says. dtype: of its products.
-  tile: side in latent pixels beyond which pictures are decoded in tiles; 0 never does.
-  """
-
-  weights: str
-  scale: float | tuple[float, ...] | None
-  shift: float | tuple[float, ...] | None
-  dtype: str
-  tile: int
+  weights: str = options.option(
+    '', doc='File of the SD-VAE that decodes samples; without it they stay latents.'
+  )
+  scale: float | tuple[float, ...] | None = options.option(
+    None,
+    above=0,
+    doc="Scale of latents; None is the store's or the file's, 0.18215 for SD's.",
+  )
+  shift: float | tuple[float, ...] | None = options.option(
+    None, doc="Shift of latents; None is the store's or the file's, 0 for SD's."
+  )
+  dtype: str = options.option(
+    'float32', choices=model_config.DTYPES, doc='Type of its matrix products.'
+  )
+  tile: int = options.option(
+    64,
+    at_least=0,
+    doc='Side in latent pixels: larger latents are decoded in tiles of it; 0 never does.',
+  )
 
   def __post_init__(self):
-    trees.check_known('vae.dtype', self.dtype, sit.DTYPES)
-    at_least('vae', 'tile', self.tile, 0)
+    super().__post_init__()
     if self.tile == 1:
       raise types.UserError('vae.tile must be 0 or at least 2, got 1: tiles overlap')
-    if self.scale is not None and np.min(self.scale) <= 0:
-      raise types.UserError(f'vae.scale must be positive, got {self.scale}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-  """Length and statistics of training; see `configs.common.base`."""
+class ModelSize(options.Section, section='model', decides_network=True):
+  """A published size by name."""
 
-  steps: int
-  batch_size: int
-  accumulate: int
-  label_dropout: float
-  ema_decay: float
-
-  def __post_init__(self):
-    for name in ('steps', 'batch_size', 'accumulate'):
-      at_least('train', name, getattr(self, name), 1)
-    if not 0 <= self.ema_decay < 1:
-      raise types.UserError(f'train.ema_decay must lie in [0, 1), got {self.ema_decay}')
+  size: str = options.option(
+    'S/2', choices=('', *sizes.SIZES), doc="S, B, M, L or XL, /2, /4 or /8; '' takes the next four."
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshOptions:
-  """Devices per mesh axis; one may be -1. 'fsdp' splits the state, 'tensor' the matrices."""
+class TrainOptions(options.Section, section='train'):
+  """Length and statistics of training."""
 
-  data: int
-  fsdp: int
-  tensor: int
+  steps: int = options.option(
+    400_000,
+    at_least=1,
+    may_change=True,
+    doc='Updates; a run may change it where the learning rate does not follow from it.',
+  )
+  batch_size: int = options.option(256, at_least=1, doc='Examples of a step, over all devices.')
+  accumulate: int = options.option(1, at_least=1, doc='Microbatches of a step.')
+  label_dropout: float = options.option(
+    0.1, at_least=0, below=1, doc='Probability of the null label, for guidance.'
+  )
+  ema_decay: float = options.option(
+    0.9999, at_least=0, below=1, doc='Decay of the averaged parameters at each step.'
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshOptions(options.Section, section='mesh', may_change=True):
+  """Devices per axis; one may be -1, which takes what is left."""
+
+  data: int = options.option(-1, at_least=-1, doc='Devices that each have examples of their own.')
+  fsdp: int = options.option(
+    1, at_least=-1, doc='Devices that share one copy of the state; must divide the width.'
+  )
+  tensor: int = options.option(1, at_least=-1, doc='Devices that share each matrix product.')
 
   def __post_init__(self):
+    super().__post_init__()
     for name in ('data', 'fsdp', 'tensor'):
-      if getattr(self, name) < 1 and getattr(self, name) != -1:
-        raise types.UserError(f'mesh.{name} must be positive or -1, got {getattr(self, name)}')
+      if getattr(self, name) == 0:
+        raise types.UserError(f'mesh.{name} must be positive or -1, got 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogOptions:
-  """Intervals in steps; telemetry_every = 0 is off."""
+class LogOptions(options.Section, section='log', may_change=True):
+  """What is recorded while training, in steps."""
 
-  every: int
-  telemetry_every: int
-  telemetry_examples: int
-  tensorboard: bool
-
-  def __post_init__(self):
-    at_least('log', 'every', self.every, 1)
-    at_least('log', 'telemetry_every', self.telemetry_every, 0)
-    at_least('log', 'telemetry_examples', self.telemetry_examples, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointOptions:
-  """every: steps. keep: how many of the newest. keep_every: these stay for ever; 0 is off."""
-
-  every: int
-  keep: int
-  keep_every: int
-
-  def __post_init__(self):
-    at_least('checkpoint', 'every', self.every, 1)
-    at_least('checkpoint', 'keep', self.keep, 1)
-    at_least('checkpoint', 'keep_every', self.keep_every, 0)
+  every: int = options.option(
+    100, at_least=1, doc='Steps between console lines and rows of metrics.jsonl.'
+  )
+  telemetry_every: int = options.option(
+    5_000, at_least=0, doc='Steps between L x L similarity matrices of the blocks; 0 is off.'
+  )
+  telemetry_examples: int = options.option(8, at_least=1, doc='Examples that these look at.')
+  tensorboard: bool = options.option(True, doc='Writes TensorBoard events beside metrics.jsonl.')
+  profile_at: int = options.option(
+    0, at_least=0, doc='Step at which a trace for TensorBoard or XProf begins; 0 is off.'
+  )
+  profile_steps: int = options.option(3, at_least=1, doc='Steps of that trace.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreviewOptions:
-  """every: steps; 0 is off. rows: one class each. columns: samples of each class."""
+class CheckpointOptions(options.Section, section='checkpoint', may_change=True):
+  """When the state is saved and what is kept."""
 
-  every: int
-  rows: int
-  columns: int
-
-  def __post_init__(self):
-    at_least('preview', 'every', self.every, 0)
-    at_least('preview', 'rows', self.rows, 1)
-    at_least('preview', 'columns', self.columns, 1)
+  every: int = options.option(10_000, at_least=1, doc='Steps between checkpoints.')
+  keep: int = options.option(3, at_least=1, doc='How many of the newest are kept.')
+  keep_every: int = options.option(
+    50_000, at_least=0, doc='Checkpoints of its multiples are kept for ever; 0 is off.'
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class PreviewOptions(options.Section, section='preview', may_change=True):
+  """Sample grids while training."""
+
+  every: int = options.option(10_000, at_least=0, doc='Steps between sample grids; 0 is off.')
+  rows: int = options.option(8, at_least=1, doc='Rows of a grid, one class each.')
+  columns: int = options.option(8, at_least=1, doc='Samples of each class.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions(options.Section, section='sample', may_change=True):
   """Which weights make how many samples of which labels, from which seed."""
 
-  seed: int
-  batch_size: int
-  weights: str
-  number: int
-  labels: str
-  matmul_precision: str
-
-  def __post_init__(self):
-    trees.check_known('sample.weights', self.weights, ('ema', 'params'))
-    trees.check_known('sample.matmul_precision', self.matmul_precision, PRECISIONS)
-    at_least('sample', 'seed', self.seed, 0)
-    if self.seed >= 2**32:  # As `data.order` needs it.
-      raise types.UserError(f'sample.seed must be below 2**32, got {self.seed}')
-    at_least('sample', 'batch_size', self.batch_size, 1)
-    at_least('sample', 'number', self.number, 1)
-
-
-def splat(cls: type[T], section: Mapping[str, Any], name: str, **extra: Any) -> T:
-  """An instance of a dataclass from a config section; `extra` fields do not come from the config.
-
-  Raises:
-    UserError: naming unknown keys (and the nearest) and missing ones.
-  """
-  fields = [f for f in dataclasses.fields(cls) if f.name not in extra]
-  required = [f.name for f in fields if f.default is dataclasses.MISSING]
-  check_keys(f'config.{name}', section, [f.name for f in fields], required)
-  return cls(**dict(section), **extra)
-
-
-def check_keys(
-  where: str, section: Mapping[str, Any], known: Iterable[str], required: Iterable[str] = ()
-) -> None:
-  """Refuses unknown keys, naming the nearest, and missing ones (UserError)."""
-  for key in section:
-    if key not in known:
-      raise types.UserError(f'unknown key {where}.{key}{trees.did_you_mean(key, known)}')
-  missing = [key for key in required if key not in section]
-  if missing:
-    raise types.UserError(f'{where} lacks {", ".join(missing)}')
-
-
-def at_least(section: str, field: str, value: float, low: float) -> None:
-  """Refuses a value below `low` (UserError)."""
-  if value < low:
-    raise types.UserError(f'{section}.{field} must be at least {low}, got {value}')
+  seed: int = options.option(0, at_least=0, below=2**32, doc='Decides noise and random labels.')
+  batch_size: int = options.option(128, at_least=1, doc='Samples made at a time, of all devices.')
+  weights: str = options.option('ema', choices=('ema', 'params'), doc='Averaged weights, or not.')
+  number: int = options.option(64, at_least=1, doc='Samples of --mode=sample.')
+  labels: str = options.option('balanced', doc='balanced, random, or the index of one class.')
+  matmul_precision: str = options.option(
+    'highest',
+    choices=PRECISIONS,
+    doc='Precision of float32 products while sampling and decoding (default is TF32 or bfloat16 on '
+    'some devices, which moves FID); bfloat16 models are as they are.',
+  )

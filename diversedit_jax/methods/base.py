@@ -1,11 +1,12 @@
 """A training objective: one flow, and terms that read the block outputs of its forward pass.
 
-A term is one file in this folder. It may bring heads (parameters trained with the model), says
-through a tap what it needs of the block outputs, and turns that into a scalar and metrics:
+A term is one file in this folder: options, mathematics and construction. It may bring heads
+(parameters trained with the model), says through a tap what it needs of the block outputs, and
+turns that into a scalar and metrics:
 
   batch = objective.encode(frozen, batch)                   frozen encoders, if any
-  draw = objective.draw(batch, key)                         t, noise, x_t, target, dropped labels
-  features, loss_N, _ = flow.forward(network, draw, taps)   the model once, whatever is combined
+  noisy = objective.draw(batch, key)                        t, noise, x_t, target, dropped labels
+  features, loss_N, _ = flow.forward(network, noisy, taps)  the model once, whatever is combined
   loss = mean(loss_N) + sum of term.loss(its features, context)
 
 A flow owns its forward pass, so it may also differentiate it (MeanFlow) or give the model more than
@@ -16,24 +17,25 @@ the averaged network, which receives no gradient.
 import abc
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import rng, types
-from diversedit_jax.data import images
+from diversedit_jax import options, rng, types
+from diversedit_jax.data import images, sources
 from diversedit_jax.data import latents as latents_lib
 from diversedit_jax.frozen.encoders import base as encoders_lib
-from diversedit_jax.models import sit, taps
+from diversedit_jax.interpolants import section
+from diversedit_jax.models import config, sit, taps
 from diversedit_jax.sampling import trajectory
 
 Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class NoisyBatch:
   """Everything random of one step, for every example of the batch."""
 
   x_t: jax.Array  # [N, H, W, C], the noisy input
@@ -51,7 +53,7 @@ class Draw:
     return clean(self.batch)
 
 
-jax.tree_util.register_dataclass(Draw)
+jax.tree_util.register_dataclass(NoisyBatch)
 
 
 def clean(batch: types.Batch) -> jax.Array:
@@ -59,7 +61,9 @@ def clean(batch: types.Batch) -> jax.Array:
   return _floating(batch['images']) if 'images' in batch else batch['latents']
 
 
-def sampled(batch: types.Batch, key: jax.Array, scaling: latents_lib.Scaling | None) -> types.Batch:
+def sample_latents(
+  batch: types.Batch, key: jax.Array, scaling: latents_lib.Scaling | None
+) -> types.Batch:
   """The batch with latents drawn from its moments, if it has any; a new draw at every key."""
   if 'moments' not in batch:
     return batch
@@ -72,47 +76,130 @@ def sampled(batch: types.Batch, key: jax.Array, scaling: latents_lib.Scaling | N
 class Network(nnx.Module):
   """The model and the heads that the terms bring; all its parameters are trained and averaged."""
 
-  def __init__(self, config: sit.SiTConfig, terms: tuple['Term', ...] = (), *, rngs: nnx.Rngs):
-    self.model = sit.SiT(config, rngs=rngs)
-    heads = {term.name: term.heads(config, rngs=rngs) for term in terms}
+  def __init__(
+    self,
+    architecture: config.Architecture,
+    execution: config.Execution,
+    terms: tuple['Term', ...] = (),
+    *,
+    rngs: nnx.Rngs,
+  ):
+    self.model = sit.SiT(architecture, execution, rngs=rngs)
+    heads = {term.name: term.heads(architecture, execution, rngs=rngs) for term in terms}
     self.heads = nnx.Dict({name: head for name, head in heads.items() if head is not None})
 
 
-class Flow(Protocol):
-  """Draws the noisy input, owns the forward pass and scores the prediction.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+  """What a method may look at while it is made.
 
-  encoders: names of the frozen encoders whose features are part of its input.
+  method: its name, all parts. options: the parts by section of the config, as the user set them.
+  architecture, execution: the model, shaped for the data. source: training data.
+  interpolant: path, prediction, weighting and law of time. label_dropout: of `train`.
+  batch_size: examples of a step. examples: those of a microbatch.
   """
 
-  encoders: tuple[str, ...]
+  method: str
+  options: Mapping[str, 'Part']
+  architecture: config.Architecture
+  execution: config.Execution
+  source: sources.Source
+  interpolant: section.Interpolant
+  label_dropout: float
+  batch_size: int
+  examples: int
 
-  def check_model(self, model: sit.SiTConfig) -> None:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part(options.Section, abc.ABC):
+  """A flow or a term. Its fields made by `options.option` are keys of the config.
+
+  `registry.register` sets its name, its section and what it cannot stand beside.
+
+  opened: the frozen encoders that it looks at.
+  """
+
+  opened: tuple[encoders_lib.Encoder, ...] = dataclasses.field(default=(), repr=False)
+  name: ClassVar[str]
+  not_with: ClassVar[Mapping[str, str]] = {}
+  is_flow: ClassVar[bool]
+  has_heads: ClassVar[bool] = False  # Whether it trains heads on the block outputs.
+  needs_pixels: ClassVar[bool] = False  # Whether it shows pixels to a frozen encoder.
+  needs_teacher: ClassVar[bool] = False  # Whether it runs the averaged network.
+  recipe: ClassVar[Mapping[str, Any]] = {}  # What its paper sets otherwise, by key of the config.
+
+  def prepare(self, setup: Setup) -> 'Part':
+    """This part as it is used: what follows from the data and the model filled in.
+
+    Raises:
+      UserError: for what they do not allow.
+    """
+    del setup
+    return self
+
+
+class Flow(Part):
+  """Draws the noisy input, owns the forward pass and scores the prediction."""
+
+  is_flow: ClassVar[bool] = True
+
+  @property
+  def encoders(self) -> tuple[str, ...]:
+    """Names of the frozen encoders whose features are part of its input."""
+    return ()
+
+  def adapt(
+    self, architecture: config.Architecture, execution: config.Execution
+  ) -> tuple[config.Architecture, config.Execution]:
+    """The model as this flow needs it."""
+    return architecture, execution
+
+  def terms(self, setup: Setup) -> tuple['Term', ...]:
+    """Terms that belong to the flow, prepared."""
+    del setup
+    return ()
+
+  @abc.abstractmethod
+  def check_model(self, architecture: config.Architecture, execution: config.Execution) -> None:
     """Refuses a model that the flow cannot use (UserError)."""
 
+  @abc.abstractmethod
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
     """Refuses a sampler that the flow cannot use (UserError)."""
 
-  def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
+  @abc.abstractmethod
+  def draw(self, batch: types.Batch, key: jax.Array) -> NoisyBatch:
     """Times, noise and dropped labels for a batch."""
 
-  def at(self, draw: Draw, t_N: jax.Array) -> Draw:
+  @abc.abstractmethod
+  def at(self, noisy: NoisyBatch, t_N: jax.Array) -> NoisyBatch:
     """The same data, noise and labels at other times."""
 
+  @abc.abstractmethod
   def run(
-    self, network: Network, draw: Draw, tap: taps.Tap, blocks: int | None = None
+    self, network: Network, noisy: NoisyBatch, tap: taps.Tap, blocks: int | None = None
   ) -> types.Output:
-    """The model on a draw, without a loss; only its first blocks if a number is given."""
+    """The model on a noisy batch, without a loss; only its first blocks if a number is given."""
 
-  def forward(self, network: Network, draw: Draw, tap: taps.Tap) -> tuple[Any, jax.Array, Metrics]:
+  @abc.abstractmethod
+  def forward(
+    self, network: Network, noisy: NoisyBatch, tap: taps.Tap
+  ) -> tuple[Any, jax.Array, Metrics]:
     """The tap's features, the per-example loss [N] and metrics, from one forward pass."""
 
+  @abc.abstractmethod
   def sample(
-    self, network: Network, keys_N: jax.Array, labels_N: jax.Array, config: trajectory.SamplerConfig
+    self,
+    network: Network,
+    keys_N: jax.Array,
+    labels_N: jax.Array,
+    config: trajectory.SamplerConfig,
   ) -> jax.Array:
     """Samples [N, H, W, C], each a function of its key and label."""
 
   def extra_passes(self) -> float:
     """What a step costs beyond one forward and one backward pass, in forward passes."""
+    return 0.0
 
 
 Teacher = Callable[[jax.Array, int], jax.Array]
@@ -124,33 +211,32 @@ the same data, noise and labels at t_N."""
 class Context:
   """What a term may look at besides the features it asked for.
 
-  draw: of this step. drawn: what its own `draw` returned. heads: its own, or None.
+  noisy: batch of this step. drawn: what its own `draw` returned. heads: its own, or None.
   teacher: one forward pass of the averaged network, without gradient.
   step: number of updates made, int32.
   """
 
-  draw: Draw
+  noisy: NoisyBatch
   drawn: Any
   heads: nnx.Module | None
   teacher: Teacher
   step: jax.Array
 
 
-class Term(abc.ABC):
-  """One additional loss on the block outputs; a subclass has `loss` and overrides what it needs.
+class Term(Part):
+  """One additional loss on the block outputs; a subclass has `loss` and overrides what it needs."""
 
-  name: the key of its heads and metrics.
-  """
+  is_flow: ClassVar[bool] = False
 
-  name: ClassVar[str]
-
-  def check(self, model: sit.SiTConfig, examples: int) -> None:
+  def check(self, architecture: config.Architecture, examples: int) -> None:
     """Refuses a model, or a number of examples per microbatch, that the term cannot use."""
-    del model, examples
+    del architecture, examples
 
-  def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module | None:
-    """Extra parameters, or None."""
-    del config, rngs
+  def heads(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ) -> nnx.Module | None:
+    """Extra parameters, or None; say so by `has_heads`."""
+    del architecture, execution, rngs
 
   def draw(self, key: jax.Array, n: int) -> Any:
     """What is random for each example, [N, ...]; drawn before the batch is cut."""
@@ -166,12 +252,12 @@ class Term(abc.ABC):
   def loss(self, features: Any, context: Context) -> tuple[jax.Array, Metrics]:
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
 
-  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+  def flops(self, architecture: config.Architecture, examples: int) -> float:
     """What it adds to a training step with so many examples per microbatch.
 
     FLOPs per example, of matrix products only; a multiply-add is 2.
     """
-    del model, examples
+    del architecture, examples
     return 0.0
 
 
@@ -217,18 +303,18 @@ class Objective:
       added = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), added)
     return {**batch, **jax.lax.stop_gradient(added)}
 
-  def draw(self, batch: types.Batch, key: jax.Array) -> Draw:
+  def draw(self, batch: types.Batch, key: jax.Array) -> NoisyBatch:
     """All randomness of a step that belongs to single examples."""
-    batch = sampled(batch, rng.stream(key, 'posterior'), self.scaling)
-    draw = self.flow.draw(batch, key)
-    n = draw.t.shape[0]
+    batch = sample_latents(batch, rng.stream(key, 'posterior'), self.scaling)
+    noisy = self.flow.draw(batch, key)
+    n = noisy.t.shape[0]
     drawn = {term.name: term.draw(rng.stream(key, term.name), n) for term in self.terms}
-    return dataclasses.replace(draw, drawn=drawn)
+    return dataclasses.replace(noisy, drawn=drawn)
 
   def loss(
     self,
     network: Network,
-    draw: Draw,
+    noisy: NoisyBatch,
     *,
     key: jax.Array,
     step: jax.Array,
@@ -237,7 +323,8 @@ class Objective:
     """The scalar to minimise and its parts, from one forward pass of the model.
 
     Args:
-      network: to differentiate. draw: of this step. key: of the terms at this step.
+      network: the one to differentiate. noisy: batch of this step.
+      key: for the terms at this step.
       step: number of updates made.
       teacher: the averaged network, for terms that compare with it.
 
@@ -245,21 +332,21 @@ class Objective:
       (loss, metrics); metrics hold 'loss', those of the flow and, under 'NAME/', those of each
       term.
     """
-    depth = network.model.config.depth
+    depth = network.model.architecture.depth
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
-    features, loss_N, metrics = self.flow.forward(network, draw, tap)
+    features, loss_N, metrics = self.flow.forward(network, noisy, tap)
 
     def teach(t_N, block):
       if teacher is None:
         raise ValueError('a term asks for the teacher, and none is given')
       averaged, tap = jax.lax.stop_gradient(teacher), taps.chosen([block - 1])
-      return self.flow.run(averaged, self.flow.at(draw, t_N), tap, blocks=block).features[0]
+      return self.flow.run(averaged, self.flow.at(noisy, t_N), tap, blocks=block).features[0]
 
     loss = jnp.mean(loss_N)
     for term in self.terms:
       context = Context(
-        draw=draw,
-        drawn=draw.drawn.get(term.name),
+        noisy=noisy,
+        drawn=noisy.drawn.get(term.name),
         heads=network.heads.get(term.name),
         teacher=teach,
         step=step,
@@ -285,13 +372,13 @@ def _floating(x_NHWC: jax.Array) -> jax.Array:
   return images.from_uint8(x_NHWC) if x_NHWC.dtype == jnp.uint8 else x_NHWC
 
 
-def microbatches(draw: Any, n: int) -> Any:
+def microbatches(noisy: Any, n: int) -> Any:
   """[N, ...] -> [n, N/n, ...] by strided rows, so that each part stays spread over the devices."""
 
   def split(x):
     return jnp.swapaxes(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 0, 1)
 
-  return jax.tree.map(split, draw)
+  return jax.tree.map(split, noisy)
 
 
 def mean_metrics(stacked: Mapping[str, jax.Array]) -> Metrics:

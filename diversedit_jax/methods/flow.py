@@ -13,65 +13,65 @@ l / sigma^2 ('likelihood').
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import interpolants, rng, trees, types
-from diversedit_jax.interpolants import paths
+from diversedit_jax import interpolants, rng, types
+from diversedit_jax.interpolants import paths, section, times
 from diversedit_jax.losses import velocity as velocity_lib
-from diversedit_jax.methods import base
-from diversedit_jax.models import sit, taps
+from diversedit_jax.methods import base, registry
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import taps
 from diversedit_jax.sampling import guidance, trajectory
 
 TimeLaw = Callable[[jax.Array, int], jax.Array]
 """(key, n) -> t_N; see `interpolants.times`."""
 
-PREDICTIONS = {'velocity': 'velocity', 'noise': 'epsilon', 'score': 'score'}
-"""What the network says, and its name in `interpolants.convert`."""
 
-WEIGHTINGS = ('none', 'velocity', 'likelihood')
-
-
+@registry.register('flow')
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StochasticInterpolant:
-  """SiT's objective.
+class StochasticInterpolant(base.Flow):
+  """SiT's objective; its options are those of `interpolants.section` and of `train`.
 
-  path: interpolant. time_law: of the training times.
-  prediction: what the network says, of `PREDICTIONS`. weighting: w, of `WEIGHTINGS`.
-  label_dropout: probability of the null label, drawn per example. null_label: K, or None without
-    classes.
+  path: interpolant. time_law: law of the training times.
+  prediction: what the network says. weighting: w.
+  label_dropout: probability of the null label, drawn per example.
+  null_label: K, or None without classes.
   """
 
-  path: interpolants.Path
-  time_law: TimeLaw
+  path: interpolants.Path = dataclasses.field(default_factory=interpolants.linear)
+  time_law: TimeLaw = times.Uniform()
   prediction: str = 'velocity'
   weighting: str = 'none'
   label_dropout: float = 0.1
-  null_label: int | None
-  encoders: ClassVar[tuple[str, ...]] = ()
+  null_label: int | None = None
 
-  def __post_init__(self):
-    trees.check_known('interpolant.prediction', self.prediction, PREDICTIONS)
-    trees.check_known('interpolant.weighting', self.weighting, WEIGHTINGS)
-    check_label_dropout(self.label_dropout)
-    if self.prediction == 'velocity' and self.weighting != 'none':
-      raise types.UserError(
-        f'interpolant.weighting={self.weighting!r} is for a noise or a score; a velocity has '
-        "weight 1: set weighting='none'"
-      )
+  def prepare(self, setup: base.Setup) -> 'StochasticInterpolant':
+    return dataclasses.replace(
+      self,
+      path=setup.interpolant.make_path(),
+      time_law=setup.interpolant.make_time_law(),
+      prediction=setup.interpolant.prediction,
+      weighting=setup.interpolant.weighting,
+      label_dropout=setup.label_dropout,
+      null_label=setup.architecture.null_label,
+    )
 
-  def check_model(self, model: sit.SiTConfig) -> None:
-    """Refuses times of a diffusion on another path."""
-    if model.time_input == 'ddpm' and self.path.name != 'vp':
+  def check_model(
+    self, architecture: model_config.Architecture, execution: model_config.Execution
+  ) -> None:
+    """Refuses times of a diffusion on another path (UserError)."""
+    del execution
+    if architecture.time_input == 'ddpm' and self.path.name != 'vp':
       raise types.UserError(
         "model.time_input='ddpm' is the step of a diffusion along interpolant.path=vp, got "
         f'{self.path.name!r}'
       )
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
-    """Refuses a sampler of average velocities, and one that starts where v is not defined."""
+    """Refuses average velocities, and a start where v is not defined (UserError)."""
     if sampler.kind == 'average_velocity':
       raise types.UserError(
         "sampler.kind='average_velocity' needs a network that predicts averages; set "
@@ -84,7 +84,7 @@ class StochasticInterpolant:
         f'{self.path.name!r} path; set sampler.start=0.999'
       )
 
-  def draw(self, batch: types.Batch, key: jax.Array) -> base.Draw:
+  def draw(self, batch: types.Batch, key: jax.Array) -> base.NoisyBatch:
     x_NHWC = base.clean(batch)
     n = x_NHWC.shape[0]
     t_N = self.time_law(rng.stream(key, 'time'), n)
@@ -93,7 +93,7 @@ class StochasticInterpolant:
       batch['labels'], rng.stream(key, 'label_dropout'), self.label_dropout, self.null_label
     )
     x_t, target = self.noised(x_NHWC, eps_NHWC, t_N)
-    return base.Draw(x_t=x_t, t=t_N, y=y_N, target=target, noise=eps_NHWC, batch=batch)
+    return base.NoisyBatch(x_t=x_t, t=t_N, y=y_N, target=target, noise=eps_NHWC, batch=batch)
 
   def noised(self, x: jax.Array, eps: jax.Array, t_N: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(x_t, target) of data [N, ...] and noise; the target of a score is -e (see the module)."""
@@ -102,20 +102,20 @@ class StochasticInterpolant:
       return x_t, interpolants.velocity_target(self.path, x, eps, t_N)
     return x_t, eps if self.prediction == 'noise' else -eps
 
-  def at(self, draw: base.Draw, t_N: jax.Array) -> base.Draw:
-    x_t, target = self.noised(draw.clean, draw.noise, t_N)
-    return dataclasses.replace(draw, x_t=x_t, t=t_N, target=target)
+  def at(self, noisy: base.NoisyBatch, t_N: jax.Array) -> base.NoisyBatch:
+    x_t, target = self.noised(noisy.clean, noisy.noise, t_N)
+    return dataclasses.replace(noisy, x_t=x_t, t=t_N, target=target)
 
   def run(
-    self, network: base.Network, draw: base.Draw, tap: taps.Tap, blocks: int | None = None
+    self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap, blocks: int | None = None
   ) -> types.Output:
-    return network.model(draw.x_t, draw.t, draw.y, tap=tap, blocks=blocks)
+    return network.model(noisy.x_t, noisy.t, noisy.y, tap=tap, blocks=blocks)
 
   def forward(
-    self, network: base.Network, draw: base.Draw, tap: taps.Tap
+    self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
   ) -> tuple[Any, jax.Array, base.Metrics]:
-    output = self.run(network, draw, tap)
-    loss_N = self.loss(output.pred, draw.target, draw.t)
+    output = self.run(network, noisy, tap)
+    loss_N = self.loss(output.pred, noisy.target, noisy.t)
     return output.features, loss_N, {self.prediction: jnp.mean(loss_N)}
 
   def loss(self, pred: jax.Array, target: jax.Array, t_N: jax.Array) -> jax.Array:
@@ -134,7 +134,7 @@ class StochasticInterpolant:
 
   def velocity(self, network: base.Network) -> guidance.Predict:
     """(x_NHWC, t_N, y_N) -> v_NHWC, whatever the network predicts."""
-    kind = PREDICTIONS[self.prediction]
+    kind = section.PREDICTIONS[self.prediction]
 
     def predict(x_NHWC, t_N, y_N):
       pred = network.model(x_NHWC, t_N, y_N).pred
@@ -153,15 +153,12 @@ class StochasticInterpolant:
   ) -> jax.Array:
     return trajectory.sample(
       self.velocity(network),
-      network.model.config.shape,
+      network.model.architecture.shape,
       keys_N,
       labels_N,
       config,
-      null_label=network.model.config.null_label,
+      null_label=network.model.architecture.null_label,
     )
-
-  def extra_passes(self) -> float:
-    return 0.0
 
 
 def drop_labels(
@@ -172,9 +169,3 @@ def drop_labels(
     return jnp.zeros_like(y_N), jnp.zeros(y_N.shape, bool)
   dropped_N = jax.random.bernoulli(key, probability, y_N.shape)
   return jnp.where(dropped_N, null_label, y_N), dropped_N
-
-
-def check_label_dropout(probability: float) -> None:
-  """Refuses what is no probability below 1 (UserError)."""
-  if not 0 <= probability < 1:
-    raise types.UserError(f'train.label_dropout must lie in [0, 1), got {probability}')

@@ -11,46 +11,90 @@ with the image by the same steps, and is thrown away at the end.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import rng, types
-from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit, taps
+from diversedit_jax import options, rng, types
+from diversedit_jax.methods import base, flow, registry, repa
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import taps
 from diversedit_jax.sampling import guidance, trajectory
 
-CLASS_WEIGHT = 0.03
+BLOCKS = {12: 4, 24: 8, 28: 8}
+"""Aligned block by depth."""
 
 
+@registry.register(
+  'reg',
+  not_with={'repa': 'it contains that alignment, of the class token too (set repa.weight)'},
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reg(flow.StochasticInterpolant):
   """Flow matching of image and class token.
 
-  encoder: whose summary is the class token. class_weight: of its loss.
+  encoder: name of the one whose summary is the class token; `prepare` takes it from `repa.pairs`.
+  alignment: the term that comes with it, or None.
   """
 
-  encoder: str
-  class_weight: float = CLASS_WEIGHT
+  class_weight: float = options.option(
+    0.03, at_least=0, doc="Factor of the class token's loss (REG, Eq. 9)."
+  )
+  encoder: str = ''
+  alignment: repa.Repa | None = None
+  has_heads: ClassVar[bool] = True
+  needs_pixels: ClassVar[bool] = True
 
-  def __post_init__(self):
-    super().__post_init__()
-    if self.class_weight < 0:
-      raise types.UserError(f'reg.class_weight must not be negative, got {self.class_weight}')
-    if self.prediction != 'velocity':
+  def prepare(self, setup: base.Setup) -> 'Reg':
+    """With the encoder of `repa.pairs` opened; without its alignment if `repa.weight` is 0."""
+    found = super().prepare(setup)
+    if found.prediction != 'velocity':
       raise types.UserError(
-        f'method=reg predicts velocities; interpolant.prediction={self.prediction!r}'
+        f'method=reg predicts velocities; interpolant.prediction={found.prediction!r}'
       )
+    given = setup.options['repa']
+    alignment = dataclasses.replace(given.open_pairs(setup, BLOCKS), class_token=True)
+    if len(alignment.aligned) > 1:
+      raise types.UserError(
+        f'repa.pairs={given.pairs!r} with method=reg, whose class token is of one encoder: name one'
+      )
+    (encoder,) = alignment.opened
+    if encoder.shapes().summary is None:
+      raise types.UserError(
+        f'method={setup.method!r} denoises the class token of its encoder, and {encoder.name!r} '
+        'has none; name another in repa.pairs, or take method=repa'
+      )
+    return dataclasses.replace(
+      found,
+      encoder=encoder.name,
+      opened=alignment.opened,
+      alignment=alignment if alignment.weight else None,
+    )
+
+  def adapt(
+    self, architecture: model_config.Architecture, execution: model_config.Execution
+  ) -> tuple[model_config.Architecture, model_config.Execution]:
+    """A model with a class token as wide as the encoder's summary."""
+    (encoder,) = self.opened
+    width = encoder.shapes().summary.shape[-1]
+    return dataclasses.replace(architecture, class_token=width), execution
+
+  def terms(self, setup: base.Setup) -> tuple[base.Term, ...]:
+    """The alignment; leaving it out (`repa.weight=0`) is an ablation of the paper."""
+    del setup
+    return () if self.alignment is None else (self.alignment,)
 
   @property
   def encoders(self) -> tuple[str, ...]:
     """The one that makes the class token."""
     return (self.encoder,)
 
-  def check_model(self, model: sit.SiTConfig) -> None:
-    super().check_model(model)
-    if not model.class_token:
+  def check_model(
+    self, architecture: model_config.Architecture, execution: model_config.Execution
+  ) -> None:
+    super().check_model(architecture, execution)
+    if not architecture.class_token:
       raise types.UserError('method=reg needs a model with a class token')
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
@@ -61,34 +105,36 @@ class Reg(flow.StochasticInterpolant):
         f'guided, and sampler.guidance_scale={sampler.guidance_scale}'
       )
 
-  def draw(self, batch: types.Batch, key: jax.Array) -> base.Draw:
+  def draw(self, batch: types.Batch, key: jax.Array) -> base.NoisyBatch:
     summary_NZ = batch[f'{self.encoder}/summary']
     noise_NZ = jax.random.normal(
       rng.stream(key, 'class_token_noise'), summary_NZ.shape, summary_NZ.dtype
     )
-    draw = super().draw(batch, key)
-    return self._with_class_token(draw, noise_NZ)
+    noisy = super().draw(batch, key)
+    return self._with_class_token(noisy, noise_NZ)
 
-  def _with_class_token(self, draw, noise_NZ):
-    token_NZ, target_NZ = self.noised(draw.batch[f'{self.encoder}/summary'], noise_NZ, draw.t)
+  def _with_class_token(self, noisy, noise_NZ):
+    token_NZ, target_NZ = self.noised(noisy.batch[f'{self.encoder}/summary'], noise_NZ, noisy.t)
     extras = {'class_token': token_NZ, 'class_target': target_NZ, 'class_noise': noise_NZ}
-    return dataclasses.replace(draw, extras={**draw.extras, **extras})
+    return dataclasses.replace(noisy, extras={**noisy.extras, **extras})
 
-  def at(self, draw: base.Draw, t_N: jax.Array) -> base.Draw:
-    return self._with_class_token(super().at(draw, t_N), draw.extras['class_noise'])
+  def at(self, noisy: base.NoisyBatch, t_N: jax.Array) -> base.NoisyBatch:
+    return self._with_class_token(super().at(noisy, t_N), noisy.extras['class_noise'])
 
   def run(
-    self, network: base.Network, draw: base.Draw, tap: taps.Tap, blocks: int | None = None
+    self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap, blocks: int | None = None
   ) -> types.Output:
-    token_NZ = draw.extras['class_token']
-    return network.model(draw.x_t, draw.t, draw.y, class_token_NZ=token_NZ, tap=tap, blocks=blocks)
+    token_NZ = noisy.extras['class_token']
+    return network.model(
+      noisy.x_t, noisy.t, noisy.y, class_token_NZ=token_NZ, tap=tap, blocks=blocks
+    )
 
   def forward(
-    self, network: base.Network, draw: base.Draw, tap: taps.Tap
+    self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
   ) -> tuple[Any, jax.Array, base.Metrics]:
-    output = self.run(network, draw, tap)
-    image_N = self.loss(output.pred, draw.target, draw.t)
-    token_N = self.loss(output.class_token, draw.extras['class_target'], draw.t)
+    output = self.run(network, noisy, tap)
+    image_N = self.loss(output.pred, noisy.target, noisy.t)
+    token_N = self.loss(output.class_token, noisy.extras['class_target'], noisy.t)
     metrics = {'velocity': jnp.mean(image_N), 'class_token': jnp.mean(token_N)}
     return output.features, image_N + self.class_weight * token_N, metrics
 
@@ -109,7 +155,7 @@ class Reg(flow.StochasticInterpolant):
     config: trajectory.SamplerConfig,
   ) -> jax.Array:
     """Image and class token together, each with its own noise and guidance scale."""
-    model = network.model.config
+    model = network.model.architecture
     made = trajectory.sample(
       self.velocity(network),
       {'image': model.shape, 'class_token': (model.class_token,)},

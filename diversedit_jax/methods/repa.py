@@ -3,7 +3,8 @@
   loss = -weight * mean over pairs, examples and tokens of cos(projector(f_block), encoder tokens)
 
 The released code aligns the output of one block; DiverseDiT (2603.04239, Fig. 2) also looks at
-several (encoder, block) pairs at once, each with its own projector.
+several (encoder, block) pairs at once, each with its own projector. A cosine bounds the norms from
+below by 1e-12, as PyTorch's `normalize` does.
 """
 
 from collections.abc import Mapping
@@ -14,57 +15,118 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import types
-from diversedit_jax.losses import alignment
-from diversedit_jax.methods import base
+from diversedit_jax import options, types
+from diversedit_jax.frozen import encoders
+from diversedit_jax.losses import arithmetic
+from diversedit_jax.methods import base, registry
+from diversedit_jax.models import config as model_config
 from diversedit_jax.models import heads as heads_lib
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import taps
 
 BLOCKS = {12: 5, 24: 8, 28: 8}
 """Aligned block by depth in DiverseDiT's recipe (Table A1); REPA itself takes 4 for depth 12."""
 
-REG_BLOCKS = {12: 4, 24: 8, 28: 8}
-"""The same in REG (arXiv 2507.01467)."""
+_SHORTEST = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-  """encoder: its name. block: whose output is aligned, counted from 1. width: Z of its tokens."""
+  """encoder: its name. block: whose output is aligned, from 1. width: Z, width of its tokens."""
 
   encoder: str
   block: int
   width: int
 
 
+@registry.register('repa')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Repa(base.Term):
   """Alignment with frozen features.
 
-  pairs: what is aligned with what. weight: of the mean over pairs. hidden: width of the projectors.
-  class_token: align the class token with the encoder's summary too, as REG does.
+  aligned: what is aligned with what; `prepare` makes it from `pairs`.
+  class_token: whether the class token is aligned with the encoder's summary too, as REG does.
   """
 
-  pairs: tuple[Pair, ...]
-  weight: float = 0.5
-  hidden: int = 2048
+  pairs: str = options.option(
+    'dinov2-vit-b',
+    doc='ENCODER@BLOCK,... with blocks from 1; without a block 5 (depth 12; 4 for reg) or 8 (24, '
+    '28). Encoders: pca, dinov2-vit-{s,b,l,g}, dinov2reg-vit-{s,b,l,g}, mae-vit-{b,l,h}, '
+    'mocov3-vit-{s,b,l}, clip-vit-l, ijepa-vit-h.',
+  )
+  weight: float = options.option(
+    0.5, at_least=0, doc='Factor of the mean over pairs; 0 only with reg.'
+  )
+  hidden: int = options.option(2048, at_least=1, doc='Width of the projectors.')
+  weights: str = options.option(
+    '', may_change=True, doc="Folder with the encoders' official weight files."
+  )
+  dtype: str = options.option(
+    'float32', choices=model_config.DTYPES, doc="Type of the encoders' matrix products."
+  )
+  aligned: tuple[Pair, ...] = ()
   class_token: bool = False
-  name: ClassVar[str] = 'repa'
+  has_heads: ClassVar[bool] = True
+  needs_pixels: ClassVar[bool] = True
 
-  def check(self, model: sit.SiTConfig, examples: int) -> None:
+  def prepare(self, setup: base.Setup) -> 'Repa':
+    """With its encoders opened; see `open_pairs`."""
+    if not self.weight:
+      raise types.UserError('repa.weight=0 aligns nothing; leave repa out of the method')
+    return self.open_pairs(setup, BLOCKS)
+
+  def open_pairs(self, setup: base.Setup, blocks: Mapping[int, int]) -> 'Repa':
+    """The term with the encoders of its pairs opened, shapes only.
+
+    Args:
+      setup: data and model. blocks: the block by depth where a pair names none.
+
+    Raises:
+      UserError: for pairs that cannot be read, an unknown encoder, or data without pixels.
+    """
+    parsed = parse_pairs(self.pairs, setup.architecture.depth, blocks)
+    if setup.source.pixel_shape is None:
+      raise types.UserError(
+        f'method={setup.method!r} shows pixels to an encoder, and {setup.source.name} has none '
+        'beside its latents'
+      )
+    request = encoders.Request(
+      source=setup.source,
+      grid=setup.architecture.grid,
+      image_shape=setup.source.pixel_shape,
+      weights=self.weights,
+      dtype=self.dtype,
+      key='repa.weights',
+    )
+    opened = {
+      name: encoders.open_encoder(name, request) for name in dict.fromkeys(n for n, _ in parsed)
+    }
+    aligned = tuple(
+      Pair(encoder=name, block=block, width=opened[name].shapes().tokens.shape[-1])
+      for name, block in parsed
+    )
+    return dataclasses.replace(self, aligned=aligned, opened=tuple(opened.values()))
+
+  def check(self, architecture: model_config.Architecture, examples: int) -> None:
     del examples
-    for pair in self.pairs:
-      base.check_block('repa.pairs', pair.block, model.depth)
+    for pair in self.aligned:
+      base.check_block('repa.pairs', pair.block, architecture.depth)
 
-  def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+  def heads(
+    self,
+    architecture: model_config.Architecture,
+    execution: model_config.Execution,
+    *,
+    rngs: nnx.Rngs,
+  ) -> nnx.Module:
     """One projector per pair, by number."""
     make = lambda pair: heads_lib.Projector(
-      config.width, self.hidden, pair.width, dtype=config.compute_dtype, rngs=rngs
+      architecture.width, self.hidden, pair.width, dtype=execution.compute_dtype, rngs=rngs
     )
-    return nnx.Dict({str(i): make(pair) for i, pair in enumerate(self.pairs)})
+    return nnx.Dict({str(i): make(pair) for i, pair in enumerate(self.aligned)})
 
   @property
   def _blocks(self) -> tuple[int, ...]:
-    return tuple(sorted({pair.block for pair in self.pairs}))
+    return tuple(sorted({pair.block for pair in self.aligned}))
 
   def tap(self, key: jax.Array, depth: int) -> taps.Tap:
     del key, depth
@@ -73,23 +135,40 @@ class Repa(base.Term):
   def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
     """Metrics 'loss' (before weighting) and, with several pairs, 'loss/ENCODER@BLOCK'."""
     losses = {}
-    for i, pair in enumerate(self.pairs):
+    for i, pair in enumerate(self.aligned):
       projected_NTZ = context.heads[str(i)](features[self._blocks.index(pair.block)])
-      target_NTZ = context.draw.batch[f'{pair.encoder}/tokens']
+      target_NTZ = context.noisy.batch[f'{pair.encoder}/tokens']
       if self.class_token:
-        summary_NZ = context.draw.batch[f'{pair.encoder}/summary']
+        summary_NZ = context.noisy.batch[f'{pair.encoder}/summary']
         target_NTZ = jnp.concatenate([summary_NZ[:, None], target_NTZ], axis=1)
-      losses[f'{pair.encoder}@{pair.block}'] = jnp.mean(alignment.cosine(projected_NTZ, target_NTZ))
+      losses[f'{pair.encoder}@{pair.block}'] = jnp.mean(alignment(projected_NTZ, target_NTZ))
     loss = sum(losses.values()) / len(losses)
     each = {f'loss/{name}': value for name, value in losses.items()} if len(losses) > 1 else {}
     return self.weight * loss, {'loss': loss, **each}
 
-  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+  def flops(self, architecture: model_config.Architecture, examples: int) -> float:
     """The projectors, forward and backward."""
     del examples
-    hidden = self.hidden
-    macs = sum(model.width * hidden + hidden * hidden + hidden * p.width for p in self.pairs)
-    return 3 * 2.0 * model.sequence * macs
+    width, hidden = architecture.width, self.hidden
+    macs = sum(width * hidden + hidden * hidden + hidden * p.width for p in self.aligned)
+    return 3 * 2.0 * architecture.sequence * macs
+
+
+def alignment(projected_NTZ: jax.Array, target_NTZ: jax.Array) -> jax.Array:
+  """Minus the mean over tokens of the cosine between projection and target.
+
+  Args:
+    projected_NTZ: output of one encoder's projector, any float type.
+    target_NTZ: features of that encoder, same shape; no gradient reaches them.
+
+  Returns:
+    loss_N in [-1, 1], in float32 (float64 if either input is float64).
+
+  Raises:
+    ValueError: if the shapes differ or are not of rank 3.
+  """
+  projected, target = arithmetic.student_and_teacher(projected_NTZ, target_NTZ)
+  return -jnp.mean(arithmetic.cosine(projected, target, -1, _SHORTEST), axis=1)
 
 
 def parse_pairs(

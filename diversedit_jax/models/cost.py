@@ -34,7 +34,9 @@ def forward_flops(config: sit.SiTConfig) -> float:
   patch = config.patch_size**2 * config.channels
   hidden = int(d * config.mlp_ratio)
   block = 2 * t * (4 * d * d + 2 * d * hidden) + 4 * t * t * d + 2 * 6 * d * d
-  skips = 0 if config.skip is None else depth // 2 * 4 * d * d * t
+  skips = (
+    depth // 2 * 4 * d * d * t if getattr(config.skip, 'enabled', config.skip is not None) else 0
+  )
   times = 2 if config.interval else 1
   out = patch * (2 if config.learn_sigma else 1)
   ends = 2 * t * (patch + out) * d + times * 2 * (embed.TIME_FREQUENCIES * d + d * d) + 4 * d * d

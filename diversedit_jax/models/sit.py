@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from diversedit_jax import sharding, trees, types
 from diversedit_jax.models import attention, embed, layers, products, sizes, stack, taps
+from diversedit_jax.models import config as model_config
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -171,7 +172,11 @@ class SiTConfig:
 class SiT(nnx.Module):
   """Scalable interpolant transformer; at initialisation its output is exactly zero."""
 
-  def __init__(self, config: SiTConfig, *, rngs: nnx.Rngs):
+  def __init__(self, architecture, execution=model_config.Execution(), *, rngs: nnx.Rngs):
+    self.architecture, self.execution = architecture, execution
+    fields = vars(architecture) | vars(execution)
+    skip = stack.Skip(placement=architecture.skip.placement) if architecture.skip.enabled else None
+    config = SiTConfig(**(fields | {'skip': skip}))
     self.config = config
     self.patch_embed = products.Linear(
       config.patch_size**2 * config.channels,

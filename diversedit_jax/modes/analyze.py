@@ -10,7 +10,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import rng, sharding
 from diversedit_jax.analysis import blocks, figures, similarity
 from diversedit_jax.data import files
-from diversedit_jax.methods import rules
+from diversedit_jax.methods import registry
 from diversedit_jax.modes import run_context
 
 
@@ -20,7 +20,7 @@ def run(
   """CKA between the outputs of all blocks; writes `analysis/cka.npz` and `analysis/cka.png`."""
   path, weights = run_context.open_weights(experiment, workdir, origin)
   options = experiment.analysis
-  wanted = rules.needs(rules.parse(experiment.config.method), 'encoder')
+  wanted = registry.needs(experiment.method, 'needs_pixels')
   source = experiment.data.open_test(experiment.source, pixels=wanted)
   objective = experiment.objective.flow_only()
   frozen = jax.device_put(objective.frozen(), sharding.replicated(weights.mesh))

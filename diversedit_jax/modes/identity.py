@@ -28,7 +28,6 @@ def make(
     number: number of samples.
     facts: facts of labels and weights.
   """
-  config = run_dir.flatten(experiment.config.to_dict())
   return _plain(
     {
       'samples': {
@@ -37,7 +36,7 @@ def make(
         **facts,
         'number': number,
         'class_token_scale': sampler.class_token_scale,
-        'network': {k: v for k, v in config.items() if run_dir.decides_network(k)},
+        'network': run_dir.network(experiment.config.to_dict()),
       },
       'compared': scorer.compared(),
     }
@@ -47,14 +46,10 @@ def make(
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
   """What differs between two identities: by key, the stored and the given value.
 
-  A key of the network that the stored identity lacks came later. It meant its default then, and
-  tells nothing apart.
+  A key of the network that an identity lacks, because the key came later, means its default.
   """
-  stored, given = run_dir.flatten(stored), run_dir.flatten(given)
-  later = [
-    k for k in given if k not in stored and k.removeprefix('samples.').startswith('network.')
-  ]
-  return run_dir.differences(stored, {k: v for k, v in given.items() if k not in later})
+  stored, given = (run_dir.flatten(_complete(identity)) for identity in (stored, given))
+  return run_dir.differences(stored, given)
 
 
 def is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
@@ -89,3 +84,12 @@ def _fault(path, identity, what):
 def _plain(facts):
   """Facts as they come back from a JSON file."""
   return json.loads(json.dumps(facts))
+
+
+def _complete(identity):
+  """The identity with every key that decides the network; of samples alone, or of scores too."""
+  if 'samples' in identity:
+    return {**identity, 'samples': _complete(identity['samples'])}
+  if 'network' not in identity:
+    return identity
+  return {**identity, 'network': run_dir.network(run_dir.complete(identity['network']))}

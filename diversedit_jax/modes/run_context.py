@@ -60,7 +60,9 @@ def make_trainable(experiment, mesh):
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
   )
-  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
+  sharding.check_split(
+    trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
+  )
   return trainable
 
 
@@ -230,8 +232,8 @@ def sampler_facts(experiment, sampler=None):
     'path': sampler.path,
     **sampler.facts(),
     'precision': {
-      'model': experiment.model.dtype,
-      'residual': experiment.model.residual_dtype,
+      'model': experiment.execution.dtype,
+      'residual': experiment.execution.residual_dtype,
       'float32_products': experiment.sample.matmul_precision,
     },
   }
@@ -247,7 +249,7 @@ def protocol(experiment, weights, labels, *, sampler=None, **extra):
     checkpoint=weights.origin,
     num_samples=len(labels),
   )
-  if experiment.model.class_token:
+  if experiment.architecture.class_token:
     facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
   return facts
 

@@ -1,4 +1,4 @@
-"""What a training run will cost, by arithmetic: nothing compiles for it."""
+"""What a training run will cost, computed from shapes; nothing is compiled."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -6,44 +6,48 @@ from typing import Any
 
 import jax
 
-from diversedit_jax import progress, trees, types
+from diversedit_jax import options, progress, trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.models import cost as cost_lib
 from diversedit_jax.models import sit
-from diversedit_jax.planning import devices
+from diversedit_jax.planning import devices as devices_lib
 
 _DEVICES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-  """What a plan supposes.
+class PlanConfig(options.Section, section='plan', may_change=True):
+  """What `--mode=plan` supposes."""
 
-  devices: how many; None is those of `compile_for`, or 8. peak_tflops: of each, dense, in the
-  compute dtype. mfu: share reached. compile_for: name of what the step is compiled for, see
-  `devices.find`; '' compiles nothing.
-  """
-
-  devices: int | None
-  peak_tflops: float
-  mfu: float
-  compile_for: str
+  devices: int | None = options.option(
+    None, at_least=1, doc='Number of devices; None is that of compile_for, or 8.'
+  )
+  peak_tflops: float = options.option(
+    989.0,
+    above=0,
+    doc='Peak of a device, dense, in the compute dtype (H100 and H200, bfloat16, data sheet).',
+  )
+  mfu: float = options.option(
+    0.2,
+    above=0,
+    at_most=1,
+    doc='Share of the peak that training is assumed to reach; published DiT and SiT code: 0.06 to '
+    '0.25.',
+  )
+  compile_for: str = options.option(
+    '',
+    doc='Also compiles the step for what is not here, which tells whether it fits: a100-40, '
+    "a100-80, h100, h200, rtx4090, a number of them as 'h200:8', or TPUs as 'v5e:2x2'; see "
+    'docs/memory.md.',
+  )
 
   def __post_init__(self):
+    super().__post_init__()
     if self.compile_for:
-      self._check(self.compile_for, devices.gpus(self.compile_for))
-    if (
-      (self.devices is not None and self.devices < 1)
-      or self.peak_tflops <= 0
-      or not 0 < self.mfu <= 1
-    ):
-      raise types.UserError(
-        f'a plan needs devices >= 1, peak_tflops > 0 and 0 < mfu <= 1; got devices={self.devices}, '
-        f'peak_tflops={self.peak_tflops}, mfu={self.mfu}'
-      )
+      self._check(self.compile_for, devices_lib.gpus(self.compile_for))
 
-  def count(self, target: devices.Target | None) -> int:
-    """Number of devices, with what is compiled for, if anything is.
+  def count(self, target: devices_lib.Target | None) -> int:
+    """Number of devices: those that the step is compiled for, if it is compiled.
 
     Raises:
       UserError: if the two contradict each other.
@@ -54,11 +58,11 @@ class PlanConfig:
     return len(target.devices)
 
   def _check(self, name, found):
-    """found: number of devices of what is compiled for; None if its name does not say."""
+    """Refuses another number than `found`, which is None where the name does not tell."""
     if found is not None and self.devices not in (None, found):
       raise types.UserError(
-        f'plan.devices={self.devices}, but plan.compile_for={name!r} has {found}; leave '
-        'plan.devices out (None), which takes them'
+        f'plan.devices={self.devices}, but plan.compile_for={name!r} has {found}; set '
+        'plan.devices=None, which takes that number'
       )
 
 
@@ -68,11 +72,14 @@ def method_flops(
   """FLOPs per example that each part of the method adds to a step of plain flow matching.
 
   Args:
-    objective: the method. model: as it needs it. examples: of a microbatch.
+    objective: the method.
+    model: the network, with what the method adds to it.
+    examples: number of examples in a microbatch.
 
   Returns:
-    By part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer sequence),
-    terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add is 2.
+    FLOPs by part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer
+    sequence), terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add
+    counts as 2.
   """
   ours, plain = (cost_lib.forward_flops(m) for m in (model, plain_model(model)))
   parts = {
@@ -85,7 +92,7 @@ def method_flops(
 
 
 def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
-  """The model without what a method gave it: what a plain step would train."""
+  """Returns the model of a plain step, without what a method adds."""
   return dataclasses.replace(model, class_token=0, interval=False)
 
 
@@ -103,15 +110,20 @@ def plan(
   average_bytes: int | None = None,
   data_bytes: int = 0,
 ) -> dict[str, Any]:
-  """Numbers of the plan; memory is per device, activations are an estimate,
-  with XLA's attention unless the model's config says for which machine it is.
+  """Computes the numbers of the plan; memory is per device.
+
+  Activations are an estimate, with XLA's attention unless the model names its machine.
 
   Args:
-    model: shapes and precision. config, devices: hardware. objective: the method.
-    steps, batch_size, accumulate: of the run.
-    parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
-    average_bytes: of their average, as of either moment, if that is split further.
-    data_bytes: of examples that every device holds.
+    model: shapes and precision.
+    config: assumptions about the hardware.
+    devices: number of devices.
+    objective: the method.
+    steps, batch_size, accumulate: length and batch of the run.
+    parameters: number of trained parameters, heads included.
+    shard_bytes: bytes of one copy of the parameters on a device.
+    average_bytes: bytes of their average, or of a moment, on a device; None is `shard_bytes`.
+    data_bytes: bytes of the examples that every device holds.
 
   Raises:
     UserError: if the batch does not fit the devices.
@@ -148,7 +160,7 @@ def plan(
 
 
 def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
-  """The plan in words, for the console."""
+  """Writes the plan in words, for the console."""
   rows = [
     ('parameters', f'{numbers["parameters"]:,} trained'),
     ('tokens per image', f'{numbers["tokens"]}'),
@@ -185,13 +197,13 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
 
 
 def memory_gib(numbers: Mapping[str, Any]) -> float:
-  """Of a device, in all, by the plan's estimate."""
+  """Memory that the plan estimates for a device, all parts together."""
   return sum(
     numbers[f'{part}_gib_per_device'] for part in ('state', 'frozen', 'data', 'activation')
   )
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:
-  """Names and texts in two columns."""
+  """Writes names and texts in two columns."""
   width = max(len(name) for name, _ in rows)
   return '\n'.join(f'{name:<{width}}  {text}' for name, text in rows)

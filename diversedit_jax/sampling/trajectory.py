@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import rng, trees, types
+from diversedit_jax import options, rng, trees, types
 from diversedit_jax.interpolants import paths
 from diversedit_jax.sampling import guidance as guidance_lib
 from diversedit_jax.sampling import steppers
@@ -33,55 +33,62 @@ Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(options.Section, section='sampler', may_change=True):
   """How to sample; the defaults are REPA's and the paper's SDE with 250 steps, without guidance.
 
-  kind: 'euler_maruyama', 'heun' or 'euler'; 'average_velocity' for MeanFlow (see `average`).
-  steps: number of steps.
-  times: falling times from `start` to 0 instead, for the ODE and average velocities only.
-  start: where the trajectory starts from pure noise; below 1 only where a network cannot say the
-    velocity at 1.
   path: name of the interpolant that the network was trained on; the ODE does not look at it.
-  diffusion: w_t of the SDE, see `steppers.DIFFUSIONS`; the ODE does not look at it.
-  last_step: time from which the SDE steps to 0 without noise; the ODE does not look at it.
-  guidance_scale, guidance_low, guidance_high, guidance_channels: guidance, see
-    `guidance.Guidance`; scale 1 is none, 0 samples without a class.
-  class_token_scale: guidance scale of REG's class token; None is `guidance_scale`, 0 leaves the
-    token unguided.
   dtype: type of the state, 'float32' or 'float64' (needs JAX's x64 mode). The network may compute
     in another type; its output is cast to this one.
   """
 
-  kind: str = 'euler_maruyama'
-  steps: int = 250
-  times: tuple[float, ...] = ()
-  start: float = 1.0
+  kind: str = options.option(
+    'euler_maruyama', choices=KINDS, doc='SDE, two solvers of the ODE, or average velocities.'
+  )
+  steps: int = options.option(250, at_least=1, doc='Steps from noise to data.')
+  times: tuple[float, ...] = options.option(
+    (),
+    at_least=0,
+    at_most=1,
+    doc='Times from start down to 0, instead of equal steps; ODE only.',
+  )
+  start: float = options.option(
+    1.0,
+    above=0.5,
+    at_most=1,
+    doc='Time of pure noise; 0.999 for a noise or a score on the paths linear and cosine.',
+  )
+  diffusion: str = options.option(
+    '2t', choices=steppers.DIFFUSIONS, doc='Diffusion coefficient w_t of the SDE (SiT, 3.3).'
+  )
+  last_step: float = options.option(
+    0.04, above=0, below=1, doc='Time from which the SDE steps to 0 without noise.'
+  )
+  guidance_scale: float = options.option(
+    1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none, 0 samples without a class.'
+  )
+  guidance_low: float = options.option(
+    0.0, at_least=0, at_most=1, doc='Guidance acts where low <= t <= high.'
+  )
+  guidance_high: float = options.option(1.0, at_least=0, at_most=1, doc='See guidance_low.')
+  guidance_channels: int | None = options.option(
+    None, at_least=1, doc='How many channels are guided, from the first; None guides all.'
+  )
+  class_token_scale: float | None = options.option(
+    None, at_least=0, doc="Guidance of REG's class token; None is guidance_scale, 0 is none."
+  )
   path: str = 'linear'
-  diffusion: str = '2t'
-  last_step: float = 0.04
-  guidance_scale: float = 1.0
-  guidance_low: float = 0.0
-  guidance_high: float = 1.0
-  guidance_channels: int | None = None
-  class_token_scale: float | None = None
   dtype: str = 'float32'
 
   def __post_init__(self):
-    for name, known in (
-      ('kind', KINDS),
-      ('path', paths.PATHS),
-      ('diffusion', steppers.DIFFUSIONS),
-      ('dtype', ('float32', 'float64')),
-    ):
-      trees.check_known(f'sampler.{name}', getattr(self, name), known)
+    super().__post_init__()
+    trees.check_known('sampler.path', self.path, paths.PATHS)
+    trees.check_known('sampler.dtype', self.dtype, ('float32', 'float64'))
     fewest = 2 if self.kind == 'euler_maruyama' else 1
     if self.steps < fewest:
       raise types.UserError(f'{self.kind} with steps={self.steps}, expected at least {fewest}')
-    if not 0 < self.last_step < 1:
-      raise types.UserError(f'last_step={self.last_step}, expected a time between 0 and 1')
-    if not 0.5 < self.start <= 1 or self.start <= self.last_step:
+    if self.start <= self.last_step:
       raise types.UserError(
-        f'sampler.start={self.start}, expected a time in (0.5, 1] after last_step={self.last_step}'
+        f'sampler.start={self.start} must be after sampler.last_step={self.last_step}'
       )
     if self.times:
       self._check_times()
@@ -89,10 +96,6 @@ class SamplerConfig:
       raise types.UserError(
         f'sampler.guidance_scale={self.guidance_scale} with average velocities: they are guided in '
         'training (meanflow.omega, meanflow.kappa); set guidance_scale=1'
-      )
-    if self.class_token_scale is not None and not 0 <= self.class_token_scale < np.inf:
-      raise types.UserError(
-        f'sampler.class_token_scale={self.class_token_scale}, expected a finite number >= 0 or None'
       )
     _ = self.guidance  # Checks the rest.
 

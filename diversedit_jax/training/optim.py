@@ -6,42 +6,33 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diversedit_jax import trees, types
+from diversedit_jax import options, trees, types
 
 SCHEDULES = ('constant', 'cosine')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-  """AdamW as the published recipes use it (REPA: 1e-4 constant, no decay, clip 1.0).
+class OptimizerConfig(options.Section, section='optimizer'):
+  """AdamW as the published recipes use it (REPA: 1e-4 constant, no decay, clip 1.0)."""
 
-  learning_rate: peak. warmup_steps: linear from 0. schedule: 'constant' or 'cosine' to 0 at the
-    last step.
-  clip_norm: of the global gradient norm; 0 switches clipping off.
-  shard_over_data: whether moments and average are split over the mesh's 'data' axis too (ZeRO-1):
-    less memory, and less time where a device has few examples, for one all-gather a step.
-  """
-
-  learning_rate: float = 1e-4
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  warmup_steps: int = 0
-  schedule: str = 'constant'
-  shard_over_data: bool = False
-
-  def __post_init__(self):
-    if self.schedule not in SCHEDULES:
-      hint = trees.did_you_mean(self.schedule, SCHEDULES)
-      raise types.UserError(f'unknown optimizer.schedule {self.schedule!r}{hint}')
-    for name in ('b1', 'b2'):
-      if not 0 <= getattr(self, name) < 1:
-        raise types.UserError(f'optimizer.{name} must lie in [0, 1), got {getattr(self, name)}')
-    for name in ('learning_rate', 'eps', 'weight_decay', 'clip_norm', 'warmup_steps'):
-      if getattr(self, name) < 0:
-        raise types.UserError(f'optimizer.{name} must not be negative, got {getattr(self, name)}')
+  learning_rate: float = options.option(1e-4, at_least=0, doc='Peak of the learning rate.')
+  b1: float = options.option(0.9, at_least=0, below=1, doc='Decay of the first moment.')
+  b2: float = options.option(0.999, at_least=0, below=1, doc='Decay of the second moment.')
+  eps: float = options.option(1e-8, at_least=0, doc="Added to the second moment's root.")
+  weight_decay: float = options.option(0.0, at_least=0, doc='Decoupled, of all parameters.')
+  clip_norm: float = options.option(
+    1.0, at_least=0, doc='Largest global gradient norm; 0 does not clip.'
+  )
+  warmup_steps: int = options.option(0, at_least=0, doc='Updates of a linear rise from 0.')
+  schedule: str = options.option(
+    'constant', choices=SCHEDULES, doc='After the warm-up: constant, or cosine to 0 at the end.'
+  )
+  shard_over_data: bool = options.option(
+    False,
+    may_change=True,
+    doc='Splits moments and average over mesh.data too (ZeRO-1): less memory, and less time where '
+    'a device has few examples, for one all-gather a step.',
+  )
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -10,8 +10,8 @@ import numpy as np
 
 from diversedit_jax import rng, sharding, types
 from diversedit_jax.data import files
-from diversedit_jax.losses import diversity
 from diversedit_jax.methods import base
+from diversedit_jax.methods.diverse import definition
 from diversedit_jax.models import taps
 from diversedit_jax.training import loop, writers
 from diversedit_jax.training import state as state_lib
@@ -28,7 +28,7 @@ def make_similarity(
   """(params, batch, step) -> matrices {'token', 'mean'} [L, L] of the first examples of a batch.
 
   One forward pass of the trained weights at the step's own times and noise; see
-  `losses.diversity.similarity_matrices`.
+  `losses.definition.similarity_matrices`.
   """
   divisor = sharding.batch_divisor(trainable.mesh)
   rows = -(-examples // divisor) * divisor
@@ -38,7 +38,7 @@ def make_similarity(
     draw = objective.draw(few, rng.stream(key, 'telemetry', step))
     network = nnx.merge(trainable.graphdef, params)
     features = objective.flow.run(network, draw, taps.every()).features
-    return diversity.similarity_matrices(features[:, :examples])
+    return definition.similarity_matrices(features[:, :examples])
 
   run = jax.jit(similarity, out_shardings=sharding.replicated(trainable.mesh))
   return lambda params, batch, step: run(params, batch, step, frozen)

@@ -30,7 +30,7 @@ LISTED = (base.Skipped('README.txt', 'no picture'),)
 
 
 def moments(i):
-  """Of example i and its twin, [2, 2, 2, 4]; the last two channels are standard deviations."""
+  """Moments of example i and its twin, [2, 2, 2, 4]; the last two channels are deviations."""
   drawn = np.random.default_rng(i).standard_normal((2, 2, 2, 4)).astype(np.float16)
   drawn[..., 2:] = np.abs(drawn[..., 2:])
   return drawn

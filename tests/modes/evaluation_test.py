@@ -194,13 +194,14 @@ def test_the_same_protocol_is_not_repeated(whole, files, monkeypatch):
 def test_a_key_of_the_network_that_came_later_is_no_other_protocol(whole, files, tmp_path):
   """It meant its default before it was there."""
   stored = json.loads((whole[0] / 'eval' / 'fid.json').read_text())
-  del stored['identity']['samples']['network']['model.patch_size']
+  network = stored['identity']['samples']['network']
+  assert network.pop('interpolant.path') == 'linear'
   (tmp_path / 'eval').mkdir()
   (tmp_path / 'eval' / 'fid.json').write_text(json.dumps(stored))
   assert scored(files, tmp_path)[0] == stored
-  del stored['identity']['samples']['seed']  # Which is no key of the network.
+  assert network.pop('model.patch_size') == 4  # Which is not the default.
   (tmp_path / 'eval' / 'fid.json').write_text(json.dumps(stored))
-  with pytest.raises(types.UserError, match="samples.seed: there '.absent.', now 0"):
+  with pytest.raises(types.UserError, match='samples.network.model.patch_size: there 2, now 4'):
     scored(files, tmp_path)
 
 

@@ -1,6 +1,6 @@
 """Collections of encoded pictures: `open_pictures` opens one, `decode` and `crop` make its pixels.
 
-`decode.decode` and `crop.crop` are functions of the modules of these names.
+`decode` and `crop` are modules; their functions are `decode.decode` and `crop.crop`.
 """
 
 from diversedit_jax.data.pictures import crop, decode

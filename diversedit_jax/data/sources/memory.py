@@ -16,8 +16,9 @@ from diversedit_jax.types import UserError
 class ArraySource(base.Source):
   """Examples held in memory: `data` uint8 or floating [n, H, W, C], `labels` integer [n].
 
-  Values are taken as they are; uint8 becomes floating on the device. `pixels` uint8 [n, H, W, C]
-  may lie beside latents.
+  data: images or latents [n, H, W, C], uint8 or floating; uint8 becomes floating on the device.
+  labels: integers [n].
+  pixels: uint8 [n, H, W, C] beside latents; None without any.
   """
 
   name: str
@@ -30,7 +31,7 @@ class ArraySource(base.Source):
   label_names: tuple[str, ...] = ()
 
   def __post_init__(self):
-    # Bytes would wrap where the null label is written among them.
+    # In uint8 labels the null label could wrap around to a class.
     object.__setattr__(self, 'labels', np.asarray(self.labels).astype(np.int32))
 
   @property
@@ -44,7 +45,7 @@ class ArraySource(base.Source):
 
   @property
   def pixel_shape(self) -> tuple[int, int, int] | None:
-    """(H, W, C) of the pixels, be they the data or beside them."""
+    """(H, W, C) of the pixels, which are the data or lie beside them; None without pixels."""
     if self.space == 'pixels':
       return self.shape
     return None if self.pixels is None else self.pixels.shape[1:]
@@ -73,10 +74,10 @@ class ArraySource(base.Source):
 def digits(split: str) -> ArraySource:
   """Handwritten digits of scikit-learn: 1,797 grey 8x8 images, x / 8 - 1 in [-1, 1], 10 classes.
 
-  Every fifth image of each class, in the file's order, is the test split (355 images); the other
-  1,442 are the train split. Both hold the same writers.
+  The test split is every fifth image of each class in the file's order (355 images), the train
+  split the other 1,442. The same writers are in both.
   """
-  from sklearn import datasets  # Here, because its import takes a second that others need not pay.
+  from sklearn import datasets  # Imported here: it takes a second, which other sources save.
 
   raw = datasets.load_digits()
   labels = raw.target.astype(np.int32)
@@ -94,16 +95,16 @@ def digits(split: str) -> ArraySource:
 def arrays(
   path: str | os.PathLike[str], num_classes: int | None = None, *, pixels: bool = True
 ) -> ArraySource:
-  """Examples of an `.npz` file, read whole into memory, without executing pickled code.
+  """Examples of an `.npz` file, read into memory as a whole, without executing pickled code.
 
   The file holds `labels` integer [n] and either `images` [n, H, W, C], uint8 or float32 in
-  [-1, 1], or `latents` [n, h, w, c], float16 or float32, already scaled for the model; beside
-  latents there may be `pixels` uint8 [n, H, W, 3], for encoders.
+  [-1, 1], or `latents` [n, h, w, c], float16 or float32, already scaled for the model. Beside
+  latents it may hold `pixels` uint8 [n, H, W, 3], for encoders.
 
   Args:
     path: path of the file.
-    num_classes: labels must lie below it; None takes the largest label plus one.
-    pixels: whether pixels beside latents are read.
+    num_classes: number of classes, above every label; None takes the largest label plus one.
+    pixels: whether to read pixels beside latents.
 
   Raises:
     UserError: naming the file, the array, what was found and what was expected.
@@ -134,7 +135,7 @@ def arrays(
 def _read_npz(
   path: pathlib.Path, pixels: bool
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None]:
-  """'images' or 'latents', that array, the labels, and the pixels beside latents if any."""
+  """The name 'images' or 'latents', that array, the labels, and the pixels beside latents."""
   try:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):

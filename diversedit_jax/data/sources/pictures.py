@@ -1,4 +1,4 @@
-"""Pictures decoded and cropped as they are asked for: training from pixels without a store."""
+"""Pictures decoded and cropped when they are read: training on pixels without a store."""
 
 from concurrent import futures
 import functools
@@ -14,8 +14,8 @@ from diversedit_jax.data.sources import base
 class PictureSource(base.Source):
   """See `base.Source`: uint8 images of a collection, cropped to a square.
 
-  A picture that turns out to be bad ends the run with its name: leaving it out would change the
-  order of all others. `python -m diversedit_jax.prepare` makes a store that leaves such ones out.
+  A bad picture ends the run with its name, because leaving it out would change the order of all
+  others. `python -m diversedit_jax.prepare` makes a store without bad pictures.
   """
 
   space: base.Space = 'pixels'
@@ -44,12 +44,12 @@ class PictureSource(base.Source):
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    """(H, W, 3)."""
+    """(H, W, 3) of the images."""
     return self._size, self._size, 3
 
   @property
   def pixel_shape(self) -> tuple[int, int, int]:
-    """The same: the pixels are the data."""
+    """The same as `shape`: the pixels are the data."""
     return self.shape
 
   @property

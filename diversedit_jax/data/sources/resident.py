@@ -29,7 +29,7 @@ _FACTS = (
 
 
 class _Resident:
-  """Has the facts of the source that it holds."""
+  """Base of both: has the same facts as the source that it holds."""
 
   def __init__(self, of: base.Source):
     self.of = of
@@ -74,17 +74,14 @@ class HostSource(_Resident):
 
 
 class DeviceSource(_Resident):
-  """See `base.Source`: every device holds all examples; a batch is indices, then `look_up`."""
+  """See `base.Source`: every device holds all examples; `look_up` turns indices into a batch."""
 
   def __init__(
     self, host: HostSource, *, whole: jax.sharding.Sharding, batch: jax.sharding.Sharding
   ):
     """Puts a source that is in memory on the devices.
 
-    Args:
-      host: the source.
-      whole: sharding of its arrays.
-      batch: sharding of the examples that are looked up.
+    whole: sharding of its arrays. batch: sharding of the examples that are looked up.
     """
     super().__init__(host.of)
     _check_devices(self.name, host.num_bytes, batch)
@@ -96,13 +93,13 @@ class DeviceSource(_Resident):
     self._look_up = jax.jit(_look_up, out_shardings=batch)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Names the examples: 'index' int32 [n], 'labels', and 'flip' bool [n] if they are given."""
+    """Returns 'index' int32 [n], 'labels', and 'flip' bool [n] if flips are given."""
     base.check_indices(self.name, indices, len(self))
     batch = {'index': indices.astype(np.int32), 'labels': self.labels[indices]}
     return batch if flips is None else {**batch, 'flip': flips}
 
   def look_up(self, batch: types.Batch) -> types.Batch:
-    """The examples that a batch on the devices names; each device gathers its own."""
+    """Returns the examples of a batch of indices on the devices; each device gathers its own."""
     return self._look_up(*self._tables, batch)
 
 
@@ -153,7 +150,7 @@ def _check_memory(name, size):
       lines = dict(line.split(':') for line in file)
     available = int(lines['MemAvailable'].split()[0]) * 1024
   except (OSError, KeyError, ValueError):
-    return  # Not Linux: the allocation itself will tell.
+    return  # Not Linux: the allocation itself will fail if there is too little.
   if size > available:
     raise types.UserError(
       f'data.resident: {name} needs {size / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} '

@@ -1,4 +1,4 @@
-"""A store that `python -m diversedit_jax.prepare` made, as a source of moments, pixels or both."""
+"""A store made by `python -m diversedit_jax.prepare`, as a source of moments, pixels or both."""
 
 import json
 import pathlib
@@ -22,10 +22,11 @@ class StoreSource(base.Source):
     """Opens a finished store.
 
     Args:
-      path: its folder. pixels: whether pixels beside moments are read; only encoders want them.
+      path: folder of the store.
+      pixels: whether to read pixels beside moments; only encoders need them.
 
     Raises:
-      UserError: no store, an unfinished one, or a damaged file, which is named.
+      UserError: there is no store, it is unfinished, or a file is damaged, which is named.
     """
     self.store = reader.Store(path)
     plan = self.plan
@@ -57,7 +58,7 @@ class StoreSource(base.Source):
 
   @property
   def pixel_shape(self) -> tuple[int, int, int] | None:
-    """(H, W, C) of the pixels, be they the data or beside them."""
+    """(H, W, C) of the pixels, which are the data or lie beside them; None if they are not read."""
     return self.plan.columns['pixels'].shape if 'pixels' in self._columns else None
 
   def __len__(self) -> int:
@@ -90,7 +91,7 @@ class StoreSource(base.Source):
     return base.digest_of(*manifest.shards, manifest.labels, *more)
 
   def latent_facts(self) -> dict[str, Any] | None:
-    """'encoder_sha256', and by channel 'scale' and 'shift' of the latents; None for pixels."""
+    """The 'encoder_sha256' and, by channel, 'scale' and 'shift' of latents; None for pixels."""
     if self.scaling is None:
       return None
     values = {
@@ -118,7 +119,7 @@ class StoreSource(base.Source):
     }
 
   def check_made(self, **stated: int | str | None) -> None:
-    """Refuses a store made with another size, crop or orientation; None states nothing.
+    """Refuses a store made with another size, crop or orientation than stated; None accepts any.
 
     Raises:
       UserError: naming what was stated and what the store has.
@@ -129,7 +130,11 @@ class StoreSource(base.Source):
         raise types.UserError(f'data.{name}={value}, but {self.name} was made with {name} {found}')
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
-    """Refuses a VAE with another encoder than the store's; decoders may differ (UserError)."""
+    """Refuses a VAE with another encoder than the store's; decoders may differ.
+
+    Raises:
+      UserError: the encoders differ.
+    """
     made = self.plan.vae
     if made is not None and made['encoder_sha256'] != encoder_sha256:
       raise types.UserError(

@@ -18,8 +18,8 @@ replaces (14) by -clip(4 Var, 0, 1): `dispersion='code'`; and averages the three
 A vector shorter than 1e-12 counts as zero: its cosines are 0 and it receives no gradient.
 Everything is computed in float32 or better.
 
-This file is the reference, a plain loop over pairs. Training uses `diversity_streaming`, which is
-linear in the number of blocks and equal to this file in value and gradient.
+This file is the reference, a plain loop over pairs. Training uses `streaming`, which is linear in
+the number of blocks and equal to this file in value and gradient.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,34 +27,22 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import types
-from diversedit_jax.losses import diversity_layers
+from diversedit_jax import trees, types
+from diversedit_jax.losses import arithmetic
+from diversedit_jax.methods.diverse import layers as layers_lib
 
-SHORTEST = 1e-12  # Vectors shorter than this count as zero.
+MI = ('signed', 'absolute')
+DISPERSIONS = ('paper', 'code')
+USAGES = ('absolute', 'signed')
 PAPER_WEIGHTS = (0.33, 0.33, 0.33)  # (15)
 THIRDS = (1 / 3, 1 / 3, 1 / 3)  # The authors' code.
 
 
-def unit(x: jax.Array, axis: int = -1) -> jax.Array:
-  """x / |x| along an axis; vectors shorter than `SHORTEST` become 0 with gradient 0."""
-  return x * inverse_length(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
-
-
-def inverse_length(squares: jax.Array) -> jax.Array:
-  """1 / |x| from |x|^2; 0 with gradient 0 for vectors shorter than `SHORTEST`."""
-  counts = squares > SHORTEST**2
-  # The inner `where` keeps the unused branch, and so its gradient, finite.
-  return jnp.where(counts, jax.lax.rsqrt(jnp.where(counts, squares, 1)), 0)
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-  """x in float32, or unchanged if it has more bits."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def orthogonality(f_LNTD: jax.Array, pairs: Sequence[tuple[int, int]]) -> jax.Array:
   """(9, 10): mean cosine of the mean features of each pair of blocks; 0 without pairs."""
-  mu_LD = [unit(jnp.mean(f_NTD, axis=(0, 1))) for f_NTD in at_least_float32(f_LNTD)]
+  mu_LD = [
+    arithmetic.unit(jnp.mean(f_NTD, axis=(0, 1))) for f_NTD in arithmetic.at_least_float32(f_LNTD)
+  ]
   return _mean([jnp.vdot(mu_LD[i], mu_LD[j]) for i, j in pairs], f_LNTD)
 
 
@@ -62,15 +50,15 @@ def mutual_information(
   f_LNTD: jax.Array, pairs: Sequence[tuple[int, int]], mi: str = 'signed'
 ) -> jax.Array:
   """(11, 12): mean cosine of the token features of each pair of blocks; 0 without pairs."""
-  u_LNTD = [unit(f_NTD) for f_NTD in at_least_float32(f_LNTD)]
+  u_LNTD = [arithmetic.unit(f_NTD) for f_NTD in arithmetic.at_least_float32(f_LNTD)]
   means = [jnp.mean(jnp.sum(u_LNTD[i] * u_LNTD[j], axis=-1)) for i, j in pairs]
   return _mean([jnp.abs(m) for m in means] if mi == 'absolute' else means, f_LNTD)
 
 
 def channel_usage(f_LNTD: jax.Array, blocks: Sequence[int], usage: str = 'absolute') -> jax.Array:
   """(13): how much each channel is used, mean over the blocks; [D], maximum not yet divided out."""
-  f_LMD = at_least_float32(f_LNTD).reshape(f_LNTD.shape[0], -1, f_LNTD.shape[-1])
-  columns = [unit(f_LMD[l], axis=0) for l in blocks]
+  f_LMD = arithmetic.at_least_float32(f_LNTD).reshape(f_LNTD.shape[0], -1, f_LNTD.shape[-1])
+  columns = [arithmetic.unit(f_LMD[l], axis=0) for l in blocks]
   a_BD = [jnp.mean(jnp.abs(c) if usage == 'absolute' else c, axis=0) for c in columns]
   return sum(a_BD[1:], start=a_BD[0]) / len(blocks)
 
@@ -127,11 +115,16 @@ def diversity_loss(
   depth, batch = f_LNTD.shape[:2]
   if layers is not None and pairs is not None:
     raise types.UserError(f'give layers or pairs, not both: {layers=}, {pairs=}')
-  check_variants(mi, dispersion, usage, weights)
-  check_groups(groups, batch)
-  chosen = diversity_layers.check_layers(range(depth) if layers is None else layers, depth)
+  for name, value, known in (
+    ('mi', mi, MI),
+    ('dispersion', dispersion, DISPERSIONS),
+    ('usage', usage, USAGES),
+  ):
+    trees.check_known(name, value, known)
+  arithmetic.check_groups(groups, batch)
+  chosen = layers_lib.check_layers(range(depth) if layers is None else layers, depth)
   if pairs is None:
-    pairs = diversity_layers.all_pairs(chosen)
+    pairs = layers_lib.all_pairs(chosen)
   blocks = chosen if dispersion_layers is None else tuple(dispersion_layers)
   if not blocks or not set(blocks) <= set(range(depth)):
     raise types.UserError(f'dispersion layers are {blocks}, expected some of 0 to {depth - 1}')
@@ -178,34 +171,15 @@ def similarity_matrices(f_LNTD: jax.Array) -> dict[str, jax.Array]:
     'token': [L, L], mean over n, t of cos(f_i[n,t], f_j[n,t]), the entries of (12);
     'mean': [L, L], cosine of the mean features, the entries of (10).
   """
-  f_LNTD = at_least_float32(f_LNTD)
+  f_LNTD = arithmetic.at_least_float32(f_LNTD)
   highest = jax.lax.Precision.HIGHEST
-  u_LX = unit(f_LNTD).reshape(f_LNTD.shape[0], -1)
-  mu_LD = unit(jnp.mean(f_LNTD, axis=(1, 2)))
+  u_LX = arithmetic.unit(f_LNTD).reshape(f_LNTD.shape[0], -1)
+  mu_LD = arithmetic.unit(jnp.mean(f_LNTD, axis=(1, 2)))
   tokens = f_LNTD.shape[1] * f_LNTD.shape[2]
   return {
     'token': jnp.matmul(u_LX, u_LX.T, precision=highest) / tokens,
     'mean': jnp.matmul(mu_LD, mu_LD.T, precision=highest),
   }
-
-
-def check_variants(mi: str, dispersion: str, usage: str, weights: Sequence[float]) -> None:
-  """Refuses names and weights that no variant has, with a UserError."""
-  for name, value, known in (
-    ('mi', mi, ('signed', 'absolute')),
-    ('dispersion', dispersion, ('paper', 'code')),
-    ('usage', usage, ('absolute', 'signed')),
-  ):
-    if value not in known:
-      raise types.UserError(f'{name} is {value!r}, expected one of {known}')
-  if len(weights) != 3:
-    raise types.UserError(f'weights are {tuple(weights)}, expected three: orth, mi, disp')
-
-
-def check_groups(groups: int, batch: int) -> None:
-  """Refuses a number of groups that does not divide the batch, with a UserError."""
-  if groups < 1 or batch % groups:
-    raise types.UserError(f'{groups=} must be positive and divide the batch of {batch}')
 
 
 def _mean(values: Sequence[jax.Array], like: jax.Array) -> jax.Array:

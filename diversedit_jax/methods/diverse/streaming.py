@@ -16,7 +16,7 @@ so (12) over all pairs needs one running sum, and its gradient needs only S and 
   loss, metrics = config.objective(loss_G, terms_G)
 
 Absolute values of (12) and the authors' pair lists need the matrix of all cosines instead, one
-matrix product over the stacked features: `from_features`. Both equal `diversity.diversity_loss`.
+matrix product over the stacked features: `from_features`. Both equal `definition.diversity_loss`.
 Statistics, above all S, are float32 or better whatever the type of the features: with S in
 bfloat16 the gradient would be wrong by 2 %.
 """
@@ -28,7 +28,8 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from diversedit_jax import types
-from diversedit_jax.losses import diversity, diversity_config, diversity_layers
+from diversedit_jax.losses import arithmetic
+from diversedit_jax.methods.diverse import choice, definition, layers
 
 _SUMS = 'diversity_sums'
 _HIGHEST = jax.lax.Precision.HIGHEST  # Cosines must not be rounded to TF32 or bfloat16.
@@ -62,7 +63,7 @@ def update(
   carry: Statistics,
   f_NTD: jax.Array,
   selected: jax.Array,
-  config: diversity_config.DiversityConfig,
+  config: choice.Choice,
 ) -> tuple[Statistics, BlockSums]:
   """Takes in the output of one block.
 
@@ -79,8 +80,8 @@ def update(
 def finish(
   carry: Statistics,
   sums: BlockSums,
-  selection: diversity_layers.Selection,
-  config: diversity_config.DiversityConfig,
+  selection: layers.Selection,
+  config: choice.Choice,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of each group from the statistics of all blocks.
 
@@ -107,8 +108,8 @@ def finish(
 
 def from_features(
   f_LNTD: jax.Array,
-  selection: diversity_layers.Selection,
-  config: diversity_config.DiversityConfig,
+  selection: layers.Selection,
+  config: choice.Choice,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of each group from the features of all blocks, any variant; returns as `finish`."""
   types.check('f_LNTD', f_LNTD, 'L N T D', L=len(selection.selected_L))
@@ -130,15 +131,13 @@ def from_features(
 
 def _by_group(f_NTD: jax.Array, groups: int) -> jax.Array:
   """[N, T, D] -> [G, (N/G) T, D], groups of consecutive examples."""
-  diversity.check_groups(groups, f_NTD.shape[0])
+  arithmetic.check_groups(groups, f_NTD.shape[0])
   return f_NTD.reshape(groups, -1, f_NTD.shape[-1])
 
 
-def _measure_now(
-  f_NTD: jax.Array, config: diversity_config.DiversityConfig
-) -> tuple[jax.Array, BlockSums]:
+def _measure_now(f_NTD: jax.Array, config: choice.Choice) -> tuple[jax.Array, BlockSums]:
   """Unit token features and column sums of one block."""
-  f_NTD = diversity.at_least_float32(f_NTD)
+  f_NTD = arithmetic.at_least_float32(f_NTD)
   f_GMD = _by_group(f_NTD, config.groups)
   strength_GMD = jnp.abs(f_GMD) if config.usage == 'absolute' else f_GMD
   strength_GD, squares_GD, squares_NT1 = _kept(
@@ -146,11 +145,11 @@ def _measure_now(
     jnp.sum(jnp.square(f_GMD), axis=1),
     jnp.sum(jnp.square(f_NTD), axis=-1, keepdims=True),
   )
-  inverse_NT1 = diversity.inverse_length(squares_NT1)
+  inverse_NT1 = arithmetic.inverse_length(squares_NT1)
   # Not 1 but what rounding made of it, so that (a) holds for the rounded u. Its gradient is zero.
   length_NT1 = jax.lax.stop_gradient(squares_NT1 * jnp.square(inverse_NT1))
   length_G = jnp.mean(_by_group(length_NT1, config.groups), axis=(1, 2))
-  usage_GD = strength_GD * diversity.inverse_length(squares_GD)
+  usage_GD = strength_GD * arithmetic.inverse_length(squares_GD)
   return f_NTD * inverse_NT1, BlockSums(jnp.mean(f_GMD, axis=1), usage_GD, length_G)
 
 
@@ -158,18 +157,14 @@ def _kept(*sums: jax.Array) -> tuple[jax.Array, ...]:
   return tuple(checkpoint_name(x, _SUMS) for x in sums)
 
 
-def _measure(
-  f_NTD: jax.Array, config: diversity_config.DiversityConfig
-) -> tuple[jax.Array, BlockSums]:
+def _measure(f_NTD: jax.Array, config: choice.Choice) -> tuple[jax.Array, BlockSums]:
   # The backward pass has f, which is kept anyway, and its sums; otherwise every block would keep
   # its unit features in float32 too.
   policy = jax.checkpoint_policies.save_only_these_names(_SUMS)
   return jax.checkpoint(_measure_now, static_argnums=1, policy=policy)(f_NTD, config)
 
 
-def _measure_all(
-  f_LNTD: jax.Array, config: diversity_config.DiversityConfig
-) -> tuple[jax.Array, BlockSums]:
+def _measure_all(f_LNTD: jax.Array, config: choice.Choice) -> tuple[jax.Array, BlockSums]:
   """Mean over tokens of the cosines of all pairs, [G, L, L], and the column sums [L, ...]."""
 
   def cosines(f_LNTD):
@@ -184,18 +179,18 @@ def _measure_all(
 def _combine(
   mi_G: jax.Array,
   sums: BlockSums,
-  selection: diversity_layers.Selection,
-  config: diversity_config.DiversityConfig,
+  selection: layers.Selection,
+  config: choice.Choice,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """(10), (13), (14), (15) from the column sums [L, G, D] and the group's (12)."""
-  mu_LGD = diversity.unit(sums.mean_GD)
+  mu_LGD = arithmetic.unit(sums.mean_GD)
   mean_cosine_GLL = jnp.einsum('lgd,kgd->glk', mu_LGD, mu_LGD, precision=_HIGHEST)
   orth_G = _pair_mean(mean_cosine_GLL, selection.pairs_LL)
 
   blocks_L = jnp.asarray(selection.dispersion_L, mi_G.dtype)
   blocks = jnp.sum(blocks_L)
   a_GD = jnp.sum(blocks_L[:, None, None] * sums.usage_GD, axis=0) / blocks
-  disp_G = diversity.dispersion_of_usage(a_GD, blocks, config.dispersion)
+  disp_G = definition.dispersion_of_usage(a_GD, blocks, config.dispersion)
 
   orth, mi, disp = config.weights
   terms_G = {'orth': orth_G, 'mi': mi_G, 'disp': disp_G}

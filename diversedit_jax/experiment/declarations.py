@@ -1,0 +1,137 @@
+"""Every key of a config, from the classes that declare them: defaults, help, comparisons.
+
+To add a key, add a field by `options.option` to one of these classes, or a method's file: nothing
+else is edited. `python -m diversedit_jax.main --mode=keys` prints what there is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from diversedit_jax import options, trees, types
+from diversedit_jax.analysis import blocks
+from diversedit_jax.experiment import eval_options, sections
+from diversedit_jax.interpolants import section as interpolant
+from diversedit_jax.methods import registry
+from diversedit_jax.models import config as model_config
+from diversedit_jax.planning import plan
+from diversedit_jax.sampling import trajectory
+from diversedit_jax.training import optim
+
+_HEAD = """# Every key of a config
+
+Printed by `python -m diversedit_jax.main --mode=keys`: each key with its default, what it may be,
+what it means, and whether a run may change it when it continues. `--mode=keys NAME` prints one
+section; `--config=FILE` beside it shows what that config sets otherwise.
+
+"""
+
+Classes = Mapping[str, tuple[type[options.Section], ...]]
+
+
+def classes() -> Classes:
+  """The classes that declare each section, by its name, '' for keys without one; in print order."""
+  methods = {name: (cls,) for name, (cls,) in registry.sections().items()}
+  return {
+    '': (sections.General,),
+    'data': (sections.DataOptions,),
+    'vae': (sections.VaeOptions,),
+    'model': (sections.ModelSize, model_config.Architecture, model_config.Execution),
+    'interpolant': (interpolant.Interpolant,),
+    **methods,
+    'train': (sections.TrainOptions,),
+    'optimizer': (optim.OptimizerConfig,),
+    'mesh': (sections.MeshOptions,),
+    'log': (sections.LogOptions,),
+    'checkpoint': (sections.CheckpointOptions,),
+    'preview': (sections.PreviewOptions,),
+    'sampler': (trajectory.SamplerConfig,),
+    'sample': (sections.SampleOptions,),
+    'eval': (eval_options.EvalOptions,),
+    'sweep': (eval_options.SweepOptions,),
+    'analysis': (blocks.AnalysisConfig,),
+    'plan': (plan.PlanConfig,),
+  }
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """Every key there is at its default: the published recipe (DiverseDiT, Table A1)."""
+  config = ml_collections.ConfigDict()
+  for name, declared in classes().items():
+    section = options.defaults(declared)
+    if name:
+      config[name] = section
+    else:
+      config.update(section)
+  return config
+
+
+def keys() -> dict[str, options.Key]:
+  """Every key by its whole name."""
+  found = {}
+  for declared in classes().values():
+    found |= options.keys(declared)
+  return found
+
+
+def values(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+  """What a config gives, by section one dict for each class that declares it.
+
+  Raises:
+    UserError: for an unknown key or section, naming the nearest.
+  """
+  declared = classes()
+  top = options.keys(declared[''])
+  for name in config:
+    if name not in declared and name not in top:
+      hint = trees.did_you_mean(name, [*declared, *top])
+      raise types.UserError(f'unknown key config.{name}{hint}')
+  general = {key: config[key] for key in top if key in config}
+  found = {'': options.values(declared[''], general, '')}
+  for name, of_one in declared.items():
+    if name:
+      found[name] = options.values(of_one, config.get(name, {}), name)
+  return found
+
+
+def document(only: str = '', config: Mapping[str, Any] | None = None) -> str:
+  """Every key with default, bounds, meaning and source, as Markdown.
+
+  Args:
+    only: one section; '' is all. config: whose values are shown where they are not the default.
+
+  Raises:
+    UserError: for an unknown section, naming the nearest.
+  """
+  declared = classes()
+  if only and only not in declared:
+    raise types.UserError(f'unknown section {only!r}{trees.did_you_mean(only, declared)}')
+  parts = []
+  for name in [only] if only else declared:
+    summary = declared[name][-1].__doc__.splitlines()[0]
+    lines = [f'## {name or "general"}\n', f'{summary}\n']
+    for key in options.keys(declared[name]).values():
+      lines.append(_line(key, config))
+    parts.append('\n'.join(lines))
+  return ('' if only else _HEAD) + '\n\n'.join(parts) + '\n'
+
+
+def _line(key, config):
+  facts = [key.kind, key.option.bounds]
+  if key.option.choices is not None:
+    facts = [' | '.join(str(choice) or "''" for choice in key.option.choices)]
+  facts += ['may change when a run continues'] if key.may_change else []
+  given = ''
+  if config is not None:
+    value = _at(config, key.name)
+    same = (tuple(value) if isinstance(value, list) else value) == key.default
+    given = '' if same else f', here {value!r}'
+  described = '; '.join(filter(None, facts))
+  return f'- `{key.name}` = {key.default!r}{given} ({described})  \n  {key.option.doc}'
+
+
+def _at(config, name):
+  for part in name.split('.'):
+    config = config[part]
+  return config

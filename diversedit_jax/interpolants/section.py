@@ -1,0 +1,81 @@
+"""Options of the interpolant: path, prediction, weighting and law of time."""
+
+import dataclasses
+
+from diversedit_jax import options, types
+from diversedit_jax.interpolants import paths, times
+
+PREDICTIONS = {'velocity': 'velocity', 'noise': 'epsilon', 'score': 'score'}
+"""What the network may say, and its name in `interpolants.convert`."""
+
+WEIGHTINGS = ('none', 'velocity', 'likelihood')
+
+_NEAREST = 1e-3  # To the ends of time, for a noise or a score (SiT).
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interpolant(options.Section, section='interpolant'):
+  """Along which path data become noise, what is predicted on it and at which times."""
+
+  path: str = options.option(
+    'linear', choices=paths.PATHS, decides_network=True, doc='Path from data to noise (SiT, 3.2).'
+  )
+  prediction: str = options.option(
+    'velocity', choices=PREDICTIONS, decides_network=True, doc='What the network predicts.'
+  )
+  weighting: str = options.option(
+    'none', choices=WEIGHTINGS, doc='Weight of the loss of a noise or a score by time (SiT, 3.1).'
+  )
+  time_law: str = options.option(
+    'uniform', choices=times.TIME_LAWS, doc='Law of the training times; see interpolants/times.py.'
+  )
+  time_mean: float = options.option(0.0, doc='Mean for logit_normal and lognormal; -0.4: MeanFlow.')
+  time_std: float = options.option(
+    1.0, above=0, doc='Standard deviation for logit_normal and lognormal.'
+  )
+  epsilon: float | None = options.option(
+    None,
+    at_least=0,
+    below=0.5,
+    doc='Times are drawn from [epsilon, 1 - epsilon]; None is what path and prediction need.',
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.prediction == 'velocity' and self.weighting != 'none':
+      raise types.UserError(
+        f'interpolant.weighting={self.weighting!r} is for a noise or a score; a velocity has '
+        "weight 1: set weighting='none'"
+      )
+    needed = paths.PATHS[self.path].epsilon
+    if self.epsilon is not None and self.epsilon < needed:
+      raise types.UserError(
+        f'interpolant.epsilon={self.epsilon} is too small: path {self.path!r} needs {needed}'
+      )
+    if not self._has_mean and (self.time_mean, self.time_std) != (0.0, 1.0):
+      raise types.UserError(
+        f'interpolant.time_law={self.time_law!r} has no mean and deviation; leave time_mean=0.0, '
+        f'time_std=1.0 (got {self.time_mean}, {self.time_std})'
+      )
+
+  @property
+  def _has_mean(self) -> bool:
+    return any(f.name == 'mean' for f in dataclasses.fields(times.TIME_LAWS[self.time_law]))
+
+  def make_path(self) -> paths.Path:
+    """The path by name."""
+    return paths.PATHS[self.path]
+
+  def make_time_law(self):
+    """The law of training times, (key, n) -> t_N."""
+    law, epsilon = times.TIME_LAWS[self.time_law], self.epsilon
+    if epsilon is None:
+      singular = self.prediction != 'velocity' and self.path != 'vp'
+      epsilon = max(self.make_path().epsilon, _NEAREST if singular else 0)
+    fields = {
+      'epsilon': epsilon,
+      'path': self.path,
+      'mean': self.time_mean,
+      'std': self.time_std,
+    }
+    return law(**{f.name: fields[f.name] for f in dataclasses.fields(law)})

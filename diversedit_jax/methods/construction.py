@@ -1,0 +1,41 @@
+"""The training objective of a method's name, from the parts' options and what they ask for."""
+
+import dataclasses
+
+from diversedit_jax import types
+from diversedit_jax.methods import base, registry
+from diversedit_jax.models import config
+
+
+def make_objective(
+  setup: base.Setup, *, ema_decay: float
+) -> tuple[base.Objective, config.Architecture, config.Execution]:
+  """The objective that the method's name lists, and the model as that objective needs it.
+
+  Args:
+    setup: data, model so far and options. ema_decay: of the averaged network.
+
+  Raises:
+    UserError: for parts that do not go together, options that the model or the batch does not
+      allow, an unknown encoder, or data without the pixels that it looks at.
+  """
+  flow, *terms = (setup.options[name] for name in registry.parse(setup.method))
+  if not ema_decay and any(part.needs_teacher for part in terms):
+    raise types.UserError(
+      f'method {setup.method!r} with train.ema_decay=0: the teacher would be the student'
+    )
+  flow = flow.prepare(setup)
+  architecture, execution = flow.adapt(setup.architecture, setup.execution)
+  setup = dataclasses.replace(setup, architecture=architecture, execution=execution)
+  flow.check_model(architecture, execution)
+  prepared = (*flow.terms(setup), *(term.prepare(setup) for term in terms))
+  for term in prepared:
+    term.check(architecture, setup.examples)
+  encoders = {encoder.name: encoder for part in (flow, *prepared) for encoder in part.opened}
+  objective = base.Objective(
+    flow=flow,
+    terms=prepared,
+    encoders=tuple(encoders.values()),
+    scaling=setup.source.scaling,
+  )
+  return objective, architecture, execution

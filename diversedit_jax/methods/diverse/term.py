@@ -1,0 +1,48 @@
+"""DiverseDiT's representation diversity loss as a term on any flow (arXiv 2603.04239, Section 3.3).
+
+The other half of DiverseDiT, the long residual connections, is part of the model (`models.stack`).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diversedit_jax import rng, types
+from diversedit_jax.methods import base, registry
+from diversedit_jax.methods.diverse import choice, streaming
+from diversedit_jax.models import config, taps
+
+
+@registry.register('diverse', section='diversity')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diverse(choice.Choice):
+  """w(L_div) L_div over the block outputs, at a cost linear in the number of blocks."""
+
+  def check(self, architecture: config.Architecture, examples: int) -> None:
+    # Traced: even a key would be compiled.
+    jax.eval_shape(lambda: self.select(architecture.depth, jax.random.key(0)))
+    if examples % self.groups:
+      raise types.UserError(
+        f'diversity.groups={self.groups} does not divide the {examples} examples of a microbatch'
+      )
+
+  def tap(self, key: jax.Array, depth: int) -> taps.Tap:
+    """Running sums, or all block outputs if a variant needs them; features are loss_G, terms_G."""
+    selection = self.select(depth, rng.stream(key, 'diverse/layers'))
+    if self.needs_all_features:
+      every = taps.every()
+      finish = lambda _, f_LNTD: streaming.from_features(f_LNTD, selection, self)
+      return dataclasses.replace(every, finish=finish)
+    selected_L = jnp.asarray(selection.selected_L)
+    return taps.Tap(
+      init=lambda x, depth: streaming.init_statistics(x.shape, x.dtype),
+      step=lambda carry, f, i: streaming.update(carry, f, selected_L[i], self),
+      finish=lambda carry, sums: streaming.finish(carry, sums, selection, self),
+    )
+
+  def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
+    """The weighted loss; metrics 'loss' (before weighting), 'weight', 'orth', 'mi', 'disp'."""
+    del context
+    return self.objective(*features)

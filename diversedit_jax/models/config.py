@@ -1,0 +1,180 @@
+"""What a SiT is (`Architecture`) and how it is run (`Execution`), declared key by key.
+
+The weights of a run mean the same under any `Execution` and only under its own `Architecture`.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from diversedit_jax import options, types
+
+DTYPES = ('float32', 'bfloat16')
+SKIP_PLACEMENTS = ('after', 'before')
+TIME_INPUTS = ('unit', 'ddpm')
+PADDED_HEADS = (80, 96, 128)
+ATTENTIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED_HEADS), 'flash')
+"""'cudnn@d' pads heads with zeros to d values; 'flash' is JAX's Pallas kernel for TPUs."""
+REMATS = ('none', 'full', 'dots', 'names')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Skip(options.Section, section='model.skip', decides_network=True):
+  """Long residual connections."""
+
+  enabled: bool = options.option(
+    False, doc='Joins block l to block L+1-l by a long residual connection (DiverseDiT, Eq. 8).'
+  )
+  placement: str = options.option(
+    'after',
+    choices=SKIP_PLACEMENTS,
+    doc='Where they are fused: after the later block (released code, published numbers) or before '
+    "it (the paper's text).",
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture(options.Section, section='model', decides_network=True):
+  """What the network is: all that decides its parameters and what they mean.
+
+  Beside its options, which are keys of the config:
+
+  input_size: rows and columns of the latent or image, from the data.
+  channels: channels of input and output, from the data.
+  num_classes: K, from the data; 0 makes an unconditional model.
+  interval: whether a second time is embedded, h = t - r (MeanFlow).
+  class_token: Z, width of a class token that goes through the blocks before the patches (REG); 0
+    for none.
+  """
+
+  depth: int = options.option(0, at_least=1, doc='L, number of blocks; 0 takes it from model.size.')
+  width: int = options.option(
+    0, at_least=1, doc='D, features of a token; 0 takes it from model.size.'
+  )
+  heads: int = options.option(0, at_least=1, doc='Attention heads; 0 takes them from model.size.')
+  patch_size: int = options.option(
+    0, at_least=1, doc='Side of a patch in latent pixels; 0 takes it from model.size.'
+  )
+  mlp_ratio: float = options.option(4.0, above=0, doc='Hidden width of the MLP over D.')
+  qk_norm: bool = options.option(
+    False, doc='LayerNorm of queries and keys per head; off in all published SiT models.'
+  )
+  skip: Skip = options.option(Skip(), doc='See model.skip.')
+  learn_sigma: bool = options.option(
+    False,
+    doc="A head of 2C channels, the first C the prediction, as DiT's and the original SiT's.",
+  )
+  time_input: str = options.option(
+    'unit',
+    choices=TIME_INPUTS,
+    doc="What the embedding of time sees: t itself, or the step of DiT's diffusion (path vp only).",
+  )
+  input_size: tuple[int, int]
+  channels: int = 4
+  num_classes: int = 1000
+  interval: bool = False
+  class_token: int = 0
+
+  def __post_init__(self):
+    super().__post_init__()
+    rows, cols = self.input_size
+    p = self.patch_size
+    for holds, message in (
+      (self.channels >= 1, f'channels must be at least 1, got {self.channels}'),
+      (self.num_classes >= 0, f'num_classes must be at least 0, got {self.num_classes}'),
+      (self.class_token >= 0, f'class_token must be at least 0, got {self.class_token}'),
+      (
+        rows >= p and cols >= p and rows % p == 0 and cols % p == 0,
+        f'input size {rows}x{cols} is not divisible by model.patch_size={p}',
+      ),
+      (
+        self.width % self.heads == 0,
+        f'model.heads={self.heads} does not divide model.width={self.width}',
+      ),
+      (
+        self.width % 4 == 0,
+        f'model.width={self.width} is not divisible by 4, as the position table needs',
+      ),
+      (
+        not self.skip.enabled or self.depth % 2 == 0,
+        f'model.skip.enabled pairs the two halves of the blocks and needs an even depth, got '
+        f'model.depth={self.depth}',
+      ),
+    ):
+      if not holds:
+        raise types.UserError(message)
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of the patch tokens."""
+    return self.input_size[0] // self.patch_size, self.input_size[1] // self.patch_size
+
+  @property
+  def tokens(self) -> int:
+    """T, the number of patch tokens of one example."""
+    rows, cols = self.grid
+    return rows * cols
+
+  @property
+  def sequence(self) -> int:
+    """Tokens that go through the blocks: the patches and, for REG, the class token."""
+    return self.tokens + bool(self.class_token)
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(H, W, C) of one example."""
+    return (*self.input_size, self.channels)
+
+  @property
+  def null_label(self) -> int | None:
+    """The label of the unconditional prediction; None for a model without classes."""
+    return self.num_classes or None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution(options.Section, section='model'):
+  """How the network is run: precision, attention kernel, what is recomputed, loop or no loop.
+
+  platform: 'gpu', 'tpu' or 'cpu' of a machine that is not here, for plans; '' is this one.
+  """
+
+  dtype: str = options.option(
+    'float32',
+    choices=DTYPES,
+    doc='Type of matrix products in the blocks; bfloat16 halves their time and memory.',
+  )
+  residual_dtype: str = options.option(
+    'float32', choices=DTYPES, doc='Type of the residual stream.'
+  )
+  attention: str = options.option(
+    'auto',
+    choices=ATTENTIONS,
+    may_change=True,
+    doc="Attention kernel: auto tries those that run here; cudnn@80 pads heads; flash is a TPU's.",
+  )
+  remat: str = options.option(
+    'none',
+    choices=REMATS,
+    may_change=True,
+    doc='What the backward pass computes again: less memory for more time.',
+  )
+  unroll: int = options.option(
+    0,
+    at_least=0,
+    may_change=True,
+    doc='Blocks in one step of the loop over them; 0 takes all on a GPU and one elsewhere.',
+  )
+  platform: str = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.dtype != 'bfloat16' and self.residual_dtype != 'float32':
+      raise types.UserError(
+        f'model.residual_dtype={self.residual_dtype} needs model.dtype=bfloat16: float32 products '
+        'make it float32'
+      )
+
+  @property
+  def compute_dtype(self) -> jnp.dtype | None:
+    """Type for the layers; None follows the inputs, so that float64 stays float64."""
+    return None if self.dtype == 'float32' else jnp.dtype(self.dtype)
