@@ -201,7 +201,7 @@ def test_a_key_of_the_network_that_came_later_is_no_other_protocol(whole, files,
   assert scored(files, tmp_path)[0] == stored
   assert network.pop('model.patch_size') == 4  # Which is not the default.
   (tmp_path / 'eval' / 'fid.json').write_text(json.dumps(stored))
-  with pytest.raises(types.UserError, match='samples.network.model.patch_size: there 2, now 4'):
+  with pytest.raises(types.UserError, match=r'model.patch_size: there 0, now 4'):
     scored(files, tmp_path)
 
 
