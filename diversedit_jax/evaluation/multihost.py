@@ -45,6 +45,11 @@ def wait_for(there: Callable[[], bool], path: pathlib.Path) -> None:
     raise _different(path)
 
 
+def from_first(number: int) -> int:
+  """The first process's number, on every process."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def _different(path):
   return types.UserError(
     f'processes see different files under {path}; the workdir must be one that all see'

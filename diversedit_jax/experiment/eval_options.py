@@ -103,7 +103,7 @@ class EvalOptions(options.Section, section='eval', may_change=True):
       why = f' with eval.precision_recall={self.precision_recall}' if neighbours else ''
       raise types.UserError(f'{key} must be at least {low}{why}, got {number}')
 
-  def judge(self) -> picture_metrics.MetricOptions:
+  def metrics(self) -> picture_metrics.MetricOptions:
     """What is computed."""
     return picture_metrics.MetricOptions(
       batch_size=self.batch_size,

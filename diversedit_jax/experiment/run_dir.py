@@ -92,7 +92,7 @@ def open_for_training(
   """
   path = _checked(workdir)
   held = sorted(name for name in _OF_A_RUN if any(path.glob(name)))
-  stored, given = _stored(path), _complete(flatten(config))
+  stored, given = _stored(path), complete(flatten(config))
   if held and stored is None:
     raise types.UserError(
       f'workdir {path} holds {", ".join(held)} but no config.json: not a whole run; restore its '
@@ -144,7 +144,7 @@ def open_for_reading(
   stored, declared = _stored(path), declarations.keys()
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
-  changed = differences(stored, _complete(flatten(config)))
+  changed = differences(stored, complete(flatten(config)))
   if 'method' in changed and len({registry.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
   decides = lambda key: key == 'method' or (key in declared and declared[key].decides_network)
@@ -207,7 +207,7 @@ def _stored(path):
   blocks = flat.get('diversity.layers', '')
   if flat.pop(_WRITTEN_BY, None) is None and blocks[:1].isdecimal():  # 0.1 counted from 0.
     flat['diversity.layers'] = ','.join(str(int(block) + 1) for block in blocks.split(','))
-  return _complete(_known(file, flat))
+  return complete(_known(file, flat))
 
 
 def _known(file, flat):
@@ -228,7 +228,7 @@ def _known(file, flat):
   return {key: value for key, value in flat.items() if key in declared}
 
 
-def _complete(flat):
+def complete(flat):
   """A flat config in one form: defaults for what it lacks, and one spelling of the same thing."""
   flat = flatten(declarations.defaults()) | flat
   size = flat.get('model.size')

@@ -18,15 +18,14 @@ from typing import Any
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import progress, types
 from diversedit_jax.data import order
 from diversedit_jax.evaluation import card, multihost, samples, scorers
-from diversedit_jax.experiment import eval_options, run_dir
-from diversedit_jax.modes import opening, run_context
+from diversedit_jax.experiment import eval_options
+from diversedit_jax.modes import identity, opening, run_context
 from diversedit_jax.sampling import generate, trajectory
 
 
@@ -85,8 +84,8 @@ class Evaluation:
     self._folder, self._name = folder / f'{name}.parts', name
     self._facts = label_facts(experiment, labels_N) | {'parameters': weights.fingerprint}
     facts = {**self._facts, 'weights': weights.kind}
-    self._identity = identity(experiment, self._sampler, scorer, len(labels_N), facts)
-    self._finished = _is_of(self.result, self._identity, 'scores')
+    self._identity = identity.make(experiment, self._sampler, scorer, len(labels_N), facts)
+    self._finished = identity.is_of(self.result, self._identity, 'scores')
 
   def run(self, *, keep_samples: bool) -> list[pathlib.Path]:
     """Makes and scores the samples, and writes the files; their paths, on the first process."""
@@ -129,11 +128,11 @@ class Evaluation:
   def _open_parts(self) -> samples.Parts:
     """The samples that are there; refuses those of another protocol. All processes see the same."""
     folder = self._folder
-    start = _of_first(len(samples.Parts(folder)))
+    start = multihost.from_first(len(samples.Parts(folder)))
     known = folder / 'identity.json'
     # Samples were once kept by index, and are now kept in the order of the file.
     facts = {**self._identity['samples'], 'order': 'file'}
-    if not _is_of(known, facts, 'samples'):
+    if not identity.is_of(known, facts, 'samples'):
       if start:
         raise types.UserError(
           f'{folder} holds {start} samples but no {known.name} that says whose: remove the folder, '
@@ -195,7 +194,7 @@ def make_labels(experiment: experiment_lib.Experiment, number: int) -> np.ndarra
   Raises:
     UserError: a file that cannot be read, or holds other than one class for each sample.
   """
-  policy, classes = experiment.evaluation.labels, experiment.model.num_classes
+  policy, classes = experiment.evaluation.labels, experiment.architecture.num_classes
   if not policy.startswith(eval_options.LABELS_FILE):
     return generate.make_labels(
       policy, np.arange(number), classes, experiment.sample.seed, key='eval.labels'
@@ -227,36 +226,6 @@ def label_facts(experiment: experiment_lib.Experiment, labels_N: np.ndarray) -> 
   return {'label_policy': policy, 'labels_sha256': hashlib.sha256(labels_N.tobytes()).hexdigest()}
 
 
-def identity(
-  experiment: experiment_lib.Experiment,
-  sampler: trajectory.SamplerConfig,
-  scorer: scorers.Scorer,
-  number: int,
-  facts: Mapping[str, Any],
-) -> dict[str, Any]:
-  """What decides samples and their scores, as JSON has it.
-
-  Args:
-    experiment, sampler: how samples are made.
-    scorer: what scores them.
-    number: number of samples.
-    facts: facts of labels and weights.
-  """
-  return plain(
-    {
-      'samples': {
-        **run_context.sampler_facts(experiment, sampler),
-        **scorer.facts(),
-        **facts,
-        'number': number,
-        'class_token_scale': sampler.class_token_scale,
-        'network': run_dir.network(experiment.config),
-      },
-      'compared': scorer.compared(),
-    }
-  )
-
-
 def in_words(scores: Mapping[str, float]) -> str:
   """Scores for a line of the log."""
   return ', '.join(f'{name} {value:.4g}' for name, value in scores.items())
@@ -266,55 +235,3 @@ def warn(name: str, warnings: Iterable[str]) -> None:
   """Logs what makes scores doubtful."""
   for line in warnings:
     logging.warning('%s: %s', name, line)
-
-
-def plain(facts: Any) -> Any:
-  """Facts as they come back from a JSON file."""
-  return json.loads(json.dumps(facts))
-
-
-def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-  """What differs between two identities: by key, the stored and the given value.
-
-  A key of the network that the stored identity lacks came later. It meant its default then, and
-  tells nothing apart.
-  """
-  stored, given = run_dir.flatten(stored), run_dir.flatten(given)
-  later = [
-    k for k in given if k not in stored and k.removeprefix('samples.').startswith('network.')
-  ]
-  return run_dir.differences(stored, {k: v for k, v in given.items() if k not in later})
-
-
-def _is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
-  """Whether a file is there and has this identity.
-
-  Raises:
-    UserError: it has another one; what differs is listed. Or not all processes see the same.
-  """
-  there = path.is_file()
-  fault = _fault(path, identity, what) if there else ''
-  # The first process writes the file later, so all look before any goes on, and all refuse or none.
-  multihost.check_same(2 if fault else int(there), path.parent)
-  if fault:
-    raise types.UserError(fault)
-  return there
-
-
-def _fault(path, identity, what):
-  """Says how the identity in a file differs from `identity`; '' if they match."""
-  try:
-    known = json.loads(path.read_text())
-  except ValueError as error:
-    return f'{path} is damaged: {error}'
-  changed = differences(known.get('identity', known), identity)
-  if not changed:
-    return ''
-  listed = ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
-  held = path.parent if what == 'samples' else path
-  return f'{held} has {what} of another protocol: {listed}. Choose another eval.name, or remove it'
-
-
-def _of_first(number: int) -> int:
-  """The first process's number, on every process."""
-  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

@@ -19,7 +19,7 @@ from diversedit_jax.data import files
 from diversedit_jax.evaluation import card, feature_network, scorers
 from diversedit_jax.evaluation import decoder as decoder_lib
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import evaluate, opening, run_context
+from diversedit_jax.modes import evaluate, identity, opening, run_context
 from diversedit_jax.training import loop, state, writers
 from diversedit_jax.weights import array_files
 
@@ -78,7 +78,7 @@ def hook(
     experiment, trainable.graphdef, trainable.mesh, options.every_number
   )
   facts = evaluate.label_facts(experiment, labels_N)
-  identity = evaluate.identity(
+  known = identity.make(
     experiment, experiment.sampler, scorer, options.every_number, {**facts, 'weights': 'ema'}
   )
   indices_N = evaluate.file_order(experiment, len(labels_N))
@@ -106,19 +106,19 @@ def hook(
     if jax.process_index() == 0:
       card.write_json(folder / f'step-{step:08d}.json', {**found, 'protocol': protocol})
     best = {'score': options.best, 'value': found['scores'][options.best], 'step': step}
-    if _is_best(folder, best, identity):
-      best |= {name: found[name] for name in ('scores', 'warnings')} | {'identity': identity}
+    if _is_best(folder, best, known):
+      best |= {name: found[name] for name in ('scores', 'warnings')} | {'identity': known}
       _keep(folder, best, state.ema, trainable.mesh)
 
   return loop.Hook(every=options.every, run=run)
 
 
-def _is_best(folder, found, identity):
-  """Whether no earlier evaluation was better; decided by the first process for all."""
+def _is_best(folder, found, of):
+  """Whether no earlier evaluation with the identity `of` was better; the first process decides."""
   better, name, value = True, found['score'], found['value']
   if jax.process_index() == 0 and (folder / 'best.json').is_file():
     known = json.loads((folder / 'best.json').read_text())
-    if known['score'] != name or evaluate.differences(known['identity'], identity):
+    if known['score'] != name or identity.differences(known['identity'], of):
       logging.info('the best so far was of another score or protocol; it is sought anew')
     elif known['step'] != found['step']:  # Else it is this one, before the run was interrupted.
       better = value != known['value'] and eval_options.BEST[name](value, known['value']) == value

@@ -109,7 +109,7 @@ def open_scorer(
       folder=folder,
     )
     metrics[prefix] = picture_metrics.PictureMetrics(
-      network, against, image_size=side, options=options.judge(), mesh=mesh
+      network, against, image_size=side, options=options.metrics(), mesh=mesh
     )
   return scorers.PictureScorer(metrics, side, options.quantiser, decoder)
 

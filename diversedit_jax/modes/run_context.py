@@ -1,4 +1,4 @@
-"""What the modes share: the mesh, the state's shapes, weights to look at, samples, grids."""
+"""What several modes need: mesh, shapes of the state, weights to look at, samples, grids."""
 
 from collections.abc import Mapping
 import contextlib
@@ -26,7 +26,12 @@ _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Parameters to look at, and where they come from: see `card.protocol_card` for the kinds."""
+  """Parameters to look at, and where they come from.
+
+  step: training steps behind them; None for a file.
+  origin: checkpoint or file, without folders.
+  kind: one of `card.WEIGHTS`.
+  """
 
   graphdef: nnx.GraphDef
   params: Mapping[str, Any]
@@ -42,18 +47,22 @@ class Weights:
 
 
 def make_mesh(experiment):
+  """The mesh of a run, over all devices."""
   mesh = experiment.mesh
   return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
 
 
 def make_trainable(experiment, mesh):
+  """Shapes and shardings of the state of a run (UserError if the mesh does not fit the model)."""
   trainable = state.Trainable(
     experiment.network,
     experiment.transformation(),
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
   )
-  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
+  sharding.check_split(
+    trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
+  )
   return trainable
 
 
@@ -72,7 +81,12 @@ def make_step(experiment, trainable):
 
 
 def open_weights(experiment, workdir, origin):
-  """The directory for results, and the weights: of its run, of another checkpoint, or of a file.
+  """The directory for results, and the weights to look at.
+
+  Args:
+    experiment: whose model the weights must fit.
+    workdir: directory of the run, or for results if there is an origin.
+    origin: a folder checkpoints/STEP or a file of weights; None takes the run's newest checkpoint.
 
   Raises:
     UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
@@ -134,7 +148,7 @@ def data_facts(source):
   """What identifies the data of a run: name, number of examples, digest, and `space_facts`.
 
   Raises:
-    UserError: if processes have different data, as from local copies of which one is old.
+    UserError: processes have different data, for example because one local copy is old.
   """
   facts = {'name': source.name, 'examples': len(source), 'sha256': source.digest()}
   facts |= space_facts(source)
@@ -168,7 +182,7 @@ def resident(experiment, mesh):
 
 
 def make_generator(experiment, graphdef, mesh, count, sampler=None):
-  """The sampler of an experiment, or another, for `count` samples at most at a time."""
+  """Makes samples by the experiment's sampler or another one; `count`: number of samples."""
   options = experiment.sample
   return generate.Generator(
     graphdef,
@@ -235,7 +249,7 @@ def protocol(experiment, weights, labels, *, sampler=None, **extra):
     checkpoint=weights.origin,
     num_samples=len(labels),
   )
-  if experiment.model.class_token:
+  if experiment.architecture.class_token:
     facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
   return facts
 

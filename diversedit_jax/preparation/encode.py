@@ -2,8 +2,9 @@
 
 While the device encodes a batch, threads decode the next ones (Pillow releases the interpreter
 lock) and the moments of the batch before are written. A batch is a run of listed pictures without
-the bad ones, padded with black, so one compiled program encodes every batch and the records of a
-shard depend on nothing outside it. Another batch size or device may differ in the last bit.
+the bad ones, padded with its last picture, so one compiled program encodes every batch and the
+records of a shard depend on nothing outside it. Another batch size or device may differ in the last
+bit.
 """
 
 import collections
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import sharding, types
 from diversedit_jax.data import latents
 from diversedit_jax.data.pictures import base, loading
 from diversedit_jax.data.store import layout, writer
@@ -58,9 +59,8 @@ class Encoder:
 
   def start(self, pixels_NHWC: np.ndarray) -> jax.Array:
     """Starts to encode at most `batch_size` pictures, padded to that many, and does not wait."""
-    filled = np.zeros((self.batch_size, *pixels_NHWC.shape[1:]), np.uint8)
-    filled[: len(pixels_NHWC)] = pixels_NHWC
-    return self._program(self._params, jax.device_put(filled, self._split))
+    padded = sharding.pad_rows(pixels_NHWC, self.batch_size)
+    return self._program(self._params, jax.device_put(padded, self._split))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""From noise to data: time grids, guided and unguided stretches, the whole way in one program.
+"""Sampling trajectories: time grids, guided and unguided stretches, all steps in one program.
 
   euler           S steps of the ODE on linspace(1, 0, S+1); S evaluations
   heun            the same grid, the last step by Euler; 2S - 1 evaluations
@@ -230,8 +230,8 @@ def sample(
 
   Args:
     predict: (x, t_N, y_N) -> velocity of the structure of x, t in the state's type.
-    shape: of one sample [H, W, C] or of the batch [N, H, W, C]; a dict of shapes, each of one
-      sample, where several arrays move together.
+    shape: shape of one sample [H, W, C] or of the batch [N, H, W, C]; a dict of shapes of one
+      sample where several arrays move together.
     keys_N: one JAX key per sample, as from `rng.per_example`.
     labels_N: class labels, int32; None for a network without classes.
     config: the sampler.

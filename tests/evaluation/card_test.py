@@ -54,7 +54,6 @@ def test_card_names_no_machine_folder():
   ('change', 'message'),
   [
     ({'weights': 'emma'}, "did you mean 'ema'"),
-    ({'quantiser': 'round'}, "did you mean 'round_half'"),
     ({'guidance_interval': (0.7, 0.0)}, 'low <= high; got 0.7, 0.0'),
     ({'seconds': -1.0}, "'seconds': -1.0"),
   ],
@@ -62,11 +61,6 @@ def test_card_names_no_machine_folder():
 def test_card_refusals(change, message):
   with pytest.raises(UserError, match=message):
     card.protocol_card(**FACTS | change)
-
-
-def test_missing_fact_is_an_error():
-  with pytest.raises(TypeError, match='quantiser'):
-    card.protocol_card(**{k: v for k, v in FACTS.items() if k != 'quantiser'})
 
 
 def test_numpy_and_jax_values_become_plain(tmp_path):
@@ -80,7 +74,6 @@ def test_numpy_and_jax_values_become_plain(tmp_path):
   ('facts', 'kind', 'message'),
   [
     ({'a': {'b': [1.0, float('nan')]}}, ValueError, 'a/b/1 is nan'),
-    ({'score': np.array([np.inf])}, ValueError, 'score/0 is inf'),
     ({'a': {1, 2}}, TypeError, 'a is a set'),
   ],
 )

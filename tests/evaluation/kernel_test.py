@@ -58,16 +58,6 @@ def test_unbiased():
   assert min(found) < 0
 
 
-def test_rotation_and_order_do_not_matter():
-  x, y = sets()
-  expected = full(x, y)
-  turn = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0].astype(np.float32)
-  # Float32 kernels, as above.
-  assert full(x @ turn, y @ turn) == pytest.approx(expected, abs=1e-6)
-  assert full(x[::-1], y) == pytest.approx(expected, abs=1e-6)
-  assert full(y, x) == pytest.approx(expected, abs=1e-6)
-
-
 def test_a_mesh_changes_nothing():
   x, y = sets()
   found = full(x, y, mesh=sharding.make_mesh())

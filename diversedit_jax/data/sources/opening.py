@@ -18,7 +18,7 @@ def open_source(
   orientation: str | None = None,
   pixels: bool = True,
 ) -> base.Source:
-  """Source of a spec string.
+  """Opens the source that a spec names.
 
     digits                             scikit-learn's digits
     arrays:PATH                        an .npz file
@@ -34,13 +34,13 @@ def open_source(
     spec: as above.
     split: 'train' or 'test'.
     num_classes: demanded of the source; None accepts what the source has.
-    classes: of pictures, see `pictures.open_pictures`.
-    size, crop, orientation: of pictures, None is 'adm' and 'exif', see `pictures.crop` and
-      `pictures.decode`; demanded of a store.
+    classes: classes of pictures, see `pictures.open_pictures`.
+    size, crop, orientation: how pictures are made; None is 'adm' and 'exif', see `pictures.crop`
+      and `pictures.decode`. A store must have been made so.
     pixels: whether pixels that lie beside latents are read.
 
   Raises:
-    UserError: for an unknown kind or split, a malformed spec, or another number of classes.
+    UserError: an unknown kind or split, a malformed spec, or another number of classes.
   """
   trees.check_known('split', split, base.SPLITS)
   kind, _, rest = spec.partition(':')
