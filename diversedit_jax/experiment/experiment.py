@@ -47,10 +47,6 @@ class Experiment:
   analysis: blocks.AnalysisConfig
   plan: plan.PlanConfig
 
-  @property
-  def model(self):
-    return self.architecture
-
   def network(self, rngs: nnx.Rngs) -> base.Network:
     """The network to train, freshly initialised."""
     return base.Network(self.architecture, self.execution, self.objective.terms, rngs=rngs)
