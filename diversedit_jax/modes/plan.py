@@ -19,7 +19,7 @@ def run(experiment: experiment_lib.Experiment) -> str:
   planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, count)
   trainable = run_context.make_trainable(experiment, planned)
   numbers = plan_lib.plan(
-    experiment.architecture,
+    experiment.model,
     options,
     count,
     objective=experiment.objective,
@@ -58,7 +58,7 @@ def _compiled(experiment, target, estimate):
   rows = [
     *compile_report.rows(report),
     ('estimate above', f"{estimate:.2f} GiB, {estimate / found:.0%} of the compiler's"),
-    ('attention', _attention(experiment.architecture)),
+    ('attention', _attention(experiment.model)),
   ]
   return plan_lib.aligned(rows)
 
