@@ -47,6 +47,6 @@ setuptools.setup(
       'tensorflow>=2.18; platform_machine != "x86_64"',
     ],
     'torch': ['torch>=2.5'],  # Writing .pt files and cross-checks; nothing else needs it.
-    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.17'],
+    'test': ['importlib_resources>=6.0', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.17'],
   },
 )

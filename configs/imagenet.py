@@ -29,14 +29,9 @@ def get(arg: str | None, *, size: str, resolution: int) -> ml_collections.Config
   # Twice, because two of the defaults follow the method.
   method = common.parse_arg(arg, **defaults, skips=True, data='').method
   args = common.parse_arg(
-    arg, **defaults, skips=has_skips(method), data=dry_run_data(method, resolution)
+    arg, **defaults, skips=common.has_skips(method), data=dry_run_data(method, resolution)
   )
   return recipe(resolution=resolution, **args)
-
-
-def has_skips(method: str) -> bool:
-  """True if the published form of a method has long residual connections."""
-  return 'diverse' in registry.parse(method)
 
 
 def dry_run_data(method: str, resolution: int) -> str:

@@ -54,34 +54,44 @@ def run(project, *command):
     timeout=600,
   )
   assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
+  return done.stdout + done.stderr
 
 
-@pytest.fixture(scope='module')
-def with_method(tmp_path_factory):
-  return followed('add_a_method.md', tmp_path_factory.mktemp('method'))
+# page -> what it adds, and nothing else is touched; its test; what its commands must have printed
+PAGES = {
+  'add_a_method.md': (
+    {'diversedit_jax/methods/variance.py', 'tests/methods/variance_test.py'},
+    ['variance/loss', 'parameters', '`variance.margin` = 1.0 (a number; above 0)'],
+  ),
+  'add_a_sampler.md': (
+    {'diversedit_jax/sampling/midpoint.py', 'tests/sampling/midpoint_test.py'},
+    ['step 60/60', 'samples.npz'],
+  ),
+  'add_a_source.md': (
+    {'diversedit_jax/data/sources/stripes.py', 'tests/data/sources/stripes_test.py'},
+    ['stripes/8, 512 examples', 'step 60/60'],
+  ),
+}
 
 
-def test_a_method_is_one_file_and_one_test(with_method):
+@pytest.mark.parametrize('page', PAGES)
+def test_a_page_is_followed(page, tmp_path):
+  project = followed(page, tmp_path)
+  added, printed = PAGES[page]
   names = lambda root: {
     str(path.relative_to(root)): path.read_bytes()
-    for folder in (*COPIED, 'tests')
+    for folder in COPIED
     for path in (root / folder).rglob('*.py')
   }
-  ours, theirs = names(ROOT), names(with_method)
-  added = {name for name in theirs if ours.get(name) != theirs[name]}
-  assert added == {'diversedit_jax/methods/variance.py', 'tests/methods/variance_test.py'}
-
-
-def test_its_test_passes_and_its_commands_run(with_method):
-  told = run(with_method, '-m', 'pytest', '-q', 'tests/methods/variance_test.py')
-  assert '1 passed' in told
-  (commands,) = blocks('add_a_method.md', 'bash')
-  told = [run(with_method, *line.split()[1:]) for line in commands.splitlines()]
-  rows = (with_method / 'runs' / 'variance' / 'metrics.jsonl').read_text()
-  assert '"variance/std"' in rows and '"diverse/loss"' in rows
-  assert 'parameters' in told[1]
-  assert '`variance.margin` = 1.0 (a number; above 0)' in told[2]
+  ours, theirs = names(ROOT), names(project)
+  changed = {name for name in theirs if ours.get(name) != theirs[name]}
+  tests = {name for name in added if name.startswith('tests/')}
+  assert changed | tests == added and all((project / name).is_file() for name in tests)
+  assert not any((ROOT / name).exists() for name in added)
+  assert '1 passed' in run(project, '-m', 'pytest', '-q', *tests)
+  (commands,) = blocks(page, 'bash')
+  for line, words in zip(commands.splitlines(), printed, strict=True):
+    assert words in run(project, *line.split()[1:])
 
 
 def test_the_page_of_keys_is_fresh():

@@ -14,7 +14,7 @@ PRECISIONS = ('default', 'high', 'highest')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class General(options.Section):
-  """Keys that stand in no section."""
+  """Keys without a section."""
 
   seed: int = options.option(
     0, at_least=0, below=2**32, doc='Decides parameters, order of the data, noise and times.'
@@ -47,13 +47,15 @@ class DataOptions(options.Section, section='data'):
     'found.',
   )
   space: str | None = options.option(
-    None, choices=tuple(sources.KEYS), doc='Demanded: pixels or latents.'
+    None,
+    choices=tuple(sources.KEYS),
+    doc='What the data must be, pixels or latents; None takes what they are.',
   )
   size: int | None = options.option(
     None,
     at_least=1,
-    doc='Side of the pixels: of the crop of pictures; demanded of stores, and of pixels beside '
-    'latents.',
+    doc='Side in pixels: pictures are cropped to it, a store must have it; None takes what there is, '
+    'and pictures need one.',
   )
   crop: str | None = options.option(
     None,
@@ -72,7 +74,10 @@ class DataOptions(options.Section, section='data'):
     'store.',
   )
   resident: str = options.option(
-    'none', choices=RESIDENT, may_change=True, doc='Keeps all examples in the memory of this.'
+    'none',
+    choices=RESIDENT,
+    may_change=True,
+    doc="Where all examples are kept in memory: nowhere, in the host's, or on the devices.",
   )
   prefetch: int = options.option(
     2, at_least=1, may_change=True, doc='Batches kept ready, by each worker if there are some.'
@@ -175,7 +180,7 @@ class VaeOptions(options.Section, section='vae', may_change=True):
   tile: int = options.option(
     64,
     at_least=0,
-    doc='Side in latent pixels: larger latents are decoded in tiles of it; 0 never does.',
+    doc='Latents with a longer side than this, in latent pixels, are decoded in tiles; 0: never.',
   )
 
   def __post_init__(self):
@@ -186,7 +191,7 @@ class VaeOptions(options.Section, section='vae', may_change=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSize(options.Section, section='model', decides_network=True):
-  """A published size by name."""
+  """What the network is and how it is run."""
 
   size: str = options.option(
     'S/2', choices=('', *sizes.SIZES), doc="S, B, M, L or XL, /2, /4 or /8; '' takes the next four."

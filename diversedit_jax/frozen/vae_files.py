@@ -1,4 +1,4 @@
-"""Reads the weights of the VAE from diffusers' files, and names them so again.
+"""Reads the weights of the VAE from diffusers' files, and gives them back in that form.
 
 The published files are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. Our names
 become theirs with dots for slashes and `weight` for `kernel` and `scale`. Older files name the
@@ -179,7 +179,7 @@ def _current_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _config(arrays, settings, scale, shift) -> vae.VAEConfig:
-  """The sizes of the arrays and the rest from the settings; where both tell, they must agree."""
+  """The sizes of the arrays and the rest from the settings; they must not contradict each other."""
   size = lambda name, axis: _size(arrays, name, axis)
   first = 'encoder.down_blocks.{}.resnets.{}.conv1.weight'.format
   count = lambda name: next(i for i in range(len(arrays) + 1) if name(i) not in arrays)

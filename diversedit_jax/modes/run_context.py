@@ -75,7 +75,6 @@ def make_step(experiment, trainable):
     key=rng.stream(jax.random.key(experiment.seed), 'train'),
     ema_decay=experiment.train.ema_decay,
     learning_rate=experiment.schedule(),
-    devices=trainable.mesh.size,
     accumulate=experiment.train.accumulate,
   )
 

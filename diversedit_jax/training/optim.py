@@ -19,7 +19,9 @@ class OptimizerConfig(options.Section, section='optimizer'):
   b1: float = options.option(0.9, at_least=0, below=1, doc='Decay of the first moment.')
   b2: float = options.option(0.999, at_least=0, below=1, doc='Decay of the second moment.')
   eps: float = options.option(1e-8, at_least=0, doc="Added to the second moment's root.")
-  weight_decay: float = options.option(0.0, at_least=0, doc='Decoupled, of all parameters.')
+  weight_decay: float = options.option(
+    0.0, at_least=0, doc='Decoupled weight decay, on all parameters.'
+  )
   clip_norm: float = options.option(
     1.0, at_least=0, doc='Largest global gradient norm; 0 does not clip.'
   )

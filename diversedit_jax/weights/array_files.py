@@ -127,8 +127,8 @@ def find(path: pathlib.Path, names: Iterable[str], wanted: str, publisher: str) 
   Args:
     path: a file or a folder.
     names: the known names, the best first.
-    wanted: what is looked for, for the message, as 'the VAE needs its weights (335 MB)'.
-    publisher: the sentence that says where to get it.
+    wanted: beginning of the error message, as 'the VAE needs its weights (335 MB)'.
+    publisher: sentence of the error message that says where to get the file.
 
   Raises:
     UserError: there is no such file.

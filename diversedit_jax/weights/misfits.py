@@ -1,7 +1,6 @@
-"""What keeps named arrays from being those that a network expects, in words for an error."""
+"""Finds the differences between named arrays and those that a network expects, for errors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +15,16 @@ def find(
   unused: Callable[[str], bool] = lambda name: False,
   finite: bool = False,
 ) -> list[str]:
-  """All faults: names that are missing, names that are not expected, and wrong arrays.
+  """The missing names, the unexpected names and the arrays of a wrong shape, dtype or value.
 
   Args:
     arrays: what was found, by name.
     expected: shapes by name; a letter stands for a size that is not known.
-    unused: whether an unexpected name may be there all the same.
+    unused: function that tells whether a name is ignored.
     finite: whether to look for NaNs and infinities too.
 
   Returns:
-    One text for each kind of fault, with the first five names; empty if nothing is wrong.
+    One text for each of the three, with the first five names; empty if nothing is wrong.
   """
   missing = [name for name in expected if name not in arrays]
   unknown = [name for name in arrays if name not in expected and not unused(name)]
@@ -45,20 +44,15 @@ def first_few(parts: Sequence[str]) -> str:
   return ', '.join([*parts[:_SHOWN], *more])
 
 
-def is_float(dtype: Any) -> bool:
-  """Whether a dtype is one of floating-point numbers, bfloat16 and its like included."""
-  return jnp.issubdtype(dtype, jnp.floating)
-
-
 def shape_text(shape: Sequence[int | str]) -> str:
-  """'(3, D)' for a shape that may have letters."""
+  """A shape in words, as '(3, D)'."""
   return f'({", ".join(map(str, shape))})'
 
 
 def _fault(name, array, shape, finite):
   if array.shape != shape:
     return f'{name} has shape {shape_text(array.shape)} instead of {shape_text(shape)}'
-  if not is_float(array.dtype):
+  if not jnp.issubdtype(array.dtype, jnp.floating):
     return f'{name} has dtype {array.dtype} instead of floating-point numbers'
   if finite and not np.isfinite(array.astype(np.float32)).all():
     return f'{name} holds values that are not finite in float32'

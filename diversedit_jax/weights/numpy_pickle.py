@@ -52,12 +52,6 @@ class _Array:
     self.value = _from_bytes(data, dtype, shape, 'F' if fortran else 'C')
 
 
-class _Name:
-  """A name that is only ever handed on, such as `numpy.ndarray` itself."""
-
-  __slots__ = ()
-
-
 def _from_bytes(data, dtype, shape, order='C'):
   if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype):
     raise pickle.UnpicklingError('an array that is not made of plain numbers')
@@ -77,13 +71,13 @@ def _encode(text, coding):
 
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
-  """What each permitted global becomes; made anew for every file."""
+  """The objects that stand for the permitted globals; every file gets its own."""
   reconstruct = restricted.Call(lambda kind, shape, code: _Array())
   scalar = restricted.Call(lambda dtype, data: _Array(_from_bytes(data, dtype, ())))
   return {
     ('collections', 'OrderedDict'): restricted.Call(dict),
     ('numpy', 'dtype'): restricted.Call(_Dtype),
-    ('numpy', 'ndarray'): _Name(),
+    ('numpy', 'ndarray'): restricted.Inert(),  # Only ever an argument of `_reconstruct`.
     ('_codecs', 'encode'): restricted.Call(_encode),
     # The bytes of an empty array, in protocol 2.
     ('__builtin__', 'bytes'): restricted.Call(lambda: b''),

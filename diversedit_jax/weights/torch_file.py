@@ -65,7 +65,7 @@ class Record(restricted.Inert):
 
 
 class Module(restricted.Inert):
-  """A module of a TorchScript program: what it holds by name, and nothing of what it does."""
+  """A module of a TorchScript program: its tensors and submodules by name, without its code."""
 
   __slots__ = ('held',)
 
@@ -119,7 +119,7 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metad
 
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
-  """What each permitted global becomes; made anew for every file."""
+  """The objects that stand for the permitted globals; every file gets its own."""
   call, parameter = restricted.Call, lambda data, requires_grad, hooks, state=None: data
   return {
     ('collections', 'OrderedDict'): _Dict,

@@ -119,20 +119,6 @@ def test_flips_of_a_seed_never_change():
   assert ''.join('01'[int(f)] for f in order.flips(0, 0, 24)) == FLIPS_OF_SEED_0
 
 
-def test_prefetch_bounds_what_is_read_ahead():
-  seen = []
-
-  class Counting(Indices):
-    def gather(self, indices, flips=None):
-      seen.append(1)
-      return super().gather(indices, flips)
-
-  with pipeline.batches(steps(Counting(), batch_size=2), start_step=0, prefetch=3) as iterator:
-    next(iterator)
-    time.sleep(0.3)
-    assert len(seen) == 4  # One taken, three ready.
-
-
 def test_error_reaches_the_consumer_after_the_good_batches():
   n, size = 20, 5
   poison = int(order.batch_indices(0, 2, size, n)[3])

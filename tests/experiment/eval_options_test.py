@@ -1,11 +1,10 @@
-"""Options of evaluation and sweeps; what is refused is in refused_values_test."""
+"""Options of evaluation and sweeps; what is refused is in experiment_test."""
 
 from helpers import config_changes
 import pytest
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.evaluation import picture_metrics
-from diversedit_jax.experiment import eval_options
 
 compiler_out_of_reach = config_changes.compiler_out_of_reach
 
@@ -43,12 +42,3 @@ def test_a_file_of_labels_is_looked_at_later():
     config_changes.changed({'eval.labels': 'file:absent.npy'})
   ).evaluation
   assert options.labels == 'file:absent.npy'
-
-
-def test_every_score_has_a_better_side():
-  assert {'fid', 'sfid', 'kid', 'encoder_fid', 'frechet_distance'} <= {
-    name for name, choose in eval_options.BEST.items() if choose is min
-  }
-  assert {'inception_score', 'precision', 'recall', 'class_consistency'} <= {
-    name for name, choose in eval_options.BEST.items() if choose is max
-  }

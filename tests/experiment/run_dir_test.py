@@ -2,93 +2,209 @@
 
 import json
 
-import ml_collections
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.experiment import run_dir
+from diversedit_jax.experiment import declarations, run_dir
 
 VERSIONS = {'jax': '1'}
+KEYS = declarations.keys()
+DATA = {'name': 'store/a', 'examples': 5, 'sha256': '1' * 64}
 
 
 def config(**changes):
-  config = ml_collections.ConfigDict(
-    {
-      'seed': 0,
-      'train': {'steps': 10, 'batch_size': 4},
-      'model': {'depth': 2},
-      'log': {'every': 5},
-      'diversity': {'weights': (0.33, 0.33, 0.33)},
-    }
-  )
+  """A small model and ten steps, and changes as `train__steps=20`."""
+  made = declarations.defaults()
+  small = dict(size='', depth=2, width=8, heads=2, patch_size=2)
+  made.model.update(small)
+  made.train.steps = 10
   for key, value in changes.items():
-    section, _, field = key.partition('__')
-    (config[section] if field else config)[field or section] = value
-  return config
+    *sections, last = key.split('__')
+    section = made
+    for name in sections:
+      section = section[name]
+    section[last] = value
+  return made
 
 
-def train(path, config):
-  return run_dir.open_for_training(str(path), config, VERSIONS, write=True)
+def train(path, config, data=None):
+  return run_dir.open_for_training(str(path), config, VERSIONS, data=data, write=True)
 
 
-def test_new_run_records_itself_and_continues(tmp_path):
-  path = train(tmp_path / 'run', config())
-  assert json.loads((path / 'config.json').read_text())['train']['steps'] == 10
-  assert json.loads((path / 'versions.json').read_text()) == [VERSIONS]
-  assert train(path, config()) == path
+def read(path, config, data=None):
+  return run_dir.open_for_reading(str(path), config, data)
 
 
-def test_another_config_is_refused_with_what_differs(tmp_path):
-  path = train(tmp_path / 'run', config())
-  before = (path / 'config.json').read_text()
+def rewrite(path, change):
+  """Changes the stored config in place."""
+  stored = json.loads((path / 'config.json').read_text())
+  change(stored)
+  (path / 'config.json').write_text(json.dumps(stored))
+
+
+@pytest.fixture
+def run(tmp_path):
+  return train(tmp_path / 'run', config())
+
+
+def test_new_run_records_itself_and_continues(run):
+  assert json.loads((run / 'config.json').read_text())['train']['steps'] == 10
+  assert json.loads((run / 'versions.json').read_text()) == [VERSIONS]
+  before = (run / 'config.json').read_bytes()
+  assert train(run, config()) == run
+  assert (run / 'config.json').read_bytes() == before
+
+
+def test_another_config_is_refused_with_what_differs(run):
+  before = (run / 'config.json').read_text()
   with pytest.raises(
     types.UserError, match=r'model.depth: stored 2, given 4.*seed: stored 0, given 1'
   ):
-    train(path, config(model__depth=4, seed=1))
-  assert (path / 'config.json').read_text() == before
+    train(run, config(model__depth=4, seed=1))
+  assert (run / 'config.json').read_text() == before
 
 
-def test_run_may_be_prolonged_and_the_old_config_is_kept(tmp_path):
-  path = train(tmp_path / 'run', config())
-  train(path, config(train__steps=20, log__every=1))
-  assert json.loads((path / 'config.json').read_text())['train']['steps'] == 20
-  (old,) = path.glob('config.until-10-*.json')
+def test_run_may_be_prolonged_and_the_old_config_is_kept(run):
+  train(run, config(train__steps=20, log__every=1))
+  assert json.loads((run / 'config.json').read_text())['train']['steps'] == 20
+  (old,) = run.glob('config.until-10-*.json')
   assert json.loads(old.read_text())['train']['steps'] == 10
 
 
-def test_run_from_before_a_key_of_placement_goes_on(tmp_path):
-  """How a state is spread over devices is not part of what is learned from a step."""
-  path, later = train(tmp_path / 'run', config()), config()
-  later.optimizer = {'shard_over_data': False}
-  train(path, later)
-  later.optimizer.shard_over_data = True
-  assert train(path, later) == path
+def test_cosine_run_cannot_be_prolonged(tmp_path):
+  """Its learning rate would jump back up."""
+  run = train(tmp_path / 'run', config(optimizer__schedule='cosine'))
+  with pytest.raises(types.UserError, match='train.steps: stored 10, given 20'):
+    train(run, config(optimizer__schedule='cosine', train__steps=20))
 
 
-def test_folder_of_something_else_is_refused(tmp_path):
-  (tmp_path / 'thesis.tex').write_text('x')
-  with pytest.raises(types.UserError, match='holds files but no config.json'):
+# Runs of other versions, which had other keys.
+
+
+def without(flat_key):
+  """A change of a stored config: the key is not there."""
+
+  def change(stored):
+    *sections, last = flat_key.split('.')
+    for name in sections:
+      stored = stored[name]
+    del stored[last]
+
+  return change
+
+
+def test_a_key_that_a_stored_config_lacks_means_its_default(tmp_path):
+  whole = declarations.defaults()
+  run = train(tmp_path / 'run', whole)
+  content = (run / 'config.json').read_text()
+  for key in KEYS:
+    rewrite(run, without(key))
+    assert train(run, whole) == read(run, whole) == run, key
+    (run / 'config.json').write_text(content)
+
+
+def test_a_value_beside_the_default_of_a_key_that_is_missing_is_a_difference(run):
+  rewrite(run, without('train.ema_decay'))
+  with pytest.raises(types.UserError, match='train.ema_decay: stored 0.9999, given 0.5'):
+    train(run, config(train__ema_decay=0.5))
+  read(run, config(train__ema_decay=0.5))
+
+
+def test_a_key_of_a_later_version_is_a_difference_where_it_says_something(run):
+  rewrite(run, lambda stored: stored['train'].update(unheard_of=1))
+  with pytest.raises(types.UserError, match="train.unheard_of: stored 1, given '\\(absent"):
+    train(run, config())
+  read(run, config())
+
+
+def test_blocks_of_the_first_version_counted_from_zero(tmp_path):
+  today = config(diversity__layers='1,3,6')
+  run = train(tmp_path / 'run', config(diversity__layers='0,2,5'))
+  rewrite(run, without('diversedit_jax'))
+  assert train(run, today) == read(run, today) == run
+  train(run, config(diversity__layers='1,3,6', train__steps=20))  # Rewrites the config.
+  assert 'diversedit_jax' in json.loads((run / 'config.json').read_text())
+  longer = config(diversity__layers='1,3,6', train__steps=20)
+  assert train(run, longer) == run
+  with pytest.raises(types.UserError, match="diversity.layers: stored '1,3,6', given '2,4,7'"):
+    train(run, config(diversity__layers='2,4,7', train__steps=20))
+
+
+def test_a_size_by_name_equals_its_four_numbers(tmp_path):
+  numbers = config(model__depth=12, model__width=384, model__heads=6)
+  named = config(model__size='S/2', model__depth=0, model__width=0, model__heads=0)
+  for i, (stored, given) in enumerate(((numbers, named), (named, numbers))):
+    run = train(tmp_path / str(i), stored)
+    assert train(run, given) == read(run, given) == run
+    with pytest.raises(types.UserError, match='model.depth: stored 12, given 4'):
+      train(run, config(model__depth=4, model__width=384, model__heads=6))
+
+
+# What lies in the folder.
+
+
+@pytest.mark.parametrize('name', ['statistics/', 'slurm-1.out', 'audit.json', 'thesis.tex'])
+def test_files_that_a_run_would_not_overwrite_do_not_matter(tmp_path, name):
+  made = tmp_path / name
+  made.mkdir() if name.endswith('/') else made.write_text('x')
+  assert train(tmp_path, config()) == tmp_path and made.exists()
+
+
+@pytest.mark.parametrize(
+  'name', ['checkpoints', 'metrics.jsonl', 'telemetry', 'tensorboard', 'data.json', 'versions.json']
+)
+def test_parts_of_a_run_without_its_config_are_refused(tmp_path, name):
+  (tmp_path / name).write_text('x')
+  with pytest.raises(types.UserError, match=f'holds {name} but no config.json: not a whole run'):
     train(tmp_path, config())
-  assert [f.name for f in tmp_path.iterdir()] == ['thesis.tex']
+  assert [f.name for f in tmp_path.iterdir()] == [name]
 
 
-def test_missing_and_unwritable_workdirs_are_refused(tmp_path):
-  with pytest.raises(types.UserError, match='no workdir'):
-    train('', config())
+def test_impossible_workdirs_are_refused(tmp_path):
   (tmp_path / 'file').write_text('x')
-  with pytest.raises(types.UserError, match='is a file, expected a directory'):
-    train(tmp_path / 'file', config())
-  with pytest.raises(types.UserError, match='cannot be written'):
-    train(tmp_path / 'file' / 'run', config())
+  for workdir, message in (
+    ('', 'no workdir'),
+    ('gs://bucket/run', 'gs://bucket/run is a URL'),
+    (tmp_path / 'file', 'is a file, expected a directory'),
+    (tmp_path / 'file' / 'run', 'cannot be written'),
+  ):
+    with pytest.raises(types.UserError, match=message):
+      train(workdir, config())
 
 
-def test_reading_needs_a_run_of_the_same_model(tmp_path):
+def test_damaged_config_is_named(run):
+  (run / 'config.json').write_text('{"train":')
+  with pytest.raises(types.UserError, match='config.json is not a run config'):
+    train(run, config())
+
+
+# Data.
+
+
+def test_data_may_move_but_not_change(tmp_path):
+  run = train(tmp_path / 'run', config(data__source='store:a'), DATA)
+  moved = config(data__source='store:elsewhere/a')
+  assert train(run, moved, DATA | {'name': 'store/elsewhere'}) == run
+  with pytest.raises(types.UserError, match='learns from other data'):
+    train(run, moved, DATA | {'sha256': '2' * 64})
+  with pytest.raises(types.UserError, match="data.source: stored 'store:elsewhere/a'"):
+    train(run, config(data__source='store:b'), DATA | {'sha256': '2' * 64})
+
+
+# Reading.
+
+
+def test_reading_needs_a_run_of_the_same_network_in_any_dtype(tmp_path, run):
   with pytest.raises(types.UserError, match='holds no run'):
-    run_dir.open_for_reading(str(tmp_path), config())
-  path = train(tmp_path / 'run', config())
-  run_dir.open_for_reading(str(path), config(seed=3, train__batch_size=8))
+    read(tmp_path, config())
+  read(run, config(seed=3, train__batch_size=8, data__source='store:b'))
   with pytest.raises(types.UserError, match='model.depth: stored 2, given 4'):
-    run_dir.open_for_reading(str(path), config(model__depth=4))
+    read(run, config(model__depth=4))
+  with pytest.raises(types.UserError, match="interpolant.path: stored 'linear', given 'vp'"):
+    read(run, config(interpolant__path='vp'))
+  read(run, config(model__dtype='bfloat16'))
+  with pytest.raises(types.UserError, match="model.dtype: stored 'float32', given 'bfloat16'"):
+    train(run, config(model__dtype='bfloat16'))
 
 
 @pytest.mark.parametrize(
@@ -104,13 +220,12 @@ def test_reading_needs_a_run_of_the_same_model(tmp_path):
 def test_reading_needs_the_parameters_of_the_same_method(tmp_path, stored, given, fits):
   path = train(tmp_path / 'run', config(method=stored))
   if fits:
-    run_dir.open_for_reading(str(path), config(method=given))
+    read(path, config(method=given))
     return
   with pytest.raises(types.UserError, match=f"method: stored '{stored}', given '{given}'"):
-    run_dir.open_for_reading(str(path), config(method=given))
+    read(path, config(method=given))
 
 
-DATA = {'name': 'store/a', 'examples': 5, 'sha256': '1' * 64}
 LATENTS = {'encoder_sha256': '2' * 64, 'scale': [0.5], 'shift': [0.0]}
 
 
@@ -129,46 +244,22 @@ LATENTS = {'encoder_sha256': '2' * 64, 'scale': [0.5], 'shift': [0.0]}
 )
 def test_reading_needs_data_of_the_same_space_not_the_same_data(tmp_path, given, message):
   stored = {**DATA, 'space': 'latents', 'latents': LATENTS}
-  path = run_dir.open_for_training(
-    str(tmp_path / 'run'), config(), VERSIONS, data=stored, write=True
-  )
+  path = train(tmp_path / 'run', config(), stored)
   moved = {**DATA, 'name': 'store/b', 'sha256': '4' * 64, **given}
   if message is None:
-    run_dir.open_for_reading(str(path), config(), moved)
+    read(path, config(), moved)
   else:
-    with pytest.raises(types.UserError, match=f'has learned from other data.*{message}'):
-      run_dir.open_for_reading(str(path), config(), moved)
+    with pytest.raises(
+      types.UserError, match=f'was trained on latents of another space.*{message}'
+    ):
+      read(path, config(), moved)
   # A run that was made before its data.json had these entries.
   (path / 'data.json').write_text(json.dumps(DATA))
-  run_dir.open_for_reading(str(path), config(), moved)
+  read(path, config(), moved)
 
 
-def test_damaged_config_is_named(tmp_path):
-  path = train(tmp_path / 'run', config())
-  (path / 'config.json').write_text('{"train":')
-  with pytest.raises(types.UserError, match='config.json is not a run config'):
-    train(path, config())
-
-
-def test_url_is_refused_before_a_folder_of_that_name_appears():
-  with pytest.raises(types.UserError, match='gs://bucket/run is a URL'):
-    train('gs://bucket/run', config())
-
-
-def test_cosine_run_cannot_be_prolonged(tmp_path):
-  """Its learning rate would jump back up."""
-  cosine = config()
-  cosine.optimizer = ml_collections.ConfigDict({'schedule': 'cosine'})
-  path = train(tmp_path / 'run', cosine)
-  longer = cosine.copy_and_resolve_references()
-  longer.train.steps = 20
-  with pytest.raises(types.UserError, match='train.steps: stored 10, given 20'):
-    train(path, longer)
-
-
-def test_versions_are_recorded_at_every_start_that_changes_them(tmp_path):
-  path = train(tmp_path / 'run', config())
-  run_dir.open_for_training(str(path), config(), {'jax': '2'}, write=True)
-  train(path, config())
-  found = json.loads((path / 'versions.json').read_text())
+def test_versions_are_recorded_at_every_start_that_changes_them(run):
+  run_dir.open_for_training(str(run), config(), {'jax': '2'}, write=True)
+  train(run, config())
+  found = json.loads((run / 'versions.json').read_text())
   assert found == [{'jax': '1'}, {'jax': '2'}, {'jax': '1'}]

@@ -61,12 +61,3 @@ def write(root):
   for shard in range(PLAN.shards):
     writer.write_shard(root, PLAN, shard, results(shard))
   return writer.finish(root, PLAN, LISTED, VERSIONS)
-
-
-def contents(root):
-  """Bytes of every file by its path."""
-  return {
-    path.relative_to(root).as_posix(): path.read_bytes()
-    for path in sorted(root.rglob('*'))
-    if path.is_file()
-  }

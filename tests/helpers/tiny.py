@@ -13,7 +13,7 @@ import numpy as np
 from diversedit_jax import interpolants, types
 from diversedit_jax.interpolants import times
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config, taps
 from diversedit_jax.sampling import trajectory
 
 CLASSES = 5
@@ -21,7 +21,10 @@ WIDTHS = {'enc': 6, 'other': 3}
 """Encoders of `batch` and the width of their features."""
 
 
-def config(**fields):
+EXECUTION = config.Execution(attention='xla')
+
+
+def architecture(**fields):
   """Two blocks of width 16 on four tokens."""
   defaults = dict(
     input_size=(4, 4),
@@ -31,9 +34,8 @@ def config(**fields):
     width=16,
     heads=2,
     patch_size=2,
-    attention='xla',
   )
-  return sit.SiTConfig(**(defaults | fields))
+  return config.Architecture(**(defaults | fields))
 
 
 def interpolant(**fields):
@@ -55,13 +57,14 @@ def batch(n=4, dtype=np.float32, shape=(4, 4, 1), space='images'):
   return made
 
 
-def parameters(config, terms=(), dtype=np.float32, seed=1):
+def parameters(architecture, terms=(), dtype=np.float32, seed=1):
   """(graphdef, params) of a network without zeros, which would hide mistakes.
 
   Kernels keep the size of what they multiply; all else is of order 0.3.
   """
   graphdef, state = nnx.split(
-    nnx.eval_shape(lambda: base.Network(config, tuple(terms), rngs=nnx.Rngs(0))), nnx.Param
+    nnx.eval_shape(lambda: base.Network(architecture, EXECUTION, tuple(terms), rngs=nnx.Rngs(0))),
+    nnx.Param,
   )
   generator = np.random.default_rng(seed)
 
@@ -79,10 +82,10 @@ def parameters(config, terms=(), dtype=np.float32, seed=1):
 class Model:
   """A model that says what it is told, and remembers what it was asked."""
 
-  def __init__(self, pred, blocks=(), class_token=None, **config):
+  def __init__(self, pred, blocks=(), class_token=None, **architecture):
     """pred: an array, or a function of (x, t, y). blocks: what they put out, [N, T, D] each."""
     self.pred, self.blocks, self.class_token, self.calls = pred, blocks, class_token, []
-    self.config = python_types.SimpleNamespace(depth=len(blocks), **config)
+    self.architecture = python_types.SimpleNamespace(depth=len(blocks), **architecture)
 
   def __call__(self, x_NHWC, t_N, y_N, *, tap=None, **inputs):
     self.calls.append(python_types.SimpleNamespace(x=x_NHWC, t=t_N, y=y_N, **inputs))
@@ -111,10 +114,10 @@ def fold(tap, blocks):
   return tap.finish(carry, jax.tree.map(lambda *y: jnp.stack(y), *ys))
 
 
-def draw_of(images, noise, labels, t_N, extras=None, drawn=None, **batch):
-  """A draw whose x_t and target are still to be made by a flow's `at`."""
+def noisy_of(images, noise, labels, t_N, extras=None, drawn=None, **batch):
+  """A noisy batch whose x_t and target are still to be made by a flow's `at`."""
   unknown = jnp.full_like(images, jnp.nan)
-  return base.Draw(
+  return base.NoisyBatch(
     x_t=unknown,
     t=t_N,
     y=labels,
@@ -126,9 +129,9 @@ def draw_of(images, noise, labels, t_N, extras=None, drawn=None, **batch):
   )
 
 
-def check(flow, model, sampler=None):
-  """All that a flow refuses."""
-  flow.check_model(model)
+def check(flow, architecture, sampler=None):
+  """Calls everything by which a flow refuses."""
+  flow.check_model(architecture, EXECUTION)
   flow.check_sampler(sampler or trajectory.SamplerConfig())
 
 

@@ -1,4 +1,4 @@
-"""SiT's flow: what each prediction is scored by, and the velocity that it says."""
+"""SiT's flow: what is random, what each prediction is scored by, and the velocity that it says."""
 
 from helpers import tiny
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import interpolants, types
+from diversedit_jax import interpolants, rng, types
 from diversedit_jax.interpolants import times
 from diversedit_jax.models import taps
 from diversedit_jax.sampling import trajectory
@@ -46,7 +46,7 @@ def arrays(count, seed=0):
 
 def made_draw(flow, images, noise, t_N=T_N):
   labels = jnp.asarray([0, 1, tiny.CLASSES, 2, 3])
-  draw = tiny.draw_of(images, noise, labels, jnp.zeros(5), extras={'term': jnp.arange(5)})
+  draw = tiny.noisy_of(images, noise, labels, jnp.zeros(5), extras={'term': jnp.arange(5)})
   return flow.at(draw, jnp.asarray(t_N))
 
 
@@ -162,21 +162,114 @@ def test_samples_do_not_depend_on_what_the_network_predicts(kind):
     np.testing.assert_allclose(made[prediction], made['velocity'], rtol=1e-9, atol=1e-9)
 
 
-def check(model=None, sampler=None, **fields):
-  model = tiny.config(**(model or {}))
-  tiny.check(tiny.interpolant(**fields), model, trajectory.SamplerConfig(**(sampler or {})))
+# What is random.
+
+
+@pytest.fixture(scope='module')
+def many():
+  """20,000 one-pixel examples and their draw, label dropout 0.1."""
+  batch = tiny.batch(20_000, shape=(1, 1, 1))
+  return batch, tiny.interpolant().draw(batch, jax.random.key(5))
+
+
+def noise_of(batch, draw):
+  """The noise of a draw on the linear path: x_t + (1 - t) v."""
+  t = draw.t.reshape(-1, 1, 1, 1)
+  return np.asarray(draw.x_t + (1 - t) * draw.target)
+
+
+def test_labels_are_dropped_with_their_probability(many):
+  batch, draw = many
+  dropped = np.asarray(draw.y) == tiny.CLASSES
+  n, p = len(dropped), 0.1
+  # Four standard deviations of a binomial share.
+  assert abs(dropped.mean() - p) < 4 * np.sqrt(p * (1 - p) / n)
+  np.testing.assert_array_equal(draw.y[~dropped], batch['labels'][~dropped])
+  for label in range(tiny.CLASSES):  # Each class as often as any other.
+    share = dropped[np.asarray(batch['labels']) == label].mean()
+    assert abs(share - p) < 4 * np.sqrt(p * (1 - p) * tiny.CLASSES / n)
+
+
+def test_no_dropout_and_no_classes():
+  batch = tiny.batch(50)
+  kept = tiny.interpolant(label_dropout=0.0).draw(batch, jax.random.key(0))
+  np.testing.assert_array_equal(kept.y, batch['labels'])
+  unconditional = tiny.interpolant(null_label=None).draw(batch, jax.random.key(0))
+  np.testing.assert_array_equal(unconditional.y, np.zeros(50))
+  assert unconditional.y.dtype == batch['labels'].dtype
+
+
+@pytest.mark.parametrize('space', ['images', 'latents'])
+def test_linear_path_gives_the_data_back(space):
+  batch = tiny.batch(64)
+  x_NHWC = batch.pop('images')
+  draw = tiny.interpolant().draw(batch | {space: x_NHWC}, jax.random.key(0))
+  t = draw.t.reshape(-1, 1, 1, 1)
+  # x_t - t v = (1 - t) x + t e - t (e - x); float32 roundings of numbers up to 5.
+  np.testing.assert_allclose(draw.x_t - t * draw.target, x_NHWC, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize('path', ['cosine', 'vp'])
+def test_other_paths_give_the_data_back(path):
+  path, batch = interpolants.PATHS[path], tiny.batch(64)
+  law = times.Uniform(epsilon=0.05)  # vp leaves e^-10 of the data at t = 1.
+  draw = tiny.interpolant(path=path, time_law=law).draw(batch, jax.random.key(0))
+  convert = lambda target: interpolants.convert.convert(
+    draw.target, draw.x_t, draw.t, path, source='velocity', target=target
+  )
+  np.testing.assert_allclose(convert('x0'), batch['images'], rtol=0, atol=1e-3)
+  # 1,024 standard normal values: four standard deviations of their mean square.
+  assert abs(float(jnp.mean(jnp.square(convert('epsilon')))) - 1) < 4 * np.sqrt(2 / 1024)
+
+
+def test_a_draw_is_a_function_of_the_key():
+  batch = tiny.batch(8)
+  draw = lambda seed: tiny.interpolant(label_dropout=0.5).draw(batch, jax.random.key(seed))
+  jax.tree.map(np.testing.assert_array_equal, draw(0), draw(0))
+  jitted = jax.jit(tiny.interpolant(label_dropout=0.5).draw)(batch, jax.random.key(0))
+  # Compiled as one, products and sums may be contracted: one float32 rounding of numbers up to 5.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), jitted, draw(0))
+  for name in ('x_t', 't', 'y', 'target'):
+    assert not np.array_equal(getattr(draw(0), name), getattr(draw(1), name)), name
+
+
+def test_time_noise_and_dropout_have_streams_of_their_own(many):
+  batch, draw = many
+  key, noise = jax.random.key(5), noise_of(batch, draw)
+  # Changing one law leaves the other two draws as they were.
+  no_dropout = tiny.interpolant(label_dropout=0.0).draw(batch, key)
+  np.testing.assert_array_equal(no_dropout.t, draw.t)
+  np.testing.assert_array_equal(no_dropout.x_t, draw.x_t)
+  other_times = tiny.interpolant(time_law=times.LogitNormal()).draw(batch, key)
+  assert not np.array_equal(other_times.t, draw.t)
+  np.testing.assert_array_equal(other_times.y, draw.y)
+  np.testing.assert_allclose(noise_of(batch, other_times), noise, rtol=0, atol=3e-6)
+  # The streams are known by name, so that a resumed or repeated run draws the same.
+  np.testing.assert_array_equal(draw.t, times.Uniform()(rng.stream(key, 'time'), len(noise)))
+  by_name = jax.random.normal(rng.stream(key, 'noise'), noise.shape)
+  np.testing.assert_allclose(noise, by_name, rtol=0, atol=3e-6)
+  # The three are uncorrelated: four standard deviations, 1 / sqrt(n) each.
+  three = np.stack([np.asarray(draw.t), noise.ravel(), np.asarray(draw.y) == tiny.CLASSES])
+  correlation = np.corrcoef(three)[np.triu_indices(3, 1)]
+  assert np.abs(correlation).max() < 4 / np.sqrt(three.shape[1]), correlation
+  assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+
+
+# Refusals.
+
+
+def check(architecture=None, sampler=None, **fields):
+  sampler = trajectory.SamplerConfig(**(sampler or {}))
+  tiny.check(tiny.interpolant(**fields), tiny.architecture(**(architecture or {})), sampler)
 
 
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    (dict(prediction='nosie'), "interpolant.prediction 'nosie'; did you mean 'noise'"),
-    (dict(weighting='velosity'), "interpolant.weighting 'velosity'; did you mean 'velocity'"),
-    (dict(weighting='likelihood'), "a velocity has weight 1: set weighting='none'"),
     (dict(sampler={'kind': 'average_velocity'}), 'set method=meanflow'),
     (dict(prediction='noise'), 'no velocity at t = 1 of the .linear. path; set sampler.start'),
     (dict(prediction='score', path=interpolants.cosine()), 'no velocity at t = 1 of the .cosine.'),
-    (dict(model={'time_input': 'ddpm'}), "interpolant.path=vp, got 'linear'"),
+    (dict(architecture={'time_input': 'ddpm'}), "interpolant.path=vp, got 'linear'"),
   ],
 )
 def test_refuses(options, message):
@@ -187,6 +280,6 @@ def test_refuses(options, message):
 def test_accepts():
   check()
   check(prediction='noise', sampler={'start': 0.999})
-  check(prediction='noise', path=interpolants.vp(), model={'time_input': 'ddpm'})
+  check(prediction='noise', path=interpolants.vp(), architecture={'time_input': 'ddpm'})
   law = times.Uniform(epsilon=1e-3)
   check(prediction='score', weighting='likelihood', time_law=law, sampler={'start': 0.99})

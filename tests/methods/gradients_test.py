@@ -16,16 +16,16 @@ import pytest
 
 from diversedit_jax import interpolants
 from diversedit_jax.interpolants import times
-from diversedit_jax.losses.diversity_config import DiversityConfig
 from diversedit_jax.methods import base, dispersive, diverse, meanflow, reg, repa, sra
-from diversedit_jax.models import embed, stack
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import embed
 
 LAW = times.Uniform(epsilon=0.1)
 # Ranges in which the weight of the loss has a gradient itself.
-DIVERSE = diverse.Diverse(config=DiversityConfig(lo=0.0, hi=2.0))
-DISPERSIVE = dispersive.Dispersive(block=2, groups=2)
+DIVERSE = diverse.Diverse(lo=0.0, hi=2.0)
+DISPERSIVE = dispersive.Dispersive(block=2, groups=2, weight=0.5)
 REPA = repa.Repa(
-  pairs=(
+  aligned=(
     repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),
     repa.Pair(encoder='other', block=1, width=tiny.WIDTHS['other']),
   ),
@@ -34,7 +34,7 @@ REPA = repa.Repa(
 SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
 REG = reg.Reg(path=interpolants.cosine(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc')
 TOKEN = repa.Repa(
-  pairs=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
+  aligned=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
 )
 SCORE = tiny.interpolant(time_law=LAW, prediction='score', weighting='likelihood')
 
@@ -70,16 +70,16 @@ def _float64(monkeypatch):
     yield
 
 
-def setting(flow, terms, skip=None):
+def setting(flow, terms, **fields):
   """(objective, params, draw, value_and_grad) of a network of two blocks, without zeros."""
   objective = base.Objective(flow=flow, terms=terms)
-  model = tiny.config(
+  architecture = tiny.architecture(
     interval=isinstance(flow, meanflow.MeanFlow),
     class_token=tiny.WIDTHS['enc'] if isinstance(flow, reg.Reg) else 0,
-    skip=skip,
+    **fields,
   )
-  graphdef, params = tiny.parameters(model, terms, np.float64)
-  _, averaged = tiny.parameters(model, terms, np.float64, seed=2)
+  graphdef, params = tiny.parameters(architecture, terms, np.float64)
+  _, averaged = tiny.parameters(architecture, terms, np.float64, seed=2)
   draw = objective.draw(tiny.batch(4, np.float64), jax.random.key(1))
   exact = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # Times are float32.
   draw = jax.tree.map(exact, draw)
@@ -117,7 +117,8 @@ TOLERANCE = 1e-7  # Roundings of a loss of order 10, over H.
 @pytest.mark.parametrize('method', METHODS)
 def test_gradient_is_the_central_difference(method):
   flow, terms = METHODS[method]
-  _, params, _, run = setting(flow, terms, stack.Skip() if method == 'diverse' else None)
+  fields = dict(skip=model_config.Skip(enabled=method == 'diverse'))
+  _, params, _, run = setting(flow, terms, **fields)
   direction = direction_of(params)
   (loss, metrics), grads = run(params)
   (up, _), (down, _) = (run(moved(params, direction, s))[0] for s in (H, -H))
@@ -129,7 +130,7 @@ def test_gradient_is_the_central_difference(method):
     assert f'{term.name}/loss' in metrics
     heads = jax.tree.leaves(grads.get('heads', {}).get(term.name, {}))
     assert all(np.abs(g).max() > 0 for g in heads)
-    assert len(heads) == {'repa': 6 * len(getattr(term, 'pairs', ())), 'sra': 4}.get(term.name, 0)
+    assert len(heads) == {'repa': 6 * len(getattr(term, 'aligned', ())), 'sra': 4}.get(term.name, 0)
 
 
 def mean_flow(**fields):

@@ -14,14 +14,14 @@ from diversedit_jax.training import state, step
 
 N = 4
 LAW = times.Uniform()
-DIVERSE, DISPERSIVE = diverse.Diverse(), dispersive.Dispersive(block=1)
+DIVERSE, DISPERSIVE = diverse.Diverse(), dispersive.Dispersive(block=1, groups=1, weight=0.5)
 REPA = repa.Repa(
-  pairs=tuple(repa.Pair(encoder=e, block=2, width=w) for e, w in tiny.WIDTHS.items()), hidden=8
+  aligned=tuple(repa.Pair(encoder=e, block=2, width=w) for e, w in tiny.WIDTHS.items()), hidden=8
 )
 SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
 REG = reg.Reg(path=interpolants.linear(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc')
 TOKEN = repa.Repa(
-  pairs=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
+  aligned=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
 )
 
 
@@ -63,11 +63,11 @@ def passes(monkeypatch):
 
 def trace(flow, terms, accumulate=1):
   """Traces a training step, optimizer and all."""
-  model = tiny.config(
+  architecture = tiny.architecture(
     interval=isinstance(flow, meanflow.MeanFlow),
     class_token=tiny.WIDTHS['enc'] if isinstance(flow, reg.Reg) else 0,
   )
-  graphdef, params = tiny.parameters(model, terms)
+  graphdef, params = tiny.parameters(architecture, terms)
   tx = optax.sgd(0.1)
   made = step.make_step(
     base.Objective(flow=flow, terms=terms),
@@ -76,7 +76,6 @@ def trace(flow, terms, accumulate=1):
     key=jax.random.key(0),
     ema_decay=0.9,
     learning_rate=lambda _: 0.1,
-    devices=1,
     accumulate=accumulate,
   )
   before = state.TrainState(step=jnp.int32(0), params=params, ema=params, opt_state=tx.init(params))

@@ -13,12 +13,13 @@ import pytest
 from diversedit_jax import convert, interpolants, rng, types
 from diversedit_jax.interpolants import times
 from diversedit_jax.methods import base, reg, repa, sra
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import taps
 from diversedit_jax.sampling import trajectory
 
 KEY = jax.random.key(0)
 Z = tiny.WIDTHS['enc']
-CONFIG = tiny.config(class_token=Z)
+ARCHITECTURE = tiny.architecture(class_token=Z)
 
 
 def reg_of(**fields):
@@ -36,7 +37,7 @@ def reference(golden):
   """(arrays, network): REG's weights in our network."""
   arrays = golden('reg')
   spec = json.loads(str(arrays['config']))
-  config = sit.SiTConfig(
+  architecture = model_config.Architecture(
     input_size=(spec['input_size'],) * 2,
     depth=spec['depth'],
     width=spec['hidden_size'],
@@ -49,9 +50,9 @@ def reference(golden):
   )
   # The reference aligns with other features than those that it noises.
   pair = repa.Pair(encoder='other', block=spec['encoder_depth'], width=spec['z_dims'][0])
-  term = repa.Repa(pairs=(pair,), hidden=spec['projector_dim'], class_token=True)
+  term = repa.Repa(aligned=(pair,), hidden=spec['projector_dim'], class_token=True)
   state = {k.removeprefix('params/'): v for k, v in arrays.items() if k.startswith('params/')}
-  graphdef, _ = tiny.parameters(config, (term,))
+  graphdef, _ = tiny.parameters(architecture, (term,))
   return arrays, nnx.merge(graphdef, convert.to_ours(state, 'reg')), term
 
 
@@ -62,34 +63,34 @@ def test_training_loss_matches_reference(reference, path):
   image = lambda name: jnp.asarray(tiny.nhwc(g[f'loss/{name}']))
   array = lambda name: jnp.asarray(g[f'loss/{name}'])
   flow = reg_of(path=interpolants.PATHS[path], null_label=10)
-  draw = tiny.draw_of(
+  noisy = tiny.noisy_of(
     image('images'),
     image('noises'),
     array('y').astype(jnp.int32),
     array('t'),
-    {'class_noise': array('cls_noises'), 'repa': ()},
+    {'class_noise': array('cls_noises')},
     **{
       'enc/summary': array('cls_clean'),
       'other/summary': array('zs_0')[:, 0],
       'other/tokens': array('zs_0')[:, 1:],
     },
   )
-  draw = flow.at(draw, draw.t)
+  noisy = flow.at(noisy, noisy.t)
 
   @jax.jit
-  def run(network, draw):
+  def run(network, noisy):
     objective = base.Objective(flow=flow, terms=(term,))
-    output = flow.run(network, draw, taps.nothing())
+    output = flow.run(network, noisy, taps.nothing())
     errors = (
-      flow.loss(output.pred, draw.target, draw.t),
-      flow.loss(output.class_token, draw.extras['class_target'], draw.t),
+      flow.loss(output.pred, noisy.target, noisy.t),
+      flow.loss(output.class_token, noisy.extras['class_target'], noisy.t),
     )
-    return *errors, objective.loss(network, draw, key=KEY, step=jnp.int32(0))
+    return *errors, objective.loss(network, noisy, key=KEY, step=jnp.int32(0))
 
-  denoising_N, class_N, (loss, metrics) = run(network, draw)
+  denoising_N, class_N, (loss, metrics) = run(network, noisy)
   stored = lambda name: g[f'loss/{path}/{name}']
-  np.testing.assert_allclose(draw.x_t.transpose(0, 3, 1, 2), stored('x_t'), atol=1e-6)
-  np.testing.assert_allclose(draw.extras['class_token'], stored('cls_t'), atol=1e-6)
+  np.testing.assert_allclose(noisy.x_t.transpose(0, 3, 1, 2), stored('x_t'), atol=1e-6)
+  np.testing.assert_allclose(noisy.extras['class_token'], stored('cls_t'), atol=1e-6)
   # Errors of up to 3, squared, of predictions that agree to 2e-5.
   np.testing.assert_allclose(denoising_N, stored('denoising'), rtol=2e-5)
   np.testing.assert_allclose(class_N, stored('denoising_cls'), rtol=2e-5)
@@ -101,34 +102,34 @@ def test_training_loss_matches_reference(reference, path):
 
 def test_the_class_token_has_noise_of_its_own_and_the_image_keeps_its():
   batch = tiny.batch(2000, shape=(1, 1, 1))
-  draw, plain = reg_of().draw(batch, KEY), tiny.interpolant().draw(batch, KEY)
+  noisy, plain = reg_of().draw(batch, KEY), tiny.interpolant().draw(batch, KEY)
   for name in ('x_t', 't', 'y', 'target', 'noise'):
-    np.testing.assert_array_equal(getattr(draw, name), getattr(plain, name))
-  noise_NZ, t = draw.extras['class_noise'], draw.t[:, None]
+    np.testing.assert_array_equal(getattr(noisy, name), getattr(plain, name))
+  noise_NZ, t = noisy.extras['class_noise'], noisy.t[:, None]
   clean_NZ = batch['enc/summary']
   np.testing.assert_array_equal(
     noise_NZ, jax.random.normal(rng.stream(KEY, 'class_token_noise'), (2000, Z))
   )
   np.testing.assert_allclose(
-    draw.extras['class_token'], (1 - t) * clean_NZ + t * noise_NZ, atol=1e-6
+    noisy.extras['class_token'], (1 - t) * clean_NZ + t * noise_NZ, atol=1e-6
   )
-  np.testing.assert_allclose(draw.extras['class_target'], noise_NZ - clean_NZ, atol=1e-6)
-  both = np.concatenate([noise_NZ, draw.noise.reshape(2000, 1)], axis=1)
+  np.testing.assert_allclose(noisy.extras['class_target'], noise_NZ - clean_NZ, atol=1e-6)
+  both = np.concatenate([noise_NZ, noisy.noise.reshape(2000, 1)], axis=1)
   correlation = np.corrcoef(both.T)[np.triu_indices(Z + 1, 1)]
   assert np.abs(correlation).max() < 5 / np.sqrt(2000)
 
 
 def test_at_moves_the_class_token_too():
   flow = reg_of(path=interpolants.cosine())
-  draw = flow.draw(tiny.batch(), KEY)
+  noisy = flow.draw(tiny.batch(), KEY)
   t_N = jnp.asarray([0.0, 0.3, 0.6, 1.0])
-  moved = flow.at(draw, t_N)
-  clean, noise = draw.batch['enc/summary'], draw.extras['class_noise']
+  moved = flow.at(noisy, t_N)
+  clean, noise = noisy.batch['enc/summary'], noisy.extras['class_noise']
   angle = np.pi / 2 * np.asarray(t_N)[:, None]
   wanted = np.cos(angle) * clean + np.sin(angle) * noise
   np.testing.assert_allclose(moved.extras['class_token'], wanted, atol=1e-6)
   np.testing.assert_array_equal(moved.extras['class_noise'], noise)
-  jax.tree.map(np.testing.assert_array_equal, flow.at(moved, draw.t), draw)
+  jax.tree.map(np.testing.assert_array_equal, flow.at(moved, noisy.t), noisy)
 
 
 def test_sra_gives_the_teacher_the_class_token_at_the_teachers_time():
@@ -136,24 +137,24 @@ def test_sra_gives_the_teacher_the_class_token_at_the_teachers_time():
   objective = base.Objective(
     flow=flow, terms=(sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1, t_max=1.0),)
   )
-  draw = objective.draw(tiny.batch(), KEY)
+  noisy = objective.draw(tiny.batch(), KEY)
   blocks = [jnp.zeros((4, 5, 8)), jnp.ones((4, 5, 8))]
-  models = [tiny.Model(draw.noise, blocks, class_token=jnp.zeros((4, Z))) for _ in range(2)]
+  models = [tiny.Model(noisy.noise, blocks, class_token=jnp.zeros((4, Z))) for _ in range(2)]
   student, teacher = models
   objective.loss(
     tiny.Network(student, {'sra': lambda f: f}),
-    draw,
+    noisy,
     key=KEY,
     step=jnp.int32(0),
     teacher=tiny.Network(teacher),
   )
-  t_N = jnp.clip(draw.t - draw.drawn['sra'], 0, 1)
+  t_N = jnp.clip(noisy.t - noisy.drawn['sra'], 0, 1)
   assert len(student.calls) == len(teacher.calls) == 1
-  np.testing.assert_array_equal(student.calls[0].class_token_NZ, draw.extras['class_token'])
-  given, wanted = teacher.calls[0], flow.at(draw, t_N)
+  np.testing.assert_array_equal(student.calls[0].class_token_NZ, noisy.extras['class_token'])
+  given, wanted = teacher.calls[0], flow.at(noisy, t_N)
   np.testing.assert_array_equal(given.class_token_NZ, wanted.extras['class_token'])
   np.testing.assert_array_equal(given.x, wanted.x_t)
-  assert np.abs(given.class_token_NZ - draw.extras['class_token']).max() > 0.01
+  assert np.abs(given.class_token_NZ - noisy.extras['class_token']).max() > 0.01
 
 
 # Sampling.
@@ -165,7 +166,7 @@ KEYS = jax.random.split(jax.random.key(3), 3)
 
 @pytest.fixture(scope='module')
 def network():
-  graphdef, params = tiny.parameters(CONFIG)
+  graphdef, params = tiny.parameters(ARCHITECTURE)
   return nnx.merge(graphdef, params)
 
 
@@ -176,7 +177,7 @@ def call(network, x, c, t, y):
 
 def by_hand(network, config):
   """The released sampler in numpy: image and class token side by side, (image, class token)."""
-  shapes = {'image': CONFIG.shape, 'class_token': (Z,)}
+  shapes = {'image': ARCHITECTURE.shape, 'class_token': (Z,)}
   draw = lambda name, step=None: trajectory.normal(KEYS, shapes, name, jnp.float32, step)
   x, c = (np.asarray(draw('sampling_start')[k], np.float64) for k in shapes)
   grid = trajectory.time_grid(config)
@@ -227,7 +228,7 @@ def test_sampling_is_the_loop_over_the_steps(network, kind, scale, class_token_s
   )
   x, _ = by_hand(network, config)
   found = jax.jit(lambda network: reg_of().sample(network, KEYS, LABELS, config))(network)
-  assert found.shape == (3, *CONFIG.shape) and np.abs(found).max() > 0.5
+  assert found.shape == (3, *ARCHITECTURE.shape) and np.abs(found).max() > 0.5
   # Pictures up to 10, by a network of float32 products in another order.
   np.testing.assert_allclose(found, x, rtol=0, atol=1e-4)
 
@@ -249,16 +250,13 @@ def test_class_token_matters_to_the_picture(network):
 
 
 def test_refuses():
-  check = lambda model=CONFIG, sampler=None, **fields: tiny.check(reg_of(**fields), model, sampler)
-  check()
-  assert reg_of().encoders == ('enc',) and reg_of().class_weight == 0.03
+  tiny.check(reg_of(), ARCHITECTURE)
+  assert reg_of().encoders == ('enc',)
   with pytest.raises(types.UserError, match='needs a model with a class token'):
-    check(tiny.config())
-  with pytest.raises(types.UserError, match='set method=meanflow'):
-    check(sampler=trajectory.SamplerConfig(kind='average_velocity', steps=1))
-  with pytest.raises(types.UserError, match='class_weight must not be negative, got -1'):
-    check(class_weight=-1.0)
-  with pytest.raises(types.UserError, match="predicts velocities; interpolant.prediction='noise'"):
-    check(prediction='noise')
-  with pytest.raises(types.UserError, match=r'class_token_scale=-1.0, expected a finite number'):
-    trajectory.SamplerConfig(class_token_scale=-1.0)
+    tiny.check(reg_of(), tiny.architecture())
+  for options, message in (
+    (dict(kind='average_velocity', steps=1), 'set method=meanflow'),
+    (dict(class_token_scale=2.0), 'acts only where the image is guided'),
+  ):
+    with pytest.raises(types.UserError, match=message):
+      tiny.check(reg_of(), ARCHITECTURE, trajectory.SamplerConfig(**options))

@@ -7,19 +7,59 @@ import numpy as np
 import pytest
 
 from diversedit_jax import interpolants, types
-from diversedit_jax.methods import base, repa
+from diversedit_jax.methods import base, reg, repa
 
 KEY = jax.random.key(0)
 TWO = (repa.Pair(encoder='a', block=1, width=24), repa.Pair(encoder='b', block=2, width=40))
 
 
-def loss_of(term, draw, blocks, heads, pred=0.0, flow=None):
+EXACT = {'rtol': 1e-12, 'atol': 1e-13}
+
+
+def test_alignment_and_its_gradient_match_reference(golden):
+  g = golden('repa_loss')
+  with jax.enable_x64(True):
+
+    def loss(projected):
+      losses = [jnp.mean(repa.alignment(p, targets[k])) for k, p in enumerate(projected)]
+      return sum(losses) / len(losses), losses
+
+    targets = [jnp.asarray(g[f'zs_{k}'], jnp.float64) for k in (0, 1)]
+    projected = [jnp.asarray(g[f'zs_tilde_{k}'], jnp.float64) for k in (0, 1)]
+    (mean, losses), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(projected)
+    np.testing.assert_allclose(losses, g['proj_loss_per_encoder_f64'], **EXACT)
+    np.testing.assert_allclose(mean, g['proj_loss_f64'], **EXACT)
+    for k, gradient in enumerate(gradients):
+      np.testing.assert_allclose(gradient, g[f'grad_proj_loss_zs_tilde_{k}_f64'], **EXACT)
+  for k in (0, 1):
+    loss_N = repa.alignment(jnp.asarray(g[f'zs_tilde_{k}']), jnp.asarray(g[f'zs_{k}']))
+    assert loss_N.shape == (6,) and loss_N.dtype == jnp.float32
+    # Cosines of about 0.3, whose float32 sums differ in their order.
+    np.testing.assert_allclose(np.mean(loss_N), g['proj_loss_per_encoder'][k], atol=1e-6)
+
+
+def test_alignment_of_special_features():
+  """Equal directions have the least loss; a zero token leaves the others their gradient."""
+  x = random(2, 3, 4, seed=0)
+  np.testing.assert_allclose(repa.alignment(x, 3 * x), [-1, -1], rtol=1e-6)
+  target = random(2, 3, 4, seed=1)
+  total = lambda x, target: jnp.sum(repa.alignment(x, target))
+  of_x, of_target = jax.grad(total, argnums=(0, 1))(x.at[0, 1].set(0), target)
+  assert np.isfinite(of_x).all() and (of_x[0, 1] == 0).all() and (of_x[0, 0] != 0).all()
+  np.testing.assert_array_equal(of_target, 0)
+  half = jnp.asarray(x, jnp.bfloat16), jnp.asarray(target, jnp.bfloat16)
+  found = repa.alignment(*half)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(np.mean(found), -cosine(*half), atol=1e-6)
+
+
+def loss_of(term, noisy, blocks, heads, pred=0.0, flow=None):
   """The objective of a network that puts out `blocks` and predicts `pred`."""
-  network = tiny.Network(tiny.Model(jnp.broadcast_to(pred, draw.noise.shape), blocks), heads)
+  network = tiny.Network(tiny.Model(jnp.broadcast_to(pred, noisy.noise.shape), blocks), heads)
   flow = flow or tiny.interpolant()
   objective = base.Objective(flow=flow, terms=(term,))
-  draw = flow.at(draw, draw.t)
-  return objective.loss(network, draw, key=KEY, step=jnp.int32(0))
+  noisy = flow.at(noisy, noisy.t)
+  return objective.loss(network, noisy, key=KEY, step=jnp.int32(0))
 
 
 @pytest.mark.parametrize('path', ['linear', 'cosine'])
@@ -29,15 +69,14 @@ def test_totals_match_reference(golden, path, x64, suffix, tolerance):
   with jax.enable_x64(x64):
     array = lambda x: jnp.asarray(x, jnp.float64 if x64 else jnp.float32)
     image = lambda name: array(tiny.nhwc(g[name]))
-    draw = tiny.draw_of(
+    noisy = tiny.noisy_of(
       image('images'),
       image('noises'),
       jnp.zeros(6, jnp.int32),
       array(g['t']),
-      {'repa': ()},
       **{'a/tokens': array(g['zs_0']), 'b/tokens': array(g['zs_1'])},
     )
-    term = repa.Repa(pairs=TWO, weight=float(g['proj_coeff']))
+    term = repa.Repa(aligned=TWO, weight=float(g['proj_coeff']))
     # The projectors stand for what the reference's gave, each at its own block.
     blocks = [jnp.full((6, 16, 8), 1.0), jnp.full((6, 16, 8), 2.0)]
 
@@ -46,7 +85,7 @@ def test_totals_match_reference(golden, path, x64, suffix, tolerance):
 
     loss, metrics = loss_of(
       term,
-      draw,
+      noisy,
       blocks,
       {'repa': {'0': projector(0), '1': projector(1)}},
       image('model_output'),
@@ -75,20 +114,21 @@ def cosine(a, b):
 
 def test_pairs_may_share_a_block_or_an_encoder():
   pairs = [('a', 3), ('b', 1), ('a', 1)]
-  term = repa.Repa(pairs=tuple(repa.Pair(encoder=e, block=b, width=8) for e, b in pairs), weight=2)
+  term = repa.Repa(
+    aligned=tuple(repa.Pair(encoder=e, block=b, width=8) for e, b in pairs), weight=2
+  )
   tokens = {'a': random(2, 4, 8, seed=0), 'b': random(2, 4, 8, seed=1)}
   blocks = [random(2, 4, 8, seed=2 + i) for i in range(3)]
   factors = [random(8, seed=5 + i) for i in range(3)]  # A projector of its own for each pair.
   heads = {str(i): lambda f, i=i: f * factors[i][None, None] for i in range(3)}
-  draw = tiny.draw_of(
+  noisy = tiny.noisy_of(
     random(2, 2, 2, 1, seed=8),
     random(2, 2, 2, 1, seed=9),
     jnp.zeros(2, jnp.int32),
     jnp.asarray([0.2, 0.6]),
-    {'repa': ()},
     **{f'{e}/tokens': t for e, t in tokens.items()},
   )
-  loss, metrics = loss_of(term, draw, blocks, {'repa': heads})
+  loss, metrics = loss_of(term, noisy, blocks, {'repa': heads})
   wanted = [-cosine(heads[str(i)](blocks[b - 1]), tokens[e]) for i, (e, b) in enumerate(pairs)]
   for (e, b), value in zip(pairs, wanted, strict=True):
     np.testing.assert_allclose(metrics[f'repa/loss/{e}@{b}'], value, atol=1e-6)
@@ -99,16 +139,15 @@ def test_pairs_may_share_a_block_or_an_encoder():
 def test_the_class_token_is_aligned_with_the_summary():
   tokens, summary = random(2, 4, 8, seed=0), random(2, 8, seed=1)
   f_NTD = random(2, 5, 8, seed=2)  # The class token and four patches.
-  term = repa.Repa(pairs=(repa.Pair(encoder='a', block=1, width=8),), class_token=True)
-  draw = tiny.draw_of(
+  term = repa.Repa(aligned=(repa.Pair(encoder='a', block=1, width=8),), class_token=True)
+  noisy = tiny.noisy_of(
     random(2, 2, 2, 1, seed=8),
     random(2, 2, 2, 1, seed=9),
     jnp.zeros(2, jnp.int32),
     jnp.asarray([0.2, 0.6]),
-    {'repa': ()},
     **{'a/tokens': tokens, 'a/summary': summary},
   )
-  loss, metrics = loss_of(term, draw, [f_NTD], {'repa': {'0': lambda f: f}})
+  loss, metrics = loss_of(term, noisy, [f_NTD], {'repa': {'0': lambda f: f}})
   wanted = -(cosine(f_NTD[:, 0], summary) + 4 * cosine(f_NTD[:, 1:], tokens)) / 5
   np.testing.assert_allclose(metrics['repa/loss'], wanted, atol=1e-6)
   assert set(metrics) == {'loss', 'velocity', 'repa/loss'}  # One pair needs no names.
@@ -116,8 +155,8 @@ def test_the_class_token_is_aligned_with_the_summary():
 
 
 def test_projectors_have_the_widths_of_their_encoders():
-  config, term = tiny.config(depth=2, width=16), repa.Repa(pairs=TWO, hidden=12)
-  _, params = tiny.parameters(config, (term,))
+  architecture, term = tiny.architecture(), repa.Repa(aligned=TWO, hidden=12)
+  _, params = tiny.parameters(architecture, (term,))
   shapes = jax.tree.map(lambda x: x.shape, params['heads']['repa'])
   for name, width in (('0', 24), ('1', 40)):
     assert [shapes[name][fc]['kernel'] for fc in ('fc1', 'fc2', 'fc3')] == [
@@ -127,7 +166,7 @@ def test_projectors_have_the_widths_of_their_encoders():
     ]
   # 2 FLOPs per multiply-add, forward and twice that backward, for each of the 4 tokens.
   macs = sum(16 * 12 + 12 * 12 + 12 * width for width in (24, 40))
-  assert term.flops(config, 32) == 6 * 4 * macs
+  assert term.flops(architecture, 32) == 6 * 4 * macs
 
 
 def test_pairs_are_read_from_text():
@@ -139,7 +178,7 @@ def test_pairs_are_read_from_text():
     (('a', 8),),
     (('a', 8),),
   ]
-  assert repa.parse_pairs('a', 12, repa.REG_BLOCKS) == (('a', 4),)
+  assert repa.parse_pairs('a', 12, reg.BLOCKS) == (('a', 4),)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +186,8 @@ def test_pairs_are_read_from_text():
   [
     ('', 12, 'is not a list of ENCODER@BLOCK'),
     ('a@1,', 12, 'is not a list of ENCODER@BLOCK'),
-    ('@4', 12, 'is not a list of ENCODER@BLOCK'),
-    ('a@four', 12, 'is not a list of ENCODER@BLOCK'),
-    ('a@-1', 12, 'is not a list of ENCODER@BLOCK'),
+    ('a@²', 12, 'is not a list of ENCODER@BLOCK'),
     ('a@1@2', 12, 'is not a list of ENCODER@BLOCK'),
-    ('a@1,a@1', 12, 'names a pair twice'),
     ('a,a@5', 12, 'names a pair twice'),
     ('a', 16, 'needs a block for depth 16: a@BLOCK'),
   ],
@@ -161,9 +197,8 @@ def test_refuses_text_that_is_no_list_of_pairs(text, depth, message):
     repa.parse_pairs(text, depth)
 
 
-@pytest.mark.parametrize('block', [0, 3])
-def test_refuses_a_block_that_the_model_does_not_have(block):
-  term = repa.Repa(pairs=(repa.Pair(encoder='a', block=block, width=8),))
-  with pytest.raises(types.UserError, match=f'block {block} is not one of 1 to 2'):
-    term.check(tiny.config(depth=2), 4)
-  repa.Repa(pairs=TWO).check(tiny.config(depth=2), 4)
+def test_refuses_a_block_that_the_model_does_not_have():
+  term = repa.Repa(aligned=(repa.Pair(encoder='a', block=3, width=8),))
+  with pytest.raises(types.UserError, match='block 3 is not one of 1 to 2'):
+    term.check(tiny.architecture(), 4)
+  repa.Repa(aligned=TWO).check(tiny.architecture(), 4)

@@ -195,11 +195,9 @@ def _pixels(inputs, root):
     ('--size=30', '--size=30 is not divisible by 4'),
     ('--vae=nowhere', 'the VAE needs its weights'),
     ('--source=nowhere', 'nowhere'),
-    ('--store=pixels', '--vae does not go with --store=pixels'),
     ('--strict', "'ant/005.jpg' cannot be used: zero bytes"),
     ('--vae_scale=1,2,3', 'scale must be'),
     ('--output={inputs}/link/ant/store', 'lies in --source='),
-    ('--output={inputs}/pictures', 'lies in --source='),
   ],
 )
 def test_mistakes_end_with_one_message_before_anything_is_written(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import interpolants, rng, sampling, types
-from diversedit_jax.sampling import trajectory
+from diversedit_jax.sampling import steppers, trajectory
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / 'golden' / 'samplers.npz')
 RUNS = {run['name']: run for run in json.loads(str(GOLDEN['runs']))}
@@ -400,7 +400,7 @@ def test_arrays_of_a_state_have_noise_of_their_own():
     assert np.abs(later[name] - again[name]).max() > 0.1
 
 
-@pytest.mark.parametrize('kind', sorted({*trajectory.KINDS} - {'average_velocity'}))
+@pytest.mark.parametrize('kind', sorted({*steppers.KINDS} - {'average_velocity'}))
 def test_independent_arrays_of_a_state_move_as_if_alone(kind):
   """Two networks side by side, with guidance that combines each array by itself."""
   config = sampling.SamplerConfig(kind=kind, steps=5, guidance_scale=1.8, guidance_high=0.7)

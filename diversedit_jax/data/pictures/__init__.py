@@ -4,10 +4,9 @@
 """
 
 from diversedit_jax.data.pictures import crop, decode
-from diversedit_jax.data.pictures.base import BadPicture, Listing, Pictures, Skipped
+from diversedit_jax.data.pictures.base import BadPicture, Pictures
 from diversedit_jax.data.pictures.crop import CROPS
 from diversedit_jax.data.pictures.decode import ORIENTATIONS
-from diversedit_jax.data.pictures.labels import read_classes
 from diversedit_jax.data.pictures.loading import load
 from diversedit_jax.data.pictures.opening import KINDS, folder_of, open_pictures
 
@@ -16,13 +15,10 @@ __all__ = [
   'KINDS',
   'ORIENTATIONS',
   'BadPicture',
-  'Listing',
   'Pictures',
-  'Skipped',
   'crop',
   'decode',
   'folder_of',
   'load',
   'open_pictures',
-  'read_classes',
 ]

@@ -7,10 +7,10 @@ The layouts are those of folders (see `naming`), and the tar of tars of ILSVRC-2
 
 from collections.abc import Sequence
 import dataclasses
+import functools
+import io
 import os
 import struct
-import threading
-import weakref
 import zlib
 
 import numpy as np
@@ -28,43 +28,38 @@ class SharedFile:
 
   def __init__(self, path: str):
     self.path = os.path.abspath(path)
-    self._facts, self._lock = None, threading.Lock()
-    self._descriptor = self._open()
+    self._facts = None
+    self._check(self._file)
 
   def __getstate__(self):
-    return self.path, self._facts
-
-  def __setstate__(self, state):
-    self.path, self._facts = state
-    self._lock, self._descriptor = threading.Lock(), None
+    return {'path': self.path, '_facts': self._facts}
 
   def read(self, offset: int, size: int) -> bytes:
     """Bytes from `offset` on, fewer than `size` only at the end of the file.
 
     Raises:
-      OSError: the disk fails. UserError: the file has become shorter.
+      OSError: the disk fails.
+      UserError: the file has become shorter.
     """
-    with self._lock:
-      if self._descriptor is None:
-        self._descriptor = self._open()
     parts = []
-    while size and (part := os.pread(self._descriptor, size, offset)):
+    while size and (part := os.pread(self._file.fileno(), size, offset)):
       parts.append(part)
       size, offset = size - len(part), offset + len(part)
     if size:
-      self._check(os.fstat(self._descriptor))
+      self._check(self._file)
     return b''.join(parts)
 
-  def _open(self):
+  @functools.cached_property
+  def _file(self):
     try:
-      descriptor = os.open(self.path, os.O_RDONLY | getattr(os, 'O_CLOEXEC', 0))
+      file = io.FileIO(self.path)
     except OSError as error:
       raise types.UserError(f'{self.path}: cannot be read: {error.strerror}') from error
-    weakref.finalize(self, os.close, descriptor)
-    self._check(os.fstat(descriptor))
-    return descriptor
+    self._check(file)
+    return file
 
-  def _check(self, status):
+  def _check(self, file):
+    status = os.fstat(file.fileno())
     facts = status.st_size, status.st_mtime_ns
     self._facts = self._facts or facts
     if facts != self._facts:

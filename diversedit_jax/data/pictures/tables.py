@@ -51,31 +51,25 @@ def _rows(path) -> Iterator[tuple[int, str, str | int]]:
   """Yields the line number, path and label of each row."""
   reader = csv.reader(io.StringIO(_text(path), newline=''), strict=True, skipinitialspace=True)
   columns = None
-  while True:
-    try:
-      row = next(reader, None)
-    except csv.Error as error:
-      raise types.UserError(f'{path}:{reader.line_num}: bad CSV: {error}') from error
-    number = reader.line_num
-    if row is None:
-      break
-    if not row:
-      continue
-    if columns is None:
-      columns = _header([name.strip() for name in row], f'{path}:{number}')
-      continue
-    if len(row) != len(columns):
-      raise types.UserError(
-        f'{path}:{number}: {len(row)} fields, expected {len(columns)} as in the header; put a '
-        'field that has a comma in double quotes'
-      )
-    fields = {name: row[columns.index(name)] for name in _COLUMNS}
-    label = fields['label'].strip()
-    for name, value in (('path', fields['path']), ('label', label)):
-      if not value:
-        raise types.UserError(f'{path}:{number}: the {name} is empty')
-    # PurePosixPath drops './' and doubled slashes, and changes nothing else.
-    yield number, str(pathlib.PurePosixPath(fields['path'])), _label(label, f'{path}:{number}')
+  try:
+    for row in filter(None, reader):  # Empty lines are empty rows.
+      where = f'{path}:{reader.line_num}'
+      if columns is None:
+        columns = _header([name.strip() for name in row], where)
+        continue
+      if len(row) != len(columns):
+        raise types.UserError(
+          f'{where}: {len(row)} fields, expected {len(columns)} as in the header; put a field that '
+          'has a comma in double quotes'
+        )
+      file, label = (row[columns.index(name)] for name in _COLUMNS)
+      for name, value in (('path', file), ('label', label.strip())):
+        if not value:
+          raise types.UserError(f'{where}: the {name} is empty')
+      # PurePosixPath drops './' and doubled slashes, and changes nothing else.
+      yield reader.line_num, str(pathlib.PurePosixPath(file)), _label(label.strip(), where)
+  except csv.Error as error:
+    raise types.UserError(f'{path}:{reader.line_num}: bad CSV: {error}') from error
   if columns is None:
     raise types.UserError(f'{path}: the table is empty, expected a header with path,label')
 

@@ -5,7 +5,6 @@ import functools
 import os
 import pathlib
 import re
-import threading
 
 import numpy as np
 
@@ -32,19 +31,13 @@ class TfdsPictures(base.Pictures):
   def __init__(self, name: str, folder: pathlib.Path, split: str, listing: base.Listing):
     self.name, self.listing = name, listing
     self._folder, self._split = folder, split
-    self._lock = threading.Lock()
 
   def __getstate__(self):
-    left_out = ('_source', '_lock')
-    return {name: value for name, value in self.__dict__.items() if name not in left_out}
-
-  def __setstate__(self, state):
-    self.__dict__.update(state, _lock=threading.Lock())
+    return {name: value for name, value in self.__dict__.items() if name != '_source'}
 
   def read(self, index: int) -> bytes:
     """See `base.Pictures`."""
-    with self._lock:
-      source = self._source
+    source = self._source
     try:
       return source[int(self.listing.names[index])]['image']
     # ArrayRecord and the parser of examples raise errors of their own. The listing could read every

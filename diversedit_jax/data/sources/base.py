@@ -10,6 +10,8 @@
 one of the four, and 'pixels' uint8 [n, H, W, 3] beside latents for encoders.
 """
 
+from collections.abc import Callable, Sequence
+import dataclasses
 import hashlib
 from typing import Any, Literal, Protocol
 
@@ -84,6 +86,54 @@ class Source(Protocol):
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
     """Refuses a VAE whose encoder did not make the latents; decoders may differ (UserError)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """What a config asks of a source.
+
+  spec: the whole name, 'KIND:REST'. rest: what follows the colon. split: 'train' or 'test'.
+  num_classes, classes, size, crop, orientation: see `opening.open_source`; None leaves it open.
+  pixels: whether pixels that lie beside latents are read.
+  """
+
+  spec: str
+  rest: str
+  split: str
+  num_classes: int | None = None
+  classes: str | Sequence[str] | None = None
+  size: int | None = None
+  crop: str | None = None
+  orientation: str | None = None
+  pixels: bool = True
+
+  def path(self) -> str:
+    """The path in `rest`, '{split}' filled in.
+
+    Raises:
+      UserError: the path names one split, and another than the train split is asked for.
+    """
+    if '{split}' not in self.rest and self.split != 'train':
+      raise types.UserError(
+        f'data {self.spec!r} names one split, which is the train split; for the {self.split!r} '
+        f"split write '{{split}}' in the path, as in {self.spec.partition(':')[0]}:FOLDER/{{split}}"
+      )
+    return self.rest.replace('{split}', self.split)
+
+
+Open = Callable[[Request], Source]
+KINDS: dict[str, Open] = {}
+"""What opens a source, by the kind that its name begins with."""
+
+
+def register(kind: str, open_source: Open) -> None:
+  """Makes a kind of source known, as in `data.source=KIND:REST`.
+
+  Raises:
+    ValueError: if the kind is taken.
+  """
+  if KINDS.setdefault(kind, open_source) is not open_source:
+    raise ValueError(f'a data source {kind!r} exists already')
 
 
 class BadExample(types.UserError):

@@ -184,3 +184,19 @@ def _check_labels(path: pathlib.Path, labels: np.ndarray, n: int, num_classes: i
       f'{path}: `labels` lie in [{labels.min()}, {labels.max()}], expected [0, {classes})'
     )
   return classes
+
+
+def _open_digits(request: base.Request) -> ArraySource:
+  if request.rest:
+    raise UserError(f"data {request.spec!r} is malformed; expected 'digits'")
+  return digits(request.split)
+
+
+def _open_arrays(request: base.Request) -> ArraySource:
+  if not request.rest:
+    raise UserError("data 'arrays' is malformed; expected 'arrays:FILE.npz'")
+  return arrays(request.path(), request.num_classes, pixels=request.pixels)
+
+
+base.register('digits', _open_digits)
+base.register('arrays', _open_arrays)

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from diversedit_jax import types
 from diversedit_jax.data import pictures as pictures_lib
 from diversedit_jax.data.sources import base
 
@@ -100,3 +101,25 @@ class PictureSource(base.Source):
         'out',
       ) from error
     return pixels
+
+
+def _open(request: base.Request) -> PictureSource:
+  if not request.rest:
+    raise types.UserError(f"data {request.spec!r} is malformed; expected '{request.spec}:...'")
+  if request.size is None:
+    raise types.UserError(
+      f'data {request.spec!r} are pictures; set data.size to the side of their crop'
+    )
+  collection = pictures_lib.open_pictures(
+    request.spec, classes=request.classes, split=request.split
+  )
+  return PictureSource(
+    collection,
+    size=request.size,
+    crop=request.crop or 'adm',
+    orientation=request.orientation or 'exif',
+  )
+
+
+for _kind in pictures_lib.KINDS:
+  base.register(_kind, _open)

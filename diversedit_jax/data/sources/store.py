@@ -145,3 +145,14 @@ class StoreSource(base.Source):
   @property
   def _main(self):
     return 'moments' if 'moments' in self.plan.columns else 'pixels'
+
+
+def _open(request: base.Request) -> StoreSource:
+  if not request.rest:
+    raise types.UserError("data 'store' is malformed; expected 'store:FOLDER'")
+  source = StoreSource(request.path(), pixels=request.pixels)
+  source.check_made(size=request.size, crop=request.crop, orientation=request.orientation)
+  return source
+
+
+base.register('store', _open)

@@ -106,3 +106,10 @@ def parse(spec: str, split: str, *, pixels: bool = True) -> SyntheticSource:
   n = n if len(numbers) > 1 else SIZE[split]
   shape, seed = (height, width, channels), base.SPLITS.index(split)
   return synthetic(shape, num_classes, n, seed, pixel_shape if pixels else None)
+
+
+def _open(request: base.Request) -> SyntheticSource:
+  return parse(request.spec, request.split, pixels=request.pixels)
+
+
+base.register('synthetic', _open)

@@ -115,7 +115,11 @@ def _manifest(root, plan, faults):
     return None
   if manifest.plan != plan:
     faults.append(('manifest.json', 'its plan is not that of plan.json'))
-  return manifest if len(manifest.counts) == len(manifest.shards) == plan.shards else None
+  if not len(manifest.counts) == len(manifest.shards) == plan.shards:
+    fault = f'lists {len(manifest.shards)} shards, the plan has {plan.shards}'
+    faults.append(('manifest.json', fault))
+    return None
+  return manifest
 
 
 def _facts(root, plan, manifest, shard, faults):
@@ -201,6 +205,8 @@ def _column(path, plan, column, facts, sums) -> Iterator[str]:
         yield f'moments of {key!r} are not finite'
         return
       sums.add(moments)
+  except (RuntimeError, ValueError) as error:
+    yield f'cannot be read: {error}'
   finally:
     reader.close()
 

@@ -62,7 +62,7 @@ def write_shard(
     results: what became of the shard's pictures, in the order of their keys.
 
   Raises:
-    UserError: the files cannot be written, because the disk is full say.
+    UserError: the files cannot be written, for example because the disk is full.
     ValueError: a record differs from the plan in dtype or shape.
   """
   keys, labels, skipped, content = [], [], [], hashlib.sha256()
@@ -215,7 +215,7 @@ def is_leftover(name: str) -> bool:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Names the file that cannot be written, because the disk is full or it is forbidden say.
+  """Names the file if it cannot be written, for example because the disk is full.
 
   Raises:
     UserError: instead of the errors of the operating system and of ArrayRecord.

@@ -31,7 +31,7 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """What an encoder may look at when it is made.
+  """The circumstances for which an encoder is made.
 
   source: the training split.
   grid: rows and columns of the model's patches.

@@ -25,7 +25,7 @@ PIXELS_PER_PATCH = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-  """What sets the encoders of one paper apart.
+  """The encoders of one paper, with what they have in common.
 
   configs: transformers by name of the encoder.
   layout: function from a config to the layout of its weights file.
@@ -114,7 +114,7 @@ class Family:
     source, flat = (config.table, config.table), {}
     for ours, shape in vit.flat_shapes(config, source).items():
       out = flat[ours] = np.empty(shape, vit.dtype_of(ours, dtype))
-      # Block after block into place, so that one copy is made, not two.
+      # Each block is written into its place, so that one copy is made, not two.
       slots = out if ours.startswith('blocks/') else [out]
       for slot, theirs in zip(slots, layout.in_file(ours, config.depth), strict=True):
         array = arrays[theirs]

@@ -7,6 +7,7 @@ are whitened, so that cosine similarity sees every component.
 
 from collections.abc import Iterator
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -87,13 +88,13 @@ def fit(request: base.Request) -> dict[str, dict[str, np.ndarray]]:
     'tokens': lambda x: windows(x, request.grid).reshape(-1, window_size(request)),
     'summary': lambda x: x.reshape(len(x), -1),
   }
-  moments = {part: _Moments() for part in flatten}
+  sums = dict.fromkeys(flatten, (0, 0.0, 0.0))
   for x_NHWC in _pixels(request.source, request.image_shape):
     for part, function in flatten.items():
-      moments[part].add(function(x_NHWC.astype(np.float64)))
-  return {
-    part: _whitened(*moments[part].result(), f'{part} of {request.source.name}') for part in flatten
-  }
+      x_NF = function(x_NHWC.astype(np.float64))
+      terms = len(x_NF), x_NF.sum(axis=0), x_NF.T @ x_NF
+      sums[part] = tuple(map(operator.add, sums[part], terms))
+  return {part: _whitened(*sums[part], f'{part} of {request.source.name}') for part in flatten}
 
 
 def window_size(request: base.Request) -> int:
@@ -145,24 +146,12 @@ def _pixels(source: sources.Source, shape: tuple[int, int, int]) -> Iterator[np.
     yield x_NHWC
 
 
-class _Moments:
-  """Mean and covariance of rows that arrive in pieces, in float64."""
-
-  def __init__(self):
-    self.n, self.sum, self.products = 0, 0.0, 0.0
-
-  def add(self, x_NF: np.ndarray) -> None:
-    self.n += len(x_NF)
-    self.sum = self.sum + x_NF.sum(axis=0)
-    self.products = self.products + x_NF.T @ x_NF
-
-  def result(self) -> tuple[np.ndarray, np.ndarray]:
-    mean = self.sum / self.n
-    return mean, self.products / self.n - np.outer(mean, mean)
-
-
-def _whitened(mean_F: np.ndarray, covariance_FF: np.ndarray, what: str) -> dict[str, np.ndarray]:
-  """The leading components, each scaled to unit variance, its largest entry positive."""
+def _whitened(
+  n: int, sum_F: np.ndarray, products_FF: np.ndarray, what: str
+) -> dict[str, np.ndarray]:
+  """The leading components of n rows, scaled to unit variance, their largest entries positive."""
+  mean_F = sum_F / n
+  covariance_FF = products_FF / n - np.outer(mean_F, mean_F)
   count = min(COMPONENTS, len(mean_F))
   variances, vectors = np.linalg.eigh(covariance_FF)
   variances, vectors = variances[::-1][:count], vectors[:, ::-1][:, :count]

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, embed, layers
+from diversedit_jax.models import attention, embed
+from diversedit_jax.models import block as block_lib
 from diversedit_jax.weights import array_files
 
 Params = dict[str, Any]
@@ -51,7 +52,7 @@ class ViTConfig:
   patch_bias: bool = True
   first_norm: bool = False
   last_norm: bool = True
-  epsilon: float = layers.NORM_EPSILON
+  epsilon: float = block_lib.NORM_EPSILON
 
   @property
   def prefix(self) -> int:
@@ -121,7 +122,7 @@ def params_shapes(config: ViTConfig, grid: tuple[int, int], dtype: str) -> Param
 
 
 def encode(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Array:
-  """Normalised pixels -> all tokens at the end, [N, prefix + T, D] float32."""
+  """Maps normalised pixels to all tokens at the end, [N, prefix + T, D] float32."""
   x_NTD = embed_tokens(params, x_NHWC, config)
   x_NTD, _ = jax.lax.scan(lambda x, p: (block(p, x, config), None), x_NTD, params['blocks'])
   return _norm(x_NTD, params['norm'], config) if config.last_norm else x_NTD
@@ -180,5 +181,5 @@ def _linear(x: jax.Array, p: Params) -> jax.Array:
 
 
 def _norm(x_NTD: jax.Array, p: Params, config: ViTConfig) -> jax.Array:
-  x_NTD = layers.normalise(x_NTD, config.epsilon)
+  x_NTD = block_lib.normalise(x_NTD, config.epsilon)
   return x_NTD * p['scale'][None, None] + p['bias'][None, None]

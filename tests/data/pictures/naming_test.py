@@ -55,17 +55,6 @@ def test_splits_are_no_classes(above):
   assert arrange('train/1.png', 'bus/1.png')[0] == {'bus/1.png': 'bus', 'train/1.png': 'train'}
 
 
-def test_empty_folders_are_named():
-  folders = ['a', 'a/x', 'b', 'c', 'c/d']
-  listing = arrange('a/1.png', folders=folders, classes=('a', 'b'))[1]
-  assert [(s.name, s.reason) for s in listing.skipped] == [
-    ('a/x/', 'an empty folder'),
-    ('b/', 'an empty folder'),
-    ('c/d/', 'an empty folder'),
-  ]
-  assert listing.label_names == ('a', 'b')
-
-
 @pytest.mark.parametrize(
   'folders,skipped,words',
   [

@@ -54,13 +54,6 @@ def test_examples_are_the_pictures_in_the_order_of_their_keys(source, folder):
   np.testing.assert_array_equal(source.gather(some)['labels'], source.labels[some])
 
 
-def test_flips_mirror_the_crop(source):
-  some, flips = np.array([5, 24, 5]), np.array([True, True, False])
-  plain = source.gather(some)['images']
-  found = source.gather(some, flips)['images']
-  np.testing.assert_array_equal(found, [plain[0][:, ::-1], plain[1][:, ::-1], plain[2]])
-
-
 def test_a_bad_picture_ends_with_its_name(tmp_path):
   small.write_pictures(tmp_path / 'bad', bad={5: b'no picture', 14: b''})
   source = sources.open_source(f'folder:{tmp_path}/bad', size=SIZE)

@@ -80,8 +80,12 @@ def test_a_flipped_byte_or_a_missing_file_is_found(store, name, position):
   assert faults(store) == {name}
 
 
-def test_a_manifest_of_another_plan_is_found(store):
+def test_a_manifest_of_another_plan_or_of_fewer_shards_is_found(store):
   edit(store / 'plan.json', crop='none')
+  assert faults(store) == {'manifest.json'}
+  edit(store / 'plan.json', crop=PLAN.crop)
+  assert faults(store) == set()
+  edit(store / 'manifest.json', shards=['d' * 64])
   assert faults(store) == {'manifest.json'}
 
 
@@ -147,16 +151,3 @@ def test_moments_that_are_not_finite_are_found_by_key(store):
   report = verify.verify(store)
   fault = ('shards/moments-00001.array_record', "moments of '4' are not finite")
   assert report.faults == (fault,)
-
-
-def test_all_faults_are_listed(store):
-  flip(layout.shard_file(store, 'moments', 0))
-  flip(layout.shard_file(store, 'pixels', 1))
-  (store / 'skipped.csv').write_text('name,reason\n')
-  (store / 'other').write_text('')
-  assert faults(store) == {
-    'shards/moments-00000.array_record',
-    'shards/pixels-00001.array_record',
-    'skipped.csv',
-    'other',
-  }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax.frozen.encoders import clip, files, ijepa, mae, mocov3, preprocess, vit
+from diversedit_jax.frozen.encoders import clip, files, ijepa, mae, mocov3, vit
 
 FAMILIES = {'mae': mae, 'mocov3': mocov3, 'clip': clip, 'ijepa': ijepa}
 # Values reach 12. The reference's own float32 pass is up to 2e-5 from its float64 pass, which is
@@ -107,15 +107,3 @@ def test_the_misnamed_layers_of_the_large_moco_are_read_as_what_they_are(golden)
   repaired = files.proper_names(arrays, layout)
   assert list(repaired) == [ours for _, ours in pairs]
   assert set(repaired) <= set(mocov3.FAMILY.shapes(mocov3.CONFIGS['mocov3-vit-l']))
-
-
-@pytest.mark.parametrize('family', ['mae', 'mocov3'])
-def test_positions_of_14x14_tokens_are_resampled(golden, tmp_path, family):
-  model = tiny(golden, family)
-  path = model.write(tmp_path / 'weights.pth')
-  load = lambda grid: model.module.FAMILY.load(model.name, model.config, str(path), grid, 'float32')
-  (table,) = (v[0] for k, v in model.weights.items() if k.endswith('pos_embed'))
-  np.testing.assert_array_equal(load((14, 14))['positions'], table)
-  expected = preprocess.resample_table(table, (14, 14), (8, 16))
-  np.testing.assert_array_equal(load((8, 16))['positions'], expected)
-  assert len(expected) == 1 + 8 * 16

@@ -57,13 +57,6 @@ def test_position_tables_of_timm(golden, case):
   np.testing.assert_array_equal(found[:prefix], table[:prefix])
 
 
-def test_antialiased_weights_are_those_of_jax():
-  for n, size in ((37, 16), (7, 12)):
-    found = preprocess.antialiased_weights(n, size)
-    expected = jax.image.resize(jnp.eye(n), (size, n), 'cubic', antialias=True)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
 def test_a_table_for_a_grid_that_is_not_square():
   rng = np.random.default_rng(0)
   row, col, token = rng.standard_normal(37), rng.standard_normal(37), np.full((1, 1), 9.0)

@@ -1,26 +1,77 @@
-"""No key is ignored: another value of any of them makes another experiment."""
+"""Every key of a config: none is ignored, impossible numbers are refused, all are documented."""
 
 import dataclasses
 import hashlib
+import math
 
 from helpers import config_changes
 import numpy as np
 from PIL import Image
 import pytest
 
-from configs import common
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import options, types
+from diversedit_jax.experiment import declarations
+from diversedit_jax.models import config as model_config
 
 compiler_out_of_reach = config_changes.compiler_out_of_reach
+KEYS = declarations.keys()
 
 
-def leaves(section, prefix=''):
-  for key in section:
-    value = section[key]
-    if hasattr(value, 'keys'):
-      yield from leaves(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key
+# Numbers.
+
+
+MODEL = dict(input_size=(8, 8), depth=2, width=8, heads=2, patch_size=2)
+
+
+def makers():
+  """The class that checks each key, by its whole name."""
+  found = {}
+  for classes in declarations.classes().values():
+    for cls in classes:
+      found |= dict.fromkeys(options.keys([cls]), cls)
+  return found
+
+
+def impossible(key):
+  """Values of a numeric key that are no numbers, or lie just outside its bounds."""
+  facts, whole = key.option, 'whole' in key.kind
+  step = 1 if whole else 1e-9
+  wrong = [math.nan, math.inf, -math.inf]
+  for bound, outside in (
+    (facts.at_least, -step),
+    (facts.above, 0),
+    (facts.at_most, step),
+    (facts.below, 0),
+  ):
+    if bound is not None:
+      wrong.append(bound + outside)
+  return wrong
+
+
+MAKERS, SECTIONS = makers(), [name for name in declarations.classes() if name]
+NUMERIC = [name for name, key in KEYS.items() if 'number' in key.kind]
+
+
+@pytest.mark.parametrize('name', NUMERIC)
+def test_a_number_that_is_none_or_out_of_bounds_is_refused(name):
+  key, cls, field = KEYS[name], MAKERS[name], name.rpartition('.')[2]
+  others = MODEL if cls is model_config.Architecture else {}
+  for value in impossible(key):
+    # A tuple holds as many numbers as its default.
+    given = (value,) * len(key.default or (1,)) if key.kind.endswith('numbers') else value
+    with pytest.raises(types.UserError) as error:
+      cls(**(others | {field: given}))
+    assert str(error.value).startswith(f'{name} must be '), (value, str(error.value))
+
+
+def test_these_numbers_are_among_them():
+  """Infinite and undefined ones once passed."""
+  once = ('meanflow.end', 'optimizer.clip_norm', 'optimizer.eps', 'optimizer.weight_decay')
+  assert {*once, 'sra.t_max', 'train.steps', 'diversity.weights', 'vae.scale'} <= {*NUMERIC}
+
+
+# None is ignored.
 
 
 @pytest.fixture(scope='module')
@@ -37,11 +88,6 @@ def folder(tmp_path_factory):
   (root / 'classes.txt').write_text('ant\nbee\ncat\n')
   np.savez(root / 'latents.npz', latents=np.zeros((4, 8, 8, 4), 'f4'), labels=np.arange(4))
   return root
-
-
-@pytest.fixture(autouse=True)
-def in_the_folder(folder, monkeypatch):
-  monkeypatch.chdir(folder)
 
 
 # Another value of every key; with it, where needed, the setting in which the key means something.
@@ -103,7 +149,7 @@ ALTERNATIVES = {
   'interpolant.time_mean': (0.5, {'interpolant.time_law': 'logit_normal'}),
   'interpolant.time_std': (0.5, {'interpolant.time_law': 'logit_normal'}),
   'interpolant.epsilon': 0.01,
-  'diversity.layers': '0,1,2',
+  'diversity.layers': '1,2,3',
   'diversity.num_layers': (3, {'diversity.layers': 'random', 'model.depth': 10}),
   'diversity.encoder_depth': (8, {'diversity.layers': 'authors'}),
   'diversity.dispersion_layers': 'all',
@@ -168,6 +214,8 @@ ALTERNATIVES = {
   'log.telemetry_every': 7,
   'log.telemetry_examples': 7,
   'log.tensorboard': False,
+  'log.profile_at': 7,
+  'log.profile_steps': 7,
   'checkpoint.every': 7,
   'checkpoint.keep': 7,
   'checkpoint.keep_every': 7,
@@ -224,7 +272,7 @@ ALTERNATIVES = {
 
 
 def test_every_key_has_an_alternative():
-  assert set(leaves(common.base())) == set(ALTERNATIVES)
+  assert set(KEYS) == set(ALTERNATIVES)
 
 
 # Of the data these are used up when the source is opened, so the source alone must show them.
@@ -251,9 +299,41 @@ def digest(batch):
 
 
 @pytest.mark.parametrize('key', ALTERNATIVES)
-def test_no_key_is_ignored(key):
+def test_no_key_is_ignored(folder, monkeypatch, key):
+  monkeypatch.chdir(folder)
   alternative = ALTERNATIVES[key]
   with_setting = isinstance(alternative, tuple) and isinstance(alternative[-1], dict)
   value, setting = alternative if with_setting else (alternative, {})
   before = built({} if key == 'model.size' else setting)  # Without a size, the numbers are needed.
   assert built({**setting, key: value}) != before
+
+
+# The whole.
+
+
+def test_the_config_has_every_key_at_its_default():
+  flat = {}
+  for name, value in config_changes.leaves(declarations.defaults()):
+    flat[name] = value
+  assert flat == {name: key.default for name, key in KEYS.items()}
+
+
+def test_an_unknown_key_or_section_is_refused_wherever_it_stands():
+  for name in ('optimiser', 'model.skip.enable', 'sra.t_mx', *(f'{s}.zzz' for s in SECTIONS)):
+    config = declarations.defaults()
+    section, _, last = name.rpartition('.')
+    with config.unlocked():
+      config_changes.section_of(config, section)[last] = 1
+    with pytest.raises(types.UserError, match=f'unknown key config.{name};'):
+      declarations.values(config)
+
+
+def test_the_document_says_every_key_and_what_a_config_sets():
+  whole = declarations.document()
+  assert all(f'- `{name}` = {key.default!r} (' in whole for name, key in KEYS.items())
+  one = declarations.document('sra', config_changes.changed({}))
+  assert '- `sra.student_block` = None, here 2 (' in one and 'optimizer.b2' not in one
+  assert '- `sra.t_max` = 0.2 (a number; in [0, 1])' in one
+  assert ', here' not in declarations.document('', {})  # A missing key is its default.
+  with pytest.raises(types.UserError, match="unknown section 'optim'; did you mean 'optimizer'"):
+    declarations.document('optim')

@@ -1,0 +1,79 @@
+"""Which methods go together: every pair is known to go or is refused with its reason."""
+
+import itertools
+
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.methods import registry
+
+FLOWS = ('flow', 'meanflow', 'reg')
+TERMS = ('dispersive', 'diverse', 'repa', 'sra')
+# What a user reads about each pair of a flow and a term that is refused; all others go together.
+REFUSED = {
+  ('reg', 'repa'): 'reg does not go with repa: it contains that alignment',
+  ('meanflow', 'sra'): "meanflow does not go with sra: SRA's teacher sees the data at one",
+}
+
+
+def test_these_are_the_parts():
+  assert set(registry.METHODS) == {*FLOWS, *TERMS}
+  assert {name for name, part in registry.METHODS.items() if part.is_flow} == set(FLOWS)
+  with pytest.raises(ValueError, match="a method 'flow' exists already"):
+    registry.register('flow')(type('Another', (), {}))
+
+
+@pytest.mark.parametrize('pair', [*itertools.combinations((*FLOWS, *TERMS), 2)], ids='+'.join)
+def test_every_pair_is_allowed_or_refused_with_a_reason(pair):
+  for names in (pair, pair[::-1]):
+    method = '+'.join(names)
+    if set(pair) <= set(FLOWS):
+      reason = f'{names[0]} and {names[1]} each make the forward pass; name one of them'
+    else:
+      reason = REFUSED.get(pair)
+    if reason is None:
+      flow = pair[0] if pair[0] in FLOWS else 'flow'
+      assert registry.parse(method) == (flow, *(name for name in pair if name in TERMS))
+      continue
+    with pytest.raises(types.UserError, match=reason) as error:
+      registry.parse(method)
+    assert repr(method) in str(error.value)
+
+
+def test_any_order_gives_the_same_parts():
+  for names in itertools.permutations(TERMS):
+    assert registry.parse('+'.join(names)) == ('flow', *TERMS)
+  assert registry.parse('sra+dispersive+reg') == ('reg', 'dispersive', 'sra')
+
+
+def test_a_third_part_does_not_hide_a_refused_pair():
+  for pair, third in ((('reg', 'repa'), 'diverse'), (('meanflow', 'sra'), 'dispersive')):
+    for names in itertools.permutations((*pair, third)):
+      with pytest.raises(types.UserError, match=REFUSED[pair]):
+        registry.parse('+'.join(names))
+
+
+@pytest.mark.parametrize(
+  ('method', 'message'),
+  [
+    ('repaa', "unknown method 'repaa'"),
+    ('', "unknown method ''"),
+    ('repa+', "unknown method ''"),
+    ('repa+repa', "method 'repa\\+repa' names a part twice"),
+  ],
+)
+def test_refuses_unknown_and_repeated_parts(method, message):
+  with pytest.raises(types.UserError, match=message):
+    registry.parse(method)
+
+
+def test_traits_are_those_of_any_part():
+  for trait, methods in (
+    ('needs_pixels', {'repa', 'reg'}),
+    ('needs_teacher', {'sra'}),
+    ('has_heads', {'repa', 'reg', 'sra'}),
+  ):
+    for name in registry.METHODS:
+      assert registry.needs(name, trait) == (name in methods), (name, trait)
+  assert registry.needs('flow+diverse+sra', 'needs_teacher')
+  assert registry.trained_parts('sra+diverse+dispersive') == ('flow', 'sra')
