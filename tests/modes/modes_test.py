@@ -17,8 +17,7 @@ from configs import common
 from diversedit_jax import convert, modes, trees, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
-from diversedit_jax.losses import diversity_config
-from diversedit_jax.methods import reg
+from diversedit_jax.methods import diverse, reg, registry
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import writers
 
@@ -33,10 +32,11 @@ def watch_all(experiment, seen):
   objective = dataclasses.replace(
     experiment.objective,
     flow=small_runs.watched(flow, 'flow', seen),
-    terms=(dataclasses.replace(term, config=small_runs.watched(term.config, 'diversity', seen)),),
+    terms=(small_runs.watched(term, 'diversity', seen),),
   )
-  model = dataclasses.replace(
-    experiment.model, skip=small_runs.watched(experiment.model.skip, 'model.skip', seen)
+  architecture = experiment.architecture
+  architecture = dataclasses.replace(
+    architecture, skip=small_runs.watched(architecture.skip, 'model.skip', seen)
   )
   sections = ('data', 'vae', 'train', 'optimizer', 'mesh', 'log', 'checkpoint', 'preview')
   sections += ('sampler', 'sample', 'analysis', 'plan')
@@ -45,7 +45,8 @@ def watch_all(experiment, seen):
     dataclasses.replace(
       experiment,
       objective=objective,
-      model=small_runs.watched(model, 'model', seen),
+      architecture=small_runs.watched(architecture, 'model', seen),
+      execution=small_runs.watched(experiment.execution, 'model', seen),
       evaluation=small_runs.watched(experiment.evaluation, 'eval', seen),
       **parts,
     ),
@@ -442,8 +443,8 @@ OF_PICTURES = tuple(
 )
 # Keys that matter only with a VAE; `decoding_test` shows that each matters.
 WITH_VAE = ('vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile')
-# Sections of other methods; `build/ignored_keys_test` shows that none of their keys is lost.
-OTHER_METHODS = ('repa', 'dispersive', 'sra', 'reg', 'meanflow')
+# Sections of other methods; `experiment/ignored_keys_test` shows that none of their keys is lost.
+OTHER_METHODS = (*(set(registry.sections()) - {'diversity'}),)
 
 
 def keys(section, prefix=''):
@@ -467,9 +468,7 @@ def test_conditional_keys_are_read_under_their_condition():
   sampler = trajectory.SamplerConfig(class_token_scale=1.5)
   reg.Reg.combine(small_runs.watched(sampler, 'sampler', seen))
   for options in ({'layers': 'random', 'num_layers': 2}, {'layers': 'authors'}):
-    small_runs.watched(diversity_config.DiversityConfig(**options), 'diversity', seen).select(
-      12, jax.random.key(0)
-    )
+    small_runs.watched(diverse.Diverse(**options), 'diversity', seen).select(12, jax.random.key(0))
   assert set(CONDITIONAL) <= seen
 
 
