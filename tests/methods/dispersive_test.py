@@ -217,9 +217,6 @@ def test_presets_match_reference(golden, preset, weight):
     loss, plain = loss_of(term_of(preset), blocks_of(golden))
     np.testing.assert_allclose(plain, wanted, rtol=1e-12)
     np.testing.assert_allclose(loss, weight * wanted, rtol=1e-12)
-    grad = jax.grad(lambda f: loss_of(term_of(preset), [0 * f, f, f])[0])(blocks_of(golden)[1])
-    name = {'paper': 'full_matrix_per_dim_tau05', 'release': 'official_release'}[preset]
-    np.testing.assert_allclose(grad, weight * g[f'grad_{name}'], rtol=1e-9, atol=1e-14)
 
 
 def test_groups_and_blocks_of_the_presets():
