@@ -36,14 +36,17 @@ setuptools.setup(
     'scikit-learn>=1.5',
     'scipy>=1.13',
     'tensorboard>=2.18',
-    'tensorflow-cpu>=2.18; platform_machine == "x86_64"',
-    'tensorflow>=2.18; platform_machine != "x86_64"',
     'tensorflow-datasets>=4.9.7',
   ],
   extras_require={
     'cuda': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
+    'tfds': [  # Preparing a dataset with TFDS; reading one that is prepared does not need it.
+      'importlib_resources>=6.0',
+      'tensorflow-cpu>=2.18; platform_machine == "x86_64"',
+      'tensorflow>=2.18; platform_machine != "x86_64"',
+    ],
     'torch': ['torch>=2.5'],  # Writing .pt files and cross-checks; nothing else needs it.
-    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.17'],
+    'test': ['importlib_resources>=6.0', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.17'],
   },
 )

@@ -19,7 +19,7 @@ from diversedit_jax.evaluation import card
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # configs/ lies beside the package, not in it.
 RESULTS = ROOT / 'benchmarks' / 'results'
-# Of a machine's own folders, which say nothing elsewhere.
+# Paths below a machine's own folders say nothing elsewhere.
 _PATHS = ('json', 'torch_python')
 
 

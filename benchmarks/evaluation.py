@@ -61,7 +61,7 @@ def clocks() -> Clocks:
 
 
 def seconds(run: Callable[[], object]) -> Clocks:
-  """Of a call, whose result is waited for."""
+  """Seconds of a call, its result waited for."""
   started = clocks()
   jax.block_until_ready(run())
   return tuple(now - then for now, then in zip(clocks(), started, strict=True))
@@ -243,7 +243,7 @@ def measure_scores(points: int, subsets: int, rounds: int) -> dict:
 
 
 def goals(features: dict, sums: dict, found: dict, sampling_rate: float | None) -> dict:
-  """Of an accelerator: images a second of one device, and the share of a whole evaluation."""
+  """Images a second of one accelerator, and its share of a whole evaluation."""
   rate, points = max(row['whole']['median'] for row in features.values()), found['points']
   # Distances of 50,000 samples and 10,000 of the reference, over those that were measured.
   pairs = COUNT**2 + reference.POOL_LIMIT**2 + COUNT * reference.POOL_LIMIT
@@ -290,7 +290,7 @@ def main() -> int:
   features = measure_features(batch_sizes, args.pictures, args.side, args.rounds)
   print(features, flush=True)
   sums = measure_sums(args.sums, args.sum_batch, args.side, args.rounds)
-  # Of one picture: the rest of the work, which runs beside the network, over the network's.
+  # The rest of the work on one picture, which runs beside the network, over the network's.
   for clock, rate in (('', 'network'), ('cpu_', 'network_cpu')):
     best = max(row[rate]['median'] for row in features.values())
     sums[f'{clock}over_network'] = sums[f'{clock}ms']['median'] / 1000 * best

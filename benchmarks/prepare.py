@@ -236,7 +236,7 @@ def encode_some(source: str, dtype: str, count: int, batch_size: int) -> dict:
 
 
 def encoding_flops() -> float:
-  """Of one image by the full-size encoder."""
+  """FLOPs of one image in the full-size encoder."""
   return vae.flops(vae.VAEConfig(), SIZE, SIZE)[0]
 
 

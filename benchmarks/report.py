@@ -106,7 +106,7 @@ def reached(value: float, goal: goals.Goal) -> bool:
 
 
 def verdict(spread: dict[str, float] | None, goal: goals.Goal) -> str:
-  """Of a goal; where only part of the spread is on the right side, it is missed, and says so.
+  """Verdict on a goal; one with only part of the spread on the right side is missed, and says so.
 
   A goal that was met says of how few rounds; a number without rounds is counted, not timed.
   """

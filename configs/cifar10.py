@@ -13,7 +13,6 @@ Meta-arguments: method, skips, size, steps, data.
 """
 
 from configs import common
-from diversedit_jax.methods import registry
 
 
 def get_config(arg: str | None = None):
@@ -21,7 +20,7 @@ def get_config(arg: str | None = None):
   method = 'flow+diverse'
   defaults = {'method': method, 'size': 'S/2', 'steps': 200_000, 'data': 'tfds:cifar10'}
   method = common.parse_arg(arg, **defaults, skips=True).method
-  args = common.parse_arg(arg, **defaults, skips='diverse' in registry.parse(method))
+  args = common.parse_arg(arg, **defaults, skips=common.has_skips(method))
   config = common.base()
   config.data.source = args.data
   config.data.size = 32

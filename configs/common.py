@@ -46,3 +46,8 @@ def set_method(config: ml_collections.ConfigDict, method: str) -> None:
   config.method = method
   for name in registry.parse(method):
     config.update_from_flattened_dict(registry.METHODS[name].recipe)
+
+
+def has_skips(method: str) -> bool:
+  """True if the published form of a method has long residual connections: DiverseDiT's has."""
+  return 'diverse' in registry.parse(method)

@@ -29,14 +29,9 @@ def get(arg: str | None, *, size: str, resolution: int) -> ml_collections.Config
   # Twice, because two of the defaults follow the method.
   method = common.parse_arg(arg, **defaults, skips=True, data='').method
   args = common.parse_arg(
-    arg, **defaults, skips=has_skips(method), data=dry_run_data(method, resolution)
+    arg, **defaults, skips=common.has_skips(method), data=dry_run_data(method, resolution)
   )
   return recipe(resolution=resolution, **args)
-
-
-def has_skips(method: str) -> bool:
-  """True if the published form of a method has long residual connections."""
-  return 'diverse' in registry.parse(method)
 
 
 def dry_run_data(method: str, resolution: int) -> str:
@@ -69,7 +64,7 @@ def recipe(
   if 'meanflow' in registry.parse(method):
     sizes.size(size)  # Refuses an unknown one by name.
     config.meanflow.update(meanflow.GUIDANCE[size.partition('/')[0]])
-    # As published: its target multiplies the rounding of a derivative by up to t - r = 1.
+    # Published so: its target multiplies the rounding of a derivative by up to t - r = 1.
     config.model.dtype = 'float32'
     config.plan.peak_tflops = 495.0  # Of TF32, which JAX takes for float32 on these GPUs.
   if resolution == 512:

@@ -246,7 +246,7 @@ def listing() -> str:
 
 
 def _skips(row: Row) -> bool:
-  return imagenet.has_skips(row.method) if row.skips is None else row.skips
+  return common.has_skips(row.method) if row.skips is None else row.skips
 
 
 def _diverse(row: Row) -> bool:

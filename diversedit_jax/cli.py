@@ -1,12 +1,12 @@
-"""What every command line does with flags, configs, logs and errors of the user."""
+"""What all command lines share: flags, configs, logs, errors a user makes, caches, processes."""
 
 from collections.abc import Callable
+import contextlib
 import ctypes
 import importlib.util
 import logging as python_logging
 import os
 import pathlib
-import re
 import sys
 import traceback
 
@@ -16,9 +16,11 @@ import ml_collections
 
 from diversedit_jax import types
 
-# Options of glibc's mallopt: one arena, no mapping of its own for large pieces, nothing given back.
+# M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of glibc's mallopt: one arena, no mapping of its own
+# for a large piece of memory, and nothing is given back.
 _MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}
-_ACCELERATORS = ('jax_plugins', 'libtpu')  # Packages, of which one is there for a GPU or a TPU.
+_ACCELERATORS = ('jax_plugins', 'libtpu')  # One of these packages is installed for a GPU or a TPU.
+_CACHE_BYTES = 4 * 2**30  # A run keeps 2 MB (digits on a CPU) to some 100 MB of programs.
 _PACKAGE = str(pathlib.Path(__file__).parent)
 
 
@@ -37,26 +39,26 @@ def parse(argv: list[str]) -> list[str]:
   """Parses flags and config overrides; returns the remaining arguments.
 
   Raises:
-    UserError: for what the flags, the config or its meta-arguments do not know.
+    UserError: for an unknown flag, config key or meta-argument, and for a value of another type.
   """
   try:
     return flags.FLAGS(argv)
   except (KeyError, AttributeError) as error:
-    if 'ml_collections' not in traceback.extract_tb(error.__traceback__)[-1].filename:
+    if any(frame.name == 'get_config' for frame in traceback.extract_tb(error.__traceback__)):
       raise  # A fault inside a config file: its traceback is what helps.
-    words = re.findall(r"'(\w+)'|\"(\w+)\" instead", str(error.args[0]).replace('\\', ''))
-    wrong, hint = words[0][0], ''.join(f'; did you mean {w!r}?' for _, w in words if w)
-    raise types.UserError(f'unknown config key {wrong!r}{hint}') from error
+    # ml_collections names the key in quotes, and in a second line the one that may be meant.
+    key, *hint = str(error.args[0]).splitlines()
+    raise types.UserError('. '.join(['unknown config key: ' + key.strip('\'"'), *hint])) from error
   except flags.Error as error:
     # A UserError of get_config arrives as text at the end of a printed traceback.
     raise types.UserError(str(error).split('UserError: ')[-1].strip()) from error
 
 
 def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
-  """The config of a config-file flag.
+  """Returns the config of a config-file flag.
 
   Raises:
-    UserError: if the file could not be loaded; that shows only at the first look at the config.
+    UserError: if the file could not be loaded; ml_collections tells that only when it is used.
   """
   config = holder.value
   try:
@@ -69,7 +71,7 @@ def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
 def stay_on_cpu() -> None:
   """Keeps JAX off accelerators: for programs that are compiled for a device that is not here.
 
-  A compiler for NVIDIA's GPUs that is installed without a driver is not found otherwise.
+  Otherwise JAX does not find a compiler for NVIDIA GPUs that is installed without their driver.
   """
   jax.config.update('jax_platforms', 'cpu')
 
@@ -77,22 +79,42 @@ def stay_on_cpu() -> None:
 def keep_programs() -> None:
   """Keeps compiled programs between starts, in $JAX_COMPILATION_CACHE_DIR or below ~/.cache.
 
-  A restart is quicker, and a GPU's tuning cannot come out otherwise in the middle of a store.
+  A restart is quicker, and a GPU's programs are tuned once: tuned again, they could round otherwise
+  in the middle of a run. Below ~/.cache, what was not used for longest is deleted beyond 4 GiB.
   """
-  cache = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
-  jax.config.update(
-    'jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache))
-  )
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    folder = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
+    trim(folder, _CACHE_BYTES)
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def trim(folder: pathlib.Path, limit: int) -> None:
+  """Deletes the files of a folder that were not used for longest, until `limit` bytes are left.
+
+  JAX's own limit (`jax_compilation_cache_max_size`) would need another package, and takes a lock
+  for every program, which the hosts of a cluster share.
+  """
+  used = {}
+  for path in folder.glob('*'):
+    with contextlib.suppress(OSError):  # Another process may trim at the same time.
+      facts = path.stat()
+      used[path] = (max(facts.st_atime, facts.st_mtime), facts.st_size)
+  for path, (_, size) in sorted(used.items(), key=lambda item: item[1], reverse=True):
+    limit -= size
+    if limit < 0:
+      with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def keep_memory() -> None:
-  """On a CPU, keeps freed memory in the process, where the C library is glibc.
+  """Keeps freed memory in the process, on a CPU and where the C library is glibc.
 
-  Call it before JAX is used, because its threads settle how they get memory when they begin.
+  Call it before JAX is used, because a thread settles how it gets memory when it begins. Variables
+  of the environment (MALLOC_ARENA_MAX, ...) would have to be set before Python starts.
 
-  XLA asks for the memory of a step anew at every step. Given back to the system in between, each of
-  its pages is cleared and mapped again; what that costs is in benchmarks/NOTES.md.
+  XLA allocates the memory of a step anew at every step. If it goes back to the system in between,
+  each page is cleared and mapped again; benchmarks/NOTES.md has what that costs.
   """
   platforms = jax.config.jax_platforms
   if platforms and platforms != 'cpu':
@@ -110,8 +132,8 @@ def keep_memory() -> None:
 def join_processes() -> None:
   """Joins the other processes of a run.
 
-  TPU slices, SLURM, Open MPI and Kubernetes are recognised by JAX itself; elsewhere the environment
-  names JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  JAX itself recognises TPU slices, SLURM, Open MPI and Kubernetes; elsewhere the environment
+  gives JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
   """
   count, index = os.environ.get('JAX_NUM_PROCESSES'), os.environ.get('JAX_PROCESS_ID')
   if count is None or index is None:
@@ -120,6 +142,12 @@ def join_processes() -> None:
     jax.distributed.initialize(num_processes=int(count), process_id=int(index))
 
 
+def let_first_process_log() -> None:
+  """Leaves the others, which would repeat every line, their warnings."""
+  if jax.process_index() != 0:
+    logging.set_verbosity(logging.WARNING)
+
+
 def _worth_reading(record: python_logging.LogRecord) -> bool:
-  """Our own lines and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
+  """Whether it is our own or a warning; Orbax alone logs dozens of lines for each checkpoint."""
   return record.levelno >= python_logging.WARNING or _PACKAGE in record.pathname

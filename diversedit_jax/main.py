@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1 and not section:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
   config = None if _CONFIG.value is None else cli.load(_CONFIG)
+  if config is not None and mode != 'list':
+    listing.check_is_experiment(config)
   if mode == 'keys':
     print(declarations.document(section, config), end='')
     return
@@ -52,10 +54,10 @@ def main(argv: list[str]) -> None:
   cli.keep_memory()
   if _DISTRIBUTED.value:
     cli.join_processes()
+    cli.let_first_process_log()
   if mode == 'list':
     print(listing.listing(config))
     return
-  listing.check_is_experiment(config)
   experiment = experiment_lib.build(config, planned=mode == 'plan')
   if mode == 'plan':
     print(plan.run(experiment))

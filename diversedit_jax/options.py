@@ -15,7 +15,9 @@ code fills them in.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import math
+import numbers
 import types as python_types
 import typing
 from typing import Any, ClassVar
@@ -81,7 +83,9 @@ def option(default: Any, doc: str, **facts: Any) -> Any:
     **facts: see `Option`.
   """
   metadata = {_OPTION: Option(doc=doc, **facts)}
-  if dataclasses.is_dataclass(default):  # Frozen, but a dataclass is hashable only by choice.
+  if isinstance(default, Section):
+    if default != type(default)():
+      raise ValueError(f'{default} must be the default {type(default).__name__}()')
     return dataclasses.field(default_factory=lambda: default, metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -115,9 +119,10 @@ class Section:
         setattr(cls, name, value)
 
   def __post_init__(self):
+    kinds = _kinds(type(self))
     for field, found in _declared(type(self)):
       value = getattr(self, field.name)
-      check(_dotted(self.section, field.name), value, field.type, found)
+      check(_dotted(self.section, field.name), value, kinds[field.name], found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +155,7 @@ def check(name: str, value: Any, kind: Any, facts: Option) -> None:
   if facts.choices is not None:
     trees.check_known(name, value, facts.choices)
   for number in value if isinstance(value, tuple | list) else (value,):
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
       continue
     if facts.finite and not math.isfinite(number):
       raise types.UserError(f'{name} must be finite, got {value}')
@@ -163,11 +168,12 @@ def defaults(classes: Iterable[type[Section]]) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   for cls in classes:
     for field, _ in _declared(cls):
-      default, kinds = _default(field), _alternatives(field.type)
+      default = _default(field)
       if isinstance(default, Section):
         config[field.name] = defaults([type(default)])
       elif default is None:
-        kind = next(one for one in kinds if one is not python_types.NoneType)
+        kinds = set(_alternatives(_kinds(cls)[field.name])) - {python_types.NoneType}
+        kind = kinds.pop() if len(kinds) == 1 else object
         config[field.name] = ml_collections.config_dict.placeholder(kind)
       else:
         config[field.name] = default
@@ -186,7 +192,9 @@ def values(
     UserError: for an unknown key, naming the nearest.
   """
   fields = [{field.name: field for field, _ in _declared(cls)} for cls in classes]
-  known = [name for of_one in fields for name in of_one]
+  known = [key for of_one in fields for key in of_one]
+  if not isinstance(given, Mapping | ml_collections.ConfigDict):
+    raise types.UserError(f'{_dotted("config", name)} is a section of keys, got {given!r}')
   for key in given:
     if key not in known:
       where = _dotted('config', name)
@@ -208,7 +216,7 @@ def keys(classes: Iterable[type[Section]]) -> dict[str, Key]:
         continue
       found[name] = Key(
         name=name,
-        kind=_words(field.type),
+        kind=_words(_kinds(cls)[field.name]),
         default=default,
         option=facts,
         may_change=_first(facts.may_change, cls.may_change),
@@ -219,6 +227,11 @@ def keys(classes: Iterable[type[Section]]) -> dict[str, Key]:
 
 def _declared(cls) -> list[tuple[dataclasses.Field, Option]]:
   return [(f, f.metadata[_OPTION]) for f in dataclasses.fields(cls) if _OPTION in f.metadata]
+
+
+@functools.cache
+def _kinds(cls) -> dict[str, Any]:
+  return typing.get_type_hints(cls)
 
 
 def _default(field):
@@ -248,9 +261,9 @@ def _is_a(value, kind) -> bool:
       return False
     return all(_is_a(one, inside[0 if open_end else i]) for i, one in enumerate(value))
   if kind is float:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
   if kind is int:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
   return isinstance(value, kind)
 
 

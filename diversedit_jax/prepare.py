@@ -13,8 +13,8 @@ from diversedit_jax.preparation import flags, options, work
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; returns its exit status: 0; 1 or, interrupted, 130 after a message."""
-  # Absl waits for its own flags before it logs as usual.
+  """Runs the command. Returns the exit status: 0, 1 after an error, 130 if it was interrupted."""
+  # Absl logs as usual only after its own flags have been parsed.
   absl_flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
@@ -31,13 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'prepare: {error}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print('prepare: interrupted; the same command goes on from the last shard', file=sys.stderr)
+    print('prepare: interrupted; run the same command to go on', file=sys.stderr)
     return 130
   return 0
 
 
 def _place() -> dict[str, int]:
-  """Which worker of how many; they part at once, so that none waits for another or ends with it."""
+  """Number of this worker and of all workers, from jax.distributed, which is then left.
+
+  So no worker waits for another, or ends with it.
+  """
   cli.join_processes()
   place = {'worker': jax.process_index(), 'workers': jax.process_count()}
   jax.distributed.shutdown()

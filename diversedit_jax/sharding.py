@@ -76,6 +76,19 @@ def batch_divisor(mesh: jax.sharding.Mesh) -> int:
   return int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
 
 
+def round_up(size: int, mesh: jax.sharding.Mesh) -> int:
+  """Rows of the smallest batch of at least `size` rows that the mesh can share."""
+  divisor = batch_divisor(mesh)
+  return -(-size // divisor) * divisor
+
+
+def pad_rows(x_N: np.ndarray, size: int) -> np.ndarray:
+  """The rows [N, ...], N >= 1, and behind them as many copies of the last as make `size` rows."""
+  if len(x_N) == size:
+    return x_N
+  return x_N[np.minimum(np.arange(size), len(x_N) - 1)]
+
+
 def shardings_of(tree: Any, mesh: jax.sharding.Mesh, rules: Mapping[str, str] = RULES) -> Any:
   """Shardings of a tree of parameters by their logical axis names.
 

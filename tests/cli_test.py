@@ -1,7 +1,7 @@
 """What a user's mistake looks like at the command line: one line, exit code 1, nothing written.
 
-Real processes, one for each way in; the mistakes inside a config are in tests/build, those in a
-workdir in training/run_dir_test.py.
+These are real processes, one for each place that refuses; all that a config or a workdir may have
+wrong is in tests/experiment.
 """
 
 import ctypes
@@ -12,13 +12,13 @@ import sys
 
 import pytest
 
-from diversedit_jax import main, types
+from diversedit_jax import cli, main, types
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = '--config=configs/digits.py'
 
 
-def start(folder, *arguments, **environment):
+def start(folder, *arguments):
   """Runs main with the workdir FOLDER/run; its compilation cache is in the folder too."""
   arguments = [text.replace('FOLDER', str(folder)) for text in arguments]
   return subprocess.run(
@@ -26,55 +26,41 @@ def start(folder, *arguments, **environment):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'xla'), **environment},
+    env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'xla')},
   )
 
 
-# Arguments, the environment, and the whole message, FOLDER being the test's own.
+# Arguments and the whole message; FOLDER is the test's own.
 MISTAKES = {
   'misspelt key': (
     [DIGITS, '--config.optimzer.learning_rate=1', '--workdir=FOLDER/run'],
-    {},
-    "unknown config key 'optimzer'; did you mean 'optimizer'?",
+    'unknown config key: optimzer. Did you mean "optimizer" instead of "optimzer"?',
+  ),
+  'key below a number': (
+    [DIGITS, '--config.train.steps.x=1', '--workdir=FOLDER/run'],
+    "unknown config key: Attribute <class 'int'>.x does not exist and the type does not support "
+    'indexing. Attempting to lookup: train.steps.x',
   ),
   'misspelt meta-argument': (
     ['--config=configs/digits.py:metod=flow', '--workdir=FOLDER/run'],
-    {},
     "unknown config argument 'metod'; did you mean 'method'?",
   ),
   'missing config': (
     ['--config=FOLDER/absent.py', '--workdir=FOLDER/run'],
-    {},
     'cannot load the config: ',  # And what ml_collections tells, with the path.
-  ),
-  'patch size': (
-    [DIGITS, '--config.model.patch_size=3', '--workdir=FOLDER/run'],
-    {},
-    'input size 8x8 is not divisible by the patch size 3',
-  ),
-  'batch on eight devices': (
-    [DIGITS, '--config.train.batch_size=30', '--workdir=FOLDER/run'],
-    {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
-    'train.batch_size=30 is not divisible by 8 devices times train.accumulate=1',
   ),
   'unwritable workdir': (
     [DIGITS, '--workdir=FOLDER/file/run'],
-    {},
     'workdir FOLDER/file/run cannot be written: Not a directory',
-  ),
-  'workdir of something else': (
-    [DIGITS, '--workdir=FOLDER'],
-    {},
-    'workdir FOLDER holds files but no config.json: not a run; choose a new or empty folder',
   ),
 }
 
 
 @pytest.mark.parametrize('name', MISTAKES)
 def test_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, name):
-  arguments, environment, message = MISTAKES[name]
+  arguments, message = MISTAKES[name]
   (tmp_path / 'file').write_text('precious')
-  done = start(tmp_path, *arguments, **environment)
+  done = start(tmp_path, *arguments)
   lines = done.stderr.strip().splitlines()
   expected = 'error: ' + message.replace('FOLDER', str(tmp_path))
   if message.endswith(': '):
@@ -121,6 +107,15 @@ def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):
   assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
 
 
+def test_the_cache_of_programs_keeps_what_was_used_last(tmp_path):
+  for used, name in enumerate(('oldest', 'read again', 'newer', 'newest')):
+    (tmp_path / name).write_bytes(bytes(100))
+    os.utime(tmp_path / name, (10 if name == 'read again' else used, used))
+  cli.trim(tmp_path / 'absent', 0)
+  cli.trim(tmp_path, 299)
+  assert {path.name for path in tmp_path.iterdir()} == {'read again', 'newest'}
+
+
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -130,10 +125,10 @@ if sys.argv[1] == 'keep':
 # Its temporaries, 16 MiB, are asked for anew by every call.
 f = jax.jit(lambda x: jnp.sort(x * 2)[::-1].sum())
 x = jnp.arange(2.0**21)
-for _ in range(10):  # Threads and pieces of memory settle.
+for _ in range(4):  # Threads and pieces of memory settle.
   f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(4):
   f(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -148,7 +143,7 @@ def test_memory_of_a_program_stays_in_the_process():
       check=True,
       capture_output=True,
       text=True,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''},
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': '', 'XLA_FLAGS': ''},
     )
     return int(done.stdout)
 

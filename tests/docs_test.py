@@ -1,4 +1,4 @@
-"""docs/add_a_method.md is followed to the letter, in a copy of the project."""
+"""The pages that add something are followed to the letter, each in a copy of the project."""
 
 import os
 import pathlib
@@ -9,27 +9,30 @@ import sys
 
 import pytest
 
+from diversedit_jax.experiment import declarations
+
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = (ROOT / 'docs' / 'add_a_method.md').read_text()
 BLOCK = re.compile(r'```(python|bash)\n(.*?)```', re.DOTALL)
 PLACE = re.compile(r'# file (\S+?)(?:, (after|before): ?(.*))?\n')
+COPIED = ('diversedit_jax', 'configs')
 
 
-@pytest.fixture(scope='module')
-def project(tmp_path_factory):
-  """A copy with the changes of the page."""
-  copy = tmp_path_factory.mktemp('project')
-  for folder in ('diversedit_jax', 'configs'):
+def blocks(page, language):
+  text = (ROOT / 'docs' / page).read_text()
+  return [block for found, block in BLOCK.findall(text) if found == language]
+
+
+def followed(page, copy):
+  """A copy of the project with the changes of a page."""
+  for folder in COPIED:
     shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
-  (copy / 'tests' / 'methods').mkdir(parents=True)
-  for language, block in BLOCK.findall(PAGE):
-    if language != 'python':
-      continue
+  for block in blocks(page, 'python'):
     place = PLACE.match(block)
     name, side, anchor = place.groups()
     code, file = block[place.end() :], copy / name
     if anchor is None:
       assert not file.exists(), f'{name} exists already'
+      file.parent.mkdir(parents=True, exist_ok=True)
       file.write_text(code)
       continue
     lines = file.read_text().splitlines(keepends=True)
@@ -42,41 +45,57 @@ def project(tmp_path_factory):
 
 def run(project, *command):
   environment = os.environ | {'PYTHONPATH': str(project), 'JAX_PLATFORMS': 'cpu'}
-  return subprocess.run(
-    command, cwd=project, env=environment, capture_output=True, text=True, timeout=600
+  done = subprocess.run(
+    [sys.executable, *command],
+    cwd=project,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
   )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout + done.stderr
 
 
-def test_the_page_has_the_steps():
-  places = [
-    PLACE.match(block)[1] for language, block in BLOCK.findall(PAGE) if language == 'python'
-  ]
-  assert len(places) == 8 and len(set(places)) == 5
+# page -> what it adds, and nothing else is touched; its test; what its commands must have printed
+PAGES = {
+  'add_a_method.md': (
+    {'diversedit_jax/methods/variance.py', 'tests/methods/variance_test.py'},
+    ['variance/loss', 'parameters', '`variance.margin` = 1.0 (a number; above 0)'],
+  ),
+  'add_a_sampler.md': (
+    {'diversedit_jax/sampling/midpoint.py', 'tests/sampling/midpoint_test.py'},
+    ['step 60/60', 'samples.npz'],
+  ),
+  'add_a_source.md': (
+    {'diversedit_jax/data/sources/stripes.py', 'tests/data/sources/stripes_test.py'},
+    ['stripes/8, 512 examples', 'step 60/60'],
+  ),
+}
 
 
-def test_its_test_passes(project):
-  done = run(project, sys.executable, '-m', 'pytest', '-q', 'tests/methods/variance_test.py')
-  assert done.returncode == 0 and '1 passed' in done.stdout, done.stdout + done.stderr
+@pytest.mark.parametrize('page', PAGES)
+def test_a_page_is_followed(page, tmp_path):
+  project = followed(page, tmp_path)
+  added, printed = PAGES[page]
+  names = lambda root: {
+    str(path.relative_to(root)): path.read_bytes()
+    for folder in COPIED
+    for path in (root / folder).rglob('*.py')
+  }
+  ours, theirs = names(ROOT), names(project)
+  changed = {name for name in theirs if ours.get(name) != theirs[name]}
+  tests = {name for name in added if name.startswith('tests/')}
+  assert changed | tests == added and all((project / name).is_file() for name in tests)
+  assert not any((ROOT / name).exists() for name in added)
+  assert '1 passed' in run(project, '-m', 'pytest', '-q', *tests)
+  (commands,) = blocks(page, 'bash')
+  for line, words in zip(commands.splitlines(), printed, strict=True):
+    assert words in run(project, *line.split()[1:])
 
 
-def test_its_commands_run(project):
-  (commands,) = (block for language, block in BLOCK.findall(PAGE) if language == 'bash')
-  for line in commands.splitlines():
-    words = line.split()
-    done = run(project, sys.executable, *words[1:])
-    assert done.returncode == 0, done.stderr
-  rows = (project / 'runs' / 'variance' / 'metrics.jsonl').read_text()
-  assert '"variance/std"' in rows and '"diverse/loss"' in rows
-  assert 'parameters' in done.stdout
-
-
-def test_a_misspelt_key_is_refused(project):
-  done = run(
-    project,
-    sys.executable,
-    '-m',
-    'diversedit_jax.main',
-    '--mode=plan',
-    '--config=configs/digits.py:method=varaince+diverse',
+def test_the_page_of_keys_is_fresh():
+  page = (ROOT / 'docs' / 'config.md').read_text()
+  assert page == declarations.document(), (
+    'python -m diversedit_jax.main --mode=keys > docs/config.md'
   )
-  assert done.returncode == 1 and "did you mean 'variance'" in done.stderr

@@ -61,3 +61,11 @@ def test_batch_keeps_its_rows_and_order():
 def test_constrain_batch_does_nothing_without_a_mesh():
   x = np.ones((3, 2), np.float32)
   np.testing.assert_array_equal(jax.jit(sharding.constrain_batch)(x), x)
+
+
+def test_batches_are_rounded_up_and_padded_with_their_last_row():
+  mesh = sharding.planned_mesh(2, 2, 1, 4)
+  assert [sharding.round_up(size, mesh) for size in (1, 4, 5)] == [4, 4, 8]
+  x = np.arange(6).reshape(3, 2)
+  np.testing.assert_array_equal(sharding.pad_rows(x, 5), [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]])
+  assert sharding.pad_rows(x, 3) is x

@@ -80,15 +80,13 @@ def block_features(
     return objective.flow.run(network, draws, tap).features
 
   run = jax.jit(features, out_shardings=whole)
-  divisor = sharding.batch_divisor(mesh)
-  size = -(-min(_BATCH, n) // divisor) * divisor
+  size = sharding.round_up(min(_BATCH, n), mesh)
   rows = []
   for t in config.times:
     parts = []
     for start in range(0, n, size):
-      indices = np.minimum(np.arange(start, start + size), n - 1)  # The last batch repeats its end.
-      batch = source.gather(indices)
-      out = np.asarray(run(params, frozen, batch, indices.astype(np.int32), np.float32(t)))
+      indices = sharding.pad_rows(np.arange(start, min(start + size, n), dtype=np.int32), size)
+      out = np.asarray(run(params, frozen, source.gather(indices), indices, np.float32(t)))
       out = out[:, : n - start]
       parts.append(out if config.view == 'mean' else similarity.view(out, config.view))
     rows.append(np.concatenate(parts, axis=1))

@@ -1,13 +1,14 @@
-"""Figures for papers and reports, drawn without matplotlib's global state."""
+"""Figures for papers and reports, drawn without matplotlib's global state.
 
-from collections.abc import Mapping, Sequence
+matplotlib is imported where it draws: the import takes half a second, and most runs draw nothing.
+"""
+
+from collections.abc import Mapping
 import os
 from typing import Any
 
-from matplotlib import colormaps, figure, ticker
 import numpy as np
 
-from diversedit_jax import trees
 from diversedit_jax.analysis import similarity
 from diversedit_jax.data import files
 from diversedit_jax.types import UserError
@@ -32,8 +33,8 @@ def similarity_heatmaps(
   similarity of two different blocks.
 
   Args:
-    path: of the PNG; appears whole or not at all.
-    matrices: by title, each [L, L] with L >= 2; L may differ.
+    path: the PNG file; it appears whole or not at all.
+    matrices: matrices [L, L] by title, with L >= 2; L may differ.
     low: value of the darkest colour; None takes the smallest value shown, but at least 0.1 below
       `high`, so that rounding among identical blocks is not drawn as structure.
     high: value of the brightest colour.
@@ -43,6 +44,8 @@ def similarity_heatmaps(
   Raises:
     UserError: for no matrices, another shape, or values that are not finite.
   """
+  from matplotlib import figure
+
   if not matrices or columns < 1:
     raise UserError(f'heat maps need matrices and columns >= 1; got {len(matrices)}, {columns}')
   arrays = {title: np.asarray(matrix, np.float64) for title, matrix in matrices.items()}
@@ -85,57 +88,6 @@ def similarity_heatmaps(
   _write(fig, path)
 
 
-def metric_curves(
-  path: str | os.PathLike[str],
-  rows: Sequence[Mapping[str, Any]],
-  names: Sequence[str],
-  *,
-  columns: int = 3,
-) -> None:
-  """Writes metrics against the training step as a PNG: one panel for each name.
-
-  Args:
-    path: of the PNG; appears whole or not at all.
-    rows: of metrics.jsonl, each with 'step' and some of the metrics; a row without a name
-      leaves its curve alone. A resumed run may repeat steps: the last row of a step counts.
-    names: metrics to draw.
-    columns: panels per row.
-
-  Raises:
-    UserError: for no names, or a name that no row has.
-  """
-  if not names or columns < 1:
-    raise UserError(f'curves need names and columns >= 1; got {list(names)} and {columns}')
-  known = {name for row in rows for name in row} - {'step'}
-  for name in names:
-    if name not in known:
-      raise UserError(f'no row has the metric {name!r}{trees.did_you_mean(name, known)}')
-  columns = min(columns, len(names))
-  lines = -(-len(names) // columns)
-  fig = figure.Figure(figsize=(2.4 * columns, 1.8 * lines), layout='constrained')
-  axes = fig.subplots(lines, columns, squeeze=False, sharex=True)
-  for ax in axes.flat[len(names) :]:
-    ax.set_axis_off()
-  for i, name in enumerate(names):
-    ax = axes.flat[i]
-    points = {row['step']: row[name] for row in rows if name in row and 'step' in row}
-    steps = sorted(points)
-    values = np.array([points[step] for step in steps], np.float64)
-    ax.plot(steps, values, color=_INK, linewidth=1, marker='o' if len(steps) < 25 else '', ms=2)
-    broken = [step for step, value in zip(steps, values, strict=True) if not np.isfinite(value)]
-    for step in broken:
-      ax.axvline(step, color='#c0392b', linewidth=0.8, linestyle=':')
-    ax.set_title(f'{name} (not finite: dotted)' if broken else name, fontsize=_TEXT)
-    ax.tick_params(labelsize=_TEXT - 1, length=2, pad=2, labelbottom=i + columns >= len(names))
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
-    ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-    ax.grid(color='0.9', linewidth=0.5)
-    ax.spines[['top', 'right']].set_visible(False)
-    if i + columns >= len(names):
-      ax.set_xlabel('step', fontsize=_TEXT)
-  _write(fig, path)
-
-
 def guidance_curves(
   path: str | os.PathLike[str],
   curves: Mapping[str, Mapping[float, float]],
@@ -146,13 +98,16 @@ def guidance_curves(
   """Writes a score against the guidance scale as a PNG, one curve for each interval.
 
   Args:
-    path: of the PNG; appears whole or not at all.
-    curves: by the interval in words, {scale: score}. label: of the score.
+    path: the PNG file; it appears whole or not at all.
+    curves: {scale: score} by the interval in words.
+    label: name of the score.
     lowest_is_best: of all points the best one is marked.
 
   Raises:
     UserError: for no points, or scores that are not finite.
   """
+  from matplotlib import colormaps, figure
+
   points = [(y, x, name) for name, curve in curves.items() for x, y in curve.items()]
   if not points or not np.isfinite([y for y, _, _ in points]).all():
     raise UserError(f'guidance curves need points with finite scores; got {points}')
@@ -188,6 +143,6 @@ def _ticks(depth: int) -> list[int]:
   return [1, *range(every, depth + 1, every)]
 
 
-def _write(fig: figure.Figure, path: str | os.PathLike[str]) -> None:
+def _write(fig: Any, path: str | os.PathLike[str]) -> None:
   with files.atomic(path) as temporary:
     fig.savefig(temporary, format='png', dpi=_DPI)

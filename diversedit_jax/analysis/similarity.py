@@ -5,12 +5,10 @@
 with the kernels (1), (2) and the estimators (3), (4) of `kernels.py` (arXiv 1905.00414,
 2010.15327; DiverseDiT, arXiv 2603.04239, Eq. 7). The biased estimator tends to 1 when features
 outnumber samples, whatever the features are; the unbiased one does not, and may come out slightly
-negative. Over minibatches the terms of (4) are summed and (5) is taken once.
+negative.
 """
 
 from collections.abc import Callable
-import dataclasses
-from typing import Self
 
 import numpy as np
 
@@ -37,8 +35,7 @@ def view(f_LNTD: np.ndarray, kind: str) -> np.ndarray:
   Raises:
     UserError: for an unknown view.
   """
-  if kind not in VIEWS:
-    raise UserError(f'unknown view {kind!r}{trees.did_you_mean(kind, VIEWS)}')
+  trees.check_known('view', kind, VIEWS)
   types.check('f_LNTD', f_LNTD, 'L N T D')
   return VIEWS[kind](np.asarray(f_LNTD))
 
@@ -89,44 +86,6 @@ def cka(
   scales = [np.sqrt(_self_terms(layers, options)) for layers in (left, right)]
   values = cross / (scales[0][:, None] * scales[1][None])
   return float(values[0, 0]) if pair else values
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MinibatchCKA:
-  """Unbiased CKA of L layers over minibatches: sums of (4), divided once at the end.
-
-  `total = MinibatchCKA(kernel='rbf')`, then `total = total.add(features)` for each batch, then
-  `total.result()`. The median of (2) is taken per batch.
-  """
-
-  kernel: str = 'linear'
-  bandwidth: float = 1.0
-  median: str = 'offdiag'
-  terms_LL: np.ndarray | None = None
-  batches: int = 0
-
-  def __post_init__(self) -> None:
-    _ = self._options  # Refuses unknown names.
-
-  @property
-  def _options(self) -> kernels.Options:
-    return kernels.Options(
-      kernel=self.kernel, estimator='unbiased', bandwidth=self.bandwidth, median=self.median
-    )
-
-  def add(self, features: np.ndarray) -> Self:
-    """The accumulator with the terms of features [L, n, p], n >= 4, added."""
-    terms_LL = _terms(np.asarray(features), self._options)
-    if self.terms_LL is not None:
-      types.check('terms_LL', terms_LL, 'L L', L=len(self.terms_LL))
-      terms_LL = self.terms_LL + terms_LL
-    return dataclasses.replace(self, terms_LL=terms_LL, batches=self.batches + 1)
-
-  def result(self) -> np.ndarray:
-    """CKA [L, L] of all batches."""
-    if self.terms_LL is None:
-      raise UserError('MinibatchCKA has no batches yet; call add(features) first')
-    return _normalise(self.terms_LL)
 
 
 def hsic(k_NN: np.ndarray, l_NN: np.ndarray, estimator: str = 'biased') -> float:

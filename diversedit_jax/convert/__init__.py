@@ -1,4 +1,4 @@
-"""Weights in and out: files that others wrote, and other systems' models beside ours."""
+"""Reads and writes files of weights, and converts other systems' models to ours and back."""
 
 from diversedit_jax.convert.detection import detect
 from diversedit_jax.convert.mapping import infer_config, to_ours, to_torch

@@ -1,4 +1,4 @@
-"""Command line that converts one file of weights between another system's names and ours."""
+"""The command line that converts a file of weights between another system's names and ours."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ Families:
   sit_original  SiT's own program: t = 1 is data, 8 output channels; clock and sign are converted
   dit           DiT: noise and variance; weights for non-commercial use only (CC BY-NC 4.0)
 
-auto tells them by names and shapes, but not sit_original from dit, which are alike. An original SiT
-with 4 output channels is like 'sit' in all but its clock, and is of no family here.
+auto recognises them by names and shapes, except that sit_original and dit look the same. An
+original SiT with 4 output channels looks like 'sit' but has another clock; it is not supported.
 
 MeanFlow's checkpoint is a folder; its names are joined by slashes and begin with net/. In Python:
   state = flax.training.checkpoints.restore_checkpoint(FOLDER, target=None)
   numpy.savez('mf.npz', **flax.traverse_util.flatten_dict(state['ema_params'], sep='/'))
 
 Our files hold arrays by slash-joined names, as model/blocks/layers/attn/qkv/kernel. The names,
-shapes and numbers of all arrays are checked; an existing output is never overwritten."""
+shapes and dtypes of all arrays are checked; an existing output is never overwritten."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def _parser():
   add('--output', 'a new .safetensors or .npz; with --to=torch also .pt (needs PyTorch)', **file)
   add(
     '--to',
-    'whose names to write: torch is the other system (default: ours)',
+    'the names to write; torch means those of the other system (default: ours)',
     choices=('ours', 'torch'),
     default='ours',
   )
@@ -76,8 +76,8 @@ def _parser():
   )
   add(
     '--grid',
-    "tokens of one example; with --to=ours the grid of the file's position table (default: a "
-    'square), with --to=torch that of the table to write (default: 16, for 256 px and patch 2)',
+    "rows and columns of tokens; with --to=ours in the file's position table (default: a square), "
+    'with --to=torch in the table to write (default: 16, for 256 px and patch 2)',
     type=_grid,
     metavar='ROWS[xCOLS]',
   )
@@ -95,9 +95,11 @@ def _grid(text):
 def _convert(flags):
   """Reads, converts and writes; returns the summary."""
   if flags.to == 'ours' and flags.patch_size is not None:
-    raise types.UserError('--patch_size is for --to=torch; the other way the file tells it')
+    raise types.UserError('--patch_size is for --to=torch; without that, the file tells it')
   if flags.to == 'ours' and flags.output.suffix in ('.pt', '.pth'):
-    raise types.UserError(f'{flags.output}: our weights go into files of .safetensors or .npz only')
+    raise types.UserError(
+      f'{flags.output} cannot hold our weights; write a .safetensors or .npz file'
+    )
   array_files.check_output(flags.output)
   given = {name: x for name in ('grid', 'patch_size') if (x := getattr(flags, name)) is not None}
   arrays = array_files.load(flags.input, key=flags.key)
@@ -118,14 +120,14 @@ def _summary(flags, family, params, state_dict):
   if table is None:
     fixed = 'nothing: this family stores no position table'
   elif flags.to == 'torch':
-    fixed = f'{table} made anew'
+    fixed = f'{table} computed'
   else:
     fixed = f'{table} dropped, equal to ours' if table in state_dict else 'nothing dropped'
   config = mapping.infer_config(state_dict, family)
   return '\n'.join(
     [
       f'family      {family}',
-      *(f'{name:<12}{"not told by the weights" if x is None else x}' for name, x in config.items()),
+      *(f'{name:<12}{"unknown" if x is None else x}' for name, x in config.items()),
       f'parameters  {trees.count(params):,}',
       f'fixed       {fixed}',
       f'config      {" ".join(detection.config_keys(config, rules))}',

@@ -1,4 +1,4 @@
-"""Which family weights are of, and which config fits them: by names and shapes alone."""
+"""Finds the family of weights and the config that fits them, by names and shapes alone."""
 
 from collections.abc import Mapping
 import math
@@ -14,17 +14,17 @@ _SIZED = ('model/patch_embed/kernel', 'model/patch_embed/bias', 'model/final/lin
 
 
 def detect(weights: Mapping[str, Any]) -> str:
-  """The family of a state dict, or the one in which our parameters can be written.
+  """The family of a state dict, or the family in which our parameters can be written.
 
   Args:
     weights: arrays by the other system's names, or our parameters, nested or by slash-joined names.
 
   Returns:
-    A name of `families.FAMILIES`; 'sit' where nothing tells of another. The original SiT trained
-    without `learn_sigma` is such a case: its names and shapes are REPA's, its clock is not.
+    A name of `families.FAMILIES`; 'sit' if nothing points to another. The original SiT trained
+    without `learn_sigma` gives 'sit' too: its names and shapes are REPA's, its clock is not.
 
   Raises:
-    UserError: a head of twice the channels, which the original SiT and DiT share.
+    UserError: the head has twice the channels, as both the original SiT and DiT have.
   """
   shapes = {name: tuple(np.shape(leaf)) for name, leaf in trees.named_leaves(dict(weights)).items()}
   for name, family in families.FAMILIES.items():
@@ -32,9 +32,8 @@ def detect(weights: Mapping[str, Any]) -> str:
       return name
   if learns_sigma(families.FAMILIES['sit'], shapes):
     raise types.UserError(
-      'the head has two channels for each of the input: the original SiT and DiT have such a head '
-      'under the same names, and nothing tells them apart. Say which it is: '
-      '--family=sit_original or --family=dit'
+      'the head has twice the channels of the input, as in the original SiT and in DiT, which '
+      'have the same names and shapes; give --family=sit_original or --family=dit'
     )
   return 'sit'
 
@@ -50,10 +49,11 @@ def learns_sigma(family: families.Family, shapes: Mapping[str, tuple[int, ...]])
 
 
 def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[str]:
-  """What a config must say for a model that these weights fit, as 'model.qk_norm=True'.
+  """The config keys of a model that these weights fit, as 'model.qk_norm=True'.
 
   Args:
-    inferred: of `mapping.infer_config`.
+    inferred: the sizes from `mapping.infer_config`.
+    family: the family of the weights.
   """
   keys = _size(inferred)
   if inferred['mlp_ratio'] not in (None, 4.0):
@@ -61,7 +61,7 @@ def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[st
   if inferred['skips']:
     keys.append('model.skip.enabled=True')
   keys += [f'model.{name}=True' for name in ('qk_norm', 'learn_sigma') if inferred[name]]
-  # The method gives the model these two, not a key of its own.
+  # These two parts of the model come with a method and have no key of their own.
   keys += [
     f'method={m}'
     for m, part in (('meanflow', 'interval'), ('reg', 'class_token'))
@@ -71,7 +71,7 @@ def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[st
 
 
 def _size(inferred) -> list[str]:
-  """The name of a published size, or the four numbers; heads that nothing tells are a '?'."""
+  """The name of a published size, or the four numbers, with '?' for unknown ones."""
   asked = [inferred[name] for name in ('depth', 'width', 'patch_size')]
   for name, size in sizes.SIZES.items():
     if asked == [size.depth, size.width, size.patch_size] and inferred['heads'] in (
@@ -90,6 +90,6 @@ def _size(inferred) -> list[str]:
 
 
 def _has(family, shapes) -> bool:
-  """Whether any name, theirs or ours, is of the part that marks the family."""
+  """Whether any name, theirs or ours, belongs to the part that marks the family."""
   marked = [rule for rule in family.rules if rule.ours.startswith(f'{family.mark}/')]
   return any(rule.torch in shapes or rule.ours in shapes for rule in marked)

@@ -1,10 +1,10 @@
-"""Names and layouts of other systems' models beside ours, as data: one table of rules per family.
+"""Names and layouts of other systems' models and ours, as data: one table of rules per family.
 
-A rule pairs one name of theirs with one path of our tree. Placeholders run over numbered modules:
+A rule pairs one of their names with one path of our tree. Placeholders run over numbered modules:
 
-  {block}  blocks 0 .. L-1, stacked along a leading axis of ours; the place in the path becomes
-           `layers`, or `first` and `second` in a model with long skips
-  {skip}   the L/2 long skips, stacked; the place becomes `fuse`
+  {block}  blocks 0 .. L-1, stacked along a leading axis in our tree; in our path the placeholder
+           becomes `layers`, or `first` and `second` in a model with long skips
+  {skip}   the L/2 long skips, stacked; the placeholder becomes `fuse`
   {head}   heads by number, not stacked
 
 Letters of the shapes:
@@ -23,13 +23,13 @@ from diversedit_jax.models import embed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-  """One tensor of theirs (or one per block, skip or head) and the leaf of ours that holds it.
+  """One of their tensors (or one per block, skip or head) and the leaf of our tree that holds it.
 
-  torch, ours: names with the same placeholder, if any; `torch` is the name in the other system,
-    which is PyTorch but for MeanFlow.
+  torch: the name in the other system, which is PyTorch except for MeanFlow.
+  ours: our path, with the same placeholder, if any.
   shape: their shape; an entry is a product of letters and numbers, as '3*D'.
   layout: a name of `layouts.LAYOUTS`.
-  part: a part of the model which is there for all blocks or for none.
+  part: the optional part of the model that it belongs to, present in all blocks or in none.
   """
 
   torch: str
@@ -43,13 +43,13 @@ class Rule:
 class Family:
   """All tensors of a kind of model.
 
-  position_table: name of the fixed sine-cosine table [1, T, D]; ours is computed, not stored. None
-    where theirs is not stored either.
-  zero_rows: rows of zeros at its head, for tokens without a place.
-  continued: (old, new) names of module lists, the old one counting on from the end of the new one.
-  mark: the part of our tree that only this family has, by which `detect` knows it; '' for none.
-  config: keys of our configs that such weights need, beyond what their shapes tell.
-  notice: what a user of such weights must know.
+  position_table: name of the fixed sine-cosine table [1, T, D], which we compute and do not store;
+    None if they do not store it either.
+  zero_rows: number of zero rows at the top of that table, for tokens without a place.
+  continued: pairs (old, new) of module lists; `old` counts on from the end of `new`.
+  mark: part of our tree that only this family has, by which `detect` knows it; '' for none.
+  config: config keys that such weights need beyond what their shapes tell.
+  notice: licence notice for users of such weights.
   """
 
   rules: tuple[Rule, ...]
@@ -62,14 +62,18 @@ class Family:
 
 
 def family(name: str) -> Family:
-  """The family of a name.
+  """The family with a name.
 
   Raises:
-    UserError: there is none, with the nearest known name.
+    UserError: there is none; the message has the nearest known name.
   """
   if name not in FAMILIES:
     raise types.UserError(f'unknown family {name!r}{trees.did_you_mean(name, FAMILIES)}')
   return FAMILIES[name]
+
+
+def _rule(torch: str, ours: str, *shape: str, layout: str = 'same', part: str = '') -> Rule:
+  return Rule(torch=torch, ours=ours, shape=shape, layout=layout, part=part)
 
 
 def _linear(
@@ -82,44 +86,25 @@ def _linear(
   bias: str = 'same',
   part: str = '',
 ) -> tuple[Rule, ...]:
-  """PyTorch's linear layer; `layout` and `bias` are those of its two tensors."""
-  return (
-    Rule(
-      torch=f'{torch}.weight',
-      ours=f'{ours}/kernel',
-      shape=(fan_out, fan_in),
-      layout=layout,
-      part=part,
-    ),
-    Rule(torch=f'{torch}.bias', ours=f'{ours}/bias', shape=(fan_out,), layout=bias, part=part),
-  )
+  """PyTorch's linear layer; `layout` and `bias` are the layouts of its two tensors."""
+  kernel = _rule(f'{torch}.weight', f'{ours}/kernel', fan_out, fan_in, layout=layout, part=part)
+  return kernel, _rule(f'{torch}.bias', f'{ours}/bias', fan_out, layout=bias, part=part)
 
 
 def _norm(torch: str, ours: str, width: str, *, part: str = '') -> tuple[Rule, ...]:
-  return (
-    Rule(torch=f'{torch}.weight', ours=f'{ours}/scale', shape=(width,), part=part),
-    Rule(torch=f'{torch}.bias', ours=f'{ours}/bias', shape=(width,), part=part),
-  )
+  scale = _rule(f'{torch}.weight', f'{ours}/scale', width, part=part)
+  return scale, _rule(f'{torch}.bias', f'{ours}/bias', width, part=part)
 
 
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
 _FREQUENCIES = str(embed.TIME_FREQUENCIES)
 
-# All of a SiT but the first layer of its time embedding and its head, in which the families differ.
+# A SiT without the first layer of its time embedding and its head, where the families differ.
 _BODY = (
-  Rule(
-    torch='x_embedder.proj.weight',
-    ours='model/patch_embed/kernel',
-    shape=('D', 'C', 'p', 'p'),
-    layout='patches',
-  ),
-  Rule(torch='x_embedder.proj.bias', ours='model/patch_embed/bias', shape=('D',)),
+  _rule('x_embedder.proj.weight', 'model/patch_embed/kernel', *'DCpp', layout='patches'),
+  _rule('x_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
   *_linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
-  Rule(
-    torch='y_embedder.embedding_table.weight',
-    ours='model/label_embed/embedding',
-    shape=('R', 'D'),
-  ),
+  _rule('y_embedder.embedding_table.weight', 'model/label_embed/embedding', 'R', 'D'),
   *_linear(f'{_BLOCK}.attn.qkv', f'{_OURS}/attn/qkv', 'D', '3*D'),
   *_norm(f'{_BLOCK}.attn.q_norm', f'{_OURS}/attn/q_norm', 'E', part='qk_norm'),
   *_norm(f'{_BLOCK}.attn.k_norm', f'{_OURS}/attn/k_norm', 'E', part='qk_norm'),
@@ -157,30 +142,24 @@ _SRA_HEAD = (
 def _flax(theirs: str, ours: str, fan_in: str, fan_out: str) -> tuple[Rule, ...]:
   """MeanFlow's linear layer, a Flax one inside a module of PyTorch's name."""
   theirs = f'net/{theirs}/_flax_linear'
-  return (
-    Rule(torch=f'{theirs}/kernel', ours=f'{ours}/kernel', shape=(fan_in, fan_out)),
-    Rule(torch=f'{theirs}/bias', ours=f'{ours}/bias', shape=(fan_out,)),
-  )
+  kernel = _rule(f'{theirs}/kernel', f'{ours}/kernel', fan_in, fan_out)
+  return kernel, _rule(f'{theirs}/bias', f'{ours}/bias', fan_out)
 
 
 _FLAX_BLOCK = 'blocks/layers_{block}'
 
 _MEANFLOW = (
-  Rule(
-    torch='net/x_embedder/proj/kernel',
-    ours='model/patch_embed/kernel',
-    shape=('p', 'p', 'C', 'D'),
-    layout='flax_patches',
-  ),
-  Rule(torch='net/x_embedder/proj/bias', ours='model/patch_embed/bias', shape=('D',)),
+  _rule('net/x_embedder/proj/kernel', 'model/patch_embed/kernel', *'ppCD', layout='flax_patches'),
+  _rule('net/x_embedder/proj/bias', 'model/patch_embed/bias', 'D'),
   *_flax('t_embedder/mlp/layers_0', 'model/time_embed/fc1', _FREQUENCIES, 'D'),
   *_flax('t_embedder/mlp/layers_2', 'model/time_embed/fc2', 'D', 'D'),
   *_flax('h_embedder/mlp/layers_0', 'model/interval_embed/fc1', _FREQUENCIES, 'D'),
   *_flax('h_embedder/mlp/layers_2', 'model/interval_embed/fc2', 'D', 'D'),
-  Rule(
-    torch='net/y_embedder/embedding_table/_flax_embedding/embedding',
-    ours='model/label_embed/embedding',
-    shape=('R', 'D'),
+  _rule(
+    'net/y_embedder/embedding_table/_flax_embedding/embedding',
+    'model/label_embed/embedding',
+    'R',
+    'D',
   ),
   *_flax(f'{_FLAX_BLOCK}/attn/qkv', f'{_OURS}/attn/qkv', 'D', '3*D'),
   *_flax(f'{_FLAX_BLOCK}/attn/proj', f'{_OURS}/attn/proj', 'D', 'D'),
@@ -192,18 +171,18 @@ _MEANFLOW = (
 )
 
 FAMILIES = {
-  # SiT as REPA writes it (arXiv 2410.06940) and DiverseDiT extends it (2603.04239); REPA's first
+  # SiT as in REPA (arXiv 2410.06940), with DiverseDiT's additions (2603.04239); REPA's first
   # checkpoints call the blocks behind the aligned one `decoder_blocks`.
   'sit': Family(rules=_SIT + _PROJECTORS, continued=(('decoder_blocks', 'blocks'),)),
-  # REG (2507.01467): a class token before the patches, at a place of zeros.
+  # REG (2507.01467): a class token before the patches, whose row of the table is zero.
   'reg': Family(
     rules=_SIT + _PROJECTORS + _CLASS_TOKEN, zero_rows=1, mark='model/class_token_embed'
   ),
   # SRA (2505.02831): a head that only the trained network has, not its moving average.
   'sra': Family(rules=_SIT + _SRA_HEAD, mark='heads/sra'),
-  # MeanFlow (2505.13447), whose program is in Flax: t_embedder takes t, h_embedder t - r.
+  # MeanFlow (2505.13447), a Flax program: t_embedder takes t, h_embedder takes t - r.
   'meanflow': Family(rules=_MEANFLOW, position_table=None, mark='model/interval_embed'),
-  # SiT's own program (2401.08740): data at t = 1, and a head of 2C channels of which C are used.
+  # SiT's own program (2401.08740): data at t = 1, and a head with 2C channels, of which C are used.
   'sit_original': Family(
     rules=(
       *_BODY,

@@ -1,17 +1,17 @@
-"""How one tensor lies in the other system and in our trees: a table of reversible rearrangements.
+"""Reversible rearrangements between the other system's tensors and the leaves of our trees.
 
-Two of them also carry the original SiT (arXiv 2401.08740), whose data lie at t = 1, to our clock,
-whose data lie at t = 0; with v the velocities,
+Two of them also change the clock of the original SiT (arXiv 2401.08740), with data at t = 1, to
+ours, with data at t = 0. For the velocities v,
 
   (1)  v_ours(x, t) = -v_SiT(x, 1 - t)
 
-The sign goes into the head. The clock goes into the first layer of the time embedding, which sees
-[cos(t f), sin(t f)]: as cos((1 - t) f) = cos f cos(t f) + sin f sin(t f) and
+The sign goes into the head. The clock goes into the first layer of the time embedding, whose input
+is [cos(t f), sin(t f)]. Since cos((1 - t) f) = cos f cos(t f) + sin f sin(t f) and
 sin((1 - t) f) = sin f cos(t f) - cos f sin(t f), it is enough to multiply its kernel by
 
   (2)  M = [[diag(cos f), diag(sin f)], [diag(sin f), -diag(cos f)]]
 
-which is symmetric, orthogonal and its own inverse, so the way back is the same map.
+M is symmetric, orthogonal and its own inverse, so the way back is the same map.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,13 +24,15 @@ from diversedit_jax.models import embed
 Shape = tuple[int, ...]
 Terms = tuple[str, ...]
 Sizes = Mapping[str, int]
-"""The numbers that the letters of the shapes stand for."""
+"""The values of the letters in shapes."""
 
 
 class Layout(NamedTuple):
-  """Our shape in letters from theirs, and the two directions; back, their shape is told.
+  """One rearrangement.
 
-  to_ours: (array, sizes) -> array. to_torch: (array, their shape, sizes) -> array.
+  terms: function from their shape to ours, in letters.
+  to_ours: function (array, sizes) -> array.
+  to_torch: function (array, their shape, sizes) -> array.
   """
 
   terms: Callable[[Terms], Terms]
@@ -39,16 +41,16 @@ class Layout(NamedTuple):
 
 
 def reverse_clock(kernel_FD: np.ndarray) -> np.ndarray:
-  """(2) times the kernel [256, D] of the first layer of a time embedding, in float64.
+  """Multiplies (2) by the kernel [256, D] of the first layer of a time embedding, in float64.
 
-  The result is rounded to the dtype of the kernel. Twice gives the kernel back to within
-  eps hypot(a, b) in each entry, a and b being the entries of its cosine and its sine and eps that
-  of the dtype; 4 eps hypot(a, b) where that is float64, in which the products are rounded too.
+  The result is rounded to the dtype of the kernel. Two applications give the kernel back to within
+  eps hypot(a, b) in each entry, where a and b are the kernel's entries for the cosine and the sine,
+  and eps belongs to the dtype; for float64, whose products are rounded too, 4 eps hypot(a, b).
   (Each rounding moves a pair by at most eps / 2 of its length, which M keeps; subnormal numbers
   are rounded more coarsely.)
   """
   half = embed.TIME_FREQUENCIES // 2
-  # The very float32 numbers that the embedding multiplies times with.
+  # Exactly the float32 numbers by which the embedding multiplies times.
   frequencies = np.exp(-np.log(embed.MAX_PERIOD) * np.arange(half) / half).astype(np.float32)
   angles = frequencies.astype(np.float64)[:, None]
   cos, sin = np.cos(angles), np.sin(angles)
@@ -60,7 +62,7 @@ def reverse_clock(kernel_FD: np.ndarray) -> np.ndarray:
 def negate_velocity(x: np.ndarray, sizes: Sizes) -> np.ndarray:
   """Negates the first C of every 2C entries along the last axis, (row, column, channel) of a head.
 
-  Exact, and its own inverse.
+  The map is exact and its own inverse.
   """
   pairs = x.reshape(*x.shape[:-1], -1, 2, sizes['C']).copy()
   pairs[..., 0, :] = -pairs[..., 0, :]
@@ -78,7 +80,7 @@ def _patches_to_torch(kernel, shape, _):
 
 
 LAYOUTS = {
-  # Vectors, tables and what is stored alike on both sides.
+  # Vectors, tables and all that both sides store in the same way.
   'same': Layout(lambda terms: terms, lambda x, _: x, lambda x, shape, _: x),
   # [out, in] -> [in, out].
   'linear': Layout(lambda terms: terms[::-1], lambda x, _: x.T, lambda x, shape, _: x.T),

@@ -1,8 +1,8 @@
-"""From other systems' state dicts to our parameter trees and back, by the rules of a family.
+"""Maps other systems' state dicts to our parameter trees and back, by the rules of a family.
 
-Both directions are exact: values are rearranged or change their sign, and are not computed with but
-in one layer of the family 'sit_original' (see `layouts.reverse_clock`). The fixed position table is
-checked against ours and left out on the way in, and made anew on the way out.
+Both directions are exact: values are moved or change their sign. One layer of the family
+'sit_original' is the exception, where they are rounded (see `layouts.reverse_clock`). The fixed
+position table is checked against ours and left out on the way in, and computed on the way out.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import numpy as np
 from diversedit_jax import trees, types
 from diversedit_jax.convert import detection, families, plans
 from diversedit_jax.models import embed
-from diversedit_jax.weights import array_files
+from diversedit_jax.weights import array_files, misfits
 
 _TABLE_TOLERANCE = 1e-6
 
@@ -27,23 +27,24 @@ def to_ours(
   """Our parameters {'model': ..., 'heads': ...} from a state dict.
 
   Args:
-    state_dict: arrays by the names of the other system, as `load` returns them; those of MeanFlow's
+    state_dict: arrays by the other system's names, as `load` returns them; the names of MeanFlow's
       Flax parameters are joined by slashes, as net/x_embedder/proj/kernel.
     family: a name of `families.FAMILIES`.
     grid: (rows, columns) of tokens that the position table belongs to; None means a square.
 
   Returns:
-    Nested dicts of arrays in the given dtypes; where layers of unequal dtypes are stacked, in the
-    one that holds both.
+    Nested dicts of arrays in the given dtypes; layers with unequal dtypes are stacked in the dtype
+    that holds both.
 
   Raises:
-    UserError: unknown family, or a list of all missing, unknown and misshapen entries.
+    UserError: the family is unknown, or the state dict does not fit it; the message lists missing,
+      unknown and misshapen entries.
   """
   rules = families.family(family)
   arrays = _renamed(rules, {name: np.asarray(array) for name, array in state_dict.items()})
   table = arrays.pop(rules.position_table, None)
   plan = plans.of_torch(rules, _shapes(arrays))
-  problems = _misfits(arrays, plan.torch_shapes()) + _uneven(plan.counts)
+  problems = misfits.find(arrays, plan.torch_shapes()) + _uneven(plan.counts)
   if table is not None:
     problems += _table_misfit(rules, table, plan.sizes.get('D'), grid)
   _refuse(problems, f'the state dict does not fit family {family!r}')
@@ -71,21 +72,21 @@ def to_torch(
   Args:
     params: our parameters, nested.
     family: a name of `families.FAMILIES`.
-    patch_size: p; our parameters tell only p*p*C. All models of the paper have 2.
+    patch_size: p, since our parameters tell only p*p*C; all models of the paper have 2.
     grid: (rows, columns) of tokens, for the position table; 16 x 16 at 256 px, 32 x 32 at 512 px.
 
   Returns:
-    Arrays by their names, the position table among them if they store it.
+    Arrays by the other system's names, with the position table if the family stores it.
 
   Raises:
-    UserError: unknown family, or a list of all missing, unknown and misshapen entries.
+    UserError: the family is unknown, or the parameters do not fit it, as for `to_ours`.
   """
   rules = families.family(family)
   if patch_size < 1 or min(grid) < 1:
     raise types.UserError(f'{patch_size=} and {grid=} must be positive')
   arrays = {path: np.asarray(leaf) for path, leaf in trees.named_leaves(params).items()}
   plan = plans.of_ours(rules, _shapes(arrays), patch_size=patch_size)
-  problems = _misfits(arrays, plan.our_shapes())
+  problems = misfits.find(arrays, plan.our_shapes())
   _refuse(problems, f'the parameters do not fit family {family!r} with {patch_size=}')
 
   state_dict = {}
@@ -101,16 +102,16 @@ def to_torch(
 
 
 def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> dict[str, Any]:
-  """Sizes of a model, read off the shapes of its state dict; None for what they do not tell.
+  """Sizes of a model, read off the shapes of its state dict; None where they do not tell.
 
   Returns:
-    depth, width, heads (told by qk_norm only), mlp_ratio, patch_size, channels, num_classes (a last
-    row for the null label assumed), qk_norm, skips, interval, class_token (its width, 0 for none),
-    learn_sigma, tokens (told by the position table only), projectors as (hidden width, output
-    width) of each.
+    depth, width, heads (known only with qk_norm), mlp_ratio, patch_size, channels, num_classes (the
+    last row is taken for the null label), qk_norm, skips, interval, class_token (its width, 0 for
+    none), learn_sigma, tokens (known only with a position table), and projectors as pairs (hidden
+    width, output width).
 
   Raises:
-    UserError: unknown family.
+    UserError: the family is unknown.
   """
   rules = families.family(family)
   shapes = _renamed(rules, {name: tuple(array.shape) for name, array in state_dict.items()})
@@ -148,55 +149,26 @@ def _renamed(rules, entries):
 
 
 def _continue(entries, old, new):
-  """Entries with module list `old` renamed to the modules that follow the last one of `new`."""
+  """Renames module list `old` so that it continues after the last module of `new`."""
   numbers = re.compile(rf'{re.escape(new)}\.([0-9]+)\.')
   last = len({match[1] for name in entries if (match := numbers.match(name))})
   old_numbers = re.compile(rf'^{re.escape(old)}\.([0-9]+)\.')
   rename = lambda match: f'{new}.{int(match[1]) + last}.'
   renamed = {old_numbers.sub(rename, name): entry for name, entry in entries.items()}
   if len(renamed) != len(entries):
-    raise types.UserError(f'{old} cannot continue {new}, whose numbers have gaps')
+    raise types.UserError(f'{old} cannot follow {new}, because the numbers of {new} have gaps')
   return renamed
-
-
-def _misfits(arrays, expected) -> list[str]:
-  """One line for each entry that is missing, misshapen, not of floating point, or unknown."""
-  problems = []
-  for name, shape in expected.items():
-    if name not in arrays:
-      problems.append(f'{name}: missing, expected shape {_text(shape)}')
-    elif arrays[name].shape != shape:
-      problems.append(f'{name}: shape {_text(arrays[name].shape)}, expected {_text(shape)}')
-    elif not _is_float(arrays[name].dtype):
-      problems.append(f'{name}: {arrays[name].dtype}, expected floating point')
-  for name, array in arrays.items():
-    if name not in expected:
-      problems.append(f'{name}: unknown, shape {_text(array.shape)}')
-  return problems
-
-
-def _is_float(dtype):
-  try:
-    ml_dtypes.finfo(dtype)
-  except ValueError:
-    return False
-  return True
-
-
-def _text(shape):
-  return f'({", ".join(map(str, shape))})'
 
 
 def _uneven(counts) -> list[str]:
   if counts.skips and counts.blocks % 2:
-    return [f'blocks: long skips join two halves, but there are {counts.blocks} blocks']
+    return [f'long skips need an even number of blocks, found {counts.blocks}']
   return []
 
 
 def _refuse(problems, what):
   if problems:
-    entries = 'one problem' if len(problems) == 1 else f'{len(problems)} problems'
-    raise types.UserError(f'{what}, {entries}: {"; ".join(problems)}')
+    raise types.UserError(f'{what}: {"; ".join(problems)}')
 
 
 def _table(rules, width, grid) -> np.ndarray:
@@ -208,23 +180,23 @@ def _table(rules, width, grid) -> np.ndarray:
 def _table_misfit(rules, found, width, grid) -> list[str]:
   name = rules.position_table
   if width is None or width % 4:
-    return [f'{name}: cannot be checked for the width {width}']
+    return [f'{name} cannot be checked for width {width}']
   if found.ndim != 3:
-    return [f'{name}: shape {_text(found.shape)}, expected (1, T, {width})']
+    return [f'{name} has shape {misfits.shape_text(found.shape)} instead of (1, T, {width})']
   tokens = found.shape[1] - rules.zero_rows
   if grid is None:
     side = math.isqrt(max(tokens, 0))
     if not side or side * side != tokens:
-      return [f'{name}: {tokens} tokens are not a square: give the grid as (rows, columns)']
+      return [f'{name} has {tokens} tokens, not a square number: give the grid (rows, columns)']
     grid = (side, side)
   expected = _table(rules, width, grid)
-  if found.shape != expected.shape:
-    return [f'{name}: shape {_text(found.shape)}, expected {_text(expected.shape)}']
-  if not _is_float(found.dtype):
-    return [f'{name}: {found.dtype}, expected floating point']
-  # A table stored in a short dtype is a rounded one: its values lie within [-1, 1].
+  if faults := misfits.find({name: found}, {name: expected.shape}):
+    return faults
+  # Values lie within [-1, 1]; a table in a short dtype is rounded.
   tolerance = max(_TABLE_TOLERANCE, float(ml_dtypes.finfo(found.dtype).eps))
   error = float(np.max(np.abs(found.astype(np.float64) - expected)))
   if not error <= tolerance:
-    return [f'{name}: not the sine-cosine table of a {grid[0]}x{grid[1]} grid, off by {error:.2g}']
+    return [
+      f'{name} is not the sine-cosine table of a {grid[0]}x{grid[1]} grid (off by {error:.2g})'
+    ]
   return []

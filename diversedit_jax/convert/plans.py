@@ -1,8 +1,8 @@
-"""What a model of a family consists of: every PyTorch tensor, every leaf of ours, and their shapes.
+"""The tensors of a model in a family: every PyTorch tensor, every leaf of ours, and their shapes.
 
-A plan is drawn from the names and shapes of either side. Modules are counted by the numbers that
-occur, and each letter of the shapes takes the value that most tensors give it, so that a single
-misfit is reported as such instead of changing what is expected of all others.
+A plan is drawn from the names and shapes of either side. Modules are counted by the numbers in
+names, and each letter of the shapes takes the value that most tensors give it, so that one misfit
+is reported as such and does not change what is expected of all others.
 """
 
 import collections
@@ -19,7 +19,7 @@ _STACKED = ('block', 'skip')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-  """Numbers of modules and the parts that only some models have."""
+  """Numbers of modules, and the optional parts that are present."""
 
   blocks: int
   skips: int
@@ -29,7 +29,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-  """One leaf of ours and the PyTorch tensors it holds, in the order in which they are stacked."""
+  """One leaf of our tree and the PyTorch tensors in it, in the order in which they are stacked."""
 
   ours: str
   torch: tuple[str, ...]
@@ -53,7 +53,7 @@ class Plan:
   sizes: Mapping[str, int]
 
   def shape(self, terms: layouts.Terms) -> tuple[int | str, ...]:
-    """Letters to numbers; a letter that nothing tells stays a letter."""
+    """Replaces letters by numbers; an unknown letter stays a letter."""
     return tuple(_resolve(term, self.sizes) for term in terms)
 
   def torch_shapes(self) -> dict[str, tuple[int | str, ...]]:
@@ -66,7 +66,7 @@ class Plan:
 
 
 def of_torch(family: families.Family, shapes: Mapping[str, layouts.Shape]) -> Plan:
-  """The plan of a state dict of these shapes."""
+  """The plan of a state dict with these shapes."""
   numbers = {placeholder: set() for placeholder in _PLACEHOLDERS}
   parts = set()
   for rule in family.rules:
@@ -88,7 +88,7 @@ def of_torch(family: families.Family, shapes: Mapping[str, layouts.Shape]) -> Pl
 def of_ours(
   family: families.Family, shapes: Mapping[str, layouts.Shape], *, patch_size: int
 ) -> Plan:
-  """The plan of a parameter tree of these shapes by path; they do not tell the patch size."""
+  """The plan of a parameter tree with these shapes by path; they do not tell the patch size."""
   lengths: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
   heads, parts = set(), set()
   for rule in family.rules:
@@ -113,7 +113,7 @@ def of_ours(
 
 
 def _matches(template, names, filling) -> Iterator[tuple[str, dict[str, str]]]:
-  """Names that fit a template, with the text in its placeholder."""
+  """Names that fit a template, with the text at the place of its placeholder."""
   pattern = re.escape(template)
   for placeholder in _PLACEHOLDERS:
     pattern = pattern.replace(rf'\{{{placeholder}\}}', rf'(?P<{placeholder}>{filling})')
@@ -123,7 +123,7 @@ def _matches(template, names, filling) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _entries(family, counts) -> tuple[Entry, ...]:
-  blocks = max(counts.blocks, 1)  # With no block at all, the names of the first one are missed.
+  blocks = max(counts.blocks, 1)  # Without any block, the names of the first one are missing.
   half = blocks // 2
   mirrored = range(blocks - 1, half - 1, -1)
   places = {
@@ -142,7 +142,7 @@ def _entries(family, counts) -> tuple[Entry, ...]:
 
 
 def _expand(rule, places) -> Iterator[Entry]:
-  """The entries of one rule: one for each place that its placeholder takes in our tree."""
+  """The entries of one rule: one for each value of its placeholder in our tree."""
   layout = layouts.LAYOUTS[rule.layout]
   placeholder = next((p for p in _PLACEHOLDERS if f'{{{p}}}' in rule.torch), None)
   if placeholder is None:
@@ -159,7 +159,7 @@ def _expand(rule, places) -> Iterator[Entry]:
 
 
 def _sizes(seen, given) -> dict[str, int]:
-  """Letters by majority: first where they stand alone, then where only one of a product is new."""
+  """The values of letters by majority, first of lone ones, then of the one new one in a product."""
   sizes = dict(given)
   for alone in (True, False):
     votes = collections.defaultdict(collections.Counter)

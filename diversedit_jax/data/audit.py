@@ -1,4 +1,4 @@
-"""Facts about data that a run depends on: its order, its labels, its values."""
+"""Facts about the data of a run: the order of its examples, their labels and their values."""
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
@@ -10,8 +10,8 @@ import numpy as np
 
 from diversedit_jax.data import pipeline
 
-# Scaled latents of natural images have a standard deviation of 0.7 to 1 in each channel; outside
-# this range the scale is not that of the VAE.
+# Scaled latents of natural images have a standard deviation of 0.7 to 1 in each channel. A value
+# outside this range means that the scale does not belong to the VAE.
 USUAL_STD = (0.4, 2.0)
 
 
@@ -21,7 +21,7 @@ class _Indices:
 
   n: int
   name = 'indices'
-  mirrors = True
+  can_mirror = True
 
   def __len__(self) -> int:
     return self.n
@@ -36,13 +36,18 @@ def order_facts(
   """Reads the order of whole epochs through the pipeline's own code, as several processes would.
 
   Args:
-    n: examples. seed: of the run. batch_size: global. flip: whether examples are mirrored.
-    epochs: from the first. processes: numbers of processes to simulate, which divide batch_size.
+    n: number of examples.
+    seed: seed of the data order.
+    batch_size: examples of all processes together.
+    flip: whether examples are mirrored.
+    epochs: number of epochs to read, from the first.
+    processes: numbers of processes to simulate; each divides batch_size.
 
   Returns:
-    For each epoch its 'sha256' over the little-endian int64 indices (and the mirrored ones), how
-    often examples occur ('seen': [least, most]) and the share of 'mirrored'; 'processes': for each
-    number, whether their batches joined are the global ones; 'faults': what is wrong, in words.
+    'epochs': for each epoch the 'sha256' of the little-endian int64 indices (and of the flips), how
+    often examples occur ('seen': [least, most]) and the share of 'mirrored' ones.
+    'processes': for each number of processes, whether their batches joined are the global ones.
+    'faults': what is wrong, in words.
   """
   last = -(-epochs * n // batch_size)
   seen, flips = _read(n, seed, batch_size, flip, last, [None])
@@ -73,7 +78,7 @@ def order_facts(
 
 
 def label_facts(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
-  """Counts of the classes: examples, least and most of a class, classes without any."""
+  """Examples per class: the least, the most, and the classes that have none."""
   counts = np.bincount(labels, minlength=num_classes)
   empty = np.flatnonzero(counts == 0)
   return {
@@ -88,11 +93,12 @@ def label_facts(labels: np.ndarray, num_classes: int) -> dict[str, Any]:
 def value_facts(
   batches: Iterable[dict[str, np.ndarray]], values: Callable[[dict[str, np.ndarray]], np.ndarray]
 ) -> dict[str, Any]:
-  """Reads batches, and describes what `values` [n, ..., C] makes of them, by channel.
+  """Reads batches and describes `values(batch)`, an array [n, ..., C], by channel.
 
   Returns:
-    'examples', 'per_second' (reading alone), 'nonfinite' positions, and of the others 'mean' and
-    'std' by channel, 'min' and 'max'; None or [] for what there is none of.
+    'examples', 'per_second' (reading alone), 'nonfinite' (positions with a value that is not
+    finite), and over the other positions 'mean' and 'std' by channel, 'min' and 'max'. Without any
+    finite position these are [] and None.
   """
   count, total, squares, low, high, nonfinite, examples = 0, 0.0, 0.0, np.inf, -np.inf, 0, 0
   started = time.perf_counter()
@@ -119,7 +125,7 @@ def value_facts(
 
 
 def _read(n, seed, batch_size, flip, last, parts):
-  """Indices and flips of all batches, each joined from the parts that processes hold."""
+  """Indices and flips of all batches, each batch joined from the rows that the processes hold."""
   source = _Indices(n)
   readers = [
     pipeline.Steps(source=source, seed=seed, batch_size=batch_size, rows=rows, flip=flip)

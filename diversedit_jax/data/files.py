@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also at a power cut: written beside, synced, renamed."""
+"""Files that appear whole or not at all, even after a power cut: written aside, synced, renamed."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,10 +9,10 @@ import uuid
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """A temporary path in the folder of `path`; renamed to `path` if the block ends well.
+  """Yields a temporary path beside `path`, which is renamed to `path` if the block ends well.
 
   Missing folders are made. After an exception the temporary file is removed and an older file at
-  `path` is untouched. The temporary name keeps the suffix, which writers read the format from.
+  `path` stays as it was. The temporary name keeps the suffix: writers choose the format by it.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,7 +21,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     yield temporary
     _sync(temporary)
     os.replace(temporary, path)
-    with contextlib.suppress(OSError):  # Some network file systems have no folders to sync.
+    with contextlib.suppress(OSError):  # Some network file systems cannot sync a folder.
       _sync(path.parent)
   finally:
     temporary.unlink(missing_ok=True)

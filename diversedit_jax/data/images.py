@@ -1,9 +1,9 @@
-"""Pictures out of arrays: the two quantisers of the field, and grids a person can read.
+"""Pictures from arrays: the two quantisers in common use, and grids that a person can read.
 
   truncate     floor(clip(255 (x + 1) / 2, 0, 255))     REPA, SRA, REG                (1)
   round_half   floor(clip(127.5 x + 128, 0, 255))       DiT, SiT, MeanFlow            (2)
 
-They differ by half a level; an experiment keeps to one and records it.
+They differ by half a level, so an experiment uses one of them throughout and records which.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ QUANTISERS = ('truncate', 'round_half')
 _READABLE = 40
 _GAP = 2
 _MARGIN = 8
-# Neither the black nor the white of a digit, so that tiles end visibly.
+# A grey that is neither the black nor the white of a digit, so that the edges of tiles show.
 _LINE = 144
 
 
 def to_uint8(x: np.ndarray, quantiser: str = 'truncate') -> np.ndarray:
-  """uint8 levels of values in [-1, 1], any shape; values outside are clipped.
+  """Quantises values in [-1, 1] of any shape to uint8 levels; values outside are clipped.
 
-  Only 'round_half' inverts x = k / 127.5 - 1 for every level k: 'truncate' may lose a level to
-  rounding, as it does in the code it follows.
+  Only 'round_half' inverts x = k / 127.5 - 1 for every level k. 'truncate' may lose a level to
+  rounding, as does the code that it reproduces.
 
   Raises:
-    UserError: for an unknown quantiser or values that are not finite.
+    UserError: the quantiser is unknown, or a value is not finite.
   """
   trees.check_known('quantiser', quantiser, QUANTISERS)
   x = np.asarray(x, np.float32)
@@ -50,7 +50,7 @@ def levels(x: Any, quantiser: str) -> Any:
 
 
 def from_uint8(x: Any) -> Any:
-  """x / 127.5 - 1 in [-1, 1], float32, of uint8 levels in a numpy or JAX array."""
+  """Maps uint8 levels of a numpy or JAX array to x / 127.5 - 1 in [-1, 1], float32."""
   return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -68,17 +68,17 @@ def save_grid(
   """Writes images as a PNG grid, row by row, with thin grey lines around them.
 
   Args:
-    path: of the PNG; appears whole or not at all.
+    path: the PNG, which appears whole or not at all.
     images_NHWC: uint8, or floating in [-1, 1] (clipped); C = 1 grey or 3 colour.
     columns: images per row; the last row may be short.
     scale: whole factor of enlargement; None makes tiles at least 40 px wide.
-    smooth: enlarge bicubically, so that a person can read an 8x8 digit; else pixels stay squares.
     row_labels: text left of each row, such as its class; one per row.
     title: text above the grid.
-    quantiser: of floating images, see `to_uint8`.
+    quantiser: rule for floating images, see `to_uint8`.
+    smooth: enlarges bicubically, so that a person can read an 8x8 digit; else pixels stay squares.
 
   Raises:
-    UserError: for another shape, a number of labels other than rows, values that are not finite.
+    UserError: another shape, labels that are not one per row, or values that are not finite.
   """
   images_NHWC = np.asarray(images_NHWC)
   if images_NHWC.ndim != 4 or images_NHWC.shape[-1] not in (1, 3) or 0 in images_NHWC.shape:
@@ -90,7 +90,7 @@ def save_grid(
   n, height, width, channels = images_NHWC.shape
   rows = -(-n // columns)
   if row_labels is not None and len(row_labels) != rows:
-    raise UserError(f'a grid of {rows} rows needs as many row labels; got {len(row_labels)}')
+    raise UserError(f'a grid of {rows} rows needs {rows} row labels; got {len(row_labels)}')
   scale = scale or max(1, -(-_READABLE // min(height, width)))
   height, width = height * scale, width * scale
   resample = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST

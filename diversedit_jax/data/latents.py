@@ -1,10 +1,11 @@
-"""Latents of a variational autoencoder: a posterior's moments, samples of it, and their scale.
+"""Latents of a variational autoencoder: moments of the posterior, samples of it, and their scale.
 
   std = exp(clip(logvar, -30, 20) / 2)                                                 (1)
   z = mean + std * epsilon,   x = (z - shift) * scale                                  (2)
 
-A store keeps [mean, std]; x is what the diffusion model sees (latent diffusion, arXiv 2112.10752,
-scale 0.18215 and shift 0; arXiv 2403.03206 has a shift). Sampled anew at every step, as REPA does.
+A store keeps [mean, std], and z is sampled anew at every step, as REPA does. x is what the
+diffusion model sees: latent diffusion (arXiv 2112.10752) has scale 0.18215 and shift 0; arXiv
+2403.03206 has a shift too.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaling:
-  """Equation (2): one number for all channels, or one for each."""
+  """Scale and shift of equation (2): one number for all channels, or one per channel."""
 
   scale: float | tuple[float, ...] = 0.18215
   shift: float | tuple[float, ...] = 0.0
@@ -33,12 +34,12 @@ class Scaling:
       raise types.UserError(f'the scale of latents must be positive, got {self.scale}')
 
   def apply(self, z_NHWC: jax.Array) -> jax.Array:
-    """Raw latents -> what the model sees."""
+    """Maps raw latents to what the model sees."""
     scale, shift = self._arrays(z_NHWC)
     return (z_NHWC - shift) * scale
 
   def undo(self, x_NHWC: jax.Array) -> jax.Array:
-    """What the model makes -> what the decoder takes."""
+    """Maps what the model makes to what the decoder takes."""
     scale, shift = self._arrays(x_NHWC)
     return x_NHWC / scale + shift
 
@@ -49,12 +50,12 @@ class Scaling:
 
 
 def mean_std(moments_NHWC: jax.Array) -> jax.Array:
-  """[mean, logvar] of an encoder -> [mean, std] by (1), both [N, H, W, 2C]."""
+  """Maps the [mean, logvar] of an encoder to [mean, std] by (1); both are [N, H, W, 2C]."""
   mean, logvar = jnp.split(moments_NHWC, 2, axis=-1)
   return jnp.concatenate([mean, jnp.exp(jnp.clip(logvar, *LOGVAR_RANGE) / 2)], axis=-1)
 
 
 def sample(moments_NHWC: jax.Array, eps_NHWC: jax.Array, scaling: Scaling) -> jax.Array:
-  """Scaled latents [N, H, W, C] of [mean, std] [N, H, W, 2C] and standard normal noise, by (2)."""
+  """Samples scaled latents [N, H, W, C] from [mean, std] [N, H, W, 2C] and normal noise, by (2)."""
   mean, std = jnp.split(moments_NHWC.astype(eps_NHWC.dtype), 2, axis=-1)
   return scaling.apply(mean + std * eps_NHWC)

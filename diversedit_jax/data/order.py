@@ -1,12 +1,12 @@
-"""Which examples form the batch of a step: a function of (seed, step), never of an iterator.
+"""The examples in the batch of a step: a function of (seed, step), never of an iterator's state.
 
 Example j of the batch of step s stands at the global position
 
   p = s * batch + j                                                                   (1)
   epoch = p // n,   index = permutation(seed, epoch)[p % n]                           (2)
 
-so that every epoch shows each of the n examples once, a batch may cross two epochs, resuming
-needs the step alone, and the batch is the same on any number of processes.
+so every epoch shows each of the n examples once, a batch may span two epochs, resuming needs only
+the step, and the batch is the same on any number of processes.
 """
 
 import functools
@@ -18,15 +18,15 @@ from diversedit_jax.types import UserError
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-  """Order of the n examples in an epoch, int64 [n], read-only; the last few are kept.
+  """Order of the n examples in an epoch, int64 [n], read-only; the last few results are cached.
 
-  The rank of each example's 64-bit Philox word. Unlike `Generator.permutation`, whose algorithm
-  NumPy may change, the raw stream of a bit generator is the same on all versions and platforms.
+  Examples are sorted by their 64-bit Philox words. NumPy may change `Generator.permutation`, but
+  the raw stream of a bit generator is the same on all versions and platforms.
 
   Raises:
-    UserError: for a seed outside [0, 2**32), a negative epoch, or n < 1.
+    UserError: the seed lies outside [0, 2**32), the epoch is negative, or n < 1.
   """
-  # A longer seed would be cut into words, of which another seed and epoch may have the same.
+  # A longer seed would be cut into words, and another pair of seed and epoch could give the same.
   if not 0 <= seed < 2**32 or epoch < 0 or n < 1:
     raise UserError(
       f'data order needs 0 <= seed < 2**32, epoch >= 0 and n >= 1 examples; got seed={seed}, '
@@ -42,13 +42,13 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
   """Indices of the global batch of a step, int64 [batch_size], by (1) and (2).
 
   Args:
-    seed: of the run, >= 0.
-    step: counted from 0.
+    seed: seed of the data order, >= 0.
+    step: the step, counted from 0.
     batch_size: examples of all processes together.
-    n: examples of the source.
+    n: number of examples in the source.
 
   Raises:
-    UserError: for a negative seed or step, or a size below 1.
+    UserError: the seed or the step is negative, or a size is below 1.
   """
   if step < 0 or batch_size < 1 or n < 1:
     raise UserError(
@@ -68,8 +68,8 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def flips(seed: int, epoch: int, n: int) -> np.ndarray:
-  """Which of the n examples are mirrored in an epoch, bool [n], read-only: a fair coin for each."""
-  # Unlike a trailing 0, a trailing 1 makes another sequence than that of `permutation`.
+  """Whether each of the n examples is mirrored in an epoch, bool [n], read-only: fair coins."""
+  # The trailing 1 gives a stream other than that of `permutation`; a trailing 0 would not.
   words = np.random.Philox(np.random.SeedSequence((seed, epoch, 1))).random_raw(-(-n // 64))
   bits = np.unpackbits(words.astype('<u8').view(np.uint8), count=n).astype(bool)
   bits.flags.writeable = False
@@ -77,7 +77,7 @@ def flips(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def batch_flips(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
-  """Which examples of the global batch of a step are mirrored, bool [batch_size]."""
+  """Whether each example of the global batch of a step is mirrored, bool [batch_size]."""
   positions = step * batch_size + np.arange(batch_size)
   indices, epochs = batch_indices(seed, step, batch_size, n), positions // n
   mirrored = np.empty(batch_size, bool)

@@ -1,7 +1,7 @@
 """Batches step after step, gathered and put on the devices ahead of their use.
 
-Grain runs it. Its elements are whole batches, element k being that of step k, so that a batch is
-read in one go and nothing about the order depends on threads or worker processes.
+Grain runs the threads and processes. Its elements are whole batches, element k being the batch of
+step k, so a batch is read in one go and the order cannot depend on threads or worker processes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +26,13 @@ Put = Callable[[dict[str, np.ndarray]], Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps:
-  """Step -> this process's rows of its batch, as numpy arrays; a function of nothing else.
+  """Maps a step to this process's rows of its batch, as numpy arrays.
 
-  source: of the examples. seed: of the data order. batch_size: examples of all processes together.
-  rows: of the global batch that this process holds, see `sharding.process_rows`; None is all.
-  flip: each example is mirrored in an epoch or not, by a fair coin of (seed, epoch, index).
+  source: the examples.
+  seed: seed of the data order.
+  batch_size: examples of all processes together.
+  rows: rows of the global batch that this process holds, see `sharding.process_rows`; None is all.
+  flip: whether each example is mirrored or not by a fair coin of (seed, epoch, index).
   """
 
   source: base.Source
@@ -47,7 +49,7 @@ class Steps:
       )
     if not 0 <= self.seed < 2**32:
       raise UserError(f'the seed of the data order must lie in [0, 2**32); got {self.seed}')
-    if self.flip and not self.source.mirrors:
+    if self.flip and not self.source.can_mirror:
       raise UserError(
         f'data.flip=True, but {name} has no mirror images: mirrored latents are not the latents of '
         'the mirrored picture; prepare the store with --twins'
@@ -65,10 +67,10 @@ class Steps:
 
 
 class Batches(Iterator[Mapping[str, Any]]):
-  """Endless iterator of batches; made by `batches`. Use as a context manager or `close()`.
+  """Endless iterator of batches, made by `batches`. Use it as a context manager or `close()` it.
 
-  An exception while a batch is made is raised by `next` once the batches before it are used up, and
-  by every later `next`. After `close` the iterator is exhausted.
+  If making a batch fails, `next` raises the exception once the batches before it are used up, and
+  so does every later `next`. After `close` the iterator is exhausted.
   """
 
   def __init__(self, iterator: Any):
@@ -90,8 +92,8 @@ class Batches(Iterator[Mapping[str, Any]]):
     if not self._closed:
       self._closed = True
       self._iterator.close()
-      # Grain's iterators close themselves again when they are collected, which prints a traceback
-      # if that is at the interpreter's end.
+      # Grain's iterators close themselves again when they are garbage-collected, which prints a
+      # traceback if that happens while the interpreter shuts down.
       self._iterator = None
       gc.collect()
 
@@ -114,12 +116,13 @@ def batches(
   """This process's batches of steps start_step, start_step + 1, ...
 
   Args:
-    steps: what makes a batch.
-    start_step: first step to produce, so that resuming needs the step alone.
-    put: called on each batch, to put it on the devices; None leaves numpy arrays.
-    prefetch: batches kept ready, at least one for each thread; by each worker if there are some.
-    threads: that gather a batch each, and put it.
-    workers: processes that gather a batch each instead of threads.
+    steps: makes the batch of a step.
+    start_step: first step to produce, so that resuming needs only the step.
+    put: puts a batch on the devices; None leaves numpy arrays.
+    prefetch: number of batches kept ready (by each worker, if there are any); at least one per
+      thread.
+    threads: number of threads, each of which gathers and puts a whole batch.
+    workers: number of processes that gather batches instead of the threads; 0 for none.
 
   Raises:
     UserError: a number is out of range.
@@ -135,7 +138,7 @@ def batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     return Batches(iter(made.to_iter_dataset(options)))
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, also outside an absl program.
+    flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, even outside an absl program.
   alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
   made = made.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=_leave_signals)
@@ -143,7 +146,7 @@ def batches(
 
 
 def _leave_signals(index: int, count: int) -> None:
-  """A worker goes on where a whole process group is told to end: the run saves, then ends it."""
+  """Makes a worker ignore signals sent to the whole process group: the run saves, then ends it."""
   del index, count
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)

@@ -17,6 +17,8 @@ from diversedit_jax.data import files, images
 from diversedit_jax.types import UserError
 
 WEIGHTS = ('ema', 'params', 'file')
+GUIDANCE = 'v_null + scale (v_class - v_null)'
+"""What the scale of guidance means: 1 is none, 0 samples without a class."""
 
 
 def protocol_card(
@@ -40,32 +42,29 @@ def protocol_card(
   """Facts of an evaluation, with the versions and devices of this process added.
 
   Args:
-    seed: of the samples.
-    sampler: its name, such as 'heun'.
-    steps: of the sampler.
+    seed: seed of the samples.
+    sampler: name of the sampler, such as 'heun'.
+    steps: number of its steps.
     nfe: network evaluations per sample.
-    guidance_scale: 1 is no guidance.
+    guidance_scale: scale of `GUIDANCE`.
     guidance_interval: (low, high) times within which guidance acts.
     guidance_channels: guided latent channels from the first; None means all.
     label_policy: how labels were chosen, such as 'balanced' or 'uniform'.
-    quantiser: of `data.images.to_uint8`, None if the samples were not quantised.
+    quantiser: quantiser of `data.images.to_uint8`; None if the samples were not quantised.
     weights: 'ema' or 'params' of a checkpoint; 'file' for weights whose file does not say which.
     step: training steps of the checkpoint; None for weights from elsewhere.
-    checkpoint: its path inside the run directory. Of an absolute path the last two parts are
-      kept, so that no card names a machine's folders.
-    num_samples: scored.
-    seconds: taken by sampling.
+    checkpoint: its path inside the run directory. An absolute path is cut to its last two parts,
+      so that no card names a machine's folders.
+    num_samples: number of samples.
+    seconds: time that sampling took.
     **extra: further facts under their names, such as `batch_size`.
 
   Raises:
-    UserError: for unknown weights or quantiser, an inverted interval, or negative numbers.
+    UserError: unknown weights or quantiser, an inverted interval, or negative numbers.
   """
-  if weights not in WEIGHTS:
-    raise UserError(f'unknown weights {weights!r}{trees.did_you_mean(weights, WEIGHTS)}')
-  if quantiser is not None and quantiser not in images.QUANTISERS:
-    raise UserError(
-      f'unknown quantiser {quantiser!r}{trees.did_you_mean(quantiser, images.QUANTISERS)}'
-    )
+  trees.check_known('weights', weights, WEIGHTS)
+  if quantiser is not None:
+    trees.check_known('quantiser', quantiser, images.QUANTISERS)
   low, high = guidance_interval
   if not low <= high:
     raise UserError(f'guidance_interval must be (low, high) with low <= high; got {low}, {high}')
@@ -94,6 +93,7 @@ def protocol_card(
       'scale': guidance_scale,
       'interval': [low, high],
       'channels': 'all' if guidance_channels is None else guidance_channels,
+      'formula': GUIDANCE,
     },
     'quantiser': quantiser,
     'seconds': seconds,

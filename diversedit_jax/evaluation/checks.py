@@ -1,38 +1,27 @@
-"""What makes a score untrustworthy: refused where it has no meaning, else said in a sentence.
+"""What makes a score untrustworthy: an error if the score has no meaning, else a sentence.
 
-Sentences are data, for the file of the evaluation and its reader.
+The sentences go into the file of the evaluation, for its reader.
 """
 
 import hashlib
-from typing import Self
 
 import numpy as np
 
-from diversedit_jax.evaluation import rows
 from diversedit_jax.types import UserError
 
 STANDARD_COUNT = 50_000
-"""Samples of a FID-50K."""
+"""Number of samples of a FID-50K."""
 
 _DIGEST_BYTES = 16
-
-
-def refuse_not_finite(name: str, count: int, first: int) -> None:
-  """Raises the error for rows that are not finite.
-
-  Raises:
-    UserError: always.
-  """
-  raise UserError(f'{name} of {count} samples are NaN or infinite; the first is sample {first}')
 
 
 def check_finite(name: str, rows_ND: np.ndarray, indices_N: np.ndarray | None = None) -> None:
   """Refuses rows with values that are not finite.
 
   Args:
-    name: of what the rows hold, in the plural.
+    name: name of what the rows hold, in the plural.
     rows_ND: one row per sample, [N, ...].
-    indices_N: global indices of the samples; None means 0, 1, ...
+    indices_N: indices of the samples; None means 0, 1, ...
 
   Raises:
     UserError: naming how many rows are bad, and the first.
@@ -42,7 +31,10 @@ def check_finite(name: str, rows_ND: np.ndarray, indices_N: np.ndarray | None = 
     return
   bad = np.flatnonzero(~np.isfinite(rows_ND).all(axis=tuple(range(1, rows_ND.ndim))))
   if bad.size:
-    refuse_not_finite(name, bad.size, bad[0] if indices_N is None else indices_N[bad[0]])
+    first = bad[0] if indices_N is None else indices_N[bad[0]]
+    raise UserError(
+      f'{name} of {bad.size} samples are NaN or infinite; the first is sample {first}'
+    )
 
 
 def count_warnings(count: int, width: int, name: str = 'features') -> list[str]:
@@ -92,62 +84,51 @@ def order_warnings(labels_N: np.ndarray) -> list[str]:
 
 
 class ImageChecks:
-  """Constant and repeated images among samples that arrive in batches; keeps 16 bytes of each."""
+  """Looks for constant and repeated images in a set that arrives in batches, in its order.
 
-  def __init__(self, count: int):
-    """For `count` samples in all."""
-    self._digests = rows.Rows(count, (_DIGEST_BYTES,), np.uint8)
-    self._constant = rows.Rows(count, (), np.bool_)
+  It keeps 16 bytes of each image.
+  """
 
-  def add(self, images_NHWC: np.ndarray, indices_N: np.ndarray) -> None:
-    """Looks at images, uint8 or floating, under their global indices.
+  def __init__(self):
+    self._digests: list[bytes] = []
+    self._constant: list[int] = []
+
+  def add(self, images_NHWC: np.ndarray) -> None:
+    """Looks at the next images, uint8 or floating.
 
     Raises:
-      UserError: for another rank, floating values that are not finite, or an index that is out of
-        range or was added before.
+      UserError: another rank, or floating values that are not finite.
     """
-    images_NHWC, indices_N = np.asarray(images_NHWC), np.asarray(indices_N)
-    if images_NHWC.ndim != 4 or len(images_NHWC) != len(indices_N):
-      raise UserError(
-        f'images have shape {images_NHWC.shape}, expected ({len(indices_N)}, H, W, C)'
-      )
-    check_finite('images', images_NHWC, indices_N)
-    digests = [
+    images_NHWC, first = np.asarray(images_NHWC), len(self._digests)
+    if images_NHWC.ndim != 4:
+      raise UserError(f'images have shape {images_NHWC.shape}, expected (N, H, W, C)')
+    check_finite('images', images_NHWC, np.arange(first, first + len(images_NHWC)))
+    self._digests += [
       hashlib.blake2b(x.tobytes(), digest_size=_DIGEST_BYTES).digest() for x in images_NHWC
     ]
-    digests = np.frombuffer(b''.join(digests), np.uint8).reshape(-1, _DIGEST_BYTES)
-    self._digests.add(digests, indices_N)
-    # A row tells most pictures, so that few are compared whole.
-    constant = (images_NHWC[:, :1] == images_NHWC[:, :1, :1]).all(axis=(1, 2, 3))
-    for i in np.flatnonzero(constant):
-      constant[i] = (images_NHWC[i] == images_NHWC[i, :1, :1]).all()
-    self._constant.add(constant, indices_N)
-
-  def merge(self, other: Self) -> None:
-    """Adds what another has seen."""
-    self._digests.merge(other._digests)
-    self._constant.merge(other._constant)
-
-  def across_processes(self) -> None:
-    """Adds what the other processes have seen; called by all of them."""
-    self._digests.across_processes()
-    self._constant.across_processes()
+    # The first row tells most images apart from constant ones, so few are compared whole.
+    candidates = (images_NHWC[:, :1] == images_NHWC[:, :1, :1]).all(axis=(1, 2, 3))
+    self._constant += [
+      first + int(i)
+      for i in np.flatnonzero(candidates)
+      if (images_NHWC[i] == images_NHWC[i, :1, :1]).all()
+    ]
 
   def warnings(self) -> list[str]:
-    """Sentences about constant images and exact copies among the images seen."""
-    seen = self._digests.seen_N
-    count, found = int(seen.sum()), []
-    constant = np.flatnonzero(self._constant.values)
-    if constant.size:
+    """Sentences about constant images and exact copies among the images so far."""
+    count, found, seen, copies = len(self._digests), [], set(), []
+    if self._constant:
       found.append(
-        f'{constant.size} of {count} images are of one colour; the first is sample {constant[0]}'
+        f'{len(self._constant)} of {count} images are of one colour; the first is sample '
+        f'{self._constant[0]}'
       )
-    of_seen, places = self._digests.values[seen], np.flatnonzero(seen)
-    firsts = np.unique(of_seen, axis=0, return_index=True)[1]
-    copies = np.setdiff1d(np.arange(count), firsts)
-    if copies.size:
+    for i, digest in enumerate(self._digests):
+      if digest in seen:
+        copies.append(i)
+      seen.add(digest)
+    if copies:
       found.append(
-        f'{copies.size} of {count} images are exact copies of an earlier one; the first is sample '
-        f'{places[copies[0]]}'
+        f'{len(copies)} of {count} images are exact copies of an earlier one; the first is sample '
+        f'{copies[0]}'
       )
     return found

@@ -11,7 +11,6 @@ import dataclasses
 from typing import Any, Self
 
 import numpy as np
-from sklearn import svm
 
 from diversedit_jax.data import sources
 from diversedit_jax.evaluation import scores
@@ -29,15 +28,15 @@ CLASSIFIER = 'RBF SVM (gamma 0.001, C 1, pixels 0..16) fitted on the real train 
 class DigitsReference:
   """What samples are compared with; made by `build`.
 
-  classifier: fitted on pixels 0..16, [N, 64] -> [N].
+  classifier: a `sklearn.svm.SVC` fitted on pixels 0..16, [N, 64] -> [N].
   classifier_test_accuracy: its share of right answers on the real test split.
-  mean: of the real training pixels in [-1, 1], [64].
+  mean: mean real training image, pixels in [-1, 1], [64].
   components: the leading principal directions, [64, 32].
   train_statistics, test_statistics: mean and covariance of the real splits' features.
-  counts: examples of the real splits.
+  counts: number of examples in each of the real splits.
   """
 
-  classifier: svm.SVC
+  classifier: Any
   classifier_test_accuracy: float
   mean: np.ndarray
   components: np.ndarray
@@ -48,6 +47,8 @@ class DigitsReference:
   @classmethod
   def build(cls) -> Self:
     """Fits classifier and components on the real train split: under a second, no randomness."""
+    from sklearn import svm  # Here, because its import takes a second that others need not pay.
+
     train, test = sources.digits('train'), sources.digits('test')
     x_train, x_test = _flat(train.data), _flat(test.data)
     classifier = svm.SVC(gamma=0.001, C=1.0).fit(_levels(x_train), train.labels)

@@ -1,4 +1,4 @@
-"""Networks that turn pictures into features, seen as one thing, and their sums over many pictures.
+"""Networks that turn pictures into features, behind one interface, and sums of their features.
 
 Inception    pool, spatial and logits: FID, sFID, Inception Score, precision, recall, KID
 an encoder   its summary of a picture as 'pool': the same distances in another space (FD-DINOv2)
@@ -6,32 +6,32 @@ an encoder   its summary of a picture as 'pool': the same distances in another s
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-import time
 from typing import Any
 
-from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import sharding, trees
+from diversedit_jax import progress, sharding, trees
 from diversedit_jax.data import images
-from diversedit_jax.evaluation import accumulate, checks, placement
+from diversedit_jax.evaluation import accumulate, placement
 from diversedit_jax.frozen import encoders, inception
 from diversedit_jax.types import UserError
 from diversedit_jax.weights import array_files
-
-_REPORT_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureNetwork:
   """A frozen network with weights.
 
-  name: 'inception' or an encoder's. file: of the weights. sha256: of the weights.
-  random: they are drawn, not trained. resize: how pictures come to the network's size, in words.
-  verified: whether the file is the published one; None where its publishers give no digest.
-  params: the weights. features: (params, uint8 [N, H, W, 3]) -> 'pool' [N, D], and for Inception
-    'spatial' [N, E] and 'logits' [N, K]; pure, traceable.
+  name: 'inception' or the name of an encoder.
+  file: name of the file of weights.
+  sha256: digest of the weights.
+  random: whether the weights are drawn instead of trained.
+  resize: how pictures are brought to the network's size, in words.
+  params: the weights.
+  features: (params, uint8 [N, H, W, 3]) -> 'pool' [N, D], and for Inception 'spatial' [N, E] and
+    'logits' [N, K]; pure, traceable.
+  verified: whether the file is the published one; None if its publishers give no digest.
   """
 
   name: str
@@ -44,7 +44,7 @@ class FeatureNetwork:
   verified: bool | None = None
 
   def facts(self) -> dict[str, Any]:
-    """For a protocol card."""
+    """Facts for a protocol card."""
     return {
       'name': self.name,
       'file': self.file,
@@ -55,7 +55,7 @@ class FeatureNetwork:
     }
 
   def widths(self, side: int) -> dict[str, int]:
-    """Width of each kind of features, of pictures of a side."""
+    """Width of each kind of features; side: pixels of the pictures."""
     picture = jax.ShapeDtypeStruct((1, side, side, 3), 'uint8')
     found = jax.eval_shape(self.features, self.params, picture)
     return {kind: x.shape[1] for kind, x in found.items()}
@@ -79,14 +79,14 @@ def of_encoder(encoder: encoders.Encoder) -> FeatureNetwork:
   """An encoder's summary of whole pictures, fed as REPA feeds it.
 
   Raises:
-    UserError: for an encoder without a summary, or as its `load`.
+    UserError: an encoder without a summary, or as its `load`.
   """
   if encoder.shapes().summary is None:
     raise UserError(f'encoder {encoder.name!r} has no summary of a whole image, so no distance')
   params = encoder.load()
 
   def features(params, x_NHWC):
-    with jax.default_matmul_precision('highest'):  # Of float32 products, as Inception's are.
+    with jax.default_matmul_precision('highest'):  # As in Inception.
       return {'pool': encoder.apply(params, images.from_uint8(x_NHWC)).summary}
 
   return FeatureNetwork(
@@ -103,19 +103,22 @@ def of_encoder(encoder: encoders.Encoder) -> FeatureNetwork:
 class Extractor:
   """Features of pictures in batches of one compiled size, spread over a mesh."""
 
-  def __init__(self, view: FeatureNetwork, mesh: jax.sharding.Mesh, batch_size: int):
-    """batch_size: pictures at a time, of all devices; rounded up to the mesh."""
-    divisor = sharding.batch_divisor(mesh)
-    self.view, self.batch_size = view, -(-batch_size // divisor) * divisor
+  def __init__(self, network: FeatureNetwork, mesh: jax.sharding.Mesh, batch_size: int):
+    """batch_size: pictures at a time, over all devices; rounded up to the mesh."""
+    self.network, self.batch_size = network, sharding.round_up(batch_size, mesh)
     self._mesh = mesh
-    self._params = jax.device_put(view.params, sharding.replicated(mesh))
-    # Cut by rows, so that each process sums those that its own devices hold.
-    self._features = jax.jit(view.features, out_shardings=sharding.batch_sharding(mesh))
+    self._params = jax.device_put(network.params, sharding.replicated(mesh))
+    split = sharding.batch_sharding(mesh)
+
+    def features(params, x_NHWC):
+      return jax.lax.with_sharding_constraint(network.features(params, x_NHWC), split)
+
+    # Features are small, so every process gets all of them and sums them like any other process.
+    self._features = jax.jit(features, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, x_NHWC: np.ndarray) -> Mapping[str, jax.Array]:
-    """Features of `batch_size` rows, of which the first n are those of the pictures, uint8."""
-    missing = self.batch_size - len(x_NHWC)
-    padded = np.pad(x_NHWC, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    """Features [batch_size, ...], of which the first n are those of the pictures, uint8."""
+    padded = sharding.pad_rows(x_NHWC, self.batch_size)
     return self._features(self._params, placement.put_rows(padded, self._mesh))
 
   def summarise(
@@ -124,63 +127,79 @@ class Extractor:
     count: int,
     *,
     keep: int = 0,
-    places: np.ndarray | None = None,
+    places_N: np.ndarray | None = None,
   ) -> accumulate.Summary:
-    """Sums of all pictures, of which two batches are held at a time.
+    """Statistics of all pictures; logs progress.
 
     Args:
       batches: uint8 [n, H, W, 3], together `count`, the same on every process.
-      count: pictures. keep: of how many the pool features are kept, those of the first places.
-      places: permutation [count], of the k-th picture that comes; None is the order of coming.
+      count, keep, places_N: see `accumulate.Statistics`.
 
     Raises:
-      UserError: for fewer than two pictures, another number than `count`, or features that are not
+      UserError: fewer than two pictures, another number than `count`, or features that are not
         finite.
     """
-    statistics = accumulate.Statistics(count, keep=keep)
-    looked_at = checks.ImageChecks(count)
-    started = reported = time.monotonic()
-    first, waiting = 0, None
-    for batch in rebatched(batches, self.batch_size):
-      indices = np.arange(first, first + len(batch))
-      indices = indices if places is None else places[indices]
-      found = self(batch)  # Dispatched before the sums of the batch before it are read.
-      looked_at.add(batch, indices)
-      _take(statistics, waiting)
-      waiting, first, now = (found, indices), first + len(batch), time.monotonic()
-      if now - reported > _REPORT_SECONDS:
-        rate, reported = first / (now - started), now
-        logging.info(
-          '%s: features of %d/%d, %.3g images/s, ETA %.0f s',
-          self.view.name,
-          first,
-          count,
-          rate,
-          (count - first) / rate,
-        )
-    _take(statistics, waiting)
-    statistics.across_processes()
-    summary = statistics.finish()
-    return dataclasses.replace(summary, warnings=summary.warnings + looked_at.warnings())
+    sums, done = Sums(self, count, keep=keep, places_N=places_N), 0
+    meter = progress.Progress(f'features by {self.network.name}', count, 'images')
+    for batch in batches:
+      sums.add(batch)
+      done += len(batch)
+      meter.at(done)
+    return sums.finish()
 
 
-def rebatched(batches: Iterable[np.ndarray], size: int) -> Iterable[np.ndarray]:
-  """The same rows in batches of a size, but for the last."""
-  held: list[np.ndarray] = []
-  for batch in batches:
-    held.append(batch)
-    while sum(map(len, held)) >= size:
-      joined = np.concatenate(held) if len(held) > 1 else held[0]
-      yield joined[:size]
-      held = [joined[size:]]
-  if sum(map(len, held)):
-    yield np.concatenate(held)
+class Sums:
+  """Sums of the features of pictures that arrive in batches of any size.
 
+  The host sums the features of one batch while the devices work on the next.
+  """
 
-def _take(statistics, waiting):
-  if waiting is not None:
-    found, indices = waiting
-    n = len(next(iter(found.values())))
-    mask = np.arange(n) < len(indices)
-    places = np.concatenate([indices, np.full(n - len(indices), -1)])
-    statistics.add(found, mask_N=mask, indices_N=places)
+  def __init__(
+    self,
+    extractor: Extractor,
+    count: int,
+    *,
+    keep: int = 0,
+    places_N: np.ndarray | None = None,
+  ):
+    """count, keep, places_N: see `accumulate.Statistics`."""
+    self._extractor = extractor
+    self._statistics = accumulate.Statistics(count, keep=keep, places_N=places_N)
+    self._held_NHWC = None  # Pictures that do not fill a batch yet.
+    self._waiting = None  # Features of the last batch, and how many are those of pictures.
+
+  def add(self, x_NHWC: np.ndarray) -> None:
+    """Adds pictures, uint8 [n, H, W, 3].
+
+    Raises:
+      UserError: as `accumulate.Statistics.add`.
+    """
+    held = self._held_NHWC
+    held = x_NHWC if held is None or not len(held) else np.concatenate([held, x_NHWC])
+    size = self._extractor.batch_size
+    while len(held) >= size:
+      self._start(held[:size])
+      held = held[size:]
+    self._held_NHWC = held
+
+  def finish(self) -> accumulate.Summary:
+    """The statistics of all pictures.
+
+    Raises:
+      UserError: as `accumulate.Statistics.finish`.
+    """
+    if self._held_NHWC is not None and len(self._held_NHWC):
+      self._start(self._held_NHWC)
+    self._sum()
+    return self._statistics.finish()
+
+  def _start(self, x_NHWC):
+    found = self._extractor(x_NHWC)  # Before the features of the last batch are waited for.
+    self._sum()
+    self._waiting = found, len(x_NHWC)
+
+  def _sum(self):
+    if self._waiting is not None:
+      found, n = self._waiting
+      self._statistics.add({kind: np.asarray(x)[:n] for kind, x in found.items()})
+      self._waiting = None

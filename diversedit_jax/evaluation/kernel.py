@@ -38,15 +38,14 @@ def kernel_distance(
   Args:
     x_ND: features of samples.
     y_MD: features of reference images.
-    subsets: pairs of subsets drawn.
+    subsets: number of pairs of subsets.
     size: points of each subset, drawn without replacement.
-    seed: of the draws.
+    seed: seed of the draws.
     mesh: devices that share the work; None is one device. In a mesh of several processes every
       process gives the same features.
 
   Raises:
-    UserError: for shapes that do not fit, subsets larger than the sets, or values that are not
-      finite.
+    UserError: shapes that do not fit, subsets larger than the sets, or values that are not finite.
   """
   x_ND, y_MD, offset = _checked(x_ND, y_MD)
   if not 2 <= size <= min(len(x_ND), len(y_MD)) or subsets < 1:
@@ -58,42 +57,24 @@ def kernel_distance(
   for _ in range(subsets):
     x = x_ND[draw.choice(len(x_ND), size, replace=False)]
     y = y_MD[draw.choice(len(y_MD), size, replace=False)]
-    found.append(_mmd(x, y, offset, size, mesh))
+    found.append(_mmd(x, y, offset, mesh))
   return KernelDistance(float(np.mean(found)), float(np.std(found)))
 
 
-def full_kernel_distance(
-  x_ND: np.ndarray,
-  y_MD: np.ndarray,
-  *,
-  block: int = 5000,
-  mesh: jax.sharding.Mesh | None = None,
-) -> float:
-  """Unbiased kernel distance (2) of all points, in blocks; see `kernel_distance`."""
-  x_ND, y_MD, offset = _checked(x_ND, y_MD)
-  return _mmd(x_ND, y_MD, offset, block, mesh)
-
-
-def _mmd(x_ND, y_MD, offset, block, mesh):
+def _mmd(x_ND, y_MD, offset, mesh):
   n, m = len(x_ND), len(y_MD)
-  xx = _sum(x_ND, x_ND, offset, block, mesh, same=True) / (n * (n - 1))
-  yy = _sum(y_MD, y_MD, offset, block, mesh, same=True) / (m * (m - 1))
-  return xx + yy - 2 * _sum(x_ND, y_MD, offset, block, mesh, same=False) / (n * m)
+  xx = _sum(x_ND, x_ND, offset, mesh, same=True) / (n * (n - 1))
+  yy = _sum(y_MD, y_MD, offset, mesh, same=True) / (m * (m - 1))
+  return xx + yy - 2 * _sum(x_ND, y_MD, offset, mesh, same=False) / (n * m)
 
 
-def _sum(x_ND, y_MD, offset, block, mesh, same):
+def _sum(x_ND, y_MD, offset, mesh, same):
   """Sum of k - offset over all pairs, without those of a point with itself."""
-  total = 0.0
-  sums = placement.jitted(_row_sums, mesh)
-  for i in range(0, len(x_ND), block):
-    rows = len(x_ND[i : i + block])
-    x = placement.put_rows(x_ND[i : i + block], mesh)
-    for j in range(0, len(y_MD), block):
-      # The column of each row that is the same point; -1 is none.
-      own = np.arange(i, i + len(x)) - j if same else np.full(len(x), -1)
-      found = sums(x, y_MD[j : j + block], np.float32(offset), own.astype(np.int32))
-      total += np.asarray(found, np.float64)[:rows].sum()
-  return total
+  x = placement.put_rows(x_ND, mesh)
+  # The column of each row that is the same point; -1 is none.
+  own_N = np.arange(len(x)) if same else np.full(len(x), -1)
+  sums_N = placement.jitted(_row_sums, mesh)(x, y_MD, np.float32(offset), own_N.astype(np.int32))
+  return np.asarray(sums_N, np.float64)[: len(x_ND)].sum()
 
 
 def _row_sums(x_ND, y_MD, offset, own_N):

@@ -77,20 +77,6 @@ def precision_recall(
   return PrecisionRecall(float(sample_in.mean()), float(reference_in.mean()))
 
 
-def radii(
-  x_ND: np.ndarray,
-  *,
-  k: int = NEIGHBOURS,
-  arithmetic: str = 'float32',
-  block: int = BLOCK,
-  mesh: jax.sharding.Mesh | None = None,
-) -> np.ndarray:
-  """Squared distance [N] of each point to its k-th nearest other point; see `precision_recall`."""
-  x_ND = np.asarray(x_ND, np.float32)
-  _check(x_ND, x_ND, k, arithmetic, block)
-  return _radii(x_ND, np.zeros_like(x_ND[0]), k, arithmetic == 'float16', block, mesh)
-
-
 def _origin(reference_ND, arithmetic):
   """What is subtracted from all points before (1), block by block so that none is held twice.
 
@@ -182,10 +168,7 @@ def _blocks(count, size):
 
 
 def _check(reference_ND, samples_MD, k, arithmetic, block):
-  if arithmetic not in ARITHMETIC:
-    raise UserError(
-      f'unknown arithmetic {arithmetic!r}{trees.did_you_mean(arithmetic, ARITHMETIC)}'
-    )
+  trees.check_known('arithmetic', arithmetic, ARITHMETIC)
   shapes = reference_ND.shape, samples_MD.shape
   if not len(shapes[0]) == len(shapes[1]) == 2 or shapes[0][1] != shapes[1][1]:
     raise UserError(f'precision and recall need features (N, D) and (M, D); got {shapes}')

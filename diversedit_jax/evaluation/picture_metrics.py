@@ -1,6 +1,6 @@
-"""Scores of pictures against a reference, by one network: numbers, and what makes them doubtful."""
+"""Scores of pictures against references: numbers, and what makes them doubtful, in words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import Any
 
@@ -8,21 +8,28 @@ import jax
 import numpy as np
 
 from diversedit_jax import trees
-from diversedit_jax.evaluation import checks, feature_network, manifold, reference, scores
+from diversedit_jax.evaluation import (
+  accumulate,
+  checks,
+  feature_network,
+  manifold,
+  reference,
+  scores,
+)
 from diversedit_jax.types import UserError
 
 PRECISION_RECALL = ('none', *manifold.ARITHMETIC)
 KID_SIZE = 1000
-"""Points of a subset, as the authors of the kernel distance have it."""
+"""Number of points of a subset, as the authors of the kernel distance have it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricOptions:
   """What is computed beside Fréchet distances and the Inception Score.
 
-  batch_size: pictures through the network at a time, of all devices.
-  precision_recall: arithmetic, see `manifold`; 'none' leaves them out.
-  kid_subsets: of the kernel distance, see `kernel`; 0 leaves it out.
+  batch_size: pictures through the network at a time, over all devices.
+  precision_recall: arithmetic of precision and recall, see `manifold`; 'none' leaves them out.
+  kid_subsets: number of subsets of the kernel distance, see `kernel`; 0 leaves it out.
   """
 
   batch_size: int = 64
@@ -42,15 +49,15 @@ class MetricOptions:
 
 
 class PictureMetrics:
-  """(pictures) -> scores; made for pictures of one size, so that what cannot fit is refused early.
+  """Scores by one network against one reference, for pictures of one size.
 
-  The reference's images, if it brings some, go through the network once, when they are first
-  needed.
+  What cannot fit is refused at once. If the reference brings images, they go through the network
+  once, when they are first needed.
   """
 
   def __init__(
     self,
-    view: feature_network.FeatureNetwork,
+    network: feature_network.FeatureNetwork,
     against: reference.Reference,
     *,
     image_size: int,
@@ -62,12 +69,12 @@ class PictureMetrics:
     Raises:
       UserError: as `reference.check_fits`; or too few pictures for precision and recall.
     """
-    widths = view.widths(image_size)
+    widths = network.widths(image_size)
     reference.check_fits(
       against,
       width=widths['pool'],
       spatial_width=widths.get('spatial'),
-      inception_sha256=view.sha256,
+      inception_sha256=network.sha256,
       image_size=image_size,
     )
     points = against.pool_ND if against.pool_ND is not None else against.images_NHWC
@@ -77,14 +84,14 @@ class PictureMetrics:
         f'{against.name} brings {len(points)} pictures, but precision and recall need at least '
         f'{manifold.NEIGHBOURS + 1}; precision_recall=none leaves them out'
       )
-    self.view, self.reference, self.options = view, against, options
+    self.network, self.reference, self.options = network, against, options
     self._mesh, self._kinds = mesh, frozenset(widths)
-    self._extractor = feature_network.Extractor(view, mesh, options.batch_size)
+    self._extractor = feature_network.Extractor(network, mesh, options.batch_size)
     self._theirs = against  # With what its images add, once they were looked at.
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the scores that this reference makes possible."""
+    """Names of the scores that this reference makes possible."""
     theirs, options = self.reference, self.options
     pictures = theirs.images_NHWC is not None
     # The images stand in for statistics only where there are none at all.
@@ -100,23 +107,15 @@ class PictureMetrics:
     }
     return tuple(name for names, found in there.items() if found for name in names)
 
-  def score(self, batches: Iterable[np.ndarray], count: int) -> dict[str, Any]:
-    """All scores of pictures, ready for JSON.
-
-    Args:
-      batches: uint8 [n, H, W, 3]; their order decides the parts of the Inception Score.
-      count: of pictures, at least 2.
-
-    Returns:
-      'scores' by name, those of `names`, 'warnings' in words, and 'reference', the facts of it.
-
-    Raises:
-      UserError: see `feature_network.Extractor.summarise`.
-    """
+  def sums(self, count: int) -> feature_network.Sums:
+    """Takes the features of `count` pictures; `scores` takes what it gives in the end."""
     theirs = self._look_at_reference()
     keep = count if self.options.pool and theirs.pool_ND is not None else 0
-    summary = self._extractor.summarise(batches, count, keep=keep)
-    found, warnings = {}, list(summary.warnings)
+    return feature_network.Sums(self._extractor, count, keep=keep)
+
+  def scores(self, summary: accumulate.Summary) -> tuple[dict[str, float], list[str]]:
+    """The scores by name, those of `names`, and what makes them doubtful, in words."""
+    theirs, found, warnings = self._look_at_reference(), {}, list(summary.warnings)
     if theirs.mu is not None:
       found['fid'] = scores.frechet_distance(summary.mu, summary.sigma, theirs.mu, theirs.sigma)
     else:
@@ -132,28 +131,10 @@ class PictureMetrics:
       found |= self._pairwise(theirs.pool_ND, summary.pool_ND, warnings)
     if theirs.n is not None and theirs.mu is not None:
       warnings += checks.rank_warnings(theirs.n, len(theirs.mu), 'the reference')
-    if self.reference.mu is None and theirs.mu is not None:
-      warnings.append(
-        f'the Fréchet distance is to the {theirs.n} images of {self.reference.name}, not to '
-        'statistics of a training set'
-      )
-    if not self.reference.facts and self.reference.images_NHWC is None:
-      warnings.append(
-        f'{self.reference.name} states neither network, resize nor size of its pictures; unless it '
-        "is ADM's, this distance compares with nothing"
-      )
-    if self.view.random:
-      warnings.append(
-        f'the weights of {self.view.name} are random: these scores compare with no others'
-      )
-    elif self.view.verified is False:
-      warnings.append(
-        f'the weights of {self.view.name} are not verified: {self.view.file} has their shapes, but '
-        'the digest of no such file is published'
-      )
-    return {'scores': found, 'warnings': warnings, 'reference': self._facts()}
+    return found, warnings + self._doubts()
 
-  def _facts(self):
+  def reference_facts(self) -> dict[str, Any]:
+    """Facts of the reference, for the file of scores."""
     against, theirs = self.reference, self._theirs
     return {
       'name': against.name,
@@ -163,8 +144,30 @@ class PictureMetrics:
       **against.facts,
     }
 
+  def _doubts(self):
+    """Sentences about a reference or a network that do not say enough of themselves."""
+    against, network, found = self.reference, self.network, []
+    if against.mu is None and self._theirs.mu is not None:
+      found.append(
+        f'the Fréchet distance is to the {self._theirs.n} images of {against.name}, not to '
+        'statistics of a training set'
+      )
+    if not against.facts and against.images_NHWC is None:
+      found.append(
+        f'{against.name} states neither network, resize nor size of its pictures; unless it is '
+        "ADM's, this distance compares with nothing"
+      )
+    if network.random:
+      found.append(f'the weights of {network.name} are random: these scores compare with no others')
+    elif network.verified is False:
+      found.append(
+        f'the weights of {network.name} are not verified: {network.file} has their shapes, but the '
+        'digest of no such file is published'
+      )
+    return found
+
   def _look_at_reference(self):
-    """Its statistics; of its images too, if the file has some, as ADM's evaluator does."""
+    """The reference with what its images add, as in ADM's evaluator."""
     given, theirs = self.reference.images_NHWC, self._theirs
     if given is None or (theirs.mu is not None and not self.options.pool):
       return theirs
@@ -198,3 +201,35 @@ class PictureMetrics:
       )
       found |= {'kid': kid.mean, 'kid_std': kid.std}
     return found
+
+
+def score(
+  metrics: Mapping[str, PictureMetrics], batches: Iterable[np.ndarray], count: int
+) -> dict[str, Any]:
+  """All scores of pictures by one or several networks, from one pass over the pictures.
+
+  Args:
+    metrics: by prefix of the names of their scores.
+    batches: uint8 [n, H, W, 3]; their order decides the parts of the Inception Score.
+    count: number of pictures, at least 2.
+
+  Returns:
+    'scores' by name, 'warnings' in words, and 'references', facts by name of the network; ready
+    for JSON.
+
+  Raises:
+    UserError: another number of pictures, or features that are not finite.
+  """
+  sums = {prefix: one.sums(count) for prefix, one in metrics.items()}
+  images = checks.ImageChecks()
+  for batch in batches:
+    for one in sums.values():
+      one.add(batch)
+    images.add(batch)
+  numbers, warnings, references = {}, [], {}
+  for prefix, one in metrics.items():
+    found, told = one.scores(sums[prefix].finish())
+    numbers |= {prefix + name: value for name, value in found.items()}
+    warnings += [line for line in told if line not in warnings]
+    references[one.network.name] = one.reference_facts()
+  return {'scores': numbers, 'warnings': warnings + images.warnings(), 'references': references}

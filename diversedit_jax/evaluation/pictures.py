@@ -1,8 +1,7 @@
-"""Pictures for a network of evaluation: those of a data source, read ahead; digests of batches."""
+"""Pictures of a data source for a network of evaluation, read ahead."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
-import hashlib
 
 import numpy as np
 
@@ -35,21 +34,6 @@ def batches(source: sources.Source, size: int) -> Iterator[np.ndarray]:
       if start < len(source):
         waiting = thread.submit(read, start)
       yield batch
-
-
-def digest(source: sources.Source) -> str:
-  """SHA-256 of a source's pictures: of the data, and of how files of pictures are cropped."""
-  if not isinstance(source, sources.PictureSource):
-    return source.digest()
-  made = f'{source.digest()} {source.crop} {source.orientation}'
-  return hashlib.sha256(made.encode()).hexdigest()
-
-
-def digested(of: Iterable[np.ndarray], digest: 'hashlib._Hash') -> Iterator[np.ndarray]:
-  """The same batches, whose bytes go into a digest on the way."""
-  for batch in of:
-    digest.update(np.ascontiguousarray(batch).data)
-    yield batch
 
 
 def _pixels(batch):

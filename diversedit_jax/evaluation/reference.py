@@ -25,10 +25,10 @@ from diversedit_jax.types import UserError
 
 FORMAT = 'diversedit_jax reference statistics, version 1'
 FACTS = ('inception_sha256', 'image_size', 'resize', 'source', 'source_sha256')
-"""What the facts of our own files must state; others may be added."""
+"""Facts that our own files must state; others may be added."""
 
 POOL_LIMIT = 10_000
-"""Reference images of ADM's precision and recall."""
+"""Number of reference images of ADM's precision and recall."""
 
 _PAIRS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
 
@@ -37,13 +37,13 @@ _PAIRS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
 class Reference:
   """What samples are compared with; what a file lacks is None.
 
-  name: of the file, without folders.
-  sha256: of the contents: names, types, shapes and bytes of the arrays, whatever the archive.
+  name: name of the file, without folders.
+  sha256: digest of the names, types, shapes and bytes of the arrays, whatever the archive.
   n: images behind the statistics; unknown for ADM's files.
   mu, sigma, mu_s, sigma_s: float64.
   images_NHWC: ADM's `arr_0`, uint8.
   pool_ND: float32 pool features.
-  facts: of our own files; empty for ADM's.
+  facts: what our own files say of themselves; empty for ADM's.
   """
 
   name: str
@@ -108,7 +108,7 @@ def write(
   """Writes statistics, whole or not at all, and returns the SHA-256 of the contents.
 
   Args:
-    path: of a `.npz` file.
+    path: path of a `.npz` file.
     summary: from `accumulate.Statistics`; its pool features, if kept, at most 10,000.
     facts: JSON values, at least `FACTS`: the SHA-256 of the Inception weights, the side of the
       images in pixels, how they were resized and cropped, the name and digest of their source.
@@ -149,11 +149,11 @@ def check_fits(
   """Refuses a reference that samples cannot be compared with.
 
   Args:
-    reference: of either kind. ADM's files state neither network nor size; of the size, their
-      images tell.
-    width: of the samples' pool features.
-    spatial_width: of their spatial features; None without them.
-    inception_sha256: of the weights that made them; None is not compared.
+    reference: a reference of either kind. ADM's files state neither network nor size, but their
+      images show the size.
+    width: width of the samples' pool features.
+    spatial_width: width of their spatial features; None without them.
+    inception_sha256: digest of the weights that made them; None is not compared.
     image_size: side of the samples in pixels; None is not compared.
 
   Raises:

@@ -121,11 +121,13 @@ def write_npz(
   """Writes an `.npz` as ADM's evaluator reads it; appears whole or not at all.
 
   Args:
-    path: of the file. shape: (N, H, W, 3) of all images.
-    batches: uint8 [n, H, W, 3], together N. labels: integers [N], or None.
+    path: path of the file.
+    shape: (N, H, W, 3) of all images.
+    batches: uint8 [n, H, W, 3], together N.
+    labels: integers [N], or None.
 
   Raises:
-    ValueError: for batches that do not add up to `shape`.
+    ValueError: the batches do not add up to `shape`.
   """
   with (
     files.atomic(path) as temporary,
@@ -148,63 +150,56 @@ def write_npz(
 
 
 class Parts:
-  """Samples that are made one batch after the other, each kept in a file that appears whole.
+  """Samples that are made one batch after the other, each batch in a file that appears whole.
 
-  So an evaluation that is killed goes on where it was, also with another batch size. There may be
-  more files than a process can hold open, so each is open only while it is read.
+  An evaluation that is killed continues behind the last one, also with another batch size. There
+  may be more files than a process can hold open, so each is open only while it is read.
   """
 
-  def __init__(self, folder: str | os.PathLike[str]):
+  def __init__(self, folder: str | os.PathLike[str], *, at_most: int | None = None):
     """Finds what is there already, from the headers alone.
 
+    Args:
+      folder: folder of the files.
+      at_most: number of samples behind which files are left out; None takes all.
+
     Raises:
-      UserError: for a file that is damaged.
+      UserError: a file is damaged.
     """
     self.folder = pathlib.Path(folder)
     self._files: list[pathlib.Path] = []
-    self._starts = [0]  # Of each file, and of the next.
+    self._count = 0
     for file in sorted(self.folder.glob('[0-9]*.npy')):
-      if int(file.stem) == len(self):
-        self._add(file, _rows(file))
+      if int(file.stem) == self._count and self._count != at_most:
+        self._files.append(file)
+        self._count += _rows(file)
 
   def __len__(self) -> int:
-    """Samples so far."""
-    return self._starts[-1]
+    """Number of samples so far."""
+    return self._count
 
   def append(self, batch: np.ndarray) -> None:
     """Keeps the next samples [n, ...]."""
     self.folder.mkdir(parents=True, exist_ok=True)
-    file = self.folder / f'{len(self):08d}.npy'
+    file = self.folder / f'{self._count:08d}.npy'
     with files.atomic(file) as temporary, open(temporary, 'wb') as opened:
       np.save(opened, batch)
-    self._add(file, len(batch))
+    self._files.append(file)
+    self._count += len(batch)
 
-  def batches(self, order: np.ndarray, size: int = 512) -> Iterator[np.ndarray]:
-    """Samples by their indices in an order, in batches of a size but for the last."""
-    starts = np.asarray(self._starts)
-    for first in range(0, len(order), size):
-      wanted_N = order[first : first + size]
-      files_N = np.searchsorted(starts, wanted_N, side='right') - 1
-      batch = None
-      for number in np.unique(files_N):  # Each file is opened once for a batch.
-        array = np.load(self._files[number], mmap_mode='r', allow_pickle=False)
-        batch = np.empty((len(wanted_N), *array.shape[1:]), array.dtype) if batch is None else batch
-        here_N = files_N == number
-        batch[here_N] = array[wanted_N[here_N] - starts[number]]
-      yield batch
+  def batches(self) -> Iterator[np.ndarray]:
+    """All samples so far in their order, as they were kept; each file is read once."""
+    for file in list(self._files):
+      yield np.load(file, allow_pickle=False)
 
   def remove(self) -> None:
     """Forgets all samples, and the folder with whatever else is in it."""
     shutil.rmtree(self.folder, ignore_errors=True)
-    self._files, self._starts = [], [0]
-
-  def _add(self, file, rows):
-    self._files.append(file)
-    self._starts.append(len(self) + rows)
+    self._files, self._count = [], 0
 
 
 def _rows(file: pathlib.Path) -> int:
-  """Of the array in an `.npy` file, by its header."""
+  """Number of rows of the array in an `.npy` file, from its header."""
   with open(file, 'rb') as opened:
     try:
       shape, _, _ = _read_header(opened)

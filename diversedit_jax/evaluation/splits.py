@@ -10,17 +10,14 @@ shorter; it counts as much as the others. Classes of probability 0 contribute 0,
 evaluator returns NaN for them.
 """
 
-from typing import Self
-
-import jax
 import numpy as np
 from scipy import special
 
-from diversedit_jax.evaluation import checks, placement
+from diversedit_jax.evaluation import checks
 from diversedit_jax.types import UserError
 
 SPLIT = 5000
-"""Samples of one part in ADM's evaluator."""
+"""Number of samples of one part in ADM's evaluator."""
 
 _CHUNK = 1024  # Rows turned to float64 at once.
 
@@ -47,12 +44,12 @@ class SplitScores:
 
     Args:
       values_NK: probabilities, or logits before the softmax.
-      indices_N: global indices of the samples; None means that these are all, in order.
-      logits: which of the two.
+      indices_N: indices of the samples; None means that these are all, in order.
+      logits: whether the values are logits.
 
     Raises:
-      UserError: for other shapes, indices out of range, values that are not finite, or
-        probabilities that are negative or do not sum to 1 within 1e-3.
+      UserError: other shapes, indices out of range, values that are not finite, or probabilities
+        that are negative or do not sum to 1 within 1e-3.
     """
     values_NK = np.asarray(values_NK)
     indices_N = np.arange(len(values_NK)) if indices_N is None else np.asarray(indices_N)
@@ -71,28 +68,6 @@ class SplitScores:
         self._p_PK[i] += p[parts == i].sum(axis=0)
         self._p_log_p_P[i] += p_log_p[parts == i].sum()
         self._seen_P[i] += np.count_nonzero(parts == i)
-
-  def merge(self, other: Self) -> None:
-    """Adds what another has seen of the same samples' order."""
-    if self.split != other.split or len(self._sizes_P) != len(other._sizes_P):
-      raise UserError('cannot merge Inception Scores of other parts')
-    self._seen_P += other._seen_P
-    self._p_log_p_P += other._p_log_p_P
-    if other._p_PK is not None:
-      self._p_PK = other._p_PK.copy() if self._p_PK is None else self._p_PK + other._p_PK
-
-  def across_processes(self) -> None:
-    """Adds what the other processes have seen; called by all of them, once."""
-    if jax.process_count() == 1:
-      return
-    classes = int(
-      placement.gather(np.int64(0 if self._p_PK is None else self._p_PK.shape[1])).max()
-    )
-    if self._p_PK is None:
-      self._p_PK = np.zeros((len(self._sizes_P), classes))
-    self._seen_P = placement.gather(self._seen_P).sum(axis=0)
-    self._p_log_p_P = placement.gather(self._p_log_p_P).sum(axis=0)
-    self._p_PK = placement.gather(self._p_PK).sum(axis=0)
 
   def score(self) -> tuple[float, float]:
     """Mean over the parts, and their standard deviation (divisor: number of parts).

@@ -19,13 +19,23 @@ from diversedit_jax.planning import plan
 from diversedit_jax.sampling import trajectory
 from diversedit_jax.training import optim
 
+_HEAD = """# Every key of a config
+
+Printed by `python -m diversedit_jax.main --mode=keys`: each key with its default, what it may be,
+what it means, and whether a run may change it when it continues. `--mode=keys NAME` prints one
+section; `--config=FILE` beside it shows what that config sets otherwise.
+
+"""
+
+_GENERAL = 'general'
+
 Classes = Mapping[str, tuple[type[options.Section], ...]]
 
 
 def classes() -> Classes:
   """The classes that declare each section, by its name, '' for keys without one; in print order."""
-  methods = {name: (cls,) for name, (cls,) in registry.sections().items()}
-  return {
+  methods = {name: (cls,) for name, cls in registry.sections().items()}
+  found: Classes = {
     '': (sections.General,),
     'data': (sections.DataOptions,),
     'vae': (sections.VaeOptions,),
@@ -45,6 +55,10 @@ def classes() -> Classes:
     'analysis': (blocks.AnalysisConfig,),
     'plan': (plan.PlanConfig,),
   }
+  for name, declared in found.items():
+    if name in methods and declared != methods[name]:
+      raise ValueError(f'the section {name!r} is taken; register {methods[name]} with another')
+  return found
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -57,6 +71,21 @@ def defaults() -> ml_collections.ConfigDict:
     else:
       config.update(section)
   return config
+
+
+def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """A config with the defaults of all keys that it lacks."""
+  whole = defaults().to_dict()
+
+  def fill(into, given):
+    for key, value in given.items():
+      if isinstance(value, Mapping):
+        fill(into.setdefault(key, {}), value)
+      else:
+        into[key] = value
+
+  fill(whole, config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
+  return ml_collections.ConfigDict(whole)
 
 
 def keys() -> dict[str, options.Key]:
@@ -91,22 +120,30 @@ def document(only: str = '', config: Mapping[str, Any] | None = None) -> str:
   """Every key with default, bounds, meaning and source, as Markdown.
 
   Args:
-    only: one section; '' is all. config: whose values are shown where they are not the default.
+    only: a section, a part of a method or a whole key; '' is all.
+    config: whose values are shown where they are not the default.
 
   Raises:
-    UserError: for an unknown section, naming the nearest.
+    UserError: for an unknown name, with the nearest.
   """
   declared = classes()
-  if only and only not in declared:
-    raise types.UserError(f'unknown section {only!r}{trees.did_you_mean(only, declared)}')
-  parts = []
-  for name in [only] if only else declared:
-    summary = declared[name][-1].__doc__.splitlines()[0]
-    lines = [f'## {name or "general"}\n', f'{summary}\n']
-    for key in options.keys(declared[name]).values():
-      lines.append(_line(key, config))
-    parts.append('\n'.join(lines))
-  return '\n\n'.join(parts) + '\n'
+  sections = {name or _GENERAL: name for name in declared}
+  parts = {name: cls.section for name, cls in registry.METHODS.items()} | {'flow': 'interpolant'}
+  known = {**parts, **sections, **{name: name.rpartition('.')[0] for name in keys()}}
+  if only and only not in known:
+    raise types.UserError(f'unknown section or key {only!r}{trees.did_you_mean(only, known)}')
+  given = None if config is None else complete(config)
+  if only in keys():
+    return _line(keys()[only], given) + '\n'
+  wanted = [known[only]] if only else declared
+  shown = '\n\n'.join(_section(name, declared[name], given) for name in wanted)
+  return ('' if only else _HEAD) + shown + '\n'
+
+
+def _section(name, declared, config):
+  summary = ' '.join(cls.__doc__.splitlines()[0] for cls in declared)
+  lines = [_line(key, config) for key in options.keys(declared).values()]
+  return '\n'.join([f'## {name or _GENERAL}\n', f'{summary}\n', *lines])
 
 
 def _line(key, config):

@@ -103,7 +103,7 @@ class EvalOptions(options.Section, section='eval', may_change=True):
       why = f' with eval.precision_recall={self.precision_recall}' if neighbours else ''
       raise types.UserError(f'{key} must be at least {low}{why}, got {number}')
 
-  def judge(self) -> picture_metrics.MetricOptions:
+  def metrics(self) -> picture_metrics.MetricOptions:
     """What is computed."""
     return picture_metrics.MetricOptions(
       batch_size=self.batch_size,
@@ -120,10 +120,10 @@ class SweepOptions(options.Section, section='sweep', may_change=True):
     (1.0, 1.25, 1.5, 1.75, 2.0), at_least=0, doc='Guidance scales; 1 is none.'
   )
   guidance_lows: tuple[float, ...] = options.option(
-    (0.0,), at_least=0, at_most=1, doc='Where guidance ends.'
+    (0.0,), at_least=0, at_most=1, doc='Lower ends of the intervals of t in which guidance acts.'
   )
   guidance_highs: tuple[float, ...] = options.option(
-    (0.7, 1.0), at_least=0, at_most=1, doc='Where guidance begins, t falling from 1.'
+    (0.7, 1.0), at_least=0, at_most=1, doc='Upper ends of those intervals.'
   )
   number: int = options.option(5_000, at_least=1, doc='Samples for each setting.')
   score: str = options.option('fid', choices=BEST, doc='Score that is tabled first and plotted.')

@@ -1,9 +1,9 @@
 """A whole config as one checked object."""
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from absl import logging
 from flax import nnx
 import ml_collections
 import optax
@@ -46,10 +46,6 @@ class Experiment:
   sweep: eval_options.SweepOptions
   analysis: blocks.AnalysisConfig
   plan: plan.PlanConfig
-
-  @property
-  def model(self):
-    return self.architecture
 
   def network(self, rngs: nnx.Rngs) -> base.Network:
     """The network to train, freshly initialised."""
@@ -94,20 +90,20 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
   objective, architecture, execution = construction.make_objective(
     base.Setup(
       method=general.method,
-      options=_parts(read),
+      parts={name: read.get(cls.section) or cls() for name, cls in registry.METHODS.items()},
       architecture=architecture,
       execution=execution,
       source=source,
       interpolant=read['interpolant'],
       label_dropout=train.label_dropout,
+      ema_decay=train.ema_decay,
       batch_size=train.batch_size,
       examples=train.batch_size // train.accumulate,
-    ),
-    ema_decay=train.ema_decay,
+    )
   )
   path = read['interpolant'].make_path()
   experiment = Experiment(
-    config=config,
+    config=declarations.complete(config),
     seed=general.seed,
     method=general.method,
     data=data,
@@ -199,17 +195,12 @@ def check_devices(experiment: Experiment, mesh) -> None:
     )
 
 
-def _parts(read: Mapping[str, Any]) -> dict[str, base.Part]:
-  """Parts of methods by name, with the options that their sections give."""
-  return {name: read.get(cls.section) or cls() for name, cls in registry.METHODS.items()}
-
-
 def _check_batch(train, data, source, seed):
   if train.batch_size > len(source):
     raise types.UserError(
       f'train.batch_size={train.batch_size} is more than {source.name} has examples: {len(source)}'
     )
-  # Refuses a seed, and mirror images that there are none of.
+  # Refuses mirror images that there are none of.
   pipeline.Steps(source=source, seed=seed, batch_size=train.batch_size, flip=data.flip)
   if train.batch_size % train.accumulate:
     raise types.UserError(
@@ -227,6 +218,11 @@ def _check_samples(experiment):
   if not scored.startswith(eval_options.LABELS_FILE):  # A file is read when it is needed.
     generate.make_labels(scored, [0], classes, 0, key='eval.labels')
   trajectory.check_guidance(sampler, architecture.null_label)
+  if sampler.guidance_scale != 1 and not experiment.train.label_dropout:
+    logging.warning(
+      'sampler.guidance_scale=%g needs the null label, which train.label_dropout=0 never trains',
+      sampler.guidance_scale,
+    )
   experiment.objective.flow.check_sampler(sampler)
   if sampler.class_token_scale is not None and not architecture.class_token:
     raise types.UserError(

@@ -8,6 +8,7 @@ data.json      which examples it learns from  audit.json     what --mode=audit f
 """
 
 from collections.abc import Mapping
+import contextlib
 import json
 import pathlib
 import shutil
@@ -27,22 +28,24 @@ AUDIT = 'audit.json'
 _WRITTEN_BY = 'diversedit_jax'  # Version, in config.json; 0.1 wrote none.
 # Entries of data.json that say what a sample is.
 SPACE = ('space', 'latents')
-# What training writes and would mix with what is there.
-_OF_A_RUN = {
+# What training writes and would mix with what is there, as patterns below the directory.
+_OF_A_RUN = (
   'checkpoints',
   'metrics.jsonl',
   'telemetry',
   'tensorboard',
   'data.json',
   'versions.json',
-}
+  'samples/preview-*',
+  'eval/during',
+)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """{'train.steps': 100, ...}; tuples become lists, as JSON has them."""
   flat = {}
   for key, value in config.items():
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
       flat |= flatten(value, f'{prefix}{key}.')
     else:
       flat[prefix + key] = list(value) if isinstance(value, tuple) else value
@@ -57,8 +60,11 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
 
 
 def network(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The entries of a config under which weights mean something, 'method' aside, by whole key."""
-  declared, flat = declarations.keys(), flatten(config)
+  """The entries of a config under which weights mean something, 'method' aside, by whole key.
+
+  Those that it lacks have their defaults.
+  """
+  declared, flat = declarations.keys(), flatten(declarations.complete(config))
   return {k: v for k, v in flat.items() if k in declared and declared[k].decides_network}
 
 
@@ -76,7 +82,7 @@ def open_for_training(
 
   Args:
     workdir: as the user gave it. config: resolved. versions: to record.
-    data: what identifies the examples, 'name', 'examples' and 'sha256', and what `SPACE` names;
+    data: what identifies the examples: 'name', 'examples', 'sha256' and the entries of `SPACE`;
       None leaves it open.
     write: whether this process writes (the first one does).
 
@@ -85,12 +91,12 @@ def open_for_training(
       another config or of other data.
   """
   path = _checked(workdir)
-  stored, given = _stored(path), _complete(flatten(config.to_dict()))
-  held = {p.name for p in path.iterdir()} if stored is None and path.exists() else set()
-  if held & _OF_A_RUN:
+  held = sorted(name for name in _OF_A_RUN if any(path.glob(name)))
+  stored, given = _stored(path), complete(flatten(config))
+  if held and stored is None:
     raise types.UserError(
-      f'workdir {path} holds {", ".join(sorted(held & _OF_A_RUN))} but no config.json: not a whole '
-      'run; restore its config.json, or choose another folder'
+      f'workdir {path} holds {", ".join(held)} but no config.json: not a whole run; restore its '
+      'config.json, or choose another folder'
     )
   changed = differences(stored, given) if stored is not None else {}
   known_data = _read_json(path / 'data.json') if stored is not None else None
@@ -104,14 +110,16 @@ def open_for_training(
   if not write:
     return path
   _make_writable(path)
-  if data is not None and known_data is None:
-    _write_json(path / 'data.json', dict(data))
   if changed:
     logging.info('the run goes on with %s', _listed(changed))
     steps = stored['train.steps']
     shutil.copy(path / 'config.json', path / f'config.until-{steps}-{uuid.uuid4().hex[:8]}.json')
+  # The config first: without it a directory is no run.
   if changed or stored is None:
-    _write_json(path / 'config.json', {_WRITTEN_BY: __version__, **config.to_dict()})
+    whole = declarations.complete(config).to_dict()
+    _write_json(path / 'config.json', {_WRITTEN_BY: __version__, **whole})
+  if data is not None and known_data != dict(data):
+    _write_json(path / 'data.json', dict(data))
   history = path / 'versions.json'
   known = _read_json(history) or []
   if known[-1:] != [dict(versions)]:
@@ -136,7 +144,7 @@ def open_for_reading(
   stored, declared = _stored(path), declarations.keys()
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
-  changed = differences(stored, _complete(flatten(config.to_dict())))
+  changed = differences(stored, complete(flatten(config)))
   if 'method' in changed and len({registry.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
   decides = lambda key: key == 'method' or (key in declared and declared[key].decides_network)
@@ -199,25 +207,47 @@ def _stored(path):
   blocks = flat.get('diversity.layers', '')
   if flat.pop(_WRITTEN_BY, None) is None and blocks[:1].isdecimal():  # 0.1 counted from 0.
     flat['diversity.layers'] = ','.join(str(int(block) + 1) for block in blocks.split(','))
-  return _complete(flat)
+  return complete(_known(file, flat))
 
 
-def _complete(flat):
-  """A flat config with defaults for what it lacks, and the four numbers of a size by name."""
-  flat = flatten(declarations.defaults().to_dict()) | flat
+def _known(file, flat):
+  """A stored config without keys that this version does not have, which is said.
+
+  Raises:
+    UserError: the run's method is not here.
+  """
+  for name in flat.get('method', 'flow').split('+'):
+    if name not in registry.METHODS:
+      raise types.UserError(
+        f'{file}: this version has no method {name!r}, which the run was made by'
+      )
+  declared = declarations.keys()
+  unknown = [key for key in flat if key not in declared]
+  if unknown:
+    logging.warning('%s: this version has no %s; left out', file, ', '.join(unknown))
+  return {key: value for key, value in flat.items() if key in declared}
+
+
+def complete(flat):
+  """A flat config in one form: defaults for what it lacks, and one spelling of the same thing."""
+  flat = flatten(declarations.defaults()) | flat
   size = flat.get('model.size')
   if size in sizes.SIZES:
     flat |= {f'model.{k}': v for k, v in vars(sizes.size(size)).items()} | {'model.size': ''}
+  with contextlib.suppress(types.UserError):  # A part that is not here is refused elsewhere.
+    flat['method'] = '+'.join(registry.parse(flat['method']))
   return flat
 
 
 def _may_change(key, given, same_data):
   """Whether a run may continue with another value of a key."""
-  if key == 'data.source':
+  if key in ('data.source', 'data.classes'):
     return same_data
   if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
     return False  # The learning rate would jump.
-  declared = declarations.keys()
+  section, declared = key.partition('.')[0], declarations.keys()
+  if section in registry.sections() and section not in registry.used_sections(given['method']):
+    return True
   return key in declared and declared[key].may_change
 
 

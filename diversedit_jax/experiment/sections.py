@@ -14,7 +14,7 @@ PRECISIONS = ('default', 'high', 'highest')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class General(options.Section):
-  """Keys that stand in no section."""
+  """Keys without a section."""
 
   seed: int = options.option(
     0, at_least=0, below=2**32, doc='Decides parameters, order of the data, noise and times.'
@@ -47,13 +47,15 @@ class DataOptions(options.Section, section='data'):
     'found.',
   )
   space: str | None = options.option(
-    None, choices=tuple(sources.KEYS), doc='Demanded: pixels or latents.'
+    None,
+    choices=tuple(sources.KEYS),
+    doc='What the data must be, pixels or latents; None takes what they are.',
   )
   size: int | None = options.option(
     None,
     at_least=1,
-    doc='Side of the pixels: of the crop of pictures; demanded of stores, and of pixels beside '
-    'latents.',
+    doc='Side in pixels: pictures are cropped to it, a store must have it; None takes what there is, '
+    'and pictures need one.',
   )
   crop: str | None = options.option(
     None,
@@ -72,7 +74,10 @@ class DataOptions(options.Section, section='data'):
     'store.',
   )
   resident: str = options.option(
-    'none', choices=RESIDENT, may_change=True, doc='Keeps all examples in the memory of this.'
+    'none',
+    choices=RESIDENT,
+    may_change=True,
+    doc="Where all examples are kept in memory: nowhere, in the host's, or on the devices.",
   )
   prefetch: int = options.option(
     2, at_least=1, may_change=True, doc='Batches kept ready, by each worker if there are some.'
@@ -107,7 +112,7 @@ class DataOptions(options.Section, section='data'):
       UserError: see `data.sources.open_source`; or data of another kind than the section states.
     """
     source = self._open('train', pixels, self.classes)
-    if self.workers and isinstance(source, sources.ArraySource | sources.SyntheticSource):
+    if self.workers and not source.reads_files:
       raise types.UserError(
         f'data.workers={self.workers}, but {source.name} is in memory: each worker would get a copy'
       )
@@ -138,13 +143,8 @@ class DataOptions(options.Section, section='data'):
       orientation=self.orientation,
       pixels=pixels,
     )
-    pictures = isinstance(source, sources.PictureSource)
-    for name, fits in (
-      ('classes', pictures),
-      ('crop', pictures or isinstance(source, sources.StoreSource)),
-      ('orientation', pictures or isinstance(source, sources.StoreSource)),
-    ):
-      if getattr(self, name) is not None and not fits:
+    for name in ('classes', 'crop', 'orientation'):
+      if getattr(self, name) is not None and name not in source.options:
         raise types.UserError(f'data.{name}={getattr(self, name)!r} is not for {source.name}')
     if self.space is not None and source.space != self.space:
       raise types.UserError(
@@ -180,7 +180,7 @@ class VaeOptions(options.Section, section='vae', may_change=True):
   tile: int = options.option(
     64,
     at_least=0,
-    doc='Side in latent pixels: larger latents are decoded in tiles of it; 0 never does.',
+    doc='Latents with a longer side than this, in latent pixels, are decoded in tiles; 0: never.',
   )
 
   def __post_init__(self):
@@ -191,7 +191,7 @@ class VaeOptions(options.Section, section='vae', may_change=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSize(options.Section, section='model', decides_network=True):
-  """A published size by name."""
+  """What the network is and how it is run."""
 
   size: str = options.option(
     'S/2', choices=('', *sizes.SIZES), doc="S, B, M, L or XL, /2, /4 or /8; '' takes the next four."

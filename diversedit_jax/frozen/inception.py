@@ -1,16 +1,16 @@
 """Inception-v3 (arXiv 1512.00567) as published scores use it, frozen.
 
-This is the TensorFlow graph of 2015-12-05, fed as ADM's evaluator feeds it: levels 0..255 are
+This is the TensorFlow graph of 2015-12-05, with the input of ADM's evaluator: levels 0..255 are
 resized to 299 x 299 by the `resize_bilinear` of TensorFlow 1, then
 
   (1)  x <- (x - 128) / 128
   (2)  convolution:  x <- ReLU(BN(W * x)),  BN with epsilon 1e-3 folded into W and a bias
   (3)  block:        x <- the outputs of its branches side by side
 
-Four things set it apart from the Inception-v3 of torchvision: the resize (half-pixel centres move
+It differs from the Inception-v3 of torchvision in four things: the resize (half-pixel centres move
 FID), averages that leave out the padding, a maximum where the last block had an average, and a head
-of 1008 classes, whose bias the Inception score leaves out. Names are those of torchvision, which
-every published file of these weights follows.
+with 1008 classes, whose bias the Inception score leaves out. Names are those of torchvision, as in
+every published file of these weights.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-  """3x3: with stride 2 it sees no padding, with stride 1 it leaves the padding out."""
+  """A 3x3 pool; with stride 2 there is no padding, with stride 1 the padding is left out."""
 
   kind: Literal['max', 'average']
   stride: int = 1
@@ -57,18 +57,18 @@ class Pool(NamedTuple):
 
 
 class Fork(NamedTuple):
-  """Branches (3), each a series of steps; without a name it is a part of the block around it."""
+  """Branches (3), each a series of steps; a fork without a name is part of the block around it."""
 
   name: str
   branches: tuple[tuple['Conv | Pool | Fork', ...], ...]
 
 
 class Features(NamedTuple):
-  """What scores are computed from, float32.
+  """Inputs of the scores, float32.
 
-  pool: [N, 2048], the mean over the last map (`pool_3`): FID, precision, recall.
-  spatial: [N, 2023], 17 x 17 positions of 7 channels, row, column, channel: sFID.
-  logits: [N, 1008], without the head's bias: Inception score.
+  pool: mean over the last map (`pool_3`) [N, 2048], for FID, precision and recall.
+  spatial: 17 x 17 positions by 7 channels [N, 2023] (row, column, channel), for sFID.
+  logits: logits without the head's bias [N, 1008], for the Inception Score.
   """
 
   pool: jax.Array
@@ -77,7 +77,11 @@ class Features(NamedTuple):
 
 
 class Layer(NamedTuple):
-  """kernel: shape [rows, columns, in, out]; side: rows, and columns, of the map it makes."""
+  """One convolution.
+
+  kernel: shape [rows, columns, in, out].
+  side: number of rows, and of columns, of its output.
+  """
 
   kernel: tuple[int, int, int, int]
   side: int
@@ -85,13 +89,13 @@ class Layer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Inception:
-  """A network with weights, made by `inception_files`; they are arguments of `features`.
+  """A network with weights, made by `inception_files`.
 
-  params: nested dict of float32 numpy arrays, as `shapes`.
+  params: weights as float32 numpy arrays, with the names and shapes of `shapes`.
   file: name of the file they came from.
-  sha256: of the names and values that were read, the same whatever the file's format.
-  random: they are drawn, not trained, and scores with them compare with no published one.
-  verified: the file is the published one, byte for byte.
+  sha256: digest of their names and values, the same whatever the format of the file.
+  random: whether they are drawn, not trained; such scores compare with no published ones.
+  verified: whether the file is the published one, byte for byte.
   """
 
   params: Params
@@ -102,17 +106,17 @@ class Inception:
 
 
 def features(params: Params, images_NHWC: jax.Array) -> Features:
-  """What the network says of images, uint8 [N, H, W, 3] of any size; pure, traceable.
+  """Features of images, uint8 [N, H, W, 3] of any size; a pure function.
 
-  An image's features do not depend on the others. Products have all of float32's digits, whatever
-  JAX's default precision is: TF32 and bfloat16 would move scores.
+  An image's features do not depend on the others. Products have full float32 precision whatever
+  JAX's default is: TF32 and bfloat16 would move scores.
 
   Raises:
-    UserError: for images that are not uint8 RGB.
+    UserError: the images are not uint8 RGB.
   """
   if images_NHWC.ndim != 4 or images_NHWC.shape[-1] != 3 or images_NHWC.dtype != jnp.uint8:
     raise types.UserError(
-      'Inception takes images uint8 [N, H, W, 3] with levels 0..255, found '
+      'Inception takes images uint8 [N, H, W, 3] with levels 0..255; found '
       f'{images_NHWC.dtype} {list(images_NHWC.shape)}'
     )
   maps = stages(params, (resize(images_NHWC) - 128) / 128)
@@ -126,8 +130,8 @@ def resize(images_NHWC: jax.Array) -> jax.Array:
   """`tf.compat.v1.image.resize_bilinear` to 299 x 299 with its defaults, float32, bit for bit.
 
   Position i reads at i * size / 299: no half-pixel centres, no antialiasing, also when shrinking.
-  Rows and columns are gathered, not multiplied by matrices: this is TensorFlow's own arithmetic in
-  its own order, columns first, and no device's precision of products enters.
+  Rows and columns are gathered, not multiplied by matrices: this is TensorFlow's arithmetic in its
+  own order, columns first, and does not depend on a device's precision of products.
   """
   x_NHWC = images_NHWC.astype(jnp.float32)
   for axis in (2, 1):
@@ -142,7 +146,7 @@ def resize(images_NHWC: jax.Array) -> jax.Array:
 
 
 def stages(params: Params, x_NHWC: jax.Array) -> dict[str, jax.Array]:
-  """Maps after every step of `NETWORK` by name, from normalised 299 x 299 pixels."""
+  """Maps after every step of `NETWORK` by name, for normalised 299 x 299 pixels."""
   maps = {}
   for step in NETWORK:
     x_NHWC = maps[step.name] = _run((step,), params, x_NHWC)
@@ -150,14 +154,14 @@ def stages(params: Params, x_NHWC: jax.Array) -> dict[str, jax.Array]:
 
 
 def layers() -> dict[str, Layer]:
-  """All convolutions, by slash-joined name and in order."""
+  """All convolutions in order, by slash-joined name."""
   found: dict[str, Layer] = {}
   _measure(NETWORK, '', 3, SIDE, found)
   return found
 
 
 def shapes() -> Params:
-  """The parameters as jax.ShapeDtypeStruct; (2) is a kernel and a bias."""
+  """The parameters as jax.ShapeDtypeStruct; a convolution (2) has a kernel and a bias."""
   flat = {'fc/kernel': (WIDTH, CLASSES)}
   for name, layer in layers().items():
     flat |= {f'{name}/kernel': layer.kernel, f'{name}/bias': layer.kernel[-1:]}
@@ -167,13 +171,13 @@ def shapes() -> Params:
 
 
 def flops() -> float:
-  """FLOPs of the products for one image of whatever size, a multiply-add being 2."""
+  """FLOPs of the products for one image of any size, a multiply-add being 2."""
   convs = sum(2 * math.prod(layer.kernel) * layer.side**2 for layer in layers().values())
   return float(convs + 2 * WIDTH * CLASSES)
 
 
 def _positions(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """For each of 299 positions: the two that it lies between, and how far from the first."""
+  """The two neighbours of each of 299 positions, and its distance from the first one."""
   source = np.arange(SIDE, dtype=np.float32) * (np.float32(size) / np.float32(SIDE))
   low = np.floor(source)
   high = np.minimum(low + 1, size - 1)
@@ -211,7 +215,7 @@ def _maximum(x_NHWC, stride):
 
 
 def _average(x_NHWC):
-  """Over the pixels that a 3x3 window finds: 9 inside, 6 at an edge, 4 in a corner."""
+  """Average over the pixels in a 3x3 window: 9 inside, 6 at an edge, 4 in a corner."""
   found = [np.convolve(np.ones(n), np.ones(3), 'same') for n in x_NHWC.shape[1:3]]
   counts_HW = np.outer(*found).astype(np.float32)
   sums = jax.lax.reduce_window(x_NHWC, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
@@ -219,7 +223,7 @@ def _average(x_NHWC):
 
 
 def _measure(steps, prefix, channels, side, found):
-  """Adds the layers of steps to `found`; returns channels and side of what they make."""
+  """Adds the layers of steps to `found`; returns the channels and the side of their output."""
   for step in steps:
     if isinstance(step, Fork):
       inner = f'{prefix}{step.name}/' if step.name else prefix
@@ -237,59 +241,65 @@ def _measure(steps, prefix, channels, side, found):
 
 
 def _half(name, outputs):
-  """Of both sides, by a 3x3 convolution of stride 2 without padding."""
+  """A 3x3 convolution with stride 2 and without padding, which halves both sides."""
   return Conv(name, outputs, 3, 3, stride=2, padding='VALID')
 
 
+def _series(name, *convs):
+  """Convolutions one after the other, each (outputs, rows, columns); names are numbered from 1."""
+  return tuple(Conv(f'{name}_{i}', *conv) for i, conv in enumerate(convs, start=1))
+
+
 def _block_35(name, pooled):
-  return Fork(
-    name,
-    (
-      (Conv('branch1x1', 64),),
-      (Conv('branch5x5_1', 48), Conv('branch5x5_2', 64, 5, 5)),
-      (
-        Conv('branch3x3dbl_1', 64),
-        Conv('branch3x3dbl_2', 96, 3, 3),
-        Conv('branch3x3dbl_3', 96, 3, 3),
-      ),
-      (Pool('average'), Conv('branch_pool', pooled)),
-    ),
+  branches = (
+    (Conv('branch1x1', 64),),
+    _series('branch5x5', (48,), (64, 5, 5)),
+    _series('branch3x3dbl', (64,), (96, 3, 3), (96, 3, 3)),
+    (Pool('average'), Conv('branch_pool', pooled)),
   )
+  return Fork(name, branches)
 
 
 def _block_17(name, c):
-  return Fork(
-    name,
-    (
-      (Conv('branch1x1', 192),),
-      (Conv('branch7x7_1', c), Conv('branch7x7_2', c, 1, 7), Conv('branch7x7_3', 192, 7, 1)),
-      (
-        Conv('branch7x7dbl_1', c),
-        Conv('branch7x7dbl_2', c, 7, 1),
-        Conv('branch7x7dbl_3', c, 1, 7),
-        Conv('branch7x7dbl_4', c, 7, 1),
-        Conv('branch7x7dbl_5', 192, 1, 7),
-      ),
-      (Pool('average'), Conv('branch_pool', 192)),
-    ),
+  branches = (
+    (Conv('branch1x1', 192),),
+    _series('branch7x7', (c,), (c, 1, 7), (192, 7, 1)),
+    _series('branch7x7dbl', (c,), (c, 7, 1), (c, 1, 7), (c, 7, 1), (192, 1, 7)),
+    (Pool('average'), Conv('branch_pool', 192)),
   )
+  return Fork(name, branches)
 
 
 def _block_8(name, pool):
   cross = lambda a, b: Fork('', ((Conv(a, 384, 1, 3),), (Conv(b, 384, 3, 1),)))
-  return Fork(
-    name,
+  branches = (
+    (Conv('branch1x1', 320),),
+    (*_series('branch3x3', (384,)), cross('branch3x3_2a', 'branch3x3_2b')),
     (
-      (Conv('branch1x1', 320),),
-      (Conv('branch3x3_1', 384), cross('branch3x3_2a', 'branch3x3_2b')),
-      (
-        Conv('branch3x3dbl_1', 448),
-        Conv('branch3x3dbl_2', 384, 3, 3),
-        cross('branch3x3dbl_3a', 'branch3x3dbl_3b'),
-      ),
-      (Pool(pool), Conv('branch_pool', 192)),
+      *_series('branch3x3dbl', (448,), (384, 3, 3)),
+      cross('branch3x3dbl_3a', 'branch3x3dbl_3b'),
     ),
+    (Pool(pool), Conv('branch_pool', 192)),
   )
+  return Fork(name, branches)
+
+
+def _smaller_17():
+  branches = (
+    (_half('branch3x3', 384),),
+    (*_series('branch3x3dbl', (64,), (96, 3, 3)), _half('branch3x3dbl_3', 96)),
+    (Pool('max', stride=2),),
+  )
+  return Fork('Mixed_6a', branches)
+
+
+def _smaller_8():
+  branches = (
+    (*_series('branch3x3', (192,)), _half('branch3x3_2', 320)),
+    (*_series('branch7x7x3', (192,), (192, 1, 7), (192, 7, 1)), _half('branch7x7x3_4', 192)),
+    (Pool('max', stride=2),),
+  )
+  return Fork('Mixed_7a', branches)
 
 
 NETWORK = (
@@ -303,31 +313,12 @@ NETWORK = (
   _block_35('Mixed_5b', 32),
   _block_35('Mixed_5c', 64),
   _block_35('Mixed_5d', 64),
-  Fork(
-    'Mixed_6a',
-    (
-      (_half('branch3x3', 384),),
-      (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, 3, 3), _half('branch3x3dbl_3', 96)),
-      (Pool('max', stride=2),),
-    ),
-  ),
+  _smaller_17(),
   _block_17('Mixed_6b', 128),
   _block_17('Mixed_6c', 160),
   _block_17('Mixed_6d', 160),
   _block_17('Mixed_6e', 192),
-  Fork(
-    'Mixed_7a',
-    (
-      (Conv('branch3x3_1', 192), _half('branch3x3_2', 320)),
-      (
-        Conv('branch7x7x3_1', 192),
-        Conv('branch7x7x3_2', 192, 1, 7),
-        Conv('branch7x7x3_3', 192, 7, 1),
-        _half('branch7x7x3_4', 192),
-      ),
-      (Pool('max', stride=2),),
-    ),
-  ),
+  _smaller_8(),
   _block_8('Mixed_7b', 'average'),
   _block_8('Mixed_7c', 'max'),
 )

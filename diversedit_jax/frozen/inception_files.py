@@ -1,7 +1,7 @@
-"""Weights of Inception from the published files: names, layouts, batch norms folded in, digest.
+"""Reads the published weights of Inception: names, layouts, batch norms folded in, digest.
 
-Two ports of one TensorFlow graph are in use. PyTorch's has convolutions as [out, in, row, column]
-and dots in its names; Flax's is a pickle of nested dicts, in our own layout:
+Two ports of one TensorFlow graph are in use. PyTorch's stores convolutions as [out, in, row,
+column] and has dots in its names; Flax's is a pickle of nested dicts, in our own layout:
 
   Mixed_5b.branch1x1.conv.weight     Mixed_5b/branch1x1/conv/kernel
   Mixed_5b.branch1x1.bn.running_var  Mixed_5b/branch1x1/bn/var
@@ -14,14 +14,13 @@ import pathlib
 import re
 import zlib
 
-import jax.numpy as jnp
 import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.frozen import inception
-from diversedit_jax.weights import array_files
+from diversedit_jax.weights import array_files, misfits
 
-# Files by name, and where their authors publish them.
+# Published files by name, with the places where their authors publish them.
 FILES = {
   'pt_inception-2015-12-05-6726825d.pth': (
     'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
@@ -37,7 +36,7 @@ FILES = {
   ),
 }
 PUBLISHED_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
-"""Of the `.pth`, one file by two names, which end with the first digits, as torch.hub has it."""
+"""Digest of the `.pth`, which has two names; both end with the first digits, as in torch.hub."""
 
 _FLAX = {
   'conv/kernel': 'conv.weight',
@@ -48,20 +47,20 @@ _FLAX = {
   'fc/kernel': 'fc.weight',
   'fc/bias': 'fc.bias',
 }
-# In some files, and no part of any score: the head's bias, counters and the head for training.
+# Present in some files and used by no score: the head's bias, counters, the head for training.
 _UNUSED = re.compile(r'fc\.bias|AuxLogits\..*|.*\.num_batches_tracked')
 
 
 def load(path: str | os.PathLike[str]) -> inception.Inception:
-  """The network of a file, or of a folder with one of `FILES`.
+  """Reads the network from a file, or from a folder with one of `FILES`.
 
   Args:
     path: a .pth, .pickle, .safetensors or .npz file with the names of either port; or
       'random:SEED', which is `random(SEED)`.
 
   Raises:
-    UserError: no such file (where to find it is told), one that would run code, one that is not
-      what its name says, or names, shapes or values that are not those of this network.
+    UserError: there is no such file (the message says where to get it), it would run code, it is
+      not what its name says, or its names, shapes or values are not those of this network.
   """
   kind, _, seed = str(path).partition(':')
   if kind == 'random' and seed.isdecimal():
@@ -78,10 +77,10 @@ def load(path: str | os.PathLike[str]) -> inception.Inception:
 def from_arrays(
   arrays: Mapping[str, np.ndarray], *, file: str = '', random: bool = False, verified: bool = False
 ) -> inception.Inception:
-  """The network of arrays by the names of either port.
+  """The network with these arrays, by the names of either port.
 
   Raises:
-    UserError: as `load`.
+    UserError: names, shapes or values are not those of this network.
   """
   arrays = _pytorch_names(arrays)
   expected = file_shapes()
@@ -100,12 +99,12 @@ def from_arrays(
 
 
 def random(seed: int) -> inception.Inception:
-  """The network with random weights, for tests and trials; no published score compares."""
+  """The network with random weights, for tests and trials; its scores compare with no others."""
   return from_arrays(random_arrays(seed), file=f'random-{seed}', random=True)
 
 
 def random_arrays(seed: int) -> dict[str, np.ndarray]:
-  """Arrays by PyTorch's names of which none is neutral; activations come out of order 1."""
+  """Random arrays by PyTorch's names, none of them neutral; activations are of order 1."""
 
   def draw(name, shape):
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
@@ -122,7 +121,7 @@ def random_arrays(seed: int) -> dict[str, np.ndarray]:
 
 
 def file_shapes() -> dict[str, tuple[int, ...]]:
-  """Shapes of the arrays that are read, by PyTorch's names and in its layout."""
+  """Shapes of the arrays that the network uses, by PyTorch's names and in its layout."""
   shapes: dict[str, tuple[int, ...]] = {}
   for name, layer in inception.layers().items():
     name, (rows, cols, inputs, outputs) = name.replace('/', '.'), layer.kernel
@@ -133,18 +132,18 @@ def file_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _fold(arrays, name):
-  """Kernel and bias that do what convolution and batch norm did; in float64, rounded once."""
+  """Kernel and bias that do what a convolution and its norm did; in float64, rounded once."""
   weight, scale, bias, mean, variance = (
     arrays[f'{name}.{leaf}'].astype(np.float64)
     for leaf in ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
   )
   factor = scale / np.sqrt(variance + inception.NORM_EPSILON)
-  kernel = np.moveaxis(weight, (0, 1), (-1, -2)) * factor[None, None, None]
+  kernel = array_files.kernel_from_torch(weight) * factor[None, None, None]
   return np.ascontiguousarray(kernel, np.float32), (bias - mean * factor).astype(np.float32)
 
 
 def _pytorch_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Arrays of either port as PyTorch's has them."""
+  """The arrays of either port, with PyTorch's names and layout."""
   if not any('/' in name for name in arrays):
     return dict(arrays)
   named = {}
@@ -152,39 +151,30 @@ def _pytorch_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     tail = '/'.join(name.split('/')[-2:])
     theirs = (name.removesuffix(tail) + _FLAX.get(tail, tail)).replace('/', '.')
     if theirs in named:
-      raise types.UserError(f'{theirs} is there twice, by the names of both ports')
+      raise types.UserError(f'{theirs} is there twice, under the names of both ports')
     kernel = tail.endswith('kernel') and array.ndim > 1
     named[theirs] = np.moveaxis(array, (-1, -2), (0, 1)) if kernel else array
   return named
 
 
 def _check(arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
-  faults = [f'{name} is missing' for name in expected if name not in arrays]
-  for name, array in arrays.items():
-    if name not in expected:
-      if not _UNUSED.fullmatch(name):
-        faults.append(f'{name} is not expected')
-    elif array.shape != expected[name]:
-      faults.append(f'{name} has shape {array.shape}, expected {expected[name]}')
-    elif not jnp.issubdtype(array.dtype, jnp.floating):
-      faults.append(f'{name} has dtype {array.dtype}, expected floating-point numbers')
-    elif not np.isfinite(array.astype(np.float32)).all():
-      faults.append(f'{name} holds values that are not finite in float32')
-    elif name.endswith('running_var') and array.min() < 0:
-      faults.append(f'{name} holds negative variances')
+  faults = misfits.find(arrays, expected, unused=_UNUSED.fullmatch, finite=True)
+  if not faults:
+    variances = [name for name in expected if name.endswith('running_var')]
+    negative = [name for name in variances if arrays[name].min() < 0]
+    faults = [f'negative variances: {misfits.first_few(negative)}'] if negative else []
   if faults:
-    more = f'; and {len(faults) - 8} more' if len(faults) > 8 else ''
     raise types.UserError(
       "these are not the weights of the Inception of 2015-12-05 (torchvision's own, with 1000 "
-      f"classes, are another network's): {'; '.join(faults[:8])}{more}"
+      f"classes, are another network's): {'; '.join(faults)}"
     )
 
 
 def _is_published(path: pathlib.Path) -> bool:
-  """Whether a file is the published `.pth`; of the other forms no digest is known.
+  """Whether a file is the published `.pth`; no digest is known for the other forms.
 
   Raises:
-    UserError: for a file of another content by its name.
+    UserError: the name is that of the published file, and the content is not.
   """
   if path.suffix != '.pth':
     return False
@@ -198,14 +188,6 @@ def _is_published(path: pathlib.Path) -> bool:
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-  if path.is_file():
-    return path
-  for name in FILES:
-    if (path / name).is_file():
-      return path / name
-  found = f'{path} holds none of them' if path.is_dir() else f'there is no {path}'
   places = '; '.join(f'{name} from {url}' for name, url in FILES.items())
-  raise types.UserError(
-    f'Inception needs its weights (about 95 MB), but {found}. They are published in three forms, '
-    f'any of which will do: {places}. Download one and give its path'
-  )
+  publisher = f'Any of these published files will do: {places}. Download one and give its path'
+  return array_files.find(path, FILES, 'Inception needs its weights (about 95 MB)', publisher)

@@ -1,17 +1,18 @@
 """The variational autoencoder of latent diffusion (arXiv 2112.10752, "SD-VAE"), frozen.
 
-An image x in [-1, 1] becomes the moments of a normal distribution, 2^(levels - 1) times smaller
-(`data.latents` draws from it); a latent z becomes an image. Down is a Conv3 of stride 2 that pads
-at the bottom and the right only, Up repeats every position 2x2 and applies a Conv3:
+The encoder maps an image x in [-1, 1] to the moments of a normal distribution, on a grid that is
+2^(levels - 1) times smaller along a side (`data.latents` draws from it); the decoder maps a latent
+z to an image. Down is a Conv3 with stride 2 that pads only at the bottom and at the right, Up
+repeats every position 2x2 and applies a Conv3:
 
   (1)  block      x <- Shortcut(x) + Conv3(SiLU(GN(Conv3(SiLU(GN(x))))))
   (2)  attention  x <- x + Out(softmax(q k / sqrt(C)) v),  q, k, v = Linear(GN(x))
   (3)  encoder    Conv3, levels of (1) with Down between them, (1) (2) (1), Conv3(SiLU(GN(x)))
   (4)  decoder    Conv3, (1) (2) (1), levels of (1) with Up between them, Conv3(SiLU(GN(x)))
 
-Attributes are called as in diffusers' `AutoencoderKL`, so that the names of weights follow
+Attributes have the names of diffusers' `AutoencoderKL`, so that the names of weights follow
 mechanically (`vae_files`). Norms, softmax and the residual stream are in float32 at least, and so
-are the thin layers at both ends, which cost nothing and decide the last bits of pixels and latents.
+are the thin layers at both ends: they cost nothing and decide the last bits of pixels and latents.
 """
 
 import dataclasses
@@ -31,13 +32,14 @@ DTYPES = ('float32', 'bfloat16', 'float64')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-  """Sizes of an autoencoder, and what its latents are scaled with.
+  """Sizes of an autoencoder, and the scaling of its latents.
 
   block_channels: width of each level, from the pixels to the latents.
-  layers_per_block: residual blocks in a level of the encoder; the decoder's have one more.
-  norm_groups: of every GroupNorm.
-  scale, shift: of `data.latents.Scaling`, one number or one for each latent channel.
-  quant_conv, post_quant_conv: whether a 1x1 convolution follows the encoder, precedes the decoder.
+  layers_per_block: residual blocks in a level of the encoder; the decoder's levels have one more.
+  norm_groups: number of groups in every GroupNorm.
+  scale, shift: arguments of `data.latents.Scaling`, one number or one per latent channel.
+  quant_conv: whether a 1x1 convolution follows the encoder.
+  post_quant_conv: whether a 1x1 convolution precedes the decoder.
   """
 
   image_channels: int = 3
@@ -63,11 +65,11 @@ class VAEConfig:
     for name in (*counts, 'block_channels'):
       for count in jax.tree.leaves(getattr(self, name)):
         whole = isinstance(count, int) and count >= 1
-        require(whole, f'{name} must be made of whole numbers from 1, found {count!r}')
+        require(whole, f'{name} must be whole numbers from 1, found {count!r}')
     require(
       all(width % self.norm_groups == 0 for width in self.block_channels),
       f'norm_groups={self.norm_groups} does not divide every width of {self.block_channels}; the '
-      'right number is norm_num_groups in the config.json that is published with the weights',
+      'right number is norm_num_groups in the config.json published with the weights',
     )
     for name in ('scale', 'shift'):
       value = getattr(self, name)
@@ -75,8 +77,8 @@ class VAEConfig:
       finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
       require(
         finite and len(numbers) == self.latent_channels,
-        f'{name} must be a finite number, or {self.latent_channels} of them, one for each latent '
-        f'channel; found {value!r}',
+        f'{name} must be one finite number or {self.latent_channels}, one per latent channel; '
+        f'found {value!r}',
       )
     latents.Scaling(scale=self.scale, shift=self.shift)  # Refuses scales that are not positive.
 
@@ -87,7 +89,7 @@ class VAEConfig:
 
   @property
   def scaling(self) -> latents.Scaling:
-    """Between the latents of this autoencoder and those that a diffusion model sees."""
+    """The map from the latents of this autoencoder to those that a diffusion model sees."""
     return latents.Scaling(scale=self.scale, shift=self.shift)
 
 
@@ -95,10 +97,12 @@ class VAEConfig:
 class Autoencoder:
   """An autoencoder with weights, made by `vae_files`; the weights are arguments, not constants.
 
-  params: nested dict of float32 numpy arrays. dtype: of the matrix products.
+  config: its sizes.
+  params: weights as a nested dict of float32 numpy arrays.
   file: name of the file they came from.
-  encoder_sha256, decoder_sha256: digests of the names and values of each half, its 1x1 convolution
-    included; the same whatever the file's format and naming.
+  encoder_sha256, decoder_sha256: digests of the names and values in each half, its 1x1 convolution
+    included; the same whatever the format and the naming of the file.
+  dtype: dtype of the matrix products.
   """
 
   config: VAEConfig
@@ -123,7 +127,7 @@ def shapes(config: VAEConfig) -> dict[str, Any]:
 
 
 def flops(config: VAEConfig, height: int, width: int) -> tuple[float, float]:
-  """FLOPs (encode, decode) for one image of that many pixels, a multiply-add being 2."""
+  """FLOPs (encode, decode) for one image with so many pixels, a multiply-add being 2."""
   widths, depth, latent = config.block_channels, config.layers_per_block, config.latent_channels
   last, outer, inner = len(widths) - 1, widths[0], widths[-1]
   pixels = [height * width / 4**i for i in range(len(widths))]
@@ -149,10 +153,10 @@ def flops(config: VAEConfig, height: int, width: int) -> tuple[float, float]:
 
 
 class VAE(nnx.Module):
-  """Both halves; dtype: of the matrix products, 'float64' only where JAX has it switched on.
+  """Both halves, with matrix products in a dtype.
 
   Raises:
-    UserError: for an unknown dtype, or 'float64' without jax_enable_x64.
+    UserError: the dtype is unknown, or is 'float64' without jax_enable_x64.
   """
 
   def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str = 'float32'):
@@ -167,29 +171,29 @@ class VAE(nnx.Module):
     self.post_quant_conv = conv(c, c, 1) if config.post_quant_conv else None
 
   def encode(self, x_NHWC: jax.Array) -> jax.Array:
-    """Pixels in [-1, 1] -> moments [N, H/f, W/f, 2C]: means, then logarithms of variances.
+    """Maps pixels in [-1, 1] to moments [N, H/f, W/f, 2C]: means, then logarithms of variances.
 
     Raises:
-      UserError: for sides that are no multiples of the factor f.
+      UserError: a side is not a multiple of the factor f.
     """
     types.check('x', x_NHWC, 'N H W C', C=self.config.image_channels)
     height, width = x_NHWC.shape[1:3]
     if height % self.config.factor or width % self.config.factor:
       raise types.UserError(
-        f'the VAE encodes images with sides divisible by {self.config.factor}, found '
+        f'the VAE encodes images with sides divisible by {self.config.factor}; found '
         f'{height}x{width}; crop or resize them first'
       )
     moments = self.encoder(x_NHWC)
     return moments if self.quant_conv is None else self.quant_conv(moments)
 
   def decode(self, z_NHWC: jax.Array) -> jax.Array:
-    """Latents, not scaled (`Scaling.undo`) -> pixels around [-1, 1], not clipped."""
+    """Maps latents without scaling (`Scaling.undo`) to pixels around [-1, 1], not clipped."""
     types.check('z', z_NHWC, 'N H W C', C=self.config.latent_channels)
     return self.decoder(z_NHWC if self.post_quant_conv is None else self.post_quant_conv(z_NHWC))
 
 
 class Encoder(nnx.Module):
-  """(3), without the 1x1 convolution after it."""
+  """The encoder (3), without the 1x1 convolution after it."""
 
   def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str):
     make, widths = layers.Make(config.norm_groups, dtype, rngs), config.block_channels
@@ -211,7 +215,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """(4), without the 1x1 convolution before it."""
+  """The decoder (4), without the 1x1 convolution before it."""
 
   def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str):
     make, widths = layers.Make(config.norm_groups, dtype, rngs), config.block_channels[::-1]
@@ -234,7 +238,7 @@ class Decoder(nnx.Module):
 
 @functools.cache
 def _split(config: VAEConfig, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
-  """The structure, and the shapes of the parameters."""
+  """The structure of the network and the shapes of its parameters."""
   model = nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype))
   graphdef, variables = nnx.split(model, nnx.Param)
   return graphdef, nnx.to_pure_dict(variables)

@@ -1,9 +1,9 @@
-"""Weights of the VAE from diffusers' files, and back: names, layouts, sizes, digests.
+"""Reads the weights of the VAE from diffusers' files, and gives them back in that form.
 
-The published files are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. A name of
-ours becomes theirs by dots for slashes and `weight` for `kernel` and `scale`; older files name the
+The published files are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. Our names
+become theirs with dots for slashes and `weight` for `kernel` and `scale`. Older files name the
 attention differently (`_LEGACY`) and may keep its matrices as 1x1 convolutions. Sizes are read off
-the arrays; what arrays cannot tell, groups and scale, stands in a `config.json` beside the file.
+the arrays; groups and scale, which arrays do not show, are in a `config.json` beside the file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,11 @@ from typing import Any
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.frozen import vae
-from diversedit_jax.weights import array_files
+from diversedit_jax.weights import array_files, misfits
 
 FILE = 'diffusion_pytorch_model.safetensors'
 SETTINGS = 'config.json'
@@ -30,7 +29,7 @@ _LEGACY_NAME = re.compile(rf'(\.attentions\.\d+\.)({"|".join(_LEGACY)})(?=\.)')
 _DECODER = ('decoder.', 'post_quant_conv.')
 # The scale of Stable Diffusion's first autoencoders, which their config.json does not give.
 _SD_CHANNELS, _SD_SCALE = 4, 0.18215
-# What an AutoencoderKL may be and this one is not.
+# The settings of an AutoencoderKL of which this one supports a single value.
 _SUPPORTED = {
   '_class_name': 'AutoencoderKL',
   'act_fn': 'silu',
@@ -47,16 +46,16 @@ def load(
   shift: float | Sequence[float] | None = None,
   dtype: str = 'float32',
 ) -> vae.Autoencoder:
-  """The autoencoder of a file, or of a folder with a file called `FILE`.
+  """Reads the autoencoder from a file, or from a folder with a file called `FILE`.
 
   Args:
     path: a .safetensors, .npz, .pt or .pth file of any floating-point dtype.
-    scale, shift: instead of those in `config.json` beside the file, see `vae.VAEConfig`.
-    dtype: of the matrix products, one of `vae.DTYPES`; the parameters are float32 always.
+    scale, shift: values that replace those of `config.json`, see `vae.VAEConfig`.
+    dtype: the dtype of the matrix products, one of `vae.DTYPES`; parameters are always float32.
 
   Raises:
-    UserError: no such file (where to find it is told), a file of something else, or one that
-      contradicts its `config.json`.
+    UserError: there is no such file (the message says where to get it), it holds something else, or
+      it contradicts its `config.json`.
   """
   path = _find(pathlib.Path(path))
   arrays, settings = array_files.load(path), _read_settings(path.with_name(SETTINGS))
@@ -77,43 +76,58 @@ def from_arrays(
   dtype: str = 'float32',
   file: str = '',
 ) -> vae.Autoencoder:
-  """The autoencoder of arrays by diffusers' names; settings: what `config.json` would hold.
+  """The autoencoder with these arrays, by diffusers' names.
+
+  Args:
+    arrays: the weights.
+    settings: the contents of `config.json`.
+    scale, shift, dtype: see `load`.
+    file: the name of the file they came from.
 
   Raises:
-    UserError: as `load`.
+    UserError: the arrays are something else, or contradict the settings.
   """
   settings = settings or {}
   arrays = _current_names(arrays)
   _refuse_unsupported(settings, scale is not None and shift is not None)
   config = _config(arrays, settings, scale, shift)
   shapes = vae.shapes(config)
-  _check(arrays, shapes)
+  expected = {
+    _diffusers_name(path): (*leaf.shape[:-3:-1], *leaf.shape[:-2])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+  }
+  for name, shape in expected.items():
+    if name in arrays and len(shape) == 2 and arrays[name].shape == (*shape, 1, 1):
+      arrays[name] = arrays[name][:, :, 0, 0]
+  if faults := misfits.find(arrays, expected, finite=True):
+    raise types.UserError(f'these are not the weights of an AutoencoderKL: {"; ".join(faults)}')
 
   def ours(path, leaf):
-    array = _to_ours(arrays[_diffusers_name(path)], leaf.ndim)
+    array = arrays[_diffusers_name(path)]
+    array = array_files.kernel_from_torch(array) if leaf.ndim > 1 else array
     return np.ascontiguousarray(array, np.float32)
 
   return _autoencoder(config, jax.tree_util.tree_map_with_path(ours, shapes), dtype, file)
 
 
 def to_arrays(params: Mapping[str, Any], config: vae.VAEConfig) -> dict[str, np.ndarray]:
-  """Parameters as float32 arrays by diffusers' current names and in its layout.
+  """Parameters as float32 arrays, with diffusers' current names and layout.
 
   Raises:
-    ValueError: they are not those of the config.
+    ValueError: the parameters are not those of the config.
   """
   expected = {name: leaf.shape for name, leaf in trees.named_leaves(vae.shapes(config)).items()}
   found = {name: np.shape(leaf) for name, leaf in trees.named_leaves(params).items()}
   if found != expected:
     wrong = sorted(dict(found.items() ^ expected.items()))
-    raise ValueError(f'parameters and config of the VAE disagree on {", ".join(wrong[:8])}')
+    raise ValueError(f'parameters and config of the VAE disagree on {misfits.first_few(wrong)}')
   return {name: np.ascontiguousarray(array) for name, array in _named(params)}
 
 
 def random(config: vae.VAEConfig, seed: int, *, dtype: str = 'float32') -> vae.Autoencoder:
-  """An autoencoder with random weights of which none is neutral, for tests and trials.
+  """An autoencoder with random weights, none of them neutral, for tests and trials.
 
-  Values are of order 1 throughout: pixels come out of order 1, and so do moments.
+  Values are of order 1 throughout, and so are the pixels and moments that come out.
   """
 
   def draw(path, leaf):
@@ -143,17 +157,10 @@ def _autoencoder(config, params, dtype, file):
 
 
 def _named(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """Parameters by diffusers' names, as views in its layout."""
+  """Parameters as views with diffusers' names and layout."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     leaf = np.asarray(leaf, np.float32)
     yield _diffusers_name(path), np.moveaxis(leaf, (-1, -2), (0, 1)) if leaf.ndim > 1 else leaf
-
-
-def _to_ours(array: np.ndarray, ndim: int) -> np.ndarray:
-  """PyTorch keeps matrices as [out, in] and convolutions as [out, in, row, column]."""
-  if ndim == 2 and array.ndim == 4:
-    array = array[:, :, 0, 0]
-  return np.moveaxis(array, (0, 1), (-1, -2)) if ndim > 1 else array
 
 
 def _diffusers_name(path: tuple[Any, ...]) -> str:
@@ -172,7 +179,7 @@ def _current_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _config(arrays, settings, scale, shift) -> vae.VAEConfig:
-  """Sizes of the arrays, the rest of the settings; where both speak, they must agree."""
+  """The sizes of the arrays and the rest from the settings; they must not contradict each other."""
   size = lambda name, axis: _size(arrays, name, axis)
   first = 'encoder.down_blocks.{}.resnets.{}.conv1.weight'.format
   count = lambda name: next(i for i in range(len(arrays) + 1) if name(i) not in arrays)
@@ -192,13 +199,13 @@ def _config(arrays, settings, scale, shift) -> vae.VAEConfig:
     value = settings.get(key, found)
     value = tuple(value) if isinstance(value, list) else value
     if value != found:
-      raise types.UserError(f'{SETTINGS} says {key}={value}, but by the arrays it is {found}')
+      raise types.UserError(f'{SETTINGS} says {key}={value}, but the arrays have {found}')
   usual = _SD_SCALE if latent == _SD_CHANNELS else None
   scale = _first(scale, settings.get('scaling_factor'), usual)
   if scale is None:
     raise types.UserError(
       f'the scale of {latent} latent channels is not known: give it (--vae_scale), or put the '
-      f'published {SETTINGS}, which has it as scaling_factor, beside the file'
+      f'published {SETTINGS}, which has it as scaling_factor, into the folder of the file'
     )
   return vae.VAEConfig(
     image_channels=image,
@@ -217,8 +224,8 @@ def _size(arrays, name, axis):
   if name not in arrays or arrays[name].ndim != 4:
     found = f'has shape {arrays[name].shape}' if name in arrays else 'is missing'
     raise types.UserError(
-      f'these are not the weights of an AutoencoderKL by the names of diffusers: {name} {found}; '
-      f'there are {len(arrays)} arrays: {", ".join(sorted(arrays)[:4])}, ...'
+      f"these are not the weights of an AutoencoderKL with diffusers' names: {name} {found}; "
+      f'the {len(arrays)} arrays are {misfits.first_few(sorted(arrays))}'
     )
   return arrays[name].shape[axis]
 
@@ -230,45 +237,19 @@ def _refuse_unsupported(settings: Mapping[str, Any], scaled: bool) -> None:
       raise types.UserError(f'{SETTINGS} says {key}={found!r}; only {expected!r} is supported')
   if not scaled and any(settings.get(key) for key in ('latents_mean', 'latents_std')):
     raise types.UserError(
-      f'{SETTINGS} has latents_mean and latents_std for each channel, which programs apply in '
-      'different ways; say what is meant by a scale and a shift (--vae_scale, --vae_shift)'
-    )
-
-
-def _check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> None:
-  expected = {
-    _diffusers_name(path): (*leaf.shape[:-3:-1], *leaf.shape[:-2])
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-  }
-  faults = [f'{name} is missing' for name in expected if name not in arrays]
-  faults += [f'{name} is not expected' for name in arrays if name not in expected]
-  for name, shape in expected.items():
-    if name not in arrays:
-      continue
-    array = arrays[name]
-    if array.shape != shape and (len(shape) != 2 or array.shape != (*shape, 1, 1)):
-      faults.append(f'{name} has shape {array.shape}, expected {shape}')
-    elif not jnp.issubdtype(array.dtype, jnp.floating):
-      faults.append(f'{name} has dtype {array.dtype}, expected floating-point numbers')
-    elif not np.isfinite(array.astype(np.float32)).all():
-      faults.append(f'{name} holds values that are not finite in float32')
-  if faults:
-    more = f'; and {len(faults) - 8} more' if len(faults) > 8 else ''
-    raise types.UserError(
-      f'these are not the weights of an AutoencoderKL: {"; ".join(faults[:8])}{more}'
+      f'{SETTINGS} has latents_mean and latents_std, which programs apply in different ways; '
+      'give a scale and a shift instead (--vae_scale, --vae_shift)'
     )
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-  file = path / FILE if path.is_dir() else path
-  if file.is_file():
-    return file
-  found = f'{path} does not hold it' if path.is_dir() else f'there is no {path}'
-  raise types.UserError(
-    f'the VAE needs its weights, {FILE} (about 335 MB), but {found}. Its authors publish it on '
-    'Hugging Face as stabilityai/sd-vae-ft-mse (or stabilityai/sd-vae-ft-ema: the same encoder, '
-    f'another decoder); download it, with its {SETTINGS}, and give the path'
+  publisher = (
+    'Its authors publish it on Hugging Face as stabilityai/sd-vae-ft-mse (or '
+    'stabilityai/sd-vae-ft-ema: the same encoder, another decoder); download it, with its '
+    f'{SETTINGS}, and give the path'
   )
+  wanted = f'the VAE needs its weights, {FILE} (about 335 MB)'
+  return array_files.find(path, (FILE,), wanted, publisher)
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
@@ -277,7 +258,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
   try:
     settings = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
-    raise types.UserError(f'{path}, beside the weights, is not readable JSON: {error}') from error
+    raise types.UserError(f'{path} is not readable JSON: {error}') from error
   if not isinstance(settings, dict):
-    raise types.UserError(f'{path}, beside the weights, must hold a JSON object')
+    raise types.UserError(f'{path} must hold a JSON object')
   return settings

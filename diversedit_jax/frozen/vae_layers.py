@@ -1,4 +1,4 @@
-"""Layers of the VAE: the equations (1) and (2) of `vae`, and the steps between resolutions."""
+"""Layers of the VAE: equations (1) and (2) of `vae`, and the steps between resolutions."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ NORM_EPSILON = 1e-6
 
 
 class Make(NamedTuple):
-  """What every layer is made with; dtype: of its products."""
+  """Arguments of every layer: groups of its norms, dtype of its products, random numbers."""
 
   groups: int
   dtype: str
@@ -23,7 +23,7 @@ class Make(NamedTuple):
     return self._replace(dtype='float32' if self.dtype == 'bfloat16' else self.dtype)
 
   def norm(self, width: int) -> nnx.GroupNorm:
-    # No dtype: that of its input, float32 at least, as its parameters are.
+    # Without a dtype, the norm takes that of its input and parameters, float32 at least.
     return nnx.GroupNorm(
       width, self.groups, epsilon=NORM_EPSILON, use_fast_variance=False, rngs=self.rngs
     )
@@ -48,7 +48,7 @@ class Make(NamedTuple):
 
 
 class Level(nnx.Module):
-  """Blocks (1) at one resolution, then Down, Up or neither."""
+  """Blocks (1) at one resolution, followed by Down, Up or neither."""
 
   def __init__(self, make, inputs: int, width: int, layers: int, *, down=False, up=False):
     self.resnets = nnx.List(Resnet(make, width if i else inputs, width) for i in range(layers))
@@ -62,7 +62,7 @@ class Level(nnx.Module):
 
 
 class Middle(nnx.Module):
-  """(1) (2) (1) at the resolution of the latents."""
+  """The layers (1) (2) (1) at the resolution of the latents."""
 
   def __init__(self, make, width: int):
     self.resnets = nnx.List([Resnet(make, width, width), Resnet(make, width, width)])
@@ -73,7 +73,7 @@ class Middle(nnx.Module):
 
 
 class Resnet(nnx.Module):
-  """(1); the shortcut is a 1x1 convolution where the width changes, else the identity."""
+  """A block (1); the shortcut is a 1x1 convolution where the width changes, else the identity."""
 
   def __init__(self, make, inputs: int, width: int):
     self.norm1, self.conv1 = make.norm(inputs), make.conv(inputs, width)
@@ -88,7 +88,7 @@ class Resnet(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """(2): one head that is as wide as the layer, over all positions."""
+  """Attention (2) over all positions, with one head that is as wide as the layer."""
 
   def __init__(self, make, width: int):
     self.group_norm = make.norm(width)
@@ -108,7 +108,7 @@ class Attention(nnx.Module):
 
 
 class Down(nnx.Module):
-  """Half as many rows and columns."""
+  """A convolution that halves the rows and the columns."""
 
   def __init__(self, make, width: int):
     self.conv = make.conv(width, width, stride=2)
@@ -118,7 +118,7 @@ class Down(nnx.Module):
 
 
 class Up(nnx.Module):
-  """Twice as many rows and columns."""
+  """A convolution after doubling the rows and the columns."""
 
   def __init__(self, make, width: int):
     self.conv = make.conv(width, width)
@@ -132,5 +132,5 @@ class Up(nnx.Module):
 
 
 def precision(dtype: Any) -> jax.lax.Precision | None:
-  """All of float32, where TPUs and TF32 would drop bits; a narrow dtype has none to keep."""
+  """Full float32 precision, where TPUs and TF32 would drop bits; bfloat16 needs no setting."""
   return None if jnp.dtype(dtype) == jnp.bfloat16 else jax.lax.Precision.HIGHEST

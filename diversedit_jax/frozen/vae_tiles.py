@@ -1,9 +1,9 @@
-"""Decoding large latents tile by tile, in memory that does not grow with the picture.
+"""Decoding of large latents tile by tile, in memory that does not grow with the picture.
 
-An approximation: the decoder's norms and its attention see one tile instead of the whole. Along an
-axis, tiles of one length T start at regular distances, at least `overlap` latents into the one
-before. With u_j rising linearly from 0 to 1 over `overlap` latents in the middle of the overlap of
-tiles j - 1 and j, and u_0 = 1, u_n = 0, tile j has the weight
+The result is an approximation: the decoder's norms and its attention see one tile instead of the
+whole. Along an axis, all tiles have one length and start at regular distances, and neighbours share
+at least `overlap` latents. With u_j rising linearly from 0 to 1 over `overlap` latents in the
+middle of what tiles j - 1 and j share, and u_0 = 1, u_n = 0, tile j has the weight
 
   (1)  w_j = u_j - u_(j+1),   so that  sum_j w_j = 1
 
@@ -28,28 +28,29 @@ def decode_tiled(
   overlap: int = 16,
   batch: int = 4,
 ) -> jax.Array:
-  """decode(z_NHWC), in tiles of tile x tile latents where a side is longer than that.
+  """Computes decode(z_NHWC), in tiles of tile x tile latents where a side is longer than that.
 
-  Pure; meant to be called under `jax.jit`, where it compiles `decode` once, for one shape.
+  A pure function for use under `jax.jit`, where it compiles `decode` once, for one shape.
 
   Args:
-    decode: latents [M, h, w, C] -> pixels [M, factor * h, factor * w, C'].
-    z_NHWC: latents; without a side longer than a tile, they are decoded as they are.
+    decode: function from latents [M, h, w, C] to pixels [M, factor * h, factor * w, C'].
+    z_NHWC: latents; if no side is longer than a tile, they are decoded as they are.
     factor: pixels per latent, along a side.
-    tile: side of a tile in latents. overlap: of neighbouring tiles at least, in latents.
-    batch: tiles that are decoded at a time, which bounds the memory; one tile each of as many
-      examples. A multiple of the number of devices that examples are spread over.
+    tile: side of a tile, in latents.
+    overlap: least number of latents that neighbouring tiles share.
+    batch: number of examples of which one tile each is decoded at a time, which bounds the memory;
+      a multiple of the number of devices that share the examples.
 
   Returns:
     Pixels [N, factor * H, factor * W, C'].
 
   Raises:
-    UserError: for sizes that do not fit.
+    UserError: the sizes do not fit each other.
   """
   if not 1 <= overlap < tile or batch < 1 or factor < 1:
     raise types.UserError(
-      f'tiles need 1 <= overlap < tile, and a batch and a factor of at least 1; found '
-      f'tile={tile}, overlap={overlap}, batch={batch}, factor={factor}'
+      f'tiles need 1 <= overlap < tile, batch >= 1 and factor >= 1; found {tile=}, {overlap=}, '
+      f'{batch=}, {factor=}'
     )
   types.check('z', z_NHWC, 'N H W C')
   n = len(z_NHWC)
@@ -64,7 +65,7 @@ def decode_tiled(
 
 
 def starts(size: int, tile: int, overlap: int) -> tuple[int, ...]:
-  """First latents of the tiles along an axis, as few as can overlap by `overlap`."""
+  """The first latent of each tile along an axis, with as few tiles as `overlap` allows."""
   if size <= tile:
     return (0,)
   count = -(-(size - overlap) // (tile - overlap))
@@ -72,7 +73,7 @@ def starts(size: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def weights(size: int, tile: int, overlap: int, factor: int) -> np.ndarray:
-  """(1) [tiles, factor * min(tile, size)] float32: of the pixels of each tile along an axis."""
+  """Weights (1) of each tile's pixels along an axis, [tiles, factor * min(tile, size)] float32."""
   first = starts(size, tile, overlap)
   length = min(tile, size)
   centres = np.arange(size * factor) + 0.5

@@ -1,4 +1,4 @@
-"""Paths from data to noise, laws of time, conversions between predictions."""
+"""Paths from data to noise, laws of the training time, conversions between predictions."""
 
 from diversedit_jax.interpolants import convert  # The module: convert.convert(...).
 from diversedit_jax.interpolants.paths import (

@@ -1,4 +1,4 @@
-"""One table between the four ways to say what a denoiser predicts (SiT, arXiv 2401.08740, sec. 2).
+"""Conversions between the four predictions of a denoiser (SiT, arXiv 2401.08740, sec. 2).
 
 Data x0, noise e, velocity v and the state x_t are linear in (x0, e):
 
@@ -10,22 +10,22 @@ From x_t and one value q the other two follow with the determinant D = alpha r -
 
   (4)  x0 = (r x_t - sigma q) / D,   e = (alpha q - p x_t) / D.
 
-D is alpha sigma' - alpha' sigma for a velocity (1 for linear, pi/2 for cosine, at every t: also at
-t = 0 of the cosine path, where REPA's quotient alpha/alpha' is infinite), alpha for a noise, which
-says nothing about x0 at t = 1, and -sigma for x0, which says nothing about e at t = 0. Near such an
-end the divisor is kept at `SMALLEST` in size: results stay finite, and are right wherever the
-divisor is larger. Time t = 0 data, t = 1 noise.
+For a velocity, D is alpha sigma' - alpha' sigma: 1 for linear and pi/2 for cosine at every t, even
+at t = 0 of the cosine path, where REPA's quotient alpha/alpha' is infinite. For a noise, which says
+nothing about x0 at t = 1, D is alpha; for x0, which says nothing about e at t = 0, it is -sigma.
+Near such an end the divisor is kept at `SMALLEST` in size: results stay finite, and are right
+wherever the divisor is larger. Data are at t = 0, noise is at t = 1.
 """
 
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import trees, types
+from diversedit_jax import trees
 from diversedit_jax.interpolants import paths
 
 SMALLEST = 1e-6  # A few float32 roundings of coefficients that are of order one.
 
-_ROWS = {  # (1): (p, r) as functions of path and time.
+_ROWS = {  # The coefficients (p, r) of (1), as functions of path and time.
   'x0': lambda path, t: (jnp.ones_like(t), jnp.zeros_like(t)),
   'epsilon': lambda path, t: (jnp.zeros_like(t), jnp.ones_like(t)),
   'velocity': lambda path, t: (path.d_alpha(t), path.d_sigma(t)),
@@ -42,22 +42,21 @@ def convert(
   source: str,
   target: str,
 ) -> jax.Array:
-  """The `target` kind of prediction that says the same as `value` of the `source` kind.
+  """Converts a prediction of the `source` kind to the `target` kind.
 
   Args:
     value: prediction [N, ...], float32 or better.
-    x_t: state it was made for, same shape.
+    x_t: the state that it was made for, same shape.
     t_N: time per example, in [0, 1].
     path: one of `paths.PATHS`.
-    source: 'x0', 'epsilon', 'velocity' or 'score'.
-    target: likewise.
+    source: the kind of `value`: 'x0', 'epsilon', 'velocity' or 'score'.
+    target: the kind to return, one of the same names.
 
   Raises:
-    UserError: for another kind.
+    UserError: a kind is unknown.
   """
   for kind in (source, target):
-    if kind not in KINDS:
-      raise types.UserError(f'no prediction is called {kind!r}{trees.did_you_mean(kind, KINDS)}')
+    trees.check_known('prediction', kind, KINDS)
   if source == target:
     return value
   t = paths.per_example(t_N, x_t)

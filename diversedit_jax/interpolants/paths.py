@@ -13,7 +13,7 @@ Time t runs from 0 (data) to 1 (noise). With data x and noise e ~ N(0, I),
 with b = (20 - 0.1)/4 and c = 0.1/2, the variance preserving diffusion with noise rate from 0.1 to
 20. SiT's own clock runs the other way: t_SiT = 1 - t, v_SiT = -v.
 
-A path knows these functions only; conversions between predictions are in `convert`.
+A path has only these functions; conversions between predictions are in `convert`.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,10 @@ _VP_C = 0.1 / 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Path:
-  """Coefficients of (1) and (2) as functions of t, any shape; numpy in, numpy out.
+  """Coefficients of (1) and (2) as functions of t with any shape; NumPy in, NumPy out.
 
-  time_of_ratio: the t at which sigma/alpha has a given value in (0, inf).
-  epsilon: distance from 0 and 1 that t must keep for the coefficients to be finite in float32.
+  time_of_ratio: function from a value of sigma/alpha in (0, inf) to the t that has it.
+  epsilon: least distance of t from 0 and 1 at which the coefficients are finite in float32.
   """
 
   name: str
@@ -48,7 +48,7 @@ class Path:
 
 
 def linear() -> Path:
-  """Straight lines; the path of the paper, of SiT and REPA by default."""
+  """Straight lines; the path of the paper, and the default of SiT and REPA."""
   return Path(
     name='linear',
     alpha=lambda t: 1 - t,
@@ -102,7 +102,7 @@ def vp() -> Path:
 
 
 def vp_log_alpha(t: Any) -> Any:
-  """log alpha of the vp path, any shape; numpy in, numpy out."""
+  """The log alpha of the vp path, any shape; NumPy in, NumPy out."""
   return -(_VP_B * t + _VP_C) * t
 
 
@@ -110,7 +110,7 @@ PATHS = {'linear': linear(), 'cosine': cosine(), 'vp': vp()}
 
 
 def interpolate(path: Path, x: jax.Array, eps: jax.Array, t_N: jax.Array) -> jax.Array:
-  """(1): the noisy x_t.
+  """The noisy x_t of (1).
 
   Args:
     path: one of `PATHS`.
@@ -122,15 +122,15 @@ def interpolate(path: Path, x: jax.Array, eps: jax.Array, t_N: jax.Array) -> jax
 
 
 def velocity_target(path: Path, x: jax.Array, eps: jax.Array, t_N: jax.Array) -> jax.Array:
-  """(2): the velocity that a network regresses; arguments as for `interpolate`."""
+  """The velocity of (2), which a network regresses; arguments as for `interpolate`."""
   return per_example(path.d_alpha(t_N), x) * x + per_example(path.d_sigma(t_N), x) * eps
 
 
 def per_example(a_N: jax.Array, like: jax.Array) -> jax.Array:
-  """One number per example, shaped to multiply an array [N, ...]."""
+  """Shapes one number per example so that it multiplies an array [N, ...]."""
   return a_N.reshape(a_N.shape + (1,) * (like.ndim - a_N.ndim))
 
 
 def _numpy_of(t: Any) -> Any:
-  """numpy for numpy arrays, so that time grids can be float64 constants; else jax.numpy."""
+  """NumPy for NumPy arrays, so that time grids can be float64 constants; else jax.numpy."""
   return np if isinstance(t, np.ndarray | np.generic) else jnp

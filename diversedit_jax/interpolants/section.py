@@ -18,20 +18,28 @@ class Interpolant(options.Section, section='interpolant'):
   """Along which path data become noise, what is predicted on it and at which times."""
 
   path: str = options.option(
-    'linear', choices=paths.PATHS, decides_network=True, doc='Path from data to noise (SiT, 3.2).'
+    'linear',
+    choices=paths.PATHS,
+    decides_network=True,
+    doc='Path from data to noise (SiT, 2401.08740).',
   )
   prediction: str = options.option(
     'velocity', choices=PREDICTIONS, decides_network=True, doc='What the network predicts.'
   )
   weighting: str = options.option(
-    'none', choices=WEIGHTINGS, doc='Weight of the loss of a noise or a score by time (SiT, 3.1).'
+    'none',
+    choices=WEIGHTINGS,
+    doc='Weight of the loss by time where a noise or a score is predicted: none, that of the '
+    'velocity loss, or of the likelihood (SiT, 2401.08740).',
   )
   time_law: str = options.option(
     'uniform', choices=times.TIME_LAWS, doc='Law of the training times; see interpolants/times.py.'
   )
-  time_mean: float = options.option(0.0, doc='Mean for logit_normal and lognormal; -0.4: MeanFlow.')
+  time_mean: float = options.option(
+    0.0, doc='Mean of logit_normal and lognormal; MeanFlow uses -0.4.'
+  )
   time_std: float = options.option(
-    1.0, above=0, doc='Standard deviation for logit_normal and lognormal.'
+    1.0, above=0, doc='Standard deviation of logit_normal and lognormal.'
   )
   epsilon: float | None = options.option(
     None,

@@ -28,7 +28,8 @@ from diversedit_jax.data import images, sources
 from diversedit_jax.data import latents as latents_lib
 from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.interpolants import section
-from diversedit_jax.models import config, sit, taps
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import sit, taps
 from diversedit_jax.sampling import trajectory
 
 Metrics = dict[str, jax.Array]
@@ -78,8 +79,8 @@ class Network(nnx.Module):
 
   def __init__(
     self,
-    architecture: config.Architecture,
-    execution: config.Execution,
+    architecture: model_config.Architecture,
+    execution: model_config.Execution,
     terms: tuple['Term', ...] = (),
     *,
     rngs: nnx.Rngs,
@@ -93,19 +94,21 @@ class Network(nnx.Module):
 class Setup:
   """What a method may look at while it is made.
 
-  method: its name, all parts. options: the parts by section of the config, as the user set them.
+  method: its name, all parts. parts: all parts that there are by name, as the config sets them.
   architecture, execution: the model, shaped for the data. source: training data.
-  interpolant: path, prediction, weighting and law of time. label_dropout: of `train`.
+  interpolant: path, prediction, weighting and law of time.
+  label_dropout: probability of the null label. ema_decay: decay of the averaged network.
   batch_size: examples of a step. examples: those of a microbatch.
   """
 
   method: str
-  options: Mapping[str, 'Part']
-  architecture: config.Architecture
-  execution: config.Execution
+  parts: Mapping[str, 'Part']
+  architecture: model_config.Architecture
+  execution: model_config.Execution
   source: sources.Source
   interpolant: section.Interpolant
   label_dropout: float
+  ema_decay: float
   batch_size: int
   examples: int
 
@@ -122,8 +125,7 @@ class Part(options.Section, abc.ABC):
   opened: tuple[encoders_lib.Encoder, ...] = dataclasses.field(default=(), repr=False)
   name: ClassVar[str]
   not_with: ClassVar[Mapping[str, str]] = {}
-  is_flow: ClassVar[bool]
-  has_heads: ClassVar[bool] = False  # Whether it trains heads on the block outputs.
+  reads: ClassVar[tuple[str, ...]] = ()  # Further sections whose options it looks at.
   needs_pixels: ClassVar[bool] = False  # Whether it shows pixels to a frozen encoder.
   needs_teacher: ClassVar[bool] = False  # Whether it runs the averaged network.
   recipe: ClassVar[Mapping[str, Any]] = {}  # What its paper sets otherwise, by key of the config.
@@ -141,16 +143,14 @@ class Part(options.Section, abc.ABC):
 class Flow(Part):
   """Draws the noisy input, owns the forward pass and scores the prediction."""
 
-  is_flow: ClassVar[bool] = True
-
   @property
   def encoders(self) -> tuple[str, ...]:
     """Names of the frozen encoders whose features are part of its input."""
-    return ()
+    return tuple(encoder.name for encoder in self.opened)
 
   def adapt(
-    self, architecture: config.Architecture, execution: config.Execution
-  ) -> tuple[config.Architecture, config.Execution]:
+    self, architecture: model_config.Architecture, execution: model_config.Execution
+  ) -> tuple[model_config.Architecture, model_config.Execution]:
     """The model as this flow needs it."""
     return architecture, execution
 
@@ -160,7 +160,9 @@ class Flow(Part):
     return ()
 
   @abc.abstractmethod
-  def check_model(self, architecture: config.Architecture, execution: config.Execution) -> None:
+  def check_model(
+    self, architecture: model_config.Architecture, execution: model_config.Execution
+  ) -> None:
     """Refuses a model that the flow cannot use (UserError)."""
 
   @abc.abstractmethod
@@ -226,16 +228,18 @@ class Context:
 class Term(Part):
   """One additional loss on the block outputs; a subclass has `loss` and overrides what it needs."""
 
-  is_flow: ClassVar[bool] = False
-
-  def check(self, architecture: config.Architecture, examples: int) -> None:
+  def check(self, architecture: model_config.Architecture, examples: int) -> None:
     """Refuses a model, or a number of examples per microbatch, that the term cannot use."""
     del architecture, examples
 
   def heads(
-    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+    self,
+    architecture: model_config.Architecture,
+    execution: model_config.Execution,
+    *,
+    rngs: nnx.Rngs,
   ) -> nnx.Module | None:
-    """Extra parameters, or None; say so by `has_heads`."""
+    """Extra parameters, or None."""
     del architecture, execution, rngs
 
   def draw(self, key: jax.Array, n: int) -> Any:
@@ -252,7 +256,7 @@ class Term(Part):
   def loss(self, features: Any, context: Context) -> tuple[jax.Array, Metrics]:
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
 
-  def flops(self, architecture: config.Architecture, examples: int) -> float:
+  def flops(self, architecture: model_config.Architecture, examples: int) -> float:
     """What it adds to a training step with so many examples per microbatch.
 
     FLOPs per example, of matrix products only; a multiply-add is 2.

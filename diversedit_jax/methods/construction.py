@@ -4,23 +4,20 @@ import dataclasses
 
 from diversedit_jax import types
 from diversedit_jax.methods import base, registry
-from diversedit_jax.models import config
+from diversedit_jax.models import config as model_config
 
 
 def make_objective(
-  setup: base.Setup, *, ema_decay: float
-) -> tuple[base.Objective, config.Architecture, config.Execution]:
+  setup: base.Setup,
+) -> tuple[base.Objective, model_config.Architecture, model_config.Execution]:
   """The objective that the method's name lists, and the model as that objective needs it.
-
-  Args:
-    setup: data, model so far and options. ema_decay: of the averaged network.
 
   Raises:
     UserError: for parts that do not go together, options that the model or the batch does not
       allow, an unknown encoder, or data without the pixels that it looks at.
   """
-  flow, *terms = (setup.options[name] for name in registry.parse(setup.method))
-  if not ema_decay and any(part.needs_teacher for part in terms):
+  flow, *terms = (setup.parts[name] for name in registry.parse(setup.method))
+  if not setup.ema_decay and registry.needs(setup.method, 'needs_teacher'):
     raise types.UserError(
       f'method {setup.method!r} with train.ema_decay=0: the teacher would be the student'
     )

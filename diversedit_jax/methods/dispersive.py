@@ -55,7 +55,7 @@ PRESETS = {
 @registry.register('dispersive')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispersive(base.Term):
-  """The loss on one block; `prepare` fills in what is None from the preset.
+  """Spreads the outputs of one block over the batch (Dispersive Loss, arXiv 2506.09027).
 
   One group is the global batch, which is a different loss (its least value is -log of the group's
   size). Fewer groups than devices send the block's features and their gradient between devices.
@@ -64,7 +64,12 @@ class Dispersive(base.Term):
   preset: str = options.option(
     'paper', choices=PRESETS, doc='Published values of what is None below: paper or released code.'
   )
-  kind: str = options.option('infonce_l2', choices=KINDS, doc='Form of the loss.')
+  kind: str = options.option(
+    'infonce_l2',
+    choices=KINDS,
+    doc='Form of the loss: InfoNCE with squared distances or cosines, a hinge on distances, or '
+    'covariances of features.',
+  )
   block: int | None = options.option(
     None, at_least=1, doc='Block that is spread, from 1; None is L/4 (paper) or L (release).'
   )
@@ -104,7 +109,7 @@ class Dispersive(base.Term):
         f'the {setup.examples} examples of a microbatch; set dispersive.groups'
       )
     published = {
-      'block': preset.block(setup.architecture.depth),
+      'block': max(1, preset.block(setup.architecture.depth)),
       'groups': setup.examples // preset.group_size,
       'weight': preset.weight,
     }
@@ -169,11 +174,15 @@ def dispersive_loss(
     The loss, a scalar in float32 (float64 for float64 features).
 
   Raises:
-    UserError: for an unknown kind, and groups that do not divide the batch or hold one example.
+    UserError: for an unknown kind, a temperature or margin that is not positive, and groups that
+      do not divide the batch or hold one example.
     ValueError: if f_NTD is not of rank 3.
   """
   types.check('f_NTD', f_NTD, 'N T D')
   trees.check_known('kind', kind, KINDS)
+  for name, value in (('temperature', temperature), ('margin', margin)):
+    if not value > 0:
+      raise types.UserError(f'{name} must be positive, got {value}')
   batch = f_NTD.shape[0]
   arithmetic.check_groups(groups, batch)
   if batch == groups:

@@ -54,14 +54,14 @@ S, which takes B's here."""
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeanFlow(base.Flow):
-  """MeanFlow's objective.
+  """Average velocities, for samples in one step (MeanFlow, arXiv 2505.13447).
 
   time_law: law of two draws for each example, the larger being t and the smaller r.
   label_dropout: share of dropped labels; their v_g is v. null_label: K, or None without classes.
   """
 
   variant: str = options.option(
-    'original', choices=VARIANTS, doc="Loss: MeanFlow's (3), or improved MeanFlow's (2512.02012)."
+    'original', choices=VARIANTS, doc='Loss of MeanFlow, or of improved MeanFlow (2512.02012).'
   )
   equal_fraction: float | None = options.option(
     None,
@@ -71,15 +71,22 @@ class MeanFlow(base.Flow):
     '0.5 for improved.',
   )
   omega: float = options.option(
-    1.0, above=0, doc='Guidance in training (2), of effective scale omega / (1 - kappa).'
+    1.0, above=0, doc='Guidance in training, of effective scale omega / (1 - kappa) (2505.13447).'
   )
-  kappa: float = options.option(0.5, at_least=0, below=1, doc='Share of the class in (2).')
+  kappa: float = options.option(
+    0.5,
+    at_least=0,
+    below=1,
+    doc="Weight of the network's own velocity with the class in that guidance.",
+  )
   start: float = options.option(
-    0.0, at_least=0, at_most=1, doc='Guidance acts where start <= t <= end.'
+    0.0, at_least=0, at_most=1, doc='First time at which guidance acts: start <= t <= end.'
   )
-  end: float = options.option(1.0, at_least=0, at_most=1, doc='See start.')
-  power: float = options.option(1.0, at_least=0, doc='p of the adaptive weight (3).')
-  constant: float = options.option(0.01, above=0, doc='c of the adaptive weight (3).')
+  end: float = options.option(1.0, at_least=0, at_most=1, doc='Last time at which guidance acts.')
+  power: float = options.option(
+    1.0, at_least=0, doc='Power p of the adaptive weight 1 / (error + c)^p.'
+  )
+  constant: float = options.option(0.01, above=0, doc='Constant c of the adaptive weight.')
   masks: str = options.option(
     'independent',
     choices=MASKS,
@@ -89,6 +96,8 @@ class MeanFlow(base.Flow):
   time_law: flow.TimeLaw = times.Uniform()
   label_dropout: float = 0.1
   null_label: int | None = None
+  # arXiv 2505.13447: logit-normal times, Adam with b2 = 0.95, no clipping, samples in one step,
+  # guidance in training only.
   recipe: ClassVar[Mapping[str, Any]] = {
     'interpolant.time_law': 'logit_normal',
     'interpolant.time_mean': -0.4,
@@ -112,6 +121,11 @@ class MeanFlow(base.Flow):
       raise types.UserError(
         'method=meanflow is defined for interpolant.path=linear, prediction=velocity, '
         f'weighting=none; got {found.path}, {found.prediction}, {found.weighting}'
+      )
+    if self.guided and not setup.label_dropout:
+      raise types.UserError(
+        f'meanflow.omega={self.omega}, kappa={self.kappa} guide by the null label, which '
+        'train.label_dropout=0 never trains; set train.label_dropout above 0, or omega=1, kappa=0'
       )
     if found.time_law == 'uniform':
       logging.warning(
@@ -169,7 +183,7 @@ class MeanFlow(base.Flow):
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
     """Refuses to guide a network once more that was guided in training."""
-    if self.guided and sampler.guidance_scale > 1:
+    if self.guided and sampler.guidance_scale != 1:
       raise types.UserError(
         f'sampler.guidance_scale={sampler.guidance_scale} with meanflow.omega={self.omega}, '
         f'kappa={self.kappa}: the network was guided in training; set guidance_scale=1'

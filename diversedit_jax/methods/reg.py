@@ -23,7 +23,7 @@ from diversedit_jax.models import taps
 from diversedit_jax.sampling import guidance, trajectory
 
 BLOCKS = {12: 4, 24: 8, 28: 8}
-"""Aligned block by depth."""
+"""Aligned block by depth in REG (arXiv 2507.01467)."""
 
 
 @registry.register(
@@ -32,18 +32,17 @@ BLOCKS = {12: 4, 24: 8, 28: 8}
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reg(flow.StochasticInterpolant):
-  """Flow matching of image and class token.
+  """Denoises an encoder's class token with the image (REG, arXiv 2507.01467).
 
-  encoder: name of the one whose summary is the class token; `prepare` takes it from `repa.pairs`.
+  opened: the one encoder whose summary is the class token; `prepare` takes it from `repa.pairs`.
   alignment: the term that comes with it, or None.
   """
 
   class_weight: float = options.option(
-    0.03, at_least=0, doc="Factor of the class token's loss (REG, Eq. 9)."
+    0.03, at_least=0, doc="Factor of the class token's loss (2507.01467)."
   )
-  encoder: str = ''
   alignment: repa.Repa | None = None
-  has_heads: ClassVar[bool] = True
+  reads: ClassVar[tuple[str, ...]] = ('repa',)
   needs_pixels: ClassVar[bool] = True
 
   def prepare(self, setup: base.Setup) -> 'Reg':
@@ -53,7 +52,7 @@ class Reg(flow.StochasticInterpolant):
       raise types.UserError(
         f'method=reg predicts velocities; interpolant.prediction={found.prediction!r}'
       )
-    given = setup.options['repa']
+    given = setup.parts['repa']
     alignment = dataclasses.replace(given.open_pairs(setup, BLOCKS), class_token=True)
     if len(alignment.aligned) > 1:
       raise types.UserError(
@@ -67,7 +66,6 @@ class Reg(flow.StochasticInterpolant):
       )
     return dataclasses.replace(
       found,
-      encoder=encoder.name,
       opened=alignment.opened,
       alignment=alignment if alignment.weight else None,
     )
@@ -86,9 +84,10 @@ class Reg(flow.StochasticInterpolant):
     return () if self.alignment is None else (self.alignment,)
 
   @property
-  def encoders(self) -> tuple[str, ...]:
-    """The one that makes the class token."""
-    return (self.encoder,)
+  def encoder(self) -> str:
+    """Name of the encoder that makes the class token."""
+    (name,) = self.encoders
+    return name
 
   def check_model(
     self, architecture: model_config.Architecture, execution: model_config.Execution
@@ -99,7 +98,7 @@ class Reg(flow.StochasticInterpolant):
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
     super().check_sampler(sampler)
-    if sampler.class_token_scale is not None and sampler.guidance_scale <= 1:
+    if sampler.class_token_scale is not None and sampler.guidance_scale == 1:
       raise types.UserError(
         f'sampler.class_token_scale={sampler.class_token_scale} acts only where the image is '
         f'guided, and sampler.guidance_scale={sampler.guidance_scale}'
@@ -174,7 +173,7 @@ class Reg(flow.StochasticInterpolant):
 
     def combine(with_class, without):
       token = with_class['class_token']
-      if scale > 0:
+      if config.class_token_scale != 0:
         token = without['class_token'] + scale * (token - without['class_token'])
       return {
         'image': config.guidance.combine(with_class['image'], without['image']),

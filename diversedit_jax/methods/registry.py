@@ -8,26 +8,27 @@ one pass.
 from collections.abc import Callable, Mapping
 
 from diversedit_jax import options, trees, types
+from diversedit_jax.methods import base
 
-METHODS: dict[str, type] = {}
-"""Parts by name, each a `base.Flow` or a `base.Term`; filled by importing `methods`."""
+METHODS: dict[str, type[base.Part]] = {}
+"""Parts by name; filled by importing `methods`."""
 
 
 def register(
   name: str, *, section: str | None = None, not_with: Mapping[str, str] | None = None
-) -> Callable[[type], type]:
+) -> Callable[[type[base.Part]], type[base.Part]]:
   """A decorator that makes a flow or a term known as part of a method.
 
   Args:
     name: as in `method=NAME`, and the key of its heads and metrics.
-    section: of the config, for its options; None is the name.
+    section: section of the config for its options; None is the name.
     not_with: other parts that it cannot stand beside, with the reason.
 
   Raises:
     ValueError: if the name is taken.
   """
 
-  def known(cls: type) -> type:
+  def known(cls: type[base.Part]) -> type[base.Part]:
     if METHODS.setdefault(name, cls) is not cls:
       raise ValueError(f'a method {name!r} exists already')
     cls.name, cls.section, cls.not_with = name, section or name, dict(not_with or {})
@@ -47,7 +48,7 @@ def parse(method: str) -> tuple[str, ...]:
     trees.check_known('method', name, METHODS)
   if len(set(names)) < len(names):
     raise types.UserError(f'method {method!r} names a part twice')
-  flows = [name for name in names if METHODS[name].is_flow]
+  flows = [name for name in names if _is_flow(name)]
   if len(flows) > 1:
     raise types.UserError(
       f'method {method!r}: {" and ".join(flows)} each make the forward pass; name one of them'
@@ -56,12 +57,13 @@ def parse(method: str) -> tuple[str, ...]:
     for other, reason in METHODS[name].not_with.items():
       if other in names:
         raise types.UserError(f'method {method!r}: {name} does not go with {other}: {reason}')
-  return (*(flows or ['flow']), *sorted(name for name in names if not METHODS[name].is_flow))
+  return (*(flows or ['flow']), *sorted(name for name in names if not _is_flow(name)))
 
 
 def trained_parts(method: str) -> tuple[str, ...]:
   """The parts that decide which parameters there are, or what the model predicts."""
-  return tuple(name for name in parse(method) if METHODS[name].is_flow or METHODS[name].has_heads)
+  has_heads = lambda name: METHODS[name].heads is not base.Term.heads
+  return tuple(name for name in parse(method) if _is_flow(name) or has_heads(name))
 
 
 def needs(method: str, what: str) -> bool:
@@ -69,6 +71,23 @@ def needs(method: str, what: str) -> bool:
   return any(getattr(METHODS[name], what) for name in parse(method))
 
 
-def sections() -> dict[str, list[type]]:
-  """Sections of the config that the parts declare, by name."""
-  return {cls.section: [cls] for _, cls in sorted(METHODS.items()) if options.keys([cls])}
+def sections() -> dict[str, type[base.Part]]:
+  """The sections of the config that parts declare, and the part that declares each.
+
+  Raises:
+    ValueError: if two parts declare the same section.
+  """
+  found: dict[str, type[base.Part]] = {}
+  for _, cls in sorted(METHODS.items()):
+    if options.keys([cls]) and found.setdefault(cls.section, cls) is not cls:
+      raise ValueError(f'{cls.name} and {found[cls.section].name} both declare {cls.section}')
+  return found
+
+
+def used_sections(method: str) -> set[str]:
+  """The sections of parts that a method reads."""
+  return {name for part in parse(method) for name in (METHODS[part].section, *METHODS[part].reads)}
+
+
+def _is_flow(name):
+  return issubclass(METHODS[name], base.Flow)

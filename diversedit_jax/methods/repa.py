@@ -41,7 +41,7 @@ class Pair:
 @registry.register('repa')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Repa(base.Term):
-  """Alignment with frozen features.
+  """Aligns blocks with features of frozen encoders (REPA, arXiv 2410.06940).
 
   aligned: what is aligned with what; `prepare` makes it from `pairs`.
   class_token: whether the class token is aligned with the encoder's summary too, as REG does.
@@ -51,7 +51,7 @@ class Repa(base.Term):
     'dinov2-vit-b',
     doc='ENCODER@BLOCK,... with blocks from 1; without a block 5 (depth 12; 4 for reg) or 8 (24, '
     '28). Encoders: pca, dinov2-vit-{s,b,l,g}, dinov2reg-vit-{s,b,l,g}, mae-vit-{b,l,h}, '
-    'mocov3-vit-{s,b,l}, clip-vit-l, ijepa-vit-h.',
+    'mocov3-vit-{s,b,l}, clip-vit-l, ijepa-vit-h (not for reg); see docs/methods.md.',
   )
   weight: float = options.option(
     0.5, at_least=0, doc='Factor of the mean over pairs; 0 only with reg.'
@@ -65,7 +65,6 @@ class Repa(base.Term):
   )
   aligned: tuple[Pair, ...] = ()
   class_token: bool = False
-  has_heads: ClassVar[bool] = True
   needs_pixels: ClassVar[bool] = True
 
   def prepare(self, setup: base.Setup) -> 'Repa':

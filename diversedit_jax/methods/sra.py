@@ -5,7 +5,8 @@ no head and receives no gradient. With u ~ U(0, 1) for each example,
 
   (1)  t_teacher = clip(t - t_max u, 0, 1)
   (2)  loss = weight(step) * distance(head(f_student), f_teacher)
-  (3)  weight(step) = weight * 10^-k,  k = max(0, epoch - decay_after) / decay_epochs
+  (3)  weight(step) = weight * 10^-k,  k = max(0, epoch - decay_after) / decay_epochs,
+       epoch = floor(step / steps_per_epoch)
 
 The distance is a smooth L1, L2, L1, or 1 - cosine. A cosine bounds the norms from below by 1e-8,
 as PyTorch's `cosine_similarity` does.
@@ -37,9 +38,9 @@ _SHORTEST = 1e-8
 @registry.register('sra')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sra(base.Term):
-  """Self-alignment.
+  """Aligns a block with a later one of the averaged network (SRA, arXiv 2505.02831).
 
-  steps_per_epoch: updates in an epoch of the data.
+  steps_per_epoch: updates in an epoch of the data; `prepare` counts them.
   """
 
   student_block: int | None = options.option(
@@ -55,7 +56,7 @@ class Sra(base.Term):
   kind: str = options.option(
     'smooth_l1',
     choices=KINDS,
-    doc="Distance (2); the released code's default is cosine, with weight 0.5.",
+    doc="Distance of the features; the released code's default is cosine, with weight 0.5.",
   )
   axis: str = options.option(
     'features', choices=AXES, doc="Axis of the cosine; the released code takes 'tokens'."
@@ -64,9 +65,12 @@ class Sra(base.Term):
     None, above=0, doc='Where the smooth L1 turns from square to line; None is 0.05.'
   )
   t_max: float = options.option(
-    0.2, at_least=0, at_most=1, doc="The most by which the teacher's time is cleaner (1)."
+    0.2,
+    at_least=0,
+    at_most=1,
+    doc="The most by which the teacher's time is cleaner than the student's.",
   )
-  weight: float = options.option(0.2, above=0, doc='Factor of the loss at the start (3).')
+  weight: float = options.option(0.2, above=0, doc='Factor of the loss at the start.')
   decay_after: float = options.option(
     149.0, at_least=0, doc='Epochs with the full weight; 99 at 512 px.'
   )
@@ -75,8 +79,7 @@ class Sra(base.Term):
     at_least=0,
     doc='Epochs in which the weight then falls to a tenth; 800 at 512 px, 0 keeps it.',
   )
-  steps_per_epoch: int = 1
-  has_heads: ClassVar[bool] = True
+  steps_per_epoch: int | None = None
   needs_teacher: ClassVar[bool] = True
 
   def __post_init__(self):
@@ -186,11 +189,13 @@ def distance(
     loss_N >= 0, in float32 (float64 if either input is float64).
 
   Raises:
-    UserError: for an unknown kind or axis.
+    UserError: for an unknown kind or axis, or a beta that is not positive.
     ValueError: if the shapes differ or are not of rank 3.
   """
   trees.check_known('kind', kind, KINDS)
   trees.check_known('axis', axis, AXES)
+  if not beta > 0:
+    raise types.UserError(f'{beta=} must be positive')
   student, teacher = arithmetic.student_and_teacher(student_NTD, teacher_NTD)
   if kind == 'cosine':
     along = 1 if axis == 'tokens' else 2
@@ -214,7 +219,21 @@ def decayed_weight(
   decay_epochs: float,
   steps_per_epoch: int,
 ) -> jax.Array:
-  """(3) at a number of updates, a float32 scalar; epochs count from 0."""
+  """(3) at a number of updates, a float32 scalar.
+
+  Args:
+    step: updates done, may be traced. weight: factor at the start.
+    decay_after: last epoch, from 0, with the full weight.
+    decay_epochs: epochs in which the weight falls to a tenth; 0 keeps it.
+    steps_per_epoch: updates in an epoch.
+
+  Raises:
+    UserError: for a negative decay, or fewer than one step in an epoch.
+  """
+  if decay_after < 0 or decay_epochs < 0:
+    raise types.UserError(f'{decay_after=} and {decay_epochs=} must be at least 0')
+  if steps_per_epoch < 1:
+    raise types.UserError(f'{steps_per_epoch=} must be at least 1')
   if decay_epochs == 0:
     return jnp.asarray(weight, jnp.float32)
   epoch = jnp.asarray(step, jnp.int32) // steps_per_epoch

@@ -35,7 +35,7 @@ class Skip(options.Section, section='model.skip', decides_network=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture(options.Section, section='model', decides_network=True):
-  """What the network is: all that decides its parameters and what they mean.
+  """All that decides the parameters of the network and what they mean.
 
   Beside its options, which are keys of the config:
 
@@ -47,13 +47,13 @@ class Architecture(options.Section, section='model', decides_network=True):
     for none.
   """
 
-  depth: int = options.option(0, at_least=1, doc='L, number of blocks; 0 takes it from model.size.')
+  depth: int = options.option(0, at_least=0, doc='L, number of blocks; 0 takes it from model.size.')
   width: int = options.option(
-    0, at_least=1, doc='D, features of a token; 0 takes it from model.size.'
+    0, at_least=0, doc='D, features of a token; 0 takes it from model.size.'
   )
-  heads: int = options.option(0, at_least=1, doc='Attention heads; 0 takes them from model.size.')
+  heads: int = options.option(0, at_least=0, doc='Attention heads; 0 takes them from model.size.')
   patch_size: int = options.option(
-    0, at_least=1, doc='Side of a patch in latent pixels; 0 takes it from model.size.'
+    0, at_least=0, doc='Side of a patch in latent pixels; 0 takes it from model.size.'
   )
   mlp_ratio: float = options.option(4.0, above=0, doc='Hidden width of the MLP over D.')
   qk_norm: bool = options.option(
@@ -77,6 +77,9 @@ class Architecture(options.Section, section='model', decides_network=True):
 
   def __post_init__(self):
     super().__post_init__()
+    for name in ('depth', 'width', 'heads', 'patch_size'):
+      if getattr(self, name) < 1:
+        raise types.UserError(f'model.{name} is 0; set it, or model.size to a published size')
     rows, cols = self.input_size
     p = self.patch_size
     for holds, message in (
@@ -133,7 +136,7 @@ class Architecture(options.Section, section='model', decides_network=True):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution(options.Section, section='model'):
-  """How the network is run: precision, attention kernel, what is recomputed, loop or no loop.
+  """Precision, attention, what is recomputed, loop or no loop.
 
   platform: 'gpu', 'tpu' or 'cpu' of a machine that is not here, for plans; '' is this one.
   """
@@ -156,13 +159,15 @@ class Execution(options.Section, section='model'):
     'none',
     choices=REMATS,
     may_change=True,
-    doc='What the backward pass computes again: less memory for more time.',
+    doc='What the backward pass computes again, for less memory: nothing, all of a block, all but its '
+    'products, or all but a few named values.',
   )
   unroll: int = options.option(
     0,
     at_least=0,
     may_change=True,
-    doc='Blocks in one step of the loop over them; 0 takes all on a GPU and one elsewhere.',
+    doc='Blocks in one step of the loop over them; 0 takes all on a GPU (a few are worse there than '
+    'one or all) and one elsewhere.',
   )
   platform: str = ''
 

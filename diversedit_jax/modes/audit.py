@@ -8,20 +8,21 @@ import numpy as np
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
 from diversedit_jax.data import audit as audit_lib
-from diversedit_jax.data import images, latents, pictures, pipeline, sources
+from diversedit_jax.data import images, latents, pipeline
+from diversedit_jax.data.sources import base
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import run_context
 
 _EPOCHS = 2
-_EXAMPLES = 2048  # Read for the statistics of values.
+_EXAMPLES = 2048  # Examples that are read for the statistics of values.
 
 
 def run(experiment: experiment_lib.Experiment, workdir: str) -> str:
-  """Checks order, labels and values; the report, which `workdir`, if given, keeps as audit.json.
+  """Checks order, labels and values; returns a report. A workdir keeps it as audit.json.
 
   Raises:
-    UserError: naming every fault.
+    UserError: there are faults; all are named.
   """
   facts = gather(experiment)
   if workdir and jax.process_index() == 0:
@@ -77,8 +78,8 @@ def gather(experiment: experiment_lib.Experiment) -> dict[str, Any]:
     'faults': faults,
     'remarks': remarks,
   }
-  if isinstance(source, sources.StoreSource):
-    facts['store'] = _store_facts(source)
+  if prepared := source.preparation():
+    facts['store'] = prepared
   return facts
 
 
@@ -113,9 +114,9 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def _batches(experiment, bad):
-  """Batches of a run; of pictures some from all over the collection, the names of `bad` ones."""
+  """Batches of a run. Pictures are taken from all over their collection, and bad ones are noted."""
   source, batch_size = experiment.source, experiment.train.batch_size
-  if not isinstance(source, sources.PictureSource):
+  if not source.decodes:
     steps = pipeline.Steps(
       source=source, seed=experiment.seed, batch_size=batch_size, flip=experiment.data.flip
     )
@@ -123,13 +124,13 @@ def _batches(experiment, bad):
     return
   for index in np.unique(np.linspace(0, len(source) - 1, _EXAMPLES).astype(int)).tolist():
     try:
-      yield {'images': source.load(index)[None]}
-    except pictures.BadPicture as error:
-      bad.append(f'{source.collection.listing.names[index]}: {error}')
+      yield source.gather(np.array([index]))
+    except base.BadExample as error:
+      bad.append(error.reason)
 
 
 def _values(batch, source, seed):
-  """What the model would learn to make of a batch, float32."""
+  """What the model would learn to make from a batch, float32."""
   if 'moments' in batch:
     moments = batch['moments']
     shape = (*moments.shape[:-1], moments.shape[-1] // 2)
@@ -137,14 +138,3 @@ def _values(batch, source, seed):
     return np.asarray(latents.sample(jax.numpy.asarray(moments), eps, source.scaling))
   x = batch['images'] if 'images' in batch else batch['latents']
   return images.from_uint8(x) if x.dtype == np.uint8 else x
-
-
-def _store_facts(source):
-  manifest, plan = source.store.manifest, source.plan
-  vae = plan.vae and f'{plan.vae["file"]}, encoder {plan.vae["encoder_sha256"][:16]}'
-  return {
-    'source': f'{plan.source}, content {manifest.content_sha256[:16]}',
-    'crop': f'{plan.crop} to {plan.size}, orientation {plan.orientation}',
-    'vae': vae or 'none, pixels',
-    'shards': f'{plan.shards}, {manifest.count} examples, {manifest.skipped} skipped',
-  }

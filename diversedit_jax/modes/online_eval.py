@@ -15,41 +15,50 @@ import numpy as np
 
 from diversedit_jax import checkpoint, sharding, trees
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.data import files, order
-from diversedit_jax.evaluation import card
+from diversedit_jax.data import files
+from diversedit_jax.evaluation import card, feature_network, scorers
+from diversedit_jax.evaluation import decoder as decoder_lib
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import decoding, evaluate, run_context, scorers
+from diversedit_jax.modes import evaluate, identity, opening, run_context
 from diversedit_jax.training import loop, state, writers
 from diversedit_jax.weights import array_files
 
 FOLDER = pathlib.Path('eval') / 'during'
 
 
-def open_networks(experiment: experiment_lib.Experiment, decoder: decoding.Decoder | None) -> dict:
-  """Of `scoring`, before anything is written, as labels are checked (UserError); none if off."""
+def open_networks(
+  experiment: experiment_lib.Experiment, decoder: decoder_lib.Decoder | None
+) -> dict[str, feature_network.FeatureNetwork]:
+  """The networks of `opening.open_networks`; {} if `eval.every` is 0.
+
+  Labels are checked too, so that a mistake ends the run before anything is written.
+
+  Raises:
+    UserError: as `opening.open_networks` and `evaluate.make_labels`.
+  """
   if not experiment.evaluation.every:
     return {}
   evaluate.make_labels(experiment, experiment.evaluation.every_number)
-  return scorers.open_networks(experiment, decoder)
+  return opening.open_networks(experiment, decoder)
 
 
 def open_scorer(
   experiment: experiment_lib.Experiment,
   mesh: jax.sharding.Mesh,
   path: pathlib.Path,
-  decoder: decoding.Decoder | None,
-  networks: dict,
+  decoder: decoder_lib.Decoder | None,
+  networks: dict[str, feature_network.FeatureNetwork],
 ) -> scorers.Scorer | None:
-  """What scores the samples, opened before anything compiles; None if `eval.every` is 0.
+  """The scorer of samples, opened before anything compiles; None if `eval.every` is 0.
 
   Raises:
-    UserError: see `scorers.open_scorer`; or an `eval.best` that it will not give.
+    UserError: as `opening.open_scorer`; or `eval.best` is a score that it will not give.
   """
   if not experiment.evaluation.every:
     return None
   folder = path / 'eval' / 'references'
-  scorer = scorers.open_scorer(experiment, mesh, folder, decoder, networks)
-  scorers.check_name('eval.best', experiment.evaluation.best, scorer)
+  scorer = opening.open_scorer(experiment, mesh, folder, decoder, networks)
+  opening.check_score('eval.best', experiment.evaluation.best, scorer)
   return scorer
 
 
@@ -60,60 +69,56 @@ def hook(
   path: pathlib.Path,
   writer: writers.Writer,
 ) -> loop.Hook:
-  """Scores at intervals; always of the same labels and noise, so that scores are comparable."""
+  """Scores at intervals; always with the same labels and noise, so that scores are comparable."""
   options = experiment.evaluation
   if scorer is None:
     return loop.Hook(every=0, run=lambda step, state, batch: None)
-  labels = evaluate.make_labels(experiment, options.every_number)
+  labels_N = evaluate.make_labels(experiment, options.every_number)
   generator = run_context.make_generator(
     experiment, trainable.graphdef, trainable.mesh, options.every_number
   )
-  facts = evaluate.label_facts(experiment, labels)
-  identity = evaluate.identity(
+  facts = evaluate.label_facts(experiment, labels_N)
+  known = identity.make(
     experiment, experiment.sampler, scorer, options.every_number, {**facts, 'weights': 'ema'}
   )
-  shuffled = order.permutation(experiment.sample.seed, 0, len(labels))
+  indices_N = evaluate.file_order(experiment, len(labels_N))
+  labels_N = labels_N[indices_N]
   told: set[str] = set()
 
   def run(step, state, batch):
     del batch
     started = time.monotonic()
     with run_context.sampling(experiment, trainable.mesh):
-      finished = scorer.finish(generator(state.ema, labels))
+      finished = scorer.finish(generator(state.ema, labels_N, indices_N))
       seconds = time.monotonic() - started
-      found = scorer.score(lambda: [finished[shuffled]], labels[shuffled])
+      found = scorer.score([finished], labels_N)
     weights = run_context.Weights(
       trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}', 'ema'
     )
     protocol = run_context.protocol(
-      experiment, weights, labels, seconds=seconds, **facts, **scorer.facts(), **scorer.compared()
+      experiment, weights, labels_N, seconds=seconds, **facts, **scorer.facts(), **scorer.compared()
     )
     writer.row(step, {f'eval/{name}': value for name, value in found['scores'].items()})
-    logging.info(
-      'step %d, %d samples: %s',
-      step,
-      len(labels),
-      ', '.join(f'{name} {value:.4g}' for name, value in found['scores'].items()),
-    )
+    logging.info('step %d, %d samples: %s', step, len(labels_N), evaluate.in_words(found['scores']))
     evaluate.warn(f'step {step}', [line for line in found['warnings'] if line not in told])
     told.update(found['warnings'])
     folder = path / FOLDER
     if jax.process_index() == 0:
       card.write_json(folder / f'step-{step:08d}.json', {**found, 'protocol': protocol})
     best = {'score': options.best, 'value': found['scores'][options.best], 'step': step}
-    if _is_best(folder, best, identity):
-      best |= {name: found[name] for name in ('scores', 'warnings')} | {'identity': identity}
+    if _is_best(folder, best, known):
+      best |= {name: found[name] for name in ('scores', 'warnings')} | {'identity': known}
       _keep(folder, best, state.ema, trainable.mesh)
 
   return loop.Hook(every=options.every, run=run)
 
 
-def _is_best(folder, found, identity):
-  """Whether no earlier evaluation was better; decided by the first process for all."""
+def _is_best(folder, found, of):
+  """Whether no earlier evaluation with the identity `of` was better; the first process decides."""
   better, name, value = True, found['score'], found['value']
   if jax.process_index() == 0 and (folder / 'best.json').is_file():
     known = json.loads((folder / 'best.json').read_text())
-    if known['score'] != name or known['identity'] != identity:
+    if known['score'] != name or identity.differences(known['identity'], of):
       logging.info('the best so far was of another score or protocol; it is sought anew')
     elif known['step'] != found['step']:  # Else it is this one, before the run was interrupted.
       better = value != known['value'] and eval_options.BEST[name](value, known['value']) == value
@@ -121,7 +126,7 @@ def _is_best(folder, found, identity):
 
 
 def _keep(folder, best, params, mesh):
-  """The averaged weights, as a file that --checkpoint takes, and which step they are of."""
+  """Writes the averaged weights as a file that --checkpoint takes, and which step they are from."""
   whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))  # Parts lie elsewhere.
   flat = {name: np.asarray(whole(x)) for name, x in trees.named_leaves(params).items()}
   if jax.process_index() == 0:

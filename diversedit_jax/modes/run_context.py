@@ -1,4 +1,4 @@
-"""What the modes share: the mesh, the state's shapes, weights to look at, samples, grids."""
+"""What several modes need: mesh, shapes of the state, weights to look at, samples, grids."""
 
 from collections.abc import Mapping
 import contextlib
@@ -26,7 +26,12 @@ _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Parameters to look at, and where they come from: see `card.protocol_card` for the kinds."""
+  """Parameters to look at, and where they come from.
+
+  step: training steps behind them; None for a file.
+  origin: checkpoint or file, without folders.
+  kind: one of `card.WEIGHTS`.
+  """
 
   graphdef: nnx.GraphDef
   params: Mapping[str, Any]
@@ -37,23 +42,27 @@ class Weights:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Of the parameters, see `trees.fingerprint`; once for all settings of a sweep."""
+    """Digest of the parameters, see `trees.fingerprint`; made once for all settings of a sweep."""
     return trees.fingerprint(self.params)
 
 
 def make_mesh(experiment):
+  """The mesh of a run, over all devices."""
   mesh = experiment.mesh
   return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
 
 
 def make_trainable(experiment, mesh):
+  """Shapes and shardings of the state of a run (UserError if the mesh does not fit the model)."""
   trainable = state.Trainable(
     experiment.network,
     experiment.transformation(),
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
   )
-  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
+  sharding.check_split(
+    trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
+  )
   return trainable
 
 
@@ -66,13 +75,17 @@ def make_step(experiment, trainable):
     key=rng.stream(jax.random.key(experiment.seed), 'train'),
     ema_decay=experiment.train.ema_decay,
     learning_rate=experiment.schedule(),
-    devices=trainable.mesh.size,
     accumulate=experiment.train.accumulate,
   )
 
 
 def open_weights(experiment, workdir, origin):
-  """The directory for results, and the weights: of its run, of another checkpoint, or of a file.
+  """The directory for results, and the weights to look at.
+
+  Args:
+    experiment: whose model the weights must fit.
+    workdir: directory of the run, or for results if there is an origin.
+    origin: a folder checkpoints/STEP or a file of weights; None takes the run's newest checkpoint.
 
   Raises:
     UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
@@ -134,7 +147,7 @@ def data_facts(source):
   """What identifies the data of a run: name, number of examples, digest, and `space_facts`.
 
   Raises:
-    UserError: if processes have different data, as from local copies of which one is old.
+    UserError: processes have different data, for example because one local copy is old.
   """
   facts = {'name': source.name, 'examples': len(source), 'sha256': source.digest()}
   facts |= space_facts(source)
@@ -150,11 +163,9 @@ def data_facts(source):
 
 
 def space_facts(source):
-  """What samples of a run mean: their space, and of a store's latents the encoder and the scale."""
-  facts = {'space': source.space}
-  if isinstance(source, sources.StoreSource) and source.scaling is not None:
-    facts['latents'] = source.latent_facts()
-  return facts
+  """What samples of a run mean: their space, and the encoder and scale of latents if known."""
+  latents = source.latent_facts()
+  return {'space': source.space} | ({} if latents is None else {'latents': latents})
 
 
 def resident(experiment, mesh):
@@ -170,7 +181,7 @@ def resident(experiment, mesh):
 
 
 def make_generator(experiment, graphdef, mesh, count, sampler=None):
-  """The sampler of an experiment, or another, for `count` samples at most at a time."""
+  """Makes samples by the experiment's sampler or another one; `count`: number of samples."""
   options = experiment.sample
   return generate.Generator(
     graphdef,
@@ -187,7 +198,7 @@ def generate_samples(experiment, weights, labels):
   generator = make_generator(experiment, weights.graphdef, weights.mesh, len(labels))
   started = time.monotonic()
   with sampling(experiment, weights.mesh):
-    made = generator(weights.params, labels, progress=True)
+    made = generator(weights.params, labels, report=True)
   facts = protocol(
     experiment,
     weights,
@@ -201,13 +212,13 @@ def generate_samples(experiment, weights, labels):
 
 @contextlib.contextmanager
 def sampling(experiment, mesh):
-  """In which samplers and decoders are traced and run."""
+  """Context for tracing and running samplers and decoders: mesh and precision of products."""
   with jax.set_mesh(mesh), jax.default_matmul_precision(experiment.sample.matmul_precision):
     yield
 
 
 def sampler_facts(experiment, sampler=None):
-  """Of a protocol card: what the sampler does."""
+  """Facts of the sampler for a protocol card."""
   sampler = sampler or experiment.sampler
   return {
     'seed': experiment.sample.seed,
@@ -227,23 +238,23 @@ def sampler_facts(experiment, sampler=None):
   }
 
 
-def protocol(experiment, of, labels, *, sampler=None, **extra):
-  """The protocol card of samples of labels by some `Weights`."""
+def protocol(experiment, weights, labels, *, sampler=None, **extra):
+  """The protocol card of the samples that some `Weights` made of labels."""
   facts = sampler_facts(experiment, sampler)
   facts = card.protocol_card(
     **{'quantiser': None, **facts, **extra},
-    weights=of.kind,
-    step=of.step,
-    checkpoint=of.origin,
+    weights=weights.kind,
+    step=weights.step,
+    checkpoint=weights.origin,
     num_samples=len(labels),
   )
-  if experiment.model.class_token:
+  if experiment.architecture.class_token:
     facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
   return facts
 
 
 def save_grid(path, made, labels, columns, *, title):
-  """One class per row where the rows fit, with its name at the left; tiny images are smoothed."""
+  """Saves a grid, with labels at the left if every row has one class; tiny images are smoothed."""
   rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
   uniform = all((row == row[0]).all() for row in rows)
   row_labels = [str(row[0]) for row in rows] if uniform else None
@@ -253,6 +264,7 @@ def save_grid(path, made, labels, columns, *, title):
 
 
 def caption(facts):
+  """Title of a grid, from its protocol card."""
   origin = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]}'
   return (
     f'{origin}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {facts["guidance"]["scale"]:g}'

@@ -8,7 +8,7 @@ import numpy as np
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, sources
 from diversedit_jax.evaluation import card
-from diversedit_jax.modes import decoding, run_context
+from diversedit_jax.modes import opening, run_context
 from diversedit_jax.sampling import generate
 
 
@@ -19,11 +19,11 @@ def run(
 
   Latents become pictures, uint8, where `vae.weights` is given.
   """
-  decoder = decoding.open_decoder(experiment, run_context.make_mesh(experiment))
+  decoder = opening.open_decoder(experiment, run_context.make_mesh(experiment))
   path, weights = run_context.open_weights(experiment, workdir, origin)
   options = experiment.sample
   labels = generate.make_labels(
-    options.labels, np.arange(options.number), experiment.model.num_classes, options.seed
+    options.labels, np.arange(options.number), experiment.architecture.num_classes, options.seed
   )
   made, facts = run_context.generate_samples(experiment, weights, labels)
   arrays = {sources.KEYS[experiment.source.space]: made, 'labels': labels}

@@ -12,7 +12,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.analysis import figures
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import evaluate, run_context, scorers
+from diversedit_jax.modes import evaluate, opening, run_context
 from diversedit_jax.sampling import trajectory
 
 
@@ -27,22 +27,16 @@ def run(
     UserError: a guided setting for a model without classes or for MeanFlow; see `evaluate`.
   """
   options = experiment.sweep
-  eval_options.check_claim(experiment.evaluation.name, 'sweep.number', options.number)
   path, weights = run_context.open_weights(experiment, workdir, origin)
   folder = path / 'eval'
   name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.origin.split('/')[-1])
   samplers = [_sampler(experiment, *point) for point in options.points()]
-  scorer = scorers.open_all(experiment, weights.mesh, folder / 'references')
-  scorers.check_name('sweep.score', options.score, scorer)
+  labels_N = evaluate.make_labels(experiment, options.number)
+  scorer = opening.open_all(experiment, weights.mesh, folder / 'references')
+  opening.check_score('sweep.score', options.score, scorer)
   evaluations = [
     evaluate.Evaluation(
-      experiment,
-      weights,
-      folder / name,
-      _point_name(sampler),
-      number=options.number,
-      sampler=sampler,
-      scorer=scorer,
+      experiment, weights, scorer, labels_N, folder / name, _point_name(sampler), sampler
     )
     for sampler in samplers
   ]
@@ -91,7 +85,7 @@ def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str
 
 
 def _curves(rows, score):
-  """{interval in words: {scale: score}}; guidance 1 is none, so it belongs to every interval."""
+  """{interval in words: {scale: score}}; scale 1 is no guidance and belongs to every interval."""
   unguided = {row['scale']: row[score] for row in rows if row['scale'] == 1}
   curves: dict[str, dict[float, float]] = {}
   for row in rows:
@@ -105,7 +99,7 @@ def _sampler(experiment, scale, low, high) -> trajectory.SamplerConfig:
   sampler = dataclasses.replace(
     experiment.sampler, guidance_scale=scale, guidance_low=low, guidance_high=high
   )
-  trajectory.check_guidance(sampler, experiment.model.null_label)
+  trajectory.check_guidance(sampler, experiment.objective.flow.null_label)
   experiment.objective.flow.check_sampler(sampler)
   return sampler
 

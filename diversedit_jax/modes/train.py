@@ -12,7 +12,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.modes import decoding, online_eval, run_context
+from diversedit_jax.modes import online_eval, opening, run_context
 from diversedit_jax.sampling import generate
 from diversedit_jax.training import loop, step, telemetry, writers
 
@@ -24,7 +24,7 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
   first = jax.process_index() == 0
   trainable = run_context.make_trainable(experiment, mesh)
   # Before the workdir is touched: these name a missing file of weights.
-  decoder = decoding.open_decoder(experiment, mesh)
+  decoder = opening.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
   networks = online_eval.open_networks(experiment, decoder)
   data = run_context.data_facts(experiment.source)
@@ -128,9 +128,9 @@ def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> 
 
 
 def _preview(experiment, trainable, decoder, path, writer, first):
-  """Grids of the averaged weights at intervals, always of the same labels and noise."""
+  """Grids of samples of the averaged weights, always with the same labels and noise."""
   options = experiment.preview
-  rows = min(options.rows, max(experiment.model.num_classes, 1))
+  rows = min(options.rows, max(experiment.architecture.num_classes, 1))
   labels = np.repeat(np.arange(rows, dtype=np.int32), options.columns)
   generator = generate.Generator(
     trainable.graphdef,
@@ -143,8 +143,9 @@ def _preview(experiment, trainable, decoder, path, writer, first):
 
   def run(step, state, batch):
     del batch
-    made = generator(state.ema, labels)
-    pictures = made if decoder is None else decoder(made)
+    with run_context.sampling(experiment, trainable.mesh):  # As `--mode=sample` does.
+      made = generator(state.ema, labels)
+      pictures = made if decoder is None else decoder(made)
     if not first:
       return
     folder = path / 'samples'

@@ -11,14 +11,14 @@ _CHANNEL = re.compile(r'channel_id=(\d+)')
 
 
 def collectives(text: str) -> dict[str, dict[str, Any]]:
-  """Number and bytes, in all and of each dtype, of the results of each kind of collective.
+  """Counts the collectives of each kind, and the bytes of their results.
 
-  What stands in a loop counts as often as it turns, as its condition says. The compiler for TPUs
-  spreads a collective over several fusions, all of one channel: a channel counts once. An
-  asynchronous collective counts where it ends: only there is its type the result's alone.
+  A collective in a loop counts once for each turn. The compiler for TPUs spreads one collective
+  over several fusions with the same channel, so a channel counts once. An asynchronous collective
+  counts where it ends, because only there is its type that of the result alone.
 
   Returns:
-    By kind, those that occur: {'count', 'bytes', 'bytes by dtype'}; bytes are of one device.
+    {'count', 'bytes', 'bytes by dtype'} by kind, for the kinds that occur; bytes on one device.
   """
   program, channels = hlo.parse(text), set()
   found = {kind: {'count': 0, 'bytes': 0, 'bytes by dtype': {}} for kind in KINDS}

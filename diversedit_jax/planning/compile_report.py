@@ -1,6 +1,6 @@
-"""A program compiled for devices that are not here: whether it fits, by the compiler's account.
+"""What a compiler says about a program for devices that are not here: memory, and whether it fits.
 
-Nothing runs. A program that does not fit is an answer like any other, with its numbers.
+Nothing runs. A program that does not fit is an answer too, with its numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,19 @@ _REFUSALS = ('INVALID_ARGUMENT', 'UNIMPLEMENTED', 'RESOURCE_EXHAUSTED')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What the compiler says; bytes are of each device.
+  """What the compiler says; bytes are those on each device.
 
-  target, kind, devices: what for, what they call themselves, how many. memory, share: see
-  `devices.Target`. seconds: of compiling. peak: that the program needs at once. arguments,
-  temporaries, results: its parts, of the results those that take no argument's place; None where
-  the compiler gave up, which tells the peak alone. beside: what stays in memory beside the program.
-  collectives: by kind, see `collectives.collectives`.
+  target: name of the target.
+  kind: name that its devices give themselves.
+  devices: number of devices.
+  memory, share: see `devices.Target`.
+  seconds: time that compiling took.
+  peak: bytes that the program needs at once.
+  arguments, temporaries: bytes of these parts; None where the compiler gave up, which tells the
+    peak alone.
+  results: bytes of the results that do not take the place of an argument; None likewise.
+  beside: bytes that stay in memory beside the program.
+  collectives: see `collectives.collectives`.
   """
 
   target: str
@@ -47,7 +53,7 @@ class Report:
 
   @property
   def usable(self) -> float:
-    """Bytes that a program may have."""
+    """Bytes that a program may use."""
     return self.share * self.memory
 
   @property
@@ -59,11 +65,14 @@ class Report:
 def compile_for(target: devices.Target, lowered: jax.stages.Lowered, *, beside: int = 0) -> Report:
   """Compiles a program that was lowered for a mesh of the target's devices.
 
-  beside: bytes that stay on every device besides.
+  Args:
+    target: devices to compile for.
+    lowered: the lowered program.
+    beside: bytes that stay on every device beside the program.
 
   Raises:
-    UserError: if the compiler refuses the program for anything but its size. Its own faults are
-      raised as they are.
+    UserError: if the compiler refuses the program for anything but its size.
+    JaxRuntimeError: if the compiler itself fails.
   """
   facts = dict(
     target=target.name,
@@ -100,7 +109,7 @@ def compile_for(target: devices.Target, lowered: jax.stages.Lowered, *, beside: 
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
-  """Of a compiled program: arguments, temporaries, and results that take no argument's place."""
+  """Sums arguments, temporaries and the results that do not take the place of an argument."""
   memory = program.memory_analysis()
   return (
     memory.argument_size_in_bytes
@@ -111,7 +120,7 @@ def peak_bytes(program: jax.stages.Compiled) -> int:
 
 
 def rows(report: Report) -> Sequence[tuple[str, str]]:
-  """The report in words, as rows of a name and a text."""
+  """Returns the report in words, as rows of a name and a text."""
   usable = _gib(report.usable)
   if report.share < 1:
     usable += f', {report.share:.0%} of {_gib(report.memory)}'

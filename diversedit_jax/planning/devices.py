@@ -1,8 +1,8 @@
-"""Accelerators that are not here, by name: what programs can be compiled for all the same.
+"""Accelerators by name, which programs can be compiled for although they are not here.
 
-'h200' is one GPU and 'h200:8' eight of a node; 'v5e:2x2' is a slice of TPUs by libtpu's name. XLA
-compiles for a GPU from a description of it, and libtpu for any slice that it knows: neither needs
-the device or its driver, only the package that has the compiler.
+'h200' is one GPU and 'h200:8' is a node of eight; 'v5e:2x2' is libtpu's name for a slice of TPUs.
+XLA compiles for a GPU from a description of it, and libtpu for any slice that it knows. Neither
+needs the device or its driver, only the package that holds the compiler.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,12 +23,19 @@ _KIB, _MIB = 2**10, 2**20
 
 
 class Gpu(NamedTuple):
-  """What XLA is told of a GPU.
+  """What XLA is told about a GPU.
 
-  kind: its name. capability: of CUDA. multiprocessors, lanes: and float32 units in each. threads,
-  shared, block_shared: of a multiprocessor, with the bytes of shared memory, and the most a block
-  may ask for. l2: bytes. bandwidth: bytes a second. clock: GHz. memory: bytes that CUDA has to give
-  away, which is less than the name says.
+  kind: name of the GPU.
+  capability: CUDA compute capability.
+  multiprocessors: number of multiprocessors.
+  lanes: float32 units in each multiprocessor.
+  threads: threads that run on a multiprocessor at once.
+  shared: bytes of shared memory in a multiprocessor.
+  block_shared: bytes of shared memory that a block may ask for.
+  l2: bytes of the L2 cache.
+  bandwidth: bytes per second between memory and chip.
+  clock: GHz.
+  memory: bytes that CUDA can allocate, which is less than the name says.
   """
 
   kind: str
@@ -44,9 +51,9 @@ class Gpu(NamedTuple):
   memory: float
 
 
-# Data sheets and the CUDA C++ Programming Guide (compute capabilities), as XLA's own descriptions
-# have them (openxla/xla, xla/backends/gpu/target_config/specs). Memory as PyTorch prints it when it
-# runs out ('total capacity of 139.80 GiB'), the least that was seen; XLA's H200 has 141.0.
+# From data sheets and the CUDA C++ Programming Guide (compute capabilities), like XLA's own
+# descriptions (openxla/xla, xla/backends/gpu/target_config/specs). Memory is the least that PyTorch
+# has printed when it ran out ('total capacity of 139.80 GiB'); XLA's H200 has 141.0.
 GPUS: Mapping[str, Gpu] = {
   'a100-40': Gpu('NVIDIA A100-SXM4-40GB', (8, 0), 108, 64, 2048, 164 * _KIB, 163 * _KIB, 40 * _MIB,
                  1.555e12, 1.41, 39.4 * GIB),
@@ -66,7 +73,7 @@ TPUS = ('v2', 'v3', 'v4', 'v5e', 'v5p', 'v6e', 'tpu7x')
 _GPUS_OF_A_NODE = 8
 _GPU_SHARE = 0.9  # XLA_PYTHON_CLIENT_MEM_FRACTION of launch/gpu_node.sh.
 _GPU_OPTIONS = {
-  # Without the device nothing can be tuned, and Triton's products are nothing but tuning.
+  # Nothing can be tuned without the device, and Triton's matrix products live by tuning.
   'xla_gpu_autotune_level': 0,
   'xla_gpu_enable_triton_gemm': False,
   'xla_gpu_enable_latency_hiding_scheduler': True,  # As in launch/gpu_node.sh.
@@ -79,8 +86,12 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 class Target:
   """Devices to compile for.
 
-  name: as asked for. platform: 'gpu', 'tpu' or 'cpu'. devices: that a mesh can be made of, of one
-  kind. memory: bytes of each. share: of it that a program may have. options: of the compiler.
+  name: the name that was asked for.
+  platform: 'gpu', 'tpu' or 'cpu'.
+  devices: devices of one kind, for a mesh.
+  memory: bytes of each device.
+  share: part of the memory that a program may use.
+  options: compiler options.
   """
 
   name: str
@@ -92,12 +103,12 @@ class Target:
 
   @property
   def kind(self) -> str:
-    """What the devices call themselves."""
+    """The name that the devices give themselves."""
     return self.devices[0].device_kind
 
 
 def parse(name: str) -> tuple[str, str]:
-  """The kind of device and what follows the colon, '' if nothing does; see `find`.
+  """Returns the kind of device and what follows the colon, or ''; see `find`.
 
   Raises:
     UserError: for a kind that is unknown (the nearest is named, or all are), a GPU with no number
@@ -106,43 +117,45 @@ def parse(name: str) -> tuple[str, str]:
   kind, _, rest = name.partition(':')
   trees.check_known('device', kind, (*GPUS, *TPUS))
   if kind in GPUS and not re.fullmatch(r'(:[1-9]\d*)?', name[len(kind) :]):
-    raise types.UserError(f'{name!r} is no number of GPUs; write {kind!r} or "{kind}:8"')
+    raise types.UserError(f"{name!r} does not give a number of GPUs; write '{kind}' or '{kind}:8'")
   if kind in TPUS and not re.fullmatch(r'\d+(x\d+)+', rest):
     raise types.UserError(
-      f'{name!r} is no slice of TPUs: name its topology, as "v5e:2x2", "v5p:2x2x1" or "v6e:4x4"'
+      f"{name!r} does not name a slice of TPUs; add its topology, as in 'v5e:2x2' or 'v5p:2x2x1'"
     )
   return kind, rest
 
 
 def platform(name: str) -> str:
-  """'gpu' or 'tpu'; '' of no name. Raises as `parse`."""
+  """Returns 'gpu' or 'tpu', and '' for the name ''; raises as `parse` does."""
   return name and ('gpu' if parse(name)[0] in GPUS else 'tpu')
 
 
 def gpus(name: str) -> int | None:
-  """Number of GPUs of a name; None of TPUs, which libtpu counts. Raises as `parse`."""
+  """Returns the number of GPUs, None for TPUs, which libtpu counts; raises as `parse` does."""
   kind, rest = parse(name)
   return int(rest or 1) if kind in GPUS else None
 
 
 def find(name: str) -> Target:
-  """The target of a name.
+  """Returns the target of a name.
 
   Raises:
-    UserError: as `parse`; for a number of GPUs that no whole nodes have, a slice that libtpu does
-      not know, or where the package with the compiler is missing.
+    UserError: as `parse` does; also for more GPUs than a node has that do not fill whole nodes, for
+      a slice that libtpu does not know, and if the package with the compiler is missing.
   """
   count = gpus(name)
-  return _tpus(name) if count is None else _gpus(name, GPUS[parse(name)[0]], count)
+  return _tpus(name) if count is None else _gpus(name, count)
 
 
-def _gpus(name, gpu, count):
+def _gpus(name, count):
   # jax-cuda12-plugin and jax-cuda13-plugin are both found as 'cuda', through `jax_plugins`.
-  nodes, rest = divmod(count, _GPUS_OF_A_NODE)
+  kind, (nodes, rest) = parse(name)[0], divmod(count, _GPUS_OF_A_NODE)
   if nodes and rest:
     raise types.UserError(
-      f'{name!r}: {count} GPUs are no whole number of nodes of {_GPUS_OF_A_NODE}'
+      f'{name!r} does not fill nodes of {_GPUS_OF_A_NODE} GPUs; write '
+      f"'{kind}:{nodes * _GPUS_OF_A_NODE}' or '{kind}:{(nodes + 1) * _GPUS_OF_A_NODE}'"
     )
+  gpu = GPUS[kind]
   layout = f'1x{nodes}x{_GPUS_OF_A_NODE}' if nodes else f'1x1x{count}'
   try:
     found = topologies.get_topology_desc(
@@ -150,7 +163,7 @@ def _gpus(name, gpu, count):
     )
   except NotImplementedError as error:
     raise types.UserError(
-      f'compiling for {name!r} needs the CUDA compiler, though no GPU: pip install '
+      f'compiling for {name!r} needs no GPU, but the CUDA compiler: pip install '
       f'"jax[cuda13]=={jax.__version__}", as \'.[cuda]\' does, or "jax[cuda12]=={jax.__version__}"'
     ) from error
   return Target(
@@ -164,7 +177,7 @@ def _gpus(name, gpu, count):
 
 
 def _description(gpu):
-  """A GpuTargetConfigProto of XLA, as text."""
+  """The text of a GpuTargetConfigProto, which is what XLA reads."""
   major, minor = gpu.capability
   features = 'ACCELERATED_FEATURES' if major >= 9 else 'NONE'
   facts = {
@@ -201,20 +214,20 @@ def _tpus(name):
   except RuntimeError as error:  # A JaxRuntimeError is one.
     if 'not installed' in str(error):
       raise types.UserError(
-        f'compiling for {name!r} needs its compiler, though no TPU: pip install libtpu'
+        f'compiling for {name!r} needs no TPU, but its compiler: pip install libtpu'
       ) from error
     if 'lockfile' in str(error):
       raise types.UserError(
-        f'compiling for {name!r}: another process has libtpu; wait for it, or set '
+        f'compiling for {name!r}: another process uses libtpu; wait for it, or set '
         'ALLOW_MULTIPLE_LIBTPU_LOAD=1 where there is no TPU to share'
       ) from error
-    raise types.UserError(f'no TPUs {name!r}: {str(error).splitlines()[0]}') from error
+    raise types.UserError(f'libtpu refuses {name!r}: {str(error).splitlines()[0]}') from error
   devices = tuple(found.devices)
   return Target(name=name, platform='tpu', devices=devices, memory=_memory(devices[0]))
 
 
 def _memory(device):
-  """Bytes of a TPU, from what its compiler answers to a program that needs more than any has."""
+  """Bytes of a TPU: its compiler tells them when it refuses a program that needs more."""
   place = jax.sharding.SingleDeviceSharding(device)
   huge = jax.ShapeDtypeStruct((_NO_DEVICE_HAS,), jnp.int8, sharding=place)
   try:
@@ -229,7 +242,7 @@ def _memory(device):
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-  """In which no compiled program is kept: one for what is not here is written and never read."""
+  """Turns the cache of programs off: one for a device that is not here would never be read."""
   name, before = 'jax_enable_compilation_cache', jax.config.jax_enable_compilation_cache
   jax.config.update(name, False)
   compilation_cache.reset_cache()
@@ -241,9 +254,9 @@ def uncached() -> Iterator[None]:
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:
-  """Bytes that a program needs on a TPU, and that there are, from libtpu's refusal.
+  """Returns the bytes that a program needs on a TPU and those it has, from libtpu's refusal.
 
-  None if the message says something else.
+  Returns None if the message says something else.
   """
   number = r'\(([\d.]+)([KMGT]?)\)'
   found = re.search(rf'required [^(]*{number} exceeds available HBM {number}', message)

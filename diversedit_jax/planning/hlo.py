@@ -1,7 +1,7 @@
 """The text of a compiled program (HLO): computations, instructions, and how often they run.
 
-XLA's `cost_analysis` counts the body of a loop once, and has nothing to say of programs that were
-compiled for a device that is not there; their text says it all.
+XLA's `cost_analysis` counts the body of a loop once, and says nothing about a program that was
+compiled for a device that is not here. The text has it all.
 
   program = hlo.parse(compiled.as_text())
   for name, times in program.runs().items():
@@ -25,9 +25,12 @@ _INSIDE = ('calls', 'to_apply', 'called_computations')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """name, shape and opcode as they stand in the text.
+  """An instruction, in parts of its text.
 
-  arguments: between its parentheses. attributes: after them. root: whether it is the result.
+  name, shape, opcode: as they stand in the text.
+  arguments: the text between the parentheses.
+  attributes: the text after them.
+  root: whether it is the result of its computation.
   """
 
   name: str
@@ -39,11 +42,11 @@ class Instruction:
 
   @property
   def operands(self) -> tuple[str, ...]:
-    """Names of other instructions that it takes."""
+    """Names of the instructions whose results it takes."""
     return tuple(_NAMES.findall(self.arguments))
 
   def called(self, role: str) -> list[str]:
-    """The computations that an attribute names: 'body', 'calls', 'to_apply'..."""
+    """Names the computations of an attribute such as 'body', 'calls' or 'to_apply'."""
     found = re.search(rf'\b{role}=(?:\{{([^}}]*)\}}|(%?[\w.\-]+))', self.attributes)
     names = (found[1] or found[2] or '').split(',') if found else ()
     return [name.strip().lstrip('%') for name in names if name]
@@ -51,15 +54,20 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """computations: by name, as in the text. entry: the one that is run, '' if there is none."""
+  """A program.
+
+  computations: instructions of each computation by its name, in the order of the text.
+  entry: name of the computation that is run; '' if there is none.
+  """
 
   computations: Mapping[str, Sequence[Instruction]]
   entry: str
 
   def runs(self, *, inside: bool = False) -> dict[str, int]:
-    """How often each computation runs, those that do; each branch of a choice as if taken.
+    """Counts how often each computation runs, as if every branch of a choice were taken.
 
-    inside: also those that fusions, reductions and the like compute, no launches of their own.
+    inside: whether to count what runs inside fusions, reductions and the like too; these are not
+      launched by themselves.
     """
     times = dict.fromkeys(self.computations, 0)
 
@@ -78,7 +86,7 @@ class Program:
     return {name: count for name, count in times.items() if count}
 
   def turns(self, loop: Instruction) -> int:
-    """Of a loop: as the compiler notes them, or the one number of its condition; else 1."""
+    """Turns of a loop: those the compiler notes, else the one number in its condition, else 1."""
     if noted := _TURNS.search(loop.attributes):
       return int(noted[1])
     bounds = [
@@ -91,25 +99,25 @@ class Program:
 
 
 def arrays(shape: str) -> Iterator[tuple[str, int]]:
-  """dtype and bytes of an array, or of each array of a tuple; what has no size is left out."""
+  """Yields dtype and bytes of an array, or of each array in a tuple; a token has no size."""
   for dtype, dims in _ARRAY.findall(shape):
     if item := _item_bytes(dtype):
       yield dtype, item * math.prod(int(n) for n in dims.split(',') if n)
 
 
 def size(shape: str) -> int:
-  """Bytes of an array, or of all arrays of a tuple."""
+  """Sums the bytes of an array, or of all arrays in a tuple."""
   return sum(count for _, count in arrays(shape))
 
 
 def _item_bytes(dtype):
-  """By the bits in its name, as of 's16' and 'f8e4m3fn'; 0 of a token, which is no array."""
+  """Bytes by the bits in the name, as in 's16' and 'f8e4m3fn'; 0 for a token."""
   bits = re.search(r'\d+', dtype)
   return _BYTES.get(dtype) or (max(int(bits[0]) // 8, 1) if bits else 0)
 
 
 def parse(text: str) -> Program:
-  """The program of a text; of a text that is none, one without computations."""
+  """Parses the text of a program; any other text gives a program without computations."""
   computations, entry, current = {}, '', None
   for line in text.splitlines():
     if found := _COMPUTATION.match(line):
@@ -136,7 +144,7 @@ def _instruction(line):
 
 
 def _closing(text):
-  """Where the parenthesis that opens the text is closed, past it."""
+  """Position just behind the parenthesis that closes the first one of the text."""
   depth = 0
   for at, char in enumerate(text):
     depth += (char == '(') - (char == ')')

@@ -1,4 +1,4 @@
-"""What a training run will cost, by arithmetic: nothing compiles for it."""
+"""What a training run will cost, computed from shapes; nothing is compiled."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
-from diversedit_jax import options, trees, types
+from diversedit_jax import options, progress, trees, types
 from diversedit_jax.methods import base
+from diversedit_jax.models import attention, tuning
+from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import cost as cost_lib
-from diversedit_jax.models import sit
 from diversedit_jax.planning import devices as devices_lib
-from diversedit_jax.training import progress
 
 _DEVICES = 8
 
@@ -48,7 +48,7 @@ class PlanConfig(options.Section, section='plan', may_change=True):
       self._check(self.compile_for, devices_lib.gpus(self.compile_for))
 
   def count(self, target: devices_lib.Target | None) -> int:
-    """Number of devices, with what is compiled for, if anything is.
+    """Number of devices: those that the step is compiled for, if it is compiled.
 
     Raises:
       UserError: if the two contradict each other.
@@ -59,43 +59,47 @@ class PlanConfig(options.Section, section='plan', may_change=True):
     return len(target.devices)
 
   def _check(self, name, found):
-    """found: number of devices of what is compiled for; None if its name does not say."""
+    """Refuses another number than `found`, which is None where the name does not tell."""
     if found is not None and self.devices not in (None, found):
       raise types.UserError(
-        f'plan.devices={self.devices}, but plan.compile_for={name!r} has {found}; leave '
-        'plan.devices out (None), which takes them'
+        f'plan.devices={self.devices}, but plan.compile_for={name!r} has {found}; set '
+        'plan.devices=None, which takes that number'
       )
 
 
 def method_flops(
-  objective: base.Objective, model: sit.SiTConfig, examples: int
+  objective: base.Objective, architecture: config_lib.Architecture, examples: int
 ) -> dict[str, float]:
   """FLOPs per example that each part of the method adds to a step of plain flow matching.
 
   Args:
-    objective: the method. model: as it needs it. examples: of a microbatch.
+    objective: the method.
+    architecture: the network, with what the method adds to it.
+    examples: number of examples in a microbatch.
 
   Returns:
-    By part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer sequence),
-    terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add is 2.
+    FLOPs by part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer
+    sequence), terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add
+    counts as 2.
   """
-  ours, plain = (cost_lib.forward_flops(m) for m in (model, plain_model(model)))
+  ours, plain = (cost_lib.forward_flops(a) for a in (architecture, plain_architecture(architecture)))
   parts = {
     'forward passes': objective.flow.extra_passes() * ours,
-    'class token': 3 * (ours - plain) if model.class_token else 0.0,
-    **{term.name: term.flops(model, examples) for term in objective.terms},
+    'class token': 3 * (ours - plain) if architecture.class_token else 0.0,
+    **{term.name: term.flops(architecture, examples) for term in objective.terms},
     **{f'encoder {encoder.name}': encoder.flops for encoder in objective.encoders},
   }
   return {name: flops for name, flops in parts.items() if flops}
 
 
-def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
-  """The model without what a method gave it: what a plain step would train."""
-  return dataclasses.replace(model, class_token=0, interval=False)
+def plain_architecture(architecture: config_lib.Architecture) -> config_lib.Architecture:
+  """Returns the architecture of a plain step, without what a method adds."""
+  return dataclasses.replace(architecture, class_token=0, interval=False)
 
 
 def plan(
-  model: sit.SiTConfig,
+  architecture: config_lib.Architecture,
+  execution: config_lib.Execution,
   config: PlanConfig,
   devices: int,
   *,
@@ -108,15 +112,20 @@ def plan(
   average_bytes: int | None = None,
   data_bytes: int = 0,
 ) -> dict[str, Any]:
-  """Numbers of the plan; memory is per device, activations are an estimate,
-  with XLA's attention unless the model's config says for which machine it is.
+  """Computes the numbers of the plan; memory is per device.
+
+  Activations are an estimate, with XLA's attention unless `execution` names its machine.
 
   Args:
-    model: shapes and precision. config, devices: hardware. objective: the method.
-    steps, batch_size, accumulate: of the run.
-    parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
-    average_bytes: of their average, as of either moment, if that is split further.
-    data_bytes: of examples that every device holds.
+    architecture, execution: the network.
+    config: assumptions about the hardware.
+    devices: number of devices.
+    objective: the method.
+    steps, batch_size, accumulate: length and batch of the run.
+    parameters: number of trained parameters, heads included.
+    shard_bytes: bytes of one copy of the parameters on a device.
+    average_bytes: bytes of their average, or of a moment, on a device; None is `shard_bytes`.
+    data_bytes: bytes of the examples that every device holds.
 
   Raises:
     UserError: if the batch does not fit the devices.
@@ -127,16 +136,16 @@ def plan(
       f'train.accumulate={accumulate}'
     )
   average_bytes = shard_bytes if average_bytes is None else average_bytes
-  cost = cost_lib.cost(model)
+  cost = cost_lib.cost(architecture, execution)
   per_device = batch_size // devices // accumulate
-  added = method_flops(objective, model, batch_size // accumulate)
-  plain = cost_lib.cost(plain_model(model)).training
+  added = method_flops(objective, architecture, batch_size // accumulate)
+  plain = cost_lib.cost(plain_architecture(architecture), execution).training
   training = plain + sum(added.values())
   images_per_second = devices * config.peak_tflops * 1e12 * config.mfu / training
   return {
     'devices': devices,
     'parameters': parameters,
-    'tokens': model.sequence,
+    'tokens': architecture.sequence,
     'method': {name: flops / plain for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
     'training_gflops_per_image': training / 1e9,
@@ -144,16 +153,24 @@ def plan(
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
-    'activations_of': f'{(model.platform or jax.default_backend()).upper()}, attention '
-    f'{model.kernel()}, {"no loop over blocks" if model.unrolled else "blocks in a loop"}',
+    'activations_of': _activations_of(architecture, execution),
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / batch_size,
     'seconds': steps * batch_size / images_per_second,
   }
 
 
+def _activations_of(architecture, execution):
+  """For what the activations are estimated, in words."""
+  platform = (execution.platform or jax.default_backend()).upper()
+  chosen = attention.implementation(architecture, execution)
+  unrolled = tuning.blocks_per_step(execution, architecture.depth) == architecture.depth
+  loop = 'no loop over blocks' if unrolled else 'blocks in a loop'
+  return f'{platform}, attention {chosen}, {loop}'
+
+
 def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
-  """The plan in words, for the console."""
+  """Writes the plan in words, for the console."""
   rows = [
     ('parameters', f'{numbers["parameters"]:,} trained'),
     ('tokens per image', f'{numbers["tokens"]}'),
@@ -190,13 +207,13 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
 
 
 def memory_gib(numbers: Mapping[str, Any]) -> float:
-  """Of a device, in all, by the plan's estimate."""
+  """Memory that the plan estimates for a device, all parts together."""
   return sum(
     numbers[f'{part}_gib_per_device'] for part in ('state', 'frozen', 'data', 'activation')
   )
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:
-  """Names and texts in two columns."""
+  """Writes names and texts in two columns."""
   width = max(len(name) for name, _ in rows)
   return '\n'.join(f'{name:<{width}}  {text}' for name, text in rows)

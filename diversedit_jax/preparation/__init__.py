@@ -1,1 +1,1 @@
-"""Makes a latent store of a collection of pictures, and goes on where a killed run stopped."""
+"""Makes a store from a collection of pictures, and goes on where a killed run stopped."""

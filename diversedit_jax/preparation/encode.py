@@ -1,9 +1,10 @@
-"""Pictures -> records: decoded by threads ahead of the device, encoded in batches of one size.
+"""Pictures to records: decoded by threads ahead of the device, encoded in batches of one size.
 
-While the device encodes a batch the threads decode the next ones (Pillow gives the interpreter
-free), and the moments of the batch before go to the store. A batch is a run of listed pictures
-without the bad ones, filled up with black, so one program encodes every batch, and the records of
-a shard depend on nothing outside it. Another batch size or device may round the last bit otherwise.
+While the device encodes a batch, threads decode the next ones (Pillow releases the interpreter
+lock) and the moments of the batch before are written. A batch is a run of listed pictures without
+the bad ones, padded with its last picture, so one compiled program encodes every batch and the
+records of a shard depend on nothing outside it. Another batch size or device may differ in the last
+bit.
 """
 
 import collections
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import sharding, types
 from diversedit_jax.data import latents
 from diversedit_jax.data.pictures import base, loading
 from diversedit_jax.data.store import layout, writer
@@ -27,7 +28,10 @@ from diversedit_jax.frozen import vae
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
-  """One that could be read. index: in the listing. sha256: of its file. pixels: [S, S, 3] uint8."""
+  """A picture that could be read.
+
+  index: position in the listing. sha256: digest of its file. pixels: crop, uint8 [S, S, 3].
+  """
 
   index: int
   sha256: str
@@ -35,9 +39,9 @@ class Picture:
 
 
 class Encoder:
-  """Pictures [n, S, S, 3] uint8 -> moments [n, S/f, S/f, 2C] float32, on this process's devices.
+  """Maps pictures uint8 [n, S, S, 3] to moments float32 [n, S/f, S/f, 2C], on local devices.
 
-  batch_size: as asked for, rounded up to a multiple of the devices.
+  batch_size: the size asked for, rounded up to a multiple of the number of devices.
   """
 
   def __init__(self, autoencoder: vae.Autoencoder, batch_size: int):
@@ -54,17 +58,20 @@ class Encoder:
     self._program = jax.jit(moments, out_shardings=self._split)
 
   def start(self, pixels_NHWC: np.ndarray) -> jax.Array:
-    """The moments of at most `batch_size` pictures, filled up to that; does not wait for them."""
-    filled = np.zeros((self.batch_size, *pixels_NHWC.shape[1:]), np.uint8)
-    filled[: len(pixels_NHWC)] = pixels_NHWC
-    return self._program(self._params, jax.device_put(filled, self._split))
+    """Starts to encode at most `batch_size` pictures, padded to that many, and does not wait."""
+    padded = sharding.pad_rows(pixels_NHWC, self.batch_size)
+    return self._program(self._params, jax.device_put(padded, self._split))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Pipeline:
-  """Makes the examples of a shard. encoder: None for a store of pixels alone.
+  """Makes the examples of a shard.
 
-  batch_size: pictures that go through together. pool: of `threads` threads.
+  collection: the pictures.
+  plan: plan of the store.
+  encoder: the encoder; None for a store of pixels alone.
+  batch_size: number of pictures in a batch.
+  pool: executor of `threads` threads, which decode.
   """
 
   collection: base.Pictures
@@ -75,11 +82,11 @@ class Pipeline:
   threads: int
 
   def results(self, shard: int) -> Iterator[writer.Example | base.Skipped]:
-    """What became of the pictures of a shard, examples in the order of their keys.
+    """Yields what became of the pictures of a shard, examples in the order of their keys.
 
     Raises:
-      UserError: moments that are not finite numbers of the store's dtype, or a picture that could
-        not be read again and again, named; or a batch too large for the device.
+      UserError: moments are not finite in the store's dtype, every attempt to read a picture
+        failed, or a batch is too large for the device.
     """
     window = self.threads + 2 * self.batch_size
     read = _ahead(self.pool, self._read, self.plan.entries(shard), window)
@@ -89,12 +96,12 @@ class Pipeline:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       raise types.UserError(
-        f'the device has no room for {self.batch_size} pictures at once; take a smaller '
+        f'the device has no memory for {self.batch_size} pictures at once; take a smaller '
         f'--batch_size ({str(error).splitlines()[0]})'
       ) from error
 
   def _encoded(self, read):
-    """Batch by batch; one is on the device while the one before it is taken from there."""
+    """Encodes batch by batch; one is on the device while the one before it is fetched."""
     earlier = None
     while group := list(itertools.islice(read, self.batch_size)):
       yield from (result for result in group if isinstance(result, base.Skipped))
@@ -120,7 +127,7 @@ class Pipeline:
     return Picture(index, hashlib.sha256(data).hexdigest(), pixels)
 
   def _start(self, pictures):
-    """Moments on their way from the device: one array, with twins two."""
+    """Moments that the device is computing: one array, or two with twins."""
     if self.encoder is None or not pictures:
       return []
     pixels_NHWC = np.stack([picture.pixels for picture in pictures])
@@ -149,7 +156,7 @@ class Pipeline:
 def _ahead(
   pool: futures.Executor, function: Callable, arguments: Iterable, window: int
 ) -> Iterator:
-  """`map` in order with at most `window` calls begun and not yet taken."""
+  """Maps in order, with at most `window` calls that have begun and whose results are not taken."""
   waiting = collections.deque()
   try:
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""Flags of `prepare`: what they are called, what they mean, and their help."""
+"""Flags of `prepare`: their names, meanings and help."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from diversedit_jax.data import pictures
 from diversedit_jax.preparation import options
 
 _DESCRIPTION = """\
-Makes a store for training out of pictures: the moments of their latents, encoded by an
-autoencoder, or the cropped pixels, or both. Killed, it goes on when it is started again.
+Makes a store for training from pictures: the moments of their latents, encoded by an autoencoder,
+or the cropped pixels, or both. If it is killed, the same command goes on where it stopped.
 
   ImageNet, from the official tar of tars, which is not unpacked:
     python -m diversedit_jax.prepare --source=ILSVRC2012_img_train.tar --vae=sd-vae-ft-mse \\
@@ -20,23 +20,25 @@ autoencoder, or the cropped pixels, or both. Killed, it goes on when it is start
   CIFAR-10 as pixels, from an archive of class folders (or --source=tfds:cifar10):
     python -m diversedit_jax.prepare --source=cifar10.tar/train --store=pixels --size=32 \\
       --crop=exact --output=cifar10
-  Own pictures, one folder for each class:
+  Own pictures, one folder per class:
     python -m diversedit_jax.prepare --source=PHOTOGRAPHS --vae=sd-vae-ft-mse --output=store
   Four machines that share a folder: with --shard=0/4 to --shard=3/4, or all with --distributed.
-  A finished store, read and checked:
+  Check a finished store:
     python -m diversedit_jax.prepare --verify --output=imagenet256
 
-Pictures that cannot be used, and files that are none, are skipped, counted and listed in
-OUTPUT/skipped.csv. The store is the same, byte for byte, however often it was killed and however
-many workers made it; another kind of device or another --batch_size may round the latents otherwise
-in their last bit."""
+Pictures that cannot be used, and files that are not pictures, are left out and listed in
+OUTPUT/skipped.csv. The store is the same, byte for byte, however often the command was killed and
+however many workers made it. Another kind of device or another --batch_size may change the last bit
+of the latents."""
 
 
 def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """The flags that were given, by name: fields of `options.Options`, 'distributed' and 'verify'.
+  """The given flags by name: fields of `options.Options`, 'distributed' and 'verify'.
+
+  --help and unknown flags end the program.
 
   Raises:
-    UserError: flags that do not go together; --help and unknown flags end the program.
+    UserError: flags exclude each other.
   """
   given = vars(_parser().parse_args(argv))
   if 'verify' in given:
@@ -45,10 +47,10 @@ def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
       raise types.UserError(f'--verify takes --output alone, not --{others[0]}')
     return given
   if 'source' not in given:
-    raise types.UserError('no pictures: give --source, or --verify to check a store; see --help')
+    raise types.UserError('give --source to make a store, or --verify to check one; see --help')
   if 'shard' in given:
     if 'distributed' in given:
-      raise types.UserError('--distributed gives each process its --shard=i/n; leave one out')
+      raise types.UserError('--distributed sets --shard=i/n for each process; give one of them')
     given['worker'], given['workers'] = given.pop('shard')
   return given
 
@@ -68,29 +70,33 @@ def _parser():
   switch = lambda flag, text: parser.add_argument(flag, help=text, action='store_true')
   kinds = ', '.join(pictures.KINDS)
   add('--source', 'PICTURES', f'a path, or KIND:PATH with one of {kinds}; tfds:NAME[:SPLIT]')
-  add('--output', 'FOLDER', 'of the store', pathlib.Path, required=True)
+  add('--output', 'FOLDER', 'folder of the store', pathlib.Path, required=True)
   add('--vae', 'FILE', 'weights of the autoencoder, or their folder', pathlib.Path)
-  add('--vae_scale', 'S', 'of latents, one or C numbers (default: of the weights)', _numbers)
-  add('--vae_shift', 'S', 'of latents, one or C numbers (default: of the weights)', _numbers)
-  add('--vae_dtype', 'DTYPE', f'{_or(options.VAE_DTYPES)}, of its products (default: float32)')
+  add('--vae_scale', 'S', 'scale of latents, 1 or C numbers (default: of the weights)', _numbers)
+  add('--vae_shift', 'S', 'shift of latents, 1 or C numbers (default: of the weights)', _numbers)
+  add(
+    '--vae_dtype',
+    'DTYPE',
+    f'precision of its products: {_or(options.VAE_DTYPES)} (default: float32)',
+  )
   add('--size', 'N', 'side of the square pictures (default: {size})', int)
-  add('--crop', 'RULE', f'{_or(pictures.CROPS)} (default: {{crop}}, as published runs have it)')
+  add('--crop', 'RULE', f'{_or(pictures.CROPS)} (default: {{crop}}, as in published runs)')
   add('--orientation', 'O', f'{_or(pictures.ORIENTATIONS)} (default: {{orientation}})')
   add('--store', 'WHAT', f'{_or(options.STORES)} (default: {{store}})')
-  switch('--twins', 'encode mirror images too: exact flips for training, twice the room')
-  add('--dtype', 'DTYPE', f'{_or(options.DTYPES)}, of the latents (default: float16)')
+  switch('--twins', 'encode mirror images too: exact flips for training, twice the disk space')
+  add('--dtype', 'DTYPE', f'dtype of the latents: {_or(options.DTYPES)} (default: float16)')
   add(
     '--classes',
     'FILE',
-    "with the names of all classes in order, or 'imagenet' (default: those found, sorted)",
+    "file with the names of all classes in order, or 'imagenet' (default: those found, sorted)",
   )
-  add('--split', 'NAME', "of the data, where --source has it as '{{split}}' (default: {split})")
+  add('--split', 'NAME', "split, in place of '{{split}}' in --source (default: {split})")
   add('--batch_size', 'N', 'pictures encoded at once (default: {batch_size})', int)
-  add('--threads', 'N', 'that decode pictures (default: one for each core)', int)
-  add('--records_per_shard', 'N', 'pictures of a shard (default: for about 64 shards)', int)
-  add('--shard', 'i/n', 'this process makes the i-th of n parts, from 0', _part)
+  add('--threads', 'N', 'threads that decode pictures (default: one per core)', int)
+  add('--records_per_shard', 'N', 'pictures per shard (default: for about 64 shards)', int)
+  add('--shard', 'i/n', 'make the i-th of n parts, counted from 0', _part)
   switch('--distributed', 'join the other processes of a pod slice or cluster (jax.distributed)')
-  switch('--strict', 'end at the first picture that cannot be used; other files are no reason')
+  switch('--strict', 'end at the first picture that cannot be used; ignore files that are none')
   switch('--verify', 'read a finished store and check every file; only with --output')
   return parser
 
@@ -103,7 +109,7 @@ def _numbers(text):
   try:
     numbers = tuple(float(part) for part in text.split(','))
   except ValueError:
-    raise argparse.ArgumentTypeError(f'{text!r} is not a number, or some by commas') from None
+    raise argparse.ArgumentTypeError(f'{text!r} is no list of numbers; write 0.5 or 1,2') from None
   return numbers if len(numbers) > 1 else numbers[0]
 
 
@@ -112,4 +118,4 @@ def _part(text):
   try:
     return int(index), int(count)
   except ValueError:
-    raise argparse.ArgumentTypeError(f'{text!r} is not i/n, as 0/4') from None
+    raise argparse.ArgumentTypeError(f'{text!r} is not i/n; write 0/4') from None

@@ -1,7 +1,7 @@
-"""Locks between the processes that write one store; they die with the process that holds them.
+"""Locks between the processes that write one store; a lock ends with the process that holds it.
 
-Lock files remove themselves, so a finished store holds none. A file that is locked after its name
-was taken away or given to another file is let go, and the lock asked for anew.
+Holders remove their lock files, so a finished store has none. A process may thus lock a file that
+has just lost its name; it then tries again with the file that has the name now.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from absl import logging
 
 from diversedit_jax import types
 
-_WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 class Busy(Exception):
@@ -24,7 +24,7 @@ class Busy(Exception):
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, *, wait: bool) -> Iterator[None]:
-  """Holds a lock file, which is made and removed.
+  """Makes a lock file, holds it during the block, and removes it.
 
   Raises:
     Busy: another process holds it, and `wait` is false.
@@ -40,17 +40,17 @@ def lock(path: pathlib.Path, *, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def store(root: pathlib.Path) -> Iterator[None]:
-  """For the files of the whole store; waits for others."""
+  """Locks the files of the whole store; waits for other holders."""
   with lock(root / '.store.lock', wait=True):
     yield
 
 
 @contextlib.contextmanager
 def worker(root: pathlib.Path, index: int, count: int) -> Iterator[None]:
-  """For the shards of one worker of `count`.
+  """Locks the shards of worker `index` of `count`.
 
   Raises:
-    UserError: another process is at work on some of these shards.
+    UserError: another process is writing some of these shards.
   """
   name = '.worker-{}-of-{}.lock'
   own = root / name.format(index, count)
@@ -58,11 +58,11 @@ def worker(root: pathlib.Path, index: int, count: int) -> Iterator[None]:
     with store(root):
       for path in sorted(root.glob(name.format('*', '*'))):
         if path.name.endswith(f'-of-{count}.lock') and path != own:
-          continue  # Its shards are others.
+          continue  # Another worker of the same count has other shards.
         if is_held(path):
           raise types.UserError(
-            f'another process writes {root} ({path.name[1:-5]}); each worker runs once, and all '
-            'of them with the same n in --shard=i/n'
+            f'another process writes {root} ({path.name[1:-5]}); start each worker once, and all '
+            'with the same n in --shard=i/n'
           )
       held.enter_context(lock(own, wait=False))
     try:
@@ -73,13 +73,13 @@ def worker(root: pathlib.Path, index: int, count: int) -> Iterator[None]:
 
 
 def remove_stale(root: pathlib.Path) -> None:
-  """Removes what killed workers left; those at work keep theirs."""
+  """Removes the lock files of killed workers, and keeps those of running ones."""
   for path in root.glob('.worker-*.lock'):
     is_held(path)
 
 
 def is_held(path: pathlib.Path) -> bool:
-  """Whether a process holds this lock; a file that nobody holds is removed."""
+  """Whether a process holds this lock file; removes it if nobody does."""
   try:
     with lock(path, wait=False):
       return False
@@ -88,7 +88,7 @@ def is_held(path: pathlib.Path) -> bool:
 
 
 def _locked(path, how):
-  """A descriptor of the file that has this name while the lock is held."""
+  """Locks the file that has this name, and returns its descriptor."""
   while True:
     try:
       descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -100,7 +100,7 @@ def _locked(path, how):
       os.close(descriptor)
       raise Busy(path.name) from error
     except OSError as error:
-      if error.errno not in _WITHOUT:
+      if error.errno not in _NO_LOCKS:
         os.close(descriptor)
         raise
       logging.warning('%s: this file system has no locks; start no worker twice', path.parent)

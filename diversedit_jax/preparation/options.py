@@ -1,4 +1,4 @@
-"""What the user asks of `prepare`, checked; and the plan of the store that follows from it."""
+"""The options of `prepare`, checked, and the plan of the store that follows from them."""
 
 import dataclasses
 import json
@@ -16,27 +16,34 @@ from diversedit_jax.frozen import vae
 STORES = ('latents', 'pixels', 'both')
 DTYPES = ('float16', 'float32')
 VAE_DTYPES = ('float32', 'bfloat16')
-# A shard is made again as a whole after a crash.
+# Usual number of shards, and bounds of their records: after a crash a whole shard is made again.
 _SHARDS, _RECORDS = 64, (256, 65536)
-# A reader keeps all files of a store open, of which a process may usually have 1,024.
+# A reader keeps all files of a store open, and a process may usually open 1,024.
 _FILES = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """One request. None stands for a default that depends on something else.
+  """One request. None stands for a default that depends on other things.
 
-  source, classes, split: of `pictures.open_pictures`. output: folder of the store.
-  vae: weights. vae_scale, vae_shift: instead of those of the weights. vae_dtype: of its products.
-  size: side of the square pictures. crop, orientation: see `pictures.crop`, `pictures.decode`.
-  store: 'latents', 'pixels' or 'both'. twins: latents of mirror images too. dtype: of the latents.
-  records_per_shard: None makes about 64 shards.
-  batch_size: pictures encoded at once, on all devices of the process. threads: that decode.
-  worker, workers: shard s belongs to worker s % workers. strict: a bad picture is an error,
-    a file that is none is not.
+  source, classes, split: arguments of `pictures.open_pictures`.
+  output: folder of the store.
+  vae: file or folder of the weights.
+  vae_scale, vae_shift: scale and shift instead of those of the weights.
+  vae_dtype: precision of the autoencoder's products.
+  size: side of the square pictures.
+  crop, orientation: see `pictures.crop` and `pictures.decode`.
+  store: 'latents', 'pixels' or 'both'.
+  twins: whether to store latents of mirror images too.
+  dtype: dtype of the latents.
+  records_per_shard: pictures per shard; None makes about 64 shards.
+  batch_size: pictures encoded at once, on all devices of the process.
+  threads: threads that decode.
+  worker, workers: number of this worker and of all; shard s belongs to worker s % workers.
+  strict: whether a bad picture is an error; a file that is no picture never is.
 
   Raises:
-    UserError: for values that are not known, or do not go together.
+    UserError: a value is unknown, or values exclude each other.
   """
 
   source: str
@@ -74,7 +81,7 @@ class Options:
     for name in ('size', 'batch_size', 'threads', 'records_per_shard'):
       value = getattr(self, name)
       if value is not None and value < 1:
-        raise types.UserError(f'--{name}={value}, expected a whole number from 1')
+        raise types.UserError(f'--{name}={value}, expected a whole number of at least 1')
     if not 0 <= self.worker < self.workers:
       raise types.UserError(
         f'--shard={self.worker}/{self.workers}: workers are counted from 0, expected '
@@ -89,21 +96,21 @@ class Options:
   def _check_vae(self):
     if self.latents and self.vae is None:
       raise types.UserError(
-        f'--store={self.store} needs --vae=FILE, the weights of an autoencoder; pictures alone '
-        'are stored by --store=pixels'
+        f'--store={self.store} needs --vae=FILE, the weights of an autoencoder; --store=pixels '
+        'stores pictures alone'
       )
     for name in ('vae', 'vae_scale', 'vae_shift', 'vae_dtype', 'dtype', 'twins'):
       if not self.latents and getattr(self, name) not in (None, False):
         why = 'mirroring stored pixels is exact' if name == 'twins' else 'there are no latents'
-        raise types.UserError(f'--{name} is not for --store=pixels: {why}; leave it out')
+        raise types.UserError(f'--{name} does not go with --store=pixels: {why}; leave it out')
 
   @property
   def latents(self) -> bool:
-    """Whether the store has them."""
+    """Whether the store has latents."""
     return self.store != 'pixels'
 
   def decoding_threads(self) -> int:
-    """How many; without a wish one for each core that this process may use."""
+    """Number of threads that decode; by default one for each core that this process may use."""
     if hasattr(os, 'sched_getaffinity'):
       return self.threads or len(os.sched_getaffinity(0))
     return self.threads or os.cpu_count() or 1
@@ -113,14 +120,14 @@ def check_size(options: Options, config: vae.VAEConfig) -> None:
   """Refuses an autoencoder that cannot take the pictures.
 
   Raises:
-    UserError: the size, or channels other than red, green and blue.
+    UserError: it takes another size, or other channels than red, green and blue.
   """
   if options.size % config.factor:
     above = (options.size // config.factor + 1) * config.factor
     nearest = [str(size) for size in (above - config.factor, above) if size]
     raise types.UserError(
       f'--size={options.size} is not divisible by {config.factor}, the factor of {options.vae}; '
-      f'take {" or ".join(nearest)}'
+      f'use {" or ".join(nearest)}'
     )
   if config.image_channels != 3:
     raise types.UserError(f'{options.vae} takes {config.image_channels} channels, pictures have 3')
@@ -132,7 +139,7 @@ def make_plan(
   """The plan of the store; `autoencoder` is None for pixels alone.
 
   Raises:
-    UserError: shards of so few records that the store would have too many files.
+    UserError: the shards have so few records that the store would have too many files.
   """
   columns, facts = {}, None
   if options.latents:
@@ -151,7 +158,7 @@ def make_plan(
       'dtype': autoencoder.dtype,
       'config': dataclasses.asdict(config),
     }
-    facts = json.loads(json.dumps(facts))  # As it will be read again: lists for tuples.
+    facts = json.loads(json.dumps(facts))  # As it will be read back, with lists for tuples.
   if options.store != 'latents':
     columns['pixels'] = layout.ColumnFacts(dtype='uint8', shape=(options.size, options.size, 3))
   listing = collection.listing
@@ -159,9 +166,9 @@ def make_plan(
   records = options.records_per_shard or _records_per_shard(len(listing), fewest)
   if records < fewest:
     raise types.UserError(
-      f'--records_per_shard={records} makes {-(-len(listing) // records)} shards, of '
-      f'{len(columns)} files each: more than {_FILES} files, which a reader keeps open all at '
-      f'once; take {fewest} or more'
+      f'--records_per_shard={records} makes {-(-len(listing) // records)} shards of '
+      f'{len(columns)} files each, more than the {_FILES} files that a reader keeps open; use '
+      f'{fewest} or more'
     )
   return layout.Plan(
     source=collection.name,
@@ -178,7 +185,7 @@ def make_plan(
 
 
 def _records_per_shard(examples, fewest):
-  """The power of two that makes about 64 shards, within bounds, and from `fewest` on."""
+  """The power of two that makes about 64 shards, within bounds and at least `fewest`."""
   low, high = _RECORDS
   usual = min(max(2 ** round(math.log2(examples / _SHARDS)), low), high)
   return max(usual, 2 ** math.ceil(math.log2(fewest)))

@@ -1,8 +1,8 @@
-"""The folder of a store before anything is encoded: whose it is, whether it fits, what to clear."""
+"""Checks the folder of a store before anything is encoded, and clears what a killed run left."""
 
 from collections.abc import Collection, Mapping
-import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -12,23 +12,23 @@ from typing import Any
 from diversedit_jax import types
 from diversedit_jax.data.store import layout, writer
 
-_OWN = re.compile(r'\.(?:store|worker-\d+-of-\d+)\.lock')
+_LOCK = re.compile(r'\.(?:store|worker-\d+-of-\d+)\.lock')
 
 
 def check(root: pathlib.Path, plan: layout.Plan) -> None:
   """Refuses a folder that holds something else; writes nothing.
 
-  A plan that is lost is known from the manifest or, by its digest, from the facts of the shards.
+  A store whose plan.json is lost is accepted if its finished shards say that they are of the plan.
 
   Raises:
-    UserError: a file, files that are no store, or a store of another plan (what differs is listed).
+    UserError: a file, a folder that is no store, or a store of another plan (differences listed).
   """
   if root.exists() and not root.is_dir():
     raise types.UserError(f'--output={root} is a file, expected a folder')
   # Listed before the plan is looked for: another worker writes its plan before all else.
   names = sorted(path.name for path in root.iterdir()) if root.exists() else []
-  stored = layout.find_plan(root) or _plan_of_manifest(root)
-  if stored is not None:
+  if any((root / name).is_file() for name in ('plan.json', 'manifest.json')):
+    stored = layout.read_plan(root)
     changed = list(_differences(dataclasses.asdict(stored), dataclasses.asdict(plan)))
     if changed:
       listed = '; '.join(f'{name}: stored {old}, asked for {new}' for name, old, new in changed)
@@ -37,21 +37,20 @@ def check(root: pathlib.Path, plan: layout.Plan) -> None:
         'for what is stored'
       )
     return
-  own = {*layout.FILES, 'shards'} if _check_facts(root, plan) else _empty(root)
-  own |= {name for name in names if writer.is_leftover(name) or _OWN.fullmatch(name)}
-  others = [name for name in names if name not in own]
+  own = {*layout.FILES, 'shards'} if _has_shards_of(root, plan) else set()
+  others = [n for n in names if not (n in own or writer.is_leftover(n) or _LOCK.fullmatch(n))]
   if others:
     raise types.UserError(
-      f'--output={root} holds {others[0]!r}{" and more" * (len(others) > 1)} but no plan.json: no '
-      'store; choose a new or empty folder'
+      f'--output={root} holds {others[0]!r}{" and more" * (len(others) > 1)} but no plan.json, and '
+      'no finished shards of the plan asked for; choose a new or empty folder'
     )
 
 
 def check_place(root: pathlib.Path, source: str | None) -> None:
-  """Refuses a store within the folder of its pictures, where it would be listed as some of them.
+  """Refuses a store within the folder of its pictures, where its files would be listed with them.
 
   Raises:
-    UserError: with both; links are followed.
+    UserError: naming both folders; links are followed.
   """
   if source is None:
     return
@@ -64,14 +63,16 @@ def check_place(root: pathlib.Path, source: str | None) -> None:
 
 
 def check_space(root: pathlib.Path, plan: layout.Plan, missing: Collection[int]) -> None:
-  """Refuses a disk on which the missing shards have no room, what lies there of them included.
+  """Refuses a disk without room for the missing shards.
 
   Raises:
-    UserError: with both numbers.
+    UserError: with the space needed and the space free.
   """
   needed = sum(writer.shard_bytes(plan, shard) for shard in missing)
   folder = next(path for path in (root, *root.absolute().parents) if path.exists())
-  free = shutil.disk_usage(folder).free + writer.held_bytes(root, plan, missing)
+  # Leftovers of a killed run are removed before the shards are made.
+  free = shutil.disk_usage(folder).free
+  free += sum(path.stat().st_size for path, shard in writer.leftovers(root) if shard in missing)
   if needed > free:
     raise types.UserError(
       f'--output={root} needs {needed / 1e9:.3f} GB for {len(missing)} of {plan.shards} shards, '
@@ -80,57 +81,30 @@ def check_space(root: pathlib.Path, plan: layout.Plan, missing: Collection[int])
 
 
 def begin(root: pathlib.Path, plan: layout.Plan, worker: int, workers: int) -> None:
-  """Writes the plan if it is not there, and removes what a killed run of this worker left.
+  """Writes the plan if there is none, and removes what a killed run of this worker left.
 
-  To be called under the lock of the store.
+  Call it under the lock of the store.
 
   Raises:
-    UserError: as `check`, since another process may have come first.
+    UserError: as `check`, because another process may have been first.
   """
   check(root, plan)
   for path, shard in list(writer.leftovers(root)):
     if shard is None or shard % workers == worker:
       path.unlink(missing_ok=True)
-  if layout.find_plan(root) is None:
+  if not (root / 'plan.json').is_file():
     with writer.writing(root / 'plan.json'):
       layout.write_json(root / 'plan.json', plan)
 
 
-def _plan_of_manifest(root):
-  try:
-    return layout.read_manifest(root).plan if (root / 'manifest.json').is_file() else None
-  except types.UserError:
-    return None
-
-
-def _check_facts(root, plan):
-  """Whether there are finished shards; refuses those that do not say that they are of the plan."""
-  found = {}
-  for path in sorted(root.glob('shards/[0-9]*.json')):
-    with contextlib.suppress(types.UserError, ValueError):  # Damaged: the shard is made anew.
-      found[path.name] = layout.read_facts(root, int(path.stem)).plan
-  others = [name for name, digest in found.items() if digest != plan.digest()]
-  if others:
-    raise types.UserError(
-      f'--output={root} has no plan.json that can be read, and its shards/{others[0]} is not known '
-      'to be of the plan that is asked for; ask for the same as before, or choose another folder'
-    )
-  return bool(found)
-
-
-def _empty(root):
-  """Names of files of a store that say nothing: an empty plan, and shards that have no facts."""
-  names = set()
-  with contextlib.suppress(OSError):
-    if not (root / 'plan.json').read_bytes().strip(b'\0'):
-      names.add('plan.json')
-  if all(writer.is_leftover(path.name) for path in root.glob('shards/*')):
-    names.add('shards')
-  return names
+def _has_shards_of(root, plan):
+  """Whether a folder has finished shards, all of them of the plan."""
+  shards = [int(path.stem) for path in root.glob('shards/[0-9]*.json')]
+  return bool(shards) and all(layout.read_facts(root, s).plan == plan.digest() for s in shards)
 
 
 def _differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ''):
-  """(name, stored, given) of every entry that differs, in words; entries of entries by dots."""
+  """Yields (name, stored, given) of every entry that differs; names of nested entries have dots."""
   for name in sorted({*stored, *given}):
     old, new = stored.get(name, '(absent)'), given.get(name, '(absent)')
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -140,15 +114,9 @@ def _differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: st
 
 
 def _in_words(old, new):
-  """Both values; of long lists the length and the first entry that differs."""
+  """Both values; for long lists only the first entries that differ."""
   if not all(isinstance(value, (list, tuple)) and len(value) > 8 for value in (old, new)):
     return repr(old), repr(new)
-  place = next(
-    (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
-  )
-  return tuple(
-    f'{len(value)} entries with {value[place]!r} at {place}'
-    if place < len(value)
-    else f'{len(value)} entries'
-    for value in (old, new)
-  )
+  pairs = itertools.zip_longest(old, new, fillvalue='(no entry)')
+  place, a, b = next((i, a, b) for i, (a, b) in enumerate(pairs) if a != b)
+  return f'{len(old)} entries with {a!r} at {place}', f'{len(new)} entries with {b!r} at {place}'

@@ -1,65 +1,44 @@
-"""The lines that tell how far a preparation is, how fast, and with how much memory."""
+"""Log lines of a preparation: how far it is, how fast, and how much memory it takes."""
 
-import collections
-import datetime
 import resource
 import sys
-import time
 
-from absl import logging
 import jax
 
+from diversedit_jax import progress
 
-class Meter:
-  """Counts pictures and logs a line about every ten seconds.
 
-  total: pictures of this worker. done, skipped: of them, in shards that were finished before.
-  device: whose memory is told too.
+class Meter(progress.Progress):
+  """Counts pictures, and logs what `Progress` logs with '| skipped 2 | memory 1.2 GiB' added.
+
+  total: pictures of this worker. done, skipped: pictures in shards that were finished before.
+  device: the device whose memory is reported; None reports none.
   """
 
-  def __init__(
-    self, total: int, done: int, skipped: int, *, device: jax.Device | None, every: float = 10.0
-  ):
-    self._total, self._done, self._skipped = total, done, skipped
-    self._device, self._every = device, every
-    # When lines were logged, and how many pictures were done with then.
-    self._lines = collections.deque([(time.monotonic(), done)], maxlen=7)
+  def __init__(self, total: int, done: int, skipped: int, *, device: jax.Device | None):
+    super().__init__('preparing', total, 'pictures', done=done)
+    self._skipped, self._device = skipped, device
 
   def add(self, skipped: bool) -> None:
-    """One more picture is done with."""
-    self._done += 1
+    """Counts one more picture, which became an example or was skipped."""
     self._skipped += skipped
-    if time.monotonic() - self._lines[-1][0] >= self._every:
-      self.report()
-
-  def report(self) -> None:
-    """Logs a line now."""
-    logging.info('%s', self.line())
-    self._lines.append((time.monotonic(), self._done))
+    self.at(self._done + 1)
 
   def line(self) -> str:
-    """'1200 of 20018 pictures (6%) | 51.2 images/s | skipped 2 | ETA 0:06:07 | memory 1.2 GiB'.
-
-    The rate is that of the last six lines, a minute or so; at first it has the compilation in it.
-    """
-    before, made = self._lines[0]
-    rate = (self._done - made) / max(time.monotonic() - before, 1e-9)
-    left = datetime.timedelta(seconds=round((self._total - self._done) / rate)) if rate else '?'
+    """See `Progress`."""
     parts = [
-      f'{self._done} of {self._total} pictures ({100 * self._done / max(self._total, 1):.0f}%)',
-      f'{rate:.4g} images/s',
+      super().line(),
       f'skipped {self._skipped}',
-      f'ETA {left}',
       f'memory {_gibibytes(_peak_memory())}',
     ]
     stats = self._device.memory_stats() if self._device else None
     if stats and 'peak_bytes_in_use' in stats:
-      parts[-1] += f', device {_gibibytes(stats["peak_bytes_in_use"])}'
+      parts.append(f'device memory {_gibibytes(stats["peak_bytes_in_use"])}')
     return ' | '.join(parts)
 
 
 def _peak_memory():
-  """Bytes of main memory that this process has held at most."""
+  """The most main memory that this process has held, in bytes."""
   found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return found if sys.platform == 'darwin' else 1024 * found
 

@@ -1,8 +1,9 @@
-"""Makes the shards of one worker, one after the other, and finishes the store when all are there.
+"""Makes the shards of one worker one by one, and finishes the store when all shards are there.
 
-Order: open and check everything; lock; plan; clear up; for each shard that is not finished: encode,
-write; when no shard of any worker is missing: labels, list of skipped pictures, manifest. Nothing
-is written before the checks have passed; killed at any moment, it goes on from its last shard.
+The order: open and check everything; lock; write the plan; clear up; encode and write each shard
+that is not finished; when no shard of any worker is missing, write the labels, the list of skipped
+pictures and the manifest. Nothing is written before the checks have passed. A run that was killed
+at any moment goes on from its last shard.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,11 +28,14 @@ _SHOWN = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-  """What a worker leaves.
+  """The result of a worker.
 
-  manifest: None while shards of others are missing. made: shards that this run wrote.
-  missing: shards. skipped: by the listing and in the shards of a finished store, else in the
-    worker's own; with reasons.
+  plan: plan of the store.
+  manifest: manifest of the finished store; None while shards of other workers are missing.
+  made: number of shards that this run wrote.
+  missing: shards that are missing.
+  skipped: what was left out, with reasons, by the listing and in all shards of a finished store,
+    or in the worker's own shards of an unfinished one.
   """
 
   plan: layout.Plan
@@ -41,13 +45,13 @@ class Outcome:
   skipped: tuple[base.Skipped, ...]
 
   def text(self) -> str:
-    """For a console."""
+    """The result for a console."""
     plan, skipped = self.plan, self.skipped
     lines = [f'source    {plan.source}, {plan.examples} pictures, {len(plan.label_names)} classes']
     for name, column in plan.columns.items():
       twins = ', with twins' if column.twins else ''
       lines.append(f'{name:<9} {column.dtype} {list(column.shape)}{twins}')
-    lines.append(f'shards    {plan.shards}, of which {self.made} were made now')
+    lines.append(f'shards    {plan.shards}, {self.made} of them made now')
     if self.manifest is None:
       some = ', '.join(str(shard) for shard in self.missing[:10])
       lines.append(f'unfinished: {len(self.missing)} shards of other workers are missing: {some}')
@@ -63,7 +67,7 @@ def run(asked: options.Options) -> Outcome:
   """Opens what was asked for and does one worker's part.
 
   Raises:
-    UserError: for anything that cannot be done as asked; finished shards are kept.
+    UserError: something cannot be done as asked; finished shards are kept.
   """
   output.check_place(asked.output, pictures.folder_of(asked.source, asked.split))
   autoencoder = None
@@ -79,7 +83,7 @@ def run(asked: options.Options) -> Outcome:
 def prepare(
   asked: options.Options, collection: base.Pictures, autoencoder: vae.Autoencoder | None
 ) -> Outcome:
-  """`run` on a collection and an autoencoder that are open."""
+  """Does what `run` does, with a collection and an autoencoder that are open."""
   root, plan = asked.output, options.make_plan(asked, collection, autoencoder)
   output.check(root, plan)
   listed = collection.listing.skipped
@@ -118,12 +122,12 @@ def prepare(
 
 
 def versions() -> dict[str, str]:
-  """Of the programs that decide the numbers, by name."""
+  """Versions of the programs that decide the numbers, by name."""
   return {'diversedit_jax': __version__, **{name: metadata.version(name) for name in _PROGRAMS}}
 
 
 def _make(asked, plan, mine, collection, autoencoder):
-  """Makes those shards of `mine` that have no facts; returns how many, and all that is skipped."""
+  """Makes the shards of `mine` without facts; returns how many, and what is skipped in `mine`."""
   skipped = [base.Skipped(*row) for facts in mine.values() if facts for row in facts.skipped]
   _refuse(asked.strict, skipped)
   todo = [shard for shard, facts in mine.items() if facts is None]
@@ -150,12 +154,12 @@ def _make(asked, plan, mine, collection, autoencoder):
           asked.output, plan, shard, _watched(results, meter, asked.strict)
         )
       skipped += [base.Skipped(*row) for row in facts.skipped]
-  meter.report()
+  meter.log()
   return len(todo), skipped
 
 
 def _watched(results: Iterable, meter: progress.Meter, strict: bool) -> Iterator:
-  """The results as they come, counted; a bad picture is an error if `strict`."""
+  """Passes the results on and counts them; a bad picture is an error if `strict`."""
   for result in results:
     bad = isinstance(result, base.Skipped)
     _refuse(strict and bad, [result])
@@ -167,7 +171,7 @@ def _refuse(strict, skipped):
   if strict and skipped:
     more = f' (and {len(skipped) - 1} more)' if len(skipped) > 1 else ''
     raise types.UserError(
-      f'--strict: {skipped[0].name!r} cannot be used: {skipped[0].reason}{more}; mend or remove '
+      f'--strict: {skipped[0].name!r} cannot be used: {skipped[0].reason}{more}; repair or remove '
       'it, or leave out --strict to skip such pictures and list them in skipped.csv'
     )
 
@@ -175,7 +179,7 @@ def _refuse(strict, skipped):
 def _finish(root, plan, listed):
   made_by = versions()
   with locks.store(root):
-    with contextlib.suppress(types.UserError):  # No shard was made since: others made them all.
+    with contextlib.suppress(types.UserError):  # A manifest means that no shard was made since.
       made_by = layout.read_manifest(root).versions
     manifest = writer.finish(root, plan, listed, made_by)
     locks.remove_stale(root)

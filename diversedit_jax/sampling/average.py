@@ -1,4 +1,4 @@
-"""From noise to data by average velocities, in one step or a few (MeanFlow, arXiv 2505.13447).
+"""Sampling by average velocities, in one step or a few (MeanFlow, arXiv 2505.13447).
 
 With u(x, r, t) the mean of the velocity over [r, t] along the flow,
 
@@ -28,9 +28,11 @@ def sample(
   """Samples from noise; sample n sees `keys_N[n]` only.
 
   Args:
-    average: the network. shape: of one sample. keys_N: one JAX key per sample.
+    average: the network.
+    shape: shape of one sample.
+    keys_N: one JAX key per sample.
     labels_N: class labels, int32; None for a network without classes.
-    config: of kind 'average_velocity'.
+    config: a sampler of kind 'average_velocity'.
 
   Returns:
     x_NHWC at t = 0, in `config.dtype`.

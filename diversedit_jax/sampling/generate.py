@@ -1,19 +1,16 @@
 """Samples in batches through one compiled sampler, each a function of (seed, index)."""
 
 from collections.abc import Callable
-import time
 
-from absl import logging
 from flax import nnx
 import jax
 import numpy as np
 
-from diversedit_jax import rng, sharding, types
-from diversedit_jax.models import layers, stack
+from diversedit_jax import progress, rng, sharding, types
+from diversedit_jax.models import tuning
 from diversedit_jax.sampling import trajectory
 
 LABEL_POLICIES = ('balanced', 'random')
-_REPORT_SECONDS = 10.0
 
 
 def make_labels(
@@ -23,14 +20,16 @@ def make_labels(
 
   Args:
     policy: 'balanced' (index mod K), 'random' (uniform, a function of seed and index), or a class.
-    indices: sample indices [n]. num_classes: K; 0 gives label 0 to all. seed: of 'random'.
-    key: of the config that names the policy, for messages.
+    indices: sample indices [n].
+    num_classes: K; with 0 all labels are 0.
+    seed: seed of 'random'.
+    key: config key that names the policy, for messages.
 
   Returns:
     int32 [n].
 
   Raises:
-    UserError: for an unknown policy or a class outside [0, K).
+    UserError: the policy is unknown, or a class outside [0, K).
   """
   indices = np.asarray(indices)
   if num_classes == 0:
@@ -67,40 +66,57 @@ class Generator:
     """Prepares the sampler; compiles at the first call.
 
     Args:
-      graphdef: of a `methods.base.Network`. sample: of its flow. config: of the sampler.
-      mesh: batches are spread over it. seed: of all samples. batch_size: rounded up to the mesh.
+      graphdef: graph of a `methods.base.Network`.
+      sample: the flow's `sample`.
+      config: the sampler.
+      mesh: devices over which batches are spread.
+      seed: seed of all samples.
+      batch_size: samples at a time, rounded up to the mesh.
     """
-    divisor = sharding.batch_divisor(mesh)
-    self.batch_size = -(-batch_size // divisor) * divisor
+    self.batch_size = sharding.round_up(batch_size, mesh)
     self.evaluations = trajectory.evaluations(config)
     self._key, self._mesh = rng.stream(jax.random.key(seed), 'sample'), mesh
     run = self._make_run(graphdef, sample, config)
     self._run = jax.jit(run, out_shardings=sharding.replicated(mesh))
 
   def __call__(
-    self, params: dict, labels: np.ndarray, *, first_index: int = 0, progress: bool = False
+    self,
+    params: dict,
+    labels_N: np.ndarray,
+    indices_N: np.ndarray | None = None,
+    *,
+    report: bool = False,
   ) -> np.ndarray:
-    """Samples with indices first_index, first_index + 1, ..., one for each label [n].
+    """Samples, one for each label and index.
+
+    Args:
+      params: weights.
+      labels_N: class of each sample.
+      indices_N: index of each sample, which decides its noise; None means 0, 1, ...
+      report: whether progress is logged.
 
     Raises:
-      UserError: for guidance on a model without classes.
+      UserError: guidance of a model without classes.
     """
-    parts, n, started, reported = [], len(labels), time.monotonic(), time.monotonic()
-    for start in range(0, n, self.batch_size):
-      indices = np.arange(start, start + self.batch_size)
-      padded = np.asarray(labels, np.int32)[np.minimum(indices, n - 1)]
-      batch = {'index': (indices + first_index).astype(np.int32), 'label': padded}
+    labels_N = np.asarray(labels_N, np.int32)
+    indices_N = np.arange(len(labels_N)) if indices_N is None else np.asarray(indices_N)
+    parts, meter = [], progress.Progress('sampling', len(labels_N), 'images')
+    for start in range(0, len(labels_N), self.batch_size):
+      rows = slice(start, start + self.batch_size)
+      batch = {'index': indices_N[rows].astype(np.int32), 'label': labels_N[rows]}
+      count = len(batch['index'])
+      batch = {name: sharding.pad_rows(x, self.batch_size) for name, x in batch.items()}
       batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
-      parts.append(np.asarray(self._run(params, batch['index'], batch['label'])))
-      done, now = min(start + self.batch_size, n), time.monotonic()
-      if progress and (now - reported > _REPORT_SECONDS or done == n):
-        rate, reported = done / (now - started), now
-        logging.info('sampled %d/%d, %.3g images/s, ETA %.0f s', done, n, rate, (n - done) / rate)
-    return np.concatenate(parts)[:n]
+      parts.append(np.asarray(self._run(params, batch['index'], batch['label']))[:count])
+      if report:
+        meter.at(start + count)
+    if report:
+      meter.log()
+    return np.concatenate(parts)
 
   def _make_run(self, graphdef, sample, config) -> Callable[..., jax.Array]:
     def run(params, index_N, label_N):
-      network = stack.looped(layers.cast_products(nnx.merge(graphdef, params)))
+      network = tuning.for_sampling(nnx.merge(graphdef, params))
       return sample(network, rng.per_example(self._key, index_N), label_N, config)
 
     return run

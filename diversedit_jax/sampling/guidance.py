@@ -1,10 +1,11 @@
 """Classifier-free guidance (arXiv 2207.12598) within an interval of time (2404.07724).
 
-  (1)  v = v_null + scale (v_class - v_null)   if scale > 1 and low <= t <= high, else v_class,
+  (1)  v = v_null + scale (v_class - v_null)   if low <= t <= high, else v_class,
 
-t being the start of the step, both ends included; t = 1 is noise. On the linear path t = 0.7 is a
-noise level of sigma = t / (1 - t) = 2.33. REPA guides all channels; SiT and DiT the first three of
-four, the others keeping v_class.
+where t is the start of the step and t = 1 is noise. Scale 1 is v_class, so it costs nothing extra;
+0 is v_null, samples without a class; scales in between are weaker than the class. On the linear
+path t = 0.7 is a noise level of sigma = t / (1 - t) = 2.33. REPA guides all channels; SiT and DiT
+guide the first three of four and leave v_class in the others.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,9 @@ Combine = Callable[[State, State], State]
 class Guidance:
   """When and how strongly to guide.
 
-  scale: of (1); 1 or less is no guidance. low, high: the interval of t, both ends included.
-  channels: how many of them, from the first, are guided; None is all.
+  scale: factor of (1); 1 is no guidance, 0 no class.
+  low, high: interval of t, both ends included.
+  channels: number of guided channels, from the first; None means all.
   """
 
   scale: float = 1.0
@@ -52,13 +54,13 @@ class Guidance:
 
   def active(self, t: np.ndarray) -> np.ndarray:
     """Whether steps that start at the given times are guided."""
-    return (self.scale > 1) & (self.low <= t) & (t <= self.high)
+    return (self.scale != 1) & (self.low <= t) & (t <= self.high)
 
   def combine(self, class_NHWC: jax.Array, null_NHWC: jax.Array) -> jax.Array:
-    """(1) on the guided channels.
+    """Velocity (1) on the guided channels, v_class on the others.
 
     Raises:
-      UserError: if more channels are to be guided than there are.
+      UserError: more channels are to be guided than there are.
     """
     if self.channels is not None and self.channels > class_NHWC.shape[-1]:
       raise types.UserError(
@@ -81,7 +83,7 @@ def class_velocity(predict: Predict, x: State, t: jax.Array, y_N) -> State:
 def guided_velocity(
   predict: Predict, x: State, t: jax.Array, y_N: jax.Array, combine: Combine, null_label: int
 ) -> State:
-  """(1) by one call on twice the batch: the labels first, then the null label."""
+  """Velocity (1) by one call on twice the batch: the labels first, then the null label."""
   v = class_velocity(
     predict,
     jax.tree.map(lambda x: jnp.concatenate([x, x]), x),

@@ -17,6 +17,7 @@ For the linear path with w = 2t this is d = x + (2 - t) v, without a division by
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -103,3 +104,40 @@ def euler_maruyama(velocity: Velocity, x: State, step: Step, z: State) -> State:
     return x + step.dt * drift + jnp.where(step.noise > 0, step.noise * z, 0)
 
   return jax.tree.map(move, x, velocity(x, step.t), z)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+  """A sampler by its step; see `register`.
+
+  step: (velocity, x, constants, z) -> x at the next time; z is the step's noise, or None if the
+    sampler is not `noisy`. None for what is not integrated.
+  evaluations: how often a step evaluates the velocity.
+  noisy: whether it follows the SDE (2), with its grid of times, instead of (1).
+  last: name of the kind of the last step, to t = 0; '' takes this one.
+  """
+
+  step: Callable[[Velocity, State, Step, State | None], State] | None
+  evaluations: int = 1
+  noisy: bool = False
+  last: str = ''
+
+
+KINDS: dict[str, Kind] = {}
+"""Samplers by name, as in `sampler.kind`."""
+
+
+def register(name: str, kind: Kind) -> None:
+  """Makes a sampler known by name.
+
+  Raises:
+    ValueError: if the name is taken.
+  """
+  if KINDS.setdefault(name, kind) is not kind:
+    raise ValueError(f'a sampler {name!r} exists already')
+
+
+register('euler_maruyama', Kind(step=euler_maruyama, noisy=True))
+register('heun', Kind(step=lambda v, x, step, _: heun(v, x, step), evaluations=2, last='euler'))
+register('euler', Kind(step=lambda v, x, step, _: euler(v, x, step)))
+register('average_velocity', Kind(step=None))  # See `average`.

@@ -1,4 +1,4 @@
-"""From noise to data: time grids, guided and unguided stretches, the whole way in one program.
+"""Sampling trajectories: time grids, guided and unguided stretches, all steps in one program.
 
   euler           S steps of the ODE on linspace(1, 0, S+1); S evaluations
   heun            the same grid, the last step by Euler; 2S - 1 evaluations
@@ -23,13 +23,11 @@ from diversedit_jax.interpolants import paths
 from diversedit_jax.sampling import guidance as guidance_lib
 from diversedit_jax.sampling import steppers
 
-KINDS = ('euler_maruyama', 'heun', 'euler', 'average_velocity')
-
 Noise = Callable[[jax.Array], steppers.State]
 """Step index (int32 scalar) -> z ~ N(0, I), of the structure of the state."""
 
 Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
-"""Of one sample: [H, W, C], or by name where several arrays move together."""
+"""Shape of one sample: [H, W, C], or by name where several arrays move together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,9 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
   """
 
   kind: str = options.option(
-    'euler_maruyama', choices=KINDS, doc='SDE, two solvers of the ODE, or average velocities.'
+    'euler_maruyama',
+    choices=steppers.KINDS,
+    doc='SDE (euler_maruyama), solvers of the ODE, or average velocities.',
   )
   steps: int = options.option(250, at_least=1, doc='Steps from noise to data.')
   times: tuple[float, ...] = options.option(
@@ -64,7 +64,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     0.04, above=0, below=1, doc='Time from which the SDE steps to 0 without noise.'
   )
   guidance_scale: float = options.option(
-    1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none.'
+    1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none, 0 samples without a class.'
   )
   guidance_low: float = options.option(
     0.0, at_least=0, at_most=1, doc='Guidance acts where low <= t <= high.'
@@ -83,7 +83,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     super().__post_init__()
     trees.check_known('sampler.path', self.path, paths.PATHS)
     trees.check_known('sampler.dtype', self.dtype, ('float32', 'float64'))
-    fewest = 2 if self.kind == 'euler_maruyama' else 1
+    fewest = 2 if self.noisy else 1
     if self.steps < fewest:
       raise types.UserError(f'{self.kind} with steps={self.steps}, expected at least {fewest}')
     if self.start <= self.last_step:
@@ -92,7 +92,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       )
     if self.times:
       self._check_times()
-    if self.kind == 'average_velocity' and self.guidance_scale > 1:
+    if self.kind == 'average_velocity' and self.guidance_scale != 1:
       raise types.UserError(
         f'sampler.guidance_scale={self.guidance_scale} with average velocities: they are guided in '
         'training (meanflow.omega, meanflow.kappa); set guidance_scale=1'
@@ -104,12 +104,12 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     facts = {'start': self.start, 'dtype': self.dtype}
     if self.times:
       facts['times'] = list(self.times)
-    if self.kind == 'euler_maruyama':
+    if self.noisy:
       facts |= {'diffusion': self.diffusion, 'last_step': self.last_step}
     return facts
 
   def _check_times(self):
-    if self.kind == 'euler_maruyama':
+    if self.noisy:
       raise types.UserError('sampler.times are for the ODE; the SDE has its own grid')
     falling = all(a > b for a, b in itertools.pairwise(self.times))
     if not falling or self.times[0] != self.start or self.times[-1] != 0:
@@ -120,6 +120,11 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       raise types.UserError(
         f'sampler.times has {len(self.times) - 1} steps, but sampler.steps={self.steps}'
       )
+
+  @property
+  def noisy(self) -> bool:
+    """Whether the sampler follows the SDE."""
+    return steppers.KINDS[self.kind].noisy
 
   @property
   def guidance(self) -> guidance_lib.Guidance:
@@ -135,7 +140,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
 class Stretch(NamedTuple):
   """Consecutive steps of one kind.
 
-  method: 'euler', 'heun' or 'euler_maruyama'.
+  method: name of the kind of its steps, see `steppers.KINDS`.
   guided: whether they are guided.
   index: number of each step in the whole trajectory, [s].
   steps: their constants, numpy float64 [s].
@@ -162,7 +167,7 @@ def time_grid(config: SamplerConfig) -> np.ndarray:
   """Falling times from `start` to 0, float64 [steps + 1]."""
   if config.times:
     return np.array(config.times, np.float64)
-  if config.kind == 'euler_maruyama':
+  if config.noisy:
     return np.append(np.linspace(config.start, config.last_step, config.steps), 0.0)
   return np.linspace(config.start, 0, config.steps + 1)
 
@@ -170,13 +175,12 @@ def time_grid(config: SamplerConfig) -> np.ndarray:
 def stretches(config: SamplerConfig) -> list[Stretch]:
   """The whole trajectory as the fewest stretches of like steps."""
   grid = time_grid(config)
-  methods = [config.kind] * config.steps
-  if config.kind == 'euler_maruyama':
+  last = steppers.KINDS[config.kind].last or config.kind
+  methods = [*[config.kind] * (config.steps - 1), last]
+  if config.noisy:
     steps = steppers.sde_steps(grid, paths.PATHS[config.path], config.diffusion)
   else:
     steps = steppers.ode_steps(grid)
-    if config.kind == 'heun':
-      methods[-1] = 'euler'
   guided_S = config.guidance.active(steps.t)
   likes = itertools.groupby(range(config.steps), key=lambda i: (methods[i], bool(guided_S[i])))
   found = []
@@ -188,7 +192,9 @@ def stretches(config: SamplerConfig) -> list[Stretch]:
 
 def evaluations(config: SamplerConfig) -> Evaluations:
   """Exactly how often `sample` evaluates the network."""
-  costs = [(len(s.index) * (2 if s.method == 'heun' else 1), s.guided) for s in stretches(config)]
+  costs = [
+    (len(s.index) * steppers.KINDS[s.method].evaluations, s.guided) for s in stretches(config)
+  ]
   return Evaluations(
     per_sample=sum(calls * (2 if guided else 1) for calls, guided in costs),
     calls=sum(calls for calls, _ in costs),
@@ -197,7 +203,7 @@ def evaluations(config: SamplerConfig) -> Evaluations:
 
 def check_guidance(config: SamplerConfig, null_label: int | None) -> None:
   """Refuses guidance of a network without classes (null label None or 0) with a UserError."""
-  if config.guidance_scale > 1 and not null_label:
+  if config.guidance_scale != 1 and not null_label:
     raise types.UserError(
       f'guidance_scale={config.guidance_scale} needs a network with classes; train one, or set '
       'guidance_scale=1'
@@ -224,8 +230,8 @@ def sample(
 
   Args:
     predict: (x, t_N, y_N) -> velocity of the structure of x, t in the state's type.
-    shape: of one sample [H, W, C] or of the batch [N, H, W, C]; a dict of shapes, each of one
-      sample, where several arrays move together.
+    shape: shape of one sample [H, W, C] or of the batch [N, H, W, C]; a dict of shapes of one
+      sample where several arrays move together.
     keys_N: one JAX key per sample, as from `rng.per_example`.
     labels_N: class labels, int32; None for a network without classes.
     config: the sampler.
@@ -279,16 +285,15 @@ def integrate(
   Args:
     predict, labels_N, config, null_label, combine: as for `sample`.
     x: state at `config.start`; cast to `config.dtype`.
-    noise: for the SDE, the noise of each step; asked for the last, noiseless step too, where any
-      values do.
+    noise: noise of each step of the SDE. The last step asks for it too, and does not use it.
 
   Returns:
     The state at t = 0, in `config.dtype`.
   """
   check_guidance(config, None if labels_N is None else null_label)
-  if config.kind == 'euler_maruyama' and noise is None:
-    raise ValueError('euler_maruyama needs noise, a function of the step index')
-  if config.kind == 'average_velocity':
+  if config.noisy and noise is None:
+    raise ValueError(f'{config.kind} needs noise, a function of the step index')
+  if steppers.KINDS[config.kind].step is None:
     raise ValueError('average velocities are not integrated; see `average.sample`')
   dtype, combine = state_dtype(config), combine or config.guidance.combine
   x = jax.tree.map(lambda x: x.astype(dtype), x)
@@ -300,13 +305,9 @@ def integrate(
         return guidance_lib.guided_velocity(predict, x, t, labels_N, combine, null_label)
       return guidance_lib.class_velocity(predict, x, t, labels_N)
 
-    def body(x, index_and_step, method=stretch.method, velocity=velocity):
+    def body(x, index_and_step, kind=steppers.KINDS[stretch.method], velocity=velocity):
       index, step = index_and_step
-      if method == 'euler_maruyama':
-        x = steppers.euler_maruyama(velocity, x, step, noise(index))
-      else:
-        x = {'euler': steppers.euler, 'heun': steppers.heun}[method](velocity, x, step)
-      return x, None
+      return kind.step(velocity, x, step, noise(index) if kind.noisy else None), None
 
     constants = steppers.Step(*(jnp.asarray(c, dtype) for c in stretch.steps))
     x, _ = jax.lax.scan(body, x, (jnp.asarray(stretch.index), constants))
@@ -314,10 +315,10 @@ def integrate(
 
 
 def state_dtype(config: SamplerConfig) -> jnp.dtype:
-  """Of the sampler's state.
+  """Type of the sampler's state.
 
   Raises:
-    UserError: for float64 without x64.
+    UserError: float64 without JAX's x64 mode.
   """
   dtype = jnp.dtype(config.dtype)
   if dtype == jnp.float64 and not jax.config.jax_enable_x64:

@@ -19,7 +19,9 @@ class OptimizerConfig(options.Section, section='optimizer'):
   b1: float = options.option(0.9, at_least=0, below=1, doc='Decay of the first moment.')
   b2: float = options.option(0.999, at_least=0, below=1, doc='Decay of the second moment.')
   eps: float = options.option(1e-8, at_least=0, doc="Added to the second moment's root.")
-  weight_decay: float = options.option(0.0, at_least=0, doc='Decoupled, of all parameters.')
+  weight_decay: float = options.option(
+    0.0, at_least=0, doc='Decoupled weight decay, on all parameters.'
+  )
   clip_norm: float = options.option(
     1.0, at_least=0, doc='Largest global gradient norm; 0 does not clip.'
   )
@@ -30,8 +32,8 @@ class OptimizerConfig(options.Section, section='optimizer'):
   shard_over_data: bool = options.option(
     False,
     may_change=True,
-    doc='Splits moments and average over mesh.data too (ZeRO-1): less memory, and less time where a '
-    'device has few examples, for one all-gather a step.',
+    doc='Splits moments and average over mesh.data too (ZeRO-1): less memory, and less time where '
+    'a device has few examples, for one all-gather a step.',
   )
 
 

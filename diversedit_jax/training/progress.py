@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import math
 import time
 from typing import Any
+
+from diversedit_jax import progress
 
 LAST_VALUE = ('learning_rate', 'param_norm')  # Reported as they are at the end; the rest are means.
 
@@ -59,19 +60,6 @@ class Clock:
     return time.monotonic() - self._start
 
 
-def duration(seconds: float) -> str:
-  """'7s', '3:05', '12:03:05' or '4d 12h'."""
-  if not math.isfinite(seconds):
-    return '?'
-  total = round(seconds)
-  if total < 60:
-    return f'{total}s'
-  hours, minutes = total // 3600, total // 60 % 60
-  if hours >= 48:
-    return f'{hours // 24}d {hours % 24}h'
-  return f'{hours}:{minutes:02}:{total % 60:02}' if hours else f'{minutes}:{total % 60:02}'
-
-
 def line(step: int, steps: int, row: Mapping[str, float]) -> str:
   """One console line: how far, the losses, the rate and the time left."""
   rate = row['steps_per_second']
@@ -80,5 +68,5 @@ def line(step: int, steps: int, row: Mapping[str, float]) -> str:
   shown = [name for name in ('loss', 'velocity', *of_terms, 'grad_norm') if name in row]
   parts += [f'{name} {row[name]:.4g}' for name in shown]
   parts.append(f'{rate:.3g} steps/s, {row["images_per_second"]:.4g} images/s')
-  parts.append(f'ETA {duration((steps - step) / rate)}')
+  parts.append(f'ETA {progress.duration((steps - step) / rate)}')
   return ' | '.join(parts)

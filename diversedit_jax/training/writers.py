@@ -1,13 +1,8 @@
-"""Where metrics go: `metrics.jsonl` always, TensorBoard through clu beside it.
+"""Where metrics go: `metrics.jsonl` always, and an event file for TensorBoard beside it."""
 
-clu's writer imports TensorFlow, which takes seconds and hundreds of megabytes; so a thread of its
-own imports it and writes, and if it is missing only TensorBoard is lost.
-"""
-
-from collections.abc import Mapping
-from concurrent import futures
+from collections.abc import Callable, Mapping
+import contextlib
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -16,7 +11,7 @@ import numpy as np
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The complete rows of a metrics file; a last line cut short by a kill is left out."""
+  """Reads the complete rows of a metrics file; a last line cut short by a kill is left out."""
   rows = []
   for text in path.read_text().splitlines() if path.exists() else []:
     try:
@@ -45,70 +40,70 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Scalars and images to TensorBoard from one background thread."""
+  """Scalars and images for TensorBoard; a failure is reported once and ends these, not the run."""
 
-  def __init__(self, logdir: pathlib.Path):
-    self._logdir = logdir
-    self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix='tensorboard')
-    self._writer = self._thread.submit(self._open)
+  def __init__(self, folder: pathlib.Path):
+    self._events = None
+    self._attempt(lambda: self._open(folder))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Queues scalars of a step."""
-    self._thread.submit(self._write, 'write_scalars', step, dict(values))
+    """Writes scalars of a step."""
+    if self._events:
+      self._attempt(lambda: self._events.scalars(step, values))
 
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Queues images [N, H, W, C] of a step, uint8 or float in [0, 1]."""
-    self._thread.submit(self._write, 'write_images', step, dict(images))
+    """Writes images of a step, [N, H, W, C], uint8 or float in [0, 1]."""
+    if self._events:
+      self._attempt(lambda: self._events.images(step, images))
 
   def close(self) -> None:
-    """Waits until all is written."""
-    self._thread.submit(self._flush)
-    self._thread.shutdown(wait=True)
+    """Closes the event file."""
+    if self._events:
+      self._attempt(self._events.close)
 
-  def _open(self):
-    # Its greetings are of no use here, and it computes nothing.
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  def _open(self, folder):
+    # Here, because its import takes half a second that runs without TensorBoard need not pay.
+    from diversedit_jax.training import events
+
+    self._events = events.EventFile(folder)
+
+  def _attempt(self, action: Callable[[], None]):
     try:
-      from clu import metric_writers  # Imports TensorFlow.
-
-      return metric_writers.SummaryWriter(str(self._logdir))
-    except Exception as error:  # A broken TensorFlow raises whatever it likes.
-      logging.warning('no TensorBoard events: %s: %s', type(error).__name__, error)
-      return None
-
-  def _write(self, method, step, values):
-    writer = self._writer.result()
-    if writer is not None:
-      getattr(writer, method)(step, values)
-
-  def _flush(self):
-    writer = self._writer.result()
-    if writer is not None:
-      writer.close()
+      action()
+    except Exception as error:  # A full disk, a missing package: nothing of it is worth a run.
+      logging.warning(
+        'training goes on without TensorBoard events: %s: %s', type(error).__name__, error
+      )
+      failed, self._events = self._events, None
+      if failed:
+        with contextlib.suppress(OSError):
+          failed.close()
 
 
 class Writer:
-  """Everything a run records, in its directory; processes other than the first record nothing."""
+  """Everything a run records in its directory.
+
+  active: whether this process records anything; only the first of a run does.
+  """
 
   def __init__(self, workdir: pathlib.Path, *, start_step: int, tensorboard: bool, active: bool):
     self._jsonl = JsonLines(workdir / 'metrics.jsonl', start_step=start_step) if active else None
     self._board = TensorBoard(workdir / 'tensorboard') if active and tensorboard else None
 
   def row(self, step: int, values: Mapping[str, float]) -> None:
-    """One row of scalars."""
+    """Writes one row of scalars."""
     if self._jsonl:
       self._jsonl.write({'step': step, **values})
     if self._board:
       self._board.scalars(step, values)
 
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Images for TensorBoard; the run keeps its own files."""
+    """Shows images in TensorBoard; the run keeps files of its own."""
     if self._board:
       self._board.images(step, images)
 
   def close(self) -> None:
-    """Flushes and closes."""
+    """Closes the files."""
     if self._jsonl:
       self._jsonl.close()
     if self._board:

@@ -1,9 +1,9 @@
-"""Flat sets of arrays on disk, in any of the formats that weights travel in.
+"""Files of named arrays, in the formats in which weights are published.
 
-.npz            NumPy archive
-.safetensors    the only one here that keeps bfloat16 and holds nothing but arrays by construction
-.pt, .pth       `torch.save`; read by `torch_file` without PyTorch, written with it; what
-                `torch.jit.save` writes is read too, and so is .pth.tar, an older name of the same
+.npz            NumPy archive; cannot hold bfloat16
+.safetensors    holds nothing but arrays by construction, bfloat16 included
+.pt, .pth       `torch.save` and `torch.jit.save`; read by `torch_file` without PyTorch, written
+                with it; .pth.tar is an older name for the same format and is read too
 .pickle, .pkl   nested dicts of NumPy arrays; read by `numpy_pickle`, never written
 """
 
@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from diversedit_jax import types
-from diversedit_jax.weights import numpy_pickle, torch_file, torch_legacy
+from diversedit_jax.weights import misfits, numpy_pickle, torch_file, torch_legacy
 
 _PREFERRED = ('ema', 'model')
 
@@ -27,20 +27,22 @@ _PREFERRED = ('ema', 'model')
 def load(
   path: str | os.PathLike[str], *, key: str | None = None, prefer: Sequence[str] = _PREFERRED
 ) -> dict[str, np.ndarray]:
-  """Arrays of a file by name, without the prefixes `module.` (DDP) and `_orig_mod.` (compile).
+  """Reads the arrays of a file by name.
+
+  PyTorch's prefixes `module.` (DDP) and `_orig_mod.` (compile) are dropped from the names.
 
   Args:
     path: a `.npz`, `.safetensors`, `.pt`, `.pth`, `.pth.tar`, `.pickle` or `.pkl` file.
-    key: which part of a PyTorch checkpoint to take; None takes the first of `prefer` that is there,
+    key: the part of a PyTorch checkpoint to take; None takes the first of `prefer` that is there,
       else the whole file. The other formats have no parts.
     prefer: names of parts, the best first.
 
   Returns:
-    Arrays in the dtypes of the file; those of a PyTorch file and of a pickle are read-only views.
+    Arrays in the dtypes of the file; those from a PyTorch file or a pickle are read-only views.
     Names of nested dicts are joined by slashes.
 
   Raises:
-    UserError: unreadable or foreign file, one that would run code, or no such part.
+    UserError: the file is missing, unreadable or would run code, or has no such part.
   """
   path = pathlib.Path(path)
   readers = {'.npz': _load_npz, '.safetensors': _load_safetensors}
@@ -81,10 +83,10 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None
 
 
 def check_output(path: str | os.PathLike[str]) -> Callable[[BinaryIO, dict[str, np.ndarray]], None]:
-  """The writer for a path, after refusing early what `save` would refuse late.
+  """The writer for a path; programs call this early, to fail before a long computation.
 
   Raises:
-    UserError: the file exists, its folder does not, its format is unknown or needs PyTorch.
+    UserError: the file exists, its folder does not, its format is unknown, or PyTorch is missing.
   """
   path = pathlib.Path(path)
   writers = {'.npz': _write_npz, '.safetensors': _write_safetensors}
@@ -112,11 +114,37 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     for folder in folders:
       node = node.setdefault(folder, {})
       if not isinstance(node, dict):
-        raise types.UserError(f'{name} continues the name of another array')
+        raise types.UserError(f'{name} would lie inside another array of the file')
     if last in node:
-      raise types.UserError(f'the name {name} continues in that of another array')
+      raise types.UserError(f'other arrays of the file would lie inside {name}')
     node[last] = leaf
   return tree
+
+
+def find(path: pathlib.Path, names: Iterable[str], wanted: str, publisher: str) -> pathlib.Path:
+  """The file at a path, or the first file of a known name in the folder there.
+
+  Args:
+    path: a file or a folder.
+    names: the known names, the best first.
+    wanted: beginning of the error message, as 'the VAE needs its weights (335 MB)'.
+    publisher: sentence of the error message that says where to get the file.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  if path.is_file():
+    return path
+  for name in names:
+    if (path / name).is_file():
+      return path / name
+  found = f'{path} does not hold it' if path.is_dir() else f'there is no {path}'
+  raise types.UserError(f'{wanted}, but {found}. {publisher}')
+
+
+def kernel_from_torch(array: np.ndarray) -> np.ndarray:
+  """A view of PyTorch's [out, in, ...] as [..., in, out]."""
+  return np.moveaxis(array, (0, 1), (-1, -2))
 
 
 def digest(named: Iterable[tuple[str, np.ndarray]]) -> str:
@@ -131,7 +159,7 @@ def digest(named: Iterable[tuple[str, np.ndarray]]) -> str:
 def _by_suffix(path, table):
   suffix = '.pth.tar' if path.name.endswith('.pth.tar') else path.suffix
   if suffix not in table:
-    raise types.UserError(f'{path} has the suffix {suffix!r}; known: {", ".join(table)}')
+    raise types.UserError(f'{path} has the suffix {suffix!r}; use one of {", ".join(table)}')
   return table[suffix]
 
 
@@ -146,7 +174,7 @@ def _clean_names(path, arrays):
     while short.startswith('module.'):
       short = short.removeprefix('module.')
     if short in cleaned:
-      raise types.UserError(f'{path} has {short} twice, with and without a wrapper in its name')
+      raise types.UserError(f'{path} has {short} twice, with and without a prefix in its name')
     cleaned[short] = array
   return cleaned
 
@@ -162,7 +190,7 @@ def _load_npz(path):
       raise types.UserError(f'{path} holds {name}, which is not an array')
     if array.dtype.kind == 'V':
       raise types.UserError(
-        f'{path} holds {name} as raw bytes, what .npz makes of bfloat16; store it as .safetensors'
+        f'{path} holds {name} as raw bytes, as .npz stores bfloat16; write a .safetensors file'
       )
   return arrays
 
@@ -181,9 +209,10 @@ def _load_torch(path, key, prefer):
     tensors = {name: x for name, x in part.items() if isinstance(x, torch_file.Tensor)}
     others = sorted(repr(name) for name in part if name not in tensors)
     if others or not all(isinstance(name, str) for name in tensors):
+      where = path if key is None else f'part {key!r} of {path}'
       raise types.UserError(
-        f'{path} has no state dict at key={key!r}: besides {len(tensors)} tensors it holds '
-        f'{", ".join(others) or "tensors without a name"}'
+        f'{where} is not a state dict: besides {len(tensors)} tensors it holds '
+        f'{misfits.first_few(others) or "tensors without a name"}'
       )
     return {name: file.array(tensor) for name, tensor in tensors.items()}
 
@@ -195,7 +224,7 @@ def _choose(path, contents, key, prefer):
   parts = [name for name, part in contents.items() if isinstance(part, dict)]
   if key is not None and key not in parts:
     found = ', '.join(repr(name) for name in parts) or 'none'
-    raise types.UserError(f'{path} has no part {key!r}; parts: {found}')
+    raise types.UserError(f'{path} has no part {key!r}; its parts: {found}')
   for name in prefer if key is None else (key,):
     if name in parts:
       return name, contents[name]

@@ -1,8 +1,9 @@
 """Reads pickles of nested dicts of NumPy arrays without running anything that they contain.
 
-NumPy writes an array as calls of its own functions with a dtype, a shape and bytes. Here each of
-those names stands for a recorder of the table `_stand_ins`, which checks what it is given and makes
-the array from the bytes; any other name ends the reading with an error, so does any other object.
+NumPy writes an array as calls of its own functions with a dtype, a shape and bytes. Here the table
+`_stand_ins` has a function of ours for each of those names, which checks its arguments and makes
+the array from the bytes. Any other name ends the reading with an error, and so does any other
+object.
 """
 
 import os
@@ -21,14 +22,14 @@ _NUMERIC = ('numpy.core.numeric', 'numpy._core.numeric')
 
 
 class _Dtype:
-  """A plain number's dtype; its state brings the byte order."""
+  """The dtype of plain numbers; its state brings the byte order."""
 
   __slots__ = ('value',)
 
   def __init__(self, code, align=False, copy=False):
     del align, copy  # Unused.
     if type(code) is not str or code[:1] not in _KINDS or not code[1:].isdecimal():
-      raise pickle.UnpicklingError(f'an array of {code!r}; only plain numbers are read')
+      raise pickle.UnpicklingError(f'an array with dtype {code!r}; only plain numbers are read')
     self.value = np.dtype(code)
 
   def __setstate__(self, state):
@@ -39,7 +40,7 @@ class _Dtype:
 
 
 class _Array:
-  """An array, empty until its state comes; `value` is None till then."""
+  """An array; `value` is None until its state comes."""
 
   __slots__ = ('value',)
 
@@ -49,12 +50,6 @@ class _Array:
   def __setstate__(self, state):
     _, shape, dtype, fortran, data = state
     self.value = _from_bytes(data, dtype, shape, 'F' if fortran else 'C')
-
-
-class _Name:
-  """A name that is only ever handed on, such as `numpy.ndarray` itself."""
-
-  __slots__ = ()
 
 
 def _from_bytes(data, dtype, shape, order='C'):
@@ -76,15 +71,16 @@ def _encode(text, coding):
 
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
-  """What each permitted global becomes; made anew for every file."""
+  """The objects that stand for the permitted globals; every file gets its own."""
   reconstruct = restricted.Call(lambda kind, shape, code: _Array())
   scalar = restricted.Call(lambda dtype, data: _Array(_from_bytes(data, dtype, ())))
   return {
     ('collections', 'OrderedDict'): restricted.Call(dict),
     ('numpy', 'dtype'): restricted.Call(_Dtype),
-    ('numpy', 'ndarray'): _Name(),
+    ('numpy', 'ndarray'): restricted.Inert(),  # Only ever an argument of `_reconstruct`.
     ('_codecs', 'encode'): restricted.Call(_encode),
-    ('__builtin__', 'bytes'): restricted.Call(lambda: b''),  # Of an empty array, in protocol 2.
+    # The bytes of an empty array, in protocol 2.
+    ('__builtin__', 'bytes'): restricted.Call(lambda: b''),
     **{(module, '_reconstruct'): reconstruct for module in _MULTIARRAY},
     **{(module, 'scalar'): scalar for module in _MULTIARRAY},
     **{(module, '_frombuffer'): restricted.Call(_from_buffer) for module in _NUMERIC},
@@ -95,7 +91,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """Arrays by slash-joined name, read-only; entries that are None are left out.
 
   Raises:
-    UserError: the file is no pickle, is damaged, holds anything but dicts, arrays, numbers and
+    UserError: the file is not a pickle, is damaged, holds anything but dicts, arrays, numbers and
       None, or names a global that is not permitted.
   """
   path = pathlib.Path(path)
@@ -131,4 +127,4 @@ def _collect(node, name, found, seen):
   elif type(node) in (bool, int, float) and name:
     found[name] = np.asarray(node)
   elif node is not None or not name:
-    raise pickle.UnpicklingError(f'{name or "the whole"} is no array and no dict of arrays')
+    raise pickle.UnpicklingError(f'{name or "the whole"} is neither an array nor a dict of arrays')

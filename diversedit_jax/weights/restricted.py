@@ -30,10 +30,14 @@ class Call(Inert):
 
 
 class Unpickler(pickle.Unpickler):
-  """Knows the names of a table only.
+  """Knows only the names of a table.
 
-  stand_ins: what each (module, name) becomes. kind: of file, for the message about other names.
-  remedy: what a user who trusts the file can do.
+  Args:
+    file: the open file.
+    path: its path, for messages.
+    stand_ins: what each (module, name) becomes.
+    kind: the kind of file that is read, for the message about other names.
+    remedy: what a user who trusts the file can do.
   """
 
   def __init__(
@@ -51,7 +55,7 @@ class Unpickler(pickle.Unpickler):
   def find_class(self, module, name):
     if (module, name) not in self._stand_ins:
       raise types.UserError(
-        f'{self._path} asks for {f"{module}.{name}"!r}, which is not among the few names that a '
-        f'{self._kind} needs; nothing of it was run. If you trust its source, {self._remedy}'
+        f'{self._path} asks for {f"{module}.{name}"!r}, which a {self._kind} does not need; '
+        f'nothing in the file was run. If you trust its source, {self._remedy}'
       )
     return self._stand_ins[module, name]

@@ -9,7 +9,7 @@ A TorchScript program (`torch.jit.save`) is such an archive with code beside it.
 looked at: its modules are taken apart into the tensors that they hold, as `state_dict()` would.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import math
 import os
@@ -40,7 +40,7 @@ _BYTE_ORDERS = {b'little': '<', b'big': '>'}
 
 
 class Tensor(restricted.Inert):
-  """Where the elements of one tensor lie; `TorchFile.array` reads them."""
+  """Where the elements of one tensor lie; `TensorFile.array` reads them."""
 
   __slots__ = ('dtype', 'key', 'offset', 'shape', 'storage_size', 'strides')
 
@@ -56,7 +56,7 @@ class Tensor(restricted.Inert):
 
 
 class Record(restricted.Inert):
-  """An `argparse.Namespace`, of which training scripts keep one: its fields are not read."""
+  """An `argparse.Namespace`, as training scripts save it; its fields are not read."""
 
   __slots__ = ()
 
@@ -65,7 +65,7 @@ class Record(restricted.Inert):
 
 
 class Module(restricted.Inert):
-  """A module of a TorchScript program: what it holds by name, and nothing of what it does."""
+  """A module of a TorchScript program: its tensors and submodules by name, without its code."""
 
   __slots__ = ('held',)
 
@@ -75,7 +75,7 @@ class Module(restricted.Inert):
     self.held = state
 
   def tensors(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by dotted name, those of submodules included. seen: ids of the modules so far."""
+    """Tensors by dotted name, those of submodules included; seen: ids of the modules so far."""
     if id(self) in seen:  # Sharing could make a small file grow without end.
       raise pickle.UnpicklingError('a module in two places')
     seen.add(id(self))
@@ -119,7 +119,7 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metad
 
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
-  """What each permitted global becomes; made anew for every file."""
+  """The objects that stand for the permitted globals; every file gets its own."""
   call, parameter = restricted.Call, lambda data, requires_grad, hooks, state=None: data
   return {
     ('collections', 'OrderedDict'): _Dict,
@@ -133,9 +133,10 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
 
 
 class Unpickler(restricted.Unpickler):
-  """Reads a description; `storages`: those that it mentions, (dtype, number of elements) by key.
+  """Reads the description of the objects in a file.
 
-  program: whether it is that of a TorchScript program, whose own classes are modules.
+  storages: (dtype, number of elements) by key, for every storage that the description mentions.
+  program: whether the file is a TorchScript program, whose own classes are modules.
   """
 
   def __init__(self, file: Any, path: pathlib.Path, *, program: bool = False):
@@ -150,7 +151,7 @@ class Unpickler(restricted.Unpickler):
     return super().find_class(module, name)
 
   def persistent_load(self, pid):
-    # Files of `torch_legacy` say besides which part of another storage this is: None, the whole.
+    # Older files have one more entry: the part of another storage, None for the whole.
     kind, storage_type, key, _, size, *part = pid
     known = kind == 'storage' and isinstance(storage_type, _StorageType) and part in ([], [None])
     if not known or type(key) is not str or type(size) is not int:
@@ -160,88 +161,88 @@ class Unpickler(restricted.Unpickler):
     return _Storage(storage_type.dtype, key, size)
 
 
-class TorchFile:
-  """One open file: `contents` is what was saved, with a `Tensor` in place of each tensor.
-
-  Of a TorchScript program, `contents` is its state dict.
+class TensorFile:
+  """One open file of tensors: `contents` is what was saved, with a `Tensor` for each tensor.
 
   Use it as a context manager. Nothing but the description is read until `array` asks for it, so an
   optimizer state of twice the model's size costs nothing.
-
-  Raises:
-    UserError: the file is not a zip archive of `torch.save` or `torch.jit.save`, is damaged, or
-      names a global that is not permitted.
   """
+
+  byte_order = '<'
 
   def __init__(self, path: str | os.PathLike[str]):
     self._path = pathlib.Path(path)
     self._arrays: dict[str, np.ndarray] = {}
-    self._zip = _open_zip(self._path)
+    self._file = self._open()
     try:
-      self._names = set(self._zip.namelist())
-      self._prefix = self._find_prefix()
-      self._byte_order = self._read_byte_order()
-      with guard(self._path), self._zip.open(f'{self._prefix}data.pkl') as pickled:
-        program = f'{self._prefix}constants.pkl' in self._names
-        self.contents = Unpickler(pickled, self._path, program=program).load()
-        if program:
-          self.contents = self._state_dict(self.contents)
+      with guard(self._path):
+        self.contents = self._read()
     except BaseException:
-      self._zip.close()
+      self._file.close()
       raise
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
-    self._zip.close()
+    self._file.close()
 
   def array(self, tensor: Tensor) -> np.ndarray:
     """The elements, a read-only view of the storage: tensors that share storage share memory."""
+    if not math.prod(tensor.shape):
+      return np.empty(tensor.shape, tensor.dtype)
     with guard(self._path):
-      return view(tensor, self._storage)
+      flat = self._storage(tensor)[tensor.offset :]
+      strides = [n * tensor.dtype.itemsize for n in tensor.strides]
+      return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
 
   def _storage(self, tensor):
     if tensor.key not in self._arrays:
-      name, size = f'{self._prefix}data/{tensor.key}', tensor.dtype.itemsize
-      if name not in self._names:
-        raise damaged(self._path, f'record {name} is missing')
-      expected, found = tensor.storage_size * size, self._zip.getinfo(name).file_size
-      if found != expected:
-        raise damaged(self._path, f'record {name} has {found} bytes, expected {expected}')
-      words = np.frombuffer(self._zip.read(name), f'{self._byte_order}u{size}')
+      size = tensor.dtype.itemsize
+      data = self._bytes(tensor.key, tensor.storage_size * size)
+      words = np.frombuffer(data, f'{self.byte_order}u{size}')
       self._arrays[tensor.key] = words.astype(f'=u{size}', copy=False).view(tensor.dtype)
     return self._arrays[tensor.key]
 
-  def _find_prefix(self):
-    found = [n.removesuffix('data.pkl') for n in self._names if n.endswith('/data.pkl')]
+
+class TorchFile(TensorFile):
+  """One open zip archive; the contents of a TorchScript program are its state dict.
+
+  Raises:
+    UserError: the file is not a zip archive of `torch.save` or `torch.jit.save`, is damaged, or
+      names a global that is not permitted.
+  """
+
+  def _open(self):
+    return _open_zip(self._path)
+
+  def _read(self):
+    self._names = set(self._file.namelist())
+    found = [name.removesuffix('data.pkl') for name in self._names if name.endswith('/data.pkl')]
     if len(found) != 1 or found[0].count('/') != 1:
       raise types.UserError(f'{self._path} is a zip archive, but not one of torch.save')
-    return found[0]
-
-  def _state_dict(self, module):
-    if not isinstance(module, Module):
+    self._prefix = found[0]
+    # Releases before 2.1 wrote no record of the byte order and ran on little-endian machines.
+    if f'{self._prefix}byteorder' in self._names:
+      order = self._file.read(f'{self._prefix}byteorder')
+      if order not in _BYTE_ORDERS:
+        raise damaged(self._path, f'unknown byte order {order[:20]!r}')
+      self.byte_order = _BYTE_ORDERS[order]
+    program = f'{self._prefix}constants.pkl' in self._names
+    with self._file.open(f'{self._prefix}data.pkl') as pickled:
+      contents = Unpickler(pickled, self._path, program=program).load()
+    if program and not isinstance(contents, Module):
       raise damaged(self._path, 'a TorchScript program without a module')
-    return dict(module.tensors('', set()))
+    return dict(contents.tensors('', set())) if program else contents
 
-  def _read_byte_order(self):
-    name = f'{self._prefix}byteorder'
+  def _bytes(self, key, size):
+    name = f'{self._prefix}data/{key}'
     if name not in self._names:
-      return '<'  # Releases before 2.1 wrote no record and ran on little-endian machines.
-    with guard(self._path):
-      order = self._zip.read(name)
-    if order not in _BYTE_ORDERS:
-      raise damaged(self._path, f'unknown byte order {order[:20]!r}')
-    return _BYTE_ORDERS[order]
-
-
-def view(tensor: Tensor, storage: Callable[[Tensor], np.ndarray]) -> np.ndarray:
-  """The elements of a tensor in its storage, which is asked for only if there are any."""
-  if not math.prod(tensor.shape):
-    return np.empty(tensor.shape, tensor.dtype)
-  flat = storage(tensor)[tensor.offset :]
-  strides = [n * tensor.dtype.itemsize for n in tensor.strides]
-  return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+      raise damaged(self._path, f'record {name} is missing')
+    found = self._file.getinfo(name).file_size
+    if found != size:
+      raise damaged(self._path, f'record {name} has {found} bytes, expected {size}')
+    return self._file.read(name)
 
 
 @contextlib.contextmanager
@@ -256,6 +257,7 @@ def guard(path: pathlib.Path) -> Iterator[None]:
 
 
 def damaged(path: pathlib.Path, reason: str) -> types.UserError:
+  """The error for a file of the right kind with wrong bytes."""
   return types.UserError(f'{path} is damaged or of an unknown version: {reason}')
 
 

@@ -1,17 +1,13 @@
 """Reads the files that `torch.save` wrote before PyTorch 1.6, as `torch_file` reads newer ones.
 
-Networks published before July 2020 are of this format. A file is a series: four pickles (a magic
+Networks published before July 2020 have this format. A file is a series: four pickles (a magic
 number, the version of the format, facts about the machine, the description of the objects), a
 pickle with the keys of the storages, and for each key the number of its elements as 8 bytes and the
 elements, both little-endian.
 """
 
 import os
-import pathlib
 
-import numpy as np
-
-from diversedit_jax import types
 from diversedit_jax.weights import torch_file
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -28,64 +24,40 @@ def recognises(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-class LegacyFile:
-  """One open file, used as a `torch_file.TorchFile`.
+class LegacyFile(torch_file.TensorFile):
+  """One open file of the older format.
 
   Raises:
-    UserError: the file is of another format, is damaged, or names a global that is not permitted.
+    UserError: the file has another format, is damaged, or names a global that is not permitted.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
-    self._path = pathlib.Path(path)
-    self._arrays: dict[str, np.ndarray] = {}
+  def _open(self):
     self._places: dict[str, int] = {}
-    self._file = open(self._path, 'rb')  # noqa: SIM115 (closed by __exit__)
-    try:
-      with torch_file.guard(self._path):
-        self._read()
-    except BaseException:
-      self._file.close()
-      raise
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception):
-    self._file.close()
-
-  def array(self, tensor: torch_file.Tensor) -> np.ndarray:
-    """As `torch_file.TorchFile.array`."""
-    with torch_file.guard(self._path):
-      return torch_file.view(tensor, self._storage)
+    return open(self._path, 'rb')
 
   def _read(self):
     unpickle = lambda: torch_file.Unpickler(self._file, self._path).load()
     head = unpickle(), unpickle()
     if head != (_MAGIC, _VERSION):
-      raise self._damaged(f'it begins with {head}')
+      raise torch_file.damaged(self._path, f'it begins with {head}')
     unpickle()  # The byte order and the sizes of C's integers; elements do not depend on them.
     described = torch_file.Unpickler(self._file, self._path)
-    self.contents = described.load()
+    contents = described.load()
     keys, size = unpickle(), os.path.getsize(self._path)
     for key in keys:
       dtype, expected = described.storages[key]
       found = int.from_bytes(self._file.read(8), 'little')
       self._places[key] = self._file.tell()
       if found != expected:
-        raise self._damaged(f'storage {key} has {found} elements, expected {expected}')
+        reason = f'storage {key} has {found} elements, expected {expected}'
+        raise torch_file.damaged(self._path, reason)
       if self._places[key] + found * dtype.itemsize > size:
-        raise self._damaged(f'it is truncated: storage {key} ends after its last byte')
+        raise torch_file.damaged(self._path, f'storage {key} ends after the last byte of the file')
       self._file.seek(found * dtype.itemsize, os.SEEK_CUR)
+    return contents
 
-  def _storage(self, tensor):
-    if tensor.key not in self._arrays:
-      if tensor.key not in self._places:
-        raise self._damaged(f'storage {tensor.key} is missing')
-      self._file.seek(self._places[tensor.key])
-      size = tensor.dtype.itemsize
-      words = np.frombuffer(self._file.read(tensor.storage_size * size), f'<u{size}')
-      self._arrays[tensor.key] = words.astype(f'=u{size}', copy=False).view(tensor.dtype)
-    return self._arrays[tensor.key]
-
-  def _damaged(self, reason: str) -> types.UserError:
-    return torch_file.damaged(self._path, reason)
+  def _bytes(self, key, size):
+    if key not in self._places:
+      raise torch_file.damaged(self._path, f'storage {key} is missing')
+    self._file.seek(self._places[key])
+    return self._file.read(size)

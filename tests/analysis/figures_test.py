@@ -81,26 +81,6 @@ def test_identical_layers_are_drawn_alike(tmp_path, drawn):
   assert drawn[0].axes[0].images[0].get_clim() == (0.9, 1)
 
 
-def test_curves(tmp_path, drawn):
-  rows = [
-    {'step': 20, 'loss': 3.0},
-    {'step': 10, 'loss': 5.0, 'diversity': 0.5},
-    {'step': 20, 'loss': 4.0},
-    {'step': 30, 'loss': float('nan')},
-  ]
-  figures.metric_curves(tmp_path / 'curves.png', rows, ['loss', 'diversity'])
-  loss, diversity = (ax.lines[0].get_xydata() for ax in drawn[0].axes)
-  np.testing.assert_array_equal(loss, [[10, 5], [20, 4], [30, np.nan]])
-  np.testing.assert_array_equal(diversity, [[10, 0.5]])
-  titles = [ax.get_title() for ax in drawn[0].axes]
-  assert titles == ['loss (not finite: dotted)', 'diversity']
-  with pytest.raises(UserError, match="'los'; did you mean 'loss'"):
-    figures.metric_curves(tmp_path / 'other.png', rows, ['los'])
-  with pytest.raises(UserError, match='names'):
-    figures.metric_curves(tmp_path / 'other.png', rows, [])
-  assert [p.name for p in tmp_path.iterdir()] == ['curves.png']
-
-
 CURVES = {'[0, 1]': {2.0: 3.0, 1.0: 5.0, 1.5: 2.5}, '[0, 0.7]': {1.0: 5.0, 2.0: 2.0}}
 
 

@@ -149,48 +149,6 @@ def test_views():
     similarity.view(flat, 'mean')
 
 
-@pytest.mark.parametrize('kernel', similarity.KERNELS)
-def test_minibatches(kernel):
-  """One batch is plain unbiased CKA; of several the terms are summed before the one division."""
-  x = features(2, 40, 50)
-  x[1] += x[0]
-  batches = [x[:, :10], 5 * x[:, 10:16], x[:, 16:]]
-  one = similarity.MinibatchCKA(kernel=kernel).add(batches[0])
-  expected = similarity.cka(batches[0], kernel=kernel, estimator='unbiased')
-  np.testing.assert_allclose(one.result(), expected, atol=1e-12)
-  total = one.add(batches[1]).add(batches[2])
-  assert (one.batches, total.batches) == (1, 3)
-  sums = np.zeros((2, 2))
-  for batch in batches:
-    k = [kernel_matrix(x_NP, kernel, 1) for x_NP in batch]
-    sums += [[similarity.hsic(a, b, 'unbiased') for b in k] for a in k]
-  scale = np.sqrt(np.diag(sums))
-  np.testing.assert_allclose(total.result(), sums / scale[:, None] / scale[None], atol=1e-10)
-
-
-def test_minibatches_estimate_the_value_of_many_samples():
-  """100 batches of 10 against 4,000 samples: the mean of per-batch biased values misses it."""
-  x = features(2, 4000, 40)
-  x[1] = 0.5 * x[0] + x[1]
-  truth = similarity.cka(x, estimator='unbiased')[0, 1]
-  batches = [x[:, i : i + 10] for i in range(0, 1000, 10)]
-  total = similarity.MinibatchCKA()
-  for batch in batches:
-    total = total.add(batch)
-  # The spread over seeds of this estimate is about 0.01.
-  assert total.result()[0, 1] == pytest.approx(truth, abs=0.05)
-  assert np.mean([similarity.cka(batch)[0, 1] for batch in batches]) > truth + 0.2
-
-
-def test_minibatch_refusals():
-  with pytest.raises(UserError, match='no batches'):
-    similarity.MinibatchCKA().result()
-  with pytest.raises(UserError, match="did you mean 'linear'"):
-    similarity.MinibatchCKA(kernel='liner')
-  with pytest.raises(ValueError, match='L=2'):
-    similarity.MinibatchCKA().add(features(2, 9, 3)).add(features(3, 9, 3))
-
-
 def test_diversity_score():
   assert similarity.diversity_score(np.ones((3, 3))) == 0
   assert similarity.diversity_score(np.eye(4)) == 1

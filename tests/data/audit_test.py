@@ -47,12 +47,6 @@ def test_an_order_that_depends_on_the_process_is_found(monkeypatch):
   assert '2 processes see another order' in facts['faults']
 
 
-def test_labels():
-  facts = audit.label_facts(np.array([0, 3, 3, 1], np.int32), 5)
-  assert (facts['classes'], facts['least'], facts['most']) == (5, 0, 2)
-  assert facts['empty'] == [2, 4]
-
-
 def test_values_are_described_by_channel():
   x = np.random.default_rng(0).normal([1.0, -2.0], [0.5, 3.0], (6, 10, 10, 2))
   facts = audit.value_facts([{'v': x[:2]}, {'v': x[2:]}], lambda batch: batch['v'])

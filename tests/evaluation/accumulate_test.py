@@ -1,9 +1,9 @@
-"""Statistics of batches: padded, unordered, merged; scores of parts; rows held once."""
+"""Statistics of batches are those of all samples at once; samples lie where their places say."""
 
 import numpy as np
 import pytest
 
-from diversedit_jax.evaluation import accumulate, rows, scores, splits
+from diversedit_jax.evaluation import accumulate, scores, splits
 from diversedit_jax.types import UserError
 
 COUNT = 430
@@ -14,7 +14,7 @@ def batch():
   rng = np.random.default_rng(0)
   return {
     'pool': np.maximum(rng.normal(0.3, 1, (COUNT, 12)), 0).astype(np.float32),
-    'spatial': rng.normal(size=(COUNT, 3, 3, 2)).astype(np.float32),
+    'spatial': rng.normal(size=(COUNT, 18)).astype(np.float32),
     'logits': rng.normal(size=(COUNT, 9)).astype(np.float32),
   }
 
@@ -23,20 +23,11 @@ def select(batch, index):
   return {kind: x[index] for kind, x in batch.items()}
 
 
-def padded(batch, index, size):
-  """Rows of the batch, then NaN up to a size."""
-  return {
-    kind: np.concatenate([x[index], np.full((size - len(index), *x.shape[1:]), np.nan, x.dtype)])
-    for kind, x in batch.items()
-  }
-
-
 def check_same(summary, batch, keep=COUNT):
-  flat = batch['spatial'].reshape(COUNT, -1)
   assert summary.n == COUNT
   for found, x in (
     ((summary.mu, summary.sigma), batch['pool']),
-    ((summary.mu_s, summary.sigma_s), flat),
+    ((summary.mu_s, summary.sigma_s), batch['spatial']),
   ):
     for a, b in zip(found, scores.gaussian_statistics(x), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-13)
@@ -46,56 +37,28 @@ def check_same(summary, batch, keep=COUNT):
   assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_one_batch(batch):
-  made = accumulate.Statistics(COUNT, keep=COUNT, split=100)
-  made.add(batch)
-  check_same(made.finish(), batch)
-
-
-@pytest.mark.parametrize('size', [64, 100, 333])
-def test_padded_batches_in_order(batch, size):
+@pytest.mark.parametrize('size', [64, 100, 333, COUNT])
+def test_batches_in_order(batch, size):
   made = accumulate.Statistics(COUNT, keep=COUNT, split=100)
   for i in range(0, COUNT, size):
-    index = np.arange(i, min(i + size, COUNT))
-    made.add(padded(batch, index, size), mask_N=np.arange(size) < len(index))
+    made.add(select(batch, slice(i, i + size)))
   check_same(made.finish(), batch)
 
 
 def test_batches_out_of_order(batch):
-  """Parts of the Inception Score and kept features follow the indices, not the batches."""
-  made = accumulate.Statistics(COUNT, keep=50, split=100)
-  for index in np.array_split(np.random.default_rng(1).permutation(COUNT), 7):
-    made.add(select(batch, index), indices_N=index)
+  """Parts of the Inception Score and kept features follow the places, not the batches."""
+  places = np.random.default_rng(1).permutation(COUNT)
+  made = accumulate.Statistics(COUNT, keep=50, places_N=places, split=100)
+  for index in np.array_split(places, 7):
+    made.add(select(batch, index))
   check_same(made.finish(), batch, keep=50)
 
 
-def test_three_uneven_processes_merge_to_one_pass(batch):
-  made = accumulate.Statistics(COUNT, keep=60, split=100)
-  order = np.random.default_rng(2).permutation(COUNT)
-  for share in np.split(order, [20, 300]):
-    other = accumulate.Statistics(COUNT, keep=60, split=100)
-    for index in np.array_split(share, 3):
-      other.add(select(batch, index), indices_N=index)
-    made.merge(other)
-  check_same(made.finish(), batch, keep=60)
-
-
-def test_features_are_kept_only_if_asked_and_once(batch, tmp_path):
-  made = accumulate.Statistics(COUNT)
-  made.add(batch)
-  assert made._kept is None and made.finish().pool_ND is None
-  made = accumulate.Statistics(COUNT, keep=COUNT, folder=tmp_path / 'features')
-  made.add(batch)
-  held = made.finish().pool_ND
-  assert isinstance(held, np.memmap) and held is made._kept.values
-  np.testing.assert_array_equal(np.load(tmp_path / 'features' / 'pool.npy'), batch['pool'])
-
-
-def test_pool_features_alone(batch):
+def test_pool_features_alone_and_none_kept(batch):
   made = accumulate.Statistics(COUNT)
   made.add({'pool': batch['pool']})
   summary = made.finish()
-  assert summary.mu_s is None and summary.inception_score is None
+  assert summary.mu_s is None and summary.inception_score is None and summary.pool_ND is None
 
 
 def test_warnings(batch):
@@ -111,25 +74,7 @@ def test_warnings(batch):
   assert 'one part of 15 samples instead of parts of 5000' in short
 
 
-def test_missing_and_repeated_samples_are_refused(batch):
-  made = accumulate.Statistics(COUNT)
-  made.add(select(batch, slice(0, 100)))
-  made.add(select(batch, slice(110, 200)), indices_N=np.arange(110, 200))
-  with pytest.raises(UserError, match='240 of 430 samples are missing; the first is sample 100'):
-    made.finish()
-  with pytest.raises(UserError, match='sample 120 was added twice'):
-    made.add(select(batch, slice(0, 2)), indices_N=np.array([105, 120]))
-  with pytest.raises(UserError, match='sample 7 was added twice'):
-    accumulate.Statistics(COUNT).add(select(batch, slice(0, 2)), indices_N=np.array([7, 7]))
-  with pytest.raises(UserError, match='sample index 430 is beyond the 430 samples'):
-    made.add(select(batch, slice(0, 1)), indices_N=np.array([COUNT]))
-  same = accumulate.Statistics(COUNT)
-  same.add(select(batch, slice(199, 210)), indices_N=np.arange(199, 210))
-  with pytest.raises(UserError, match='sample 199 was added twice'):
-    made.merge(same)
-
-
-def test_other_refusals(batch):
+def test_refusals(batch):
   made = accumulate.Statistics(COUNT)
   with pytest.raises(UserError, match=r"\['logits'\], expected 'pool'"):
     made.add({'logits': batch['logits']})
@@ -140,16 +85,17 @@ def test_other_refusals(batch):
     UserError, match=r"are \['pool'\], but \['logits', 'pool', 'spatial'\] before"
   ):
     made.add({'pool': batch['pool'][:9]})
-  with pytest.raises(UserError, match=r'mask \(3,\) and indices \(9,\)'):
-    made.add(select(batch, slice(0, 9)), mask_N=np.ones(3), indices_N=np.arange(9))
-  with pytest.raises(UserError, match=r'430 samples \(0 kept.* and of 430 \(5 kept'):
-    made.merge(accumulate.Statistics(COUNT, keep=5))
+  with pytest.raises(UserError, match='9 samples came, expected 430'):
+    made.finish()
+  with pytest.raises(UserError, match='more than 430 samples came'):
+    made.add(batch)
   for kind in ('pool', 'spatial', 'logits'):
+    made = accumulate.Statistics(COUNT)
+    made.add(select(batch, slice(0, 9)))
     bad = {k: x[9:20].copy() for k, x in batch.items()}
-    bad[kind][4].flat[1] = np.nan
+    bad[kind][4, 1] = np.nan
     with pytest.raises(UserError, match='of 1 samples are NaN or infinite; the first is sample 13'):
-      start = accumulate.Statistics(COUNT)
-      start.add(bad, indices_N=np.arange(9, 20))
+      made.add(bad)
 
 
 def test_parts_of_the_score_are_complete():
@@ -162,18 +108,5 @@ def test_parts_of_the_score_are_complete():
     made.add(p[:1], np.array([30]), logits=False)
   with pytest.raises(UserError, match=r'shape \(2, 3\)'):
     made.add(p[:2, :3], np.arange(2), logits=False)
-  with pytest.raises(UserError, match='other parts'):
-    made.merge(splits.SplitScores(30, split=11))
-  other = splits.SplitScores(30, split=10)
-  other.add(p[15:], np.arange(15, 30), logits=False)
-  made.merge(other)
+  made.add(p[15:], np.arange(15, 30), logits=False)
   assert made.score() == pytest.approx(scores.inception_score(p, split=10), rel=1e-12)
-
-
-def test_rows_are_written_to_their_places():
-  made = rows.Rows(5, (2,), np.int16)
-  made.add(np.array([[1, 2], [3, 4]]), np.array([4, 0]))
-  np.testing.assert_array_equal(made.values[[0, 4]], [[3, 4], [1, 2]])
-  np.testing.assert_array_equal(made.seen_N, [1, 0, 0, 0, 1])
-  made.across_processes()  # Of one process: nothing to add.
-  assert made.seen_N.sum() == 2

@@ -48,10 +48,6 @@ def test_blocks_do_not_matter_in_float32(golden, name, block):
   data = golden('metrics')
   found = scores.precision_recall(*sides(data, name), block=block)
   assert found == (float(data[f'{name}/precision']), float(data[f'{name}/recall']))
-  for side, points in zip(('ref', 'sample'), sides(data, name), strict=True):
-    radii = manifold.radii(points, block=block)
-    # Squared distances in float32, of numbers whose squares are up to 100 times as large.
-    np.testing.assert_allclose(radii, data[f'{name}/radii_{side}_sq'], rtol=1e-5)
 
 
 def test_ties_at_the_radius_are_inside(golden):
@@ -104,12 +100,6 @@ def test_rotation_scale_offset_and_order_do_not_matter(golden):
     rng.permutation,
   ):
     assert scores.precision_recall(change(reference), change(samples)) == expected
-
-
-def test_swapped_sides_swap_the_shares(golden):
-  reference, samples = sides(golden('metrics'), 'pr_main')
-  precision, recall = scores.precision_recall(reference, samples)
-  assert scores.precision_recall(samples, reference) == (recall, precision)
 
 
 def test_half_rounds_as_numpy_does():

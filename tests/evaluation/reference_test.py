@@ -1,8 +1,6 @@
 """Files of reference statistics: ADM's, ours, and those that are refused."""
 
 import dataclasses
-import io
-import zipfile
 
 import numpy as np
 import pytest
@@ -62,13 +60,6 @@ def test_the_digest_is_of_the_contents(tmp_path):
   assert len({first, *others}) == 4
 
 
-def test_without_spatial_or_pool_features(tmp_path):
-  made = dataclasses.replace(summary(spatial=False), pool_ND=None)
-  reference.write(tmp_path / 'x.npz', made, FACTS)
-  found = reference.read(tmp_path / 'x.npz')
-  assert found.mu_s is found.sigma_s is found.pool_ND is None
-
-
 def test_adm_file(tmp_path):
   arrays = adm(arr_1=np.arange(3))  # Labels, not used.
   np.savez(tmp_path / 'VIRTUAL.npz', **arrays)
@@ -104,13 +95,10 @@ REFUSED = {
     'x.npz holds x; expected some of arr_0, mu and sigma',
   ),
   'no sigma': ({'sigma': None}, 'holds mu but not sigma'),
-  'no mu_s': ({'mu_s': None}, 'holds sigma_s but not mu_s'),
   'shapes': ({'sigma': np.eye(5)}, r'mu and sigma have shapes \(6,\) and \(5, 5\), expected'),
   'NaN': ({'mu': np.full(6, np.nan)}, 'mu or sigma has values that are not finite'),
   'lopsided': ({'sigma': LOPSIDED}, 'sigma is not symmetric'),
-  'integers': ({'mu': np.arange(6)}, 'mu, sigma are int64, float64, expected floats'),
   'floating images': ({'arr_0': np.zeros((3, 8, 8, 3))}, 'arr_0 is float64 .* expected uint8'),
-  'channels first': ({'arr_0': np.zeros((3, 3, 8, 8), np.uint8)}, r'expected uint8 \(N, H, W, 3\)'),
   'pickled': ({'mu': np.array([{}], object)}, 'not a .npz archive of plain arrays: Object arrays'),
 }
 
@@ -127,11 +115,6 @@ def test_refused_adm_files(tmp_path, name):
 def test_refused_files(tmp_path):
   with pytest.raises(UserError, match='no file .*gone.npz'):
     reference.read(tmp_path / 'gone.npz')
-  (tmp_path / 'text.npz').write_text('no archive')
-  np.save(tmp_path / 'one.npy', np.ones(3))
-  for file in ('text.npz', 'one.npy'):
-    with pytest.raises(UserError, match=f'{file} is not a .npz archive'):
-      reference.read(tmp_path / file)
   reference.write(tmp_path / 'x.npz', summary(), FACTS)
   whole = (tmp_path / 'x.npz').read_bytes()
   (tmp_path / 'cut.npz').write_bytes(whole[: len(whole) // 2])
@@ -150,8 +133,6 @@ def test_our_own_files_are_as_they_were_written(tmp_path):
   path = tmp_path / 'x.npz'
   for changes, message in (
     ({'mu': np.zeros(6)}, 'x.npz was changed or damaged'),
-    ({'pool': None}, 'x.npz was changed or damaged'),
-    ({'sha256': None}, 'x.npz was changed or damaged'),
     ({'facts': np.array('{"format": "other"}')}, 'x.npz is not in the format'),
     ({'facts': np.array('nothing')}, 'x.npz holds facts that are not JSON'),
   ):
@@ -191,13 +172,3 @@ def test_a_reference_that_does_not_fit_is_refused(tmp_path):
   np.savez(tmp_path / 'adm.npz', **adm())
   with pytest.raises(UserError, match=r'the size of arr_0 is \(32, 32\), expected \(256, 256\)'):
     reference.check_fits(reference.read(tmp_path / 'adm.npz'), width=6, image_size=256)
-
-
-def test_arrays_that_no_archive_should_hold(tmp_path):
-  """A member that is no array at all."""
-  buffer = io.BytesIO()
-  with zipfile.ZipFile(buffer, 'w') as archive:
-    archive.writestr('mu.npy', b'not an array')
-  (tmp_path / 'x.npz').write_bytes(buffer.getvalue())
-  with pytest.raises(UserError, match='x.npz holds mu, which is not an array'):
-    reference.read(tmp_path / 'x.npz')

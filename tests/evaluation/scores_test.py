@@ -34,20 +34,6 @@ def test_agrees_with_the_matrix_root(d):
   np.testing.assert_allclose(scores.frechet_distance(m1, s1, m2, s2), expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize('least', [1e-2, 1e-7, 1e-15], ids=lambda x: f'down to {x}')
-def test_overlap_is_the_sum_of_singular_values(least):
-  """Spectra over 15 digits: four digits a round must lose none of them."""
-  rng = np.random.default_rng(5)
-  q = [np.linalg.qr(rng.normal(size=(80, 80)))[0] for _ in range(3)]
-  values = np.geomspace(1, least, 80)
-  m = (q[0] * values[None]) @ q[1]
-  # Absolute rounding of float64 for 80 values of size 1; only then are the small ones in the sum.
-  assert scores._nuclear_norm(m) == pytest.approx(values.sum(), abs=1e-12)
-  low = (q[0] * values[None])[:, -30:] @ q[1][-30:, :50]
-  expected = np.linalg.svd(low, compute_uv=False).sum()
-  assert scores._nuclear_norm(low) == pytest.approx(expected, rel=1e-8)
-
-
 def test_closed_forms():
   d = 5
   zero, one = np.zeros(d), np.eye(d)
@@ -69,17 +55,6 @@ def test_distance_to_itself_is_zero(n):
   x = np.random.default_rng(2).normal(size=(n, 64)) * 3
   statistics = scores.gaussian_statistics(x)
   assert 0 <= scores.frechet_distance(*statistics, *statistics) < 1e-6
-
-
-def test_order_of_the_samples_does_not_matter():
-  rng = np.random.default_rng(3)
-  x, y = rng.normal(size=(100, 8)), rng.normal(1, 2, (80, 8))
-  one, two = (scores.gaussian_statistics(a) for a in (x, y))
-  shuffled = scores.gaussian_statistics(rng.permutation(x))
-  distance = scores.frechet_distance(*one, *two)
-  assert scores.frechet_distance(*shuffled, *two) == pytest.approx(distance, rel=1e-10)
-  assert scores.frechet_distance(*two, *one) == pytest.approx(distance, rel=1e-10)
-  assert distance > 8  # The means alone are about 8 apart.
 
 
 def test_singular_covariances_against_their_shared_plane():

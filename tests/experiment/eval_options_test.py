@@ -21,9 +21,9 @@ def test_a_sweep_is_every_scale_with_every_interval():
   assert sweep(guidance_scales=(1.0,)).points() == [(1.0, 0.0, 1.0)]
 
 
-def test_the_judge_gets_its_options():
+def test_the_metrics_get_their_options():
   changes = {'eval.batch_size': 3, 'eval.precision_recall': 'none', 'eval.kid_subsets': 5}
-  options = experiment_lib.build(config_changes.changed(changes)).evaluation.judge()
+  options = experiment_lib.build(config_changes.changed(changes)).evaluation.metrics()
   assert options == picture_metrics.MetricOptions(
     batch_size=3, precision_recall='none', kid_subsets=5
   )

@@ -1,8 +1,7 @@
-"""Inception against the reference's values, and what each plausible mistake would do to them."""
+"""Inception against the reference's values; precision, cost, refusals."""
 
 import json
 import pathlib
-import zlib
 
 from helpers import jaxprs
 import jax
@@ -41,26 +40,19 @@ def network(arrays):
 
 @pytest.fixture(scope='module')
 def results(golden, network):
-  """By name, what one program makes of the reference's images: 64 x 64, then 256 x 256."""
+  """Outputs of one program by name, for the reference's images: 64 x 64, then 256 x 256."""
 
   @jax.jit
   def run(params, images):
     resized = inception.resize(images)
     maps = inception.stages(params, normalise(resized))
     means = {name: jnp.mean(maps[name], axis=(1, 2)) for name in ('pool_1', 'pool_2', 'Mixed_6e')}
-    # The compiler finds the network twice in this program, and computes it once.
+    # The compiler finds the network twice in this program and computes it once.
     out = inception.features(params, images)._asdict() | means
     return out | {'resized': resized, 'Mixed_6e map': maps['Mixed_6e']}
 
   parts = [run(network.params, golden('inception')[f'in/images_{part}']) for part in 'ab']
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-@pytest.fixture(scope='module')
-def one(golden, network):
-  """An image of the reference, a program (params, normalised) -> maps, and the right maps."""
-  image, stages = golden('inception')['in/images_a'][:1], jax.jit(inception.stages)
-  return image, stages, stages(network.params, normalise(inception.resize(image)))
 
 
 def test_weights_are_those_of_the_reference(arrays):
@@ -104,30 +96,12 @@ def test_values_on_the_way_agree(golden, results):
   assert difference(first, stored['mid/block2_first_image_ch0_31']) < SPATIAL
 
 
-def test_the_next_block_and_the_bias_are_mistakes(golden, results):
-  """Both controls are reproduced, so they are what they say, and both are far from ours."""
-  stored = golden('inception')
-  later = results['Mixed_6e map'][..., : inception.SPATIAL_CHANNELS].reshape(6, -1)
-  assert difference(later, stored['control/spatial_from_Mixed_6e']) < SPATIAL
-  assert difference(results['spatial'], stored['control/spatial_from_Mixed_6e']) > 0.1
-  generator = np.random.Generator(np.random.PCG64(zlib.crc32(b'fc.bias')))
-  bias_K = (0.1 * generator.standard_normal(inception.CLASSES)).astype(np.float32)
-  biased = stored['control/softmax_with_bias']
-  found = jax.nn.softmax(results['logits'] + bias_K[None])
-  np.testing.assert_allclose(found, biased, rtol=0, atol=2e-6)
-  assert np.abs(jax.nn.softmax(results['logits']) - biased).max() > 1e-3
-
-
-def pool(maps):
-  return np.asarray(jnp.mean(maps['Mixed_7c'], axis=(1, 2)))
-
-
-def test_an_image_does_not_depend_on_its_batch(one, results):
-  _, _, maps = one
-  assert difference(pool(maps), results['pool'][:1]) < 1e-6
-  spatial = maps['Mixed_6d'][..., :7].reshape(1, -1)
+def test_an_image_does_not_depend_on_its_batch(golden, network, results):
+  image = golden('inception')['in/images_a'][:1]
+  found = jax.jit(inception.features)(network.params, image)
   # Sums of another program run in another order; 2.1e-6 is the reference's own noise.
-  assert difference(spatial, results['spatial'][:1]) < 2e-6
+  assert difference(found.pool, results['pool'][:1]) < 1e-6
+  assert difference(found.spatial, results['spatial'][:1]) < 2e-6
 
 
 def bilinear(image_HWC, rows, cols):
@@ -146,71 +120,14 @@ def bilinear(image_HWC, rows, cols):
   return upper + (lower - upper) * dy[:, None, None]
 
 
-COUNT = np.arange(299, dtype=np.float32)
-RULES = {
-  'right': lambda n: COUNT * (np.float32(n) / np.float32(299)),
-  'half-pixel centres': lambda n: np.clip((COUNT + 0.5) * (n / 299) - 0.5, 0, n - 1),
-  'corners aligned': lambda n: COUNT * ((n - 1) / 298),
-}
-
-
 @pytest.mark.parametrize('size', [(1, 1), (17, 31), (299, 299), (512, 300)])
 def test_the_resize_of_any_size(size):
   image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
   found = jax.jit(inception.resize)(image[None])[0]
-  np.testing.assert_array_equal(found, bilinear(image, *map(RULES['right'], size)))
+  positions = [np.arange(299, dtype=np.float32) * (np.float32(n) / np.float32(299)) for n in size]
+  np.testing.assert_array_equal(found, bilinear(image, *positions))
   if size == (299, 299):
     np.testing.assert_array_equal(found, image)
-
-
-def other_rule(rule):
-  return lambda x: normalise(bilinear(x[0], *map(RULES[rule], x.shape[1:3]))[None])
-
-
-MISTAKES = {
-  'half-pixel centres': other_rule('half-pixel centres'),
-  'corners aligned': other_rule('corners aligned'),
-  'normalised by 127.5': lambda x: inception.resize(x) / 127.5 - 1,
-  'blue first': lambda x: normalise(inception.resize(x[..., ::-1])),
-}
-
-
-@pytest.mark.parametrize('mistake', MISTAKES)
-def test_a_mistake_before_the_network_would_show(network, one, mistake):
-  image, stages, right = one
-  found = stages(network.params, jnp.asarray(MISTAKES[mistake](image)))
-  assert difference(pool(found), pool(right)) > 1e-3
-
-
-def test_another_epsilon_would_show(arrays, one, monkeypatch):
-  image, stages, right = one
-  monkeypatch.setattr(inception, 'NORM_EPSILON', 1e-5)
-  params = inception_files.from_arrays(arrays).params
-  found = stages(params, normalise(inception.resize(image)))
-  assert difference(pool(found), pool(right)) > 1e-3
-
-
-def test_averages_that_count_the_padding_would_show(network, one, monkeypatch):
-  def padded(x):
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1,) * 4, 'SAME') / 9
-
-  monkeypatch.setattr(inception, '_average', padded)
-  image, _, right = one
-  # Another function, so that the program of the right one is not found again.
-  stages = jax.jit(lambda *args: inception.stages(*args))
-  found = stages(network.params, normalise(inception.resize(image)))
-  assert difference(pool(found), pool(right)) > 1e-2
-
-
-def test_an_average_in_the_last_block_would_show(network, one):
-  _, _, right = one
-
-  def last(kind):
-    block = inception._block_8('Mixed_7c', kind)
-    return {'Mixed_7c': inception._run((block,), network.params, right['Mixed_7b'])}
-
-  assert difference(pool(last('max')), pool(right)) < 1e-6
-  assert difference(pool(last('average')), pool(right)) > 1e-2
 
 
 def shapes_of(n, *size):
@@ -237,9 +154,7 @@ def test_sizes_and_flops():
   assert {x.dtype for x in made} == {jnp.dtype('float32')}
 
 
-@pytest.mark.parametrize(
-  'shape, dtype', [((1, 8, 8, 3), 'float32'), ((1, 8, 8, 1), 'uint8'), ((8, 8, 3), 'uint8')]
-)
-def test_other_images_are_refused(shape, dtype):
-  with pytest.raises(types.UserError, match=f'uint8 .N, H, W, 3. with .* found {dtype}'):
-    jax.eval_shape(inception.features, inception.shapes(), jax.ShapeDtypeStruct(shape, dtype))
+def test_other_images_are_refused():
+  images = jax.ShapeDtypeStruct((1, 8, 8, 3), 'float32')
+  with pytest.raises(types.UserError, match='uint8 .N, H, W, 3. with .* found float32'):
+    jax.eval_shape(inception.features, inception.shapes(), images)

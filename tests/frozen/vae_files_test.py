@@ -56,7 +56,7 @@ def write(folder, arrays, settings=None, name=vae_files.FILE):
   return folder / name
 
 
-def older(arrays, as_convolutions):
+def older(arrays):
   """The same weights as files of 2022 have them."""
   names = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
   out = {}
@@ -64,7 +64,7 @@ def older(arrays, as_convolutions):
     for current, legacy in names.items():
       if f'.{current}.' in name:
         name = name.replace(f'.{current}.', f'.{legacy}.')
-        array = array[:, :, None, None] if as_convolutions and array.ndim == 2 else array
+        array = array[:, :, None, None] if array.ndim == 2 else array
     out[name] = array
   return out
 
@@ -82,43 +82,33 @@ def test_names_and_layouts_are_those_of_diffusers(golden):
     np.testing.assert_array_equal(back[name], array, err_msg=name)
   pairs = dict(meta['legacy_name_pairs'])
   legacy = {pairs.get(name, name): array for name, array in weights.items()}
-  assert set(legacy) == set(older(weights, False)) and len(pairs) == 16
+  assert set(legacy) == set(older(weights)) and len(pairs) == 16
   twin = vae_files.from_arrays(legacy, settings=meta)
   equal(twin.params, autoencoder.params)
   assert digests(twin) == digests(autoencoder)
 
 
-@pytest.mark.parametrize('as_convolutions', [False, True])
-def test_older_names_give_the_same_parameters(source, arrays, as_convolutions):
-  legacy = older(arrays, as_convolutions)
-  assert f'{ATTENTION}query.weight' in legacy and f'{ATTENTION}to_q.weight' not in legacy
+def test_older_names_give_the_same_parameters(source, arrays):
+  legacy = older(arrays)
   found = vae_files.from_arrays(legacy, settings=SETTINGS)
   equal(found.params, source.params)
   assert digests(found) == digests(source)
 
 
-@pytest.mark.parametrize('suffix', ['.safetensors', '.npz'])
-def test_a_file_gives_back_what_was_written(tmp_path, source, arrays, suffix):
-  path = write(tmp_path, arrays, SETTINGS, f'vae{suffix}')
-  found = vae_files.load(path)
-  equal(found.params, source.params)
-  assert found.config == CONFIG and found.file == f'vae{suffix}' and found.dtype == 'float32'
-  assert digests(found) == digests(source)
+def test_a_file_or_its_folder_gives_back_what_was_written(tmp_path, source, arrays):
+  path = write(tmp_path / 'sd-vae', arrays, SETTINGS)
+  for given in (path, path.parent):
+    found = vae_files.load(given, dtype='bfloat16')
+    equal(found.params, source.params)
+    assert found.config == CONFIG and found.file == vae_files.FILE and found.dtype == 'bfloat16'
+    assert digests(found) == digests(source)
 
 
-def test_a_folder_stands_for_its_file(tmp_path, source, arrays):
-  write(tmp_path / 'sd-vae', arrays, SETTINGS)
-  found = vae_files.load(tmp_path / 'sd-vae', dtype='bfloat16')
-  equal(found.params, source.params)
-  assert found.file == vae_files.FILE and found.dtype == 'bfloat16'
-
-
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
-def test_files_of_other_dtypes_become_float32(tmp_path, source, arrays, dtype):
-  dtype = ml_dtypes.bfloat16 if dtype == 'bfloat16' else np.dtype(dtype)
-  found = vae_files.load(write(tmp_path, {k: x.astype(dtype) for k, x in arrays.items()}, SETTINGS))
-  expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), source.params)
-  equal(found.params, expected)
+@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float64])
+def test_arrays_of_other_dtypes_become_float32(source, arrays, dtype):
+  arrays = {name: x.astype(dtype) for name, x in arrays.items()}
+  found = vae_files.from_arrays(arrays, settings=SETTINGS)
+  equal(found.params, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), source.params))
   # Half of the digits make other weights.
   assert (digests(found) == digests(source)) == (dtype == np.float64)
 
@@ -154,18 +144,15 @@ def test_another_autoencoder_is_recognised(tmp_path):
   assert each.scaling.scale == (0.5,) * 16 and each.scaling.shift == tuple(range(16))
 
 
-def test_a_shift_of_null_is_none(arrays):
-  settings = SETTINGS | {'shift_factor': None, 'scaling_factor': 0.13025}
-  config = vae_files.from_arrays(arrays, settings=settings).config
-  assert (config.scale, config.shift) == (0.13025, 0.0)
-
-
 def test_digests_follow_the_half_that_changes(source, arrays):
   def changed(name):
     array = arrays[name].copy()
     array.flat[-1] = np.nextafter(array.flat[-1], np.float32(9))
     return digests(vae_files.from_arrays(arrays | {name: array}, settings=SETTINGS))
 
+  swapped = (f'{ATTENTION}to_q.weight', f'{ATTENTION}to_k.weight')
+  other = arrays | {name: arrays[twin] for name, twin in zip(swapped, swapped[::-1], strict=True)}
+  assert digests(vae_files.from_arrays(other, settings=SETTINGS))[0] != digests(source)[0]
   encoder, decoder = digests(source)
   assert len(encoder) == len(decoder) == 64 and encoder != decoder
   for name in ('encoder.conv_in.weight', f'{ATTENTION}to_k.bias', 'quant_conv.bias'):
@@ -176,13 +163,6 @@ def test_digests_follow_the_half_that_changes(source, arrays):
     assert found[0] == encoder and found[1] != decoder, name
 
 
-def test_digests_tell_names_apart(source, arrays):
-  """The same values under two names exchanged are other weights."""
-  a, b = f'{ATTENTION}to_q.weight', f'{ATTENTION}to_k.weight'
-  swapped = vae_files.from_arrays(arrays | {a: arrays[b], b: arrays[a]}, settings=SETTINGS)
-  assert swapped.encoder_sha256 != source.encoder_sha256
-
-
 def test_digests_are_the_same_in_every_version(source):
   """They stand in stores of latents, which must be recognised later."""
   count = lambda x: (np.arange(x.size, dtype=np.float32) % 7).reshape(x.shape)
@@ -190,22 +170,6 @@ def test_digests_are_the_same_in_every_version(source):
   found = vae_files.from_arrays(jax.tree.map(count, arrays), settings=SETTINGS)
   assert found.encoder_sha256[:16] == '717ea2c402a9af24'
   assert found.decoder_sha256[:16] == '60af07ba4b974548'
-
-
-def test_random_weights_follow_the_seed(source):
-  equal(vae_files.random(CONFIG, 0).params, source.params)
-  other = trees.named_leaves(vae_files.random(CONFIG, 1).params)
-  for name, array in trees.named_leaves(source.params).items():
-    assert not np.isin(array, (0, 1)).any() and (array != other[name]).all(), name
-
-
-def test_random_weights_keep_values_of_order_one():
-  config = vae.VAEConfig(block_channels=(8, 16), norm_groups=4)
-  autoencoder = vae_files.random(config, 0)
-  x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
-  moments = jax.jit(autoencoder.encode)(autoencoder.params, x)
-  pixels = jax.jit(autoencoder.decode)(autoencoder.params, moments[..., :4])
-  assert 0.1 < moments.std() < 3 and 0.1 < pixels.std() < 3
 
 
 def test_a_missing_file_is_described(tmp_path):
@@ -222,64 +186,33 @@ def refuse(message, arrays, **options):
     vae_files.from_arrays(arrays, **options)
 
 
-def test_wrong_arrays_are_listed(arrays):
-  name, stray = 'decoder.conv_out.bias', np.zeros(3, np.float32)
-  refuse(f'{name} is missing', {k: v for k, v in arrays.items() if k != name})
-  refuse('loss.logvar is not expected', arrays | {'loss.logvar': stray})
-  refuse(rf'{name} has shape \(4,\), expected \(3,\)', arrays | {name: np.zeros(4, np.float32)})
-  refuse(f'{name} has dtype int64', arrays | {name: np.zeros(3, np.int64)})
+def test_wrong_arrays_are_refused(arrays):
+  name = 'decoder.conv_out.bias'
+  refuse(f'missing: {name}$', {k: v for k, v in arrays.items() if k != name})
   refuse(f'{name} holds values that are not finite', arrays | {name: np.array([0, 1, np.nan])})
-  kernel = 'quant_conv.weight'
-  refuse(rf'{kernel} has shape \(8, 8\)', arrays | {kernel: arrays[kernel][:, :, 0, 0]})
-  matrix = f'{ATTENTION}to_q.weight'
-  wide = np.zeros((8, 8, 3, 3), np.float32)
-  refuse(rf'{matrix} has shape \(8, 8, 3, 3\), expected \(8, 8\)', arrays | {matrix: wide})
+  matrix, wide = f'{ATTENTION}to_q.weight', np.zeros((8, 8, 3, 3), np.float32)
+  refuse(rf'{matrix} has shape \(8, 8, 3, 3\) instead of \(8, 8\)', arrays | {matrix: wide})
   refuse(f'{matrix} is there twice', arrays | {f'{ATTENTION}query.weight': arrays[matrix]})
-  strays = {f'x{i}': stray for i in range(11)}
-  refuse('x7 is not expected; and 3 more$', arrays | strays)
 
 
 def test_foreign_files_are_refused(tmp_path, arrays):
-  theirs = {f'first_stage_model.{name}': array for name, array in arrays.items()}
-  path = write(tmp_path, theirs)
+  path = write(tmp_path, {f'first_stage_model.{name}': x for name, x in arrays.items()})
   with pytest.raises(types.UserError, match='not the weights of an AutoencoderKL') as caught:
     vae_files.load(path)
   assert str(path) in str(caught.value) and 'first_stage_model.' in str(caught.value)
-  refuse('no|missing', {})
-  refuse(r'conv_in.weight has shape \(3,\)', arrays | {'decoder.conv_in.weight': np.zeros(3)})
-  (tmp_path / 'a.safetensors').write_bytes(b'nothing')
-  with pytest.raises(types.UserError, match='not a safetensors file'):
-    vae_files.load(tmp_path / 'a.safetensors')
 
 
 @pytest.mark.parametrize(
-  'key, value, found',
+  'key, value, message',
   [
-    ('block_out_channels', [4, 16], r'\(4, 8\)'),
-    ('latent_channels', 8, '4'),
-    ('layers_per_block', 2, '1'),
-    ('in_channels', 1, '3'),
-    ('out_channels', 1, '3'),
-    ('use_quant_conv', False, 'True'),
-    ('use_post_quant_conv', False, 'True'),
+    ('block_out_channels', [4, 16], r'but the arrays have \(4, 8\)'),
+    ('use_quant_conv', False, 'but the arrays have True'),
+    ('act_fn', 'relu', "only 'silu' is supported"),
+    ('down_block_types', ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D'], 'is supported'),
   ],
 )
-def test_settings_that_contradict_the_arrays(arrays, key, value, found):
-  refuse(f'config.json says {key}=.*by the arrays it is {found}', arrays, settings={key: value})
-
-
-@pytest.mark.parametrize(
-  'key, value',
-  [
-    ('_class_name', 'AutoencoderTiny'),
-    ('act_fn', 'relu'),
-    ('mid_block_add_attention', False),
-    ('down_block_types', ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D']),
-    ('up_block_types', ['AttnUpDecoderBlock2D', 'UpDecoderBlock2D']),
-  ],
-)
-def test_settings_of_another_architecture(arrays, key, value):
-  refuse(f'config.json says {key}=.* is supported', arrays, settings=SETTINGS | {key: value})
+def test_settings_that_do_not_fit_are_refused(arrays, key, value, message):
+  refuse(f'config.json says {key}=.*{message}', arrays, settings=SETTINGS | {key: value})
 
 
 def test_what_arrays_cannot_tell_is_asked_for(arrays):
@@ -288,8 +221,7 @@ def test_what_arrays_cannot_tell_is_asked_for(arrays):
   refuse('scale of 16 latent channels is not known: give it', wide)
   assert vae_files.from_arrays(wide, settings=SETTINGS, scale=0.5).config.scale == 0.5
   each = SETTINGS | {'latents_mean': [0.1] * 4, 'latents_std': [2.0] * 4}
-  refuse('say what is meant by a scale and a shift', arrays, settings=each)
-  refuse('say what is meant by a scale and a shift', arrays, settings=each, scale=1.0)
+  refuse('give a scale and a shift instead', arrays, settings=each, scale=1.0)
   assert vae_files.from_arrays(arrays, settings=each, scale=1.0, shift=0.0).config.scale == 1.0
   refuse('unknown dtype of the VAE', arrays, dtype='float61')
 

@@ -1,7 +1,6 @@
 """The VAE against diffusers' `AutoencoderKL`: values on the way, dtypes, precision, cost."""
 
 import json
-import math
 
 from flax import nnx
 from helpers import jaxprs
@@ -114,21 +113,6 @@ def test_bfloat16_products_stay_near_float32(results):
     assert np.mean(coarse != coarse.astype(jnp.bfloat16).astype(np.float32)) > 0.9
 
 
-def test_the_residual_stream_stays_in_float32():
-  def run(params, wide, narrow):
-    model = nnx.merge(vae._split(SMALL, 'bfloat16')[0], params)
-    down, middle, up = model.encoder.down_blocks, model.encoder.mid_block, model.decoder.up_blocks
-    for module in (middle.resnets[0], middle.attentions[0], up[0], up[1].resnets[0]):
-      yield module(wide)
-    for module in (down[0], down[0].downsamplers[0], down[1].resnets[0]):
-      yield module(narrow)
-    yield middle.resnets[0].conv1(wide)
-
-  wide, narrow = (jax.ShapeDtypeStruct((1, 4, 4, c), 'float32') for c in (16, 8))
-  made = jax.eval_shape(lambda *args: list(run(*args)), vae.shapes(SMALL), wide, narrow)
-  assert [str(x.dtype) for x in made] == ['float32'] * 7 + ['bfloat16']
-
-
 def unloaded(config, dtype='float32'):
   return vae.Autoencoder(
     config=config,
@@ -168,9 +152,7 @@ def test_bfloat16_reaches_the_products():
 
 
 @pytest.mark.parametrize(
-  'config, size',
-  [(vae.VAEConfig(), (256, 256)), (vae.VAEConfig(), (512, 256)), (OTHER, (24, 16))],
-  ids=['sd-256', 'sd-512x256', 'other'],
+  'config, size', [(vae.VAEConfig(), (512, 256)), (OTHER, (24, 16))], ids=['published', 'other']
 )
 def test_flops_are_those_of_the_traced_network(config, size):
   counted = [jaxprs.flops(half) for half in both_halves(unloaded(config), size)]
@@ -200,20 +182,10 @@ def test_another_autoencoder():
   assert back.shape == x.shape and 0.1 < float(jnp.std(back)) < 10
 
 
-def test_refused_images_and_latents():
-  small = unloaded(SMALL)
-  run = lambda function, *shape: jax.eval_shape(
-    function, small.params, jax.ShapeDtypeStruct(shape, 'float32')
-  )
-  with pytest.raises(types.UserError, match='divisible by 2, found 4x5'):
-    run(small.encode, 1, 4, 5, 3)
-  with pytest.raises(ValueError, match=r'x has shape \(1, 4, 4, 1\)'):
-    run(small.encode, 1, 4, 4, 1)
-  with pytest.raises(ValueError, match=r'z has shape \(1, 4, 4, 8\)'):
-    run(small.decode, 1, 4, 4, 8)
-
-
-def test_refused_dtypes():
+def test_refused_images_and_dtypes():
+  small, image = unloaded(SMALL), jax.ShapeDtypeStruct((1, 4, 5, 3), 'float32')
+  with pytest.raises(types.UserError, match='divisible by 2; found 4x5'):
+    jax.eval_shape(small.encode, small.params, image)
   with pytest.raises(types.UserError, match="'bfloat17'; did you mean 'bfloat16'"):
     vae.VAE(SMALL, rngs=nnx.Rngs(0), dtype='bfloat17')
   with pytest.raises(types.UserError, match='JAX_ENABLE_X64=1'):
@@ -224,15 +196,11 @@ def test_refused_dtypes():
   'fields, message',
   [
     ({'block_channels': ()}, 'at least one level'),
-    ({'block_channels': (32, 0)}, 'block_channels must be made of whole numbers from 1, found 0'),
-    ({'latent_channels': 0}, 'latent_channels must be made of whole numbers from 1'),
-    ({'layers_per_block': 1.5}, 'layers_per_block must be .* found 1.5'),
+    ({'block_channels': (32, 0)}, 'block_channels must be whole numbers from 1, found 0'),
     ({'norm_groups': '32'}, "norm_groups must be .* found '32'"),
     ({'block_channels': (32, 48)}, r'norm_groups=32 does not divide every width of \(32, 48\)'),
     ({'scale': -1.0}, 'scale of latents must be positive'),
-    ({'scale': (1.0, 0.0, 1.0, 1.0)}, 'scale of latents must be positive'),
-    ({'scale': math.nan}, 'scale must be a finite number'),
-    ({'scale': (1.0, 2.0)}, 'scale must be a finite number, or 4 of them'),
+    ({'scale': (1.0, 2.0)}, 'scale must be one finite number or 4'),
     ({'shift': 'none'}, "shift must be .* found 'none'"),
   ],
 )

@@ -10,7 +10,7 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.frozen import vae, vae_files, vae_tiles
 
-SIZES = [(9, 8, 1), (16, 8, 2), (17, 8, 3), (37, 16, 5), (41, 16, 15), (64, 16, 8), (113, 64, 16)]
+SIZES = [(9, 8, 1), (16, 8, 2), (41, 16, 15), (113, 64, 16)]
 
 
 def local(z_NHWC, factor=4):
@@ -32,7 +32,7 @@ def test_tiles_cover_the_axis_and_overlap_enough(size, tile, overlap):
   assert tile + (len(first) - 2) * (tile - overlap) < size
 
 
-@pytest.mark.parametrize('factor', [1, 3, 8])
+@pytest.mark.parametrize('factor', [1, 8])
 @pytest.mark.parametrize('size, tile, overlap', SIZES)
 def test_weights_are_a_partition_of_unity(size, tile, overlap, factor):
   weights = vae_tiles.weights(size, tile, overlap, factor)
@@ -43,17 +43,7 @@ def test_weights_are_a_partition_of_unity(size, tile, overlap, factor):
   np.testing.assert_allclose(total, 1, rtol=0, atol=2e-7)  # Two or three roundings to float32.
 
 
-def test_weights_are_linear_over_the_overlap():
-  rising, falling = vae_tiles.weights(14, 8, 2, 2)[1], vae_tiles.weights(14, 8, 2, 2)[0]
-  np.testing.assert_array_equal(rising[:4], [0.125, 0.375, 0.625, 0.875])
-  np.testing.assert_array_equal(falling, rising[::-1])
-  assert (rising[4:] == 1).all()
-  # Where tiles overlap by more than they must, they blend in the middle of it.
-  rising = vae_tiles.weights(12, 8, 2, 2)[1]
-  np.testing.assert_array_equal(rising[:8], [0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1])
-
-
-@pytest.mark.parametrize('shape', [(1, 8, 21), (2, 19, 8), (3, 11, 14), (1, 5, 30)])
+@pytest.mark.parametrize('shape', [(2, 19, 8), (3, 11, 14), (1, 5, 30)])
 def test_a_local_decoder_is_reproduced(shape):
   z = draw(*shape, 2)
   tiled = functools.partial(vae_tiles.decode_tiled, local, factor=4, tile=8, overlap=3)
@@ -87,7 +77,7 @@ def test_no_more_tiles_at_a_time_than_asked(n, size):
 
 
 def test_memory_does_not_grow_with_the_picture():
-  """But for the picture itself, of which a few copies are held."""
+  """Except for a few copies of the picture itself."""
 
   def decode(z_NHWC):  # 64 channels in between, as a decoder has.
     wide = jnp.repeat(local(z_NHWC), 64, axis=-1)
@@ -120,29 +110,9 @@ def test_tiles_that_disagree_pass_into_each_other_linearly():
   assert (abs(steps[0]) > 1e-5).sum() == 2 * (overlap * factor + 1)
 
 
-def test_tiling_the_vae_is_an_approximation():
-  autoencoder = vae_files.random(vae.VAEConfig(block_channels=(8, 16), norm_groups=4), 0)
-  decode = functools.partial(autoencoder.decode, autoencoder.params)
-  z = draw(1, 16, 28, 4)
-  whole = np.asarray(jax.jit(decode)(z))
-  tiled = functools.partial(vae_tiles.decode_tiled, decode, factor=2, tile=16, overlap=4)
-  found = np.asarray(jax.jit(tiled)(z))
-  error = np.sqrt(np.mean((found - whole) ** 2) / np.mean(whole**2))
-  # 0.17 with these weights and tiles, of which both are much smaller than the published sizes.
-  assert 1e-3 < error < 0.5, error
-
-
-@pytest.mark.parametrize(
-  'options',
-  [{'overlap': 0}, {'overlap': 8}, {'batch': 0}, {'factor': 0}],
-  ids=['no-overlap', 'all-overlap', 'no-batch', 'no-factor'],
-)
-def test_refused_sizes(options):
-  with pytest.raises(types.UserError, match='1 <= overlap < tile'):
-    options = {'factor': 4, 'tile': 8, 'overlap': 2} | options
-    vae_tiles.decode_tiled(local, draw(1, 9, 9, 1), **options)
-
-
-def test_refuses_a_factor_that_is_not_the_decoders():
+def test_refused_sizes():
+  decode = functools.partial(vae_tiles.decode_tiled, local, draw(1, 9, 9, 1), tile=8)
+  with pytest.raises(types.UserError, match='1 <= overlap < tile.* found tile=8, overlap=8'):
+    decode(factor=4, overlap=8)
   with pytest.raises(types.UserError, match=r'pixels \(1, 16, 16\), found \(1, 32, 32\)'):
-    vae_tiles.decode_tiled(local, draw(1, 9, 9, 1), factor=2, tile=8, overlap=2)
+    decode(factor=2, overlap=2)

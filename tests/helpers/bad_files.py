@@ -1,18 +1,20 @@
-"""Files that must be refused."""
+"""Weight files that must be refused."""
 
 import pytest
 
 from diversedit_jax import types
+from diversedit_jax.weights import array_files
 
 
-def refused(read, path, data, reason=''):
-  """Writes the bytes and checks that `read` names the file, and the reason, in a `UserError`."""
+def refused(path, data, reason=''):
+  """Writes the bytes and checks that reading them names the file, and the reason, in an error."""
   path.write_bytes(data)
   with pytest.raises(types.UserError) as error:
-    read(path)
+    array_files.load(path)
   assert reason in str(error.value) and str(path) in str(error.value)
 
 
-def truncations_refused(read, path, data, step=7):
-  for length in range(0, len(data), step):
-    refused(read, path, data[:length])
+def truncations_refused(path, data):
+  """Checks a file cut after every seventh byte."""
+  for length in range(0, len(data), 7):
+    refused(path, data[:length])

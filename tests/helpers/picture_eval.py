@@ -11,8 +11,7 @@ import pytest
 
 from diversedit_jax import convert, sharding, trees
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.evaluation import feature_network
-from diversedit_jax.modes import scorers
+from diversedit_jax.evaluation import feature_network, scorers
 from diversedit_jax.training import state
 
 SIDE, CLASSES, COUNT = 16, 3, 30
@@ -60,7 +59,7 @@ def write_pictures(folder, seed=0):
   return folder
 
 
-def view(seed=0, name='inception', widths=None):
+def network(seed=0, name='inception', widths=None):
   """Random projections of the pixels, with the three kinds of features that Inception has."""
   rng = np.random.default_rng(seed)
   params = {
@@ -126,7 +125,7 @@ def warnings_noted():
 def tiny_inception():
   """The narrow network in Inception's place, whatever weights the config names."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scorers, 'open_inception', lambda weights: view())
+    patch.setattr(scorers, 'open_inception', lambda weights: network())
     yield
 
 

@@ -5,7 +5,7 @@ import jax
 from configs import digits
 from diversedit_jax.planning import devices
 
-# As libtpu 0.0.52 wrote it, of a program for v5e.
+# Written by libtpu 0.0.52 for a program for v5e.
 REFUSED = (
   'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory '
   'required for HLO temporaries (26.25G) exceeds available HBM (15.75G). HLO module: jit_step.\n'

@@ -30,7 +30,7 @@ LISTED = (base.Skipped('README.txt', 'no picture'),)
 
 
 def moments(i):
-  """Of example i and its twin, [2, 2, 2, 4]; the last two channels are standard deviations."""
+  """Moments of example i and its twin, [2, 2, 2, 4]; the last two channels are deviations."""
   drawn = np.random.default_rng(i).standard_normal((2, 2, 2, 4)).astype(np.float16)
   drawn[..., 2:] = np.abs(drawn[..., 2:])
   return drawn
@@ -61,12 +61,3 @@ def write(root):
   for shard in range(PLAN.shards):
     writer.write_shard(root, PLAN, shard, results(shard))
   return writer.finish(root, PLAN, LISTED, VERSIONS)
-
-
-def contents(root):
-  """Bytes of every file by its path."""
-  return {
-    path.relative_to(root).as_posix(): path.read_bytes()
-    for path in sorted(root.rglob('*'))
-    if path.is_file()
-  }

@@ -51,9 +51,8 @@ class Instance:
 class Storage:
   """A flat array that tensors look into."""
 
-  def __init__(self, array, numel=None):
+  def __init__(self, array):
     self.array = np.ascontiguousarray(array).reshape(-1)
-    self.numel = self.array.size if numel is None else numel
 
 
 def tensor(array, *, storage=None, offset=0, strides=None, metadata=None):
@@ -90,7 +89,10 @@ def write(path, contents, *, order='little', **changes):
     size = storage.array.dtype.itemsize
     words = storage.array.view(f'u{size}').astype(f'{"<" if order == "little" else ">"}u{size}')
     records[f'data/{key}'] = words.tobytes()
-  write_records(path, records | changes)
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name, data in (records | changes).items():
+      if data is not None:
+        archive.writestr(f'archive/{name}', data)
 
 
 def write_program(path, arrays):
@@ -112,10 +114,10 @@ def module(path, name, held):
   return Instance(path, name, held)
 
 
-def write_legacy(path, contents, *, keys=None, counts=None):
-  """Writes a file as `torch.save` did before PyTorch 1.6, to a path or an open file.
+def legacy(contents, *, keys=None, counts=None):
+  """The bytes of a file as `torch.save` wrote it before PyTorch 1.6.
 
-  keys: of the storages, instead of their numbers; counts: of their elements, instead of the truth.
+  keys: wrong keys of the storages; counts: wrong numbers of their elements.
   """
   buffer = io.BytesIO()
   sizes = {'short': 2, 'int': 4, 'long': 4}
@@ -129,18 +131,7 @@ def write_legacy(path, contents, *, keys=None, counts=None):
   _Pickler(buffer, protocol=2).dump(keys or [str(i) for i in range(len(arrays))])
   for array, count in zip(arrays, counts or [a.size for a in arrays], strict=True):
     buffer.write(count.to_bytes(8, 'little') + array.tobytes())
-  if hasattr(path, 'write'):
-    path.write(buffer.getvalue())
-  else:
-    path.write_bytes(buffer.getvalue())
-
-
-def write_records(path, records):
-  """Writes the zip archive alone."""
-  with zipfile.ZipFile(path, 'w') as archive:
-    for name, data in records.items():
-      if data is not None:
-        archive.writestr(f'archive/{name}', data)
+  return buffer.getvalue()
 
 
 class _Pickler(pickle._Pickler):
@@ -175,4 +166,4 @@ class _Pickler(pickle._Pickler):
     if obj not in self.storages:
       self.storages.append(obj)
     kind = Global('torch', STORAGES[obj.array.dtype.name])
-    return ('storage', kind, str(self.storages.index(obj)), 'cuda:0', obj.numel, *self.extra)
+    return ('storage', kind, str(self.storages.index(obj)), 'cuda:0', obj.array.size, *self.extra)

@@ -9,7 +9,7 @@ from diversedit_jax.interpolants import ddpm
 
 
 def test_alphas_are_those_of_the_linear_schedule():
-  """By the recursion of DDPM, one step after the other."""
+  """The recursion of DDPM gives them one step after the other."""
   alpha_bar, log_alphas = 1.0, []
   for i in range(1000):
     alpha_bar *= 1 - (1e-4 + i * (0.02 - 1e-4) / 999)

@@ -8,9 +8,9 @@ import pytest
 
 from diversedit_jax import modes, types
 from diversedit_jax.data import images
-from diversedit_jax.evaluation import card, picture_metrics, reference
+from diversedit_jax.evaluation import card, multihost, picture_metrics, reference
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.modes import evaluate, run_context, scorers
+from diversedit_jax.modes import evaluate, identity, opening, run_context
 from diversedit_jax.sampling import generate
 
 tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
@@ -74,18 +74,19 @@ def test_the_archive_holds_the_samples_shuffled_with_their_labels(whole, files):
 
 
 def test_scores_are_those_of_the_archive(whole, files):
-  """The same judge says the same of the file that was written."""
+  """The file that was written has the same scores."""
   workdir, result, found, _ = whole
   (statistics,) = (workdir / 'eval' / 'references').iterdir()
-  judged = picture_metrics.PictureMetrics(
-    picture_eval.view(),
+  metrics = picture_metrics.PictureMetrics(
+    picture_eval.network(),
     reference.read(statistics),
     image_size=16,
     options=picture_metrics.MetricOptions(batch_size=8, kid_subsets=2),
     mesh=run_context.make_mesh(picture_eval.make(files)),
-  ).score([found['arr_0']], N)
-  assert judged['scores'] == pytest.approx(result['scores'], rel=1e-12)
-  assert set(judged['warnings']) == set(result['warnings'])
+  )
+  again = picture_metrics.score({'': metrics}, [found['arr_0']], N)
+  assert again['scores'] == pytest.approx(result['scores'], rel=1e-12)
+  assert again['warnings'] == result['warnings']
 
 
 def test_the_card_holds_the_whole_protocol(whole):
@@ -97,7 +98,12 @@ def test_the_card_holds_the_whole_protocol(whole):
     'nfe': 4,
     'label_policy': 'random',
     'quantiser': 'truncate',
-    'guidance': {'scale': 1.5, 'interval': [0.0, 1.0], 'channels': 'all'},
+    'guidance': {
+      'scale': 1.5,
+      'interval': [0.0, 1.0],
+      'channels': 'all',
+      'formula': 'v_null + scale (v_class - v_null)',
+    },
     'weights': 'file',
     'seed': 0,
     'num_samples': N,
@@ -112,7 +118,7 @@ def test_the_card_holds_the_whole_protocol(whole):
   }
   assert {name: protocol[name] for name in expected} == expected
   assert protocol['seconds'] > 0 and protocol['seconds_of_scoring'] > 0
-  assert protocol['networks'] == {'inception': picture_eval.view().facts()}
+  assert protocol['networks'] == {'inception': picture_eval.network().facts()}
   assert protocol['reference']['inception'] == result['references']['inception']['sha256']
   assert len(protocol['parameters']) == 16 and len(protocol['labels_sha256']) == 64
   assert result['references']['inception']['images'] == picture_eval.COUNT
@@ -132,11 +138,11 @@ def test_another_batch_size_makes_the_same_samples(whole, files, tmp_path):
 def test_an_interrupted_evaluation_goes_on(whole, files, tmp_path, monkeypatch, batch_size):
   call, asked = generate.Generator.__call__, []
 
-  def once(self, params, labels, *, first_index=0, **more):
-    asked.append(first_index)
-    if first_index == 16 and len(asked) == 3:
+  def once(self, params, labels, indices):
+    asked.append(list(indices))
+    if len(asked) == 3:
       raise picture_eval.Interrupted
-    return call(self, params, labels, first_index=first_index, **more)
+    return call(self, params, labels, indices)
 
   monkeypatch.setattr(generate.Generator, '__call__', once)
   with pytest.raises(picture_eval.Interrupted):
@@ -145,7 +151,8 @@ def test_an_interrupted_evaluation_goes_on(whole, files, tmp_path, monkeypatch, 
   assert kept == {'identity.json', '00000000.npy', '00000008.npy'}
   assert not (tmp_path / 'eval' / 'fid.json').exists()
   result, found = scored(files, tmp_path, sample__batch_size=batch_size)
-  assert asked == [0, 8, 16, 16]
+  shuffled = evaluate.file_order(picture_eval.make(files), N).tolist()
+  assert asked == [shuffled[:8], shuffled[8:16], shuffled[16:], shuffled[16:]]
   assert result['protocol']['samples_made_before'] == 16
   # The last four come in a batch of another size.
   gap = np.abs(found['arr_0'].astype(int) - whole[2]['arr_0'])
@@ -155,9 +162,20 @@ def test_an_interrupted_evaluation_goes_on(whole, files, tmp_path, monkeypatch, 
   assert not (tmp_path / 'eval' / 'fid.parts').exists()
 
 
-def test_a_failure_while_scoring_costs_no_sample(whole, files, tmp_path, monkeypatch):
+def test_samples_that_another_process_does_not_see_are_refused(files, tmp_path, monkeypatch):
+  monkeypatch.setattr(multihost, '_PATIENCE_SECONDS', 0)
+  monkeypatch.setattr(generate.Generator, '__call__', lambda *_: pytest.fail('sampled'))
+  monkeypatch.setattr(multihost, 'from_first', lambda number: 8)  # The first process sees a batch.
+  parts = tmp_path / 'eval' / 'fid.parts'
+  card.write_json(parts / 'identity.json', {})
+  monkeypatch.setattr(identity, 'is_of', lambda path, *_: path.name == 'identity.json')
+  with pytest.raises(types.UserError, match='the workdir must be one that all see'):
+    scored(files, tmp_path)
+
+
+def test_a_failure_of_the_scores_costs_no_sample(whole, files, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
-    patch.setattr(scorers.PictureScorer, 'score', lambda *_: 1 / 0)
+    patch.setattr(picture_metrics.PictureMetrics, 'scores', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
       scored(files, tmp_path)
   monkeypatch.setattr(generate.Generator, '__call__', lambda *_, **__: pytest.fail('sampled'))
@@ -173,16 +191,25 @@ def test_the_same_protocol_is_not_repeated(whole, files, monkeypatch):
   assert (whole[0] / 'eval' / 'fid.json').read_text() == before
 
 
+def test_a_key_of_the_network_that_came_later_is_no_other_protocol(whole, files, tmp_path):
+  """It meant its default before it was there."""
+  stored = json.loads((whole[0] / 'eval' / 'fid.json').read_text())
+  network = stored['identity']['samples']['network']
+  assert network.pop('interpolant.path') == 'linear'
+  (tmp_path / 'eval').mkdir()
+  (tmp_path / 'eval' / 'fid.json').write_text(json.dumps(stored))
+  assert scored(files, tmp_path)[0] == stored
+  assert network.pop('model.patch_size') == 4  # Which is not the default.
+  (tmp_path / 'eval' / 'fid.json').write_text(json.dumps(stored))
+  with pytest.raises(types.UserError, match=r'model.patch_size: there 0, now 4'):
+    scored(files, tmp_path)
+
+
 # Changes of the config, and what the refusal says of them.
 OTHER = {
-  'seed': ({'sample__seed': 1}, ['samples.seed: there 0, now 1']),
   'guidance': ({'sampler__guidance_scale': 2.0}, ['guidance_scale: there 1.5, now 2.0']),
-  'interval': ({'sampler__guidance_high': 0.5}, ['guidance_interval: there [0.0, 1.0], now']),
   'number': ({'eval__number': 24}, ['samples.number: there 20, now 24']),
-  'labels': ({'eval__labels': 'balanced'}, ["there 'random', now 'balanced'"]),
-  'quantiser': ({'eval__quantiser': 'round_half'}, ["there 'truncate', now 'round_half'"]),
   'scores': ({'eval__kid_subsets': 3}, ['compared.kid_subsets: there 2, now 3']),
-  'precision': ({'sample__matmul_precision': 'high'}, ["there 'highest', now 'high'"]),
   'heads': ({'model__heads': 4}, ['network.model.heads: there 2, now 4']),
 }
 
@@ -199,12 +226,6 @@ def test_another_protocol_under_the_same_name_is_refused(whole, files, name):
   assert json.loads((whole[0] / 'eval' / 'fid.json').read_text()) == whole[1]
 
 
-def test_other_weights_under_the_same_name_are_refused(whole, files, tmp_path):
-  other = picture_eval.write_weights(picture_eval.make(files), tmp_path / 'x.npz', seed=1)
-  with pytest.raises(types.UserError, match='samples.parameters: there'):
-    modes.evaluate.run(picture_eval.make(files), str(whole[0]), str(other))
-
-
 def test_a_file_holds_one_set_of_weights(whole, files, tmp_path):
   """Of which nobody knows whether they are averages, so the card does not say."""
   assert whole[1]['identity']['samples']['weights'] == 'file'
@@ -216,9 +237,8 @@ def test_a_file_holds_one_set_of_weights(whole, files, tmp_path):
 
 def test_samples_of_another_protocol_are_never_mixed(files, tmp_path, monkeypatch):
   call = generate.Generator.__call__
-  stop = lambda self, *a, first_index=0, **k: (
-    call(self, *a, first_index=first_index, **k) if not first_index else 1 / 0
-  )
+  calls = iter([call, lambda *_: 1 / 0])
+  stop = lambda *values: next(calls)(*values)
   with monkeypatch.context() as patch:
     patch.setattr(generate.Generator, '__call__', stop)
     with pytest.raises(ZeroDivisionError):
@@ -227,6 +247,10 @@ def test_samples_of_another_protocol_are_never_mixed(files, tmp_path, monkeypatc
     scored(files, tmp_path, sampler__steps=3)
   known = tmp_path / 'eval' / 'fid.parts' / 'identity.json'
   text = known.read_text()
+  by_index = {k: v for k, v in json.loads(text).items() if k != 'order'}
+  known.write_text(json.dumps(by_index))  # Samples were once kept by index.
+  with pytest.raises(types.UserError, match="order: there '.absent.', now 'file'"):
+    scored(files, tmp_path)
   known.unlink()
   with pytest.raises(types.UserError, match=r'fid\.parts holds 8 samples but no identity\.json'):
     scored(files, tmp_path)
@@ -269,17 +293,14 @@ def test_given_labels_are_those_of_the_samples(whole, files, tmp_path):
   ('labels', 'message'),
   [
     (np.zeros(19, int), r'holds int64 \(19,\), expected at least 20 integers'),
-    (np.zeros(20), r'holds float64 \(20,\)'),
-    (np.zeros((20, 1), int), r'\(20, 1\)'),
     (np.full(20, 3), 'labels from 3 to 3, expected 0 to 2'),
-    (np.full(20, -1), 'labels from -1 to -1'),
     (None, 'cannot be read'),
   ],
 )
 def test_labels_that_do_not_fit_are_refused_before_anything_is_opened(
   files, tmp_path, monkeypatch, labels, message
 ):
-  monkeypatch.setattr(scorers, 'open_all', lambda *_: pytest.fail('opened'))
+  monkeypatch.setattr(opening, 'open_all', lambda *_: pytest.fail('opened'))
   (tmp_path / 'given.npy').write_bytes(b'PK')
   if labels is not None:
     np.save(tmp_path / 'given.npy', labels)

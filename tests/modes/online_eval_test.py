@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert, modes, types
-from diversedit_jax.modes import online_eval, run_context, scorers
+from diversedit_jax.evaluation import scorers
+from diversedit_jax.modes import online_eval, run_context
 from diversedit_jax.training import writers
 
 tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
@@ -96,22 +97,6 @@ def test_the_scores_are_those_of_eval_at_that_step(run, files, tmp_path):
   assert found['protocol']['step'] == 8 and archive.is_file()
 
 
-def test_eval_of_the_run_keeps_ema_and_raw_weights_apart(run, files):
-  written = {
-    weights: modes.evaluate.run(
-      make(files, eval__name='{step}-' + weights, sample__weights=weights), str(run.workdir), None
-    )
-    for weights in ('ema', 'params')
-  }
-  assert written['ema'][0].name == '8-ema.json' and written['params'][1].name == '8-params.npz'
-  ema, raw = (json.loads(paths[0].read_text()) for paths in written.values())
-  assert (ema['protocol']['weights'], raw['protocol']['weights']) == ('ema', 'params')
-  assert ema['protocol']['parameters'] != raw['protocol']['parameters']
-  assert ema['scores']['fid'] != raw['scores']['fid']
-  for path in (p for paths in written.values() for p in paths):
-    path.unlink()
-
-
 def test_the_best_weights_are_a_checkpoint(run, files, tmp_path):
   best = json.loads((run.folder / 'best.json').read_text())
   found = fids(run.folder)
@@ -132,11 +117,11 @@ def test_the_best_survives_an_interruption(files, tmp_path, monkeypatch):
   values = iter([5.0, 1.0, None, 3.0, 4.0])
   score = scorers.PictureScorer.score
 
-  def scored(self, read, labels):
+  def scored(self, batches, labels):
     value = next(values)
     if value is None:
       raise picture_eval.Interrupted
-    found = score(self, read, labels)
+    found = score(self, batches, labels)
     found['scores']['fid'] = value
     return found
 
@@ -184,12 +169,10 @@ def test_bests_of_other_protocols_are_not_compared(run, tmp_path):
     assert online_eval._is_best(folder, found, best['identity']) == better
 
 
-# Changes, and what the refusal says; the first three leave no workdir behind.
+# Changes, and what the refusal says; the first leaves no workdir behind.
 REFUSED = {
   'labels': ({'eval__labels': 'file:absent.npy'}, "eval.labels='file:absent.npy' cannot be read"),
-  'encoder': ({'eval__encoder': 'colours', 'eval__encoder_weights': '1'}, "no encoder 'colours'"),
   'best': ({'eval__best': 'encoder_fid'}, "eval.best='encoder_fid' is not among .*: fid, sfid"),
-  'reference': ({'eval__reference': 'absent.npz'}, 'no file absent.npz'),
 }
 
 
@@ -199,4 +182,4 @@ def test_what_cannot_be_evaluated_is_refused_before_training(files, tmp_path, mo
   monkeypatch.setattr(run_context, 'resident', lambda *_: pytest.fail('trained'))
   with pytest.raises(types.UserError, match=message):
     modes.train.run(make(files, **changes), str(tmp_path / 'run'))
-  assert (tmp_path / 'run').exists() == (name in ('best', 'reference'))
+  assert (tmp_path / 'run').exists() == (name == 'best')

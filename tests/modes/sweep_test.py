@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from diversedit_jax import modes, types
-from diversedit_jax.modes import sweep
+from diversedit_jax.modes import evaluate, sweep
 from diversedit_jax.sampling import generate
 
 tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
@@ -75,15 +75,6 @@ def test_what_makes_numbers_doubtful_is_in_the_table_and_told_once(swept):
   assert not any(line.startswith('w1-t0-1: ') for line in told)
 
 
-def test_a_setting_is_what_eval_says_of_it(swept, files, tmp_path):
-  experiment = picture_eval.make(
-    files, eval__number=18, sampler__guidance_scale=3.0, sampler__guidance_high=0.5
-  )
-  written = modes.evaluate.run(experiment, str(tmp_path), str(files / 'weights.safetensors'))
-  found = json.loads(written[0].read_text())['scores']
-  assert found == {k: swept[1]['rows'][1][k] for k in found}
-
-
 def test_the_plot_and_the_text_mark_the_best(swept):
   folder, table, _, _ = swept
   plot = np.asarray(Image.open(folder / 'sweep-fid.png'))
@@ -105,12 +96,13 @@ def test_every_interval_begins_without_guidance():
 
 def test_an_interrupted_sweep_goes_on_and_may_be_extended(swept, files, tmp_path, monkeypatch):
   call, asked, breaks = generate.Generator.__call__, [], [5]
+  order = evaluate.file_order(picture_eval.make(files), 18).tolist()
 
-  def counted(self, params, labels, *, first_index=0, **more):
-    asked.append(first_index)
+  def counted(self, params, labels, indices):
+    asked.append(order.index(indices[0]))
     if len(asked) in breaks:  # The second batch of the second setting.
       raise picture_eval.Interrupted(breaks.pop())
-    return call(self, params, labels, first_index=first_index, **more)
+    return call(self, params, labels, indices)
 
   monkeypatch.setattr(generate.Generator, '__call__', counted)
   with pytest.raises(picture_eval.Interrupted):
@@ -129,8 +121,6 @@ def test_an_interrupted_sweep_goes_on_and_may_be_extended(swept, files, tmp_path
 # Changes of the config, and what the refusal says.
 REFUSED = {
   'score': ({'sweep__score': 'encoder_kid'}, "sweep.score='encoder_kid' is not .*: fid, sfid"),
-  'claim': ({'eval__name': 'fid-50k', 'eval__number': 50_000}, 'says 50K, but sweep.number=18'),
-  'scale': ({'sweep__guidance_scales': (-1.0,)}, 'guidance scale'),
   'interval': ({'sweep__guidance_lows': (-1.0,)}, 'low'),
 }
 

@@ -1,6 +1,6 @@
-"""Programs compiled for a target: the report's numbers, and runs planned for one.
+"""Programs compiled for a target: the numbers of the report, and plans that compile.
 
-The targets are made of this machine's CPU devices, eight of them in a process of their own.
+The targets consist of CPU devices of this machine: one here, eight in a process of their own.
 """
 
 import json
@@ -16,14 +16,14 @@ import pytest
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes, types
-from diversedit_jax.models import sit
+from diversedit_jax.models import attention
 from diversedit_jax.planning import compile_report, devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def lowered(donate=()):
-  """2048 numbers in, and 1024 and one out; 1024 may be in the place of what went in."""
+  """A program with 2048 numbers in and 1025 out, of which 1024 may take the place of arguments."""
   function = lambda x, y: (x + y, jnp.sum(x @ x.T))
   shape = jax.ShapeDtypeStruct((32, 32), 'float32')
   return jax.jit(function, donate_argnums=donate).lower(shape, shape)
@@ -80,13 +80,12 @@ def test_too_large_for_a_tpu_is_an_answer():
   ).fits
 
 
-@pytest.mark.parametrize('code', ['INVALID_ARGUMENT', 'UNIMPLEMENTED', 'RESOURCE_EXHAUSTED'])
-def test_another_refusal_is_told_in_one_line(code):
-  with pytest.raises(types.UserError, match=f'^here cannot run this program: {code}: no kernel$'):
-    compile_report.compile_for(planned_runs.here(), Refused(f'{code}: no kernel\nand a stack'))
-
-
-def test_a_fault_of_the_compiler_is_raised_as_it_is():
+def test_another_refusal_is_told_in_one_line_and_a_fault_is_raised_as_it_is():
+  told = '^here cannot run this program: UNIMPLEMENTED: no kernel$'
+  with pytest.raises(types.UserError, match=told):
+    compile_report.compile_for(
+      planned_runs.here(), Refused('UNIMPLEMENTED: no kernel\nand a stack')
+    )
   with pytest.raises(jax.errors.JaxRuntimeError, match='^INTERNAL: broken\nand a stack$'):
     compile_report.compile_for(planned_runs.here(), Refused('INTERNAL: broken\nand a stack'))
 
@@ -115,13 +114,8 @@ def test_a_plan_without_a_target_compiles_nothing(monkeypatch):
 def test_a_plan_refuses_another_number_of_devices(monkeypatch):
   with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='h200' has 1"):
     planned(monkeypatch, devices=3)
-  with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='v5e:2x2' has 1"):
-    planned(monkeypatch, devices=3, compile_for='v5e:2x2')
-
-
-def test_another_number_of_gpus_needs_no_compiler_to_be_refused():
   with pytest.raises(types.UserError, match="plan.devices=4, but plan.compile_for='h200:8' has 8"):
-    experiment_lib.build(planned_runs.config(devices=4, compile_for='h200:8'))
+    experiment_lib.build(planned_runs.config(devices=4, compile_for='h200:8'))  # No compiler asked.
 
 
 def test_kernels_of_a_planned_run_are_those_of_its_target():
@@ -129,7 +123,8 @@ def test_kernels_of_a_planned_run_are_those_of_its_target():
   made = planned_runs.config()
   made.model.attention, made.model.dtype = 'cudnn', 'bfloat16'
   experiment = experiment_lib.build(made, planned=True)
-  assert experiment.model.platform == 'gpu' and experiment.model.kernel() == 'cudnn'
+  assert experiment.execution.platform == 'gpu'
+  assert attention.implementation(experiment.architecture, experiment.execution) == 'cudnn'
   with pytest.raises(types.UserError, match='attention=cudnn cannot run here: it needs an NVIDIA'):
     experiment_lib.build(made)
   made.plan.compile_for = 'v5e:2x2'
@@ -223,11 +218,3 @@ def test_a_run_compiles_for_tpus_that_are_not_here():
     int(done.stdout.split(f'\n{name} ')[1].split()[0]) for name in ('float32', 'bfloat16')
   )
   assert narrow < 0.1 * wide
-
-
-def test_a_platform_is_no_key_of_a_config():
-  made = planned_runs.config()
-  made.model.platform = 'gpu'
-  with pytest.raises(types.UserError, match='platform'):
-    experiment_lib.build(made)
-  assert sit.SiTConfig.of_size('S/2', input_size=(32, 32)).platform == ''

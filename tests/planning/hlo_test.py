@@ -1,4 +1,4 @@
-"""The text of programs: parts of instructions, sizes of shapes, and how often what runs."""
+"""The text of programs: parts of instructions, sizes of shapes, how often computations run."""
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,7 @@ ENTRY %main (p: s32[]) -> s32[] {
   ('bound', 'turns'),
   [
     ('s32[]{:T(128)} constant(7)', 7),
-    ('u64[] constant(7)', 7),
     ('s32[] constant(-7)', 1),
-    ('f32[] constant(7)', 1),
     ('s32[] parameter(0)', 1),
     ('s32[] constant(7)\n  %other = s32[] constant(8)', 1),
   ],
@@ -67,28 +65,14 @@ def test_parts_of_an_instruction():
   assert list(hlo.arrays(choice.shape)) == [('s32', 4), ('f32', 128)]
 
 
-@pytest.mark.parametrize(
-  'dtype',
-  [
-    'bool',
-    'int8',
-    'uint16',
-    'int16',
-    'uint32',
-    'bfloat16',
-    'float16',
-    'float32',
-    'complex64',
-    'float8_e4m3fn',
-    'float8_e5m2',
-  ],
-)
-def test_sizes_are_those_of_jax(dtype):
-  """Of what JAX writes for a parameter of each dtype."""
-  shape = jax.ShapeDtypeStruct((3, 5), jnp.dtype(dtype))
-  program = hlo.parse(jax.jit(lambda x: x[0]).lower(shape).compile().as_text())
-  (parameter,) = (i for i in program.computations[program.entry] if i.opcode == 'parameter')
-  assert hlo.size(parameter.shape) == 15 * shape.dtype.itemsize
+def test_sizes_are_those_of_jax():
+  """Whatever JAX writes for a parameter of each dtype."""
+  narrow = 'bool int8 uint16 int16 uint32 bfloat16 float16 float32 complex64'
+  for dtype in [*narrow.split(), 'float8_e4m3fn', 'float8_e5m2']:
+    shape = jax.ShapeDtypeStruct((3, 5), jnp.dtype(dtype))
+    program = hlo.parse(jax.jit(lambda x: x[0]).lower(shape).compile().as_text())
+    (parameter,) = (i for i in program.computations[program.entry] if i.opcode == 'parameter')
+    assert hlo.size(parameter.shape) == 15 * shape.dtype.itemsize, dtype
 
 
 def test_sizes_of_wide_dtypes_and_of_what_is_no_array():
@@ -96,7 +80,7 @@ def test_sizes_of_wide_dtypes_and_of_what_is_no_array():
   assert list(hlo.arrays('(f32[2]{0}, token[], f32[0])')) == [('f32', 8), ('f32', 0)]
 
 
-@pytest.mark.parametrize('text', ['', 'HloModule empty', 'module @jit_f {}'])
-def test_another_text_has_no_program(text):
-  program = hlo.parse(text)
-  assert not program.entry and not program.runs()
+def test_another_text_has_no_program():
+  for text in ('', 'HloModule empty', 'module @jit_f {}'):
+    program = hlo.parse(text)
+    assert not program.entry and not program.runs()

@@ -17,15 +17,14 @@ def test_a_second_worker_of_the_same_number_is_refused_and_others_are_not(tmp_pa
       pass
     with pytest.raises(types.UserError, match='another process writes .*worker-0-of-2'):
       locks.worker(tmp_path, 0, 2).__enter__()
-    with locks.worker(tmp_path, 1, 2):
-      pass
+    with pytest.raises(types.UserError, match='with the same n in'):
+      locks.worker(tmp_path, 2, 3).__enter__()  # Its shards overlap.
+    (tmp_path / '.worker-1-of-2.lock').write_text('')  # That of a killed worker.
+    locks.remove_stale(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['.worker-0-of-2.lock']
   assert list(tmp_path.iterdir()) == []
-
-
-def test_workers_of_another_number_are_refused_since_their_shards_overlap(tmp_path):
-  other = locks.worker(tmp_path, 2, 3)
-  with locks.worker(tmp_path, 0, 2), pytest.raises(types.UserError, match='with the same n in'):
-    other.__enter__()
+  with pytest.raises(types.UserError, match='cannot be written: No such file'):
+    locks.worker(tmp_path / 'nowhere', 0, 1).__enter__()
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
@@ -47,13 +46,6 @@ def test_a_lock_dies_with_its_process(tmp_path):
   with locks.worker(tmp_path, 1, 2):  # The dead one's number of workers does not bind.
     pass
   assert list(tmp_path.iterdir()) == []
-
-
-def test_stale_locks_are_removed_and_held_ones_kept(tmp_path):
-  (tmp_path / '.worker-0-of-2.lock').write_text('')
-  with locks.worker(tmp_path, 1, 2):
-    locks.remove_stale(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ['.worker-1-of-2.lock']
 
 
 def test_a_lock_whose_name_was_taken_away_is_asked_for_anew(tmp_path, monkeypatch):
@@ -81,8 +73,3 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     pass
   assert list(tmp_path.iterdir()) == []
   assert 'this file system has no locks' in caplog.text
-
-
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
-  with pytest.raises(types.UserError, match='cannot be written: No such file'):
-    locks.worker(tmp_path / 'nowhere', 0, 1).__enter__()

@@ -16,17 +16,11 @@ BASE = ['--source=PICTURES', '--output=OUT']
   'changes, words',
   [
     ({'vae': None}, '--store=latents needs --vae=FILE'),
-    ({'store': 'pixels', 'vae': None, 'twins': True}, '--twins is not for --store=pixels: mirr'),
-    ({'store': 'pixels'}, '--vae is not for --store=pixels'),
-    ({'store': 'pixels', 'vae': None, 'vae_scale': 1.0}, '--vae_scale is not for --store=pixels'),
-    ({'store': 'pixels', 'vae': None, 'dtype': 'float16'}, '--dtype is not for --store=pixels'),
+    ({'store': 'pixels', 'vae': None, 'twins': True}, '--twins does not go with --store=pixels: m'),
+    ({'store': 'pixels', 'vae': None, 'dtype': 'float16'}, '--dtype does not go with --store=pix'),
     ({'store': 'latent'}, "unknown --store 'latent'; did you mean 'latents'"),
-    ({'dtype': 'bfloat16'}, "unknown --dtype 'bfloat16'; did you mean 'float16'"),
-    ({'crop': 'centre'}, "unknown --crop 'centre'; did you mean 'center'"),
     ({'orientation': 'up'}, "unknown --orientation 'up'"),
-    ({'vae_dtype': 'float16'}, "unknown --vae_dtype 'float16'; did you mean 'bfloat16'"),
-    ({'batch_size': 0}, '--batch_size=0, expected a whole number from 1'),
-    ({'records_per_shard': -1}, '--records_per_shard=-1'),
+    ({'batch_size': 0}, '--batch_size=0, expected a whole number of at least 1'),
     ({'worker': 2, 'workers': 2}, '--shard=2/2: workers are counted from 0, expected 0/2 to 1/2'),
     ({'output': pathlib.Path('gs://bucket/store')}, 'is a URL, expected a folder'),
   ],
@@ -38,21 +32,15 @@ def test_what_does_not_go_together_is_refused_by_name(changes, words):
 
 def test_pictures_must_fit_the_autoencoder():
   options.check_size(small.asked('out', size=36), small.CONFIG)
-  with pytest.raises(types.UserError, match='--size=38 is not divisible by 4, .* take 36 or 40'):
+  with pytest.raises(types.UserError, match='--size=38 is not divisible by 4, .* use 36 or 40'):
     options.check_size(small.asked('out', size=38), small.CONFIG)
-  with pytest.raises(types.UserError, match='take 8$'):
+  with pytest.raises(types.UserError, match='use 8$'):
     options.check_size(small.asked('out', size=5), vae.VAEConfig())
 
 
 @pytest.mark.parametrize(
   'examples, fewest, expected',
-  [
-    (1, 1, 256),
-    (50_000, 196, 1024),
-    (1_281_167, 5005, 16384),
-    (10**7, 39063, 65536),
-    (10**9, 3_906_250, 2**22),
-  ],
+  [(1, 1, 256), (1_281_167, 5005, 16384), (10**7, 39063, 65536), (10**9, 3_906_250, 2**22)],
 )
 def test_there_are_about_64_shards_within_bounds(examples, fewest, expected):
   assert options._records_per_shard(examples, fewest) == expected
@@ -65,7 +53,7 @@ def test_a_store_of_more_files_than_a_process_may_open_is_refused():
     small.asked('out', store='pixels', vae=None, **more), collection, None
   )
   assert plan(records_per_shard=2).shards == 512
-  with pytest.raises(types.UserError, match='_shard=1 makes 1024 shards, of 1 files each.* take 2'):
+  with pytest.raises(types.UserError, match='=1 makes 1024 shards of 1 files each.* use 2 or'):
     plan(records_per_shard=1)
   assert plan(records_per_shard=None).records_per_shard == 256
 
@@ -80,9 +68,9 @@ def test_flags_become_options():
 @pytest.mark.parametrize(
   'argv, words',
   [
-    (['--output=OUT'], 'no pictures: give --source'),
+    (['--output=OUT'], 'give --source to make a store'),
     ([*BASE, '--verify'], '--verify takes --output alone, not --source'),
-    ([*BASE, '--distributed', '--shard=0/2'], 'leave one out'),
+    ([*BASE, '--distributed', '--shard=0/2'], 'give one of them'),
   ],
 )
 def test_flags_that_exclude_each_other_are_refused(argv, words):
@@ -90,7 +78,7 @@ def test_flags_that_exclude_each_other_are_refused(argv, words):
     flags.parse(argv)
 
 
-@pytest.mark.parametrize('flag', ['--shard=1', '--shard=a/b', '--vae_scale=x', '--siz=64'])
+@pytest.mark.parametrize('flag', ['--shard=1', '--vae_scale=x', '--siz=64'])
 def test_flags_that_cannot_be_read_end_the_program(flag, capsys):
   with pytest.raises(SystemExit):
     flags.parse([*BASE, flag])

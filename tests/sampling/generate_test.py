@@ -10,7 +10,7 @@ import pytest
 
 from diversedit_jax import interpolants, rng, sharding, types
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit
+from diversedit_jax.models import config as config_lib
 from diversedit_jax.sampling import generate, trajectory
 
 CLASSES = 4
@@ -25,10 +25,10 @@ TOLERANCE = 1e-5
 @functools.cache
 def network(num_classes=CLASSES):
   """(graphdef, fresh parameters, parameters without zeros)."""
-  config = sit.SiTConfig(
+  architecture = config_lib.Architecture(
     input_size=(4, 4), channels=2, num_classes=num_classes, depth=2, width=16, heads=2, patch_size=2
   )
-  graphdef, state = nnx.split(base.Network(config, rngs=nnx.Rngs(0)), nnx.Param)
+  graphdef, state = nnx.split(base.Network(architecture, rngs=nnx.Rngs(0)), nnx.Param)
   fresh, generator = nnx.to_pure_dict(state), np.random.default_rng(0)
   noisy = lambda x: x + jnp.asarray(0.1 * generator.standard_normal(x.shape), x.dtype)
   return graphdef, fresh, jax.tree.map(noisy, fresh)
@@ -70,13 +70,13 @@ def test_a_picture_does_not_depend_on_the_batch_size(pictures, batch_size):
 
 @pytest.mark.parametrize(('first', 'last'), [(0, 3), (2, 7), (7, 8)])
 def test_a_picture_is_found_again_by_its_index(pictures, first, last):
-  found = generator()(network()[2], LABELS[first:last], first_index=first)
+  found = generator()(network()[2], LABELS[first:last], np.arange(first, last))
   assert len(found) == last - first
   np.testing.assert_allclose(found, pictures[first:last], rtol=0, atol=TOLERANCE)
 
 
 def test_offsets_reach_over_batches(pictures):
-  found = generator(batch_size=3)(network()[2], LABELS[1:], first_index=1)
+  found = generator(batch_size=3)(network()[2], LABELS[1:], np.arange(1, 8))
   np.testing.assert_allclose(found, pictures[1:], rtol=0, atol=TOLERANCE)
 
 
@@ -91,7 +91,7 @@ def test_labels_and_seed_make_the_picture(pictures):
 
 
 def test_noise_is_that_of_seed_and_index():
-  found = generator(ODE)(network()[1], LABELS[:2], first_index=100)
+  found = generator(ODE)(network()[1], LABELS[:2], [100, 101])
   keys = [jax.random.fold_in(rng.stream(jax.random.key(0), 'sample'), i) for i in (100, 101)]
   noise = [jax.random.normal(rng.stream(k, 'sampling_start'), (4, 4, 2)) for k in keys]
   np.testing.assert_allclose(found, np.stack(noise), rtol=0, atol=1e-6)

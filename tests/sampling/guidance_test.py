@@ -15,9 +15,9 @@ def test_interval_includes_both_ends():
   np.testing.assert_array_equal(
     Guidance(scale=1.5, low=0.3, high=0.7).active(t), [False, True, True, True, False, False]
   )
-  assert Guidance(scale=1.5).active(t).all()
-  for scale in (0.0, 0.9, 1.0):
-    assert not Guidance(scale=scale).active(t).any()
+  for scale in (0.0, 0.9, 1.5):
+    assert Guidance(scale=scale).active(t).all()
+  assert not Guidance(scale=1.0).active(t).any()
 
 
 @pytest.mark.parametrize(('channels', 'guided'), [(None, 4), (3, 3), (4, 4)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import interpolants, rng, sampling, types
-from diversedit_jax.sampling import trajectory
+from diversedit_jax.sampling import steppers, trajectory
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / 'golden' / 'samplers.npz')
 RUNS = {run['name']: run for run in json.loads(str(GOLDEN['runs']))}
@@ -141,12 +141,25 @@ def test_time_grids_match_reference():
     ({'kind': 'heun', 'steps': 1}, 1, 1),
     ({'kind': 'heun', 'steps': 4, 'guidance_scale': 2.0, 'guidance_low': 0.3}, 3 * 4 + 1, 7),
     ({'kind': 'euler', 'steps': 4, 'guidance_scale': 1.0}, 4, 4),
+    ({'kind': 'euler', 'steps': 4, 'guidance_scale': 0.5}, 8, 4),
     ({'kind': 'euler', 'steps': 4, 'guidance_scale': 2, 'guidance_high': 0.0}, 4, 4),
   ],
 )
 def test_evaluation_counts(options, per_sample, calls):
   found = sampling.evaluations(sampling.SamplerConfig(**options))
   assert found == (per_sample, calls)
+
+
+@pytest.mark.parametrize('scale', [0.0, 0.5, 1.0])
+def test_scales_below_1_lie_between_the_null_label_and_the_class(scale):
+  """The null label is the only one that scale 0 sees, the class the only one that 1 sees."""
+  config = sampling.SamplerConfig(kind='euler', steps=2, guidance_scale=scale)
+  constant = lambda x, t_N, y_N: jnp.broadcast_to(
+    jnp.asarray([3.0, 7.0])[y_N][:, None, None, None], x.shape
+  )
+  start, labels = jnp.zeros((1, 2, 2, 1)), jnp.zeros(1, jnp.int32)
+  x = trajectory.integrate(constant, start, labels, config, null_label=1)
+  np.testing.assert_allclose(x, -(7 + scale * (3 - 7)), rtol=1e-6)
 
 
 def test_stretches_cover_the_trajectory_and_are_maximal():
@@ -290,6 +303,7 @@ def test_state_stays_float32_over_a_bfloat16_network():
     ({'kind': 'heun', 'steps': 2, 'times': (1.0, 0.5, 0.1)}, 'from start=1.0 to 0'),
     ({'kind': 'heun', 'steps': 3, 'times': (1.0, 0.5, 0.0)}, 'has 2 steps, but sampler.steps=3'),
     ({'kind': 'average_velocity', 'guidance_scale': 1.5}, 'guided in training'),
+    ({'kind': 'average_velocity', 'guidance_scale': 0.5}, 'guided in training'),
     ({'kind': 'average_velocity', 'steps': 0}, 'average_velocity with steps=0'),
     ({'class_token_scale': -0.5}, 'class_token_scale=-0.5, expected a finite number'),
     ({'class_token_scale': float('inf')}, 'class_token_scale=inf, expected a finite number'),
@@ -386,7 +400,7 @@ def test_arrays_of_a_state_have_noise_of_their_own():
     assert np.abs(later[name] - again[name]).max() > 0.1
 
 
-@pytest.mark.parametrize('kind', sorted({*trajectory.KINDS} - {'average_velocity'}))
+@pytest.mark.parametrize('kind', sorted({*steppers.KINDS} - {'average_velocity'}))
 def test_independent_arrays_of_a_state_move_as_if_alone(kind):
   """Two networks side by side, with guidance that combines each array by itself."""
   config = sampling.SamplerConfig(kind=kind, steps=5, guidance_scale=1.8, guidance_high=0.7)

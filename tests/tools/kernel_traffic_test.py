@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-ROWS, COLUMNS, TURNS = 512, 256, 6
+ROWS, COLUMNS = 512, 256
 UNIT = 4 * ROWS * COLUMNS
 ACCELERATOR = """
 HloModule by_hand
@@ -82,7 +82,7 @@ def test_slices_stacks_loops_and_kinds_of_an_accelerators_program(kernel_traffic
 
 
 def test_bytes_are_those_of_xlas_account(kernel_traffic):
-  """Of a program without a loop, in which XLA counts as well."""
+  """A program without a loop, of which XLA gives the right account too."""
 
   def function(x, y):
     u = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=1, keepdims=True))
@@ -93,41 +93,3 @@ def test_bytes_are_those_of_xlas_account(kernel_traffic):
   moved = sum(k.bytes * k.times for k in kernel_traffic.kernels(program.as_text()))
   assert moved == pytest.approx(program.cost_analysis()['bytes accessed'], rel=0.02)
   assert moved == pytest.approx(5 * UNIT, rel=0.02)  # Two sums of x; x and y in and u + y out.
-
-
-def test_a_loop_counts_its_turns(kernel_traffic):
-  def function(x, ys):
-    return jax.lax.scan(lambda x, y: (jnp.sin(x) * y, None), x, ys)[0]
-
-  x = jax.ShapeDtypeStruct((ROWS, COLUMNS), jnp.float32)
-  ys = jax.ShapeDtypeStruct((TURNS, ROWS, COLUMNS), jnp.float32)
-  text = jax.jit(function).lower(x, ys).compile().as_text()
-  loop = [k for k in kernel_traffic.kernels(text) if k.times == TURNS and k.bytes > UNIT]
-  # The carry in and out and one y, whether the compiler takes it apart first or not.
-  assert 3 * UNIT <= sum(k.bytes for k in loop) <= 5.1 * UNIT
-
-
-def test_text_that_is_no_program_is_refused(kernel_traffic):
-  with pytest.raises(ValueError, match='no ENTRY computation'):
-    kernel_traffic.kernels('module @jit_f {}')
-
-
-def test_traffic_is_summed_by_kind(kernel_traffic):
-  found = importlib.import_module('traffic').by_kind(kernel_traffic.kernels(ACCELERATOR))
-  row, array = 4 * 64, 4 * 8 * 64
-  assert found['fusion'] == {'bytes': 8 * (2 * row + 4) * 2, 'launches': 16}
-  assert found['collective'] == {'bytes': 5 * array, 'launches': 1}
-  assert set(found) == {'fusion', 'collective', 'copy', 'product', 'attention'}
-
-
-def test_the_loss_is_what_the_step_moves_more_with_it(kernel_traffic):
-  traffic = importlib.import_module('traffic')
-  rows = {
-    row: {'rest_bytes': 100.0 * (at + 1), 'rest_units_per_block': 2.0 * at * at}
-    for at, row in enumerate(traffic._CASES)
-  }
-  found = traffic.summary(rows)
-  assert found['unrolled_over_loop'] == 2  # The second case over the first.
-  assert found['loss_units_per_block'] == {'256': 2 * (9 - 4), '32': 2 * (36 - 25)}
-  assert found['rows']['plain, loop, 256'] == rows['plain', 'loop', 256]
-  assert len(found['rows']) == len(rows)

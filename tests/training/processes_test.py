@@ -57,7 +57,8 @@ def test_sigterm_to_one_of_two_saves_on_both_and_a_truncated_checkpoint_costs_st
       break
   logs = [process.communicate()[1] for process in (one, two)]
   assert [one.returncode, two.returncode] == [0, 0]
-  (step,) = {int(re.search(r'SIGTERM: saved step (\d+)', log).group(1)) for log in logs}
+  step = int(re.search(r'SIGTERM: saved step (\d+)', logs[0]).group(1))
+  assert 'loop.py' not in logs[1]  # The first process logs for both.
   for file in (workdir / 'checkpoints' / str(step) / 'ema').rglob('*'):
     if file.is_file() and file.stat().st_size > 1000:
       file.write_bytes(file.read_bytes()[:500])
@@ -65,5 +66,5 @@ def test_sigterm_to_one_of_two_saves_on_both_and_a_truncated_checkpoint_costs_st
   again = start_two(workdir, *flags, stderr=subprocess.PIPE, text=True)
   logs = [process.communicate()[1] for process in again]
   assert [process.returncode for process in again] == [0, 0]
-  assert all(re.search(r'continuing at step \d+', log) for log in logs)
+  assert re.search(r'continuing at step \d+', logs[0])
   assert (workdir / 'damaged_checkpoints' / str(step)).is_dir()

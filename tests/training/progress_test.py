@@ -2,9 +2,7 @@
 
 import json
 
-import pytest
-
-from diversedit_jax.training import progress, writers
+from diversedit_jax.training import progress
 
 
 def test_means_and_last_values():
@@ -43,14 +41,6 @@ def test_clock_leaves_pauses_out(monkeypatch):
   assert clock.total() == 16.0
 
 
-@pytest.mark.parametrize(
-  ('seconds', 'text'),
-  [(7.4, '7s'), (185, '3:05'), (43385, '12:03:05'), (390000, '4d 12h'), (float('inf'), '?')],
-)
-def test_durations(seconds, text):
-  assert progress.duration(seconds) == text
-
-
 def test_line_shows_losses_rate_and_eta():
   row = {
     'loss': 0.5,
@@ -66,22 +56,3 @@ def test_line_shows_losses_rate_and_eta():
   for words in ('step 50/100 (50%)', 'loss 0.5', 'diverse/weight 0.9', '10 steps/s', 'ETA 5s'):
     assert words in line
   assert 'orth' not in line
-
-
-def test_jsonl_drops_rows_after_the_restored_step_and_a_cut_line(tmp_path):
-  path = tmp_path / 'metrics.jsonl'
-  path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
-  lines = writers.JsonLines(path, start_step=1)
-  lines.write({'step': 2, 'loss': 1.5})
-  lines.close()
-  assert writers.read_jsonl(path) == [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.5}]
-
-
-def test_missing_clu_costs_tensorboard_only(tmp_path, monkeypatch, caplog):
-  monkeypatch.setitem(__import__('sys').modules, 'clu', None)
-  with caplog.at_level('WARNING'):
-    writer = writers.Writer(tmp_path, start_step=0, tensorboard=True, active=True)
-    writer.row(1, {'loss': 1.0})
-    writer.close()
-  assert 'no TensorBoard events' in caplog.text
-  assert writers.read_jsonl(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': 1.0}]

@@ -45,32 +45,27 @@ def test_bfloat16_needs_safetensors(tmp_path):
     array_files.load(tmp_path / 'raw.npz')
 
 
-@pytest.mark.parametrize('suffix', ['.npz', '.safetensors', '.pt'])
-def test_nothing_is_overwritten(tmp_path, suffix):
-  path = tmp_path / f'a{suffix}'
-  path.write_text('precious')
-  with pytest.raises(types.UserError, match='exists and is not overwritten'):
-    array_files.save(path, {'x': _X})
-  assert path.read_text() == 'precious'
-
-
-def test_pickled_arrays_are_refused(tmp_path):
-  np.savez(tmp_path / 'a.npz', x=np.array([{}], dtype=object))
-  with pytest.raises(types.UserError, match=r'a\.npz is not an archive of plain arrays'):
-    array_files.load(tmp_path / 'a.npz')
-
-
-def test_wrong_paths(tmp_path):
+def test_files_that_cannot_be_read(tmp_path):
   (tmp_path / 'text.npz').write_text('text')
   (tmp_path / 'text.safetensors').write_text('text of some length')
+  np.savez(tmp_path / 'pickled.npz', x=np.array([{}], dtype=object))
   for name, reason in {
     'none.npz': 'no file',
-    'a.ckpt': r"suffix '\.ckpt'; known: \.npz, \.safetensors, \.pt, \.pth",
-    'text.npz': 'not an archive',
+    'a.ckpt': r"suffix '\.ckpt'; use one of \.npz, \.safetensors, \.pt, \.pth",
+    'text.npz': r'text\.npz is not an archive of plain arrays',
+    'pickled.npz': 'not an archive of plain arrays',
     'text.safetensors': 'not a safetensors file',
   }.items():
     with pytest.raises(types.UserError, match=reason):
       array_files.load(tmp_path / name)
+
+
+def test_files_that_cannot_be_written(tmp_path):
+  path = tmp_path / 'a.npz'
+  path.write_text('precious')
+  with pytest.raises(types.UserError, match='exists and is not overwritten'):
+    array_files.save(path, {'x': _X})
+  assert path.read_text() == 'precious'
   with pytest.raises(types.UserError, match='no folder'):
     array_files.save(tmp_path / 'folder' / 'a.npz', {'x': _X})
 
@@ -88,19 +83,10 @@ def test_parts_of_a_checkpoint(tmp_path):
   assert loaded(['model', 'ema', 'steps'], 'model') == 1
   assert loaded(['model', 'other', 'steps'], None) == 1
   assert loaded(['other', 'steps'], 'other') == 3
-  with pytest.raises(types.UserError, match="no part 'ema'; parts: 'model', 'other'"):
+  with pytest.raises(types.UserError, match="no part 'ema'; its parts: 'model', 'other'"):
     loaded(['model', 'other', 'steps'], 'ema')
-  with pytest.raises(
-    types.UserError, match="key=None: besides 0 tensors it holds 'other', 'steps'"
-  ):
+  with pytest.raises(types.UserError, match="besides 0 tensors it holds 'other', 'steps'"):
     loaded(['other', 'steps'], None)
-
-
-def test_a_plain_state_dict_has_no_parts(tmp_path):
-  torch_zip.write(tmp_path / 'a.pt', torch_zip.tensors({'x': _X}))
-  _assert_equal(array_files.load(tmp_path / 'a.pt'), {'x': _X})
-  with pytest.raises(types.UserError, match="no part 'ema'; parts: none"):
-    array_files.load(tmp_path / 'a.pt', key='ema')
   array_files.save(tmp_path / 'a.npz', {'x': _X})
   with pytest.raises(types.UserError, match='has no parts'):
     array_files.load(tmp_path / 'a.npz', key='ema')
@@ -109,13 +95,8 @@ def test_a_plain_state_dict_has_no_parts(tmp_path):
 def test_names_of_wrappers_are_stripped(tmp_path):
   names = ['module.a', '_orig_mod.b', 'module._orig_mod.c', 'd._orig_mod.weight', 'e.module.weight']
   array_files.save(tmp_path / 'a.npz', dict.fromkeys(names, _X))
-  assert list(array_files.load(tmp_path / 'a.npz')) == [
-    'a',
-    'b',
-    'c',
-    'd.weight',
-    'e.module.weight',
-  ]
+  found = ['a', 'b', 'c', 'd.weight', 'e.module.weight']
+  assert list(array_files.load(tmp_path / 'a.npz')) == found
   array_files.save(tmp_path / 'b.npz', {'a': _X, 'module.a': _X})
   with pytest.raises(types.UserError, match='has a twice'):
     array_files.load(tmp_path / 'b.npz')
@@ -126,7 +107,7 @@ def test_unflatten_inverts_named_leaves():
   flat = trees.named_leaves(tree)
   assert array_files.unflatten(flat) == tree
   for names in (['a', 'a/b'], ['a/b', 'a']):
-    with pytest.raises(types.UserError, match='continues'):
+    with pytest.raises(types.UserError, match='would lie inside'):
       array_files.unflatten(dict.fromkeys(names, _X))
 
 

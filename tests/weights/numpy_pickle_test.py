@@ -3,7 +3,6 @@
 import collections
 import os
 import pickle
-import struct
 
 from helpers import bad_files
 import numpy as np
@@ -30,12 +29,8 @@ _TREE = {
 }
 
 
-def _read(path):
-  return array_files.load(path)
-
-
 def _check(path):
-  read = _read(path)
+  read = array_files.load(path)
   expected = {f'layer/conv/{name}': x for name, x in _TREE['layer']['conv'].items()}
   expected['layer/bn/scale'] = _TREE['layer']['bn']['scale']
   expected |= {n: np.asarray(x) for n, x in _TREE.items() if n not in ('layer', 'nothing')}
@@ -46,92 +41,55 @@ def _check(path):
 
 
 @pytest.mark.parametrize('protocol', range(2, pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize('suffix', ['.pickle', '.pkl'])
-def test_every_protocol_is_read(tmp_path, protocol, suffix):
-  path = tmp_path / f'a{suffix}'
+def test_every_protocol_is_read(tmp_path, protocol):
+  path = tmp_path / 'a.pickle'
   path.write_bytes(pickle.dumps(_TREE, protocol=protocol))
   _check(path)
 
 
 @pytest.mark.parametrize('core', [b'numpy.core', b'numpy._core'])
 def test_pickles_from_before_and_since_numpy_2(tmp_path, core):
-  data = pickle.dumps(_TREE, protocol=3)  # In which names stand as lines.
-  data = data.replace(b'cnumpy._core.', b'cnumpy.core.').replace(
-    b'cnumpy.core.', b'c' + core + b'.'
-  )
+  data = pickle.dumps(_TREE, protocol=3)  # Names are lines in this protocol.
+  for name in (b'numpy._core', b'numpy.core'):
+    data = data.replace(b'c' + name + b'.', b'c' + core + b'.')
   assert data.count(b'c' + core + b'.multiarray\n') == 2
   (tmp_path / 'a.pkl').write_bytes(data)
   _check(tmp_path / 'a.pkl')
 
 
-class _Reduced:
-  """Pickled as the call of a function, with a state."""
-
-  def __init__(self, function, *args, state=None):
-    self._reduced = (function, args, state)
+class _Evil:
+  def __init__(self, command):
+    self._command = command
 
   def __reduce__(self):
-    return self._reduced
+    return os.system, (self._command,)
 
 
 def test_code_is_refused_and_not_run(tmp_path):
   marker, path = tmp_path / 'marker', tmp_path / 'evil.pkl'
-  path.write_bytes(pickle.dumps({'x': _X, 'y': _Reduced(os.system, f'mkdir {marker}')}))
+  path.write_bytes(pickle.dumps({'x': _X, 'y': _Evil(f'mkdir {marker}')}))
   with pytest.raises(types.UserError, match=r"evil\.pkl asks for '(posix|nt)\.system'"):
-    _read(path)
+    array_files.load(path)
   assert not marker.exists()
   pickle.loads(path.read_bytes())
   assert marker.exists(), 'the payload works where nobody guards against it'
 
 
-@pytest.mark.parametrize(
-  'pickled, name',
-  [
-    (b'cbuiltins\neval\n(V1\ntR.', 'builtins.eval'),
-    (b'\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01:\x85R.', 'os.system'),
-    (b'(V:\nios\nsystem\n.', 'os.system'),
-    (b'\x80\x04\x8c\x05numpy\x8c\x0cndarray.dump\x93.', 'numpy.ndarray.dump'),
-    (b'cnumpy\nfromfile\n.', 'numpy.fromfile'),
-    (b'cnumpy.core.multiarray\nfrombuffer\n.', 'numpy.core.multiarray.frombuffer'),
-    (b'c_codecs\ndecode\n.', '_codecs.decode'),
-    (b'cdiversedit_jax.weights.numpy_pickle\nload\n.', 'diversedit_jax.weights.numpy_pickle.load'),
-  ],
-)
-def test_any_other_global_is_refused(tmp_path, pickled, name):
-  (tmp_path / 'a.pkl').write_bytes(pickled)
-  with pytest.raises(types.UserError, match='asks for') as error:
-    _read(tmp_path / 'a.pkl')
-  assert f"'{name}'" in str(error.value)
+@pytest.mark.parametrize('name', ['numpy\nfromfile', 'numpy.core.multiarray\nfrombuffer'])
+def test_other_functions_of_numpy_are_refused(tmp_path, name):
+  bad_files.refused(tmp_path / 'a.pkl', f'c{name}\n.'.encode(), name.replace('\n', '.'))
 
 
 @pytest.mark.parametrize('state', [b'}Vvalue\nI1\ns', b'N}V_function\nI1\ns\x86'])
-@pytest.mark.parametrize(
-  'name',
-  [
-    b'numpy.core.multiarray\n_reconstruct',
-    b'numpy\ndtype',
-    b'numpy\nndarray',
-    b'collections\nOrderedDict',
-    b'_codecs\nencode',
-  ],
-)
+@pytest.mark.parametrize('name', [b'numpy\ndtype', b'numpy\nndarray', b'_codecs\nencode'])
 def test_a_pickle_cannot_alter_the_stand_ins(tmp_path, name, state):
-  (tmp_path / 'bad.pkl').write_bytes(b'\x80\x02c' + name + b'\n' + state + b'b.')
-  with pytest.raises(types.UserError, match=r'bad\.pkl is not a pickle of plain arrays'):
-    _read(tmp_path / 'bad.pkl')
+  data = b'\x80\x02c' + name + b'\n' + state + b'b.'
+  bad_files.refused(tmp_path / 'bad.pkl', data, 'is not a pickle of plain arrays')
 
 
 def _loop():
   tree = {'x': _X}
   tree['again'] = tree
-  return tree
-
-
-def _lattice():
-  """Two to the sixtieth names in a few hundred bytes."""
-  tree = {'x': _X}
-  for _ in range(60):
-    tree = {'a': tree, 'b': tree}
   return tree
 
 
@@ -143,36 +101,23 @@ def _altered(old, new):
 
 _REFUSED = {
   'objects': (pickle.dumps({'x': np.array([{}], object)}, protocol=2), "'O8'"),
-  'text': (pickle.dumps({'x': np.array(['a'])}, protocol=2), "'U1'"),
   'records': (pickle.dumps({'x': np.zeros(1, [('a', 'f4')])}, protocol=2), "'V4'"),
-  'dates': (pickle.dumps({'x': np.array(['2020'], 'M8[D]')}, protocol=2), "'M8'"),
-  'a list': (pickle.dumps({'x': [_X]}), 'x is no array and no dict'),
-  'a string': (pickle.dumps({'a': {'b': 'text'}}), 'a/b is no array and no dict'),
-  'an array alone': (pickle.dumps(_X), 'the whole is no array and no dict'),
-  'None alone': (pickle.dumps(None), 'the whole is no array and no dict'),
+  'a string': (pickle.dumps({'a': {'b': 'text'}}), 'a/b is neither an array nor a dict'),
+  'an array alone': (pickle.dumps(_X), 'the whole is neither an array nor a dict'),
   'a key that is no name': (pickle.dumps({'a': {1: _X}}), 'a has the key 1'),
   'names that meet': (pickle.dumps({'a/b': _X, 'a': {'b': _X}}), 'a/b is there twice'),
   'a dict in itself': (pickle.dumps(_loop()), 'stands in two places'),
-  'a lattice of dicts': (pickle.dumps(_lattice()), 'stands in two places'),
   'too few bytes': (_altered(b'K\x02\x85q', b'K\x03\x85q'), 'cannot reshape'),
-  'a number of a negative size': (
-    pickle.dumps({'x': _X}, protocol=4).replace(struct.pack('<Q', 0), b'\xff' * 8)[:40],
-    'not a pickle',
-  ),
   'other codings': (_altered(b'latin1', b'utf-16'), "coding 'utf-16'"),
   'out-of-band': (pickle.dumps({'x': _X}, protocol=5, buffer_callback=[].append), 'buffer'),
   'HTML': (b'<html>404</html>', 'not a pickle'),
-  'nothing': (b'', 'not a pickle'),
 }
 
 
 @pytest.mark.parametrize('case', _REFUSED)
 def test_anything_else_is_refused(tmp_path, case):
-  bad_files.refused(_read, tmp_path / 'bad.pkl', *_REFUSED[case])
+  bad_files.refused(tmp_path / 'bad.pkl', *_REFUSED[case])
 
 
-@pytest.mark.parametrize('protocol', [2, 4])
-def test_every_truncation_is_refused(tmp_path, protocol):
-  bad_files.truncations_refused(
-    _read, tmp_path / 'bad.pkl', pickle.dumps({'x': _X}, protocol=protocol)
-  )
+def test_every_truncation_is_refused(tmp_path):
+  bad_files.truncations_refused(tmp_path / 'bad.pkl', pickle.dumps({'x': _X}))

@@ -14,31 +14,22 @@ import numpy as np
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.weights import array_files, torch_file
-
-
-def _read(path, key=None):
-  return array_files.load(path, key=key)
+from diversedit_jax.weights import array_files
 
 
 def _values(dtype):
   return np.array([0, 1, 1, 0, 3, 100], 'float32').reshape(2, 3).astype(dtype)
 
 
-@pytest.mark.parametrize('order', ['little', 'big'])
+@pytest.mark.parametrize('changes', [{}, {'order': 'big'}, {'byteorder': None}])
 @pytest.mark.parametrize('dtype', torch_zip.STORAGES)
-def test_every_dtype_in_both_byte_orders(tmp_path, dtype, order):
+def test_every_dtype_and_byte_order(tmp_path, dtype, changes):
+  """Files without the record of the byte order are little-endian."""
   array = _values(np.dtype(getattr(ml_dtypes, dtype, dtype)))
-  torch_zip.write(tmp_path / 'a.pt', {'x': torch_zip.tensor(array)}, order=order)
-  read = _read(tmp_path / 'a.pt')['x']
+  torch_zip.write(tmp_path / 'a.pt', {'x': torch_zip.tensor(array)}, **changes)
+  read = array_files.load(tmp_path / 'a.pt')['x']
   assert read.dtype == array.dtype
   np.testing.assert_array_equal(read, array)
-
-
-def test_the_byte_order_record_may_be_absent(tmp_path):
-  array = _values('int32')
-  torch_zip.write(tmp_path / 'a.pt', {'x': torch_zip.tensor(array)}, byteorder=None)
-  np.testing.assert_array_equal(_read(tmp_path / 'a.pt')['x'], array)
 
 
 def test_views_of_one_storage(tmp_path):
@@ -52,48 +43,35 @@ def test_views_of_one_storage(tmp_path):
     'scalar': (base[7].reshape(()), 7, ()),
     'expanded': (np.broadcast_to(base[3], (2, 5)), 3, (0, 0)),
     'last': (base[23:], 23, (1,)),
+    'empty': (np.zeros((3, 0, 2), np.float32), 0, (2, 2, 1)),
   }
   contents = {
     name: torch_zip.tensor(array, storage=storage, offset=offset, strides=strides)
     for name, (array, offset, strides) in views.items()
   }
   torch_zip.write(tmp_path / 'a.pt', contents)
-  read = _read(tmp_path / 'a.pt')
+  read = array_files.load(tmp_path / 'a.pt')
   assert list(read) == list(views)
   for name, (array, _, _) in views.items():
     assert read[name].shape == array.shape
     np.testing.assert_array_equal(read[name], array)
-    assert np.shares_memory(read[name], read['all'])
-    assert not read[name].flags.writeable
-
-
-def test_empty_tensors(tmp_path):
-  arrays = {'a': np.zeros((0,), np.float32), 'b': np.zeros((3, 0, 2), np.float16)}
-  torch_zip.write(tmp_path / 'a.pt', torch_zip.tensors(arrays))
-  read = _read(tmp_path / 'a.pt')
-  for name, array in arrays.items():
-    assert read[name].shape == array.shape and read[name].dtype == array.dtype
+    if array.size:
+      assert np.shares_memory(read[name], read['all'])
+      assert not read[name].flags.writeable
 
 
 def test_parameters_sizes_and_dict_attributes(tmp_path):
   array = _values('float32')
+  call = functools.partial(torch_zip.Call, 'torch._utils')
+  x, y, hooks = torch_zip.tensor(array), torch_zip.tensor(array[0]), OrderedDict()
   state_dict = OrderedDict(
-    weight=torch_zip.Call(
-      'torch._utils', '_rebuild_parameter', torch_zip.tensor(array), True, OrderedDict()
-    ),
-    bias=torch_zip.Call(
-      'torch._utils',
-      '_rebuild_parameter_with_state',
-      torch_zip.tensor(array[0]),
-      True,
-      OrderedDict(),
-      {'tag': 1},
-    ),
+    weight=call('_rebuild_parameter', x, True, hooks),
+    bias=call('_rebuild_parameter_with_state', y, True, hooks, {'tag': 1}),
   )
   state_dict._metadata = OrderedDict({'': {'version': 1}})
   contents = {'model': state_dict, 'size': torch_zip.Call('torch', 'Size', (2, 3))}
   torch_zip.write(tmp_path / 'a.pt', contents)
-  read = _read(tmp_path / 'a.pt')
+  read = array_files.load(tmp_path / 'a.pt')
   np.testing.assert_array_equal(read['weight'], array)
   np.testing.assert_array_equal(read['bias'], array[0])
 
@@ -110,33 +88,20 @@ def test_only_the_chosen_part_is_read(tmp_path):
   }
   path = tmp_path / 'a.pt'
   torch_zip.write(path, contents, **{'data/0': None, 'data/2': None})
-  np.testing.assert_array_equal(_read(path)['x'], 2 * array)
+  np.testing.assert_array_equal(array_files.load(path)['x'], 2 * array)
   with pytest.raises(types.UserError, match=r'a\.pt is damaged.*archive/data/0 is missing'):
-    _read(path, key='model')
+    array_files.load(path, key='model')
 
 
 def test_the_tensors_of_a_program_are_read_and_its_code_is_not(tmp_path):
   array = _values('float16')
   arrays = {'scale': array[0, 0], 'a.weight': array, 'a.0.b.bias': array[1], 'c.weight': 2 * array}
   torch_zip.write_program(tmp_path / 'a.pt', arrays)
-  read = _read(tmp_path / 'a.pt')
+  read = array_files.load(tmp_path / 'a.pt')
   assert set(read) == set(arrays)
   for name, expected in arrays.items():
     assert read[name].dtype == np.float16
     np.testing.assert_array_equal(read[name], expected)
-
-
-def test_classes_of_a_program_are_unknown_elsewhere(tmp_path):
-  torch_zip.write(tmp_path / 'a.pt', {'x': torch_zip.module('__torch__.net', 'Net', {})})
-  with pytest.raises(types.UserError, match=r"asks for '__torch__\.net\.Net'"):
-    _read(tmp_path / 'a.pt')
-
-
-def test_a_namespace_is_inert(tmp_path):
-  torch_zip.write(tmp_path / 'a.pt', {'args': argparse.Namespace(x=1)})
-  with torch_file.TorchFile(tmp_path / 'a.pt') as file:
-    args = file.contents['args']
-  assert type(args) is torch_file.Record and not hasattr(args, '__dict__')
 
 
 def test_code_is_refused_and_not_run(tmp_path):
@@ -144,7 +109,7 @@ def test_code_is_refused_and_not_run(tmp_path):
   contents = {'x': torch_zip.Call('os', 'system', f'mkdir {marker}')}
   torch_zip.write(path, contents)
   with pytest.raises(types.UserError, match=r"evil\.pt asks for 'os\.system'"):
-    _read(path)
+    array_files.load(path)
   assert not marker.exists()
   with zipfile.ZipFile(path) as archive:
     pickle.loads(archive.read('archive/data.pkl'))
@@ -159,70 +124,34 @@ _FORBIDDEN = {
     b'\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.',
     'collections.OrderedDict.fromkeys',
   ),
-  'pickle in a pickle': (b'ctorch.storage\n_load_from_bytes\n.', 'torch.storage._load_from_bytes'),
-  'array of objects': (b'cnumpy.core.multiarray\n_reconstruct\n.', 'multiarray._reconstruct'),
-  'function of the reader': (
-    b'cdiversedit_jax.convert.torch_file\n_open_zip\n.',
-    'diversedit_jax.convert.torch_file._open_zip',
-  ),
+  'class of a program': (b'c__torch__.net\nNet\n.', '__torch__.net.Net'),
 }
 
 
 @pytest.mark.parametrize('how', _FORBIDDEN)
 def test_any_other_global_is_refused(tmp_path, how):
   pickled, name = _FORBIDDEN[how]
-  torch_zip.write(tmp_path / 'a.pt', {}, **{'data.pkl': pickled})
-  with pytest.raises(types.UserError, match='asks for') as error:
-    _read(tmp_path / 'a.pt')
-  assert name in str(error.value)
+  bad_files.refused(tmp_path / 'a.pt', _saved({}, **{'data.pkl': pickled}), f"asks for '{name}'")
 
 
 @pytest.mark.parametrize('state', [b'}V__code__\nVx\ns', b'N}V__defaults__\n)s\x86'])
-@pytest.mark.parametrize(
-  'name',
-  [
-    b'torch._utils\n_rebuild_tensor_v2',
-    b'torch\nFloatStorage',
-    b'collections\nOrderedDict',
-    b'argparse\nNamespace',
-  ],
-)
+@pytest.mark.parametrize('name', [b'torch._utils\n_rebuild_tensor_v2', b'argparse\nNamespace'])
 def test_a_pickle_cannot_alter_the_stand_ins(tmp_path, name, state):
-  array = _values('float32')
-  torch_zip.write(tmp_path / 'good.pt', {'x': torch_zip.tensor(array)})
-  torch_zip.write(
-    tmp_path / 'bad.pt', {}, **{'data.pkl': b'\x80\x02c' + name + b'\n' + state + b'b.'}
-  )
-  with pytest.raises(types.UserError, match=r'bad\.pt is damaged'):
-    _read(tmp_path / 'bad.pt')
-  np.testing.assert_array_equal(_read(tmp_path / 'good.pt')['x'], array)
-
-
-def _bytes_of(write):
-  buffer = io.BytesIO()
-  write(buffer)
-  return buffer.getvalue()
+  pickled = b'\x80\x02c' + name + b'\n' + state + b'b.'
+  bad_files.refused(tmp_path / 'bad.pt', _saved({}, **{'data.pkl': pickled}), 'is damaged')
 
 
 def _saved(contents, **changes):
-  return _bytes_of(lambda buffer: torch_zip.write(buffer, contents, **changes))
-
-
-def _zipped(**records):
-  return _bytes_of(lambda buffer: torch_zip.write_records(buffer, records))
-
-
-def _npz():
-  return _bytes_of(lambda buffer: np.savez(buffer, x=_X))
+  buffer = io.BytesIO()
+  torch_zip.write(buffer, contents, **changes)
+  return buffer.getvalue()
 
 
 _X = np.arange(6, dtype=np.float32)
 _GOOD = {'x': torch_zip.tensor(_X)}
-_HUGE = 2**80
 _CODE = {'constants.pkl': b'\x80\x02).'}
 _module = functools.partial(torch_zip.Instance, '__torch__', 'Net')
 _SHARED = _module({'x': torch_zip.tensor(_X)})
-_HOLLOW = b'\x80\x02c__torch__\nNet\n)\x81.'
 
 
 def _view(shape, strides, offset=0):
@@ -235,40 +164,30 @@ def _view(shape, strides, offset=0):
 _DAMAGED = {
   'truncated': (_saved(_GOOD)[:-30], 'is truncated'),
   'text': (b'<html>404</html>', 'not a file of torch.save'),
-  'empty file': (b'', 'not a file of torch.save'),
-  'npz': (_npz(), 'a zip archive, but not one of torch.save'),
+  'another zip': (_saved(_GOOD, **{'data.pkl': None}), 'a zip archive, but not one of torch.save'),
   'no module': (_saved(_GOOD, **_CODE), 'TorchScript program without a module'),
   'a shared module': (_saved(_module({'a': _SHARED, 'b': _SHARED}), **_CODE), 'in two places'),
-  'a module of no dict': (_saved(_module([1]), **_CODE), 'without a name'),
   'a nameless part': (_saved(_module({3: 4}), **_CODE), 'without a name'),
-  'a module of nothing': (_zipped(**{'data.pkl': _HOLLOW}, **_CODE), 'damaged'),
   'half a pickle': (_saved(_GOOD, **{'data.pkl': b'\x80\x02}V'}), 'damaged'),
-  'no pickle': (_saved(_GOOD, **{'data.pkl': None}), 'not one of torch.save'),
-  'storage missing': (_saved(_GOOD, **{'data/0': None}), 'data/0 is missing'),
   'storage short': (_saved(_GOOD, **{'data/0': b'123'}), '3 bytes, expected 24'),
   'flipped bits': (_saved(_GOOD).replace(_X.tobytes(), (-_X).tobytes()), 'CRC'),
   'byte order': (_saved(_GOOD, byteorder=b'middle'), 'unknown byte order'),
   'past the storage': (_saved(_view((6,), (1,), offset=1)), 'ends after its storage'),
   'negative stride': (_saved(_view((2,), (-1,), offset=3)), 'strides'),
-  'negative offset': (_saved(_view((2,), (1,), offset=-1)), 'offset'),
   'ranks differ': (_saved(_view((2, 3), (1,))), 'strides'),
-  'too many elements': (_saved(_view((_HUGE,), (0,))), 'damaged'),
-  'conjugate bit': (
-    _saved({'x': torch_zip.tensor(_X, metadata={'neg': True})}),
-    'lazy operations',
-  ),
+  'too many elements': (_saved(_view((2**80,), (0,))), 'damaged'),
+  'conjugate': (_saved({'x': torch_zip.tensor(_X, metadata={'neg': True})}), 'lazy operations'),
   'no dict': (_saved([1, 2]), 'does not hold a state dict'),
-  'nothing but a name': (_zipped(**{'data.pkl': b'\x80\x02ctorch\nFloatStorage\n.'}), 'state dict'),
 }
 
 
 @pytest.mark.parametrize('case', _DAMAGED)
 def test_damaged_and_foreign_files_are_refused(tmp_path, case):
-  bad_files.refused(_read, tmp_path / 'bad.pth', *_DAMAGED[case])
+  bad_files.refused(tmp_path / 'bad.pth', *_DAMAGED[case])
 
 
 def test_every_truncation_is_refused(tmp_path):
-  bad_files.truncations_refused(_read, tmp_path / 'bad.pt', _saved(_GOOD))
+  bad_files.truncations_refused(tmp_path / 'bad.pt', _saved(_GOOD))
 
 
 def test_files_of_pytorch_itself(tmp_path):
@@ -305,7 +224,7 @@ def test_files_of_pytorch_itself(tmp_path):
   torch.save(contents, tmp_path / 'old.pt', _use_new_zipfile_serialization=False)
   parts = (('ema', tensors), ('model', module.state_dict()))
   for file, (key, expected) in itertools.product(('a.pt', 'old.pt'), parts):
-    read = _read(tmp_path / file, key)
+    read = array_files.load(tmp_path / file, key=key)
     assert list(read) == list(expected)
     for name, x in expected.items():
       assert str(x.dtype).removeprefix('torch.') == read[name].dtype.name
@@ -313,7 +232,7 @@ def test_files_of_pytorch_itself(tmp_path):
       np.testing.assert_array_equal(read[name].astype('float64'), x.detach().double().numpy())
   traced = torch.jit.trace(module.eval(), torch.ones(2, 3).double())
   traced.save(tmp_path / 'program.pt')
-  read = _read(tmp_path / 'program.pt')
+  read = array_files.load(tmp_path / 'program.pt')
   assert set(read) == set(module.state_dict())
   for name, x in module.state_dict().items():
     np.testing.assert_array_equal(read[name], x.numpy())

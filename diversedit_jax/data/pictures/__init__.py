@@ -1,13 +1,12 @@
 """Collections of encoded pictures: `open_pictures` opens one, `decode` and `crop` make its pixels.
 
-`decode.decode` and `crop.crop` are functions of the modules of these names.
+`decode` and `crop` are modules; their functions are `decode.decode` and `crop.crop`.
 """
 
 from diversedit_jax.data.pictures import crop, decode
-from diversedit_jax.data.pictures.base import BadPicture, Listing, Pictures, Skipped
+from diversedit_jax.data.pictures.base import BadPicture, Pictures
 from diversedit_jax.data.pictures.crop import CROPS
 from diversedit_jax.data.pictures.decode import ORIENTATIONS
-from diversedit_jax.data.pictures.labels import read_classes
 from diversedit_jax.data.pictures.loading import load
 from diversedit_jax.data.pictures.opening import KINDS, folder_of, open_pictures
 
@@ -16,13 +15,10 @@ __all__ = [
   'KINDS',
   'ORIENTATIONS',
   'BadPicture',
-  'Listing',
   'Pictures',
-  'Skipped',
   'crop',
   'decode',
   'folder_of',
   'load',
   'open_pictures',
-  'read_classes',
 ]

@@ -1,16 +1,16 @@
-"""Pictures in a `.tar` or a `.zip`, read where they lie: nothing is unpacked.
+"""Pictures in a `.tar` or a `.zip`, read in place without unpacking.
 
-Layouts are those of folders (see `naming`), and the tar of tars of ILSVRC-2012, in which
-`n01440764.tar` stands for a folder of that name. A path may go on below the archive, as in
-`cifar10.tar/train`: then only what lies in that folder belongs to the collection.
+The layouts are those of folders (see `naming`), and the tar of tars of ILSVRC-2012, in which
+`n01440764.tar` stands for a folder of that name. A path may go on inside the archive, as in
+`cifar10.tar/train`: then the collection is that folder alone.
 """
 
 from collections.abc import Sequence
 import dataclasses
+import functools
+import io
 import os
 import struct
-import threading
-import weakref
 import zlib
 
 import numpy as np
@@ -20,62 +20,57 @@ from diversedit_jax.data.pictures import base, naming, tars, zips
 
 
 class SharedFile:
-  """A file that other processes open when they first read it; several threads may read.
+  """A file that several threads may read, and that other processes open when they first read.
 
   Raises:
-    UserError: when it is opened, if it cannot be, or is not what it was when this object was made.
+    UserError: the file cannot be opened, or has changed since this object was made.
   """
 
   def __init__(self, path: str):
     self.path = os.path.abspath(path)
-    self._facts, self._lock = None, threading.Lock()
-    self._descriptor = self._open()
+    self._facts = None
+    self._check(self._file)
 
   def __getstate__(self):
-    return self.path, self._facts
-
-  def __setstate__(self, state):
-    self.path, self._facts = state
-    self._lock, self._descriptor = threading.Lock(), None
+    return {'path': self.path, '_facts': self._facts}
 
   def read(self, offset: int, size: int) -> bytes:
     """Bytes from `offset` on, fewer than `size` only at the end of the file.
 
     Raises:
-      OSError: the disk fails. UserError: the file has become shorter.
+      OSError: the disk fails.
+      UserError: the file has become shorter.
     """
-    with self._lock:
-      if self._descriptor is None:
-        self._descriptor = self._open()
     parts = []
-    while size and (part := os.pread(self._descriptor, size, offset)):
+    while size and (part := os.pread(self._file.fileno(), size, offset)):
       parts.append(part)
       size, offset = size - len(part), offset + len(part)
     if size:
-      self._check(os.fstat(self._descriptor))
+      self._check(self._file)
     return b''.join(parts)
 
-  def _open(self):
+  @functools.cached_property
+  def _file(self):
     try:
-      descriptor = os.open(self.path, os.O_RDONLY | getattr(os, 'O_CLOEXEC', 0))
+      file = io.FileIO(self.path)
     except OSError as error:
       raise types.UserError(f'{self.path}: cannot be read: {error.strerror}') from error
-    weakref.finalize(self, os.close, descriptor)
-    self._check(os.fstat(descriptor))
-    return descriptor
+    self._check(file)
+    return file
 
-  def _check(self, status):
+  def _check(self, file):
+    status = os.fstat(file.fileno())
     facts = status.st_size, status.st_mtime_ns
     self._facts = self._facts or facts
     if facts != self._facts:
       raise types.UserError(
-        f'{self.path} has changed since its pictures were listed; start again to list it anew'
+        f'{self.path} has changed since its pictures were listed; run the same command again'
       )
 
 
 @dataclasses.dataclass(eq=False)
 class TarPictures(base.Pictures):
-  """See `base.Pictures`. offsets: of each picture's first byte."""
+  """See `base.Pictures`. offsets: offset of each picture's first byte."""
 
   name: str
   listing: base.Listing
@@ -102,7 +97,7 @@ class ZipPictures(base.Pictures):
     offset = int(entry['offset'])
     header = _read(self.file, offset, zips.LOCAL_HEADER)
     if not header.startswith(zips.LOCAL_MAGIC):
-      raise base.BadPicture('its place in the archive is damaged')
+      raise base.BadPicture('its header in the archive is damaged')
     offset += zips.LOCAL_HEADER + sum(struct.unpack_from('<HH', header, 26))
     data = _read(self.file, offset, int(entry['stored']))
     if entry['deflated']:
@@ -116,13 +111,12 @@ class ZipPictures(base.Pictures):
 
 
 def open_tar(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> TarPictures:
-  """Pictures of a `.tar`, or of a folder in one; only headers are read.
+  """The pictures in a `.tar`, or in a folder of one; only headers are read.
 
   Links, devices and files of more than 1 GiB are skipped by name.
 
   Raises:
-    UserError: no such archive, a compressed one, one that is cut off or damaged (the last good
-      member is named), or as `naming.arrange`.
+    UserError: the archive is missing, compressed, cut off or damaged; or as `naming.arrange`.
   """
   archive, inner = split_path(path)
   file = SharedFile(archive)
@@ -133,13 +127,12 @@ def open_tar(path: str | os.PathLike[str], classes: Sequence[str] | None = None)
 
 
 def open_zip(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> ZipPictures:
-  """Pictures of a `.zip`, stored or deflated, or of a folder in one; only its directory is read.
+  """The pictures, stored or deflated, in a `.zip` or a folder of one; only its directory is read.
 
   Links, encrypted members and files of more than 1 GiB are skipped by name.
 
   Raises:
-    UserError: no such archive, one that is cut off or damaged (the last good member is named), or
-      as `naming.arrange`.
+    UserError: the archive is missing, cut off or damaged; or as `naming.arrange`.
   """
   archive, inner = split_path(path)
   file = SharedFile(archive)
@@ -150,7 +143,7 @@ def open_zip(path: str | os.PathLike[str], classes: Sequence[str] | None = None)
 
 
 def split_path(path: str | os.PathLike[str]) -> tuple[str, str]:
-  """A file and the folder in it: 'a.tar/b/c' -> ('a.tar', 'b/c'), ('a.tar', '') without one.
+  """Splits a path into the archive and the folder in it: 'a.tar/b/c' -> ('a.tar', 'b/c').
 
   Raises:
     UserError: there is no such file.
@@ -166,7 +159,7 @@ def split_path(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _listing(members, inner, classes, path):
-  """The listing of the members in a folder, and where each is among all that were found."""
+  """The listing of the members in a folder, and their positions among all that were found."""
   prefix = f'{inner}/' if inner else ''
   within = [i for i, entry in enumerate(members.found) if entry[0].startswith(prefix)]
   skipped = [s for s in members.skipped if s.name.startswith(prefix)]

@@ -1,8 +1,8 @@
-"""Collections of encoded pictures: what they list, how one is read, how a bad one is named.
+"""Collections of encoded pictures: their listing, reading one picture, and reporting a bad one.
 
-A collection is listed once, completely, before anything is decoded: its pictures in the order of
-their keys, and by name everything that it holds and that is no picture, so that nothing is lost in
-silence. Opening one is cheap to undo and never writes.
+A collection is listed once and completely before anything is decoded: the pictures in the order of
+their keys and, by name, everything else that it holds, so that nothing is lost silently. Opening a
+collection never writes.
 """
 
 import abc
@@ -14,7 +14,7 @@ import numpy as np
 
 from diversedit_jax import trees, types
 
-# Beyond it an integer is no label but a mistake, and its names would fill the memory.
+# A larger integer label is a mistake, and a name for each class would fill the memory.
 _MAX_CLASSES = 2**20
 
 
@@ -26,8 +26,9 @@ class BadPicture(ValueError):
 class Skipped:
   """Something in a collection that does not become an example.
 
-  name: as it is found there. bad: whether it is a picture that cannot be used, or may hold some;
-  if not, it is no picture, such as a README.
+  name: its name in the collection.
+  reason: why it is left out.
+  bad: True if it is an unusable picture or may hold pictures; False if it is none, as a README.
   """
 
   name: str
@@ -39,10 +40,12 @@ class Skipped:
 class Listing:
   """What a collection holds.
 
-  keys: sorted and unique; a POSIX path without its suffix, by which a picture is known for ever.
-  names: as they are found, with suffix, in the order of the keys. labels: int32 [n].
-  sizes: bytes of each encoded picture, int64 [n]; -1 where that is not known without reading it.
-  label_names: of all classes, label k being the k-th. skipped: what is not listed.
+  keys: sorted and unique; the POSIX path of each picture without its suffix, its lasting identity.
+  names: names with suffix, in the order of the keys.
+  labels: int32 [n].
+  sizes: bytes of each encoded picture, int64 [n].
+  label_names: names of all classes; label k is the k-th.
+  skipped: everything that is not listed.
   """
 
   keys: Sequence[str]
@@ -65,9 +68,10 @@ class Listing:
 
 
 class Pictures(abc.ABC):
-  """A collection. Travels to other processes by pickling; files are opened where they are read.
+  """A collection of pictures. It can be pickled: each process opens files when it reads them.
 
-  name: for messages and cards, without the machine's path: 'folder/photographs'.
+  name: name for messages and cards, without the machine's path, such as 'folder/photographs'.
+  listing: what the collection holds.
   """
 
   name: str
@@ -89,13 +93,13 @@ def make_listing(
   classes: Sequence[str] | None,
   where: str,
 ) -> tuple[Listing, np.ndarray]:
-  """The sorted listing of (name, label, bytes), and the order that sorts what was given.
+  """The sorted listing of (name, label, bytes) triples, and the order that sorts them.
 
-  A label that is a string is the name of its class; without `classes`, the names found, sorted, are
-  the classes. An integer label is an index, below the number of classes if they are given.
+  A string label is the name of a class; without `classes` the classes are the names found, sorted.
+  An integer label is an index, which must lie below the number of classes if these are given.
 
   Raises:
-    UserError: two files for one key, a label outside the classes, no picture at all.
+    UserError: two files have one key, a label is outside the classes, or there is no picture.
   """
   found, skipped = list(found), tuple(skipped)
   if not found:
@@ -132,8 +136,8 @@ def _label_names(found, named, where):
     return tuple(sorted(labels))
   if max(labels) >= _MAX_CLASSES:
     raise types.UserError(
-      f'{where}: the largest label is {max(labels)}, expected one below {_MAX_CLASSES}: labels are '
-      'counted from 0, without gaps'
+      f'{where}: the largest label is {max(labels)}, expected a label below {_MAX_CLASSES}; labels '
+      'are counted from 0, without gaps'
     )
   return tuple(str(k) for k in range(max(labels) + 1))
 
@@ -163,7 +167,8 @@ def _label(name: str, label: str | int, index: Mapping[str, int], where: str) ->
 
 
 def _first_reasons(skipped):
+  if not skipped:
+    return ''
   shown = '; '.join(f'{s.name}: {s.reason}' for s in skipped[:3])
-  return f' ({len(skipped)} files are none: {shown}{"; ..." if len(skipped) > 3 else ""})' * bool(
-    skipped
-  )
+  more = '; ...' if len(skipped) > 3 else ''
+  return f'; left out are {len(skipped)} files ({shown}{more})'

@@ -1,12 +1,12 @@
-"""Square crops of pictures, by the rules that ImageNet's models are trained and measured with.
+"""Square crops of pictures, by the rules used to train and evaluate ImageNet models.
 
   adm     while the shorter side is at least 2 S: halve both sides, rounded down, with a box filter;
           then one bicubic resize by S / shorter side, sides rounded; then the central S x S.
   center  one bicubic resize by S / shorter side, sides rounded; then the central S x S.
-  exact   the picture has S x S already.
+  exact   no change: the picture must have S x S already.
 
-Both filters are Pillow's, on bytes, antialiased. 'adm' is `center_crop_arr` of guided-diffusion and
-'center-crop-dhariwal' of REPA; the crop's upper left corner is at ((W - S) // 2, (H - S) // 2).
+Both filters are Pillow's, antialiased, on uint8. 'adm' is `center_crop_arr` of guided-diffusion and
+'center-crop-dhariwal' of REPA. The upper left corner of a crop is ((W - S) // 2, (H - S) // 2).
 """
 
 import numpy as np
@@ -21,15 +21,15 @@ _MAX_PIXELS = 2**27
 
 
 def crop(image: Image.Image, size: int, rule: str = 'adm') -> np.ndarray:
-  """uint8 [size, size, 3] of an RGB image, by a rule of `CROPS`.
+  """Crops an RGB image to uint8 [size, size, 3] by a rule of `CROPS`.
 
   Raises:
-    BadPicture: of another size than 'exact' demands, or too narrow for its length.
-    UserError: for an unknown rule, or a size below 1.
+    BadPicture: the picture has not the size that 'exact' demands, or is too narrow for its length.
+    UserError: the rule is unknown, or the size is below 1.
   """
   trees.check_known('crop', rule, CROPS)
   if size < 1:
-    raise types.UserError(f'pictures are cropped to a size of at least 1, got {size}')
+    raise types.UserError(f'the size of a crop must be at least 1, got {size}')
   if rule == 'exact':
     if image.size != (size, size):
       raise base.BadPicture(f'{_by(image.size)}, expected exactly {_by((size, size))}')

@@ -1,13 +1,11 @@
-"""Bytes of a picture -> RGB. Whatever the bytes, the result is a picture or a `BadPicture`.
+"""Bytes of a picture to RGB: whatever the bytes, the result is a picture or a `BadPicture`.
 
-The content decides, not the name. Colours as `Image.convert('RGB')` makes them, which is the rule
-of the ADM crop: alpha is dropped, palettes and CMYK are resolved, grey is repeated. Grey of 16 bits
-is scaled, round(255 v / 65535), where `convert` would clip it.
+The format is known by the content, not by the name. Colours are converted by
+`Image.convert('RGB')`, the rule of the ADM crop: alpha is dropped, palettes and CMYK are resolved,
+grey is repeated. Grey of 16 bits is scaled, round(255 v / 65535), where `convert` would clip it.
 """
 
 import io
-import threading
-import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -37,61 +35,32 @@ def decode(data: bytes, orientation: str = 'exif') -> Image.Image:
   """The picture in RGB, loaded.
 
   Args:
-    data: a file of one of `FORMATS`.
-    orientation: 'exif' turns the picture upright as its EXIF says, 'stored' leaves it as it lies.
+    data: bytes of a file of one of `FORMATS`.
+    orientation: 'exif' turns the picture upright as its EXIF says, 'stored' leaves it as it is.
 
   Raises:
-    BadPicture: no picture, damaged, animated, more than `MAX_PIXELS`, 32 bits a channel.
-    MemoryError, OSError: of the machine, not of the bytes.
-    UserError: for an unknown orientation.
+    BadPicture: no picture, damaged, animated, more than `MAX_PIXELS`, or 32 bits a channel.
+    MemoryError, OSError: the machine failed; the bytes may be sound.
+    UserError: the orientation is unknown.
   """
   trees.check_known('orientation', orientation, ORIENTATIONS)
   if not data:
     raise base.BadPicture('zero bytes')
   try:
-    with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
       return _load(image, orientation)
   except base.BadPicture:
     raise
   except UnidentifiedImageError as error:
-    # Its message has an address of memory in it.
+    # Pillow's own message holds a memory address, which would differ from run to run.
     raise base.BadPicture(f'no {", ".join(FORMATS)}, or its header is damaged') from error
   except Image.DecompressionBombError as error:
     raise base.BadPicture(f'more than {MAX_PIXELS} pixels') from error
   # Damaged files make Pillow raise almost anything: struct.error, OverflowError, KeyError, ...
   except Exception as error:
-    if _of_the_machine(error):
+    if _machine_failed(error):
       raise
     raise base.BadPicture(f'damaged: {_short(error)}') from error
-
-
-class _Quiet:
-  """Pillow's warnings are off while any thread is inside.
-
-  `warnings.catch_warnings` belongs to the whole process: two threads that leave it in another order
-  than they entered would leave its filters behind.
-  """
-
-  def __init__(self):
-    self._lock = threading.Lock()
-    self._inside = 0
-
-  def __enter__(self):
-    with self._lock:
-      if not self._inside:
-        self._filters = warnings.catch_warnings()
-        self._filters.__enter__()
-        warnings.filterwarnings('ignore', module='PIL')
-      self._inside += 1
-
-  def __exit__(self, *error):
-    with self._lock:
-      self._inside -= 1
-      if not self._inside:
-        self._filters.__exit__(*error)
-
-
-_QUIET = _Quiet()
 
 
 def _load(image, orientation):
@@ -99,28 +68,29 @@ def _load(image, orientation):
     raise base.BadPicture(f'{image.width}x{image.height}, more than {MAX_PIXELS} pixels')
   if not image.width * image.height:
     raise base.BadPicture(f'no pixels: {image.width}x{image.height}')
-  # A camera's JPEG may have a preview or a map of brightness behind it (MPO): no animation.
+  # The frames behind a camera's JPEG (MPO) are previews, no animation.
   frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
   if frames > 1:
     raise base.BadPicture(f'animated, {frames} frames')
-  # Pillow turns TIFFs while it loads them, and forgets how; the EXIF of a PNG may lie at its end.
+  # Pillow turns a TIFF while it loads it and drops the tag; a PNG may have its EXIF at the end.
   turned = image.format == 'TIFF'
-  if turned:
-    stored = _orientation(image)
+  stored = _orientation(image) if turned else None
   image.load()
   if not turned:
     stored = _orientation(image)
   turns = {'exif': {} if turned else _UPRIGHT, 'stored': _BACK if turned else {}}[orientation]
-  grey = _sixteen_bits(image)
-  if image.mode in ('I', 'F') and grey is None:
+  # Pillow's mode 'I' stands for 16 bits in formats that have no 32 bits.
+  if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+    image = Image.fromarray(_eight_bits(image))
+  if image.mode in ('I', 'F'):
     kind = 'integers' if image.mode == 'I' else 'floating-point numbers'
     raise base.BadPicture(f'{kind} of 32 bits, expected 8 or 16 bits a channel')
-  image = image.convert('RGB') if grey is None else Image.fromarray(grey).convert('RGB')
+  image = image.convert('RGB')
   return image.transpose(turns[stored]) if stored in turns else image
 
 
 def _orientation(image):
-  """1 to 8; 1 if the EXIF cannot be read, which is no reason to lose the picture."""
+  """The orientation, 1 to 8; 1 if the EXIF cannot be read, which is no reason to lose a picture."""
   try:
     stored = image.getexif().get(_ORIENTATION)
     return stored if isinstance(stored, int) else 1
@@ -128,14 +98,8 @@ def _orientation(image):
     return 1
 
 
-def _sixteen_bits(image):
-  """The bytes of a picture of 9 to 16 bits grey; None of any other."""
-  # Some formats have no 32 bits: there Pillow's 'I' stands for 16.
-  if not image.mode.startswith('I;16') and (image.mode, image.format) not in (
-    ('I', 'PNG'),
-    ('I', 'PPM'),
-  ):
-    return None
+def _eight_bits(image):
+  """Levels of a grey picture of 9 to 16 bits, scaled to uint8."""
   tags = getattr(image, 'tag_v2', {})
   top = 2 ** tags.get(_BITS, (16,))[0] - 1
   levels = np.asarray(image).astype(np.int64)
@@ -144,12 +108,12 @@ def _sixteen_bits(image):
   return np.clip((levels * 255 + top // 2) // top, 0, 255).astype(np.uint8)
 
 
-def _of_the_machine(error):
-  """Errors of the system have a number, unlike those that Pillow makes of damage."""
+def _machine_failed(error):
+  """Whether an error comes from the machine: system errors have a number, Pillow's have none."""
   return (
     isinstance(error, MemoryError)
     or (isinstance(error, OSError) and error.errno is not None)
-    or str(error).startswith('out of memory')  # Of Pillow's own decoders.
+    or str(error).startswith('out of memory')  # Raised by Pillow's decoders.
   )
 
 

@@ -1,18 +1,16 @@
-"""Pictures in class folders: ROOT/CLASS/**/FILE, listed once, read by name."""
+"""Pictures in class folders, ROOT/CLASS/**/FILE, listed once and read by name."""
 
 from collections.abc import Sequence
-import errno
 import functools
 import os
 import stat
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.pictures import base, loading, naming
 
 
-class FolderPictures(base.Pictures):
-  """See `base.Pictures`; names are relative to the folder that holds the class folders."""
+class FilePictures(base.Pictures):
+  """Pictures that are files of their own; see `base.Pictures`. Names are paths from `root`."""
 
   def __init__(self, name: str, root: str, listing: base.Listing):
     self.name, self.listing = name, listing
@@ -20,20 +18,18 @@ class FolderPictures(base.Pictures):
 
   def read(self, index: int) -> bytes:
     """See `base.Pictures`."""
-    return read_file(os.path.join(self._root, self.listing.names[index]))
+    with open(os.path.join(self._root, self.listing.names[index]), 'rb') as file:
+      return file.read()
 
 
-def open_folder(
-  path: str | os.PathLike[str], classes: Sequence[str] | None = None
-) -> FolderPictures:
-  """The pictures of class folders, by the rule of `naming`; links are followed.
+def open_folder(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> FilePictures:
+  """The pictures in class folders, by the rule of `naming`; links are followed.
 
-  What its owner keeps from this user, and a link that leads nowhere or back to a folder that it
-  lies in, are skipped by name; not so what fails for another reason, as on a disk that is full of
-  errors.
+  Skipped by name are files and folders that this user may not read, links that lead nowhere, and
+  links to a folder that they lie in.
 
   Raises:
-    UserError: no such folder, a failure of the disk, or as `naming.arrange`.
+    UserError: no such folder, a disk that fails, or as `naming.arrange`.
   """
   root = os.path.abspath(path)
   if not os.path.isdir(root):
@@ -41,49 +37,32 @@ def open_folder(
     raise types.UserError(f'{path}: no such folder; found {found} there')
   found, skipped, folders = _walk(root)
   listing, _, top = naming.arrange(found, skipped, folders, classes, os.fspath(path))
-  name = f'folder/{os.path.basename(root)}'
-  return FolderPictures(name, os.path.join(root, top), listing)
-
-
-def read_file(path: str) -> bytes:
-  """The bytes of one picture's file (OSError)."""
-  with open(path, 'rb') as file:
-    return file.read()
+  return FilePictures(f'folder/{os.path.basename(root)}', os.path.join(root, top), listing)
 
 
 def look(path: str) -> tuple[os.stat_result | None, str | None]:
-  """What is at a path, links followed; None and the reason if nothing there can ever be read.
+  """The status of what is at a path, links followed, and None; or None and why it is unreadable.
 
   Raises:
-    UserError: for any other failure; there may be good pictures.
+    UserError: the disk fails; there may be good pictures.
   """
   try:
     return loading.patiently(functools.partial(os.stat, path), path, loading.LASTING), None
   except OSError as error:
-    if not os.path.islink(path):
-      return None, _denied(error)
-    return None, {
-      errno.ENOENT: 'a link that leads nowhere',
-      errno.ELOOP: 'a link that leads to itself',
-    }.get(error.errno, f'a link that cannot be followed: {error.strerror}')
+    what = 'a link that cannot be followed' if os.path.islink(path) else 'cannot be read'
+    return None, f'{what}: {error.strerror}'
 
 
 def refusal(path: str) -> str | None:
-  """Why a file can never be read; None if it can, or as `look`."""
-  if os.access(path, os.R_OK):
-    return None
-  try:  # Access is also denied where the disk fails.
-    loading.patiently(lambda: open(path, 'rb').close(), path, loading.LASTING)
-  except OSError as error:
-    return _denied(error)
-  return None
+  """Why this user may not read a file; None if they may."""
+  return None if os.access(path, os.R_OK) else 'cannot be read: Permission denied'
 
 
 def _walk(root):
-  """Files that may be pictures with their bytes, what is none, and the folders; names as in ROOT.
+  """(name, bytes) of files that may be pictures, what is none, and the folders; names from `root`.
 
-  Each folder to visit carries the identities of those that it lies in: a link to one of them would
-  be followed for ever.
+  Each folder to visit carries the identities of the folders that it lies in: following a link to
+  one of them would never end.
   """
   found, skipped, folders = [], [], []
   listing = progress.Progress(f'listing {root}', unit='files')
@@ -97,7 +76,7 @@ def _walk(root):
     except OSError as error:
       if not folder:
         raise types.UserError(f'{root}: cannot be read: {error.strerror}') from error
-      skipped.append(base.Skipped(folder, _denied(error)))
+      skipped.append(base.Skipped(folder, f'cannot be read: {error.strerror}'))
       continue
     if folder:
       folders.append(folder.rstrip('/'))
@@ -126,7 +105,3 @@ def _entries(root, folder):
 
 def _identity(status):
   return status.st_dev, status.st_ino
-
-
-def _denied(error):
-  return f'cannot be read: {error.strerror}'

@@ -1,11 +1,10 @@
-"""Names of all classes in their order, from a text file or ILSVRC-2012's own."""
+"""Names of all classes in their order, from a text file or those of ILSVRC-2012."""
 
 import importlib.util
 import os
 import pathlib
 
 from diversedit_jax import types
-from diversedit_jax.data.pictures import naming
 
 _IMAGENET = 'datasets/imagenet2012/labels.txt'
 
@@ -14,12 +13,12 @@ def read_classes(spec: str | os.PathLike[str]) -> tuple[str, ...]:
   """The names of the classes; label k is the k-th.
 
   Args:
-    spec: a UTF-8 text file with one name on each line; or 'imagenet', the 1,000 WordNet ids of
-      ILSVRC-2012 in its order, which is that of the ids (the file that comes with
-      tensorflow-datasets). A file of that name is meant by './imagenet'.
+    spec: path of a UTF-8 text file with one name per line, or 'imagenet' for the 1,000 sorted
+      WordNet ids of ILSVRC-2012, read from the package tensorflow-datasets. Write './imagenet' for
+      a file of that name.
 
   Raises:
-    UserError: no such file, not UTF-8, no names, an empty line, a name twice.
+    UserError: no such file, not UTF-8, no names, an empty line, or a name twice.
   """
   if spec == 'imagenet':
     return _imagenet()
@@ -28,26 +27,28 @@ def read_classes(spec: str | os.PathLike[str]) -> tuple[str, ...]:
   except OSError as error:
     raise types.UserError(
       f'classes {str(spec)!r}: cannot be read: {error.strerror}; expected a text file with one '
-      "class on each line, or 'imagenet'"
+      "class per line, or 'imagenet'"
     ) from error
   except UnicodeDecodeError as error:
     raise types.UserError(f'classes {str(spec)!r}: not UTF-8 text: {error}') from error
   names = [line.strip() for line in text.split('\n')]
   if names and not names[-1]:
-    names.pop()  # What follows the last line's end.
+    names.pop()  # The last line ends with a newline.
   if not names:
-    raise types.UserError(f'classes {str(spec)!r}: the file is empty; expected one class a line')
+    raise types.UserError(f'classes {str(spec)!r}: the file is empty; expected one class per line')
   first = {}
   for number, name in enumerate(names, 1):
     if not name:
-      raise types.UserError(f'{spec}:{number}: an empty line, expected the name of a class')
+      raise types.UserError(f'{spec}:{number}: the line is empty, expected the name of a class')
     if first.setdefault(name, number) != number:
-      raise types.UserError(f'{spec}:{number}: {name!r} again, as in line {first[name]}')
+      raise types.UserError(
+        f'{spec}:{number}: {name!r} is there twice, first in line {first[name]}'
+      )
   return tuple(names)
 
 
 def _imagenet():
-  # Found without an import: the package's takes a third of a second.
+  # Found without importing the package, which takes a third of a second.
   package = importlib.util.find_spec('tensorflow_datasets')
   if package is None or package.origin is None:
     raise types.UserError(
@@ -61,8 +62,6 @@ def _imagenet():
       f"classes 'imagenet': {path} cannot be read: {error.strerror}; give a text file with the "
       '1,000 WordNet ids instead'
     ) from error
-  if len(set(names)) != 1000 or sorted(names) != list(names):
+  if len(names) != 1000 or list(names) != sorted(set(names)):
     raise types.UserError(f"classes 'imagenet': {path} has not 1,000 different names in order")
-  if not all(naming.is_wordnet(name) for name in names):
-    raise types.UserError(f"classes 'imagenet': {path} has names that are no WordNet ids")
   return names

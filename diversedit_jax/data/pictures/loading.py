@@ -1,7 +1,7 @@
-"""From a listed picture to its pixels, past disks and networks that fail for a moment.
+"""Reads and decodes a listed picture, in spite of disks and networks that fail for a moment.
 
-What is wrong with the bytes of a picture makes it a bad one, which may be left out for ever. What
-is wrong with the machine says nothing about the picture: it is tried again, then the work ends.
+Damaged bytes make a picture bad, and it may be left out for ever. A machine that fails says nothing
+about the picture: reading is tried again a few times, and then the program ends.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from diversedit_jax.data.pictures import base, crop, decode
 LASTING = frozenset(
   (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 )
-"""Errors that tell of a file, while others tell of the disk, the network or the process."""
+"""Errors that are facts about a file; all others come from the disk, the network or the process."""
 
 _WAITS = (0.1, 0.5, 2.0)  # Seconds before another attempt.
 
@@ -31,11 +31,15 @@ def load(
   """The encoded picture at a position of the listing, and its crop, uint8 [size, size, 3].
 
   Args:
-    rule: see `crop.crop`. orientation: see `decode.decode`.
+    collection: the pictures.
+    index: position in the listing.
+    size: side of the crop.
+    rule: rule of the crop, see `crop.crop`.
+    orientation: see `decode.decode`.
 
   Raises:
     BadPicture: its bytes cannot be used.
-    UserError: they could not be read, or there was no memory for them, again and again.
+    UserError: every attempt to read it failed, or memory ran out every time.
   """
 
   def attempt():
@@ -48,32 +52,30 @@ def load(
 def patiently(
   attempt: Callable[[], _Result], name: str, raised: frozenset[int] = frozenset()
 ) -> _Result:
-  """What `attempt` returns, which is called again after an OSError or a MemoryError.
+  """Returns `attempt()`, trying again after an OSError or a MemoryError.
 
   Args:
-    name: of what is read, for messages. raised: error numbers that are passed on at once.
+    attempt: reads something.
+    name: name of what is read, for messages.
+    raised: error numbers that are raised at once instead.
 
   Raises:
-    UserError: it failed every time.
+    UserError: every attempt failed.
   """
   for wait in (*_WAITS, None):
     try:
       return attempt()
     except (OSError, MemoryError) as error:
-      if isinstance(error, OSError) and error.errno in raised:
-        raise
-      reason = _reason(error)
+      reason = 'there is not enough memory'
+      if isinstance(error, OSError):
+        if error.errno in raised:
+          raise
+        reason = error.strerror or str(error)
       if wait is None:
         raise types.UserError(
-          f'{name} cannot be read: {reason}, {1 + len(_WAITS)} times. It is not left out, since '
-          'that says nothing about its content; mend it and start again, or remove the file'
+          f'{name} cannot be read: {reason}, {1 + len(_WAITS)} times. The file may be sound, so it '
+          'is not left out; repair the disk or remove the file, and run the same command again'
         ) from error
     logging.warning('%s cannot be read: %s; trying again in %g s', name, reason, wait)
     time.sleep(wait)
   raise AssertionError  # The last attempt returns or raises.
-
-
-def _reason(error):
-  if isinstance(error, MemoryError):
-    return 'there is not enough memory'
-  return error.strerror or str(error)

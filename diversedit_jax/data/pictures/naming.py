@@ -1,15 +1,17 @@
-"""Which files of a folder or an archive are pictures, and of which class: one rule for all.
+"""The one rule for folders and archives: which files are pictures, and what their classes are.
 
 A picture is a file with a picture's suffix, of at most 1 GiB, that is not hidden (no part of its
-name begins with a dot or is `__MACOSX`). Its class is the top folder that it lies in; without one
-it is the WordNet id that its name begins with (`n01440764_10026.JPEG`), or it is skipped.
+name begins with a dot or is `__MACOSX`). Its class is the top folder that it lies in. Without a
+folder, the class is the WordNet id that the name begins with (`n01440764_10026.JPEG`); files with
+neither are skipped.
 
-One folder above the class folders, such as `train/`, is left out of names and classes. It is known
-by this: all pictures lie below it, and those directly in it are none, or are all named by WordNet
-ids while the folder itself is not. One folder at most is left out in this way. Where the class
-folders would be splits (`train` and `test` side by side) it is an error, so that nobody trains on
-them as classes by accident. So it is where classes are counted from what is found and one of them
-is lost, since all labels after it would be others.
+One folder above the class folders, such as `train/`, is left out of names and classes. It is
+recognised if all pictures lie below it, and no picture lies directly in it unless all these are
+named by WordNet ids and the folder is not. At most one folder is left out.
+
+Two mistakes are errors. If the class folders would be splits (`train` beside `test`), somebody
+would train on splits as classes. If the classes are those found and one of them is lost, all labels
+after it would change.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,7 +52,7 @@ def hidden(name: str) -> bool:
 
 
 def refusal(name: str, size: int) -> str | None:
-  """Why a file is no picture, from its name and its bytes; None if it may be one."""
+  """Why a file is no picture, by its name and size in bytes; None if it may be one."""
   if hidden(name):
     return 'hidden'
   if not named_as_picture(name):
@@ -64,12 +66,12 @@ def named_as_picture(name: str) -> bool:
 
 
 def skip(name: str, reason: str) -> base.Skipped:
-  """What is not listed, and why; it is bad if it is named as a picture."""
+  """The record of a file that is not listed; it is bad if it is named as a picture."""
   return base.Skipped(name, reason, bad=named_as_picture(name))
 
 
 def too_large(size: int) -> str | None:
-  """Why a file of so many bytes is not read; None if it is."""
+  """Why a file of this many bytes is not read; None if it is."""
   return f'{size} bytes, more than {MAX_BYTES}' if size > MAX_BYTES else None
 
 
@@ -83,18 +85,18 @@ def arrange(
   """The listing of pictures by the rule above.
 
   Args:
-    found: POSIX name and bytes of each candidate.
-    skipped: what is none.
-    folders: names of all folders; those that hold nothing are skipped by name.
+    found: POSIX name and size in bytes of each candidate.
+    skipped: files that are no candidates.
+    folders: names of all folders; empty ones are skipped by name.
     classes: all classes, in order; None takes those that are found, sorted.
-    where: the collection, for messages.
+    where: name of the collection, for messages.
 
   Returns:
-    The listing; the positions in `found` of its pictures; the folder left out, as 'train/' or ''.
+    The listing; the positions in `found` of its pictures; the folder left out, such as 'train/', or ''.
 
   Raises:
-    UserError: no pictures, splits for classes, two files for one key, a class that is not known;
-      without `classes`, a class folder of which nothing can be listed, or one that cannot be read.
+    UserError: no pictures, splits for classes, two files with one key, or an unknown class;
+      without `classes`, also a class folder that cannot be read or has nothing to list.
   """
   folders = list(folders)
   skipped = [*skipped, *_empty(folders, [*(name for name, _ in found), *(s.name for s in skipped)])]
@@ -107,8 +109,8 @@ def arrange(
   found_classes = {label for _, label, _ in labelled}
   if len(found_classes) > 1 and found_classes <= SPLITS:
     raise types.UserError(
-      f'{where} holds the splits {", ".join(sorted(found_classes))} and no classes; name one of '
-      f'them, as in {where}/{top}{max(found_classes)}'
+      f'{where} holds the splits {", ".join(sorted(found_classes))}, not classes; name one split, '
+      f'as in {where}/{top}{max(found_classes)}'
     )
   if classes is None and labelled:
     _check_lost(folders, skipped, found_classes, top, where)
@@ -137,7 +139,7 @@ def _left_out(names):
 
 
 def _empty(folders, names):
-  """Folders that nothing lies in, neither a file nor a folder."""
+  """Skips the folders that hold neither a file nor a folder."""
   folders = set(folders)
   holding = {folder.rpartition('/')[0] for folder in folders}
   holding |= {name.rstrip('/').rpartition('/')[0] for name in names}
@@ -145,7 +147,7 @@ def _empty(folders, names):
 
 
 def _check_lost(folders, skipped, classes, top, where):
-  """Refuses folders that may be classes, or have a class, and of which nothing is listed."""
+  """Refuses folders that may be classes, or belong to one, and of which nothing is listed."""
   lost, others = {}, set()
   for s in skipped:
     name = s.name.removeprefix(top)
@@ -153,20 +155,21 @@ def _check_lost(folders, skipped, classes, top, where):
     if not s.name.startswith(top) or hidden(name):
       continue
     if s.bad and name.endswith('/'):
-      lost[name.rstrip('/')] = s.reason  # Nobody knows what is in it.
+      lost[name.rstrip('/')] = s.reason  # A folder whose content is unknown.
     elif s.bad and folder not in classes and (slash or not named_as_picture(name)):
-      lost.setdefault(folder, s.reason)  # Without a slash: a link that led to a class folder, say.
+      # A name without a slash may be a broken link to a class folder.
+      lost.setdefault(folder, s.reason)
     elif not name.endswith('/') and rest:
       others.add(folder)
   for name in folders:
     folder = name.removeprefix(top).partition('/')[0]
-    # A folder of other files alone is no class.
+    # A folder that holds only other files is no class.
     if name.startswith(top) and not hidden(name) and folder not in classes | others:
       lost.setdefault(folder, 'an empty folder')
   if lost:
     first, more = min(lost), f' and {len(lost) - 1} more' * (len(lost) > 1)
     raise types.UserError(
-      f'{where}: nothing of {top + first!r}{more} can be listed ({lost[first]}), and labels are '
-      'positions among the classes found: those after it would be others. Mend or remove it, or '
-      "name all classes by --classes (data.classes in a config), a file or 'imagenet'"
+      f'{where}: nothing in {top + first!r}{more} can be listed ({lost[first]}), and without it '
+      'all later classes would get other labels. Repair or remove it, or name all classes by '
+      "--classes (data.classes in a config): a file, or 'imagenet'"
     )

@@ -1,8 +1,9 @@
-"""Collections by name, as a command line or a config writes them."""
+"""Opens collections of pictures by the specs that command lines and configs hold."""
 
 from collections.abc import Sequence
 import os
 import tarfile
+import zipfile
 
 from absl import logging
 
@@ -31,23 +32,23 @@ _FORMS = ', '.join([*(f'{kind}:PATH' for kind in KINDS[:-1]), 'tfds:NAME[:SPLIT]
 def open_pictures(
   spec: str | os.PathLike[str], *, classes: str | Sequence[str] | None = None, split: str = 'train'
 ) -> base.Pictures:
-  """The collection of a spec.
+  """Opens the collection of a spec.
 
     folder:PATH          class folders, see `folders.open_folder`
-    tar:PATH  zip:PATH   an archive of such, or of pictures named by WordNet ids, or ILSVRC-2012's
-                         tar of tars; PATH may go on to a folder in it, as in cifar10.tar/train
+    tar:PATH  zip:PATH   an archive of class folders or of pictures named by WordNet ids, or the tar
+                         of tars of ILSVRC-2012; PATH may go on inside, as in cifar10.tar/train
     csv:PATH             a table with the columns path and label, see `tables.open_table`
     tfds:NAME[:SPLIT]    a prepared dataset of TFDS, see `tfds_pictures.open_tfds`
     PATH                 one of the first four, by what is there
 
   Args:
-    spec: as above; '{split}' in it becomes `split`.
+    spec: one of the forms above; '{split}' in it becomes `split`.
     classes: names of all classes in order, or a spec of `labels.read_classes` such as 'imagenet';
       None takes the names that are found, sorted.
-    split: of the data; other than 'train' only where the spec leaves it open.
+    split: split of the data; another than 'train' needs '{split}' in the spec.
 
   Raises:
-    UserError: for an unknown or malformed spec, or as the opener of its kind.
+    UserError: the spec is unknown or malformed, or as the opener of its kind.
   """
   kind, rest = _parse(os.fspath(spec).replace('{split}', split))
   if isinstance(classes, str):
@@ -66,8 +67,8 @@ def open_pictures(
   names = pictures.listing.label_names
   if classes is None and len(names) < 1000 and all(naming.is_wordnet(name) for name in names):
     logging.warning(
-      '%s has %d classes named by WordNet ids: labels are positions among these, not the 1,000 of '
-      "ILSVRC-2012; classes='imagenet' gives those",
+      '%s has %d classes named by WordNet ids: labels count these classes, not the 1,000 of '
+      "ILSVRC-2012; set classes='imagenet' for those",
       pictures.name,
       len(names),
     )
@@ -75,7 +76,11 @@ def open_pictures(
 
 
 def folder_of(spec: str | os.PathLike[str], split: str = 'train') -> str | None:
-  """The folder whose files are listed for a spec; None for other kinds (UserError)."""
+  """The folder whose files a spec lists; None for other kinds of collections.
+
+  Raises:
+    UserError: as `open_pictures`.
+  """
   kind, rest = _parse(os.fspath(spec).replace('{split}', split))
   return rest if kind == 'folder' else None
 
@@ -94,19 +99,19 @@ def _parse(spec):
 
 
 def _kind(path):
-  """The kind of what lies at a path: by content, and by the name where the content is damaged."""
+  """The kind of what is at a path, by its content, or by its name if the content is damaged."""
   if os.path.isdir(path):
     return 'folder'
   archive, _ = archives.split_path(path)
   try:
     with open(archive, 'rb') as file:
-      start = file.read(512)
+      start = file.read(8)
+    if tars.compression(start) or tarfile.is_tarfile(archive):
+      return 'tar'
+    if zipfile.is_zipfile(archive):
+      return 'zip'
   except OSError as error:
     raise types.UserError(f'{archive}: cannot be read: {error.strerror}') from error
-  if tars.compression(start) or _is_tar(start):
-    return 'tar'
-  if start.startswith((b'PK\x03\x04', b'PK\x05\x06')):
-    return 'zip'
   suffix = os.path.splitext(archive)[1].lower().removeprefix('.')
   if suffix in ('tar', 'zip', 'csv'):
     return suffix
@@ -115,16 +120,8 @@ def _kind(path):
   )
 
 
-def _is_tar(start):
-  try:
-    tarfile.TarInfo.frombuf(start, 'utf-8', 'surrogateescape')
-  except (tarfile.HeaderError, ValueError):
-    return False
-  return True
-
-
 def _one_split(spec, found, split):
   return types.UserError(
-    f'pictures {os.fspath(spec)!r} are one split, {found!r}; for the split {split!r} write '
-    "'{split}' in its place"
+    f'pictures {os.fspath(spec)!r} are the split {found!r} alone; to read the split {split!r} too, '
+    "write '{split}' in place of the name"
   )

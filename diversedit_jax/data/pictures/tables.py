@@ -15,28 +15,17 @@ _COLUMNS = ('path', 'label')
 _INTEGER = re.compile(r'[+-]?[0-9]+')
 
 
-class TablePictures(base.Pictures):
-  """See `base.Pictures`; names are the paths in the table."""
+def open_table(
+  path: str | os.PathLike[str], classes: Sequence[str] | None = None
+) -> folders.FilePictures:
+  """The pictures of a CSV file in UTF-8 with the columns 'path' and 'label'.
 
-  def __init__(self, name: str, root: str, listing: base.Listing):
-    self.name, self.listing = name, listing
-    self._root = root
-
-  def read(self, index: int) -> bytes:
-    """See `base.Pictures`."""
-    return folders.read_file(os.path.join(self._root, self.listing.names[index]))
-
-
-def open_table(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> TablePictures:
-  """The pictures of a CSV file with the columns 'path' and 'label', in UTF-8.
-
-  Paths are absolute or relative to the folder of the table; files are taken whatever their names
-  end in. Labels are all integers, counted from 0, or all names of classes. Other columns and empty
-  lines are left out. A file that is not there, may not be read or has more than 1 GiB is skipped by
-  name.
+  Paths are absolute or relative to the folder of the table; files may have any suffix. Labels are
+  either all integers, counted from 0, or all names of classes. Other columns and empty lines are
+  ignored. A file that is missing, may not be read or has more than 1 GiB is skipped by name.
 
   Raises:
-    UserError: naming the line: no CSV, a column or a field that is missing, labels of both kinds.
+    UserError: naming the line: no CSV, a missing column or field, or labels of both kinds.
       Or as `base.make_listing`.
   """
   path = pathlib.Path(path)
@@ -55,38 +44,32 @@ def open_table(path: str | os.PathLike[str], classes: Sequence[str] | None = Non
     else:
       found.append((file, label, size))
   listing, _ = base.make_listing(found, skipped, classes, str(path))
-  return TablePictures(f'csv/{path.stem}', root, listing)
+  return folders.FilePictures(f'csv/{path.stem}', root, listing)
 
 
 def _rows(path) -> Iterator[tuple[int, str, str | int]]:
-  """Line, path and label of each row."""
+  """Yields the line number, path and label of each row."""
   reader = csv.reader(io.StringIO(_text(path), newline=''), strict=True, skipinitialspace=True)
   columns = None
-  while True:
-    try:
-      row = next(reader, None)
-    except csv.Error as error:
-      raise types.UserError(f'{path}:{reader.line_num}: bad CSV: {error}') from error
-    number = reader.line_num
-    if row is None:
-      break
-    if not row:
-      continue
-    if columns is None:
-      columns = _header([name.strip() for name in row], f'{path}:{number}')
-      continue
-    if len(row) != len(columns):
-      raise types.UserError(
-        f'{path}:{number}: {len(row)} fields, expected {len(columns)} as in the header; a field '
-        'with a comma in it stands in double quotes'
-      )
-    fields = {name: row[columns.index(name)] for name in _COLUMNS}
-    label = fields['label'].strip()
-    for name, value in (('path', fields['path']), ('label', label)):
-      if not value:
-        raise types.UserError(f'{path}:{number}: the {name} is empty')
-    # PurePosixPath leaves out './' and doubled slashes, and nothing else.
-    yield number, str(pathlib.PurePosixPath(fields['path'])), _label(label, f'{path}:{number}')
+  try:
+    for row in filter(None, reader):  # Empty lines are empty rows.
+      where = f'{path}:{reader.line_num}'
+      if columns is None:
+        columns = _header([name.strip() for name in row], where)
+        continue
+      if len(row) != len(columns):
+        raise types.UserError(
+          f'{where}: {len(row)} fields, expected {len(columns)} as in the header; put a field that '
+          'has a comma in double quotes'
+        )
+      file, label = (row[columns.index(name)] for name in _COLUMNS)
+      for name, value in (('path', file), ('label', label.strip())):
+        if not value:
+          raise types.UserError(f'{where}: the {name} is empty')
+      # PurePosixPath drops './' and doubled slashes, and changes nothing else.
+      yield reader.line_num, str(pathlib.PurePosixPath(file)), _label(label.strip(), where)
+  except csv.Error as error:
+    raise types.UserError(f'{path}:{reader.line_num}: bad CSV: {error}') from error
   if columns is None:
     raise types.UserError(f'{path}: the table is empty, expected a header with path,label')
 
@@ -94,26 +77,23 @@ def _rows(path) -> Iterator[tuple[int, str, str | int]]:
 def _text(path):
   try:
     data = path.read_bytes()
+    text = data.decode('utf-8-sig')
   except OSError as error:
     raise types.UserError(f'{path}: cannot be read: {error.strerror}') from error
-  nul = data.find(b'\0')
-  if nul >= 0:
-    raise types.UserError(f'{path}:{_line(data, nul)}: a NUL byte, expected text in UTF-8')
-  try:
-    return data.decode('utf-8-sig')
   except UnicodeDecodeError as error:
-    line = _line(data, error.start)
+    line = data.count(b'\n', 0, error.start) + 1
     raise types.UserError(f'{path}:{line}: not UTF-8: {error.reason}') from error
-
-
-def _line(data, position):
-  return data.count(b'\n', 0, position) + 1
+  before, nul, _ = text.partition('\0')
+  if nul:
+    line = before.count('\n') + 1
+    raise types.UserError(f'{path}:{line}: a NUL byte, expected text in UTF-8')
+  return text
 
 
 def _header(names, where):
   for column in _COLUMNS:
     if names.count(column) != 1:
-      found = 'twice' if column in names else f'not there{trees.did_you_mean(column, names)}'
+      found = 'there twice' if column in names else f'missing{trees.did_you_mean(column, names)}'
       raise types.UserError(
         f'{where}: the column {column!r} is {found}; expected a header with path,label'
       )
@@ -124,7 +104,7 @@ def _label(text, where):
   if not _INTEGER.fullmatch(text):
     return text
   if len(text) > 18 or int(text) < 0:
-    raise types.UserError(f'{where}: the label {text} is out of range, labels are counted from 0')
+    raise types.UserError(f'{where}: the label {text} is out of range; labels are counted from 0')
   return int(text)
 
 
@@ -133,7 +113,7 @@ def _kind(label):
 
 
 def _look(path):
-  """Bytes of a file, and why it is none if it is none."""
+  """Size of a file in bytes, and why it cannot be used, or None."""
   status, reason = folders.look(path)
   if status is None:
     return 0, reason

@@ -1,7 +1,7 @@
 """Members of a `.tar`, and of the `.tar`s in it, from their headers alone.
 
-`tarfile` takes a damaged header for the end of the archive, so the end is looked at here: whatever
-is no end mark, followed by zeros, is damage.
+`tarfile` takes a damaged header for the end of the archive, so the end is checked here: anything
+but an end mark followed by zeros is damage.
 """
 
 from collections.abc import Iterator
@@ -9,8 +9,7 @@ import dataclasses
 import os
 import tarfile
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.pictures import base, naming
 
 _BLOCK = 512
@@ -20,24 +19,15 @@ _COMPRESSED = {
   b'BZh': 'bzip2',
   b'\x28\xb5\x2f\xfd': 'zstd',
 }
-# What damaged headers make `tarfile` raise.
-_DAMAGE = (
-  tarfile.TarError,
-  OSError,
-  ValueError,
-  ArithmeticError,
-  LookupError,
-  EOFError,
-  MemoryError,
-  RecursionError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Members:
   """What an archive holds.
 
-  found: (name, bytes, place) of what may be a picture. skipped: what is none. folders: their names.
+  found: (name, bytes, place) of files that may be pictures.
+  skipped: everything else.
+  folders: names of the folders.
   """
 
   found: list[tuple]
@@ -46,98 +36,78 @@ class Members:
 
 
 def compression(start: bytes) -> str | None:
-  """The program that compressed a file, from its first bytes; None if none did."""
+  """The program that compressed a file, by its first bytes; None if it is not compressed."""
   return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
 def scan(path: str) -> Members:
-  """All members; places are offsets of their first bytes.
+  """All members; the place of a member is the offset of its first byte.
 
   Raises:
-    UserError: compressed, damaged or cut off; the last good member is named.
+    UserError: the archive is compressed, damaged or cut off.
   """
   members = Members([], [], [])
+  # Unbuffered: headers lie far apart.
   with open(path, 'rb', buffering=0) as file:
-    whole = _Window(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    _refuse_compressed(whole, path)
-    listing = progress.Progress(f'listing {path}', whole.size)
-    for member in _headers(whole, path):
+    listing = progress.Progress(f'listing {path}', os.path.getsize(path))
+    for archive, member in _headers(file, path):
       listing.at(member.offset)
       name = clean(member.name)
       if not _is_archive(member, name):
         _take(members, name, member, 0)
         continue
       members.folders.append(name[:-4])
-      where = f'{path}: {member.name}'
-      inner = whole.part(member.offset_data, member.size)
-      _refuse_compressed(inner, where)
-      for picture in _headers(inner, where):
-        listing.at(inner.start + picture.offset)
-        _take(members, f'{name[:-4]}/{clean(picture.name)}', picture, inner.start)
+      inner, start = archive.extractfile(member).raw, member.offset_data
+      for _, picture in _headers(inner, f'{path}: {member.name}'):
+        listing.at(start + picture.offset)
+        _take(members, f'{name[:-4]}/{clean(picture.name)}', picture, start)
   return members
 
 
 def clean(name: str) -> str:
-  """The name of a member without './' and doubled or leading slashes."""
+  """The name of a member without './' and without doubled or leading slashes."""
   return '/'.join(part for part in name.split('/') if part not in ('', '.'))
 
 
-class _Window:
-  """A part of a file, as a file that `tarfile` can read."""
-
-  def __init__(self, descriptor, start, size):
-    self.descriptor, self.start, self.size, self.position = descriptor, start, size, 0
-
-  def part(self, offset, size):
-    return _Window(self.descriptor, self.start + offset, size)
-
-  def read(self, count):
-    count = max(0, min(count, self.size - self.position))
-    data = os.pread(self.descriptor, count, self.start + self.position)
-    self.position += len(data)
-    return data
-
-  def seek(self, position):
-    self.position = position
-
-  def tell(self):
-    return self.position
-
-
-def _headers(window, where) -> Iterator[tarfile.TarInfo]:
-  """Members in their order; the whole window must be a sound archive."""
-  good, current, end = None, None, 0
+def _headers(file, where) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+  """Yields the archive with each of its members in their order; the whole file must be sound."""
+  end = 0
   try:
-    archive = tarfile.TarFile(fileobj=window, encoding='utf-8')
+    if program := compression(file.read(8)):
+      raise types.UserError(
+        f'{where} is compressed by {program}, so its pictures cannot be read one by one; run '
+        f'`{program} --decompress --keep FILE` and give the .tar file that this makes'
+      )
+    file.seek(0)
+    archive = tarfile.TarFile(fileobj=file, encoding='utf-8')
     while (member := archive.next()) is not None:
-      good, current = current, member.name  # `tarfile` has seen the end of the one before.
       archive.members.clear()  # It would hold a million headers.
       if member.size < 0 or archive.offset <= end:
-        raise ValueError('a negative size')
+        raise ValueError(f'a negative size at byte {end}')
       end = archive.offset
-      yield member
-    good = current
-    problem = _after(window, archive.offset)
-  except _DAMAGE as error:
+      yield archive, member
+    problem = _after(file, archive.offset)
+  except types.UserError:
+    raise
+  except Exception as error:  # Damaged headers make `tarfile` raise almost anything.
     problem = ' '.join(str(error).split()) or type(error).__name__
   if problem:
-    last = f'the last good member is {good!r}' if good else 'no member is good'
     raise types.UserError(
-      f'{where} is no tar, or is damaged or cut off: {problem}; {last}. Fetch or make it again'
+      f'{where} is no tar, or is damaged or cut off: {problem}. Download or make it again'
     )
 
 
-def _after(window, offset):
-  """What is wrong with the end of an archive, which begins with a block of zeros."""
-  window.seek(offset)
-  mark = window.read(_BLOCK)
+def _after(file, offset):
+  """What is wrong with the end of an archive, which must be blocks of zeros; None if nothing."""
+  file.seek(offset)
+  mark = file.read(_BLOCK)
   if len(mark) < _BLOCK:
     return f'it has no end mark at byte {offset}'
   if any(mark):
     return f'no header at byte {offset}'
-  while data := window.read(1 << 20):
+  while data := file.read(1 << 20):
     if data.count(0) != len(data):
-      return f'after its end mark at byte {offset} there is something else'
+      return f'its end mark at byte {offset} is followed by other data'
   return None
 
 
@@ -164,12 +134,3 @@ def _take(members, name, member, start):
 def _is_archive(member, name):
   plain = member.isreg() and not member.issparse() and not naming.hidden(name)
   return plain and name.lower().endswith('.tar')
-
-
-def _refuse_compressed(window, where):
-  if program := compression(window.read(8)):
-    raise types.UserError(
-      f'{where} is compressed by {program}, so its pictures cannot be read one by one; unpack it '
-      f'first, as in `{program} --decompress --keep FILE`, and name the .tar that appears'
-    )
-  window.seek(0)

@@ -1,23 +1,20 @@
-"""Pictures of a TFDS dataset that has been prepared as ArrayRecord files, without TensorFlow."""
+"""Pictures of a TFDS dataset prepared as ArrayRecord files, read without TensorFlow."""
 
 from collections.abc import Sequence
-import difflib
 import functools
 import os
 import pathlib
 import re
-import threading
 
 import numpy as np
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.pictures import base
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _SPEC = re.compile(r'(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?')
 _BATCH = 256
-# TFDS needs importlib_resources to prepare, but does not ask for it; its command line needs Beam.
+# TFDS needs importlib_resources to prepare but does not require it; its command line needs Beam.
 _PREPARE = (
   'pip install importlib_resources && python -c "import tensorflow_datasets as tfds; '
   "tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
@@ -34,23 +31,17 @@ class TfdsPictures(base.Pictures):
   def __init__(self, name: str, folder: pathlib.Path, split: str, listing: base.Listing):
     self.name, self.listing = name, listing
     self._folder, self._split = folder, split
-    self._lock = threading.Lock()
 
   def __getstate__(self):
-    left_out = ('_source', '_lock')
-    return {name: value for name, value in self.__dict__.items() if name not in left_out}
-
-  def __setstate__(self, state):
-    self.__dict__.update(state, _lock=threading.Lock())
+    return {name: value for name, value in self.__dict__.items() if name != '_source'}
 
   def read(self, index: int) -> bytes:
     """See `base.Pictures`."""
-    with self._lock:
-      source = self._source
+    source = self._source
     try:
       return source[int(self.listing.names[index])]['image']
-    # ArrayRecord and the parser of examples raise their own. All could be read for the listing, so
-    # it is no matter of the bytes.
+    # ArrayRecord and the parser of examples raise errors of their own. The listing could read every
+    # example, so this is a failure of the machine, not of the bytes.
     except Exception as error:
       raise OSError(' '.join(str(error).split())) from error
 
@@ -60,10 +51,10 @@ class TfdsPictures(base.Pictures):
 
 
 def parse(spec: str, split: str) -> tuple[str, str]:
-  """'NAME[:VERSION][:SPLIT]' -> name with version, and split; `split` where the spec has none.
+  """Splits 'NAME[:VERSION][:SPLIT]' into the name with its version, and the split or `split`.
 
   Raises:
-    UserError: if it is malformed.
+    UserError: the spec is malformed.
   """
   match = _SPEC.fullmatch(spec)
   if not match:
@@ -75,19 +66,19 @@ def parse(spec: str, split: str) -> tuple[str, str]:
 
 
 def open_tfds(dataset: str, split: str, classes: Sequence[str] | None = None) -> TfdsPictures:
-  """The pictures of a split of a prepared dataset with the features 'image' and 'label'.
+  """The pictures of one split of a prepared dataset with the features 'image' and 'label'.
 
-  TFDS keeps labels beside the pictures, so that the listing reads the whole split once.
+  TFDS keeps the labels beside the pictures, so the listing reads the whole split once.
 
   Args:
-    dataset: 'cifar10', 'imagenet2012:5.1.0', 'NAME/CONFIG', ...; it lies where the environment
-      variable TFDS_DATA_DIR says, or in ~/tensorflow_datasets.
-    split: in TFDS's notation, as 'train' or 'train[:10%]'.
-    classes: all classes; None takes the dataset's own.
+    dataset: 'cifar10', 'imagenet2012:5.1.0', 'NAME/CONFIG', ..., in the folder of the environment
+      variable TFDS_DATA_DIR or in ~/tensorflow_datasets.
+    split: a split in TFDS's notation, such as 'train' or 'train[:10%]'.
+    classes: all classes in order; None takes the dataset's own.
 
   Raises:
-    UserError: an unknown dataset or split, one that is not prepared (and how to), no such features,
-      examples without labels.
+    UserError: the dataset is not prepared (the message says how to), the split is unknown, the
+      features are missing, or examples have no labels.
   """
   where, folder = f'tfds:{dataset}:{split}', _find(dataset)
   source = _data_source(folder, split, where)
@@ -106,7 +97,7 @@ def open_tfds(dataset: str, split: str, classes: Sequence[str] | None = None) ->
 
 
 def _find(dataset):
-  """The folder of a prepared dataset, of its newest version if none is named."""
+  """The folder of a prepared dataset; without a version in its name, of the newest."""
   name, _, version = dataset.partition(':')
   root = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
   found = [path.parent for path in (root / name).glob('*/dataset_info.json')]
@@ -123,38 +114,27 @@ def _find(dataset):
       f'tfds:{dataset} has configurations in {root}: {", ".join(configs)}; name one, as in '
       f'tfds:{name}/{configs[0]}'
     )
-  prepare = f'prepare it by `{_PREPARE.format(name=dataset)}`'
+  prepare = f'prepare it with `{_PREPARE.format(name=dataset)}`'
   if name == 'imagenet2012':
     prepare += _ARCHIVES.format(folder=root)
   if versions:
     prepare = f'there are {", ".join(sorted(versions))}; take one of these or {prepare}'
-  raise types.UserError(f'tfds:{dataset} is not in {root} (TFDS_DATA_DIR){_near(name)}; {prepare}')
-
-
-def _near(name):
-  """A hint where TFDS knows no dataset of this name; all that it knows would be a thousand."""
-  import tensorflow_datasets as tfds
-
-  known = tfds.list_builders(with_community_datasets=False)
-  if name.partition('/')[0] in known:
-    return ''
-  near = difflib.get_close_matches(name, known, n=1)
-  return ', and TFDS has none of that name' + (f'; did you mean {near[0]!r}?' if near else '')
+  raise types.UserError(f'tfds:{dataset} is not in {root} (TFDS_DATA_DIR); {prepare}')
 
 
 def _data_source(folder, split, where):
   import tensorflow_datasets as tfds  # Here: its import takes a third of a second.
 
   try:
-    # Made from the files alone: building by name would ask a bucket for facts, through TensorFlow.
+    # Built from the files alone: building by name would query a bucket, through TensorFlow.
     return tfds.builder_from_directory(folder).as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()}
     )
   except NotImplementedError as error:
     prepare = _PREPARE.format(name=folder.parent.name)
     raise types.UserError(
-      f'{where}: {folder} has no array_record files, which alone can be read in any order; set '
-      f'TFDS_DATA_DIR to another folder and prepare it by `{prepare}`'
+      f'{where}: {folder} has no array_record files, the only ones that can be read in any order; '
+      f'set TFDS_DATA_DIR to another folder and prepare it with `{prepare}`'
     ) from error
   except (ValueError, LookupError, OSError, AssertionError) as error:
     raise types.UserError(f'{where}: {" ".join(str(error).split())}') from error
@@ -170,7 +150,7 @@ def _label_names(features, where):
     )
   image, label = features['image'], features['label']
   if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-    raise types.UserError(f"{where}: the feature 'image' is {image}, expected pictures of bytes")
+    raise types.UserError(f"{where}: the feature 'image' is {image}, expected uint8 pictures")
   if not isinstance(label, tfds.features.ClassLabel):
     raise types.UserError(f"{where}: the feature 'label' is {label}, expected a ClassLabel")
   return tuple(label.names)

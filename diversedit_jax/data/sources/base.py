@@ -10,11 +10,14 @@
 one of the four, and 'pixels' uint8 [n, H, W, 3] beside latents for encoders.
 """
 
+from collections.abc import Callable, Sequence
+import dataclasses
 import hashlib
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from diversedit_jax import types
 from diversedit_jax.data import latents
 
 Space = Literal['pixels', 'latents']
@@ -23,13 +26,20 @@ SPLITS = ('train', 'test')
 
 
 class Source(Protocol):
-  """What the pipeline and the model's construction need to know about data.
+  """What the pipeline, the model's construction and evaluation need to know about data.
 
-  name: for messages and cards. space: what the model makes. shape: (H, W, C) of it.
-  pixel_shape: (H, W, C) of the pixels, be they the data or beside them; None without any.
-  scaling: of moments; None where latents are scaled already, or there are none.
-  mirrors: whether `gather` can give mirror images. labels: of all examples, int32 [len].
-  label_names: of all classes; () where they have none but numbers.
+  name: name for messages and cards.
+  space: what the model makes.
+  shape: (H, W, C) of what the model makes.
+  num_classes: number of classes.
+  pixel_shape: (H, W, C) of the pixels, which are the data or lie beside them; None without any.
+  scaling: scaling of moments; None where latents are scaled already, or there are none.
+  can_mirror: whether `gather` can give mirror images.
+  labels: labels of all examples, int32 [len].
+  label_names: names of all classes; () if they only have numbers.
+  options: config keys of the section `data` that say how these examples are made, such as 'crop'.
+  reads_files: whether examples are read as they are asked for, so that worker processes help.
+  decodes: whether examples are decoded as they are asked for, so that a bad one shows only then.
   """
 
   name: str
@@ -38,9 +48,12 @@ class Source(Protocol):
   num_classes: int
   pixel_shape: tuple[int, int, int] | None
   scaling: latents.Scaling | None
-  mirrors: bool
+  can_mirror: bool
   labels: np.ndarray
   label_names: tuple[str, ...]
+  options: tuple[str, ...] = ()
+  reads_files: bool = False
+  decodes: bool = False
 
   def __len__(self) -> int: ...
 
@@ -48,11 +61,91 @@ class Source(Protocol):
     """SHA-256, in hex, that other data do not have; cheap, so arrays are looked at in places."""
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Examples at `indices` [n], each in [0, len); mirrored left to right where `flips` [n]."""
+    """Examples at `indices` [n], each in [0, len); mirrored left to right where `flips` [n].
+
+    Raises:
+      BadExample: an example turns out to be bad.
+    """
+
+  def mirrored_latents(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Latents that were encoded from mirror images, by key; {} if pixels are mirrored instead."""
+    del indices
+    return {}
+
+  def pixels_digest(self) -> str:
+    """SHA-256, in hex, of the pixels as `gather` gives them, so that it tells crops apart."""
+    return self.digest()
+
+  def latent_facts(self) -> dict[str, Any] | None:
+    """What raw latents mean: their encoder, and scale and shift by channel; None if unknown."""
+    return None
+
+  def preparation(self) -> dict[str, str]:
+    """How the examples were prepared, in words; {} if nothing is known about it."""
+    return {}
+
+  def check_encoder(self, file: str, encoder_sha256: str) -> None:
+    """Refuses a VAE whose encoder did not make the latents; decoders may differ (UserError)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """What a config asks of a source.
+
+  spec: the whole name, 'KIND:REST'. rest: what follows the colon. split: 'train' or 'test'.
+  num_classes, classes, size, crop, orientation: see `opening.open_source`; None leaves it open.
+  pixels: whether pixels that lie beside latents are read.
+  """
+
+  spec: str
+  rest: str
+  split: str
+  num_classes: int | None = None
+  classes: str | Sequence[str] | None = None
+  size: int | None = None
+  crop: str | None = None
+  orientation: str | None = None
+  pixels: bool = True
+
+  def path(self) -> str:
+    """The path in `rest`, '{split}' filled in.
+
+    Raises:
+      UserError: the path names one split, and another than the train split is asked for.
+    """
+    if '{split}' not in self.rest and self.split != 'train':
+      raise types.UserError(
+        f'data {self.spec!r} names one split, which is the train split; for the {self.split!r} '
+        f"split write '{{split}}' in the path, as in {self.spec.partition(':')[0]}:FOLDER/{{split}}"
+      )
+    return self.rest.replace('{split}', self.split)
+
+
+Open = Callable[[Request], Source]
+KINDS: dict[str, Open] = {}
+"""What opens a source, by the kind that its name begins with."""
+
+
+def register(kind: str, open_source: Open) -> None:
+  """Makes a kind of source known, as in `data.source=KIND:REST`.
+
+  Raises:
+    ValueError: if the kind is taken.
+  """
+  if KINDS.setdefault(kind, open_source) is not open_source:
+    raise ValueError(f'a data source {kind!r} exists already')
+
+
+class BadExample(types.UserError):
+  """An example that cannot be used. reason: its name and what is wrong with it."""
+
+  def __init__(self, source: str, reason: str, advice: str):
+    super().__init__(f'{source}: {reason}; {advice}')
+    self.reason = reason
 
 
 def check_indices(name: str, indices: np.ndarray, n: int) -> None:
-  """Refuses what numpy would take from the end, or beyond it (IndexError)."""
+  """Refuses indices that numpy would count from the end, or that lie beyond it (IndexError)."""
   if len(indices) and not (np.min(indices) >= 0 and np.max(indices) < n):
     raise IndexError(
       f'{name} has {n} examples; got indices from {np.min(indices)} to {np.max(indices)}'

@@ -13,11 +13,12 @@ from diversedit_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ArraySource:
+class ArraySource(base.Source):
   """Examples held in memory: `data` uint8 or floating [n, H, W, C], `labels` integer [n].
 
-  Values are taken as they are; uint8 becomes floating on the device. `pixels` uint8 [n, H, W, C]
-  may lie beside latents.
+  data: images or latents [n, H, W, C], uint8 or floating; uint8 becomes floating on the device.
+  labels: integers [n].
+  pixels: uint8 [n, H, W, C] beside latents; None without any.
   """
 
   name: str
@@ -30,11 +31,11 @@ class ArraySource:
   label_names: tuple[str, ...] = ()
 
   def __post_init__(self):
-    # Bytes would wrap where the null label is written among them.
+    # In uint8 labels the null label could wrap around to a class.
     object.__setattr__(self, 'labels', np.asarray(self.labels).astype(np.int32))
 
   @property
-  def mirrors(self) -> bool:
+  def can_mirror(self) -> bool:
     """Pixels can be mirrored; latents of a mirror image are not the mirrored latents."""
     return self.space == 'pixels'
 
@@ -44,7 +45,7 @@ class ArraySource:
 
   @property
   def pixel_shape(self) -> tuple[int, int, int] | None:
-    """(H, W, C) of the pixels, be they the data or beside them."""
+    """(H, W, C) of the pixels, which are the data or lie beside them; None without pixels."""
     if self.space == 'pixels':
       return self.shape
     return None if self.pixels is None else self.pixels.shape[1:]
@@ -55,7 +56,7 @@ class ArraySource:
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`."""
     base.check_indices(self.name, indices, len(self))
-    if flips is not None and not self.mirrors:
+    if flips is not None and not self.can_mirror:
       raise ValueError(f'{self.name} holds latents, which cannot be mirrored')
     x_NHWC = base.mirrored(self.data[indices], flips)
     if x_NHWC.dtype != np.uint8:
@@ -64,7 +65,7 @@ class ArraySource:
     return {base.KEYS[self.space]: x_NHWC, 'labels': self.labels[indices], **beside}
 
   def digest(self) -> str:
-    """Of the labels and of up to 16 examples, spread evenly."""
+    """SHA-256 of the labels and of up to 16 examples, spread evenly."""
     n = len(self)
     places = np.unique(np.linspace(0, n - 1, 16).astype(int))
     return base.digest_of(n, self.labels, self.data[places])
@@ -73,10 +74,10 @@ class ArraySource:
 def digits(split: str) -> ArraySource:
   """Handwritten digits of scikit-learn: 1,797 grey 8x8 images, x / 8 - 1 in [-1, 1], 10 classes.
 
-  Every fifth image of each class, in the file's order, is the test split (355 images); the other
-  1,442 are the train split. Both hold the same writers.
+  The test split is every fifth image of each class in the file's order (355 images), the train
+  split the other 1,442. The same writers are in both.
   """
-  from sklearn import datasets  # Here, because its import takes a second that others need not pay.
+  from sklearn import datasets  # Imported here: it takes a second, which other sources save.
 
   raw = datasets.load_digits()
   labels = raw.target.astype(np.int32)
@@ -94,16 +95,16 @@ def digits(split: str) -> ArraySource:
 def arrays(
   path: str | os.PathLike[str], num_classes: int | None = None, *, pixels: bool = True
 ) -> ArraySource:
-  """Examples of an `.npz` file, read whole into memory, without executing pickled code.
+  """Examples of an `.npz` file, read into memory as a whole, without executing pickled code.
 
   The file holds `labels` integer [n] and either `images` [n, H, W, C], uint8 or float32 in
-  [-1, 1], or `latents` [n, h, w, c], float16 or float32, already scaled for the model; beside
-  latents there may be `pixels` uint8 [n, H, W, 3], for encoders.
+  [-1, 1], or `latents` [n, h, w, c], float16 or float32, already scaled for the model. Beside
+  latents it may hold `pixels` uint8 [n, H, W, 3], for encoders.
 
   Args:
-    path: of the file.
-    num_classes: labels must lie below it; None takes the largest label plus one.
-    pixels: whether pixels beside latents are read.
+    path: path of the file.
+    num_classes: number of classes, above every label; None takes the largest label plus one.
+    pixels: whether to read pixels beside latents.
 
   Raises:
     UserError: naming the file, the array, what was found and what was expected.
@@ -134,7 +135,7 @@ def arrays(
 def _read_npz(
   path: pathlib.Path, pixels: bool
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None]:
-  """'images' or 'latents', that array, the labels, and the pixels beside latents if any."""
+  """The name 'images' or 'latents', that array, the labels, and the pixels beside latents."""
   try:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
@@ -183,3 +184,19 @@ def _check_labels(path: pathlib.Path, labels: np.ndarray, n: int, num_classes: i
       f'{path}: `labels` lie in [{labels.min()}, {labels.max()}], expected [0, {classes})'
     )
   return classes
+
+
+def _open_digits(request: base.Request) -> ArraySource:
+  if request.rest:
+    raise UserError(f"data {request.spec!r} is malformed; expected 'digits'")
+  return digits(request.split)
+
+
+def _open_arrays(request: base.Request) -> ArraySource:
+  if not request.rest:
+    raise UserError("data 'arrays' is malformed; expected 'arrays:FILE.npz'")
+  return arrays(request.path(), request.num_classes, pixels=request.pixels)
+
+
+base.register('digits', _open_digits)
+base.register('arrays', _open_arrays)

@@ -1,7 +1,8 @@
-"""Pictures decoded and cropped as they are asked for: training from pixels without a store."""
+"""Pictures decoded and cropped when they are read: training on pixels without a store."""
 
 from concurrent import futures
 import functools
+import hashlib
 import os
 
 import numpy as np
@@ -11,16 +12,17 @@ from diversedit_jax.data import pictures as pictures_lib
 from diversedit_jax.data.sources import base
 
 
-class PictureSource:
+class PictureSource(base.Source):
   """See `base.Source`: uint8 images of a collection, cropped to a square.
 
-  A picture that turns out to be bad ends the run with its name: leaving it out would change the
-  order of all others. `python -m diversedit_jax.prepare` makes a store that leaves such ones out.
+  A bad picture ends the run with its name, because leaving it out would change the order of all
+  others. `python -m diversedit_jax.prepare` makes a store without bad pictures.
   """
 
   space: base.Space = 'pixels'
   scaling = None
-  mirrors = True
+  can_mirror = reads_files = decodes = True
+  options = ('classes', 'crop', 'orientation')
 
   def __init__(
     self,
@@ -34,31 +36,36 @@ class PictureSource:
     self.collection = collection
     self.name = collection.name
     self.num_classes = len(collection.listing.label_names)
-    self._size, self.crop, self.orientation = size, crop, orientation
+    self._size, self._crop, self._orientation = size, crop, orientation
 
   @property
   def labels(self) -> np.ndarray:
-    """Of all examples."""
+    """Labels of all examples, int32 [len]."""
     return self.collection.listing.labels
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    """(H, W, 3)."""
+    """(H, W, 3) of the images."""
     return self._size, self._size, 3
 
   @property
   def pixel_shape(self) -> tuple[int, int, int]:
-    """The same: the pixels are the data."""
+    """The same as `shape`: the pixels are the data."""
     return self.shape
 
   @property
   def label_names(self) -> tuple[str, ...]:
-    """Of all classes."""
+    """Names of all classes."""
     return self.collection.listing.label_names
 
   def digest(self) -> str:
-    """Of the listing: names, labels and sizes of the files."""
+    """SHA-256 of the listing: names, labels and sizes of the files."""
     return self.collection.listing.digest()
+
+  def pixels_digest(self) -> str:
+    """SHA-256 of the listing and of how the pictures are cropped."""
+    made = f'{self.digest()} {self._crop} {self._orientation}'
+    return hashlib.sha256(made.encode()).hexdigest()
 
   def __len__(self) -> int:
     return len(self.collection.listing)
@@ -70,7 +77,8 @@ class PictureSource:
     """See `base.Source`.
 
     Raises:
-      UserError: for a bad picture, named.
+      BadExample: a picture is bad; it is named.
+      UserError: a picture could not be read, again and again.
     """
     base.check_indices(self.name, indices, len(self))
     x_NHWC = np.stack(list(self._pool.map(self._load, indices.tolist())))
@@ -80,23 +88,38 @@ class PictureSource:
   def _pool(self):
     return futures.ThreadPoolExecutor(os.cpu_count())
 
-  def load(self, index: int) -> np.ndarray:
-    """One picture, uint8 [S, S, 3].
-
-    Raises:
-      BadPicture: with the reason.
-      UserError: it could not be read, again and again.
-    """
-    _, pixels = pictures_lib.load(
-      self.collection, index, size=self._size, rule=self.crop, orientation=self.orientation
-    )
-    return pixels
-
   def _load(self, index):
     try:
-      return self.load(index)
+      _, pixels = pictures_lib.load(
+        self.collection, index, size=self._size, rule=self._crop, orientation=self._orientation
+      )
     except pictures_lib.BadPicture as error:
-      raise types.UserError(
-        f'{self.name}: {self.collection.listing.names[index]}: {error}; mend it, or make a store '
-        '(python -m diversedit_jax.prepare), which lists what it leaves out'
+      raise base.BadExample(
+        self.name,
+        f'{self.collection.listing.names[index]}: {error}',
+        'mend it, or make a store (python -m diversedit_jax.prepare), which lists what it leaves '
+        'out',
       ) from error
+    return pixels
+
+
+def _open(request: base.Request) -> PictureSource:
+  if not request.rest:
+    raise types.UserError(f"data {request.spec!r} is malformed; expected '{request.spec}:...'")
+  if request.size is None:
+    raise types.UserError(
+      f'data {request.spec!r} are pictures; set data.size to the side of their crop'
+    )
+  collection = pictures_lib.open_pictures(
+    request.spec, classes=request.classes, split=request.split
+  )
+  return PictureSource(
+    collection,
+    size=request.size,
+    crop=request.crop or 'adm',
+    orientation=request.orientation or 'exif',
+  )
+
+
+for _kind in pictures_lib.KINDS:
+  base.register(_kind, _open)

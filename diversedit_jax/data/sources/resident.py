@@ -1,22 +1,18 @@
-"""A source read once into memory: of the host, or of every device.
+"""A source read once into the memory of the host, or of every device.
 
-ImageNet's moments in float16 at 256 pixels are 21 GB, twice that with twins. On the device a batch
-is then a gather by indices inside a jitted function, and the host has nothing to do but name them.
+ImageNet's moments in float16 at 256 pixels are 21 GB, or 42 GB with those of mirror images. On the
+device a batch is then a gather by indices inside a jitted function, and the host only names them.
 """
-
-import time
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import progress, types
 from diversedit_jax.data.sources import base
 
-_CHUNK = 4096
-_REPORT_SECONDS = 10.0
-
+_CHUNK = 4096  # Examples read at a time.
 
 _FACTS = (
   'name',
@@ -25,7 +21,7 @@ _FACTS = (
   'num_classes',
   'pixel_shape',
   'scaling',
-  'mirrors',
+  'can_mirror',
   'labels',
   'label_names',
   'digest',
@@ -33,7 +29,7 @@ _FACTS = (
 
 
 class _Resident:
-  """Has the facts of the source that it holds."""
+  """Base of both: has the same facts as the source that it holds."""
 
   def __init__(self, of: base.Source):
     self.of = of
@@ -50,100 +46,102 @@ class _Resident:
 class HostSource(_Resident):
   """See `base.Source`: another source with all its examples in memory; made by `in_memory`.
 
-  arrays: by key, [n, ...], without the labels. twins: of those that are encoded, not mirrored.
+  arrays: all examples by key, [n, ...], without the labels.
+  mirrored: latents of all mirror images by key, [n, ...]; arrays without them are mirrored here.
   """
 
-  def __init__(self, of: base.Source, arrays: dict[str, np.ndarray], twins: dict[str, np.ndarray]):
+  def __init__(
+    self, of: base.Source, arrays: dict[str, np.ndarray], mirrored: dict[str, np.ndarray]
+  ):
     super().__init__(of)
-    self.arrays, self.twins = arrays, twins
+    self.arrays, self.mirrored = arrays, mirrored
 
   @property
   def num_bytes(self) -> int:
-    """Of all arrays."""
-    return sum(x.nbytes for x in (*self.arrays.values(), *self.twins.values()))
+    """Bytes of all arrays."""
+    return sum(x.nbytes for x in (*self.arrays.values(), *self.mirrored.values()))
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`."""
     base.check_indices(self.name, indices, len(self))
     batch = {name: array[indices] for name, array in self.arrays.items()}
     for name in batch if flips is not None else ():
-      if name in self.twins:
-        batch[name][flips] = self.twins[name][indices[flips]]
+      if name in self.mirrored:
+        batch[name][flips] = self.mirrored[name][indices[flips]]
       else:
         batch[name] = base.mirrored(batch[name], flips)
     return {**batch, 'labels': self.labels[indices]}
 
 
 class DeviceSource(_Resident):
-  """See `base.Source`: every device holds all examples; a batch is indices, then `look_up`."""
+  """See `base.Source`: every device holds all examples; `look_up` turns indices into a batch."""
 
   def __init__(
     self, host: HostSource, *, whole: jax.sharding.Sharding, batch: jax.sharding.Sharding
   ):
-    """Puts a source in memory on the devices; whole: of its arrays, batch: of what is looked up."""
+    """Puts a source that is in memory on the devices.
+
+    whole: sharding of its arrays. batch: sharding of the examples that are looked up.
+    """
     super().__init__(host.of)
     _check_devices(self.name, host.num_bytes, batch)
     put = lambda arrays: {
       name: jax.make_array_from_callback(x.shape, whole, lambda i, x=x: x[i])
       for name, x in arrays.items()
     }
-    self._tables = put(host.arrays), put(host.twins)
+    self._tables = put(host.arrays), put(host.mirrored)
     self._look_up = jax.jit(_look_up, out_shardings=batch)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Names the examples: 'index' int32 [n], 'labels', and 'flip' bool [n] if they are given."""
+    """Returns 'index' int32 [n], 'labels', and 'flip' bool [n] if flips are given."""
     base.check_indices(self.name, indices, len(self))
     batch = {'index': indices.astype(np.int32), 'labels': self.labels[indices]}
     return batch if flips is None else {**batch, 'flip': flips}
 
   def look_up(self, batch: types.Batch) -> types.Batch:
-    """The examples that a batch on the devices names; each device gathers its own."""
+    """Returns the examples of a batch of indices on the devices; each device gathers its own."""
     return self._look_up(*self._tables, batch)
 
 
-def _look_up(tables, twins, batch):
+def _look_up(tables, mirrored, batch):
   index_N, flip_N = batch['index'], batch.get('flip')
   found = {'labels': batch['labels']}
   for name, table in tables.items():
     x = table[index_N]
     if flip_N is not None:
-      other = twins[name][index_N] if name in twins else x[:, :, ::-1]
+      other = mirrored[name][index_N] if name in mirrored else x[:, :, ::-1]
       x = jnp.where(flip_N.reshape(-1, *(1,) * (x.ndim - 1)), other, x)
     found[name] = x
   return found
 
 
 def in_memory(source: base.Source, *, flip: bool) -> HostSource:
-  """Reads all examples of a source, with the twins if examples are to be flipped.
+  """Reads all examples of a source, and if examples are to be flipped the mirrored latents too.
 
   Raises:
-    UserError: more bytes than the machine has memory for.
+    UserError: the machine has not enough memory.
   """
   n, first = len(source), np.arange(1)
   one = {name: x for name, x in source.gather(first).items() if name != 'labels'}
-  more = source.twins(first) if flip and source.space == 'latents' else {}
+  more = source.mirrored_latents(first) if flip else {}
   size = n * sum(x.nbytes for x in (*one.values(), *more.values()))
   _check_memory(source.name, size)
   logging.info('%s: reading %.1f GiB into memory', source.name, size / 2**30)
-  arrays, twins = (
+  arrays, mirrored = (
     {name: np.empty((n, *x.shape[1:]), x.dtype) for name, x in examples.items()}
     for examples in (one, more)
   )
-  started = reported = time.monotonic()
+  reading = progress.Progress(f'reading {source.name}', n, 'examples')
   for start in range(0, n, _CHUNK):
     indices = np.arange(start, min(start + _CHUNK, n))
     chunk = source.gather(indices)
     for name, array in arrays.items():
       array[indices] = chunk[name]
-    if twins:
-      for name, x in source.twins(indices).items():
-        twins[name][indices] = x
-    now = time.monotonic()
-    if now - reported > _REPORT_SECONDS:
-      done = int(indices[-1]) + 1
-      reported, rate = now, done / (now - started)
-      logging.info('read %d/%d, %.3g examples/s, ETA %.0f s', done, n, rate, (n - done) / rate)
-  return HostSource(source, arrays, twins)
+    if mirrored:
+      for name, x in source.mirrored_latents(indices).items():
+        mirrored[name][indices] = x
+    reading.at(start + len(indices))
+  return HostSource(source, arrays, mirrored)
 
 
 def _check_memory(name, size):
@@ -152,7 +150,7 @@ def _check_memory(name, size):
       lines = dict(line.split(':') for line in file)
     available = int(lines['MemAvailable'].split()[0]) * 1024
   except (OSError, KeyError, ValueError):
-    return  # Not Linux: the allocation itself will tell.
+    return  # Not Linux: the allocation itself will fail if there is too little.
   if size > available:
     raise types.UserError(
       f'data.resident: {name} needs {size / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} '

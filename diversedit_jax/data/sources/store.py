@@ -1,4 +1,4 @@
-"""A store that `python -m diversedit_jax.prepare` made, as a source of moments, pixels or both."""
+"""A store made by `python -m diversedit_jax.prepare`, as a source of moments, pixels or both."""
 
 import json
 import pathlib
@@ -12,17 +12,21 @@ from diversedit_jax.data.sources import base
 from diversedit_jax.data.store import layout, reader
 
 
-class StoreSource:
-  """See `base.Source`. The moments are what is learnt if there are any, the pixels lie beside."""
+class StoreSource(base.Source):
+  """See `base.Source`. If there are moments, they are what is learned, and pixels lie beside."""
+
+  reads_files = True
+  options = ('crop', 'orientation')
 
   def __init__(self, path: str | pathlib.Path, *, pixels: bool = True):
     """Opens a finished store.
 
     Args:
-      path: its folder. pixels: whether pixels beside moments are read; only encoders want them.
+      path: folder of the store.
+      pixels: whether to read pixels beside moments; only encoders need them.
 
     Raises:
-      UserError: no store, an unfinished one, or a damaged file, which is named.
+      UserError: there is no store, it is unfinished, or a file is damaged, which is named.
     """
     self.store = reader.Store(path)
     plan = self.plan
@@ -30,11 +34,11 @@ class StoreSource:
     self.space: base.Space = 'latents' if 'moments' in plan.columns else 'pixels'
     self.num_classes = len(plan.label_names)
     self.scaling = None
-    self.mirrors = True
+    self.can_mirror = True
     self._columns = [c for c in plan.columns if pixels or c == self._main]
     if plan.vae is not None:
       self.scaling = latents.Scaling(scale=plan.vae['scale'], shift=plan.vae['shift'])
-      self.mirrors = plan.columns['moments'].twins
+      self.can_mirror = plan.columns['moments'].twins
 
   @property
   def plan(self) -> layout.Plan:
@@ -43,7 +47,7 @@ class StoreSource:
 
   @property
   def labels(self) -> np.ndarray:
-    """Of all examples."""
+    """Labels of all examples, int32 [len]."""
     return self.store.labels
 
   @property
@@ -54,17 +58,19 @@ class StoreSource:
 
   @property
   def pixel_shape(self) -> tuple[int, int, int] | None:
-    """(H, W, C) of the pixels, be they the data or beside them."""
+    """(H, W, C) of the pixels, which are the data or lie beside them; None if they are not read."""
     return self.plan.columns['pixels'].shape if 'pixels' in self._columns else None
 
   def __len__(self) -> int:
     return len(self.store)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """See `base.Source`. A mirror image is the twin that was encoded, not mirrored latents."""
+    """See `base.Source`. Mirror images are those that were encoded, not mirrored latents."""
     base.check_indices(self.name, indices, len(self))
-    if flips is not None and not self.mirrors:
-      raise ValueError(f'{self.name} has no twins, and latents cannot be mirrored')
+    if flips is not None and not self.can_mirror:
+      raise ValueError(
+        f'{self.name} has no latents of mirror images, and latents cannot be mirrored'
+      )
     batch: dict[str, Any] = {'labels': self.labels[indices]}
     if 'moments' in self._columns:
       batch['moments'] = self.store.read('moments', indices, flips)
@@ -75,17 +81,17 @@ class StoreSource:
 
   @property
   def label_names(self) -> tuple[str, ...]:
-    """Of all classes."""
+    """Names of all classes."""
     return self.plan.label_names
 
   def digest(self) -> str:
-    """Of the shards, whose facts hold checksums, of the labels, and of what the moments are."""
+    """SHA-256 of the shards' facts, which hold checksums, of labels and of `latent_facts`."""
     manifest, facts = self.store.manifest, self.latent_facts()
     more = [] if facts is None else [json.dumps(facts, sort_keys=True)]
     return base.digest_of(*manifest.shards, manifest.labels, *more)
 
   def latent_facts(self) -> dict[str, Any] | None:
-    """'encoder_sha256', and by channel 'scale' and 'shift' of the latents; None for pixels."""
+    """The 'encoder_sha256' and, by channel, 'scale' and 'shift' of latents; None for pixels."""
     if self.scaling is None:
       return None
     values = {
@@ -94,13 +100,26 @@ class StoreSource:
     }
     return {'encoder_sha256': self.plan.vae['encoder_sha256'], **values}
 
-  def twins(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """What mirror images have of their own: their moments."""
+  def mirrored_latents(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Moments of mirror images by key, [n, H, W, 2C]; {} for a store of pixels."""
+    if self.space == 'pixels':
+      return {}
     everywhere = np.ones(len(indices), bool)
     return {'moments': self.store.read('moments', indices, everywhere)}
 
+  def preparation(self) -> dict[str, str]:
+    """How the store was made, in words."""
+    manifest, plan = self.store.manifest, self.plan
+    vae = plan.vae and f'{plan.vae["file"]}, encoder {plan.vae["encoder_sha256"][:16]}'
+    return {
+      'source': f'{plan.source}, content {manifest.content_sha256[:16]}',
+      'crop': f'{plan.crop} to {plan.size}, orientation {plan.orientation}',
+      'vae': vae or 'none, pixels',
+      'shards': f'{plan.shards}, {manifest.count} examples, {manifest.skipped} skipped',
+    }
+
   def check_made(self, **stated: int | str | None) -> None:
-    """Refuses a store made with another size, crop or orientation; None states nothing.
+    """Refuses a store made with another size, crop or orientation than stated; None accepts any.
 
     Raises:
       UserError: naming what was stated and what the store has.
@@ -111,7 +130,11 @@ class StoreSource:
         raise types.UserError(f'data.{name}={value}, but {self.name} was made with {name} {found}')
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
-    """Refuses a VAE with another encoder than the store's; decoders may differ (UserError)."""
+    """Refuses a VAE with another encoder than the store's; decoders may differ.
+
+    Raises:
+      UserError: the encoders differ.
+    """
     made = self.plan.vae
     if made is not None and made['encoder_sha256'] != encoder_sha256:
       raise types.UserError(
@@ -122,3 +145,14 @@ class StoreSource:
   @property
   def _main(self):
     return 'moments' if 'moments' in self.plan.columns else 'pixels'
+
+
+def _open(request: base.Request) -> StoreSource:
+  if not request.rest:
+    raise types.UserError("data 'store' is malformed; expected 'store:FOLDER'")
+  source = StoreSource(request.path(), pixels=request.pixels)
+  source.check_made(size=request.size, crop=request.crop, orientation=request.orientation)
+  return source
+
+
+base.register('store', _open)

@@ -1,4 +1,4 @@
-"""Noise as data: nothing to learn, nothing to store; for benchmarks and dry runs."""
+"""Noise as data, computed from the index, for benchmarks and dry runs."""
 
 import dataclasses
 import functools
@@ -8,16 +8,15 @@ import numpy as np
 from diversedit_jax.data.sources import base
 from diversedit_jax.types import UserError
 
-# Sizes of ImageNet, so that epochs of a synthetic run mean what they mean in the papers.
+# The sizes of ImageNet, so that an epoch of a synthetic run is as long as in the papers.
 SIZE = {'train': 1_281_167, 'test': 50_000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
+class SyntheticSource(base.Source):
   """Standard Gaussian latents computed from the index: nothing to learn, nothing to store.
 
-  For benchmarks and dry runs. Example i has label i mod num_classes and, with a `pixel_shape`,
-  uniform noise for pixels.
+  Example i has label i mod num_classes and, with a `pixel_shape`, uniform noise as pixels.
   """
 
   name: str
@@ -28,7 +27,7 @@ class SyntheticSource:
   pixel_shape: tuple[int, int, int] | None = None
   space: base.Space = 'latents'
   scaling: None = None
-  mirrors: bool = False
+  can_mirror: bool = False
   label_names: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
@@ -47,15 +46,15 @@ class SyntheticSource:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """Of all examples."""
+    """Labels of all examples, int32 [len]."""
     return (np.arange(self.n) % self.num_classes).astype(np.int32)
 
   def digest(self) -> str:
-    """Of the facts that decide the noise."""
+    """SHA-256 of the facts that decide the noise."""
     return base.digest_of(self.shape, self.pixel_shape, self.num_classes, self.n, self.seed)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """See `base.Source`; there are no mirror images of noise."""
+    """See `base.Source`; noise has no mirror images."""
     if flips is not None:
       raise ValueError(f'{self.name} cannot be mirrored')
     base.check_indices(self.name, indices, len(self))
@@ -81,7 +80,7 @@ def synthetic(
   seed: int,
   pixel_shape: tuple[int, int, int] | None = None,
 ) -> SyntheticSource:
-  """Gaussian latents [*shape] as a function of seed and index; see `SyntheticSource`."""
+  """A source of Gaussian latents [n, *shape]; see `SyntheticSource`."""
   name = f'synthetic/{"x".join(map(str, shape))}'
   return SyntheticSource(
     name=name, shape=tuple(shape), num_classes=num_classes, n=n, seed=seed, pixel_shape=pixel_shape
@@ -89,10 +88,10 @@ def synthetic(
 
 
 def parse(spec: str, split: str, *, pixels: bool = True) -> SyntheticSource:
-  """The source of 'synthetic:HxWxC[+HxWxC]:CLASSES[:N]'; see `opening.open_source`.
+  """The source of a spec 'synthetic:HxWxC[+HxWxC]:CLASSES[:N]'; see `opening.open_source`.
 
   Raises:
-    UserError: for a malformed spec.
+    UserError: the spec is malformed.
   """
   try:
     shape, *numbers = spec.partition(':')[2].split(':')
@@ -107,3 +106,10 @@ def parse(spec: str, split: str, *, pixels: bool = True) -> SyntheticSource:
   n = n if len(numbers) > 1 else SIZE[split]
   shape, seed = (height, width, channels), base.SPLITS.index(split)
   return synthetic(shape, num_classes, n, seed, pixel_shape if pixels else None)
+
+
+def _open(request: base.Request) -> SyntheticSource:
+  return parse(request.spec, request.split, pixels=request.pixels)
+
+
+base.register('synthetic', _open)

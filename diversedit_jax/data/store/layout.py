@@ -1,13 +1,13 @@
-"""The folder of a latent store: names of its files, and the three kinds of JSON in it.
+"""The folder of a store: names of its files, and the three kinds of JSON in it.
 
-  plan.json                        what is being made; a restart must want the same
+  plan.json                           what is being made; a restart must ask for the same
   shards/moments-00003.array_record   a column of one shard; also pixels-00003
-  shards/00003.json                facts of the shard, written last: the shard is finished
-  manifest.json, labels.npy        written when all shards are: the store is finished
+  shards/00003.json                   facts of a shard, written last: the shard is finished
+  manifest.json, labels.npy           written after all shards: the store is finished
 
-Records are raw little-endian arrays of one shape. A store with twins has two records for an
+Records are raw little-endian arrays of one shape. A store with twins has two records for each
 example, the picture and its mirror image, at 2 i and 2 i + 1 of the shard. The examples of a store
-are those of its shards one after the other; their order is that of the keys.
+are those of its shards one after the other, in the order of their keys.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from diversedit_jax.data import files
 
 VERSION = 1
 FILES = ('plan.json', 'manifest.json', 'labels.npy', 'skipped.csv')
-"""Of a whole store; all others lie in its folder `shards`."""
+"""Files of a whole store; all others are in its folder `shards`."""
 
 COLUMNS = ('moments', 'pixels')
 Column = Literal['moments', 'pixels']
@@ -32,7 +32,12 @@ Column = Literal['moments', 'pixels']
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnFacts:
-  """dtype: of the records. shape: of one record. twins: two records for each example."""
+  """One column of a store.
+
+  dtype: dtype of the records.
+  shape: shape of one record.
+  twins: whether each example has a second record, that of its mirror image.
+  """
 
   dtype: str
   shape: tuple[int, ...]
@@ -48,10 +53,14 @@ class ColumnFacts:
 class Plan:
   """What is being made: everything that decides the bytes of the store.
 
-  source: name of the collection. source_digest: of its listing. examples: that it lists.
-  records_per_shard: listed examples of a shard; those that are skipped leave it smaller.
-  columns: by name. label_names: of all classes.
-  size, crop, orientation: of the pictures, see `pictures.crop` and `pictures.decode`.
+  source: name of the collection.
+  source_digest: digest of its listing.
+  examples: number of pictures listed.
+  records_per_shard: pictures listed for a shard; skipped ones leave the shard smaller.
+  columns: the columns by name.
+  label_names: names of all classes.
+  size, crop, orientation: side, crop and orientation of the pictures, see `pictures.crop` and
+    `pictures.decode`.
   vae: None for a store of pixels alone, else {'file', 'encoder_sha256', 'scale', 'shift', 'dtype',
     'config'}; scale and shift are those of `data.latents.Scaling`.
   """
@@ -70,16 +79,16 @@ class Plan:
 
   @property
   def shards(self) -> int:
-    """How many."""
+    """Number of shards."""
     return -(-self.examples // self.records_per_shard)
 
   def entries(self, shard: int) -> range:
-    """Positions in the listing of one shard's pictures."""
+    """Positions of one shard's pictures in the listing."""
     first = shard * self.records_per_shard
     return range(first, min(first + self.records_per_shard, self.examples))
 
   def digest(self) -> str:
-    """SHA-256 of all of it, the same for a plan that was written and read again."""
+    """SHA-256 of the whole plan, the same after writing and reading it."""
     return hashlib.sha256(_text(self).encode('utf-8', 'surrogateescape')).hexdigest()
 
 
@@ -87,9 +96,12 @@ class Plan:
 class ShardFacts:
   """One finished shard.
 
-  count: examples. keys, labels: of each. skipped: [name, reason] of listed pictures without one.
-  columns: {column: {'bytes', 'sha256'}} of the files. content_sha256: over the encoded pictures.
-  plan: digest of the plan; '' in stores that were made before facts had it.
+  count: number of examples.
+  keys, labels: key and label of each example.
+  skipped: (name, reason) of each listed picture that is no example.
+  columns: {column: {'bytes', 'sha256'}} of its files.
+  content_sha256: digest over keys and encoded pictures.
+  plan: digest of the plan; '' in old stores, whose facts do not have it.
   """
 
   shard: int
@@ -106,10 +118,15 @@ class ShardFacts:
 class Manifest:
   """A finished store.
 
-  count: examples. counts: of each shard. classes: examples of each label.
-  shards: SHA-256 of each shard's facts. labels: SHA-256 of labels.npy.
-  skipped: pictures without an example, shards' and listing's together.
-  content_sha256: over those of the shards. versions: of the programs that made it.
+  plan: how it was made.
+  count: number of examples.
+  counts: number of examples in each shard.
+  classes: number of examples of each label.
+  shards: SHA-256 of each shard's facts.
+  labels: SHA-256 of labels.npy.
+  skipped: number of pictures and files left out, by the listing and by the shards.
+  content_sha256: digest over those of the shards.
+  versions: versions of the programs that made it, by name.
   """
 
   plan: Plan
@@ -129,7 +146,7 @@ def shard_file(root: pathlib.Path, column: str, shard: int) -> pathlib.Path:
 
 
 def facts_file(root: pathlib.Path, shard: int) -> pathlib.Path:
-  """Whose presence says that the shard is finished."""
+  """The facts of a shard; the file exists when the shard is finished."""
   return root / 'shards' / f'{shard:05d}.json'
 
 
@@ -140,35 +157,21 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_plan(root: pathlib.Path) -> Plan:
-  """The plan of a store that may be unfinished.
+  """The plan of a store that may be unfinished, from plan.json or else from the manifest.
 
   Raises:
-    UserError: no store there, or one of another version.
+    UserError: there is no store, it has another version, or the file is damaged.
   """
   path = root / 'plan.json'
-  if not path.is_file():
-    raise types.UserError(f'{root} is no store: it has no plan.json')
-  return _plan(path, _read(path))
-
-
-def find_plan(root: pathlib.Path) -> Plan | None:
-  """The plan; None where plan.json is missing or no JSON, as a power cut may have left it.
-
-  Raises:
-    UserError: it cannot be read now, or is that of another program or version.
-  """
-  path = root / 'plan.json'
-  try:
-    found = json.loads(path.read_bytes())
-  except (FileNotFoundError, ValueError):
-    return None
-  except OSError as error:
-    raise types.UserError(f'{path}: cannot be read: {error.strerror}') from error
-  return _plan(path, found)
+  if path.is_file():
+    return _plan(path, _read(path))
+  if (root / 'manifest.json').is_file():
+    return read_manifest(root).plan
+  raise types.UserError(f'{root} is no store: it has no plan.json')
 
 
 def read_facts(root: pathlib.Path, shard: int) -> ShardFacts:
-  """Facts of a finished shard.
+  """The facts of a finished shard.
 
   Raises:
     UserError: the file is missing or damaged; it is named.
@@ -182,27 +185,28 @@ def read_facts(root: pathlib.Path, shard: int) -> ShardFacts:
 
 
 def read_manifest(root: pathlib.Path) -> Manifest:
-  """Manifest of a finished store.
+  """The manifest of a finished store.
 
   Raises:
-    UserError: no store there, an unfinished one (how far it is), another version, a damaged file.
+    UserError: there is no store, it is unfinished or of another version, or the file is damaged.
   """
   path = root / 'manifest.json'
   if not path.is_file():
     plan = read_plan(root)
     done = sum(facts_file(root, shard).is_file() for shard in range(plan.shards))
     raise types.UserError(
-      f'the store {root} is unfinished: {done} of {plan.shards} shards are done; start '
+      f'the store {root} is unfinished: {done} of {plan.shards} shards are done; run '
       '`python -m diversedit_jax.prepare` again with the same arguments to finish it'
     )
   fields = _fields(path, Manifest, _read(path))
   fields['plan'] = _plan(path, fields['plan'])
   for name in ('counts', 'classes', 'shards'):
     fields[name] = tuple(fields[name])
-  if len(fields['counts']) != fields['plan'].shards or sum(fields['counts']) != fields['count']:
+  shards, count = fields['plan'].shards, fields['count']
+  if len(fields['counts']) != shards or sum(fields['counts']) != count:
     raise types.UserError(
       f'{path}: found counts of {len(fields["counts"])} shards that add up to '
-      f'{sum(fields["counts"])}, expected {fields["plan"].shards} shards and {fields["count"]}'
+      f'{sum(fields["counts"])}, expected {shards} shards and {count}'
     )
   return Manifest(**fields)
 
@@ -222,9 +226,13 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 def _read(path):
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise types.UserError(f'{path}: cannot be read as JSON: {error}') from error
+    return json.loads(path.read_bytes())
+  except OSError as error:
+    raise types.UserError(f'{path}: cannot be read: {error.strerror}') from error
+  except ValueError as error:
+    raise types.UserError(
+      f'{path}: damaged, not JSON: {error}; remove it and prepare again with the same arguments'
+    ) from error
 
 
 def _text(value):
@@ -244,7 +252,7 @@ def _fields(path, cls, found, optional=frozenset()):
 def _plan(path, found):
   if isinstance(found, dict) and found.get('version') != VERSION:
     raise types.UserError(
-      f'{path}: a store of version {found.get("version")}; this program reads version {VERSION}'
+      f'{path}: the store has version {found.get("version")}; this program reads version {VERSION}'
     )
   fields = _fields(path, Plan, found)
   try:

@@ -4,29 +4,32 @@ import errno
 import functools
 import os
 import pathlib
-import resource
 
 import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.data.store import layout
 
-# Neither reads ahead nor keeps threads of its own: neighbours in a batch are far apart in a file.
+# No reading ahead and no threads: the examples of a batch lie far apart in a file.
 _OPTIONS = 'readahead_buffer_size:16384,max_parallelism:0'
 
 
 class Store:
-  """Examples of a store by their indices, in the order of their keys.
+  """The examples of a store by index, in the order of their keys.
 
-  manifest: of the store. labels: int32 [n]. Every record's checksum is checked as it is read.
-  Travels to other processes by pickling; several threads may read.
+  The checksum of every record is checked when it is read. Several threads may read, and a store can
+  be pickled for other processes.
+
+  manifest: manifest of the store.
+  labels: labels of all examples, int32 [n].
   """
 
   def __init__(self, root: str | pathlib.Path):
     """Opens every shard of a finished store.
 
     Raises:
-      UserError: no store, an unfinished one, or a missing, damaged or foreign file, which is named.
+      UserError: there is no store, it is unfinished, or a file is missing, damaged or foreign; the
+        file is named.
     """
     self.root = pathlib.Path(root)
     self.manifest = layout.read_manifest(self.root)
@@ -45,10 +48,10 @@ class Store:
   def read(
     self, column: layout.Column, indices: np.ndarray, flips: np.ndarray | None = None
   ) -> np.ndarray:
-    """Records [n, *shape] of a column in the dtype of the store; the twins where `flips` [n].
+    """Records [n, *shape] of a column in the dtype of the store, or their twins where `flips` [n].
 
     Raises:
-      UserError: a shard that cannot be read, named, and why.
+      UserError: a shard cannot be read; its file is named.
     """
     facts = self.manifest.plan.columns[column]
     size = facts.record_bytes
@@ -57,12 +60,12 @@ class Store:
     if facts.twins:
       rows = 2 * rows + (0 if flips is None else flips)
     out = np.empty((len(indices), size), np.uint8)
-    # By shard, and in a shard by position: the disk is read one way.
+    # Sorted by shard and by position in the shard, so that the disk is read in one direction.
     order = np.lexsort((rows, shards))
     places = zip(order.tolist(), shards[order].tolist(), rows[order].tolist(), strict=True)
     try:
       for place, shard, row in places:
-        # A range of one: a list of rows costs ArrayRecord three times as much (benchmarks/data.py).
+        # Ranges of one: a list of rows takes ArrayRecord three times as long (benchmarks/data.py).
         record = self._reader(column, shard).read(row, row + 1)[0]
         if len(record) != size:
           raise types.UserError(
@@ -80,7 +83,7 @@ class Store:
 
   def _reader(self, column, shard):
     if (column, shard) not in self._readers:
-      # Imported where it is used: a machine that opens no store can do without.
+      # Imported where it is used: a machine that opens no store does not need it.
       from array_record.python import array_record_module
 
       path = layout.shard_file(self.root, column, shard)
@@ -92,20 +95,16 @@ class Store:
   def _readers(self):
     return {}
 
-  def _check_opens(self, path):
-    """ArrayRecord does not tell a file that it may not or cannot open from one that is damaged."""
+  @staticmethod
+  def _check_opens(path):
+    """Refuses a file that cannot be opened, which ArrayRecord would report as damaged."""
     try:
       os.close(os.open(path, os.O_RDONLY))
     except OSError as error:
-      advice = ''
-      if error.errno == errno.ENOENT:
-        advice = '; prepare again with the same arguments: only what is missing is made'
-      elif error.errno == errno.EMFILE:
-        plan, limit = self.manifest.plan, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        advice = (
-          f'; the store keeps all its {plan.shards * len(plan.columns)} files open, and a process '
-          f'may open {limit}, which `ulimit -n` raises'
-        )
+      advice = {
+        errno.ENOENT: '; prepare again with the same arguments to make what is missing',
+        errno.EMFILE: '; the store keeps all its files open, raise the limit by `ulimit -n`',
+      }.get(error.errno, '')
       raise types.UserError(f'{path} cannot be read: {error.strerror}{advice}') from error
 
   def _check(self, column, shard):
@@ -119,7 +118,7 @@ class Store:
       found = f'{reader.num_records()} records' if reader.ok() else 'a damaged file'
       raise types.UserError(
         f"{path}: found {found}, expected {expected} records; remove it and the store's "
-        'manifest.json and prepare again with the same arguments: only what is missing is made'
+        'manifest.json and prepare again with the same arguments to make what is missing'
       )
 
   def _read_labels(self):
@@ -128,6 +127,6 @@ class Store:
     if found != expected:
       raise types.UserError(
         f'{path}: found SHA-256 {found[:16]}..., the manifest says {expected[:16]}...; remove '
-        'manifest.json and prepare again with the same arguments: only the labels are made anew'
+        'manifest.json and prepare again with the same arguments to make the labels again'
       )
     return np.load(path, allow_pickle=False).astype(np.int32, copy=False)

@@ -1,10 +1,10 @@
-"""Mean and spread of the latents that a model will see, by channel, from their moments.
+"""Mean and standard deviation by channel of the latents that a model will see, from their moments.
 
-With z = mean + std * epsilon and x = (z - shift) * scale, over examples and places,
+With z = mean + std * epsilon and x = (z - shift) * scale, over examples and positions,
 
   E[z] = E[mean],   Var[z] = Var[mean] + E[std^2]                                         (1)
 
-For Stable Diffusion's latents of photographs Std[x] is about 0.7 to 1 in every channel.
+For Stable Diffusion's latents of photographs, Std[x] is about 0.7 to 1 in every channel.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ import numpy as np
 
 
 class Statistics:
-  """Sums over moments in float64. count: places that were added, of all examples."""
+  """Sums over moments in float64. count: number of positions added, over all examples."""
 
   def __init__(self):
     self.count, self._sums = 0, 0.0
 
   def add(self, moments_NHWC: np.ndarray) -> None:
-    """Takes [mean, std] of some examples."""
+    """Adds the [mean, std] of some examples."""
     mean, std = np.split(moments_NHWC.astype(np.float64), 2, axis=-1)
     self._sums = self._sums + np.stack([x.sum((0, 1, 2)) for x in (mean, mean**2, std**2)])
     self.count += mean[..., 0].size
 
   def scaled(self, vae: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means and standard deviations of x by (1); `vae` has 'scale' and 'shift', as a plan has."""
+    """Means and standard deviations of x by (1); `vae` is that of a plan, with 'scale', 'shift'."""
     mean, square, noise = self._sums / self.count
     scale, shift = np.asarray(vae['scale']), np.asarray(vae['shift'])
     std = np.sqrt(np.maximum(square - mean**2, 0) + noise)

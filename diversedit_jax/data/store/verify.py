@@ -1,7 +1,7 @@
-"""Reads a whole store and finds every fault of it, file by file.
+"""Reads a whole store and finds every fault in it, file by file.
 
-Bytes are compared with the digests in the facts, facts with those in the manifest; then the records
-are read: their number, their length, finite values. What belongs to no store is a fault too.
+Files are compared with the digests in the facts, and the facts with those in the manifest. Then the
+moments are read: they must be finite. Files that belong to no store are faults too.
 """
 
 from collections.abc import Iterator
@@ -11,20 +11,21 @@ import pathlib
 
 import numpy as np
 
-from diversedit_jax import types
-from diversedit_jax.data import progress
+from diversedit_jax import progress, types
 from diversedit_jax.data.store import layout, statistics, writer
 
-_RECORDS = 256  # Read at once.
+_RECORDS = 256  # Records read at once.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What was found.
+  """What was found in a store.
 
-  faults: (file, what is wrong with it), the file by its path in the store.
-  examples, classes: as the shards' facts have them, in all and of each label.
-  mean, std: of each channel of scaled latents, see `statistics`; empty without latents.
+  root: folder of the store.
+  faults: (file, what is wrong with it) pairs; a file is given by its path in the store.
+  examples, classes: number of examples, in all and of each label, by the facts of the shards.
+  mean, std: mean and standard deviation of each channel of scaled latents, see `statistics`; empty
+    without latents.
   """
 
   root: pathlib.Path
@@ -35,11 +36,11 @@ class Report:
   std: tuple[float, ...]
 
   def text(self) -> str:
-    """For a console."""
+    """The report for a console."""
     lines = [f'store     {self.root}', f'examples  {self.examples}']
     filled = [count for count in self.classes if count] or [0]
     lines.append(
-      f'classes   {len(self.classes)}, {self.classes.count(0)} without examples, the others of '
+      f'classes   {len(self.classes)}, {self.classes.count(0)} without examples, the others with '
       f'{min(filled)} to {max(filled)}'
     )
     for name, values in (('mean', self.mean), ('std', self.std)):
@@ -48,7 +49,7 @@ class Report:
     lines.append(f'faults    {len(self.faults) or "none"}')
     lines += [f'  {name}: {fault}' for name, fault in self.faults]
     if self.faults:
-      lines.append('To mend: remove the files named and prepare again with the same arguments.')
+      lines.append('To repair: remove the files named and prepare again with the same arguments.')
     return '\n'.join(lines)
 
 
@@ -56,14 +57,20 @@ def verify(root: str | pathlib.Path) -> Report:
   """Reads all of a store, finished or not.
 
   Raises:
-    UserError: no store there, or neither plan.json nor the manifest tells its plan.
+    UserError: there is no store, or neither plan.json nor the manifest has its plan.
   """
   root, faults = pathlib.Path(root), []
   plan = _read_plan(root, faults)
   manifest = _manifest(root, plan, faults)
   facts = {shard: _facts(root, plan, manifest, shard, faults) for shard in range(plan.shards)}
   facts = {shard: f for shard, f in facts.items() if f is not None}
-  _check_keys(root, facts, faults)
+  last = ''
+  for shard, f in facts.items():
+    for key in f.keys:
+      if key <= last:
+        name = _name(root, layout.facts_file(root, shard))
+        faults.append((name, f'keys are not unique and in order: {key!r} after {last!r}'))
+      last = max(last, key)
   labels = np.array([label for f in facts.values() for label in f.labels], np.int64)
   classes = np.bincount(labels[labels >= 0], minlength=len(plan.label_names))
   if manifest is not None and len(facts) == plan.shards:
@@ -86,13 +93,15 @@ def verify(root: str | pathlib.Path) -> Report:
 
 
 def _read_plan(root, faults):
-  """The plan; if it is lost the one in the manifest, and a fault."""
-  plan = layout.find_plan(root)
-  if plan is None and (root / 'manifest.json').is_file():
-    plan = layout.read_manifest(root).plan
-    known = 'no JSON' if (root / 'plan.json').exists() else 'missing'
-    faults.append(('plan.json', f'is {known}; the manifest has the plan too'))
-  return plan or layout.read_plan(root)  # Which says what is wrong.
+  """The plan; if plan.json is lost, the plan of the manifest and a fault."""
+  if not (root / 'plan.json').is_file() and (root / 'manifest.json').is_file():
+    faults.append(('plan.json', 'is missing; the manifest has the plan too'))
+  try:
+    return layout.read_plan(root)
+  except types.UserError as error:
+    plan = layout.read_manifest(root).plan  # Without a manifest this raises the same error.
+    faults.append(('plan.json', str(error)))
+    return plan
 
 
 def _manifest(root, plan, faults):
@@ -107,13 +116,14 @@ def _manifest(root, plan, faults):
   if manifest.plan != plan:
     faults.append(('manifest.json', 'its plan is not that of plan.json'))
   if not len(manifest.counts) == len(manifest.shards) == plan.shards:
-    faults.append(('manifest.json', f'does not speak of {plan.shards} shards, as the plan does'))
+    fault = f'lists {len(manifest.shards)} shards, the plan has {plan.shards}'
+    faults.append(('manifest.json', fault))
     return None
   return manifest
 
 
 def _facts(root, plan, manifest, shard, faults):
-  """Facts of a shard, or None; what is wrong with them is added to the faults."""
+  """The facts of a shard, or None; what is wrong with them is added to the faults."""
   path = layout.facts_file(root, shard)
   name = _name(root, path)
   if not path.is_file():
@@ -127,50 +137,23 @@ def _facts(root, plan, manifest, shard, faults):
     faults.append((name, str(error)))
     return None
   listed, classes = len(plan.entries(shard)), len(plan.label_names)
-  # Where plan.json and the manifest differ, that is the fault.
+  # If plan.json and the manifest differ, that is the fault.
   plans = {'', plan.digest(), manifest.plan.digest() if manifest else ''}
-  for wrong, fault in (
-    (facts.shard != shard, f'is of shard {facts.shard}'),
-    (facts.plan not in plans, 'is of another plan'),
-    (
-      not facts.count == len(facts.keys) == len(facts.labels),
-      f'{facts.count} examples, but {len(facts.keys)} keys and {len(facts.labels)} labels',
-    ),
-    (
-      facts.count + len(facts.skipped) != listed,
-      f'{facts.count} examples and {len(facts.skipped)} skipped are not the {listed} planned',
-    ),
-    (
-      not all(0 <= label < classes for label in facts.labels),
-      f'labels outside of [0, {classes}), the number of classes',
-    ),
-    (set(facts.columns) != set(plan.columns), f'has the columns {sorted(facts.columns)}'),
-    (
-      manifest is not None and manifest.counts[shard] != facts.count,
-      f'{facts.count} examples are not those that the manifest has',
-    ),
-  ):
-    if wrong:
-      faults.append((name, fault))
+  if facts.plan not in plans:
+    faults.append((name, 'belongs to another plan'))
+  keys, labels, skipped = len(facts.keys), len(facts.labels), len(facts.skipped)
+  if not facts.count == keys == labels == listed - skipped:
+    faults.append(
+      (name, f'{facts.count} examples, {keys} keys, {labels} labels, {skipped} of {listed} skipped')
+    )
+  if not all(0 <= label < classes for label in facts.labels):
+    faults.append((name, f'labels outside [0, {classes}), the number of classes'))
   return facts
 
 
-def _check_keys(root, facts, faults):
-  """Keys are unique and in order over all shards."""
-  seen, last = {}, ''
-  for shard, f in facts.items():
-    for key in f.keys:
-      name = _name(root, layout.facts_file(root, shard))
-      if key in seen:
-        faults.append((name, f'the key {key!r} is there twice, first in shard {seen[key]}'))
-      elif key < last:
-        faults.append((name, f'keys are not in order: {key!r} after {last!r}'))
-      seen[key], last = shard, max(last, key)
-
-
 def _check_whole(root, manifest, facts, labels, classes) -> Iterator[tuple[str, str]]:
-  """Faults of the manifest's sums, of labels.npy and of skipped.csv."""
-  if manifest.count != len(labels) or list(manifest.classes) != classes.tolist():
+  """Yields the faults of the manifest's sums, of labels.npy and of skipped.csv."""
+  if manifest.counts != tuple(f.count for f in facts) or manifest.classes != tuple(classes):
     yield 'manifest.json', "numbers of examples are not those of the shards' facts"
   if manifest.content_sha256 != writer.content_digest(f.content_sha256 for f in facts):
     yield 'manifest.json', "its content is not that of the shards' facts"
@@ -193,7 +176,7 @@ def _check_whole(root, manifest, facts, labels, classes) -> Iterator[tuple[str, 
 
 
 def _column(path, plan, column, facts, sums) -> Iterator[str]:
-  """Faults of one file of records; moments of a sound one go into the sums."""
+  """Yields the faults of one file of records; adds the moments of a sound file to the sums."""
   known = facts.columns.get(column, {})
   if not path.is_file():
     yield 'is missing'
@@ -204,39 +187,32 @@ def _column(path, plan, column, facts, sums) -> Iterator[str]:
   if layout.digest(path) != known.get('sha256'):
     yield 'its SHA-256 is not that in its facts'
     return
+  if column != 'moments':
+    return
   # Imported where it is used, see `reader`.
   from array_record.python import array_record_module
 
   of = plan.columns[column]
+  dtype = np.dtype(of.dtype).newbyteorder('<')
   reader = array_record_module.ArrayRecordReader(str(path), 'readahead_buffer_size:0')
   try:
-    found, expected = reader.num_records(), facts.count * (1 + of.twins)
-    if found != expected:
-      yield f'has {found} records, expected {expected}'
-      return
-    dtype = np.dtype(of.dtype).newbyteorder('<')
-    for start in range(0, found, _RECORDS):
-      records = reader.read(start, min(start + _RECORDS, found))
-      lengths = {len(record) for record in records}
-      if lengths != {of.record_bytes}:
-        yield f'has records of {sorted(lengths)} bytes, expected {of.record_bytes}'
+    for start in range(0, reader.num_records(), _RECORDS):
+      records = reader.read(start, min(start + _RECORDS, reader.num_records()))
+      moments = np.frombuffer(b''.join(records), dtype).reshape(-1, *of.shape)
+      finite = np.isfinite(moments).all((1, 2, 3))
+      if not finite.all():
+        key = facts.keys[(start + int(np.argmin(finite))) // (1 + of.twins)]
+        yield f'moments of {key!r} are not finite'
         return
-      if column == 'moments':
-        moments = np.frombuffer(b''.join(records), dtype).reshape(-1, *of.shape)
-        finite = np.isfinite(moments).all((1, 2, 3))
-        if not finite.all():
-          key = facts.keys[(start + int(np.argmin(finite))) // (1 + of.twins)]
-          yield f'moments of {key!r} are not finite'
-          return
-        sums.add(moments)
-  except (RuntimeError, IndexError) as error:
+      sums.add(moments)
+  except (RuntimeError, ValueError) as error:
     yield f'cannot be read: {error}'
   finally:
     reader.close()
 
 
 def _strangers(root, plan):
-  """Files that no store of this plan has."""
+  """Files that are not in a store of this plan."""
   known = {root / name for name in layout.FILES}
   for shard in range(plan.shards):
     known.add(layout.facts_file(root, shard))
@@ -247,7 +223,7 @@ def _strangers(root, plan):
 
 
 def _with_progress(facts) -> Iterator[int]:
-  """The shards; a line every few seconds tells how far they are read."""
+  """Yields the shards and logs a line every few seconds about how much has been read."""
   sizes = {shard: sum(c.get('bytes', 0) for c in f.columns.values()) for shard, f in facts.items()}
   reading, done = progress.Progress('checking', sum(sizes.values())), 0
   for shard, size in sizes.items():

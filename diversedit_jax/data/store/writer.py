@@ -1,11 +1,11 @@
-"""Writes a latent store shard by shard; what a killed run has finished stays.
+"""Writes a store shard by shard; the shards that a killed run has finished are kept.
 
-The bytes of a store are a function of its plan and of the examples alone: no times, no names of
-machines. A shard's columns are written under temporary names and renamed when they are whole, then
-its facts are written; so a shard with facts is finished. See `layout` for the files.
+The bytes of a store depend on its plan and examples alone: there are no times and no names of
+machines in it. The columns of a shard are written under temporary names and renamed when they are
+whole; then its facts are written. So a shard with facts is finished. See `layout` for the files.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import csv
 import dataclasses
@@ -21,9 +21,9 @@ from diversedit_jax.data import files
 from diversedit_jax.data.pictures import base
 from diversedit_jax.data.store import layout
 
-# One record is one chunk, so a single record is read without its neighbours.
+# Each record is a chunk of its own, so that it is read without its neighbours.
 RECORD_OPTIONS = 'group_size:1,uncompressed'
-# ArrayRecord's headers and index for each record, its block headers, and its padding to blocks.
+# ArrayRecord's header and index of each record, its block headers, and its padding to blocks.
 _RECORD_EXTRA, _BLOCK_EXTRA, _FILE_EXTRA = 72, 1.0005, 3 * 65536
 _LEFTOVER = re.compile(
   rf'\.(?:plan|labels|manifest|skipped|(?:(?:{"|".join(layout.COLUMNS)})-)?(\d{{5,}}))'
@@ -35,7 +35,10 @@ _LEFTOVER = re.compile(
 class Example:
   """What a store keeps of one picture.
 
-  sha256: of the encoded picture. columns: its records, [1, *shape] or with twins [2, *shape].
+  key: key of the picture in the listing.
+  label: its label.
+  sha256: digest of the encoded picture.
+  columns: its records by column, [1, *shape] or with twins [2, *shape].
   """
 
   key: str
@@ -50,14 +53,17 @@ def write_shard(
   shard: int,
   results: Iterable[Example | base.Skipped],
 ) -> layout.ShardFacts:
-  """Writes one shard, whole or not at all, as the results come.
+  """Writes one shard, whole or not at all, as the results come in.
 
   Args:
+    root: folder of the store.
+    plan: plan of the store.
+    shard: number of the shard.
     results: what became of the shard's pictures, in the order of their keys.
 
   Raises:
-    UserError: the files cannot be written, for want of space say.
-    ValueError: a record is not what the plan says.
+    UserError: the files cannot be written, for example because the disk is full.
+    ValueError: a record differs from the plan in dtype or shape.
   """
   keys, labels, skipped, content = [], [], [], hashlib.sha256()
   with contextlib.ExitStack() as columns:
@@ -82,7 +88,7 @@ def write_shard(
     skipped=tuple(skipped),
     content_sha256=content.hexdigest(),
     plan=plan.digest(),
-    columns={name: _file_facts(root, plan, name, shard, len(keys)) for name in plan.columns},
+    columns={name: _file_facts(layout.shard_file(root, name, shard)) for name in plan.columns},
   )
   path = layout.facts_file(root, shard)
   with writing(path):
@@ -91,26 +97,26 @@ def write_shard(
 
 
 def finished(root: pathlib.Path, plan: layout.Plan, shard: int) -> layout.ShardFacts | None:
-  """Facts of a shard whose files are there, of the right sizes; None (and why) if it must be made.
+  """Facts of a shard whose files exist with the right sizes; None if the shard must be made.
 
-  The contents are not read, see `verify`.
+  Logs why a shard must be made again. The records are not read, see `verify`.
   """
   if not layout.facts_file(root, shard).is_file():
     return None
   try:
     facts = layout.read_facts(root, shard)
   except types.UserError as error:
-    logging.warning('shard %d is not as it was left: %s', shard, error)
+    logging.warning('shard %d is made again: %s', shard, error)
     return None
   if facts.plan not in ('', plan.digest()):
-    logging.warning('shard %d is that of another plan', shard)
+    logging.warning('shard %d is made again: it belongs to another plan', shard)
     return None
   for name in plan.columns:
     path, expected = layout.shard_file(root, name, shard), facts.columns.get(name, {}).get('bytes')
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
       logging.warning(
-        'shard %d is not as it was left: %s has %s bytes, its facts say %s',
+        'shard %d is made again: %s has %s bytes, its facts say %s',
         shard,
         path,
         'no' if found is None else found,
@@ -121,9 +127,9 @@ def finished(root: pathlib.Path, plan: layout.Plan, shard: int) -> layout.ShardF
 
 
 def reopen(root: pathlib.Path, shard: int) -> None:
-  """Takes back that a shard, and with it the store, is finished; before it is made again.
+  """Removes a shard, and the manifest with it, before the shard is made again.
 
-  The columns go last, so that their room is free and no facts speak of what is gone.
+  The facts go before the columns, so that no facts describe files that are gone.
   """
   columns = (layout.shard_file(root, column, shard) for column in layout.COLUMNS)
   for path in (root / 'manifest.json', layout.facts_file(root, shard), *columns):
@@ -139,11 +145,13 @@ def finish(
   """Writes labels.npy, skipped.csv and the manifest of a store whose shards are all finished.
 
   Args:
-    skipped: by the listing.
-    versions: of the programs that made it, by name.
+    root: folder of the store.
+    plan: plan of the store.
+    skipped: what the listing left out.
+    versions: versions of the programs that made it, by name.
 
   Raises:
-    UserError: not one picture became an example, or a file cannot be written.
+    UserError: no picture became an example, or a file cannot be written.
   """
   facts = [layout.read_facts(root, shard) for shard in range(plan.shards)]
   rows = [(s.name, s.reason) for s in skipped] + [row for f in facts for row in f.skipped]
@@ -179,12 +187,12 @@ def finish(
 
 
 def content_digest(shards: Iterable[str]) -> str:
-  """The content of a store, from those of its shards in order."""
+  """Digest of the content of a store, from those of its shards in order."""
   return hashlib.sha256('\n'.join(shards).encode()).hexdigest()
 
 
 def shard_bytes(plan: layout.Plan, shard: int) -> int:
-  """At most so many bytes are needed for the files of a shard; of a large one 1 % is no array."""
+  """Upper bound of the bytes of a shard's files; large shards need 1 % more than their arrays."""
   count, total = len(plan.entries(shard)), 0
   for column in plan.columns.values():
     records = count * (1 + column.twins)
@@ -193,7 +201,7 @@ def shard_bytes(plan: layout.Plan, shard: int) -> int:
 
 
 def leftovers(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, int | None]]:
-  """Temporary files of a killed run, each with its shard, or None for a file of the whole store."""
+  """Temporary files of a killed run, each with its shard; None for a file of the whole store."""
   for folder in (root, root / 'shards'):
     for path in sorted(folder.glob('.*')):
       if match := _LEFTOVER.fullmatch(path.name):
@@ -205,36 +213,28 @@ def is_leftover(name: str) -> bool:
   return _LEFTOVER.fullmatch(name) is not None
 
 
-def held_bytes(root: pathlib.Path, plan: layout.Plan, missing: Collection[int]) -> int:
-  """What lies on the disk of shards that are missing: room that they need no more, or get back."""
-  paths = [path for path, shard in leftovers(root) if shard is None or shard in missing]
-  paths += [layout.shard_file(root, c, shard) for shard in missing for c in plan.columns]
-  held = 0
-  for path in paths:
-    with contextlib.suppress(FileNotFoundError):  # Others may be at work on it.
-      held += path.stat().st_size
-  return held
-
-
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Tells the user of a file that cannot be written, for want of room or of the right to.
+  """Names the file if it cannot be written, for example because the disk is full.
 
   Raises:
-    UserError: for the errors of the operating system and of ArrayRecord.
+    UserError: instead of the errors of the operating system and of ArrayRecord.
   """
   try:
     yield
   except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter.
     raise types.UserError(
-      f'{path} cannot be written: {error}; when that is mended, start again with the same '
-      'arguments: finished shards are kept'
+      f'{path} cannot be written: {error}; fix this and run the same command again: finished '
+      'shards are kept'
     ) from error
 
 
 @contextlib.contextmanager
 def _column(path):
-  """Appends records to a new ArrayRecord file, which is in its place when the block ends well."""
+  """Yields a function that appends records to a new ArrayRecord file.
+
+  The file has its own name only after the block has ended well.
+  """
   # Imported where it is used, see `reader`.
   from array_record.python import array_record_module
 
@@ -254,7 +254,7 @@ def _column(path):
       with writing(path):
         writer.close()
     with writing(path):
-      stack.close()  # Syncs and renames it.
+      stack.close()  # Syncs and renames the file.
 
 
 def _records(facts, example, name):
@@ -268,13 +268,5 @@ def _records(facts, example, name):
   return [record.tobytes() for record in little_endian]
 
 
-def _file_facts(root, plan, name, shard, count):
-  from array_record.python import array_record_module
-
-  path = layout.shard_file(root, name, shard)
-  reader = array_record_module.ArrayRecordReader(str(path), 'readahead_buffer_size:0')
-  found, expected = reader.num_records(), count * (1 + plan.columns[name].twins)
-  reader.close()
-  if found != expected:
-    raise types.UserError(f'{path} was not kept as it was written: {found} of {expected} records')
+def _file_facts(path):
   return {'bytes': path.stat().st_size, 'sha256': layout.digest(path)}

@@ -18,10 +18,11 @@ from diversedit_jax.data import sources
 
 
 class Features(NamedTuple):
-  """What an encoder says of images.
+  """The features of images.
 
-  tokens: [N, T, Z] float32, on the grid of the model's patches, row-major.
-  summary: [N, Z] float32, of the whole image (a class token), or None if the encoder has none.
+  tokens: one feature per patch of the model, row-major, [N, T, Z] float32.
+  summary: the feature of the whole image (a class token), [N, Z] float32; None if the encoder has
+    none.
   """
 
   tokens: jax.Array
@@ -30,12 +31,14 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """What an encoder may look at when it is made.
+  """The circumstances for which an encoder is made.
 
-  source: the training split. grid: rows and columns of the model's patches.
-  image_shape: (H, W, C) of the pixels.
+  source: the training split.
+  grid: rows and columns of the model's patches.
+  image_shape: shape (H, W, C) of the pixels.
   weights: folder or file with pretrained weights, '' if none was given.
-  dtype: of the encoder's matrix products. key: of the config, that gives `weights`; '' for none.
+  dtype: dtype of the encoder's matrix products.
+  key: config key that gives `weights`, for messages; '' for none.
   """
 
   source: sources.Source
@@ -50,11 +53,13 @@ class Request:
 class Encoder:
   """A frozen function of pixels.
 
-  name: as registered. params: its parameters as jax.ShapeDtypeStruct.
-  apply: (params, pixels_NHWC in [-1, 1] float32) -> Features; pure, traceable.
-  load: () -> params as arrays; may raise UserError naming a missing file.
-  file: () -> name of the file that `load` reads, '' if it reads none; raises as `load`.
-  image_shape: (H, W, C) of the pixels. flops: of one image, a multiply-add being 2.
+  name: the registered name.
+  params: the parameters as jax.ShapeDtypeStruct.
+  apply: pure function (params, pixels_NHWC in [-1, 1] float32) -> Features.
+  load: function () -> params as arrays; raises UserError if its file is missing.
+  file: function () -> name of the file that `load` reads, '' if it reads none; raises as `load`.
+  image_shape: shape (H, W, C) of the pixels.
+  flops: cost of one image, a multiply-add being 2.
   """
 
   name: str
@@ -79,7 +84,7 @@ def register(name: str, make: Make) -> None:
   """Makes an encoder known by name.
 
   Raises:
-    ValueError: if the name is taken by another function, or has a character that a config reserves.
+    ValueError: another function has the name, or it has a character that a config reserves.
   """
   if not name or set(name) & set('@+,: '):
     raise ValueError(f'an encoder cannot be called {name!r}: @ + , : and spaces are reserved')
@@ -88,10 +93,10 @@ def register(name: str, make: Make) -> None:
 
 
 def open_encoder(name: str, request: Request) -> Encoder:
-  """The encoder of a name; its weights are not read yet.
+  """The encoder with a registered name; its weights are not read yet.
 
   Raises:
-    UserError: for an unknown name (the nearest is named), or pixels or a grid that it cannot take.
+    UserError: the name is unknown, or the encoder cannot take such pixels or such a grid.
   """
   if name not in _ENCODERS:
     raise types.UserError(f'no encoder {name!r}{trees.did_you_mean(name, _ENCODERS)}')

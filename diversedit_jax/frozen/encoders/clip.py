@@ -1,9 +1,9 @@
 """CLIP (arXiv 2103.00020), OpenAI's ViT-L/14: the image encoder.
 
-The weights file is a TorchScript program, of which the tensors are read and the code is not; a
-state dict by the same names will do too. Features are the patch tokens of the last block, without
-CLIP's last norm and projection, as in REPA, and the summary is the class token there. The position
-table is used as it is: 256 x 256 pixels only.
+The weights file is a TorchScript program; its tensors are read and its code is not. A state dict
+with the same names will do too. Features are the patch tokens of the last block, without CLIP's
+last norm and projection, as in REPA, and the summary is the class token there. The position table
+is used as it is: 256 x 256 pixels only.
 """
 
 from diversedit_jax.frozen.encoders import family, files, preprocess, vit
@@ -14,15 +14,12 @@ URL = (
 )
 
 CONFIGS = {
-  'clip-vit-l': vit.ViTConfig(
-    width=1024,
-    depth=24,
-    heads=16,
-    hidden=4 * 1024,
-    patch_size=14,
+  'clip-vit-l': vit.plain(
+    1024,
+    24,
+    16,
     table=16,
     mlp='quick_gelu',
-    layer_scale=False,
     patch_bias=False,
     first_norm=True,
     last_norm=False,

@@ -9,7 +9,6 @@ import dataclasses
 from diversedit_jax.frozen.encoders import family, files, vit
 
 URL = 'https://dl.fbaipublicfiles.com/dinov2'
-SUFFIXES = files.SUFFIXES
 
 _SIZES = {
   's': vit.ViTConfig(width=384, depth=12, heads=6, hidden=4 * 384),
@@ -29,7 +28,7 @@ _LAYOUT = files.Layout(
     'blocks/scale1': 'blocks.{}.ls1.gamma',
     'blocks/scale2': 'blocks.{}.ls2.gamma',
   },
-  unused=('mask_token',),  # In every file, and used only in DINOv2's own training.
+  unused=('mask_token',),  # Every file has it; only DINOv2's own training uses it.
 )
 _SWIGLU = dataclasses.replace(
   _LAYOUT,
@@ -41,7 +40,7 @@ _SWIGLU = dataclasses.replace(
 
 
 def published(name: str) -> files.Published:
-  """For 'dinov2reg-vit-b', 'dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth' below `URL`."""
+  """The file of an encoder, as 'dinov2_vitb14_reg4_pretrain.pth' for 'dinov2reg-vit-b'."""
   kind, _, size = name.rpartition('-vit-')
   folder = f'dinov2_vit{size}14'
   file = f'{folder}{"_reg4" if kind == "dinov2reg" else ""}_pretrain.pth'
@@ -53,5 +52,4 @@ FAMILY = family.Family(
   layout=lambda config: _SWIGLU if config.mlp == 'swiglu' else _LAYOUT,
   published=published,
 )
-make, load, hub_shapes = FAMILY.make, FAMILY.load, FAMILY.shapes
 FAMILY.register()

@@ -1,6 +1,6 @@
-"""I-JEPA (arXiv 2301.08243), ViT-H/14 of ImageNet-1K.
+"""I-JEPA (arXiv 2301.08243), ViT-H/14 trained on ImageNet-1K.
 
-The weights are a checkpoint of the training, of which the part `encoder` is read, as in REPA, not
+The weights file is a checkpoint of the training; its part `encoder` is read, as in REPA, not
 `target_encoder`. There is no class token, hence no summary: features are all tokens after the last
 norm. The fixed position table is used as it is: 256 x 256 pixels only.
 """
@@ -10,18 +10,7 @@ from diversedit_jax.frozen.encoders import family, files, vit
 FILE = 'IN1K-vit.h.14-300e.pth.tar'
 URL = f'https://dl.fbaipublicfiles.com/ijepa/{FILE}'
 
-CONFIGS = {
-  'ijepa-vit-h': vit.ViTConfig(
-    width=1280,
-    depth=32,
-    heads=16,
-    hidden=4 * 1280,
-    patch_size=14,
-    table=16,
-    class_token=False,
-    layer_scale=False,
-  )
-}
+CONFIGS = {'ijepa-vit-h': vit.plain(1280, 32, 16, table=16, class_token=False)}
 
 FAMILY = family.Family(
   configs=CONFIGS,

@@ -1,8 +1,8 @@
 """MAE (arXiv 2111.06377), the encoder.
 
-The weights are the authors' files of the encoder alone. Features are the patch tokens of the last
+The weights are the authors' files with the encoder alone. Features are the patch tokens of the last
 block *before* the last norm, as in REPA, and the summary is the class token there. REPA has only
-'mae-vit-l'; the huge model has patches of 14, and so sees resized pixels.
+'mae-vit-l'. The huge model has patches of 14 pixels and therefore sees resized images.
 """
 
 from diversedit_jax.frozen.encoders import family, files, vit
@@ -10,29 +10,16 @@ from diversedit_jax.frozen.encoders import family, files, vit
 URL = 'https://dl.fbaipublicfiles.com/mae/pretrain'
 
 
-def _config(width: int, depth: int, heads: int, patch_size: int, table: int) -> vit.ViTConfig:
-  return vit.ViTConfig(
-    width=width,
-    depth=depth,
-    heads=heads,
-    hidden=4 * width,
-    patch_size=patch_size,
-    table=table,
-    layer_scale=False,
-    last_norm=False,
-  )
-
-
 CONFIGS = {
-  'mae-vit-b': _config(768, 12, 12, 16, 14),
-  'mae-vit-l': _config(1024, 24, 16, 16, 14),
-  'mae-vit-h': _config(1280, 32, 16, 14, 16),
+  'mae-vit-b': vit.plain(768, 12, 12, patch_size=16, table=14, last_norm=False),
+  'mae-vit-l': vit.plain(1024, 24, 16, patch_size=16, table=14, last_norm=False),
+  'mae-vit-h': vit.plain(1280, 32, 16, patch_size=14, table=16, last_norm=False),
 }
 _WORDS = {'b': 'base', 'l': 'large', 'h': 'huge'}
 
 
 def published(name: str) -> files.Published:
-  """For 'mae-vit-l', 'mae_pretrain_vit_large.pth' below `URL`; 'mae_vitl.pth' in REPA's folder."""
+  """The file of an encoder, as 'mae_pretrain_vit_large.pth' (REPA: 'mae_vitl') for 'mae-vit-l'."""
   size = name[-1]
   file = f'mae_pretrain_vit_{_WORDS[size]}.pth'
   return files.Published(file=file, url=f'{URL}/{file}', others=(f'mae_vit{size}',))

@@ -1,9 +1,9 @@
 """MoCo v3 (arXiv 2104.02057), the encoder that was trained by gradients.
 
-The weights are checkpoints of the training; of the two encoders, `base_encoder` is read. The
-authors publish ViT-S and ViT-B. ViT-L is that of RCG (arXiv 2312.03701), in whose file some layers
-of two blocks have wrong names. Features are the patch tokens after the last norm, the summary is
-the class token.
+The weights are checkpoints of the training with two encoders; `base_encoder` is read. The authors
+publish ViT-S and ViT-B. ViT-L comes from RCG (arXiv 2312.03701); some layers of two blocks have
+wrong names in its file. Features are the patch tokens after the last norm, the summary is the class
+token.
 """
 
 from diversedit_jax.frozen.encoders import family, files, vit
@@ -12,22 +12,10 @@ URL = 'https://dl.fbaipublicfiles.com/moco-v3'
 RCG_URL = 'https://drive.google.com/file/d/1Foa2-FqhwIFYjcAAbY9sXyO-1Vwwx-_9'
 
 
-def _config(width: int, depth: int, heads: int) -> vit.ViTConfig:
-  return vit.ViTConfig(
-    width=width,
-    depth=depth,
-    heads=heads,
-    hidden=4 * width,
-    patch_size=16,
-    table=14,
-    layer_scale=False,
-  )
-
-
 CONFIGS = {
-  'mocov3-vit-s': _config(384, 12, 12),
-  'mocov3-vit-b': _config(768, 12, 12),
-  'mocov3-vit-l': _config(1024, 24, 16),
+  'mocov3-vit-s': vit.plain(384, 12, 12, patch_size=16, table=14),
+  'mocov3-vit-b': vit.plain(768, 12, 12, patch_size=16, table=14),
+  'mocov3-vit-l': vit.plain(1024, 24, 16, patch_size=16, table=14),
 }
 
 LAYOUT = files.Layout(
@@ -45,7 +33,7 @@ LAYOUT = files.Layout(
 
 
 def published(name: str) -> files.Published:
-  """For 'mocov3-vit-b', 'vit-b-300ep.pth.tar'; 'mocov3_vitb.pth' in REPA's folder."""
+  """The file of an encoder, as 'vit-b-300ep.pth.tar' (REPA: 'mocov3_vitb') for 'mocov3-vit-b'."""
   size = name[-1]
   others = (f'mocov3_vit{size}',)
   if size == 'l':

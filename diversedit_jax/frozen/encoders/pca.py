@@ -1,12 +1,13 @@
 """Principal components of patches and of whole images, fitted on the training split.
 
-For small images and for tests: real features that need no weights. A token describes the window
-around its cell of the model's grid, the cell and one more on each side, with the image's border
-repeated beyond it. Both bases are whitened, so that cosine similarity sees every component.
+The features need no weights; they serve small images and tests. A token describes its cell of the
+model's grid and one more cell on each side, with the image's border repeated beyond it. Both bases
+are whitened, so that cosine similarity sees every component.
 """
 
 from collections.abc import Iterator
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -20,18 +21,18 @@ from diversedit_jax.frozen.encoders import base
 COMPONENTS = 16
 MAX_IMAGES = 4096
 MAX_VALUES = 4096
-"""In one image and in one window; beyond it the covariance becomes slow to decompose."""
+"""Values that one image, or one window, may have; with more, the decomposition becomes slow."""
 # A step of 8 bits in one of a million windows has more variance than this.
 MIN_VARIANCE = 1e-11
 _CHUNK = 256
 
 
 def make(request: base.Request) -> base.Encoder:
-  """The encoder for a grid; always in float32, whatever `request.dtype`, for it costs nothing.
+  """The encoder for a grid; it computes in float32 whatever `request.dtype` is.
 
   Raises:
-    UserError: for a grid that does not divide the pixels, pixels that are too many, or a source
-      with too few examples.
+    UserError: the grid does not divide the pixels, there are too many pixels, or the source has too
+      few examples.
   """
   size, windowed = int(np.prod(request.image_shape)), window_size(request)
   if max(size, windowed) > MAX_VALUES:
@@ -64,7 +65,7 @@ def make(request: base.Request) -> base.Encoder:
 
 
 def apply(params: Any, x_NHWC: jax.Array, *, grid: tuple[int, int]) -> base.Features:
-  """Whitened components of windows and of images."""
+  """Whitened components of windows (tokens) and of images (summary)."""
 
   def project(p: Any, x: jax.Array) -> jax.Array:
     centred = x - p['mean'].reshape((1,) * (x.ndim - 1) + (-1,))
@@ -78,29 +79,29 @@ def apply(params: Any, x_NHWC: jax.Array, *, grid: tuple[int, int]) -> base.Feat
 
 
 def fit(request: base.Request) -> dict[str, dict[str, np.ndarray]]:
-  """Means and bases, float32, from at most 4096 images spread evenly over the source.
+  """Fits means and bases, float32, to at most 4096 images spread evenly over the source.
 
   Raises:
-    UserError: for a source without such pixels, or whose images vary in too few ways.
+    UserError: the source has no such pixels, or its images vary in too few ways.
   """
   flatten = {
     'tokens': lambda x: windows(x, request.grid).reshape(-1, window_size(request)),
     'summary': lambda x: x.reshape(len(x), -1),
   }
-  moments = {part: _Moments() for part in flatten}
+  sums = dict.fromkeys(flatten, (0, 0.0, 0.0))
   for x_NHWC in _pixels(request.source, request.image_shape):
     for part, function in flatten.items():
-      moments[part].add(function(x_NHWC.astype(np.float64)))
-  return {
-    part: _whitened(*moments[part].result(), f'{part} of {request.source.name}') for part in flatten
-  }
+      x_NF = function(x_NHWC.astype(np.float64))
+      terms = len(x_NF), x_NF.sum(axis=0), x_NF.T @ x_NF
+      sums[part] = tuple(map(operator.add, sums[part], terms))
+  return {part: _whitened(*sums[part], f'{part} of {request.source.name}') for part in flatten}
 
 
 def window_size(request: base.Request) -> int:
-  """Values in the window of a token.
+  """Number of values in the window of a token.
 
   Raises:
-    UserError: for a grid that does not divide the pixels.
+    UserError: the grid does not divide the pixels.
   """
   (height, width, channels), (rows, cols) = request.image_shape, request.grid
   if height % rows or width % cols:
@@ -112,7 +113,7 @@ def window_size(request: base.Request) -> int:
 
 
 def windows(x_NHWC: Any, grid: tuple[int, int]) -> Any:
-  """Windows [N, T, values] of a numpy or JAX array, the border repeated; T is row-major."""
+  """Windows [N, T, values] of a NumPy or JAX array, the border repeated; T is row-major."""
   n, height, width, _ = x_NHWC.shape
   rows, cols = _reach(height, grid[0]), _reach(width, grid[1])
   # [N, rows, 3h, cols, 3w, C]
@@ -121,7 +122,7 @@ def windows(x_NHWC: Any, grid: tuple[int, int]) -> Any:
 
 
 def _reach(size: int, cells: int) -> np.ndarray:
-  """Indices [cells, 3 * size / cells] of the pixels that each cell looks at along one axis."""
+  """Indices [cells, 3 * size / cells] of the pixels in the window of each cell along one axis."""
   step = size // cells
   offsets = np.arange(-step, 2 * step)
   return np.clip(np.arange(cells)[:, None] * step + offsets[None], 0, size - 1)
@@ -145,24 +146,12 @@ def _pixels(source: sources.Source, shape: tuple[int, int, int]) -> Iterator[np.
     yield x_NHWC
 
 
-class _Moments:
-  """Mean and covariance of rows that arrive in pieces, in float64."""
-
-  def __init__(self):
-    self.n, self.sum, self.products = 0, 0.0, 0.0
-
-  def add(self, x_NF: np.ndarray) -> None:
-    self.n += len(x_NF)
-    self.sum = self.sum + x_NF.sum(axis=0)
-    self.products = self.products + x_NF.T @ x_NF
-
-  def result(self) -> tuple[np.ndarray, np.ndarray]:
-    mean = self.sum / self.n
-    return mean, self.products / self.n - np.outer(mean, mean)
-
-
-def _whitened(mean_F: np.ndarray, covariance_FF: np.ndarray, what: str) -> dict[str, np.ndarray]:
-  """The leading components, each scaled to unit variance, its largest entry positive."""
+def _whitened(
+  n: int, sum_F: np.ndarray, products_FF: np.ndarray, what: str
+) -> dict[str, np.ndarray]:
+  """The leading components of n rows, scaled to unit variance, their largest entries positive."""
+  mean_F = sum_F / n
+  covariance_FF = products_FF / n - np.outer(mean_F, mean_F)
   count = min(COMPONENTS, len(mean_F))
   variances, vectors = np.linalg.eigh(covariance_FF)
   variances, vectors = variances[::-1][:count], vectors[:, ::-1][:, :count]

@@ -1,10 +1,10 @@
-"""Pixels as REPA feeds them to encoders: normalisation and two kinds of bicubic resize.
+"""Preprocessing of pixels for encoders, as in REPA: normalisation and two kinds of bicubic resize.
 
 REPA (arXiv 2410.06940, `preprocess_raw_image`) resizes pixels as PyTorch's `interpolate` does
-without antialiasing: Keys' kernel with a = -0.75, four taps also when shrinking, half-pixel
-centres, indices clamped at the border, values not clipped. Position tables are resized as timm
-does, with antialiasing: a = -0.5, the kernel stretched when shrinking, weights renormalised at the
-border. Both are separable, hence two small matrix products.
+without antialiasing: Keys' cubic with a = -0.75, four taps also when shrinking, half-pixel centres,
+indices clamped at the border, values not clipped. Position tables are resized as timm does, with
+antialiasing: a = -0.5, the cubic stretched when shrinking, weights renormalised at the border. Both
+are separable, hence two small matrix products.
 """
 
 import jax
@@ -18,14 +18,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def imagenet(x_NHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Pixels in [-1, 1] for all encoders but CLIP: normalised, then resized (height, width)."""
+  """Pixels in [-1, 1], normalised, then resized to (height, width); for all encoders but CLIP."""
   return resize(normalise(x_NHWC), *size)
 
 
 def clip(x_NHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Pixels in [-1, 1] for CLIP: resized, then normalised with its own constants.
+  """Pixels in [-1, 1], resized, then normalised with CLIP's own constants; for CLIP.
 
-  Resizing [-1, 1] instead of [0, 1] makes no difference, for the weights of a pixel sum to one.
+  Resizing [-1, 1] instead of [0, 1] makes no difference, as the weights of a pixel sum to one.
   """
   return normalise(resize(x_NHWC, *size), CLIP_MEAN, CLIP_STD)
 
@@ -33,15 +33,15 @@ def clip(x_NHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
 def normalise(
   x_NHWC: jax.Array, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
 ) -> jax.Array:
-  """Pixels in [-1, 1] -> [0, 1] -> (x - mean) / std per channel."""
+  """Maps pixels from [-1, 1] to [0, 1] and then to (x - mean) / std per channel."""
   mean_C, std_C = (np.asarray(v, x_NHWC.dtype)[None, None, None] for v in (mean, std))
   return ((x_NHWC + 1) / 2 - mean_C) / std_C
 
 
 def resize(x_NHWC: jax.Array, height: int, width: int) -> jax.Array:
-  """Bicubic without antialiasing to [N, height, width, C]; equal sizes are returned unchanged.
+  """Resizes to [N, height, width, C], bicubic, without antialiasing; equal sizes stay unchanged.
 
-  At full float32 precision whatever the default is: a coarse product would show in the pixels.
+  Products have full float32 precision whatever the default is: rounding would show in the pixels.
   """
   if x_NHWC.shape[1:3] == (height, width):
     return x_NHWC
@@ -63,9 +63,9 @@ def resize_flops(height: int, width: int, to_height: int, to_width: int, channel
 def resample_table(
   table_TD: np.ndarray, source: tuple[int, int], grid: tuple[int, int]
 ) -> np.ndarray:
-  """Position table of one grid (rows, cols) for another; computed in float64, on the host.
+  """Resamples a position table from one grid (rows, cols) to another, in float64, on the host.
 
-  Rows in front of the `source` grid's own, those of a class token, are kept as they are.
+  Rows before those of the `source` grid belong to a class token and are kept as they are.
   """
   if source == grid:
     return table_TD
@@ -78,7 +78,7 @@ def resample_table(
 
 
 def clamped_weights(n: int, size: int) -> np.ndarray:
-  """[size, n] float64: four taps of a = -0.75; those beyond the border fall on the last value."""
+  """Weights [size, n] float64, four taps with a = -0.75; taps past the border take its value."""
   centres = (np.arange(size) + 0.5) * n / size - 0.5
   weights = np.zeros((size, n))
   for tap in range(-1, 3):
@@ -90,7 +90,7 @@ def clamped_weights(n: int, size: int) -> np.ndarray:
 
 
 def antialiased_weights(n: int, size: int) -> np.ndarray:
-  """[size, n] float64: a = -0.5, as wide as the reduction; those beyond the border are dropped."""
+  """Weights [size, n] float64, a = -0.5, as wide as the reduction; none past the border."""
   stretch = max(n / size, 1.0)
   centres = (np.arange(size) + 0.5) * n / size - 0.5
   weights = _keys((centres[:, None] - np.arange(n)) / stretch, -0.5)

@@ -4,10 +4,9 @@ One block, with LayerScale (arXiv 2103.17239) where the model has it:
 
   x <- x + scale1 * Attention(LN(x));  x <- x + scale2 * MLP(LN(x))
 
-A class token, if there is one, and after it registers (arXiv 2309.16588) precede the patches;
-registers have no position. Blocks are stacked along a leading axis and scanned. Matrices are kept
-in the compute dtype, for they are used in no other; norms, softmax and the residual stream stay in
-float32.
+The patches come after a class token, if there is one, and registers (arXiv 2309.16588), which have
+no position. Blocks are stacked along a leading axis and scanned. Matrices are kept in the compute
+dtype; norms, softmax and the residual stream stay in float32.
 """
 
 import dataclasses
@@ -16,7 +15,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, embed, layers
+from diversedit_jax.models import attention, embed
+from diversedit_jax.models import block as block_lib
 from diversedit_jax.weights import array_files
 
 Params = dict[str, Any]
@@ -27,13 +27,15 @@ class ViTConfig:
   """Sizes and parts of a transformer; the defaults are DINOv2's.
 
   hidden: width inside the MLP.
-  mlp: 'gelu' (erf), 'quick_gelu', x sigmoid(1.702 x), or 'swiglu', silu(a) * b of two halves.
-  class_token: whether there is one. registers: tokens between it and the patches.
-  table: rows, which are also columns, of the position table as published.
-  layer_scale: whether blocks have LayerScale. patch_bias: whether the embedding of patches has one.
+  mlp: 'gelu' (with erf), 'quick_gelu' (x sigmoid(1.702 x)) or 'swiglu' (silu(a) b for two halves).
+  class_token: whether there is a class token.
+  registers: number of tokens between the class token and the patches.
+  table: number of rows, and of columns, of the published position table.
+  layer_scale: whether blocks have LayerScale.
+  patch_bias: whether the embedding of patches has a bias.
   first_norm: whether tokens are normalised before the first block.
   last_norm: whether tokens are normalised after the last block.
-  epsilon: of all norms.
+  epsilon: number that all norms add to the variance.
   """
 
   width: int
@@ -50,7 +52,7 @@ class ViTConfig:
   patch_bias: bool = True
   first_norm: bool = False
   last_norm: bool = True
-  epsilon: float = layers.NORM_EPSILON
+  epsilon: float = block_lib.NORM_EPSILON
 
   @property
   def prefix(self) -> int:
@@ -58,10 +60,18 @@ class ViTConfig:
     return self.class_token + self.registers
 
 
-def flat_shapes(config: ViTConfig, grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-  """Shapes of all parameters by slash-joined name; `blocks/` have a leading axis L.
+def plain(width: int, depth: int, heads: int, **options: Any) -> ViTConfig:
+  """The usual transformer: an MLP four times as wide, no LayerScale; options: further fields."""
+  return ViTConfig(
+    width=width, depth=depth, heads=heads, hidden=4 * width, layer_scale=False, **options
+  )
 
-  A kernel is [in, out], that of the patches [P, P, C, D]. grid: of the position table.
+
+def flat_shapes(config: ViTConfig, grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+  """Shapes of all parameters by slash-joined name, for a position table with a grid.
+
+  Kernels are [in, out], the one of the patches is [P, P, C, D]. Parameters of `blocks/` have a
+  leading axis L.
   """
   d, hidden, p = config.width, config.hidden, config.patch_size
   opening = 2 * hidden if config.mlp == 'swiglu' else hidden
@@ -99,7 +109,7 @@ def flat_shapes(config: ViTConfig, grid: tuple[int, int]) -> dict[str, tuple[int
 
 
 def dtype_of(name: str, dtype: str) -> jnp.dtype:
-  """Of the parameter with that name: the compute dtype for matrices, float32 for the rest."""
+  """The dtype of a parameter: the compute dtype for matrices, float32 for the rest."""
   return jnp.dtype(dtype if name.endswith('/kernel') else 'float32')
 
 
@@ -112,7 +122,7 @@ def params_shapes(config: ViTConfig, grid: tuple[int, int], dtype: str) -> Param
 
 
 def encode(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Array:
-  """Normalised pixels -> all tokens at the end, [N, prefix + T, D] float32."""
+  """Maps normalised pixels to all tokens at the end, [N, prefix + T, D] float32."""
   x_NTD = embed_tokens(params, x_NHWC, config)
   x_NTD, _ = jax.lax.scan(lambda x, p: (block(p, x, config), None), x_NTD, params['blocks'])
   return _norm(x_NTD, params['norm'], config) if config.last_norm else x_NTD
@@ -134,7 +144,7 @@ def embed_tokens(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Ar
 
 
 def block(p: Params, x_NTD: jax.Array, config: ViTConfig) -> jax.Array:
-  """One block; p: its own parameters, without the leading axis."""
+  """One block, with its own parameters p, without the leading axis."""
   n, t, d = x_NTD.shape
   dtype = p['qkv']['kernel'].dtype
   h = _linear(_norm(x_NTD, p['norm1'], config), p['qkv']).astype(dtype)
@@ -163,7 +173,7 @@ def flops(config: ViTConfig, grid: tuple[int, int]) -> float:
 
 
 def _linear(x: jax.Array, p: Params) -> jax.Array:
-  """x @ kernel, + bias if any; multiplied in the kernel's dtype, summed in float32 at least."""
+  """x @ kernel + bias (if any); products in the kernel's dtype, sums in float32 at least."""
   kernel = p['kernel']
   wide = jnp.promote_types(kernel.dtype, jnp.float32)
   y = jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=wide)
@@ -171,5 +181,5 @@ def _linear(x: jax.Array, p: Params) -> jax.Array:
 
 
 def _norm(x_NTD: jax.Array, p: Params, config: ViTConfig) -> jax.Array:
-  x_NTD = layers.normalise(x_NTD, config.epsilon)
+  x_NTD = block_lib.normalise(x_NTD, config.epsilon)
   return x_NTD * p['scale'][None, None] + p['bias'][None, None]

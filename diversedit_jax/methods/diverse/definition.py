@@ -121,6 +121,8 @@ def diversity_loss(
     ('usage', usage, USAGES),
   ):
     trees.check_known(name, value, known)
+  if len(weights) != 3:
+    raise types.UserError(f'weights are {tuple(weights)}, expected three: orth, mi, disp')
   arithmetic.check_groups(groups, batch)
   chosen = layers_lib.check_layers(range(depth) if layers is None else layers, depth)
   if pairs is None:

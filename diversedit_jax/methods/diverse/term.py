@@ -11,16 +11,20 @@ import jax.numpy as jnp
 
 from diversedit_jax import rng, types
 from diversedit_jax.methods import base, registry
-from diversedit_jax.methods.diverse import choice, streaming
-from diversedit_jax.models import config, taps
+from diversedit_jax.methods.diverse import diversity_options, streaming
+from diversedit_jax.models import config as model_config
+from diversedit_jax.models import taps
 
 
 @registry.register('diverse', section='diversity')
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diverse(choice.Choice):
-  """w(L_div) L_div over the block outputs, at a cost linear in the number of blocks."""
+class Diverse(diversity_options.DiversityOptions):
+  """Representation diversity loss over the block outputs (DiverseDiT, arXiv 2603.04239).
 
-  def check(self, architecture: config.Architecture, examples: int) -> None:
+  w(L_div) L_div, at a cost linear in the number of blocks.
+  """
+
+  def check(self, architecture: model_config.Architecture, examples: int) -> None:
     # Traced: even a key would be compiled.
     jax.eval_shape(lambda: self.select(architecture.depth, jax.random.key(0)))
     if examples % self.groups:

@@ -56,7 +56,7 @@ def opened(specs):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_keys_labels_and_bytes_are_those_of_the_tree(opened, kind):
+def test_keys_labels_bytes_and_what_is_left_out_are_those_of_the_tree(opened, kind):
   collection, listing = opened[kind], opened[kind].listing
   prefix = 'folder/../folder/' if kind == 'csv' else ''
   assert [name.removeprefix(prefix) for name in listing.names] == PICTURES
@@ -65,27 +65,13 @@ def test_keys_labels_and_bytes_are_those_of_the_tree(opened, kind):
   assert listing.labels.tolist() == [0, 0, 0, 1, 1, 2]
   assert listing.sizes.tolist() == [len(FILES[name]) for name in PICTURES]
   assert [collection.read(i) for i in range(len(listing))] == [FILES[name] for name in PICTURES]
-
-
-@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'csv'])
-def test_what_is_left_out_is_named_alike(opened, kind):
-  above = 'train/' if 'wrapped' in kind else ''
-  assert [(s.name, s.reason) for s in opened[kind].listing.skipped] == [
-    (f'{above}eel/.DS_Store', 'hidden'),
-    (f'{above}eel/notes.txt', 'not named as a picture'),
-  ]
-
-
-def test_the_digest_is_that_of_the_tree(opened):
-  digests = {opened[kind].listing.digest() for kind in KINDS if kind != 'csv'}
-  assert len(digests) == 1
-
-
-def test_names_of_collections_have_no_path_of_the_machine(opened):
-  assert opened['folder'].name == 'folder/folder'
-  assert opened['wrapped.tar'].name == 'tar/wrapped' and opened['tar'].name == 'tar/tar'
-  assert opened['inner.zip/a/train'].name == 'zip/inner/a/train'
-  assert opened['csv'].name == 'csv/csv'
+  if kind != 'csv':
+    above = 'train/' if 'wrapped' in kind else ''
+    assert [(s.name, s.reason) for s in listing.skipped] == [
+      (f'{above}eel/.DS_Store', 'hidden'),
+      (f'{above}eel/notes.txt', 'not named as a picture'),
+    ]
+    assert listing.digest() == opened['folder'].listing.digest()
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'zip', 'csv'])
@@ -117,15 +103,3 @@ def test_another_process_in_another_folder_reads_the_same(specs, opened, tmp_pat
   )
   expected = hashlib.sha256(b''.join(FILES[name] for name in PICTURES)).hexdigest()
   assert done.stdout.split() == [expected] * (len(KINDS) + 3)
-
-
-@pytest.mark.parametrize('kind', ['folder', 'csv'])
-def test_a_picture_that_is_gone_is_not_bad(tmp_path, kind):
-  """Its disk may be gone."""
-  malformed.write_folder(tmp_path, {'cat/a.png': b'1', 'cat/b.png': b'2'})
-  (tmp_path / 'list.csv').write_text('path,label\ncat/a.png,0\ncat/b.png,0\n')
-  collection = pictures.open_pictures(str(tmp_path) if kind == 'folder' else f'{tmp_path}/list.csv')
-  (tmp_path / 'cat/a.png').unlink()
-  with pytest.raises(FileNotFoundError):
-    collection.read(0)
-  assert collection.read(1) == b'2'

@@ -1,16 +1,15 @@
-"""Decoding: the content decides, colours, depths, orientations, and warnings in many threads."""
+"""Decoding: the content decides, colours, depths, orientations, and what makes a picture bad."""
 
-from concurrent import futures
 import io
-import warnings
 
 from helpers import malformed
 import numpy as np
 from PIL import Image
 import pytest
 
-from diversedit_jax import types
 from diversedit_jax.data.pictures import base, decode
+
+ANIMATED = {'save_all': True, 'append_images': [malformed.noise(9, 9, seed=k) for k in (1, 2)]}
 
 
 def levels(data, orientation='exif'):
@@ -35,12 +34,7 @@ def test_modes_become_rgb_as_pillow_converts_them(mode):
   np.testing.assert_array_equal(levels(malformed.encode(image, kind)), expected)
 
 
-def test_alpha_is_dropped_not_painted():
-  image = Image.new('RGBA', (4, 4), (200, 100, 50, 0))
-  assert (levels(malformed.encode(image)) == (200, 100, 50)).all()
-
-
-def test_adobes_cmyk_is_turned_round():
+def test_the_cmyk_of_adobe_is_inverted():
   """Pillow writes JPEGs in CMYK as Adobe does, inverted: no ink must come back as white."""
   data = malformed.encode(Image.new('CMYK', (16, 16), (0, 0, 0, 0)), 'JPEG')
   assert b'Adobe' in data and (levels(data) == 255).all()
@@ -57,28 +51,15 @@ def test_sixteen_bits_are_scaled(kind):
   np.testing.assert_array_equal(found, found[..., :1].repeat(3, -1))
 
 
-def test_plain_grey_maps_are_scaled_by_their_top():
-  found = levels(b'P2 3 1 1000\n0 500 1000\n')
-  # 500 / 1000 is 127.5 of 255: Pillow widens to 16 bits first, so either neighbour is right.
-  assert found[0, 0, 0] == 0 and found[0, 1, 0] in (127, 128) and found[0, 2, 0] == 255
-
-
 def test_tiff_of_twelve_bits_and_white_as_zero():
   wide = np.array([0, 257, 65535], '<u2')
   sixteen = {258: (3, 16)}
-  assert levels(malformed.tiff(3, 1, wide.tobytes(), sixteen.items()))[0, :, 0].tolist() == [
-    0,
-    1,
-    255,
-  ]
   inverted = {**sixteen, 262: (3, 0)}
-  assert levels(malformed.tiff(3, 1, wide.tobytes(), inverted.items()))[0, :, 0].tolist() == [
-    255,
-    254,
-    0,
-  ]
+  row = lambda *made: levels(malformed.tiff(*made))[0, :, 0].tolist()
+  assert row(3, 1, wide.tobytes(), sixteen.items()) == [0, 1, 255]
+  assert row(3, 1, wide.tobytes(), inverted.items()) == [255, 254, 0]
   twelve = bytes([0x00, 0x0F, 0xFF])  # 0 and 4095.
-  assert levels(malformed.tiff(2, 1, twelve, {258: (3, 12)}.items()))[0, :, 0].tolist() == [0, 255]
+  assert row(2, 1, twelve, {258: (3, 12)}.items()) == [0, 255]
 
 
 def _corner(k, width=24, height=16):
@@ -98,32 +79,15 @@ def _corner(k, width=24, height=16):
   return upright, upright.transpose(back[k]) if k in back else upright
 
 
-@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'TIFF'])
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])  # Pillow turns a TIFF itself.
 @pytest.mark.parametrize('k', range(1, 9))
 def test_orientations(kind, k):
   upright, stored = _corner(k)
   exif = Image.Exif()
   exif[0x0112] = k
-  options = {'lossless': True} if kind == 'WEBP' else {}
-  data = malformed.encode(stored, kind, exif=exif, **options)
+  data = malformed.encode(stored, kind, exif=exif)
   np.testing.assert_array_equal(levels(data, 'exif'), np.asarray(upright))
   np.testing.assert_array_equal(levels(data, 'stored'), np.asarray(stored))
-
-
-def test_orientation_of_a_jpeg():
-  upright, stored = _corner(6)
-  data = malformed.encode(stored, 'JPEG', exif=malformed.exif(6), quality=95, subsampling=0)
-  # The colours lie in whole blocks of 8 x 8, which JPEG keeps to a few levels.
-  for orientation, image in (('exif', upright), ('stored', stored)):
-    difference = levels(data, orientation).astype(int) - np.asarray(image).astype(int)
-    assert abs(difference).max() <= 4
-
-
-@pytest.mark.parametrize('block', [malformed.exif(0), malformed.exif(9), b'Exif\0\0rubbish'])
-def test_a_senseless_orientation_costs_no_picture(block):
-  image = malformed.noise(24, 20)
-  expected = levels(malformed.encode(image, 'JPEG'))
-  np.testing.assert_array_equal(levels(malformed.encode(image, 'JPEG', exif=block)), expected)
 
 
 def test_a_preview_behind_a_jpeg_is_no_animation():
@@ -134,19 +98,12 @@ def test_a_preview_behind_a_jpeg_is_no_animation():
   assert decode.decode(buffer.getvalue()).size == (24, 20)
 
 
-@pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'PNG', 'TIFF'])
-def test_animations_are_counted(kind):
-  frames = [malformed.noise(24, 20, seed=k) for k in range(3)]
-  data = malformed.encode(frames[0], kind, save_all=True, append_images=frames[1:])
-  with pytest.raises(base.BadPicture, match='animated, 3 frames'):
-    decode.decode(data)
-
-
 @pytest.mark.parametrize(
   'data,reason',
   [
     (b'', 'zero bytes'),
     (b'text', 'no JPEG, PNG'),
+    (malformed.encode(malformed.noise(9, 9), 'GIF', **ANIMATED), 'animated, 3 frames'),
     (malformed.sound('PNG')[:-30], 'damaged'),
     (b'P6 99999 99999 255\n', 'more than 134217728 pixels'),
     (b'P6 12000 12000 255\n', '12000x12000, more than 134217728 pixels'),
@@ -159,25 +116,3 @@ def test_reasons_are_short_and_the_same_every_time(data, reason):
       decode.decode(data)
     said.append(str(caught.value))
   assert said[0] == said[1]
-
-
-def test_an_unknown_orientation_is_named():
-  with pytest.raises(types.UserError, match="did you mean 'stored'"):
-    decode.decode(malformed.sound('PNG'), 'store')
-
-
-def test_warnings_stay_inside_and_their_filters_are_put_back():
-  """In threads too: each of these pictures makes Pillow warn."""
-  quantized = malformed.noise(24, 20).quantize(4)
-  data = malformed.encode(quantized, transparency=b'\0\x40\x80')
-  with warnings.catch_warnings(record=True) as seen:
-    warnings.simplefilter('always')
-    before = list(warnings.filters)
-    with futures.ThreadPoolExecutor(8) as pool:
-      images = list(pool.map(decode.decode, [data] * 64))
-    assert warnings.filters == before
-    warnings.warn('heard again', stacklevel=1)
-  assert [str(w.message) for w in seen] == ['heard again']
-  expected = np.asarray(quantized.convert('RGB'))
-  for image in images:
-    np.testing.assert_array_equal(np.asarray(image), expected)

@@ -1,38 +1,19 @@
-"""A long listing tells how far it is, and how long it will take."""
+"""A long listing logs how far it is."""
 
 import re
 
 from helpers import malformed
 import pytest
 
-from diversedit_jax.data import pictures, progress
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """A second passes at every look at the clock, ten of them between two lines."""
-  seconds = iter(range(10**6))
-  monkeypatch.setattr(progress.time, 'monotonic', lambda: next(seconds))
-
-
-def lines(caplog):
-  return [r.getMessage() for r in caplog.records if ' | ETA ' in r.msg or ' so far' in r.msg]
-
-
-def test_bytes_are_told_with_the_time_that_is_left(clock, caplog):
-  caplog.set_level('INFO')
-  reading = progress.Progress('listing a.tar', 2_000_000_000)
-  for k in range(20):
-    reading.at(k * 100_000_000)
-  # 0.9 GB after 10 s, 1.9 GB after 20 s.
-  assert lines(caplog) == [
-    'listing a.tar: 0.9 of 2.0 GB | ETA 0:00:12',
-    'listing a.tar: 1.9 of 2.0 GB | ETA 0:00:01',
-  ]
+from diversedit_jax import progress
+from diversedit_jax.data import pictures
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'tar of tars', 'zip'])
-def test_every_kind_of_listing_tells_where_it_is(clock, caplog, tmp_path, kind):
+def test_every_kind_of_listing_logs_where_it_is(monkeypatch, caplog, tmp_path, kind):
+  """A second passes at every look at the clock, ten of them between two lines."""
+  seconds = iter(range(10**6))
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: next(seconds))
   caplog.set_level('INFO')
   files = {f'{name}/{i}.png': b'x' for name in 'ab' for i in range(15)}
   path = tmp_path / 'x.tar'
@@ -46,15 +27,7 @@ def test_every_kind_of_listing_tells_where_it_is(clock, caplog, tmp_path, kind):
     inner = malformed.tar_bytes({f'{i}.png': b'x' for i in range(15)})
     path.write_bytes(malformed.tar_bytes({'a.tar': inner, 'b.tar': inner}))
   assert len(pictures.open_pictures(path).listing) == 30
-  assert f'listing {path}' in caplog.messages
-  found = lines(caplog)
+  found = [text for text in caplog.messages if text.startswith(f'listing {path}: ')]
   assert len(found) >= 2
-  form = r'\d+ files so far' if kind == 'folder' else r'0.0 of 0.0 GB \| ETA 0:\d\d:\d\d'
-  assert all(re.fullmatch(f'listing {path}: {form}', line) for line in found)
-
-
-def test_a_short_listing_says_little(caplog, tmp_path):
-  caplog.set_level('INFO')
-  root = malformed.write_folder(tmp_path / 'x', {'a/1.png': b'x'})
-  pictures.open_pictures(root)
-  assert lines(caplog) == []
+  form = r'.*\d+ files so far.*' if kind == 'folder' else r'.*0.0 of 0.0 GB .*'
+  assert all(re.fullmatch(form, line) for line in found)

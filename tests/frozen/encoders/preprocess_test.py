@@ -39,35 +39,6 @@ def test_every_encoder_of_repa(golden, name, size, dtype):
     np.testing.assert_allclose(found, arrays[f'out/{name}_{statistic}'], rtol=0, atol=tolerance)
 
 
-def test_constants_are_the_published_ones(golden):
-  meta = json.loads(str(golden('encoder_preprocess')['meta']))
-  assert tuple(meta['clip_mean']) == preprocess.CLIP_MEAN
-  assert tuple(meta['clip_std']) == preprocess.CLIP_STD
-
-
-def test_512_pixels_become_448(golden):
-  arrays = golden('encoder_preprocess')
-  raw = arrays['in/raw_uint8'][:1].repeat(2, axis=2).repeat(2, axis=3)
-  x = jnp.asarray(pixels(raw), jnp.float32)
-  y = preprocess.imagenet(x, (448, 448)).transpose(0, 3, 1, 2)
-  assert y.shape == tuple(arrays['out/dinov2512_shape'])
-  index = arrays['idx_448']
-  np.testing.assert_allclose(
-    y[:, :, index][..., index], arrays['out/dinov2512_sub'], rtol=0, atol=2e-4
-  )
-
-
-def test_sides_are_resized_each_by_its_own_weights():
-  rng = np.random.default_rng(0)
-  row, col = rng.standard_normal(12), rng.standard_normal(20)
-  x = (row[:, None] + col[None]).astype(np.float32)[None, :, :, None]
-  y = preprocess.resize(jnp.asarray(x), 6, 40)
-  # Weights sum to one, so each side of the sum goes its own way.
-  rows = preprocess.clamped_weights(12, 6) @ row
-  cols = preprocess.clamped_weights(20, 40) @ col
-  np.testing.assert_allclose(y[0, :, :, 0], rows[:, None] + cols[None], atol=1e-5)
-
-
 @pytest.mark.parametrize('case', range(7))
 def test_position_tables_of_timm(golden, case):
   arrays = golden('dinov2_tiny')
@@ -84,13 +55,6 @@ def test_position_tables_of_timm(golden, case):
   assert found.dtype == np.float32
   np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
   np.testing.assert_array_equal(found[:prefix], table[:prefix])
-
-
-def test_antialiased_weights_are_those_of_jax():
-  for n, size in ((37, 16), (7, 12)):
-    found = preprocess.antialiased_weights(n, size)
-    expected = jax.image.resize(jnp.eye(n), (size, n), 'cubic', antialias=True)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_table_for_a_grid_that_is_not_square():

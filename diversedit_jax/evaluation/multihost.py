@@ -1,4 +1,4 @@
-"""What several processes must see alike: the first one writes the files of a run, all read them."""
+"""Files that the first process writes and all processes read: checks that all see the same."""
 
 from collections.abc import Callable
 import pathlib
@@ -16,7 +16,8 @@ def check_same(seen: int, path: pathlib.Path) -> None:
   """Refuses, on all processes, what they see differently.
 
   Args:
-    seen: what this process finds, as a number. path: where it looked.
+    seen: what this process finds, as a number.
+    path: where it looked.
 
   Raises:
     UserError: if another process finds another number.
@@ -30,7 +31,8 @@ def wait_for(there: Callable[[], bool], path: pathlib.Path) -> None:
   """Returns when all processes are here and see what the first one has written.
 
   Args:
-    there: whether this process sees it. path: where it looks.
+    there: whether this process sees it.
+    path: where it looks.
 
   Raises:
     UserError: on all processes, if it stays out of sight of one of them.
@@ -41,6 +43,11 @@ def wait_for(there: Callable[[], bool], path: pathlib.Path) -> None:
     time.sleep(0.1)
   if not checkpoint.all_processes(found):
     raise _different(path)
+
+
+def from_first(number: int) -> int:
+  """The first process's number, on every process."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def _different(path):

@@ -18,7 +18,7 @@ _DEFAULT_NUM_LAYERS = 10  # The paper's main runs.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice(base.Term, section='diversity'):
+class DiversityOptions(base.Term):
   """What to compare and how to weigh it; the defaults are the paper's, over all blocks."""
 
   layers: str = options.option(
@@ -37,24 +37,27 @@ class Choice(base.Term, section='diversity'):
   dispersion_layers: str | None = options.option(
     None,
     choices=('selected', 'all'),
-    doc="Blocks in (13): selected or all; None is selected, and all for 'authors'.",
+    doc="Blocks in Eq. 13: selected or all; None is selected, and all for 'authors'.",
   )
   mi: str = options.option(
     'signed',
     choices=definition.MI,
-    doc='Pairs in (12): signed (paper) or absolute (released code).',
+    doc='Cosines of pairs of blocks in Eq. 12: signed (paper) or absolute (released code).',
   )
   dispersion: str = options.option(
-    'paper', choices=definition.DISPERSIONS, doc='(14) as in the paper or in the released code.'
+    'paper',
+    choices=definition.DISPERSIONS,
+    doc='Dispersion, Eq. 14, as in the paper or in the released code.',
   )
   usage: str = options.option(
     'absolute',
     choices=definition.USAGES,
-    doc='Usage in (13): absolute (released code) or signed (paper).',
+    doc='Usage of channels in Eq. 13: absolute (released code) or signed (paper).',
   )
   weights: tuple[float, float, float] = options.option(
     definition.PAPER_WEIGHTS,
-    doc='Weights of orthogonality, mutual information and dispersion (15).',
+    at_least=0,
+    doc='Weights of orthogonality, mutual information and dispersion, Eq. 15.',
   )
   groups: int = options.option(
     1,
@@ -65,8 +68,12 @@ class Choice(base.Term, section='diversity'):
   adaptive: bool = options.option(
     True, doc='Multiplies the loss by its adaptive weight; a constant one diverges (Table 8).'
   )
-  lo: float = options.option(0.1, at_least=0, doc='The adaptive weight is 0 below this loss (3.3).')
-  hi: float = options.option(0.5, above=0, doc='The adaptive weight is 1 above this loss (3.3).')
+  lo: float = options.option(
+    0.1, at_least=0, doc='Loss below which the adaptive weight is 0 (Section 3.3).'
+  )
+  hi: float = options.option(
+    0.5, above=0, doc='Loss above which the adaptive weight is 1 (Section 3.3).'
+  )
   stop_gradient_weight: bool = options.option(
     False, doc='Treats the adaptive weight as a constant; the released code does not.'
   )
@@ -88,6 +95,10 @@ class Choice(base.Term, section='diversity'):
       raise types.UserError(
         "diversity.dispersion_layers='selected' does not exist with layers='authors': the authors' "
         'code takes all blocks'
+      )
+    if not any(self.weights):
+      raise types.UserError(
+        f'diversity.weights={self.weights} weigh nothing; leave diverse out of the method'
       )
     if self.lo >= self.hi:
       raise types.UserError(f'diversity.lo={self.lo} must be below diversity.hi={self.hi}')

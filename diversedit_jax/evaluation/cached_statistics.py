@@ -1,0 +1,64 @@
+"""Statistics of a source's pictures, computed once and kept in a file."""
+
+import pathlib
+
+import jax
+
+from diversedit_jax import checkpoint
+from diversedit_jax.data import order, sources
+from diversedit_jax.evaluation import card, feature_network, multihost, pictures, reference
+
+_ORDER_SEED = 0
+
+
+def cached_statistics(
+  source: sources.Source,
+  network: feature_network.FeatureNetwork,
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+  folder: pathlib.Path,
+) -> reference.Reference:
+  """The statistics of all pictures of a source by a network; from the file if it is there.
+
+  The features of some pictures from all over the source are kept for precision and recall.
+
+  Args:
+    source: uint8 pictures.
+    network: turns pictures into features.
+    mesh: devices.
+    batch_size: pictures at a time, over all devices.
+    folder: where the file is looked for, and written.
+
+  Raises:
+    UserError: the source has no square uint8 colour pictures, or not all processes see the folder.
+  """
+  pictures.check_source(source)
+  facts = {
+    'inception_sha256': network.sha256,
+    'image_size': source.pixel_shape[0],
+    'resize': network.resize,
+    'source': source.name,
+    'source_sha256': source.pixels_digest(),
+    'network': network.facts(),
+    'versions': card.versions(),
+  }
+  path = folder / file_name(source, network)
+  if not checkpoint.all_processes(path.is_file()):
+    n = len(source)
+    summary = feature_network.Extractor(network, mesh, batch_size).summarise(
+      pictures.batches(source, batch_size),
+      n,
+      keep=min(n, reference.POOL_LIMIT),
+      places_N=order.permutation(_ORDER_SEED, 0, n),
+    )
+    if jax.process_index() == 0:
+      reference.write(path, summary, facts)
+    multihost.wait_for(path.is_file, folder)
+  return reference.read(path)
+
+
+def file_name(source: sources.Source, network: feature_network.FeatureNetwork) -> str:
+  """Name of the file: source, size and network, with the beginning of their digests."""
+  name = source.name.replace('/', '-').replace(':', '-')
+  side, digest = source.pixel_shape[0], source.pixels_digest()
+  return f'{name}-{side}-{digest[:8]}-{network.name}-{network.sha256[:8]}.npz'

@@ -1,0 +1,95 @@
+"""What decides samples and scores, and whether a file of them has the same identity."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import types
+from diversedit_jax.evaluation import multihost, scorers
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import run_context
+from diversedit_jax.sampling import trajectory
+
+
+def make(
+  experiment: experiment_lib.Experiment,
+  sampler: trajectory.SamplerConfig,
+  scorer: scorers.Scorer,
+  number: int,
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
+  """What decides samples and their scores, as JSON has it.
+
+  Args:
+    experiment, sampler: how samples are made.
+    scorer: what scores them.
+    number: number of samples.
+    facts: facts of labels and weights.
+  """
+  return _plain(
+    {
+      'samples': {
+        **run_context.sampler_facts(experiment, sampler),
+        **scorer.facts(),
+        **facts,
+        'number': number,
+        'class_token_scale': sampler.class_token_scale,
+        'network': run_dir.network(experiment.config.to_dict()),
+      },
+      'compared': scorer.compared(),
+    }
+  )
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """What differs between two identities: by key, the stored and the given value.
+
+  A key of the network that an identity lacks, because the key came later, means its default.
+  """
+  stored, given = (run_dir.flatten(_complete(identity)) for identity in (stored, given))
+  return run_dir.differences(stored, given)
+
+
+def is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
+  """Whether a file is there and has this identity.
+
+  Raises:
+    UserError: it has another one; what differs is listed. Or not all processes see the same.
+  """
+  there = path.is_file()
+  fault = _fault(path, identity, what) if there else ''
+  # The first process writes the file later, so all look before any goes on, and all refuse or none.
+  multihost.check_same(2 if fault else int(there), path.parent)
+  if fault:
+    raise types.UserError(fault)
+  return there
+
+
+def _fault(path, identity, what):
+  """Says how the identity in a file differs from `identity`; '' if they match."""
+  try:
+    known = json.loads(path.read_text())
+  except ValueError as error:
+    return f'{path} is damaged: {error}'
+  changed = differences(known.get('identity', known), identity)
+  if not changed:
+    return ''
+  listed = ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
+  held = path.parent if what == 'samples' else path
+  return f'{held} has {what} of another protocol: {listed}. Choose another eval.name, or remove it'
+
+
+def _plain(facts):
+  """Facts as they come back from a JSON file."""
+  return json.loads(json.dumps(facts))
+
+
+def _complete(identity):
+  """The identity with every key that decides the network; of samples alone, or of scores too."""
+  if 'samples' in identity:
+    return {**identity, 'samples': _complete(identity['samples'])}
+  if 'network' not in identity:
+    return identity
+  return {**identity, 'network': run_dir.network(run_dir.complete(identity['network']))}

@@ -1,0 +1,18 @@
+"""The table of parameters that is logged when training starts."""
+
+import jax
+import jax.numpy as jnp
+
+from diversedit_jax.training import overview
+
+
+def test_every_parameter_is_in_the_log(caplog):
+  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+  with caplog.at_level('INFO'):
+    overview.log({'model': {'blocks': {'kernel': shape(12, 8, 24)}}, 'head': {'bias': shape(3)}})
+  (record,) = caplog.records
+  # The console shows lines of this package only.
+  assert 'diversedit_jax' in record.pathname
+  assert '| model/blocks/kernel | (12, 8, 24) | float32 | 2,304 |' in record.getMessage()
+  assert '| head/bias           | (3,)        | float32 | 3     |' in record.getMessage()
+  assert record.getMessage().endswith('Total: 2,307 -- 9,228 bytes')
