@@ -171,6 +171,8 @@ def test_bfloat16_features_are_measured_in_float32():
   ('options', 'message'),
   [
     ({'kind': 'l2'}, "unknown kind 'l2'"),
+    ({'temperature': float('nan')}, 'temperature must be positive, got nan'),
+    ({'margin': 0.0}, 'margin must be positive, got 0.0'),
     ({'groups': 4}, 'groups=4 must be positive and divide the batch of 6'),
     ({'groups': 6}, 'groups=6 of a batch of 6 hold one example each'),
   ],
