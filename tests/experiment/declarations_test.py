@@ -334,6 +334,10 @@ def test_the_document_says_every_key_and_what_a_config_sets():
   one = declarations.document('sra', config_changes.changed({}))
   assert '- `sra.student_block` = None, here 2 (' in one and 'optimizer.b2' not in one
   assert '- `sra.t_max` = 0.2 (a number; in [0, 1])' in one
+  assert declarations.document('diverse') == declarations.document('diversity')  # Part, section.
+  assert declarations.document('sra.t_max') in declarations.document('sra')
   assert ', here' not in declarations.document('', {})  # A missing key is its default.
-  with pytest.raises(types.UserError, match="unknown section 'optim'; did you mean 'optimizer'"):
+  with pytest.raises(
+    types.UserError, match="unknown section or key 'optim'; did you mean 'optimizer'"
+  ):
     declarations.document('optim')

@@ -224,7 +224,7 @@ REFUSED = [
   ({'vae.scale': 0.5, **LATENTS}, ['vae.scale=0.5 has no use', 'nothing is decoded']),
   ({'vae.tile': 1}, ['vae.tile', 'tiles overlap']),
   ({'model.size': 'S/2'}, ["size='S/2'", "{'depth': 6, 'width': 96, 'heads': 4}", 'contradict']),
-  ({'model.depth': 0}, ['model.depth must be at least 1, got 0']),
+  ({'model.depth': 0}, ['model.depth is 0; set it, or model.size']),
   ({'model.depth': 5}, ['even depth', 'model.depth=5']),
   ({'model.heads': 7}, ['model.heads=7', 'model.width=96']),
   ({'model.width': 6, 'model.heads': 1}, ['model.width=6', 'divisible by 4']),

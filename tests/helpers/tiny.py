@@ -20,6 +20,8 @@ CLASSES = 5
 WIDTHS = {'enc': 6, 'other': 3}
 """Encoders of `batch` and the width of their features."""
 
+OPENED = (python_types.SimpleNamespace(name='enc'),)
+"""The encoder of REG's class token, as far as a training step looks at it."""
 
 EXECUTION = config.Execution(attention='xla')
 

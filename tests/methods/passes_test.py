@@ -19,7 +19,7 @@ REPA = repa.Repa(
   aligned=tuple(repa.Pair(encoder=e, block=2, width=w) for e, w in tiny.WIDTHS.items()), hidden=8
 )
 SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
-REG = reg.Reg(path=interpolants.linear(), time_law=LAW, null_label=tiny.CLASSES, encoder='enc')
+REG = reg.Reg(path=interpolants.linear(), time_law=LAW, null_label=tiny.CLASSES, opened=tiny.OPENED)
 TOKEN = repa.Repa(
   aligned=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
 )

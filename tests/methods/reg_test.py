@@ -24,7 +24,10 @@ ARCHITECTURE = tiny.architecture(class_token=Z)
 
 def reg_of(**fields):
   defaults = dict(
-    path=interpolants.linear(), time_law=times.Uniform(), null_label=tiny.CLASSES, encoder='enc'
+    path=interpolants.linear(),
+    time_law=times.Uniform(),
+    null_label=tiny.CLASSES,
+    opened=tiny.OPENED,
   )
   return reg.Reg(**(defaults | fields))
 

@@ -18,9 +18,7 @@ REFUSED = {
 
 def test_these_are_the_parts():
   assert set(registry.METHODS) == {*FLOWS, *TERMS}
-  assert {name for name, part in registry.METHODS.items() if issubclass(part, base.Flow)} == set(
-    FLOWS
-  )
+  assert {n for n, part in registry.METHODS.items() if issubclass(part, base.Flow)} == set(FLOWS)
   with pytest.raises(ValueError, match="a method 'flow' exists already"):
     registry.register('flow')(type('Another', (), {}))
 
@@ -77,4 +75,5 @@ def test_traits_are_those_of_any_part():
     for name in registry.METHODS:
       assert registry.needs(name, trait) == (name in methods), (name, trait)
   assert registry.needs('flow+diverse+sra', 'needs_teacher')
-  assert registry.trained_parts('sra+diverse+dispersive') == ('flow', 'sra')
+  assert registry.trained_parts('sra+diverse+repa+dispersive') == ('flow', 'repa', 'sra')
+  assert registry.used_sections('reg+sra') == {'reg', 'repa', 'sra'}

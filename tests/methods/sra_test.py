@@ -295,8 +295,15 @@ def test_an_option_of_another_kind_is_refused(fields, message):
     sra_of(**fields)
 
 
-def test_distance_refuses_unknown_kinds_and_axes():
+def test_mathematics_refuses_what_it_does_not_know():
   x = jnp.ones((1, 2, 3))
+  with pytest.raises(types.UserError, match='beta=0 must be positive'):
+    sra.distance(x, x, kind='smooth_l1', beta=0)
+  good = {'weight': 1.0, 'decay_after': 1, 'decay_epochs': 1, 'steps_per_epoch': 1}
+  for wrong in ({'decay_after': -1}, {'decay_epochs': -1}, {'steps_per_epoch': 0}):
+    ((name, value),) = wrong.items()
+    with pytest.raises(types.UserError, match=f'{name}={value}'):
+      sra.decayed_weight(0, **(good | wrong))
   with pytest.raises(types.UserError, match="unknown kind 'l3'"):
     sra.distance(x, x, kind='l3')
   with pytest.raises(types.UserError, match="unknown axis 'batch'"):

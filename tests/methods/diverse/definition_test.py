@@ -237,6 +237,7 @@ def test_similarity_matrices_match_reference(case):
     ({'mi': 'square'}, "unknown mi 'square'"),
     ({'dispersion': 'x'}, "unknown dispersion 'x'"),
     ({'usage': 'x'}, "unknown usage 'x'"),
+    ({'weights': (1, 1)}, 'expected three'),
     ({'groups': 2}, 'divide the batch of 3'),
   ],
 )

@@ -19,7 +19,7 @@ Diverse = diverse.Diverse
     ({'num_layers': 5}, "num_layers=5 is for diversity.layers='random', got 'all'"),
     ({'encoder_depth': 8}, "encoder_depth=8 is for diversity.layers='authors'"),
     ({'layers': 'authors', 'dispersion_layers': 'selected'}, 'takes all blocks'),
-    ({'weights': (1.0,)}, 'must be 3 numbers'),
+    ({'weights': (0.0, 0.0, 0.0)}, 'weigh nothing; leave diverse out'),
     ({'lo': 0.5, 'hi': 0.5}, 'lo=0.5 must be below diversity.hi=0.5'),
   ],
 )
