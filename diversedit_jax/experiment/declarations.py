@@ -142,8 +142,9 @@ def document(only: str = '', config: Mapping[str, Any] | None = None) -> str:
 
 def _section(name, declared, config):
   summary = ' '.join(cls.__doc__.splitlines()[0] for cls in declared)
-  lines = [_line(key, config) for key in options.keys(declared).values()]
-  return '\n'.join([f'## {name or _GENERAL}\n', f'{summary}\n', *lines])
+  files = dict.fromkeys(f'`{cls.__module__.replace(".", "/")}.py`' for cls in declared)
+  head = f'## {name or _GENERAL}\n\n{summary} Declared in {" and ".join(files)}.\n'
+  return '\n'.join([head, *(_line(key, config) for key in options.keys(declared).values())])
 
 
 def _line(key, config):

@@ -14,7 +14,7 @@ from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import online_eval, opening, run_context
 from diversedit_jax.sampling import generate
-from diversedit_jax.training import loop, profiling, step, telemetry, writers
+from diversedit_jax.training import loop, overview, profiling, step, telemetry, writers
 
 
 def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
@@ -38,12 +38,14 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
   step_fn = run_context.make_step(experiment, trainable)
   logging.info(
     '%s, %s: %s parameters, mesh %s, batch %d',
-    experiment.config.method,
+    experiment.method,
     experiment.source.name,
     f'{trees.count(trainable.params):,}',
     dict(mesh.shape),
     experiment.train.batch_size,
   )
+  if first:
+    overview.log(trainable.params)
   with (
     jax.set_mesh(mesh),
     contextlib.closing(_checkpoints(path, experiment)) as checkpoints,
