@@ -127,9 +127,13 @@ class Section:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
-  """A key of the config, for help and for comparing runs; see `Option`."""
+  """A key of the config, for help and for comparing runs; see `Option`.
+
+  module: dotted name of the module that declares it.
+  """
 
   name: str
+  module: str
   kind: str
   default: Any
   option: Option
@@ -216,6 +220,9 @@ def keys(classes: Iterable[type[Section]]) -> dict[str, Key]:
         continue
       found[name] = Key(
         name=name,
+        module=next(
+          c.__module__ for c in cls.__mro__ if field.name in vars(c).get('__annotations__', ())
+        ),
         kind=_words(_kinds(cls)[field.name]),
         default=default,
         option=facts,

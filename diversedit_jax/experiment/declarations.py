@@ -141,10 +141,10 @@ def document(only: str = '', config: Mapping[str, Any] | None = None) -> str:
 
 
 def _section(name, declared, config):
-  summary = ' '.join(cls.__doc__.splitlines()[0] for cls in declared)
-  files = dict.fromkeys(f'`{cls.__module__.replace(".", "/")}.py`' for cls in declared)
+  summary, found = ' '.join(cls.__doc__.splitlines()[0] for cls in declared), options.keys(declared)
+  files = dict.fromkeys(f'`{key.module.replace(".", "/")}.py`' for key in found.values())
   head = f'## {name or _GENERAL}\n\n{summary} Declared in {" and ".join(files)}.\n'
-  return '\n'.join([head, *(_line(key, config) for key in options.keys(declared).values())])
+  return '\n'.join([head, *(_line(key, config) for key in found.values())])
 
 
 def _line(key, config):
