@@ -13,12 +13,17 @@ _REFERENCE = flags.DEFINE_string(
   'reference', None, "ADM's .npz (VIRTUAL_imagenet256_labeled.npz), or one of --mode=stats."
 )
 _INCEPTION = flags.DEFINE_string('inception', '', 'Weights of the FID network, or their folder.')
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the scores; new.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Pictures at a time, of all devices.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the scores; it must not exist yet.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Pictures at a time, over all devices.')
 _PRECISION_RECALL = flags.DEFINE_enum(
-  'precision_recall', 'float32', picture_metrics.PRECISION_RECALL, "Arithmetic; float16 is ADM's."
+  'precision_recall',
+  'float32',
+  picture_metrics.PRECISION_RECALL,
+  "Their arithmetic; float16 is ADM's, none leaves them out.",
 )
-_KID_SUBSETS = flags.DEFINE_integer('kid_subsets', 100, 'Of the kernel distance; 0 leaves it out.')
+_KID_SUBSETS = flags.DEFINE_integer(
+  'kid_subsets', 100, 'Number of subsets of the kernel distance; 0 leaves it out.'
+)
 flags.mark_flags_as_required(['samples', 'reference'])
 
 

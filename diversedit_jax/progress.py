@@ -53,7 +53,8 @@ class Progress:
     if self._total is None:
       return f'{self._text}: {amount(self._done)} {self._unit} so far | {speed}'
     share = self._done / max(self._total, 1)
-    left = (self._total - self._done) / rate if rate else math.inf
+    left = self._total - self._done
+    left = left and (left / rate if rate else math.inf)
     return (
       f'{self._text}: {amount(self._done)} of {amount(self._total)} {self._unit} ({share:.0%}) | '
       f'{speed} | ETA {duration(left)}'

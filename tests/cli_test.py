@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 
+from absl import flags
 import pytest
 
 from diversedit_jax import cli, main, types
@@ -76,7 +77,8 @@ def test_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, name):
 
 
 def test_forgotten_dashes_are_refused():
-  """In this process: it is the first thing that main looks at."""
+  """In this process: main looks at that before anything else."""
+  flags.FLAGS(['main.py'], known_only=True)
   with pytest.raises(types.UserError, match='unexpected arguments: mode=sample workdir=x'):
     main.main(['main.py', 'mode=sample', 'workdir=x'])
 
@@ -96,7 +98,7 @@ def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):
     '--config=configs/digits.py:method=flow,skips=False',
     '--mode=plan',
     '--config.model.depth=3',
-    '--config.diversity.layers=0,2',
+    '--config.diversity.layers=1,3',
     '--config.train.steps=77',
   )
   assert done.returncode == 0, done.stderr

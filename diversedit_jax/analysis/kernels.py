@@ -36,9 +36,7 @@ class Options:
 
   def __post_init__(self) -> None:
     for name, known in (('kernel', KERNELS), ('estimator', ESTIMATORS), ('median', MEDIANS)):
-      value = getattr(self, name)
-      if value not in known:
-        raise UserError(f'unknown {name} {value!r}{trees.did_you_mean(value, known)}')
+      trees.check_known(name, getattr(self, name), known)
     if not 0 < self.bandwidth < np.inf:
       raise UserError(f'bandwidth is a fraction of the median, > 0; got {self.bandwidth}')
 

@@ -64,7 +64,12 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
 
   Those that it lacks have their defaults.
   """
-  declared, flat = declarations.keys(), flatten(declarations.complete(config))
+  return decisive(flatten(declarations.complete(config)))
+
+
+def decisive(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The entries of a flat config under which weights mean something, 'method' aside."""
+  declared = declarations.keys()
   return {k: v for k, v in flat.items() if k in declared and declared[k].decides_network}
 
 

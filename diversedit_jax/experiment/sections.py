@@ -54,8 +54,8 @@ class DataOptions(options.Section, section='data'):
   size: int | None = options.option(
     None,
     at_least=1,
-    doc='Side in pixels: pictures are cropped to it, a store must have it; None takes what there is, '
-    'and pictures need one.',
+    doc='Side in pixels: pictures are cropped to it, a store must have it; None takes what there '
+    'is, and pictures need one.',
   )
   crop: str | None = options.option(
     None,

@@ -34,13 +34,14 @@ BLOCKS = {12: 4, 24: 8, 28: 8}
 class Reg(flow.StochasticInterpolant):
   """Denoises an encoder's class token with the image (REG, arXiv 2507.01467).
 
-  opened: the one encoder whose summary is the class token; `prepare` takes it from `repa.pairs`.
+  encoder: name of the one whose summary is the class token; `prepare` takes it from `repa.pairs`.
   alignment: the term that comes with it, or None.
   """
 
   class_weight: float = options.option(
     0.03, at_least=0, doc="Factor of the class token's loss (2507.01467)."
   )
+  encoder: str = ''
   alignment: repa.Repa | None = None
   reads: ClassVar[tuple[str, ...]] = ('repa',)
   needs_pixels: ClassVar[bool] = True
@@ -66,6 +67,7 @@ class Reg(flow.StochasticInterpolant):
       )
     return dataclasses.replace(
       found,
+      encoder=encoder.name,
       opened=alignment.opened,
       alignment=alignment if alignment.weight else None,
     )
@@ -84,10 +86,9 @@ class Reg(flow.StochasticInterpolant):
     return () if self.alignment is None else (self.alignment,)
 
   @property
-  def encoder(self) -> str:
-    """Name of the encoder that makes the class token."""
-    (name,) = self.encoders
-    return name
+  def encoders(self) -> tuple[str, ...]:
+    """The one that makes the class token."""
+    return (self.encoder,)
 
   def check_model(
     self, architecture: model_config.Architecture, execution: model_config.Execution

@@ -159,15 +159,15 @@ class Execution(options.Section, section='model'):
     'none',
     choices=REMATS,
     may_change=True,
-    doc='What the backward pass computes again, for less memory: nothing, all of a block, all but its '
-    'products, or all but a few named values.',
+    doc='What the backward pass computes again, for less memory: nothing, all of a block, all but '
+    'its products, or all but a few named values.',
   )
   unroll: int = options.option(
     0,
     at_least=0,
     may_change=True,
-    doc='Blocks in one step of the loop over them; 0 takes all on a GPU (a few are worse there than '
-    'one or all) and one elsewhere.',
+    doc='Blocks in one step of the loop over them; 0 takes all on a GPU (a few are worse there '
+    'than one or all) and one elsewhere.',
   )
   platform: str = ''
 

@@ -92,4 +92,4 @@ def _complete(identity):
     return {**identity, 'samples': _complete(identity['samples'])}
   if 'network' not in identity:
     return identity
-  return {**identity, 'network': run_dir.network(run_dir.complete(identity['network']))}
+  return {**identity, 'network': run_dir.decisive(run_dir.complete(identity['network']))}

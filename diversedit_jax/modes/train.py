@@ -14,7 +14,7 @@ from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import online_eval, opening, run_context
 from diversedit_jax.sampling import generate
-from diversedit_jax.training import loop, step, telemetry, writers
+from diversedit_jax.training import loop, profiling, step, telemetry, writers
 
 
 def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
@@ -44,8 +44,16 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
     dict(mesh.shape),
     experiment.train.batch_size,
   )
-  with jax.set_mesh(mesh), contextlib.closing(_checkpoints(path, experiment)) as checkpoints:
-    compiled = step.compile_step(step_fn, trainable.shardings, mesh)
+  with (
+    jax.set_mesh(mesh),
+    contextlib.closing(_checkpoints(path, experiment)) as checkpoints,
+    profiling.traced(
+      step.compile_step(step_fn, trainable.shardings, mesh),
+      at=experiment.log.profile_at,
+      steps=experiment.log.profile_steps,
+      folder=path / 'tensorboard',
+    ) as compiled,
+  ):
     loop.train(
       experiment.loop(),
       trainable=trainable,

@@ -82,7 +82,9 @@ def method_flops(
     sequence), terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add
     counts as 2.
   """
-  ours, plain = (cost_lib.forward_flops(a) for a in (architecture, plain_architecture(architecture)))
+  ours, plain = (
+    cost_lib.forward_flops(a) for a in (architecture, plain_architecture(architecture))
+  )
   parts = {
     'forward passes': objective.flow.extra_passes() * ours,
     'class token': 3 * (ours - plain) if architecture.class_token else 0.0,

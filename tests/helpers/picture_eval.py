@@ -10,7 +10,6 @@ from PIL import Image
 import pytest
 
 from diversedit_jax import convert, sharding, trees
-from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.evaluation import feature_network, scorers
 from diversedit_jax.training import state
 
@@ -103,13 +102,6 @@ def write_weights(experiment, file, seed=0):
     },
   )
   return file
-
-
-def built_and_watched(experiment, seen):
-  """The experiment, of which `eval` and `sweep` note in `seen` which keys are read."""
-  fields = {'evaluation': 'eval', 'sweep': 'sweep'}
-  parts = {k: small_runs.watched(getattr(experiment, k), name, seen) for k, name in fields.items()}
-  return experiment_lib.Experiment(**{**vars(experiment), **parts})
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """The shrunken digits run that the tests of `modes` share."""
 
-import copy
+import contextlib
 import sys
 
 import numpy as np
+import pytest
 
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import options
 
 STEPS, WIDTH, DEPTH = 30, 16, 2
 SMALL = {
@@ -48,19 +50,23 @@ def make(**changes):
   return experiment_lib.build(make_config(**changes))
 
 
-def watched(part, name, seen):
-  """A copy of a dataclass that notes in `seen` which of its fields are read, as 'name.field'."""
-  kind = type(part)
+# Where every field of a dataclass is looked at, and none is used.
+_NOT_USING = {'__post_init__', '__eq__', '__hash__', '__repr__', 'replace', '_asdict_inner'}
 
-  def read(self, attribute):
-    # Comparing, hashing and printing a dataclass look at every field and use none.
-    if sys._getframe(1).f_code.co_name not in ('__eq__', '__hash__', '__repr__'):
-      seen.add(f'{name}.{attribute}')
-    return kind.__getattribute__(self, attribute)
 
-  part = copy.copy(part)
-  object.__setattr__(part, '__class__', type(kind.__name__, (kind,), {'__getattribute__': read}))
-  return part
+@contextlib.contextmanager
+def keys_read():
+  """The set of config keys that are read within, as 'section.key'; checks do not count."""
+  seen = set()
+
+  def read(self, name):
+    if sys._getframe(1).f_code.co_name not in _NOT_USING:
+      seen.add(f'{type(self).section}.{name}')
+    return object.__getattribute__(self, name)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(options.Section, '__getattribute__', read, raising=False)
+    yield seen
 
 
 def arrays(path):

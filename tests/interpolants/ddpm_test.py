@@ -40,8 +40,3 @@ def test_steps_rise_with_time_from_the_first_to_the_last():
   np.testing.assert_array_equal(ddpm.index(jnp.asarray([0.0, 1e-5, 5e-4])), 0)
   # Both run evenly through time, to some per cent.
   np.testing.assert_allclose(index_N, np.linspace(0, 999, 501), atol=5)
-
-
-def test_any_shape():
-  t = jnp.asarray([[0.2, 0.4], [0.6, 0.8]])
-  np.testing.assert_array_equal(ddpm.index(t).ravel(), ddpm.index(t.ravel()))

@@ -85,10 +85,3 @@ def test_time_of_ratio_inverts_the_ratio(name):
   t_N = np.linspace(1e-4, 0.999, 31)
   ratio_N = path.sigma(t_N) / path.alpha(t_N)
   np.testing.assert_allclose(path.time_of_ratio(ratio_N), t_N, rtol=1e-10)
-
-
-def test_factories_equal_the_table():
-  for factory in (interpolants.linear, interpolants.cosine, interpolants.vp):
-    path = factory()
-    t_N = np.linspace(0.1, 0.9, 5)
-    np.testing.assert_array_equal(path.sigma(t_N), interpolants.PATHS[path.name].sigma(t_N))

@@ -28,16 +28,14 @@ def scored(files, workdir, **changes):
 
 @pytest.fixture(scope='module')
 def whole(files, tmp_path_factory):
-  """An evaluation that nothing disturbed: folder, result, arrays, keys of `eval` that were read."""
-  workdir, seen = tmp_path_factory.mktemp('whole'), set()
-  experiment = picture_eval.built_and_watched(picture_eval.make(files), seen)
-  written = modes.evaluate.run(experiment, str(workdir), str(files / 'weights.safetensors'))
-  result, archive = written
-  return workdir, json.loads(result.read_text()), small_runs.arrays(archive), seen
+  """An evaluation that nothing disturbed: folder, result, arrays."""
+  workdir, origin = tmp_path_factory.mktemp('whole'), str(files / 'weights.safetensors')
+  result, archive = modes.evaluate.run(picture_eval.make(files), str(workdir), origin)
+  return workdir, json.loads(result.read_text()), small_runs.arrays(archive)
 
 
 def test_it_writes_the_scores_the_archive_and_the_statistics_and_nothing_else(whole):
-  workdir, result, _, _ = whole
+  workdir, result, _ = whole
   found = {p.relative_to(workdir).as_posix() for p in workdir.rglob('*') if p.is_file()}
   (statistics,) = [name for name in found if name.startswith('eval/references/')]
   assert found == {'eval/fid.json', 'eval/fid.npz', statistics}
@@ -58,7 +56,7 @@ def test_it_writes_the_scores_the_archive_and_the_statistics_and_nothing_else(wh
 
 def test_the_archive_holds_the_samples_shuffled_with_their_labels(whole, files):
   """Each picture is the sample of its index, made alone, with the label that stands beside it."""
-  _, result, found, _ = whole
+  _, result, found = whole
   assert set(found) == {'arr_0', 'arr_1'}
   assert found['arr_0'].shape == (N, 16, 16, 3) and found['arr_0'].dtype == np.uint8
   experiment = picture_eval.make(files)
@@ -75,7 +73,7 @@ def test_the_archive_holds_the_samples_shuffled_with_their_labels(whole, files):
 
 def test_scores_are_those_of_the_archive(whole, files):
   """The file that was written has the same scores."""
-  workdir, result, found, _ = whole
+  workdir, result, found = whole
   (statistics,) = (workdir / 'eval' / 'references').iterdir()
   metrics = picture_metrics.PictureMetrics(
     picture_eval.network(),
@@ -90,7 +88,7 @@ def test_scores_are_those_of_the_archive(whole, files):
 
 
 def test_the_card_holds_the_whole_protocol(whole):
-  _, result, _, _ = whole
+  _, result, _ = whole
   protocol = result['protocol']
   expected = {
     'sampler': 'euler',

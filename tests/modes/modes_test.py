@@ -1,6 +1,5 @@
 """All modes end to end in one process on the shrunken digits config: files, cards, repeats."""
 
-import dataclasses
 import json
 import types as python_types
 
@@ -13,12 +12,12 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from configs import common
 from diversedit_jax import convert, modes, trees, types
+from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
-from diversedit_jax.losses import diversity_config
-from diversedit_jax.methods import reg
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.methods import diverse, reg, registry
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import writers
 
@@ -26,57 +25,30 @@ from diversedit_jax.training import writers
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 
 
-def watch_all(experiment, seen):
-  """The experiment with every part that holds values of the config watched under its section."""
-  flow, (term,) = experiment.objective.flow, experiment.objective.terms
-  flow = dataclasses.replace(flow, time_law=small_runs.watched(flow.time_law, 'time_law', seen))
-  objective = dataclasses.replace(
-    experiment.objective,
-    flow=small_runs.watched(flow, 'flow', seen),
-    terms=(dataclasses.replace(term, config=small_runs.watched(term.config, 'diversity', seen)),),
-  )
-  model = dataclasses.replace(
-    experiment.model, skip=small_runs.watched(experiment.model.skip, 'model.skip', seen)
-  )
-  sections = ('data', 'vae', 'train', 'optimizer', 'mesh', 'log', 'checkpoint', 'preview')
-  sections += ('sampler', 'sample', 'analysis', 'plan')
-  parts = {name: small_runs.watched(getattr(experiment, name), name, seen) for name in sections}
-  return small_runs.watched(
-    dataclasses.replace(
-      experiment,
-      objective=objective,
-      model=small_runs.watched(model, 'model', seen),
-      evaluation=small_runs.watched(experiment.evaluation, 'eval', seen),
-      **parts,
-    ),
-    'experiment',
-    seen,
-  )
-
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A run in which every mode was used, and what the modes read of the config."""
-  workdir, seen = tmp_path_factory.mktemp('modes') / 'run', set()
-  experiment = watch_all(small_runs.make(), seen)
+  workdir, experiment = tmp_path_factory.mktemp('modes') / 'run', small_runs.make()
   call, precisions = generate.Generator.__call__, set()
 
   def noted(*values, **more):
     precisions.add(jax.config.jax_default_matmul_precision)
     return call(*values, **more)
 
-  with pytest.MonkeyPatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch, small_runs.keys_read() as seen:
     patch.setattr(generate.Generator, '__call__', noted)
     modes.train.run(experiment, str(workdir))
-  return python_types.SimpleNamespace(
-    workdir=workdir,
-    experiment=experiment,
-    written={
+    written = {
       'sample': modes.sample.run(experiment, str(workdir), None),
       'eval': modes.evaluate.run(experiment, str(workdir), None),
       'analyze': modes.analyze.run(experiment, str(workdir), None),
-    },
-    plan=modes.plan.run(experiment),
+    }
+    plan = modes.plan.run(experiment)
+  return python_types.SimpleNamespace(
+    workdir=workdir,
+    experiment=experiment,
+    written=written,
+    plan=plan,
     samples=small_runs.arrays(workdir / 'samples' / 'samples.npz'),
     card=json.loads((workdir / 'samples' / 'samples.json').read_text()),
     seen=seen,
@@ -149,6 +121,7 @@ def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
 
 def test_run_describes_itself(run):
   stored = json.loads((run.workdir / 'config.json').read_text())
+  assert stored.pop('diversedit_jax') == card.versions()['diversedit_jax']
   assert stored == json.loads(json.dumps(small_runs.make_config().to_dict()))
   assert json.loads((run.workdir / 'versions.json').read_text()) == [card.versions()]
 
@@ -318,12 +291,6 @@ def test_checkpoint_from_elsewhere_gives_the_same_arrays(run, tmp_path):
   assert {p.name for p in tmp_path.iterdir()} == {'samples'}
 
 
-def test_earlier_checkpoint_is_another_model(run, tmp_path):
-  made, facts = sample(run, tmp_path, origin=run.workdir / 'checkpoints' / '15')
-  assert facts['step'] == 15
-  assert np.abs(made['images'] - run.samples['images']).max() > 1e-3
-
-
 def differing(made, run):
   """Which samples are other pictures than the run's; noise of float32 sums is far below 1e-4."""
   return np.abs(made['images'] - run.samples['images']).max(axis=(1, 2, 3)) > 1e-4
@@ -404,73 +371,36 @@ def test_workdir_without_a_run_or_a_checkpoint_is_refused(mode, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
 
 
-# Keys that `build` itself turns into something else, and what shows that it is used.
-CONSUMED = {
-  'seed': 'experiment.seed',
-  'method': 'experiment.objective',
-  'model.size': 'model.depth',
-  'model.skip.enabled': 'model.skip',
-  'interpolant.path': 'flow.path',
-  'interpolant.time_law': 'flow.time_law',
-  'interpolant.time_mean': 'time_law.mean',
-  'interpolant.time_std': 'time_law.std',
-  'interpolant.epsilon': 'time_law.epsilon',
-  'interpolant.prediction': 'flow.prediction',
-  'interpolant.weighting': 'flow.weighting',
-  'train.label_dropout': 'flow.label_dropout',
-  'data.num_classes': 'model.num_classes',
-}
+# Keys that make something else when the config is read.
+MADE_INTO_PARTS = {'seed', 'method', 'model.size', 'model.skip.enabled', 'data.num_classes'}
+MADE_INTO_PARTS |= {'train.label_dropout'}
+MADE_INTO_PARTS |= {f'interpolant.{key}' for key in experiment_lib.defaults().interpolant}
 # Keys that matter only under another choice than the run's.
-CONDITIONAL = ('diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion')
-CONDITIONAL += ('sampler.last_step', 'sampler.class_token_scale')
-# Keys of the scores of pictures, and sections of modes that this run leaves out;
-# `evaluation_test`, `online_eval_test`, `reference_test` and `sweep_test` show that each is read.
-OF_PICTURES = tuple(
-  f'eval.{key}'
-  for key in (
-    'quantiser',
-    'inception',
-    'encoder',
-    'encoder_weights',
-    'encoder_reference',
-    'batch_size',
-    'precision_recall',
-    'kid_subsets',
-    'every_number',
-    'best',
-  )
-)
+CONDITIONAL = {'diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion'}
+CONDITIONAL |= {'sampler.last_step', 'sampler.class_token_scale'}
+# Keys of the scores of pictures; tests of evaluation show that each is read.
+OF_PICTURES = {'quantiser', 'inception', 'encoder', 'encoder_weights', 'encoder_reference'}
+OF_PICTURES |= {'batch_size', 'precision_recall', 'kid_subsets', 'every_number', 'best'}
+ELSEWHERE = MADE_INTO_PARTS | CONDITIONAL | {f'eval.{key}' for key in OF_PICTURES}
 # Keys that matter only with a VAE; `decoding_test` shows that each matters.
-WITH_VAE = ('vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile')
-# Sections of other methods; `build/ignored_keys_test` shows that none of their keys is lost.
-OTHER_METHODS = ('repa', 'dispersive', 'sra', 'reg', 'meanflow')
+ELSEWHERE |= {'vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile'}
+# Sections of other methods, and of a mode that has tests of its own.
+OTHER_SECTIONS = {*registry.sections(), 'sweep'} - {'diversity'}
 
 
-def keys(section, prefix=''):
-  for key in section:
-    value = section[key]
-    yield from keys(value, f'{prefix}{key}.') if hasattr(value, 'keys') else [prefix + key]
-
-
-@pytest.mark.parametrize('key', list(keys(common.base())))
-def test_every_key_is_read_after_it_was_checked(run, key):
-  elsewhere = CONDITIONAL + WITH_VAE + OF_PICTURES
-  if key not in elsewhere and key.split('.')[0] not in OTHER_METHODS + ('sweep',):
-    assert CONSUMED.get(key, key) in run.seen
+def test_every_key_is_read_after_it_was_checked(run):
+  keys = set(run_dir.flatten(experiment_lib.defaults().to_dict())) - ELSEWHERE
+  unread = {key for key in keys - run.seen if key.split('.')[0] not in OTHER_SECTIONS}
+  assert not unread
 
 
 def test_conditional_keys_are_read_under_their_condition():
-  seen = set()
-  trajectory.stretches(
-    small_runs.watched(trajectory.SamplerConfig(kind='euler_maruyama', steps=4), 'sampler', seen)
-  )
-  sampler = trajectory.SamplerConfig(class_token_scale=1.5)
-  reg.Reg.combine(small_runs.watched(sampler, 'sampler', seen))
-  for options in ({'layers': 'random', 'num_layers': 2}, {'layers': 'authors'}):
-    small_runs.watched(diversity_config.DiversityConfig(**options), 'diversity', seen).select(
-      12, jax.random.key(0)
-    )
-  assert set(CONDITIONAL) <= seen
+  with small_runs.keys_read() as seen:
+    trajectory.stretches(trajectory.SamplerConfig(kind='euler_maruyama', steps=4))
+    reg.Reg.combine(trajectory.SamplerConfig(class_token_scale=1.5))
+    for options in ({'layers': 'random', 'num_layers': 2}, {'layers': 'authors'}):
+      diverse.Diverse(**options).select(12, jax.random.key(0))
+  assert seen >= CONDITIONAL
 
 
 def test_latents_of_a_file_end_to_end(tmp_path):

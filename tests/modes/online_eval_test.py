@@ -4,7 +4,7 @@ import json
 import shutil
 import types as python_types
 
-from helpers import picture_eval
+from helpers import picture_eval, small_runs
 import numpy as np
 import pytest
 
@@ -32,9 +32,9 @@ def make(files, **changes):
 @pytest.fixture(scope='module')
 def run(files, tmp_path_factory):
   """A run that nothing disturbed, and the keys of `eval` that it read."""
-  workdir, seen = tmp_path_factory.mktemp('during') / 'run', set()
-  with picture_eval.warnings_noted() as told:
-    modes.train.run(picture_eval.built_and_watched(make(files), seen), str(workdir))
+  workdir = tmp_path_factory.mktemp('during') / 'run'
+  with picture_eval.warnings_noted() as told, small_runs.keys_read() as seen:
+    modes.train.run(make(files), str(workdir))
   return python_types.SimpleNamespace(
     workdir=workdir, folder=workdir / online_eval.FOLDER, seen=seen, told=told
   )

@@ -137,10 +137,10 @@ def test_files_of_adm_give_the_scores_that_they_can(files, tmp_path, of_folder, 
 
 
 def test_an_encoder_gives_distances_of_its_own(files, tmp_path, of_folder):
-  seen, root = set(), tmp_path / 'run'
   options = {'eval__encoder': 'colour', 'eval__encoder_weights': '2'}
-  experiment = picture_eval.built_and_watched(picture_eval.make(files, **options), seen)
-  written = modes.evaluate.run(experiment, str(root), str(files / 'weights.safetensors'))
+  experiment, origin = picture_eval.make(files, **options), str(files / 'weights.safetensors')
+  with small_runs.keys_read() as seen:
+    written = modes.evaluate.run(experiment, str(tmp_path / 'run'), origin)
   result = json.loads(written[0].read_text())
   assert {
     f'eval.{key}'

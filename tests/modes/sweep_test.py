@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import common
+from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes, types
 from diversedit_jax.modes import evaluate, sweep
 from diversedit_jax.sampling import generate
@@ -30,16 +30,15 @@ def swept_by(files, workdir, **changes):
 @pytest.fixture(scope='module')
 def swept(files, tmp_path_factory):
   """Folder `eval` of a sweep, its table, the keys that were read, and the warnings in the log."""
-  workdir, seen = tmp_path_factory.mktemp('sweep'), set()
-  experiment = picture_eval.built_and_watched(picture_eval.make(files, **GRID), seen)
-  with picture_eval.warnings_noted() as told:
-    table, plot = modes.sweep.run(experiment, str(workdir), str(files / 'weights.safetensors'))
+  workdir = tmp_path_factory.mktemp('sweep')
+  with picture_eval.warnings_noted() as told, small_runs.keys_read() as seen:
+    table, plot = swept_by(files, workdir)
   assert (table.name, plot.name) == ('sweep-fid.json', 'sweep-fid.png')
   return workdir / 'eval', json.loads(table.read_text()), seen, told
 
 
 def test_every_key_is_read(swept):
-  assert {f'sweep.{key}' for key in common.base().sweep} <= swept[2]
+  assert {f'sweep.{key}' for key in experiment_lib.defaults().sweep} <= swept[2]
 
 
 def test_the_table_has_one_row_for_each_setting(swept):

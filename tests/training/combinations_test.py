@@ -14,7 +14,7 @@ import pytest
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes
-from diversedit_jax.methods import rules
+from diversedit_jax.methods import registry
 from diversedit_jax.modes import run_context
 
 METHODS = (
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_part_is_among_them():
-  assert {part for method in METHODS for part in rules.parse(method)} == set(rules.RULES)
+  assert {part for method in METHODS for part in registry.parse(method)} == set(registry.METHODS)
 
 
 def make(method):

@@ -9,8 +9,8 @@ import pytest
 
 from diversedit_jax import interpolants, rng, sharding
 from diversedit_jax.interpolants import times
-from diversedit_jax.losses import diversity
 from diversedit_jax.methods import base, flow
+from diversedit_jax.methods.diverse import definition
 from diversedit_jax.models import config, taps
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import telemetry, writers
@@ -59,7 +59,7 @@ def test_matrices_are_those_of_all_features(parts):
   )
   model = nnx.merge(trainable.graphdef, params).model
   features = jax.jit(lambda d: model(d.x_t, d.t, d.y, tap=taps.every()).features)(draw)
-  expected = diversity.similarity_matrices(features)
+  expected = definition.similarity_matrices(features)
   assert found.keys() == expected.keys() == {'token', 'mean'}
   # And by numpy, in the words of the definition.
   f = np.asarray(features, np.float64)

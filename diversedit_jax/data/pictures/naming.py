@@ -92,7 +92,7 @@ def arrange(
     where: name of the collection, for messages.
 
   Returns:
-    The listing; the positions in `found` of its pictures; the folder left out, such as 'train/', or ''.
+    The listing; the positions in `found` of its pictures; the folder left out, as 'train/', or ''.
 
   Raises:
     UserError: no pictures, splits for classes, two files with one key, or an unknown class;

@@ -81,6 +81,17 @@ def test_a_tar_that_is_cut_off_or_damaged_anywhere_is_refused(tmp_path):
       archives.open_tar(write(tmp_path, data))
 
 
+def test_a_negative_size_does_not_run_for_ever(tmp_path):
+  """`tarfile` alone would read the same header again and again."""
+  header = bytearray(tarfile.TarInfo('a/1.png').tobuf(format=tarfile.GNU_FORMAT))
+  header[124:136] = b'\xff' * 10 + b'\xfe\x00'  # -512
+  header[148:156] = b' ' * 8
+  header[148:156] = b'%06o\0 ' % sum(header)
+  before = tarfile.TarInfo('a/0.png').tobuf()
+  with pytest.raises(types.UserError, match=r'(a negative size|no header) at byte \d+'):
+    archives.open_tar(write(tmp_path, before + bytes(header) + bytes(1024)))
+
+
 @pytest.mark.parametrize(
   'program,compress', [('gzip', gzip.compress), ('xz', lzma.compress), ('bzip2', bz2.compress)]
 )
