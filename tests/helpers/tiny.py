@@ -33,9 +33,8 @@ SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
 
 
 def reg_flow(**fields):
-  """REG on the linear path; of its encoder a training step looks at the name only."""
-  opened = (python_types.SimpleNamespace(name='enc'),)
-  return reg.Reg(**({'null_label': CLASSES, 'opened': opened} | fields))
+  """REG on the linear path."""
+  return reg.Reg(**({'null_label': CLASSES, 'encoder': 'enc'} | fields))
 
 
 EXECUTION = config.Execution(attention='xla')
