@@ -53,7 +53,9 @@ class Sampler:
       unroll=args.unroll,
     )
     self.architecture, self.flow = case.architecture(), steps.interpolant()
-    make = lambda: steps.perturbed(base.Network(self.architecture, case.execution(), rngs=nnx.Rngs(0)))
+    make = lambda: steps.perturbed(
+      base.Network(self.architecture, case.execution(), rngs=nnx.Rngs(0))
+    )
     self.graphdef, _ = nnx.split(nnx.eval_shape(make))
     self.params = jax.jit(lambda: nnx.state(make()))()
     self.forward_flops = cost.forward_flops(self.architecture)
@@ -85,7 +87,10 @@ class Sampler:
     start = jax.jit(lambda: trajectory.normal(keys_N, shape, 'sampling_start', dtype))
 
     def one(params, x_NHWC, index, step, guided):
-      predict, null = self.flow.velocity(nnx.merge(self.graphdef, params)), self.architecture.null_label
+      predict, null = (
+        self.flow.velocity(nnx.merge(self.graphdef, params)),
+        self.architecture.null_label,
+      )
       velocity = lambda x, t: guidance.class_velocity(predict, x, t, labels_N)
       if guided:
         combine = config.guidance.combine

@@ -99,7 +99,11 @@ def compile_turn(case: steps.Case, depth: int) -> timing.Turn:
   """Wall and CPU seconds of compiling a step with so many blocks."""
   started = time.process_time()
   made = steps.Step(
-    case.architecture(depth=depth), case.execution(), steps.objective(case.variant), case.batch, allocate=False
+    case.architecture(depth=depth),
+    case.execution(),
+    steps.objective(case.variant),
+    case.batch,
+    allocate=False,
   )
   return timing.Turn(made.compile_seconds, time.process_time() - started)
 

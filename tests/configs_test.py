@@ -196,7 +196,7 @@ def test_recipe(name, method):
   size, resolution = name[:-3], int(name[-3:])
   model = experiment.architecture
   assert (model.depth, model.width, model.heads, model.patch_size) == SHAPES[size]
-  assert (model.skip is not None) == ('diverse' in method)
+  assert model.skip.enabled == ('diverse' in method)
   assert experiment.source.shape == {256: (32, 32, 4), 512: (64, 64, 4)}[resolution]
   assert (experiment.data.size, experiment.data.space) == (resolution, 'latents')
   assert model.sequence == {256: 256, 512: 1024}[resolution]
@@ -311,7 +311,11 @@ def test_row_is_what_its_name_says(row):
     name = 'REPA-XL+DiverseDiT'
   first, *more = name.split('+')
   family, size, *details = first.split('-')
-  shape = (experiment.architecture.depth, experiment.architecture.width, experiment.architecture.heads)
+  shape = (
+    experiment.architecture.depth,
+    experiment.architecture.width,
+    experiment.architecture.heads,
+  )
   assert shape == SHAPES[size.lower()][:3]
 
   # Ablations take a part away from DiverseDiT; all others name what they have.

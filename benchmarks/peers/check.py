@@ -91,9 +91,7 @@ def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: st
   objective = steps.objective(variant)
   fields = {f.name: getattr(objective.flow, f.name) for f in dataclasses.fields(objective.flow)}
   objective = dataclasses.replace(objective, flow=Given(**fields))
-  make = lambda: base.Network(
-    architecture, case.execution(), objective.terms, rngs=nnx.Rngs(0)
-  )
+  make = lambda: base.Network(architecture, case.execution(), objective.terms, rngs=nnx.Rngs(0))
   network = nnx.eval_shape(make)
   graphdef, _ = nnx.split(network)
   params = {'heads': {}, **jax.tree.map(jnp.asarray, params)}

@@ -145,7 +145,9 @@ class MeanFlowOptions:
     trees.check_known('meanflow.masks', self.masks, meanflow.MASKS)
 
 
-def make_objective(inputs: Inputs) -> tuple[base.Objective, config_lib.Architecture, config_lib.Execution]:
+def make_objective(
+  inputs: Inputs,
+) -> tuple[base.Objective, config_lib.Architecture, config_lib.Execution]:
   """The objective that the method's name lists, and the model as that objective needs it.
 
   Raises:

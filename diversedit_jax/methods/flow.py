@@ -63,7 +63,9 @@ class StochasticInterpolant:
         "weight 1: set weighting='none'"
       )
 
-  def check_model(self, architecture: config_lib.Architecture, execution: config_lib.Execution) -> None:
+  def check_model(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution
+  ) -> None:
     """Refuses times of a diffusion on another path."""
     if architecture.time_input == 'ddpm' and self.path.name != 'vp':
       raise types.UserError(

@@ -89,7 +89,9 @@ class MeanFlow:
   def _needs_class(self) -> bool:
     return self.kappa > 0 or self.variant == 'improved'
 
-  def check_model(self, architecture: config_lib.Architecture, execution: config_lib.Execution) -> None:
+  def check_model(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution
+  ) -> None:
     """Refuses times of a diffusion, and fused attention, which has no forward-mode derivative."""
     if architecture.time_input != 'unit':
       raise types.UserError(

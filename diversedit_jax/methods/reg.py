@@ -49,7 +49,9 @@ class Reg(flow.StochasticInterpolant):
     """The one that makes the class token."""
     return (self.encoder,)
 
-  def check_model(self, architecture: config_lib.Architecture, execution: config_lib.Execution) -> None:
+  def check_model(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution
+  ) -> None:
     super().check_model(architecture, execution)
     if not architecture.class_token:
       raise types.UserError('method=reg needs a model with a class token')

@@ -56,7 +56,9 @@ class Repa(base.Term):
     for pair in self.pairs:
       base.check_block('repa.pairs', pair.block, architecture.depth)
 
-  def heads(self, architecture: config_lib.Architecture, execution: config_lib.Execution, *, rngs: nnx.Rngs) -> nnx.Module:
+  def heads(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution, *, rngs: nnx.Rngs
+  ) -> nnx.Module:
     """One projector per pair, by number."""
     make = lambda pair: heads_lib.Projector(
       architecture.width, self.hidden, pair.width, dtype=execution.compute_dtype, rngs=rngs

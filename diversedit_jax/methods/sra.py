@@ -66,7 +66,9 @@ class Sra(base.Term):
         'the teacher is to be ahead'
       )
 
-  def heads(self, architecture: config_lib.Architecture, execution: config_lib.Execution, *, rngs: nnx.Rngs) -> nnx.Module:
+  def heads(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution, *, rngs: nnx.Rngs
+  ) -> nnx.Module:
     """D -> 2D -> D."""
     return heads_lib.AlignmentHead(architecture.width, dtype=execution.compute_dtype, rngs=rngs)
 

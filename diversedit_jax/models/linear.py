@@ -34,8 +34,6 @@ class Linear(nnx.Linear):
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x, kernel, bias = self.promote_dtype(
-      (x, self.kernel[...], self.bias[...]), dtype=self.dtype
-    )
+    x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
     x = checkpoint_name(x, tuning.OPERAND)
     return checkpoint_name(tuning.add_bias(tuning.matmul(x, kernel), bias), tuning.PRODUCT)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from diversedit_jax import sharding, types
 from diversedit_jax.models import block, config, embed, linear, stack, taps
 
+
 class SiT(nnx.Module):
   """Scalable interpolant transformer; at initialisation its output is exactly zero."""
 

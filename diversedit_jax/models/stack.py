@@ -18,6 +18,7 @@ from diversedit_jax import sharding
 from diversedit_jax.models import block as block_lib
 from diversedit_jax.models import config, taps, tuning
 
+
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
   """Makes n modules as one, every parameter (and its logical axes) with a leading `layers` axis."""
   make = nnx.transform_metadata(make, in_axes=0, out_axes=0, partition='layers')

@@ -53,7 +53,9 @@ def make_trainable(experiment, mesh):
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
   )
-  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.architecture.width)
+  sharding.check_split(
+    trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
+  )
   return trainable
 
 

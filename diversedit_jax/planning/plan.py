@@ -76,7 +76,9 @@ def method_flops(
     By part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer sequence),
     terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add is 2.
   """
-  ours, plain = (cost_lib.forward_flops(a) for a in (architecture, plain_architecture(architecture)))
+  ours, plain = (
+    cost_lib.forward_flops(a) for a in (architecture, plain_architecture(architecture))
+  )
   parts = {
     'forward passes': objective.flow.extra_passes() * ours,
     'class token': 3 * (ours - plain) if architecture.class_token else 0.0,

@@ -118,7 +118,9 @@ def test_bfloat16_stays_near_float32(case):
   arrays, params, model = case
   x, t, y = inputs(arrays)
   exact = jax.jit(lambda m: m(x, t, y).pred)(model)
-  half = jax.jit(lambda m: m(x, t, y).pred)(merge(make_architecture(arrays), params, dtype='bfloat16'))
+  half = jax.jit(lambda m: m(x, t, y).pred)(
+    merge(make_architecture(arrays), params, dtype='bfloat16')
+  )
   assert half.dtype == jnp.float32
   error = float(jnp.sqrt(jnp.mean((half - exact) ** 2) / jnp.mean(exact**2)))
   assert 1e-5 < error < 4 * 2**-8
