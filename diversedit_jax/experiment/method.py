@@ -23,7 +23,8 @@ from diversedit_jax.methods import (
   rules,
   sra,
 )
-from diversedit_jax.models import attention, config as config_lib
+from diversedit_jax.models import attention
+from diversedit_jax.models import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

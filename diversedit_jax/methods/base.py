@@ -75,7 +75,7 @@ class Network(nnx.Module):
   def __init__(
     self,
     architecture: config.Architecture,
-    execution: config.Execution = config.Execution(),
+    execution: config.Execution = config.PLAIN,
     terms: tuple['Term', ...] = (),
     *,
     rngs: nnx.Rngs,

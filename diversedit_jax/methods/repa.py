@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from diversedit_jax import types
 from diversedit_jax.losses import alignment
 from diversedit_jax.methods import base
-from diversedit_jax.models import heads as heads_lib
 from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import heads as heads_lib
 from diversedit_jax.models import taps
 
 BLOCKS = {12: 5, 24: 8, 28: 8}

@@ -18,8 +18,8 @@ from diversedit_jax import checkpoint, convert, rng, sharding, trees, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.training import state, step
 from diversedit_jax.sampling import generate, trajectory
+from diversedit_jax.training import state, step
 
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 

@@ -3,7 +3,6 @@
 There is neither GPU nor TPU where these run: the machine is pretended, and so are times.
 """
 
-from flax import nnx
 from helpers import networks
 import jax
 from jax.experimental.pallas import tpu as pltpu
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import sharding, types
-from diversedit_jax.models import attention, config, sit
+from diversedit_jax.models import attention, config
 
 SHAPE = (128, 2, 72, 'bfloat16')
 
@@ -116,14 +115,11 @@ def test_an_implementation_is_probed_outside_the_trace_and_the_mesh_of_its_calle
   meshes, attend = [], attention.attend
   seen = lambda *x: meshes.append(jax.sharding.get_abstract_mesh().empty) or attend(*x)
   monkeypatch.setattr(attention, 'attend', seen)
-  attention._decided.cache_clear()
-  fields = dict(input_size=(4, 4), depth=2, width=144, heads=2, patch_size=2, num_classes=3)
-  parts = networks.parts(**fields, dtype='bfloat16')
+  chosen = []
   with jax.set_mesh(sharding.make_mesh()):
-    model = nnx.eval_shape(lambda: sit.SiT(*parts, rngs=nnx.Rngs(0)))
+    jax.eval_shape(lambda: chosen.append(choose('auto', *SHAPE)))
+  assert chosen == ['cudnn@96']
   assert meshes and all(meshes) and 'Tracer' not in caplog.text
-  used = {m.implementation for _, m in nnx.iter_modules(model) if hasattr(m, 'implementation')}
-  assert used == {'cudnn@96'}
 
 
 @pytest.mark.parametrize('index', [0, 1])
