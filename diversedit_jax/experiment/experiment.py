@@ -13,8 +13,8 @@ from diversedit_jax.analysis import blocks
 from diversedit_jax.data import pipeline, sources
 from diversedit_jax.experiment import declarations, eval_options, sections
 from diversedit_jax.methods import base, construction, registry
+from diversedit_jax.models import attention, sizes
 from diversedit_jax.models import config as model_config
-from diversedit_jax.models import sizes
 from diversedit_jax.planning import devices, plan
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import loop, optim
@@ -101,6 +101,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
       examples=train.batch_size // train.accumulate,
     )
   )
+  attention.check(architecture, execution)
   path = read['interpolant'].make_path()
   experiment = Experiment(
     config=declarations.complete(config),

@@ -94,9 +94,21 @@ def implementation(architecture: config.Architecture, execution: config.Executio
   Raises:
     UserError: for one asked for by name that cannot run (with the reason).
   """
-  head_dim = architecture.width // architecture.heads
-  shape = _Shape(architecture.sequence, architecture.heads, head_dim, execution.dtype)
-  return _decided(execution.attention, shape, execution.platform)
+  return _decided(execution.attention, _shape(architecture, execution), execution.platform)
+
+
+def check(architecture: config.Architecture, execution: config.Execution) -> None:
+  """Refuses attention asked for by name that is known not to run; probes nothing.
+
+  Raises:
+    UserError: with the reason.
+  """
+  name, platform = execution.attention, execution.platform or jax.default_backend()
+  if name in ('auto', 'xla'):
+    return
+  if reason := mismatch(name, _shape(architecture, execution), platform):
+    where = 'there' if execution.platform else 'here'
+    raise types.UserError(f'attention={name} cannot run {where}: {reason}')
 
 
 class _Shape(NamedTuple):
@@ -106,6 +118,11 @@ class _Shape(NamedTuple):
   heads: int
   head_dim: int
   dtype: str
+
+
+def _shape(architecture, execution):
+  head_dim = architecture.width // architecture.heads
+  return _Shape(architecture.sequence, architecture.heads, head_dim, execution.dtype)
 
 
 @functools.cache
