@@ -88,7 +88,6 @@ def test_step_traces(pictures, monkeypatch, name, arg):
     key=rng.stream(key, 'train'),
     ema_decay=experiment.train.ema_decay,
     learning_rate=experiment.schedule(),
-    devices=1,
     accumulate=experiment.train.accumulate,
   )
   n, source = experiment.train.batch_size, experiment.source

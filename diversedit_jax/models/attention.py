@@ -51,11 +51,12 @@ def _xla(q_NTHd, k_NTHd, v_NTHd, scale):
   logits_NHTT = jnp.einsum('nhqd,nhdk->nhqk', q_NHTd, k_NHdT, preferred_element_type=wide)
   highest_NHT1 = jax.lax.stop_gradient(jnp.max(logits_NHTT, axis=-1, keepdims=True))
   # Their sum divides the product with v, not the T x T weights, of which one copy then is enough.
-  weights_NHTT = checkpoint_name(jnp.exp((logits_NHTT - highest_NHT1) * scale), tuning.SOFTMAX)
+  weights_NHTT = jnp.exp((logits_NHTT - highest_NHT1) * scale)
   sum_NHT = checkpoint_name(jnp.sum(weights_NHTT, axis=-1), tuning.SOFTMAX)
   out_NHTd = jnp.einsum(
     'nhqk,nhkd->nhqd', weights_NHTT.astype(v_NTHd.dtype), v_NHTd, preferred_element_type=wide
   )
+  out_NHTd = checkpoint_name(out_NHTd, tuning.SOFTMAX)
   return (out_NHTd / sum_NHT[..., None]).astype(q_NTHd.dtype).swapaxes(1, 2)
 
 

@@ -24,7 +24,7 @@ class SiT(nnx.Module):
   def __init__(
     self,
     architecture: config.Architecture,
-    execution: config.Execution = config.Execution(),
+    execution: config.Execution = config.PLAIN,
     *,
     rngs: nnx.Rngs,
   ):

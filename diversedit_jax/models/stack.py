@@ -99,7 +99,7 @@ class Stack(nnx.Module):
     return x_NTD, tap.finish(kept, jax.tree.map(in_order, ys1, ys2))
 
   def _scan(self, apply, carry, xs, *, c_ND, tap, keep=False, reverse=False):
-    """Runs (x_NTD, kept) through `apply` with each of the stacked modules; y is (x or (), tap's)."""
+    """Runs (x_NTD, kept) through each of the stacked modules; ys are (x if kept, the tap's)."""
     length = jax.tree.leaves(xs)[0].shape[0]
     unroll = tuning.blocks_per_step(self.execution, length)
     apply = tuning.recomputed(apply, self.execution.remat, unrolled=unroll == length)

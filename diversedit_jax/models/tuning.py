@@ -25,31 +25,37 @@ OPERAND = 'operand'  # What goes into the product of a linear layer, in the prod
 PRODUCT = 'product'  # What the layer gives, with its bias.
 STATISTICS = 'statistics'  # Mean and variance of a normalisation.
 QKV = 'qkv'  # Queries, keys and values as the attention takes them.
-SOFTMAX = 'softmax'  # Weights before division and their sums.
+SOFTMAX = 'softmax'  # What an attention divides by what.
 ATTENTION = 'attention'  # What the attention puts out.
 MODULATION = 'modulation'  # Each shift, scale and gate.
 RESIDUAL = 'residual'  # The residual stream between attention and MLP.
 HIDDEN = 'hidden'  # The MLP before its nonlinearity.
 
 _LAYER_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-_FUSED = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # Kernels of cuDNN and for TPUs.
+_OF_ATTENTION = (
+  'dot_product_attention_fwd_wrapper',  # cuDNN's kernel.
+  'pallas_call',  # That for TPUs.
+  'exp',  # The weights of a softmax, of which its derivative is made.
+)
 
 
-def _products(primitive, *avals, **params):
-  """Keeps products without a batch axis, as an attention's have, and fused kernels."""
-  return primitive.name in _FUSED or _LAYER_PRODUCTS(primitive, *avals, **params)
+def _costly(primitive, *avals, **params):
+  """Says whether to keep a result: products of layers, and what is costly in an attention."""
+  return primitive.name in _OF_ATTENTION or _LAYER_PRODUCTS(primitive, *avals, **params)
 
 
 def _policy(*names):
   named = jax.checkpoint_policies.save_only_these_names(*names)
-  return jax.checkpoint_policies.save_from_both_policies(_products, named)
+  return jax.checkpoint_policies.save_from_both_policies(_costly, named)
 
 
 _IN_A_LOOP = _policy(PRODUCT, QKV, SOFTMAX, ATTENTION)
 _UNROLLED = _policy(PRODUCT, QKV, SOFTMAX, ATTENTION, MODULATION, RESIDUAL, OPERAND, STATISTICS)
 _POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': _policy(PRODUCT),
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    _LAYER_PRODUCTS, jax.checkpoint_policies.save_only_these_names(PRODUCT)
+  ),
   'names': jax.checkpoint_policies.save_only_these_names(QKV, ATTENTION, HIDDEN),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from diversedit_jax import interpolants, types
 from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, flow
+from diversedit_jax.methods import base, flow, reg, repa, sra
 from diversedit_jax.models import config, taps
 from diversedit_jax.sampling import trajectory
 
@@ -20,8 +20,22 @@ CLASSES = 5
 WIDTHS = {'enc': 6, 'other': 3}
 """Encoders of `batch` and the width of their features."""
 
-OPENED = (python_types.SimpleNamespace(name='enc'),)
-"""The encoder of REG's class token, as far as a training step looks at it."""
+# Terms and flows for two blocks.
+REPA = repa.Repa(
+  aligned=(
+    repa.Pair(encoder='enc', block=2, width=WIDTHS['enc']),
+    repa.Pair(encoder='other', block=1, width=WIDTHS['other']),
+  ),
+  hidden=8,
+)
+TOKEN = repa.Repa(aligned=REPA.aligned[:1], hidden=8, class_token=True)
+SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
+
+
+def reg_flow(**fields):
+  """REG on the linear path."""
+  return reg.Reg(**({'null_label': CLASSES, 'encoder': 'enc'} | fields))
+
 
 EXECUTION = config.Execution(attention='xla')
 

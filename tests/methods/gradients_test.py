@@ -16,7 +16,7 @@ import pytest
 
 from diversedit_jax import interpolants
 from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, dispersive, diverse, meanflow, reg, repa, sra
+from diversedit_jax.methods import base, dispersive, diverse, meanflow, reg
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import embed
 
@@ -24,18 +24,8 @@ LAW = times.Uniform(epsilon=0.1)
 # Ranges in which the weight of the loss has a gradient itself.
 DIVERSE = diverse.Diverse(lo=0.0, hi=2.0)
 DISPERSIVE = dispersive.Dispersive(block=2, groups=2, weight=0.5)
-REPA = repa.Repa(
-  aligned=(
-    repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),
-    repa.Pair(encoder='other', block=1, width=tiny.WIDTHS['other']),
-  ),
-  hidden=8,
-)
-SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
-REG = reg.Reg(path=interpolants.cosine(), time_law=LAW, null_label=tiny.CLASSES, opened=tiny.OPENED)
-TOKEN = repa.Repa(
-  aligned=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
-)
+REPA, TOKEN, SRA = tiny.REPA, tiny.TOKEN, tiny.SRA
+REG = tiny.reg_flow(path=interpolants.cosine(), time_law=LAW)
 SCORE = tiny.interpolant(time_law=LAW, prediction='score', weighting='likelihood')
 
 METHODS = {

@@ -6,27 +6,17 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from diversedit_jax import interpolants
-from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, dispersive, diverse, meanflow, reg, repa, sra
+from diversedit_jax.methods import base, dispersive, diverse, meanflow, reg
 from diversedit_jax.models import sit
 from diversedit_jax.training import state, step
 
 N = 4
-LAW = times.Uniform()
 DIVERSE, DISPERSIVE = diverse.Diverse(), dispersive.Dispersive(block=1, groups=1, weight=0.5)
-REPA = repa.Repa(
-  aligned=tuple(repa.Pair(encoder=e, block=2, width=w) for e, w in tiny.WIDTHS.items()), hidden=8
-)
-SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
-REG = reg.Reg(path=interpolants.linear(), time_law=LAW, null_label=tiny.CLASSES, opened=tiny.OPENED)
-TOKEN = repa.Repa(
-  aligned=(repa.Pair(encoder='enc', block=2, width=tiny.WIDTHS['enc']),), hidden=8, class_token=True
-)
+REPA, TOKEN, SRA, REG = tiny.REPA, tiny.TOKEN, tiny.SRA, tiny.reg_flow()
 
 
 def mean_flow(**fields):
-  return meanflow.MeanFlow(time_law=LAW, null_label=tiny.CLASSES, **fields)
+  return meanflow.MeanFlow(null_label=tiny.CLASSES, **fields)
 
 
 PLAIN = dict(omega=1.0, kappa=0.0)

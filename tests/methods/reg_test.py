@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert, interpolants, rng, types
-from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, reg, repa, sra
+from diversedit_jax.methods import base, repa
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import taps
 from diversedit_jax.sampling import trajectory
@@ -20,16 +19,6 @@ from diversedit_jax.sampling import trajectory
 KEY = jax.random.key(0)
 Z = tiny.WIDTHS['enc']
 ARCHITECTURE = tiny.architecture(class_token=Z)
-
-
-def reg_of(**fields):
-  defaults = dict(
-    path=interpolants.linear(),
-    time_law=times.Uniform(),
-    null_label=tiny.CLASSES,
-    opened=tiny.OPENED,
-  )
-  return reg.Reg(**(defaults | fields))
 
 
 # Training.
@@ -65,7 +54,7 @@ def test_training_loss_matches_reference(reference, path):
   g, network, term = reference
   image = lambda name: jnp.asarray(tiny.nhwc(g[f'loss/{name}']))
   array = lambda name: jnp.asarray(g[f'loss/{name}'])
-  flow = reg_of(path=interpolants.PATHS[path], null_label=10)
+  flow = tiny.reg_flow(path=interpolants.PATHS[path], null_label=10)
   noisy = tiny.noisy_of(
     image('images'),
     image('noises'),
@@ -105,7 +94,7 @@ def test_training_loss_matches_reference(reference, path):
 
 def test_the_class_token_has_noise_of_its_own_and_the_image_keeps_its():
   batch = tiny.batch(2000, shape=(1, 1, 1))
-  noisy, plain = reg_of().draw(batch, KEY), tiny.interpolant().draw(batch, KEY)
+  noisy, plain = tiny.reg_flow().draw(batch, KEY), tiny.interpolant().draw(batch, KEY)
   for name in ('x_t', 't', 'y', 'target', 'noise'):
     np.testing.assert_array_equal(getattr(noisy, name), getattr(plain, name))
   noise_NZ, t = noisy.extras['class_noise'], noisy.t[:, None]
@@ -123,7 +112,7 @@ def test_the_class_token_has_noise_of_its_own_and_the_image_keeps_its():
 
 
 def test_at_moves_the_class_token_too():
-  flow = reg_of(path=interpolants.cosine())
+  flow = tiny.reg_flow(path=interpolants.cosine())
   noisy = flow.draw(tiny.batch(), KEY)
   t_N = jnp.asarray([0.0, 0.3, 0.6, 1.0])
   moved = flow.at(noisy, t_N)
@@ -136,10 +125,8 @@ def test_at_moves_the_class_token_too():
 
 
 def test_sra_gives_the_teacher_the_class_token_at_the_teachers_time():
-  flow = reg_of()
-  objective = base.Objective(
-    flow=flow, terms=(sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1, t_max=1.0),)
-  )
+  flow = tiny.reg_flow()
+  objective = base.Objective(flow=flow, terms=(dataclasses.replace(tiny.SRA, t_max=1.0),))
   noisy = objective.draw(tiny.batch(), KEY)
   blocks = [jnp.zeros((4, 5, 8)), jnp.ones((4, 5, 8))]
   models = [tiny.Model(noisy.noise, blocks, class_token=jnp.zeros((4, Z))) for _ in range(2)]
@@ -230,7 +217,7 @@ def test_sampling_is_the_loop_over_the_steps(network, kind, scale, class_token_s
     kind=kind, steps=4, guidance_scale=scale, guidance_high=0.7, class_token_scale=class_token_scale
   )
   x, _ = by_hand(network, config)
-  found = jax.jit(lambda network: reg_of().sample(network, KEYS, LABELS, config))(network)
+  found = jax.jit(lambda network: tiny.reg_flow().sample(network, KEYS, LABELS, config))(network)
   assert found.shape == (3, *ARCHITECTURE.shape) and np.abs(found).max() > 0.5
   # Pictures up to 10, by a network of float32 products in another order.
   np.testing.assert_allclose(found, x, rtol=0, atol=1e-4)
@@ -253,13 +240,13 @@ def test_class_token_matters_to_the_picture(network):
 
 
 def test_refuses():
-  tiny.check(reg_of(), ARCHITECTURE)
-  assert reg_of().encoders == ('enc',)
+  tiny.check(tiny.reg_flow(), ARCHITECTURE)
+  assert tiny.reg_flow().encoders == ('enc',)
   with pytest.raises(types.UserError, match='needs a model with a class token'):
-    tiny.check(reg_of(), tiny.architecture())
+    tiny.check(tiny.reg_flow(), tiny.architecture())
   for options, message in (
     (dict(kind='average_velocity', steps=1), 'set method=meanflow'),
     (dict(class_token_scale=2.0), 'acts only where the image is guided'),
   ):
     with pytest.raises(types.UserError, match=message):
-      tiny.check(reg_of(), ARCHITECTURE, trajectory.SamplerConfig(**options))
+      tiny.check(tiny.reg_flow(), ARCHITECTURE, trajectory.SamplerConfig(**options))
