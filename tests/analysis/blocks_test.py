@@ -34,7 +34,9 @@ def network(skips=False, noise=0.0):
     patch_size=4,
     skip=config.Skip(enabled=skips),
   )
-  graphdef, state = nnx.split(base.Network(architecture, rngs=nnx.Rngs(0)), nnx.Param)
+  graphdef, state = nnx.split(
+    base.Network(architecture, config.Execution(), rngs=nnx.Rngs(0)), nnx.Param
+  )
   generator = np.random.default_rng(0)
   noisy = lambda x: x + jnp.asarray(noise * generator.standard_normal(x.shape), x.dtype)
   return graphdef, jax.tree.map(noisy, nnx.to_pure_dict(state))
@@ -137,9 +139,9 @@ def test_times_must_match_the_features(found):
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [
-    (dict(examples=3), 'at least 4 examples'),
-    (dict(times=()), r'times=\(\)'),
-    (dict(times=(0.5, 1.5)), r'times in \[0, 1\]'),
+    (dict(examples=3), 'analysis.examples must be at least 4'),
+    (dict(times=()), 'analysis.times is empty'),
+    (dict(times=(0.5, 1.5)), 'analysis.times must be in'),
     (dict(view='flat'), "did you mean 'flatten'"),
   ],
 )

@@ -205,7 +205,7 @@ def test_a_run_is_neither_continued_nor_sampled_with_latents_of_another_scale(ru
   """A store of the same pictures and moments may have taken the place of the other."""
   run, other = runs('store'), make(files, 'scaled')
   message = r'latents.scale: stored \[0.5, 0.5\], given \[2.0, 2.0\]'
-  with pytest.raises(types.UserError, match=f'has learned from other data.*{message}'):
+  with pytest.raises(types.UserError, match=f'was trained on latents of another space.*{message}'):
     modes.sample.run(other, str(run.workdir), None)
   checkpoint = str(run.workdir / 'checkpoints' / str(STEPS))
   with pytest.raises(types.UserError, match=message):

@@ -28,7 +28,9 @@ def network(num_classes=CLASSES):
   architecture = config_lib.Architecture(
     input_size=(4, 4), channels=2, num_classes=num_classes, depth=2, width=16, heads=2, patch_size=2
   )
-  graphdef, state = nnx.split(base.Network(architecture, rngs=nnx.Rngs(0)), nnx.Param)
+  graphdef, state = nnx.split(
+    base.Network(architecture, config_lib.Execution(), rngs=nnx.Rngs(0)), nnx.Param
+  )
   fresh, generator = nnx.to_pure_dict(state), np.random.default_rng(0)
   noisy = lambda x: x + jnp.asarray(0.1 * generator.standard_normal(x.shape), x.dtype)
   return graphdef, fresh, jax.tree.map(noisy, fresh)

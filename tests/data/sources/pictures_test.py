@@ -42,7 +42,7 @@ def by_hand(folder, rule='adm', orientation='exif'):
 def test_examples_are_the_pictures_in_the_order_of_their_keys(source, folder):
   assert (source.name, source.space) == (f'folder/{folder.name}', 'pixels')
   assert source.shape == source.pixel_shape == (SIZE, SIZE, 3)
-  assert source.mirrors and source.scaling is None and source.num_classes == 3
+  assert source.can_mirror and source.scaling is None and source.num_classes == 3
   batch = source.gather(np.arange(26))
   assert set(batch) == {'images', 'labels'}
   assert batch['images'].dtype == np.uint8 and batch['labels'].dtype == np.int32
