@@ -95,12 +95,13 @@ class MeanFlow:
     """Refuses times of a diffusion, and fused attention, which has no forward-mode derivative."""
     if architecture.time_input != 'unit':
       raise types.UserError(
-        f'model.time_input={architecture.time_input!r} is not for method=meanflow, on the linear path'
+        f'model.time_input={architecture.time_input!r} is not for method=meanflow, on the '
+        'linear path'
       )
     if execution.attention != 'xla':
       raise types.UserError(
-        f'model.attention={execution.attention!r} with method=meanflow: its loss needs a forward-mode '
-        'derivative, which fused kernels do not define; set model.attention=xla'
+        f'model.attention={execution.attention!r} with method=meanflow: its loss needs a '
+        'forward-mode derivative, which fused kernels do not define; set model.attention=xla'
       )
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
