@@ -68,9 +68,9 @@ def recomputed(
 
   'none' keeps products and attention and computes the cheap steps between them again, such as
   normalisations, gates and GELU. In a loop whatever is kept is copied to the loop's stack and back,
-  which costs more than they do: keeping all takes 1.01 of the time on a CPU, 1.40 of the memory.
-  Where blocks are unrolled nothing is copied, and more is kept: what goes into products (0.91 of the
-  bytes), the statistics of normalisations (0.96), the residual stream (0.97, for a tenth more
+  which costs more than they do: keeping all takes 1.01 of a CPU's time, 1.40 of its memory.
+  Where blocks are unrolled nothing is copied, and more is kept: what goes into products (0.91 of
+  the bytes), the statistics of normalisations (0.96), the residual stream (0.97, for a tenth more
   memory) and the modulation (0.98).
 
   Without a loop the compiler would merge what is computed again with the first time, and keep it:
