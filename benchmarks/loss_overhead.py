@@ -32,15 +32,16 @@ import steps
 import timing
 
 from diversedit_jax import cli
-from diversedit_jax.losses import diversity, diversity_config, diversity_layers
-from diversedit_jax.losses import diversity_streaming as streaming
+from diversedit_jax.losses import arithmetic
+from diversedit_jax.methods import diverse
+from diversedit_jax.methods.diverse import definition, layers, streaming
 
 PARTS = ('alone', 'step', 'sweep', 'bytes', 'error')
 # Hours of SiT-L by blocks compared, 0 to all (arXiv 2603.04239, Table A7).
 PAPER_HOURS = {0: 18.66, 5: 19.90, 10: 21.02, 15: 23.45, 20: 25.96, 24: 28.50}
 _PEERS = {'torch, normalised in every pair': 'per_pair', 'torch, once': 'normalised_once'}
-_SUM = diversity_config.DiversityConfig(adaptive=False)
-_GRAM = diversity_config.DiversityConfig(adaptive=False, mi='absolute')
+_SUM = diverse.Diverse(adaptive=False)
+_GRAM = diverse.Diverse(adaptive=False, mi='absolute')
 
 
 def features(depth: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -50,7 +51,7 @@ def features(depth: int, shape: tuple[int, int, int]) -> np.ndarray:
   return shared_NTD + generator.standard_normal((depth, *shape), np.float32)
 
 
-def of_features(f_LNTD: jax.Array, config: diversity_config.DiversityConfig) -> jax.Array:
+def of_features(f_LNTD: jax.Array, config: diverse.Diverse) -> jax.Array:
   """The loss by the training path."""
   loss_G, terms_G = streaming.from_features(f_LNTD, config.select(len(f_LNTD)), config)
   return config.objective(loss_G, terms_G)[0]
@@ -73,22 +74,22 @@ def pairs_once(f_LNTD: jax.Array) -> jax.Array:
   Without the barrier XLA makes them anew within the sum of every pair.
   """
   blocks = tuple(range(len(f_LNTD)))
-  pairs = diversity_layers.all_pairs(blocks)
+  pairs = layers.all_pairs(blocks)
   # A list, whose gradients are of one block each; those of slices are as large as all blocks.
-  u_LNTD = jax.lax.optimization_barrier([diversity.unit(f_NTD) for f_NTD in f_LNTD])
+  u_LNTD = jax.lax.optimization_barrier([arithmetic.unit(f_NTD) for f_NTD in f_LNTD])
   cosines = f_LNTD[0, ..., 0].size
   mi = sum(jnp.vdot(u_LNTD[i], u_LNTD[j]) for i, j in pairs) / (len(pairs) * cosines)
-  usage_D = diversity.channel_usage(f_LNTD, blocks)
+  usage_D = definition.channel_usage(f_LNTD, blocks)
   terms = (
-    diversity.orthogonality(f_LNTD, pairs),
+    definition.orthogonality(f_LNTD, pairs),
     mi,
-    diversity.dispersion_of_usage(usage_D, len(blocks), 'paper'),
+    definition.dispersion_of_usage(usage_D, len(blocks), 'paper'),
   )
-  return sum(w * term for w, term in zip(diversity.PAPER_WEIGHTS, terms, strict=True))
+  return sum(w * term for w, term in zip(definition.PAPER_WEIGHTS, terms, strict=True))
 
 
 COMPILED = {
-  'XLA, pairs': lambda f: diversity.diversity_loss(f)[0],
+  'XLA, pairs': lambda f: definition.diversity_loss(f)[0],
   'XLA, pairs of unit vectors': pairs_once,
   'Gram matrix': functools.partial(of_features, config=_GRAM),
   'running sum': functools.partial(of_features, config=_SUM),
@@ -184,7 +185,7 @@ def measure_sweep(args) -> dict:
   states = {}
   made = {0: step()}
   for k in (args.depth // 2, args.depth):
-    config = diversity_config.DiversityConfig(layers=tuple(range(k)))
+    config = diverse.Diverse(layers=','.join(str(block + 1) for block in range(k)))
     made[k] = step(config)
   turns = timing.alternate({k: timing.clocked(step.run) for k, step in made.items()}, args.rounds)
   none, half, all_blocks = turns.values()

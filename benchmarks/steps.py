@@ -19,7 +19,6 @@ import optax
 import timing
 
 from diversedit_jax import interpolants, rng, sharding
-from diversedit_jax.losses import diversity_config
 from diversedit_jax.methods import base, diverse, flow
 from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import cost, sizes
@@ -74,16 +73,14 @@ class Case:
     )
 
 
-def objective(
-  variant: str, diversity: diversity_config.DiversityConfig | None = None
-) -> base.Objective:
+def objective(variant: str, diversity: diverse.Diverse | None = None) -> base.Objective:
   """Flow matching on the linear path, with the diversity loss of all blocks if the variant has it.
 
   diversity: another choice of blocks, for any variant.
   """
   if diversity is None and variant == 'skips+loss':
-    diversity = diversity_config.DiversityConfig()
-  terms = () if diversity is None else (diverse.Diverse(config=diversity),)
+    diversity = diverse.Diverse()
+  terms = () if diversity is None else (diversity,)
   return base.Objective(flow=interpolant(), terms=terms)
 
 

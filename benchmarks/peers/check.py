@@ -31,8 +31,8 @@ import steps
 import timing
 
 from diversedit_jax import convert, rng, trees
-from diversedit_jax.losses import diversity
 from diversedit_jax.methods import base, flow
+from diversedit_jax.methods.diverse import definition
 from diversedit_jax.training import optim, state, step
 
 TOLERANCE, CHANGE_TOLERANCE = 5e-6, 5e-4
@@ -48,7 +48,7 @@ class Given(flow.StochasticInterpolant):
     x_NHWC, eps_NHWC, t_N = batch['latents'], batch['noise'], batch['t']
     x_t, target = self.noised(x_NHWC, eps_NHWC, t_N)
     y_N = batch['labels']
-    return base.Draw(x_t=x_t, t=t_N, y=y_N, target=target, noise=eps_NHWC, batch=batch)
+    return base.NoisyBatch(x_t=x_t, t=t_N, y=y_N, target=target, noise=eps_NHWC, batch=batch)
 
 
 def error(found, expected) -> float:
@@ -153,7 +153,7 @@ def check_loss(child: serving.Child, way: str, folder: pathlib.Path):
   safetensors.save_file({'f_LNTD': f_LNTD}, features)
   theirs = child.ask('make', file=str(features), way=way)['loss']
   child.ask('gradient', file=str(written))
-  ours, grad_LNTD = jax.value_and_grad(lambda f: diversity.diversity_loss(f)[0])(f_LNTD)
+  ours, grad_LNTD = jax.value_and_grad(lambda f: definition.diversity_loss(f)[0])(f_LNTD)
   expected = safetensors.load_file(written)['g_LNTD']
   return {
     'value': (abs(float(ours) / theirs - 1), TOLERANCE),

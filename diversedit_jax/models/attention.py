@@ -42,6 +42,7 @@ def attend(
 
 
 def _xla(q_NTHd, k_NTHd, v_NTHd, scale):
+  # With `jax.nn.dot_product_attention` a step takes 1.06 of the time on a CPU (see `tuning`).
   # Heads before tokens at once: otherwise XLA copies for every product, and some of them twice.
   q_NHTd, k_NHTd, v_NHTd = (
     checkpoint_name(x.swapaxes(1, 2), tuning.QKV) for x in (q_NTHd, k_NTHd, v_NTHd)

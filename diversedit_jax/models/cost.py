@@ -71,8 +71,8 @@ def activation_bytes(architecture: config.Architecture, execution: config.Execut
   by_xla = not execution.platform or attention.implementation(architecture, execution) == 'xla'
   if by_xla and execution.remat == 'none':
     kept += architecture.heads * t * 4
-  skips = depth // 2 * d * 2 * residual if architecture.skip.enabled else 0
-  one_block = d * (12 + 2 * ratio) * residual  # While it is differentiated.
+  skips = depth // 2 * d * residual if architecture.skip.enabled else 0
+  one_block = d * (4 + 2 * ratio) * residual  # While it is differentiated.
   return float(t * (depth * kept + skips + one_block))
 
 

@@ -171,6 +171,17 @@ def test_the_backward_pass_makes_no_product_again(unroll, dtype):
   assert made.count('square') - forward.count('square') == again
 
 
+def test_the_backward_pass_runs_no_fused_attention_again():
+  """One kernel forwards, and two of the gradient."""
+  fields = dict(input_size=(32, 32), width=128, attention='flash', platform='tpu')
+  graphdef, state = network(dtype='bfloat16', **fields)
+  x, t, y = jnp.zeros((N, 32, 32, 4)), jnp.zeros(N), jnp.zeros(N, jnp.int32)
+  loss = lambda state: jnp.sum(nnx.merge(graphdef, state)(x, t, y).pred ** 2)
+  traced = jax.make_jaxpr(jax.grad(loss))(state)
+  made = [e.primitive.name for e in jaxprs.equations(traced.jaxpr)]
+  assert made.count('pallas_call') == 3
+
+
 @pytest.mark.parametrize('skip', [networks.NO_SKIP, networks.SKIP])
 def test_casting_products_once_is_casting_at_every_use(skip):
   """In value and gradient; norms, tables and the two ends stay in float32."""
