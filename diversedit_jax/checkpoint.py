@@ -47,7 +47,7 @@ class Checkpoints:
     """Opens or creates the directory.
 
     Args:
-      directory: of all checkpoints of the run.
+      directory: folder of the run's checkpoints.
       keep: how many of the latest to keep.
       keep_every: also keep every checkpoint whose step is a multiple of this, for ever.
     """
@@ -109,7 +109,7 @@ class Checkpoints:
 
     Args:
       targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `like`.
-      step: of the checkpoint; None takes the newest that can be read, warning about any that
+      step: step of the checkpoint; None takes the newest that can be read, warning about any that
         cannot.
 
     Returns:

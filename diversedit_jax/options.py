@@ -190,7 +190,7 @@ def values(
   """The given values of each declaration's own options; a missing key keeps its default.
 
   Args:
-    classes: that declare the section together. given: a section of a config. name: of it.
+    classes: the declarations of the section. given: what a config says. name: its name.
 
   Raises:
     UserError: for an unknown key, naming the nearest.

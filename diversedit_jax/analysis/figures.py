@@ -101,7 +101,7 @@ def guidance_curves(
     path: the PNG file; it appears whole or not at all.
     curves: {scale: score} by the interval in words.
     label: name of the score.
-    lowest_is_best: of all points the best one is marked.
+    lowest_is_best: whether the lowest of all points is marked, or the highest.
 
   Raises:
     UserError: for no points, or scores that are not finite.

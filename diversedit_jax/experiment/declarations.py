@@ -5,6 +5,7 @@ else is edited. `python -m diversedit_jax.main --mode=keys` prints what there is
 """
 
 from collections.abc import Mapping
+import textwrap
 from typing import Any
 
 import ml_collections
@@ -143,7 +144,8 @@ def document(only: str = '', config: Mapping[str, Any] | None = None) -> str:
 def _section(name, declared, config):
   summary, found = ' '.join(cls.__doc__.splitlines()[0] for cls in declared), options.keys(declared)
   files = dict.fromkeys(f'`{key.module.replace(".", "/")}.py`' for key in found.values())
-  head = f'## {name or _GENERAL}\n\n{summary} Declared in {" and ".join(files)}.\n'
+  summary = textwrap.fill(f'{summary} Declared in {" and ".join(files)}.', 98)
+  head = f'## {name or _GENERAL}\n\n{summary}\n'
   return '\n'.join([head, *(_line(key, config) for key in found.values())])
 
 
@@ -158,7 +160,8 @@ def _line(key, config):
     same = (tuple(value) if isinstance(value, list) else value) == key.default
     given = '' if same else f', here {value!r}'
   described = '; '.join(filter(None, facts))
-  return f'- `{key.name}` = {key.default!r}{given} ({described})  \n  {key.option.doc}'
+  doc = textwrap.fill(key.option.doc, 98, initial_indent='  ', subsequent_indent='  ')
+  return f'- `{key.name}` = {key.default!r}{given} ({described})  \n{doc}'
 
 
 def _at(config, key):

@@ -87,7 +87,7 @@ def train(
     step_fn: compiled; donates the state.
     init_key: for the initial parameters.
     open_batches: start step -> context manager of an iterator of batches on the devices.
-    checkpoints: of this run.
+    checkpoints: the run's checkpoints.
     open_writer: start step -> where metrics go.
     hooks: writer -> what else is done at intervals.
 

@@ -66,7 +66,10 @@ class Trainable:
 
   @functools.cached_property
   def shardings(self) -> TrainState:
-    """Of the whole state, moments beside the average; late, because optax allocates here."""
+    """Shardings of the whole state, moments beside the average.
+
+    Made on first use, because `optax.tree_map_params` allocates.
+    """
     whole, placed = sharding.replicated(self.mesh), self.ema_shardings
     of_opt = optax.tree_map_params(
       self._tx, lambda _, s: s, self.opt_state, placed, transform_non_params=lambda _: whole

@@ -11,7 +11,7 @@ from diversedit_jax.evaluation import feature_network, picture_metrics, referenc
 from diversedit_jax.types import UserError
 
 N = 40
-# Of a feature, a float32 sum of 768 products that is of order 1; the sums over samples are float64.
+# A feature is a float32 sum of 768 products, of order 1; the sums over samples are float64.
 ROUNDING = 2e-6
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 

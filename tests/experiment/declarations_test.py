@@ -275,7 +275,7 @@ def test_every_key_has_an_alternative():
   assert set(KEYS) == set(ALTERNATIVES)
 
 
-# Of the data these are used up when the source is opened, so the source alone must show them.
+# These are used up when the source is opened, so the source alone must show them.
 OPENED = dict.fromkeys(('source', 'num_classes', 'classes', 'size', 'crop', 'orientation'))
 
 

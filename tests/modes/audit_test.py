@@ -165,7 +165,7 @@ def test_an_order_with_faults_raises_and_names_all_of_them(tmp_path, monkeypatch
   ids=['one picture', 'mirror images'],
 )
 def test_values_that_are_not_finite_raise(tmp_path, monkeypatch, name, part, flip, message):
-  """Of a store that another program has written."""
+  """A store that another program has written."""
 
   def broken(moments, dtype, of):
     stored = np.ones_like(moments, dtype)

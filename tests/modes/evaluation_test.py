@@ -225,7 +225,7 @@ def test_another_protocol_under_the_same_name_is_refused(whole, files, name):
 
 
 def test_a_file_holds_one_set_of_weights(whole, files, tmp_path):
-  """Of which nobody knows whether they are averages, so the card does not say."""
+  """Nobody knows whether these weights are averages, so the card does not say."""
   assert whole[1]['identity']['samples']['weights'] == 'file'
   for mode in (modes.evaluate.run, modes.sample.run):
     with pytest.raises(types.UserError, match='sample.weights=params .* weights.safetensors is a'):

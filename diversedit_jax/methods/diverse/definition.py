@@ -99,7 +99,7 @@ def diversity_loss(
     mi: 'signed' (12) or 'absolute' (the authors' code).
     dispersion: 'paper' (14) or 'code'.
     usage: 'absolute' or 'signed' (13).
-    weights: of orth, mi and disp in the sum.
+    weights: weights of orth, mi and disp in the sum.
     groups: the batch is cut into this many consecutive groups of equal size, and the terms of the
       groups are averaged: what data parallel training computes when every device uses its own
       examples only.
