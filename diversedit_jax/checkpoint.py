@@ -24,7 +24,7 @@ _NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMIS
 _finite_sums, _all_finite = jax.jit(trees.finite_sums), jax.jit(trees.all_finite)
 
 
-def like(tree: Any, shardings: Any) -> Any:
+def restore_target(tree: Any, shardings: Any) -> Any:
   """The restore target of a tree of arrays or shapes: shape, dtype and sharding of each leaf."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
@@ -108,7 +108,7 @@ class Checkpoints:
     """Reads the wanted items of one checkpoint, and its meta.
 
     Args:
-      targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `like`.
+      targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `restore_target`.
       step: step of the checkpoint; None takes the newest that can be read, warning about any that
         cannot.
 

@@ -20,7 +20,7 @@ def items():
 def targets(items, *names):
   placed = sharding.replicated(sharding.make_mesh())
   return {
-    name: checkpoint.like(items[name], jax.tree.map(lambda _: placed, items[name]))
+    name: checkpoint.restore_target(items[name], jax.tree.map(lambda _: placed, items[name]))
     for name in names or items
   }
 

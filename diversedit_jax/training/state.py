@@ -95,7 +95,7 @@ class Trainable:
     """Restore targets of the checkpoint items 'params', 'ema', 'opt' (all by default)."""
     shapes = {'params': self.params, 'ema': self.params, 'opt': self.opt_state}
     placed = self.shardings.items()
-    return {k: checkpoint.like(shapes[k], placed[k]) for k in names or shapes}
+    return {k: checkpoint.restore_target(shapes[k], placed[k]) for k in names or shapes}
 
   def assemble(self, step: int, items: Mapping[str, Any]) -> TrainState:
     """A state from restored items."""
