@@ -178,3 +178,7 @@ class Execution(options.Section, section='model'):
   def compute_dtype(self) -> jnp.dtype | None:
     """Type for the layers; None follows the inputs, so that float64 stays float64."""
     return None if self.dtype == 'float32' else jnp.dtype(self.dtype)
+
+
+PLAIN = Execution()
+"""Float32, on this machine, everything else as it is by default."""

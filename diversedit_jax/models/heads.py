@@ -1,13 +1,13 @@
 """Heads that methods put on block features; trained and averaged with the model.
 
-`dtype` is that of the matrix products; None follows the features.
+`dtype` is the type of the matrix products; None follows the features.
 """
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import embed, products
+from diversedit_jax.models import embed, linear
 
 
 class Projector(nnx.Module):
@@ -35,8 +35,8 @@ class AlignmentHead(nnx.Module):
     return self.fc2(jax.nn.silu(self.fc1(f_NTD)))
 
 
-def _linear(fan_in: int, fan_out: int, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> nnx.Linear:
-  return products.Linear(
+def _linear(fan_in: int, fan_out: int, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> linear.Linear:
+  return linear.Linear(
     fan_in,
     fan_out,
     kernel_init=embed.xavier(None, 'embed'),

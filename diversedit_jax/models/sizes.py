@@ -5,8 +5,10 @@ S, B, L and XL are DiT's (arXiv 2212.09748), which SiT and all others keep; M is
 """
 
 import dataclasses
+from typing import Any
 
 from diversedit_jax import trees, types
+from diversedit_jax.models import config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ SIZES: dict[str, Size] = {
 
 
 def size(name: str) -> Size:
-  """The size of that name, 'S/2' to 'XL/8'.
+  """Looks up a size by name, 'S/2' to 'XL/8'.
 
   Raises:
     UserError: naming the nearest size.
@@ -43,3 +45,13 @@ def size(name: str) -> Size:
   if name not in SIZES:
     raise types.UserError(f'unknown model size {name!r}{trees.did_you_mean(name, SIZES)}')
   return SIZES[name]
+
+
+def architecture(name: str, **fields: Any) -> config.Architecture:
+  """The architecture of a published size, such as 'XL/2'.
+
+  Args:
+    name: see `size`.
+    **fields: the rest of the architecture, at least `input_size`.
+  """
+  return config.Architecture(**dataclasses.asdict(size(name)), **fields)

@@ -7,7 +7,7 @@ are consumed in place, without a flipped copy.
 """
 
 from collections.abc import Callable
-import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx
@@ -15,27 +15,18 @@ import jax
 import jax.numpy as jnp
 
 from diversedit_jax import sharding
-from diversedit_jax.models import layers, taps
-
-REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-  'none': None,
-  'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'names': jax.checkpoint_policies.save_only_these_names('qkv', 'attention', 'fc1'),
-}
-"""What the backward pass keeps: all that `layers` keeps, block inputs, products, named values."""
-
-SKIP_PLACEMENTS = ('after', 'before')
+from diversedit_jax.models import block as block_lib
+from diversedit_jax.models import config, taps, tuning
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
-  """n modules as one, every parameter (and its logical axes) with a leading `layers` axis."""
+  """Makes n modules as one, every parameter (and its logical axes) with a leading `layers` axis."""
   make = nnx.transform_metadata(make, in_axes=0, out_axes=0, partition='layers')
   return jax.vmap(make)(rngs.split(n))
 
 
 def layer(stack: nnx.Module, i: int) -> nnx.Module:
-  """The i-th module of a stack."""
+  """Takes the i-th module out of a stack."""
   return jax.tree.map(lambda leaf: leaf[i], stack)
 
 
@@ -47,95 +38,76 @@ def _tail(stacked: Any, n: int) -> Any:
   return jax.tree.map(lambda leaf: leaf[leaf.shape[0] - n :], stacked)
 
 
-def looped(network: nnx.Module) -> nnx.Module:
-  """Puts the blocks into a loop, in place, if the config leaves that open; for forward passes.
+def _plain(x_NTD, c_ND, block):
+  return block(x_NTD, c_ND)
 
-  What a GPU gains without a loop it gains in the backward pass; a sampler compiles in a seventh of
-  the time with one (benchmarks/NOTES.md).
-  """
-  for _, module in nnx.iter_modules(network):
-    if isinstance(module, Stack) and not module.config.unroll:
-      module.config = dataclasses.replace(module.config, unroll=1)
-  return network
+
+def _fused_after(x_NTD, c_ND, block, fuse, skip_NTD):
+  return fuse(block(x_NTD, c_ND), skip_NTD)
+
+
+def _fused_before(x_NTD, c_ND, block, fuse, skip_NTD):
+  return block(fuse(x_NTD, skip_NTD), c_ND)
+
+
+_FUSED = {'after': _fused_after, 'before': _fused_before}
 
 
 class Stack(nnx.Module):
-  """(x_NTD, c_ND) -> (x_NTD, features): L blocks, with L/2 long skips if `config.skip` is set.
+  """(x_NTD, c_ND) -> (x_NTD, features): L blocks, with L/2 long skips if `skip` is enabled.
 
   `layers` holds all blocks of a model without skips; `first`, `second`, `fuse` those of one with.
   """
 
-  def __init__(self, config, *, rngs: nnx.Rngs):
-    self.config = config
-    block = lambda r: layers.Block(config, rngs=r)
-    if config.skip is None:
-      self.layers = stacked(block, config.depth, rngs)
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    self.architecture, self.execution = architecture, execution
+    block = lambda r: block_lib.Block(architecture, execution, rngs=r)
+    if not architecture.skip.enabled:
+      self.layers = stacked(block, architecture.depth, rngs)
     else:
-      half = config.depth // 2
+      half = architecture.depth // 2
       self.first = stacked(block, half, rngs)
       self.second = stacked(block, half, rngs)
-      self.fuse = stacked(lambda r: layers.Fuse(config, rngs=r), half, rngs)
+      self.fuse = stacked(lambda r: block_lib.Fuse(architecture, execution, rngs=r), half, rngs)
 
   def __call__(
     self, x_NTD: jax.Array, c_ND: jax.Array, *, tap: taps.Tap, blocks: int | None = None
   ) -> tuple[jax.Array, Any]:
     """All blocks, or the first ones only."""
-    depth = self.config.depth
+    depth, skip = self.architecture.depth, self.architecture.skip
     blocks = depth if blocks is None else blocks
-    kept = tap.init(x_NTD, depth)
-    if self.config.skip is None:
-      (x_NTD, kept), (_, ys) = self._scan(
-        self._plain(c_ND, tap), (x_NTD, kept), (_head(self.layers, blocks), jnp.arange(blocks))
-      )
+    scan = functools.partial(self._scan, c_ND=c_ND, tap=tap)
+    carry, indices = (x_NTD, tap.init(x_NTD, depth)), jnp.arange(depth)
+    if not skip.enabled:
+      modules = (self.layers,)
+      (x_NTD, kept), (_, ys) = scan(_plain, carry, _head((modules, indices), blocks))
       return x_NTD, tap.finish(kept, ys)
 
-    half, kept_half = jnp.arange(depth // 2), min(blocks, depth // 2)
-    (x_NTD, kept), (skips, ys1) = self._scan(
-      self._plain(c_ND, tap, keep=True),
-      (x_NTD, kept),
-      (_head(self.first, kept_half), half[:kept_half]),
-    )
-    if blocks <= depth // 2:
+    half = depth // 2
+    first = ((self.first,), indices[:half])
+    carry, (skips, ys1) = scan(_plain, carry, _head(first, min(blocks, half)), keep=True)
+    if blocks <= half:
+      x_NTD, kept = carry
       return x_NTD, tap.finish(kept, ys1)
-    mirrored = (self.second, self.fuse, skips, depth - 1 - half)
-    (x_NTD, kept), ys2 = self._scan(
-      self._fused(c_ND, tap), (x_NTD, kept), _tail(mirrored, blocks - depth // 2), reverse=True
+    second = ((self.second, self.fuse, skips), depth - 1 - indices[:half])
+    (x_NTD, kept), (_, ys2) = scan(
+      _FUSED[skip.placement], carry, _tail(second, blocks - half), reverse=True
     )
     in_order = lambda a, b: jnp.concatenate([a, jnp.flip(b, axis=0)])
     return x_NTD, tap.finish(kept, jax.tree.map(in_order, ys1, ys2))
 
-  def _plain(self, c_ND, tap, *, keep=False):
-    def body(carry, xs):
-      (x, kept), (block, i) = carry, xs
-      x = sharding.constrain_batch(block(x, c_ND))
-      kept, y = tap.step(kept, x, i)
-      return (x, kept), (x if keep else (), y)
-
-    return body
-
-  def _fused(self, c_ND, tap):
-    after = self.config.skip.placement == 'after'
+  def _scan(self, apply, carry, xs, *, c_ND, tap, keep=False, reverse=False):
+    """Runs (x_NTD, kept) through each of the stacked modules; ys are (x if kept, the tap's)."""
+    length = jax.tree.leaves(xs)[0].shape[0]
+    unroll = tuning.blocks_per_step(self.execution, length)
+    apply = tuning.recomputed(apply, self.execution.remat, unrolled=unroll == length)
 
     def body(carry, xs):
-      (x, kept), (block, fuse, skip, i) = carry, xs
-      x = fuse(block(x, c_ND), skip) if after else block(fuse(x, skip), c_ND)
-      x = sharding.constrain_batch(x)
-      kept, y = tap.step(kept, x, i)
-      return (x, kept), y
+      (x_NTD, kept), (modules, i) = carry, xs
+      x_NTD = sharding.constrain_batch(apply(x_NTD, c_ND, *modules))
+      kept, y = tap.step(kept, x_NTD, i)
+      return (x_NTD, kept), (x_NTD if keep else (), y)
 
-    return body
-
-  def _scan(self, body, carry, xs, *, reverse=False):
-    length, unroll = jax.tree.leaves(xs)[0].shape[0], self.config.blocks_per_step
-    if self.config.remat != 'none':
-      # Only a real loop keeps the compiler from undoing the recomputation by itself.
-      policy = REMAT_POLICIES[self.config.remat]
-      body = jax.checkpoint(body, prevent_cse=unroll >= length, policy=policy)
-    return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=min(unroll, length))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Skip:
-  """Long residual connections; fused after the later block (released code) or before it (paper)."""
-
-  placement: str = 'after'
+    return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)

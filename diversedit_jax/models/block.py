@@ -1,0 +1,231 @@
+"""The transformer block with adaLN-Zero, the fusion of long skips and the final layer.
+
+One block (DiT, arXiv 2212.09748, adaLN-Zero), c the conditioning vector:
+
+  (1)  s1, k1, g1, s2, k2, g2 = Linear(SiLU(c))        shift, scale, gate for attention, then MLP
+  (2)  x <- x + g1 * Attention(LN(x) * (1 + k1) + s1)
+  (3)  x <- x + g2 * MLP(LN(x) * (1 + k2) + s2)
+
+and the fusion of a long residual connection (DiverseDiT, arXiv 2603.04239, Eq. 8):
+
+  (4)  f = Linear(LN([x, skip]))
+
+Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the
+matrix products. What the backward pass keeps and what it computes again is not decided here: the
+names that `checkpoint_name` gives are read by `tuning.recomputed`, and change no value.
+"""
+
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from diversedit_jax.models import attention, config, embed, linear, tuning
+
+NORM_EPSILON = 1e-6
+QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
+
+
+@jax.jit  # A unit of its own also backwards, which makes it one kernel on a GPU instead of three.
+def normalise(x_NTD: jax.Array, epsilon: float = NORM_EPSILON) -> jax.Array:
+  """LayerNorm over the last axis without parameters, in float32 at least."""
+  x = x_NTD.astype(jnp.promote_types(x_NTD.dtype, jnp.float32))
+  centred = x - checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), tuning.STATISTICS)
+  variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+  return centred * jax.lax.rsqrt(checkpoint_name(variance, tuning.STATISTICS) + epsilon)
+
+
+class LayerNorm(nnx.LayerNorm):
+  """`normalise` with a scale and a bias for each feature."""
+
+  def __init__(self, features: int, *, rngs: nnx.Rngs):
+    super().__init__(
+      features,
+      epsilon=NORM_EPSILON,
+      scale_init=embed.ones(None),
+      bias_init=embed.zeros(None),
+      rngs=rngs,
+    )
+
+  def __call__(self, x_NTD: jax.Array) -> jax.Array:
+    return normalise(x_NTD, self.epsilon) * self.scale[None, None] + self.bias[None, None]
+
+
+def modulate(x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array) -> jax.Array:
+  """LN(x) * (1 + scale) + shift, one shift and scale for all tokens of an example."""
+  return normalise(x_NTD) * (1 + scale_ND[:, None]) + shift_ND[:, None]
+
+
+def add_gated(x_NTD: jax.Array, gate_ND: jax.Array, h_NTD: jax.Array) -> jax.Array:
+  """x + gate * h in the dtype of x."""
+  return x_NTD + gate_ND[:, None] * h_NTD.astype(x_NTD.dtype)
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention, [N, T, D] -> [N, T, D]; one projection makes [q | k | v]."""
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    width, dtype = architecture.width, execution.compute_dtype
+    self.heads = architecture.heads
+    self.implementation = attention.implementation(architecture, execution)
+    self.qkv = linear.Linear(
+      width,
+      3 * width,
+      kernel_init=embed.xavier('embed', 'heads'),
+      bias_init=embed.zeros('heads'),
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.proj = linear.Linear(
+      width,
+      width,
+      kernel_init=embed.xavier('heads', 'embed'),
+      bias_init=embed.zeros('embed'),
+      dtype=dtype,
+      rngs=rngs,
+    )
+    if architecture.qk_norm:
+      norm = lambda: nnx.LayerNorm(
+        width // architecture.heads,
+        epsilon=QK_NORM_EPSILON,
+        use_fast_variance=False,
+        dtype=dtype,
+        scale_init=embed.ones(None),
+        bias_init=embed.zeros(None),
+        rngs=rngs,
+      )
+      self.q_norm, self.k_norm = norm(), norm()
+    self.qk_norm = architecture.qk_norm
+
+  def __call__(self, x_NTD: jax.Array) -> jax.Array:
+    n, t, d = x_NTD.shape
+    qkv = jnp.split(self.qkv(x_NTD), 3, axis=-1)
+    q, k, v = (x.reshape(n, t, self.heads, d // self.heads) for x in qkv)
+    if self.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    return self.proj(attention.attend(q, k, v, self.implementation).reshape(n, t, d))
+
+
+class Mlp(nnx.Module):
+  """D -> ratio * D -> D with the tanh-approximated GELU."""
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    width, dtype = architecture.width, execution.compute_dtype
+    hidden = int(width * architecture.mlp_ratio)
+    self.fc1 = linear.Linear(
+      width,
+      hidden,
+      kernel_init=embed.xavier('embed', 'mlp'),
+      bias_init=embed.zeros('mlp'),
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.fc2 = linear.Linear(
+      hidden,
+      width,
+      kernel_init=embed.xavier('mlp', 'embed'),
+      bias_init=embed.zeros('embed'),
+      dtype=dtype,
+      rngs=rngs,
+    )
+
+  def __call__(self, x_NTD: jax.Array) -> jax.Array:
+    h_NTE = checkpoint_name(self.fc1(x_NTD), tuning.HIDDEN)
+    return self.fc2(jax.nn.gelu(h_NTE, approximate=True))
+
+
+def adaln(
+  architecture: config.Architecture, execution: config.Execution, parts: int, *, rngs: nnx.Rngs
+) -> linear.Linear:
+  """The zero-initialised layer that turns the conditioning into `parts` vectors of width D."""
+  return linear.Linear(
+    architecture.width,
+    parts * architecture.width,
+    kernel_init=embed.zeros('embed', None),
+    bias_init=embed.zeros(None),
+    dtype=execution.compute_dtype,
+    rngs=rngs,
+  )
+
+
+def modulation(layer: linear.Linear, c_ND: jax.Array, parts: int, dtype: Any) -> list[jax.Array]:
+  """(1): the vectors that an `adaln` layer makes of the conditioning, [N, D] each."""
+  vectors = jnp.split(layer(jax.nn.silu(c_ND)).astype(dtype), parts, axis=-1)
+  return [checkpoint_name(vector_ND, tuning.MODULATION) for vector_ND in vectors]
+
+
+class Block(nnx.Module):
+  """Equations (1) to (3); the identity at initialisation."""
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    self.attn = Attention(architecture, execution, rngs=rngs)
+    self.mlp = Mlp(architecture, execution, rngs=rngs)
+    self.adaln = adaln(architecture, execution, 6, rngs=rngs)
+
+  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.adaln, c_ND, 6, x_NTD.dtype)
+    x_NTD = add_gated(x_NTD, gate1, self.attn(modulate(x_NTD, shift1, scale1)))
+    x_NTD = checkpoint_name(x_NTD, tuning.RESIDUAL)
+    return add_gated(x_NTD, gate2, self.mlp(modulate(x_NTD, shift2, scale2)))
+
+
+class Fuse(nnx.Module):
+  """Equation (4): joins a block of the second half to its mirror in the first half."""
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    width = architecture.width
+    self.norm = LayerNorm(2 * width, rngs=rngs)
+    self.linear = linear.Linear(
+      2 * width,
+      width,
+      kernel_init=embed.xavier(None, 'embed'),
+      bias_init=embed.zeros('embed'),
+      dtype=execution.compute_dtype,
+      rngs=rngs,
+    )
+
+  def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
+    both_NTE = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
+    return self.linear(self.norm(both_NTE)).astype(x_NTD.dtype)
+
+
+class Final(nnx.Module):
+  """adaLN with its own shift and scale, then the zero-initialised linear heads.
+
+  (x_NTD, c_ND) -> (patches [N, T, P*P*C'], class token [N, Z] or None), with C' = 2C where the
+  network also predicts a variance. A class token stands before the patches.
+  """
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    head = lambda out: linear.Linear(
+      architecture.width,
+      out,
+      kernel_init=embed.zeros('embed', None),
+      bias_init=embed.zeros(None),
+      rngs=rngs,
+    )
+    outputs = architecture.channels * (2 if architecture.learn_sigma else 1)
+    self.adaln = adaln(architecture, execution, 2, rngs=rngs)
+    self.linear = head(architecture.patch_size**2 * outputs)
+    self.has_class_token = bool(architecture.class_token)
+    if architecture.class_token:
+      self.class_linear = head(architecture.class_token)
+
+  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    shift, scale = modulation(self.adaln, c_ND, 2, x_NTD.dtype)
+    x_NTD = modulate(x_NTD, shift, scale)
+    if not self.has_class_token:
+      return self.linear(x_NTD), None
+    return self.linear(x_NTD[:, 1:]), self.class_linear(x_NTD[:, 0])
