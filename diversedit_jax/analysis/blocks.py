@@ -73,7 +73,7 @@ def block_features(
       return jax.tree.map(lambda x: x[0], objective.draw(one, key))
 
     draws = jax.vmap(draw)(rng.per_example(key, index_N), batch)
-    labels_N = batch['labels'] if network.model.config.num_classes else draws.y
+    labels_N = batch['labels'] if network.model.architecture.num_classes else draws.y
     t_N = jnp.full(index_N.shape, t, jnp.float32)
     draws = dataclasses.replace(objective.flow.at(draws, t_N), y=labels_N)
     return objective.flow.run(network, draws, tap).features

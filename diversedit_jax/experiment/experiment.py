@@ -12,7 +12,7 @@ from diversedit_jax.analysis import blocks
 from diversedit_jax.data import pipeline, sources
 from diversedit_jax.experiment import eval_options, method, network, sections
 from diversedit_jax.methods import base, rules
-from diversedit_jax.models import sit
+from diversedit_jax.models import config as config_lib
 from diversedit_jax.planning import devices, plan
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import loop, optim
@@ -27,7 +27,8 @@ class Experiment:
   data: sections.DataOptions
   source: sources.Source
   vae: sections.VaeOptions
-  model: sit.SiTConfig
+  architecture: config_lib.Architecture
+  execution: config_lib.Execution
   path: interpolants.Path
   objective: base.Objective
   train: sections.TrainOptions
@@ -45,7 +46,7 @@ class Experiment:
 
   def network(self, rngs: nnx.Rngs) -> base.Network:
     """The network to train, freshly initialised."""
-    return base.Network(self.model, self.objective.terms, rngs=rngs)
+    return base.Network(self.architecture, self.execution, self.objective.terms, rngs=rngs)
 
   def schedule(self) -> optax.Schedule:
     """Learning rate by step."""
@@ -117,12 +118,14 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
     )
   plan_options = sections.splat(plan.PlanConfig, config.plan, 'plan')
   platform = (devices.platform(plan_options.compile_for) or 'gpu') if planned else ''
-  objective, model = method.make_objective(
+  model, execution = network.make_model(config.model, source, platform)
+  objective, model, execution = method.make_objective(
     method.Inputs(
       config=config,
       names=names,
       source=source,
-      model=network.make_model(config.model, source, platform),
+      model=model,
+      execution=execution,
       path=path,
       batch_size=train.batch_size,
       examples=train.batch_size // train.accumulate,
@@ -134,7 +137,8 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
     data=data,
     source=source,
     vae=make_vae_options(config, source),
-    model=model,
+    architecture=model,
+    execution=execution,
     path=path,
     objective=objective,
     train=train,

@@ -23,7 +23,8 @@ from diversedit_jax.methods import (
   rules,
   sra,
 )
-from diversedit_jax.models import sit
+from diversedit_jax.models import attention
+from diversedit_jax.models import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class Inputs:
   config: ml_collections.ConfigDict
   names: tuple[str, ...]
   source: sources.Source
-  model: sit.SiTConfig
+  model: config_lib.Architecture
+  execution: config_lib.Execution
   path: interpolants.Path
   batch_size: int
   examples: int
@@ -59,7 +61,7 @@ class RepaOptions:
   def __post_init__(self):
     sections.at_least('repa', 'weight', self.weight, 0)  # 0: REG without its alignment.
     sections.at_least('repa', 'hidden', self.hidden, 1)
-    trees.check_known('repa.dtype', self.dtype, sit.DTYPES)
+    trees.check_known('repa.dtype', self.dtype, config_lib.DTYPES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,9 @@ class MeanFlowOptions:
     trees.check_known('meanflow.masks', self.masks, meanflow.MASKS)
 
 
-def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
+def make_objective(
+  inputs: Inputs,
+) -> tuple[base.Objective, config_lib.Architecture, config_lib.Execution]:
   """The objective that the method's name lists, and the model as that objective needs it.
 
   Raises:
@@ -153,7 +157,7 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
   """
   # Names and choices of every section are checked, also where its method is not used.
   options = {name: sections.splat(cls, inputs.config[name], name) for name, cls in OPTIONS.items()}
-  names, model = inputs.names, inputs.model
+  names, model, execution = inputs.names, inputs.model, inputs.execution
   opened, pairs = {}, ()
   if rules.needs(names, 'teacher') and not inputs.config.train.ema_decay:
     raise types.UserError(
@@ -167,8 +171,9 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
     )
   if rules.needs(names, 'interval'):
     # The fused kernels have no forward-mode derivative; naming one is refused by the flow.
-    kernel = 'xla' if model.attention == 'auto' else model.attention
-    model = dataclasses.replace(model, interval=True, attention=kernel)
+    chosen = 'xla' if execution.attention == 'auto' else execution.attention
+    model = dataclasses.replace(model, interval=True)
+    execution = dataclasses.replace(execution, attention=chosen)
   inputs = dataclasses.replace(inputs, model=model)
   objective = base.Objective(
     flow=_make_flow(inputs, options, pairs),
@@ -178,12 +183,12 @@ def make_objective(inputs: Inputs) -> tuple[base.Objective, sit.SiTConfig]:
     encoders=tuple(opened.values()),
     scaling=inputs.source.scaling,
   )
-  objective.flow.check_model(model)
+  objective.flow.check_model(model, execution)
   for term in objective.terms:
     term.check(model, inputs.examples)
   # Probe now, so that a kernel that cannot run is known before the model is traced.
-  model.kernel()
-  return objective, model
+  attention.implementation(model, execution)
+  return objective, model, execution
 
 
 def _make_flow(inputs, options, pairs) -> base.Flow:

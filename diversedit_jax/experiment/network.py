@@ -8,7 +8,8 @@ from diversedit_jax import interpolants, trees, types
 from diversedit_jax.data import sources
 from diversedit_jax.experiment import sections
 from diversedit_jax.methods import flow
-from diversedit_jax.models import sit, sizes, stack
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import sizes
 
 # Told by the data, the method and the plan, not by the config's section.
 _FROM_ELSEWHERE = ('input_size', 'channels', 'num_classes', 'interval', 'class_token', 'platform')
@@ -17,12 +18,16 @@ _NEAREST = 1e-3  # To the ends of time, for a noise or a score (SiT).
 
 def make_model(
   section: ml_collections.ConfigDict, source: sources.Source, platform: str = ''
-) -> sit.SiTConfig:
+) -> tuple[config_lib.Architecture, config_lib.Execution]:
   """The model's config: a published size or four numbers, shaped for the data.
 
-  platform: of a machine that is not here, see `sit.SiTConfig`.
+  platform: of a machine that is not here, see `config.Execution`.
   """
-  names = [f.name for f in dataclasses.fields(sit.SiTConfig)]
+  names = [
+    f.name
+    for cls in (config_lib.Architecture, config_lib.Execution)
+    for f in dataclasses.fields(cls)
+  ]
   known = ['size', *(n for n in names if n not in _FROM_ELSEWHERE)]
   shape = [f.name for f in dataclasses.fields(sizes.Size)]
   sections.check_keys('config.model', section, known, ['size', 'skip', *shape])
@@ -40,14 +45,18 @@ def make_model(
       )
     fields |= numbers
   rows, cols, channels = source.shape
-  return sit.SiTConfig(
-    **fields,
+  how = {f.name for f in dataclasses.fields(config_lib.Execution)}
+  architecture = config_lib.Architecture(
+    **{k: v for k, v in fields.items() if k not in how},
     input_size=(rows, cols),
     channels=channels,
     num_classes=source.num_classes,
-    skip=stack.Skip(placement=skip['placement']) if skip['enabled'] else None,
-    platform=platform,
+    skip=config_lib.Skip(**skip),
   )
+  execution = config_lib.Execution(
+    **{k: v for k, v in fields.items() if k in how}, platform=platform
+  )
+  return architecture, execution
 
 
 def make_path(section: ml_collections.ConfigDict) -> interpolants.Path:

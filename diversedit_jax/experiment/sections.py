@@ -9,7 +9,7 @@ import numpy as np
 from diversedit_jax import trees, types
 from diversedit_jax.data import sources
 from diversedit_jax.data.pictures import crop, decode
-from diversedit_jax.models import sit
+from diversedit_jax.models import config as config_lib
 
 T = TypeVar('T')
 RESIDENT = ('none', 'host', 'device')
@@ -137,7 +137,7 @@ class VaeOptions:
   tile: int
 
   def __post_init__(self):
-    trees.check_known('vae.dtype', self.dtype, sit.DTYPES)
+    trees.check_known('vae.dtype', self.dtype, config_lib.DTYPES)
     at_least('vae', 'tile', self.tile, 0)
     if self.tile == 1:
       raise types.UserError('vae.tile must be 0 or at least 2, got 1: tiles overlap')

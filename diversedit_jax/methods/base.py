@@ -26,7 +26,7 @@ from diversedit_jax import rng, types
 from diversedit_jax.data import images
 from diversedit_jax.data import latents as latents_lib
 from diversedit_jax.frozen.encoders import base as encoders_lib
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config, sit, taps
 from diversedit_jax.sampling import trajectory
 
 Metrics = dict[str, jax.Array]
@@ -72,9 +72,16 @@ def sampled(batch: types.Batch, key: jax.Array, scaling: latents_lib.Scaling | N
 class Network(nnx.Module):
   """The model and the heads that the terms bring; all its parameters are trained and averaged."""
 
-  def __init__(self, config: sit.SiTConfig, terms: tuple['Term', ...] = (), *, rngs: nnx.Rngs):
-    self.model = sit.SiT(config, rngs=rngs)
-    heads = {term.name: term.heads(config, rngs=rngs) for term in terms}
+  def __init__(
+    self,
+    architecture: config.Architecture,
+    execution: config.Execution = config.PLAIN,
+    terms: tuple['Term', ...] = (),
+    *,
+    rngs: nnx.Rngs,
+  ):
+    self.model = sit.SiT(architecture, execution, rngs=rngs)
+    heads = {term.name: term.heads(architecture, execution, rngs=rngs) for term in terms}
     self.heads = nnx.Dict({name: head for name, head in heads.items() if head is not None})
 
 
@@ -86,7 +93,7 @@ class Flow(Protocol):
 
   encoders: tuple[str, ...]
 
-  def check_model(self, model: sit.SiTConfig) -> None:
+  def check_model(self, architecture: config.Architecture, execution: config.Execution) -> None:
     """Refuses a model that the flow cannot use (UserError)."""
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
@@ -144,13 +151,15 @@ class Term(abc.ABC):
 
   name: ClassVar[str]
 
-  def check(self, model: sit.SiTConfig, examples: int) -> None:
+  def check(self, architecture: config.Architecture, examples: int) -> None:
     """Refuses a model, or a number of examples per microbatch, that the term cannot use."""
-    del model, examples
+    del architecture, examples
 
-  def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module | None:
+  def heads(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ) -> nnx.Module | None:
     """Extra parameters, or None."""
-    del config, rngs
+    del architecture, execution, rngs
 
   def draw(self, key: jax.Array, n: int) -> Any:
     """What is random for each example, [N, ...]; drawn before the batch is cut."""
@@ -166,12 +175,12 @@ class Term(abc.ABC):
   def loss(self, features: Any, context: Context) -> tuple[jax.Array, Metrics]:
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
 
-  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+  def flops(self, architecture: config.Architecture, examples: int) -> float:
     """What it adds to a training step with so many examples per microbatch.
 
     FLOPs per example, of matrix products only; a multiply-add is 2.
     """
-    del model, examples
+    del architecture, examples
     return 0.0
 
 
@@ -245,7 +254,7 @@ class Objective:
       (loss, metrics); metrics hold 'loss', those of the flow and, under 'NAME/', those of each
       term.
     """
-    depth = network.model.config.depth
+    depth = network.model.architecture.depth
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
     features, loss_N, metrics = self.flow.forward(network, draw, tap)
 

@@ -12,7 +12,8 @@ import jax
 from diversedit_jax import types
 from diversedit_jax.losses import dispersive as dispersive_lib
 from diversedit_jax.methods import base
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import taps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class Dispersive(base.Term):
   def __post_init__(self):
     dispersive_lib.check_options(self.kind, self.temperature, self.margin)
 
-  def check(self, model: sit.SiTConfig, examples: int) -> None:
-    base.check_block('dispersive.block', self.block, model.depth)
+  def check(self, architecture: config_lib.Architecture, examples: int) -> None:
+    base.check_block('dispersive.block', self.block, architecture.depth)
     if self.groups < 1 or examples % self.groups:
       raise types.UserError(
         f'dispersive.groups={self.groups} does not divide the {examples} examples of a microbatch'
@@ -83,6 +84,6 @@ class Dispersive(base.Term):
     )
     return self.weight * loss, {'loss': loss}
 
-  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+  def flops(self, architecture: config_lib.Architecture, examples: int) -> float:
     """The Gram matrix of a group, forward and backward."""
-    return 3 * 2.0 * examples / self.groups * model.sequence * model.width
+    return 3 * 2.0 * examples / self.groups * architecture.sequence * architecture.width

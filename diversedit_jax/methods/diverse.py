@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from diversedit_jax import rng, types
 from diversedit_jax.losses import diversity_config, diversity_streaming
 from diversedit_jax.methods import base
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import taps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,9 @@ class Diverse(base.Term):
   config: diversity_config.DiversityConfig = diversity_config.DiversityConfig()
   name: ClassVar[str] = 'diverse'
 
-  def check(self, model: sit.SiTConfig, examples: int) -> None:
+  def check(self, architecture: config_lib.Architecture, examples: int) -> None:
     # Traced: even a key would be compiled.
-    jax.eval_shape(lambda: self.config.select(model.depth, jax.random.key(0)))
+    jax.eval_shape(lambda: self.config.select(architecture.depth, jax.random.key(0)))
     if examples % self.config.groups:
       raise types.UserError(
         f'diversity.groups={self.config.groups} does not divide the {examples} examples of a '

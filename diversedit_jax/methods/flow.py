@@ -22,7 +22,8 @@ from diversedit_jax import interpolants, rng, trees, types
 from diversedit_jax.interpolants import paths
 from diversedit_jax.losses import velocity as velocity_lib
 from diversedit_jax.methods import base
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import taps
 from diversedit_jax.sampling import guidance, trajectory
 
 TimeLaw = Callable[[jax.Array, int], jax.Array]
@@ -62,9 +63,11 @@ class StochasticInterpolant:
         "weight 1: set weighting='none'"
       )
 
-  def check_model(self, model: sit.SiTConfig) -> None:
+  def check_model(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution
+  ) -> None:
     """Refuses times of a diffusion on another path."""
-    if model.time_input == 'ddpm' and self.path.name != 'vp':
+    if architecture.time_input == 'ddpm' and self.path.name != 'vp':
       raise types.UserError(
         "model.time_input='ddpm' is the step of a diffusion along interpolant.path=vp, got "
         f'{self.path.name!r}'
@@ -153,11 +156,11 @@ class StochasticInterpolant:
   ) -> jax.Array:
     return trajectory.sample(
       self.velocity(network),
-      network.model.config.shape,
+      network.model.architecture.shape,
       keys_N,
       labels_N,
       config,
-      null_label=network.model.config.null_label,
+      null_label=network.model.architecture.null_label,
     )
 
   def extra_passes(self) -> float:

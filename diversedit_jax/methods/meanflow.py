@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from diversedit_jax import interpolants, rng, trees, types
 from diversedit_jax.losses import mean_flow as loss_lib
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import taps
 from diversedit_jax.sampling import average, guidance, trajectory
 
 _PATH = interpolants.linear()
@@ -88,16 +89,19 @@ class MeanFlow:
   def _needs_class(self) -> bool:
     return self.kappa > 0 or self.variant == 'improved'
 
-  def check_model(self, model: sit.SiTConfig) -> None:
+  def check_model(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution
+  ) -> None:
     """Refuses times of a diffusion, and fused attention, which has no forward-mode derivative."""
-    if model.time_input != 'unit':
+    if architecture.time_input != 'unit':
       raise types.UserError(
-        f'model.time_input={model.time_input!r} is not for method=meanflow, on the linear path'
+        f'model.time_input={architecture.time_input!r} is not for method=meanflow, on the '
+        'linear path'
       )
-    if model.attention != 'xla':
+    if execution.attention != 'xla':
       raise types.UserError(
-        f'model.attention={model.attention!r} with method=meanflow: its loss needs a forward-mode '
-        'derivative, which fused kernels do not define; set model.attention=xla'
+        f'model.attention={execution.attention!r} with method=meanflow: its loss needs a '
+        'forward-mode derivative, which fused kernels do not define; set model.attention=xla'
       )
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
@@ -249,14 +253,14 @@ class MeanFlow:
     if config.kind != 'average_velocity':
       return trajectory.sample(
         self.velocity(network),
-        model.config.shape,
+        model.architecture.shape,
         keys_N,
         labels_N,
         config,
-        null_label=model.config.null_label,
+        null_label=model.architecture.null_label,
       )
     predict = lambda x, t, h, y: model(x, t, y, h_N=h).pred
-    return average.sample(predict, model.config.shape, keys_N, labels_N, config)
+    return average.sample(predict, model.architecture.shape, keys_N, labels_N, config)
 
   def extra_passes(self) -> float:
     """One for the derivative, one without gradient for each velocity that is asked for."""

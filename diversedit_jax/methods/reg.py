@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from diversedit_jax import rng, types
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import taps
 from diversedit_jax.sampling import guidance, trajectory
 
 CLASS_WEIGHT = 0.03
@@ -48,9 +49,11 @@ class Reg(flow.StochasticInterpolant):
     """The one that makes the class token."""
     return (self.encoder,)
 
-  def check_model(self, model: sit.SiTConfig) -> None:
-    super().check_model(model)
-    if not model.class_token:
+  def check_model(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution
+  ) -> None:
+    super().check_model(architecture, execution)
+    if not architecture.class_token:
       raise types.UserError('method=reg needs a model with a class token')
 
   def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
@@ -109,7 +112,7 @@ class Reg(flow.StochasticInterpolant):
     config: trajectory.SamplerConfig,
   ) -> jax.Array:
     """Image and class token together, each with its own noise and guidance scale."""
-    model = network.model.config
+    model = network.model.architecture
     made = trajectory.sample(
       self.velocity(network),
       {'image': model.shape, 'class_token': (model.class_token,)},

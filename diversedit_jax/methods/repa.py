@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from diversedit_jax import types
 from diversedit_jax.losses import alignment
 from diversedit_jax.methods import base
+from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import heads as heads_lib
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import taps
 
 BLOCKS = {12: 5, 24: 8, 28: 8}
 """Aligned block by depth in DiverseDiT's recipe (Table A1); REPA itself takes 4 for depth 12."""
@@ -50,15 +51,17 @@ class Repa(base.Term):
   class_token: bool = False
   name: ClassVar[str] = 'repa'
 
-  def check(self, model: sit.SiTConfig, examples: int) -> None:
+  def check(self, architecture: config_lib.Architecture, examples: int) -> None:
     del examples
     for pair in self.pairs:
-      base.check_block('repa.pairs', pair.block, model.depth)
+      base.check_block('repa.pairs', pair.block, architecture.depth)
 
-  def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+  def heads(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution, *, rngs: nnx.Rngs
+  ) -> nnx.Module:
     """One projector per pair, by number."""
     make = lambda pair: heads_lib.Projector(
-      config.width, self.hidden, pair.width, dtype=config.compute_dtype, rngs=rngs
+      architecture.width, self.hidden, pair.width, dtype=execution.compute_dtype, rngs=rngs
     )
     return nnx.Dict({str(i): make(pair) for i, pair in enumerate(self.pairs)})
 
@@ -84,12 +87,12 @@ class Repa(base.Term):
     each = {f'loss/{name}': value for name, value in losses.items()} if len(losses) > 1 else {}
     return self.weight * loss, {'loss': loss, **each}
 
-  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+  def flops(self, architecture: config_lib.Architecture, examples: int) -> float:
     """The projectors, forward and backward."""
     del examples
     hidden = self.hidden
-    macs = sum(model.width * hidden + hidden * hidden + hidden * p.width for p in self.pairs)
-    return 3 * 2.0 * model.sequence * macs
+    macs = sum(architecture.width * hidden + hidden * hidden + hidden * p.width for p in self.pairs)
+    return 3 * 2.0 * architecture.sequence * macs
 
 
 def parse_pairs(

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from diversedit_jax import types
 from diversedit_jax.losses import alignment
 from diversedit_jax.methods import base
-from diversedit_jax.models import cost, sit, taps
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import cost, taps
 from diversedit_jax.models import heads as heads_lib
 
 BLOCKS = {12: (4, 8), 24: (8, 16), 28: (8, 20)}
@@ -55,19 +56,21 @@ class Sra(base.Term):
       if getattr(self, name) < 0:
         raise types.UserError(f'sra.{name} must not be negative, got {getattr(self, name)}')
 
-  def check(self, model: sit.SiTConfig, examples: int) -> None:
+  def check(self, architecture: config_lib.Architecture, examples: int) -> None:
     del examples
-    base.check_block('sra.student_block', self.student_block, model.depth)
-    base.check_block('sra.teacher_block', self.teacher_block, model.depth)
+    base.check_block('sra.student_block', self.student_block, architecture.depth)
+    base.check_block('sra.teacher_block', self.teacher_block, architecture.depth)
     if self.student_block > self.teacher_block:
       raise types.UserError(
         f'sra.student_block={self.student_block} lies behind teacher_block={self.teacher_block}; '
         'the teacher is to be ahead'
       )
 
-  def heads(self, config: sit.SiTConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+  def heads(
+    self, architecture: config_lib.Architecture, execution: config_lib.Execution, *, rngs: nnx.Rngs
+  ) -> nnx.Module:
     """D -> 2D -> D."""
-    return heads_lib.AlignmentHead(config.width, dtype=config.compute_dtype, rngs=rngs)
+    return heads_lib.AlignmentHead(architecture.width, dtype=execution.compute_dtype, rngs=rngs)
 
   def draw(self, key: jax.Array, n: int) -> jax.Array:
     """u_N, how far the teacher is ahead."""
@@ -98,8 +101,8 @@ class Sra(base.Term):
     loss = jnp.mean(loss_N)
     return weight * loss, {'loss': loss, 'weight': weight}
 
-  def flops(self, model: sit.SiTConfig, examples: int) -> float:
+  def flops(self, architecture: config_lib.Architecture, examples: int) -> float:
     """The teacher forward up to its block, and the head forward and backward."""
     del examples
-    head = 3 * 2.0 * model.sequence * 4 * model.width**2
-    return cost.forward_flops(model) * self.teacher_block / model.depth + head
+    head = 3 * 2.0 * architecture.sequence * 4 * architecture.width**2
+    return cost.forward_flops(architecture) * self.teacher_block / architecture.depth + head

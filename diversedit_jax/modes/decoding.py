@@ -26,7 +26,7 @@ def open_decoder(
   autoencoder = vae_files.load(
     options.weights, scale=options.scale, shift=options.shift, dtype=options.dtype
   )
-  found, needed = autoencoder.config.latent_channels, experiment.model.channels
+  found, needed = autoencoder.config.latent_channels, experiment.architecture.channels
   if found != needed:
     raise types.UserError(
       f'vae.weights={options.weights} has {found} latent channels, but the model makes {needed}'

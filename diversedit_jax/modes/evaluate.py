@@ -179,7 +179,7 @@ def make_labels(experiment: experiment_lib.Experiment, number: int) -> np.ndarra
   Raises:
     UserError: a file that cannot be read, or holds other than one class for each sample.
   """
-  policy, classes = experiment.evaluation.labels, experiment.model.num_classes
+  policy, classes = experiment.evaluation.labels, experiment.architecture.num_classes
   if not policy.startswith(eval_options.LABELS_FILE):
     return generate.make_labels(
       policy, np.arange(number), classes, experiment.sample.seed, key='eval.labels'

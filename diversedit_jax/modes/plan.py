@@ -5,6 +5,7 @@ import numpy as np
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import sharding, trees
+from diversedit_jax.models import attention
 from diversedit_jax.modes import run_context
 from diversedit_jax.planning import compile_report, devices
 from diversedit_jax.planning import plan as plan_lib
@@ -19,7 +20,8 @@ def run(experiment: experiment_lib.Experiment) -> str:
   planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, count)
   trainable = run_context.make_trainable(experiment, planned)
   numbers = plan_lib.plan(
-    experiment.model,
+    experiment.architecture,
+    experiment.execution,
     options,
     count,
     objective=experiment.objective,
@@ -58,16 +60,16 @@ def _compiled(experiment, target, estimate):
   rows = [
     *compile_report.rows(report),
     ('estimate above', f"{estimate:.2f} GiB, {estimate / found:.0%} of the compiler's"),
-    ('attention', _attention(experiment.model)),
+    ('attention', _attention(experiment)),
   ]
   return plan_lib.aligned(rows)
 
 
-def _attention(model):
-  kernel = model.kernel()
-  if model.attention != 'auto':
-    return f'{kernel}, as the config or its method wants it'
-  return f'{kernel}, the first that may run there: a run times all that do, which needs the device'
+def _attention(experiment):
+  chosen = attention.implementation(experiment.architecture, experiment.execution)
+  if experiment.execution.attention != 'auto':
+    return f'{chosen}, as the config or its method wants it'
+  return f'{chosen}, the first that may run there: a run times all that do, which needs the device'
 
 
 def _resident_bytes(experiment):

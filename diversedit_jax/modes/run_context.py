@@ -18,8 +18,8 @@ from diversedit_jax import checkpoint, convert, rng, sharding, trees, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.training import state, step
 from diversedit_jax.sampling import generate, trajectory
+from diversedit_jax.training import state, step
 
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
@@ -53,7 +53,9 @@ def make_trainable(experiment, mesh):
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
   )
-  sharding.check_split(trainable.params, trainable.param_shardings, mesh, experiment.model.width)
+  sharding.check_split(
+    trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
+  )
   return trainable
 
 
@@ -66,7 +68,6 @@ def make_step(experiment, trainable):
     key=rng.stream(jax.random.key(experiment.seed), 'train'),
     ema_decay=experiment.train.ema_decay,
     learning_rate=experiment.schedule(),
-    devices=trainable.mesh.size,
     accumulate=experiment.train.accumulate,
   )
 
@@ -220,8 +221,8 @@ def sampler_facts(experiment, sampler=None):
     'path': sampler.path,
     **sampler.facts(),
     'precision': {
-      'model': experiment.model.dtype,
-      'residual': experiment.model.residual_dtype,
+      'model': experiment.execution.dtype,
+      'residual': experiment.execution.residual_dtype,
       'float32_products': experiment.sample.matmul_precision,
     },
   }
@@ -237,7 +238,7 @@ def protocol(experiment, of, labels, *, sampler=None, **extra):
     checkpoint=of.origin,
     num_samples=len(labels),
   )
-  if experiment.model.class_token:
+  if experiment.architecture.class_token:
     facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
   return facts
 

@@ -23,7 +23,7 @@ def run(
   path, weights = run_context.open_weights(experiment, workdir, origin)
   options = experiment.sample
   labels = generate.make_labels(
-    options.labels, np.arange(options.number), experiment.model.num_classes, options.seed
+    options.labels, np.arange(options.number), experiment.architecture.num_classes, options.seed
   )
   made, facts = run_context.generate_samples(experiment, weights, labels)
   arrays = {sources.KEYS[experiment.source.space]: made, 'labels': labels}

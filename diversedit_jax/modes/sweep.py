@@ -105,7 +105,7 @@ def _sampler(experiment, scale, low, high) -> trajectory.SamplerConfig:
   sampler = dataclasses.replace(
     experiment.sampler, guidance_scale=scale, guidance_low=low, guidance_high=high
   )
-  trajectory.check_guidance(sampler, experiment.model.null_label)
+  trajectory.check_guidance(sampler, experiment.architecture.null_label)
   experiment.objective.flow.check_sampler(sampler)
   return sampler
 

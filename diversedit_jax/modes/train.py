@@ -130,7 +130,7 @@ def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> 
 def _preview(experiment, trainable, decoder, path, writer, first):
   """Grids of the averaged weights at intervals, always of the same labels and noise."""
   options = experiment.preview
-  rows = min(options.rows, max(experiment.model.num_classes, 1))
+  rows = min(options.rows, max(experiment.architecture.num_classes, 1))
   labels = np.repeat(np.arange(rows, dtype=np.int32), options.columns)
   generator = generate.Generator(
     trainable.graphdef,

@@ -8,8 +8,9 @@ import jax
 
 from diversedit_jax import trees, types
 from diversedit_jax.methods import base
+from diversedit_jax.models import attention, tuning
+from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import cost as cost_lib
-from diversedit_jax.models import sit
 from diversedit_jax.planning import devices
 from diversedit_jax.training import progress
 
@@ -64,34 +65,37 @@ class PlanConfig:
 
 
 def method_flops(
-  objective: base.Objective, model: sit.SiTConfig, examples: int
+  objective: base.Objective, architecture: config_lib.Architecture, examples: int
 ) -> dict[str, float]:
   """FLOPs per example that each part of the method adds to a step of plain flow matching.
 
   Args:
-    objective: the method. model: as it needs it. examples: of a microbatch.
+    objective: the method. architecture: as it needs it. examples: size of a microbatch.
 
   Returns:
     By part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer sequence),
     terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add is 2.
   """
-  ours, plain = (cost_lib.forward_flops(m) for m in (model, plain_model(model)))
+  ours, plain = (
+    cost_lib.forward_flops(a) for a in (architecture, plain_architecture(architecture))
+  )
   parts = {
     'forward passes': objective.flow.extra_passes() * ours,
-    'class token': 3 * (ours - plain) if model.class_token else 0.0,
-    **{term.name: term.flops(model, examples) for term in objective.terms},
+    'class token': 3 * (ours - plain) if architecture.class_token else 0.0,
+    **{term.name: term.flops(architecture, examples) for term in objective.terms},
     **{f'encoder {encoder.name}': encoder.flops for encoder in objective.encoders},
   }
   return {name: flops for name, flops in parts.items() if flops}
 
 
-def plain_model(model: sit.SiTConfig) -> sit.SiTConfig:
-  """The model without what a method gave it: what a plain step would train."""
-  return dataclasses.replace(model, class_token=0, interval=False)
+def plain_architecture(architecture: config_lib.Architecture) -> config_lib.Architecture:
+  """What a plain step would train: the network without what a method gave it."""
+  return dataclasses.replace(architecture, class_token=0, interval=False)
 
 
 def plan(
-  model: sit.SiTConfig,
+  architecture: config_lib.Architecture,
+  execution: config_lib.Execution,
   config: PlanConfig,
   devices: int,
   *,
@@ -105,10 +109,10 @@ def plan(
   data_bytes: int = 0,
 ) -> dict[str, Any]:
   """Numbers of the plan; memory is per device, activations are an estimate,
-  with XLA's attention unless the model's config says for which machine it is.
+  with XLA's attention unless `execution` says for which machine it is.
 
   Args:
-    model: shapes and precision. config, devices: hardware. objective: the method.
+    architecture, execution: the network. config, devices: hardware. objective: the method.
     steps, batch_size, accumulate: of the run.
     parameters: trained ones, heads included. shard_bytes: of one copy of them on a device.
     average_bytes: of their average, as of either moment, if that is split further.
@@ -123,16 +127,16 @@ def plan(
       f'train.accumulate={accumulate}'
     )
   average_bytes = shard_bytes if average_bytes is None else average_bytes
-  cost = cost_lib.cost(model)
+  cost = cost_lib.cost(architecture, execution)
   per_device = batch_size // devices // accumulate
-  added = method_flops(objective, model, batch_size // accumulate)
-  plain = cost_lib.cost(plain_model(model)).training
+  added = method_flops(objective, architecture, batch_size // accumulate)
+  plain = cost_lib.cost(plain_architecture(architecture), execution).training
   training = plain + sum(added.values())
   images_per_second = devices * config.peak_tflops * 1e12 * config.mfu / training
   return {
     'devices': devices,
     'parameters': parameters,
-    'tokens': model.sequence,
+    'tokens': architecture.sequence,
     'method': {name: flops / plain for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
     'training_gflops_per_image': training / 1e9,
@@ -140,12 +144,20 @@ def plan(
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
-    'activations_of': f'{(model.platform or jax.default_backend()).upper()}, attention '
-    f'{model.kernel()}, {"no loop over blocks" if model.unrolled else "blocks in a loop"}',
+    'activations_of': _activations_of(architecture, execution),
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / batch_size,
     'seconds': steps * batch_size / images_per_second,
   }
+
+
+def _activations_of(architecture, execution):
+  """For what the activations are estimated, in words."""
+  platform = (execution.platform or jax.default_backend()).upper()
+  chosen = attention.implementation(architecture, execution)
+  unrolled = tuning.blocks_per_step(execution, architecture.depth) == architecture.depth
+  loop = 'no loop over blocks' if unrolled else 'blocks in a loop'
+  return f'{platform}, attention {chosen}, {loop}'
 
 
 def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diversedit_jax import rng, sharding, types
-from diversedit_jax.models import layers, stack
+from diversedit_jax.models import tuning
 from diversedit_jax.sampling import trajectory
 
 LABEL_POLICIES = ('balanced', 'random')
@@ -100,7 +100,7 @@ class Generator:
 
   def _make_run(self, graphdef, sample, config) -> Callable[..., jax.Array]:
     def run(params, index_N, label_N):
-      network = stack.looped(layers.cast_products(nnx.merge(graphdef, params)))
+      network = tuning.for_sampling(nnx.merge(graphdef, params))
       return sample(network, rng.per_example(self._key, index_N), label_N, config)
 
     return run

@@ -10,7 +10,7 @@ import optax
 
 from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.methods import base
-from diversedit_jax.models import layers, products
+from diversedit_jax.models import tuning
 from diversedit_jax.training import state as state_lib
 
 Frozen = Mapping[str, Any]
@@ -34,10 +34,9 @@ def make_step(
   key: jax.Array,
   ema_decay: float,
   learning_rate: optax.Schedule,
-  devices: int,
   accumulate: int = 1,
 ) -> Step:
-  """The step as a pure function, for a mesh of so many devices.
+  """Makes the step, a pure function.
 
   All randomness of a step is drawn for the whole batch from (key, step), before it is cut into
   `accumulate` microbatches. A loss that is a mean over examples does not depend on that number; a
@@ -46,9 +45,7 @@ def make_step(
 
   def gradients(state, draw, step_key):
     params, terms_key = state.params, rng.stream(step_key, 'terms')
-    merged = lambda params: products.sum_in_float32(
-      layers.cast_products(nnx.merge(graphdef, params)), devices
-    )
+    merged = lambda params: tuning.cast_products(nnx.merge(graphdef, params))
     teacher = merged(state.ema)
 
     def loss_fn(params, draw):

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, embed, layers
+from diversedit_jax.models import attention, embed
+from diversedit_jax.models import block as block_lib
 from diversedit_jax.weights import array_files
 
 Params = dict[str, Any]
@@ -50,7 +51,7 @@ class ViTConfig:
   patch_bias: bool = True
   first_norm: bool = False
   last_norm: bool = True
-  epsilon: float = layers.NORM_EPSILON
+  epsilon: float = block_lib.NORM_EPSILON
 
   @property
   def prefix(self) -> int:
@@ -171,5 +172,5 @@ def _linear(x: jax.Array, p: Params) -> jax.Array:
 
 
 def _norm(x_NTD: jax.Array, p: Params, config: ViTConfig) -> jax.Array:
-  x_NTD = layers.normalise(x_NTD, config.epsilon)
+  x_NTD = block_lib.normalise(x_NTD, config.epsilon)
   return x_NTD * p['scale'][None, None] + p['bias'][None, None]
