@@ -91,7 +91,6 @@ def test_step_traces(pictures, monkeypatch, name, arg):
     key=rng.stream(key, 'train'),
     ema_decay=experiment.train.ema_decay,
     learning_rate=experiment.schedule(),
-    devices=1,
     accumulate=experiment.train.accumulate,
   )
   n, source = experiment.train.batch_size, experiment.source
@@ -195,9 +194,9 @@ def test_recipe(name, method):
   expected = RECIPE | (MEANFLOW if 'meanflow' in method else {})
   assert found(experiment, expected) == expected
   size, resolution = name[:-3], int(name[-3:])
-  model = experiment.model
+  model = experiment.architecture
   assert (model.depth, model.width, model.heads, model.patch_size) == SHAPES[size]
-  assert (model.skip is not None) == ('diverse' in method)
+  assert model.skip.enabled == ('diverse' in method)
   assert experiment.source.shape == {256: (32, 32, 4), 512: (64, 64, 4)}[resolution]
   assert (experiment.data.size, experiment.data.space) == (resolution, 'latents')
   assert model.sequence == {256: 256, 512: 1024}[resolution]
@@ -304,7 +303,7 @@ def test_row_is_what_its_name_says(row):
   expected |= {'sampler.guidance_scale': 1.35 if guided else 1.0}
   assert found(experiment, expected) == expected
   assert experiment.sampler.guidance_high == (0.7 if table in ('table2', 'table3') else 1.0)
-  assert experiment.model.sequence == (1024 if table in ('table3', 'tableA3') else 256)
+  assert experiment.architecture.sequence == (1024 if table in ('table3', 'tableA3') else 256)
   assert experiment.data.size == (512 if table in ('table3', 'tableA3') else 256)
   steps = {'table2/200-epochs': 10**6, 'table3/200-epochs': 10**6}.get(row.name, 400_000)
   assert experiment.train.steps == (1_200_000 if table == 'table5' else steps)
@@ -312,7 +311,11 @@ def test_row_is_what_its_name_says(row):
     name = 'REPA-XL+DiverseDiT'
   first, *more = name.split('+')
   family, size, *details = first.split('-')
-  shape = (experiment.model.depth, experiment.model.width, experiment.model.heads)
+  shape = (
+    experiment.architecture.depth,
+    experiment.architecture.width,
+    experiment.architecture.heads,
+  )
   assert shape == SHAPES[size.lower()][:3]
 
   # Ablations take a part away from DiverseDiT; all others name what they have.
@@ -322,7 +325,7 @@ def test_row_is_what_its_name_says(row):
   skips = 'diverse' in parts and details != ['no', 'residual']
   parts -= {'diverse'} if details == ['no', 'diversity'] else set()
   assert {*experiment.config.method.split('+'), 'flow'} == parts | {'flow'}
-  assert (experiment.model.skip is not None) == skips
+  assert experiment.architecture.skip.enabled == skips
 
 
 def test_ablations_set_what_they_vary():
@@ -400,7 +403,7 @@ def test_list_and_experiment_are_not_confused():
 def test_cifar10(pictures, monkeypatch):
   monkeypatch.chdir(pictures)
   experiment = built('cifar10', 'data=folder:pictures')
-  model, data = experiment.model, experiment.data
+  model, data = experiment.architecture, experiment.data
   assert (model.input_size, model.channels, model.num_classes) == ((32, 32), 3, 10)
   assert (model.depth, model.width, model.heads, model.patch_size) == SHAPES['s']
   assert (data.size, data.flip, data.resident) == (32, True, 'host')

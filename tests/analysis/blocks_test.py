@@ -10,7 +10,7 @@ from diversedit_jax import interpolants, rng, sharding, types
 from diversedit_jax.analysis import blocks
 from diversedit_jax.data import sources
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit, stack
+from diversedit_jax.models import config
 
 KEY = jax.random.key(3)
 DEPTH, WIDTH, TOKENS = 4, 16, 4
@@ -22,9 +22,9 @@ OBJECTIVE = base.Objective(
 )
 
 
-def network(skip=None, noise=0.0):
+def network(skips=False, noise=0.0):
   """(graphdef, params) for 8x8 pictures, away from the initial identity by `noise`."""
-  config = sit.SiTConfig(
+  architecture = config.Architecture(
     input_size=(8, 8),
     channels=1,
     num_classes=10,
@@ -32,9 +32,9 @@ def network(skip=None, noise=0.0):
     width=WIDTH,
     heads=2,
     patch_size=4,
-    skip=skip,
+    skip=config.Skip(enabled=skips),
   )
-  graphdef, state = nnx.split(base.Network(config, rngs=nnx.Rngs(0)), nnx.Param)
+  graphdef, state = nnx.split(base.Network(architecture, rngs=nnx.Rngs(0)), nnx.Param)
   generator = np.random.default_rng(0)
   noisy = lambda x: x + jnp.asarray(noise * generator.standard_normal(x.shape), x.dtype)
   return graphdef, jax.tree.map(noisy, nnx.to_pure_dict(state))
@@ -67,7 +67,7 @@ def digits():
 @pytest.fixture(scope='module')
 def found(digits):
   """Features of 70 digits, a batch of 64 and one of 6."""
-  return features(*network(stack.Skip(), 0.2), digits, options())
+  return features(*network(True, 0.2), digits, options())
 
 
 def test_shape_is_times_blocks_examples_features(found):
@@ -79,7 +79,7 @@ def test_shape_is_times_blocks_examples_features(found):
 
 def test_batches_change_nothing(found, digits, monkeypatch):
   monkeypatch.setattr(blocks, '_BATCH', 27)  # 27 + 27 + 16.
-  other = features(*network(stack.Skip(), 0.2), digits, options())
+  other = features(*network(True, 0.2), digits, options())
   # Products of another size are summed in another order: float32 roundings.
   np.testing.assert_allclose(other, found, rtol=0, atol=1e-5 * np.abs(found).max())
 

@@ -10,7 +10,7 @@ import pytest
 
 from diversedit_jax import trees, types
 from diversedit_jax.convert import families, mapping
-from diversedit_jax.models import embed, heads, sit, stack
+from diversedit_jax.models import config, embed, heads, sit
 
 _CLOCK = 't_embedder.mlp.0.weight'
 
@@ -73,14 +73,14 @@ def test_imported_parameters_are_those_of_the_model(case):
   family, state_dict = case
   inferred = mapping.infer_config(state_dict, family)
   fields = ('depth', 'width', 'patch_size', 'channels', 'num_classes', 'qk_norm')
-  config = sit.SiTConfig(
+  architecture = config.Architecture(
     input_size=(8, 8),
     heads=inferred['heads'] or 4,
     **{name: inferred[name] for name in fields},
     **{name: inferred[name] for name in ('interval', 'class_token', 'learn_sigma')},
-    skip=stack.Skip() if inferred['skips'] else None,
+    skip=config.Skip(enabled=inferred['skips']),
   )
-  model = nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: sit.SiT(architecture, rngs=nnx.Rngs(0)))
   expected = {n: x.shape for n, x in trees.named_leaves(nnx.split(model)[1]).items()}
   params = mapping.to_ours(state_dict, family)
   assert {n: x.shape for n, x in trees.named_leaves(params['model']).items()} == expected
@@ -184,10 +184,10 @@ def test_meanflow_feeds_its_two_clocks(golden):
   for name in [name for name in flat if '/t_embedder/' in name]:
     swapped[name.replace('/t_embedder/', '/h_embedder/')] = flat[name]
     swapped[name] = np.zeros_like(flat[name])
-  config = sit.SiTConfig(
+  architecture = config.Architecture(
     input_size=(8, 8), depth=4, width=64, heads=4, patch_size=2, num_classes=10, interval=True
   )
-  graphdef = nnx.split(nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0))))[0]
+  graphdef = nnx.split(nnx.eval_shape(lambda: sit.SiT(architecture, rngs=nnx.Rngs(0))))[0]
   model = nnx.merge(graphdef, mapping.to_ours(swapped, 'meanflow')['model'])
   x, h = jnp.asarray(archive['x'].transpose(0, 2, 3, 1)), jnp.asarray(archive['t'])
   y = archive['y'].astype(np.int32)

@@ -52,7 +52,6 @@ step_fn = step.compile_step(
     key=rng.stream(key, 'train'),
     ema_decay=0.9,
     learning_rate=experiment.schedule(),
-    devices=mesh.size,
   ),
   trainable.shardings,
   mesh,

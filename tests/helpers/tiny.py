@@ -6,6 +6,7 @@ Weights and data come from numpy, so that they do not depend on the version of J
 import types as python_types
 
 from flax import nnx
+from helpers import networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from diversedit_jax import interpolants, types
 from diversedit_jax.interpolants import times
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import taps
 from diversedit_jax.sampling import trajectory
 
 CLASSES = 5
@@ -22,7 +23,7 @@ WIDTHS = {'enc': 6, 'other': 3}
 
 
 def config(**fields):
-  """Two blocks of width 16 on four tokens."""
+  """(Architecture, Execution) of two blocks of width 16 on four tokens."""
   defaults = dict(
     input_size=(4, 4),
     channels=1,
@@ -33,7 +34,7 @@ def config(**fields):
     patch_size=2,
     attention='xla',
   )
-  return sit.SiTConfig(**(defaults | fields))
+  return networks.parts(**(defaults | fields))
 
 
 def interpolant(**fields):
@@ -61,7 +62,7 @@ def parameters(config, terms=(), dtype=np.float32, seed=1):
   Kernels keep the size of what they multiply; all else is of order 0.3.
   """
   graphdef, state = nnx.split(
-    nnx.eval_shape(lambda: base.Network(config, tuple(terms), rngs=nnx.Rngs(0))), nnx.Param
+    nnx.eval_shape(lambda: base.Network(*config, tuple(terms), rngs=nnx.Rngs(0))), nnx.Param
   )
   generator = np.random.default_rng(seed)
 
@@ -82,7 +83,7 @@ class Model:
   def __init__(self, pred, blocks=(), class_token=None, **config):
     """pred: an array, or a function of (x, t, y). blocks: what they put out, [N, T, D] each."""
     self.pred, self.blocks, self.class_token, self.calls = pred, blocks, class_token, []
-    self.config = python_types.SimpleNamespace(depth=len(blocks), **config)
+    self.architecture = python_types.SimpleNamespace(depth=len(blocks), **config)
 
   def __call__(self, x_NHWC, t_N, y_N, *, tap=None, **inputs):
     self.calls.append(python_types.SimpleNamespace(x=x_NHWC, t=t_N, y=y_N, **inputs))
@@ -128,7 +129,7 @@ def draw_of(images, noise, labels, t_N, extras=None, drawn=None, **batch):
 
 def check(flow, model, sampler=None):
   """All that a flow refuses."""
-  flow.check_model(model)
+  flow.check_model(*model)
   flow.check_sampler(sampler or trajectory.SamplerConfig())
 
 

@@ -76,7 +76,6 @@ def trace(flow, terms, accumulate=1):
     key=jax.random.key(0),
     ema_decay=0.9,
     learning_rate=lambda _: 0.1,
-    devices=1,
     accumulate=accumulate,
   )
   before = state.TrainState(step=jnp.int32(0), params=params, ema=params, opt_state=tx.init(params))

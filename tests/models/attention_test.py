@@ -3,18 +3,33 @@
 There is neither GPU nor TPU where these run: the machine is pretended, and so are times.
 """
 
-from flax import nnx
+from helpers import networks
 import jax
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import types
-from diversedit_jax.models import attention, sit
+from diversedit_jax import sharding, types
+from diversedit_jax.models import attention, config
 
 SHAPE = (128, 2, 72, 'bfloat16')
-choose = attention.choose.__wrapped__  # Without the cache, which would outlive the pretence.
+
+
+def choose(name, tokens, heads, head_dim, dtype, platform=''):
+  """What a model of that shape gets; without the cache, which would outlive the pretence."""
+  attention._decided.cache_clear()
+  parts = networks.parts(
+    input_size=(1, tokens),
+    depth=1,
+    width=heads * head_dim,
+    heads=heads,
+    patch_size=1,
+    dtype=dtype,
+    attention=name,
+    platform=platform,
+  )
+  return attention.implementation(*parts)
 
 
 def qkv(n, t, h, d, dtype=np.float32):
@@ -42,13 +57,13 @@ def machine(monkeypatch):
 
       kernels[name] = kernel
     monkeypatch.setattr(attention, '_KERNELS', kernels)
-    monkeypatch.setattr(attention, '_seconds', lambda name, *shape: seconds[name])
+    monkeypatch.setattr(attention, '_seconds', lambda name, shape: seconds[name])
     return probed
 
   return make
 
 
-@pytest.mark.parametrize('padded', attention.PADDED)
+@pytest.mark.parametrize('padded', config.PADDED_HEADS)
 def test_padding_changes_nothing(padded, machine):
   with jax.enable_x64(True):
     machine('gpu', {f'cudnn@{padded}': 1.0, 'cudnn': 1.0})
@@ -92,29 +107,34 @@ def test_failed_probes_fall_back_loudly(machine, caplog, backend, failed):
     choose(failed, *SHAPE)
 
 
-def test_kernels_are_probed_while_a_model_is_traced(machine, monkeypatch, caplog):
-  """As `state.Trainable` makes every model."""
+def test_an_implementation_is_probed_outside_the_trace_and_the_mesh_of_its_caller(
+  machine, monkeypatch, caplog
+):
+  """A model may be traced under a mesh of devices that the two examples of a probe do not fill."""
   machine('gpu', {'cudnn': 2.0, 'cudnn@96': 1.0, 'xla': 3.0})
-  monkeypatch.setattr(attention, 'choose', choose)
-  config = sit.SiTConfig(
-    input_size=(4, 4),
-    depth=2,
-    width=144,
-    heads=2,
-    patch_size=2,
-    num_classes=3,
-    dtype='bfloat16',
-    attention='auto',
-  )
-  model = nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0)))
-  assert 'Tracer' not in caplog.text
-  kernels = {m.implementation for _, m in nnx.iter_modules(model) if hasattr(m, 'implementation')}
-  assert kernels == {'cudnn@96'}
+  meshes, attend = [], attention.attend
+  seen = lambda *x: meshes.append(jax.sharding.get_abstract_mesh().empty) or attend(*x)
+  monkeypatch.setattr(attention, 'attend', seen)
+  chosen = []
+  with jax.set_mesh(sharding.make_mesh()):
+    jax.eval_shape(lambda: chosen.append(choose('auto', *SHAPE)))
+  assert chosen == ['cudnn@96']
+  assert meshes and all(meshes) and 'Tracer' not in caplog.text
 
 
-def test_several_processes_take_the_first_that_runs_without_timing(machine):
-  machine('gpu', {'cudnn': 2.0, 'cudnn@96': 1.0, 'xla': 0.5}, processes=2)
-  assert choose('auto', *SHAPE) == 'cudnn'
+@pytest.mark.parametrize('index', [0, 1])
+def test_the_first_of_several_processes_decides(machine, monkeypatch, index):
+  probed = machine('gpu', {'cudnn': 2.0, 'cudnn@96': 1.0, 'xla': 3.0}, processes=2)
+  monkeypatch.setattr(jax, 'process_index', lambda: index)
+  sent = []
+  broadcast = lambda x: sent.append(int(x)) or np.int32(config.ATTENTIONS.index('cudnn@96'))
+  monkeypatch.setattr(attention.multihost_utils, 'broadcast_one_to_all', broadcast)
+  assert choose('auto', *SHAPE) == 'cudnn@96'
+  assert len(sent) == 1 and bool(probed) == (index == 0)
+  if index == 0:
+    assert config.ATTENTIONS[sent[0]] == 'cudnn@96'
+  with pytest.raises(types.UserError, match='attention=cudnn cannot run here'):
+    choose('cudnn', *SHAPE)  # The first process has another answer.
 
 
 def test_tpu_tries_its_own_kernel_only(machine):
@@ -185,7 +205,7 @@ def test_of_a_machine_that_is_not_here_kernels_are_refused_for_what_is_known(mac
 
 
 def test_timing_runs_the_kernel_forward_and_backward():
-  assert 0 < attention._seconds('xla', 8, 2, 8, 'float32') < 10
+  assert 0 < attention._seconds('xla', attention._Shape(8, 2, 8, 'float32')) < 10
 
 
 def test_flash_is_attention():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert
-from diversedit_jax.models import embed, sit, taps
+from diversedit_jax.models import config, embed, sit, taps
 from diversedit_jax.sampling import guidance
 
 TOLERANCE = 2e-5
@@ -28,7 +28,7 @@ def build(arrays, family, dtype=np.float32):
   spec = json.loads(str(arrays['config']))
   names = [name for name in arrays if name.startswith('params/')]
   state_dict = {name.removeprefix('params/'): arrays[name].astype(dtype) for name in names}
-  config = sit.SiTConfig(
+  architecture = config.Architecture(
     input_size=(spec['input_size'],) * 2,
     depth=spec['depth'],
     width=spec['hidden_size'],
@@ -38,7 +38,7 @@ def build(arrays, family, dtype=np.float32):
     num_classes=spec['num_classes'],
     learn_sigma=spec['learn_sigma'],
   )
-  graphdef = nnx.split(nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0))))[0]
+  graphdef = nnx.split(nnx.eval_shape(lambda: sit.SiT(architecture, rngs=nnx.Rngs(0))))[0]
   return nnx.merge(graphdef, convert.to_ours(state_dict, family)['model'])
 
 

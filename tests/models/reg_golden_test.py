@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert
-from diversedit_jax.models import embed, heads, sit, taps
+from diversedit_jax.models import config, embed, heads, sit, taps
 
 TOLERANCE = 2e-5
 
@@ -29,7 +29,7 @@ def merge(make, params):
 def build(arrays, dtype):
   """(model, projector), with the parameters of the file."""
   spec, params = json.loads(str(arrays['config'])), load_params(arrays, dtype)
-  config = sit.SiTConfig(
+  architecture = config.Architecture(
     input_size=(spec['input_size'],) * 2,
     depth=spec['depth'],
     width=spec['hidden_size'],
@@ -42,7 +42,7 @@ def build(arrays, dtype):
   )
   widths = spec['hidden_size'], spec['projector_dim'], spec['z_dims'][0]
   return (
-    merge(lambda: sit.SiT(config, rngs=nnx.Rngs(0)), params['model']),
+    merge(lambda: sit.SiT(architecture, rngs=nnx.Rngs(0)), params['model']),
     merge(lambda: heads.Projector(*widths, rngs=nnx.Rngs(0)), params['heads']['repa']['0']),
   )
 

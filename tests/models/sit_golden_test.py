@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert
+from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import embed, heads, sit, stack, taps
 
 TOLERANCE = 2e-5
@@ -24,9 +25,9 @@ def load_params(arrays):
   return convert.to_ours(state_dict, 'sit')
 
 
-def make_config(arrays, **fields):
+def make_architecture(arrays):
   spec = json.loads(str(arrays['config']))
-  return sit.SiTConfig(
+  return config_lib.Architecture(
     input_size=(spec['input_size'],) * 2,
     depth=spec['depth'],
     width=spec['hidden_size'],
@@ -35,13 +36,13 @@ def make_config(arrays, **fields):
     channels=spec['in_channels'],
     num_classes=spec['num_classes'],
     qk_norm=spec['qk_norm'],
-    skip=stack.Skip() if 'skip_norms.0.weight' in ''.join(arrays) else None,
-    **fields,
+    skip=config_lib.Skip(enabled='skip_norms.0.weight' in ''.join(arrays)),
   )
 
 
-def merge(config, params):
-  graphdef, _ = nnx.split(nnx.eval_shape(lambda: sit.SiT(config, rngs=nnx.Rngs(0))))
+def merge(architecture, params, **execution):
+  how = config_lib.Execution(**execution)
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: sit.SiT(architecture, how, rngs=nnx.Rngs(0))))
   return nnx.merge(graphdef, params['model'])
 
 
@@ -53,7 +54,7 @@ def inputs(arrays):
 def case(request, golden):
   arrays = golden(request.param)
   params = load_params(arrays)
-  return arrays, params, merge(make_config(arrays), params)
+  return arrays, params, merge(make_architecture(arrays), params)
 
 
 def test_every_stored_value_agrees(case):
@@ -85,10 +86,10 @@ def test_every_stored_value_agrees(case):
 def test_raw_block_outputs_of_the_skip_model(golden):
   """`blocks` holds the outputs before fusion; a Python loop over the blocks gives them."""
   arrays = golden('sit_skip')
-  model = merge(make_config(arrays), load_params(arrays))
+  model = merge(make_architecture(arrays), load_params(arrays))
   x, t, y = inputs(arrays)
   c, h = model.condition(t, y), model.tokens(jnp.asarray(x))
-  half, outputs = model.config.depth // 2, []
+  half, outputs = model.architecture.depth // 2, []
   for i in range(half):
     h = stack.layer(model.blocks.first, i)(h, c)
     outputs.append(h)
@@ -105,7 +106,7 @@ def test_float64_output_agrees(name, golden):
   arrays = golden(name)
   with jax.enable_x64(True):
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), load_params(arrays))
-    model = merge(make_config(arrays, residual_dtype='float32'), params)
+    model = merge(make_architecture(arrays), params)
     x, t, y = inputs(arrays)
     pred = jax.jit(lambda m, x: m(x, t, y).pred)(model, jnp.asarray(x, jnp.float64))
     assert pred.dtype == jnp.float64
@@ -117,7 +118,9 @@ def test_bfloat16_stays_near_float32(case):
   arrays, params, model = case
   x, t, y = inputs(arrays)
   exact = jax.jit(lambda m: m(x, t, y).pred)(model)
-  half = jax.jit(lambda m: m(x, t, y).pred)(merge(make_config(arrays, dtype='bfloat16'), params))
+  half = jax.jit(lambda m: m(x, t, y).pred)(
+    merge(make_architecture(arrays), params, dtype='bfloat16')
+  )
   assert half.dtype == jnp.float32
   error = float(jnp.sqrt(jnp.mean((half - exact) ** 2) / jnp.mean(exact**2)))
   assert 1e-5 < error < 4 * 2**-8

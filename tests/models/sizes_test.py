@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.models import cost, sit, sizes
+from diversedit_jax.models import config, cost, sizes
 
 # MeanFlow's networks at 32x32x4 with 1000 classes, millions (2505.13447); they embed a
 # second time.
@@ -13,15 +13,8 @@ MEANFLOW = {'B/4': 131.2, 'B/2': 131.1, 'M/2': 308.0, 'L/2': 459.1, 'XL/2': 676.
 
 
 def parameters(name, **fields):
-  config = sit.SiTConfig(
-    **dataclasses.asdict(sizes.size(name)),
-    input_size=(32, 32),
-    channels=4,
-    num_classes=1000,
-    attention='xla',
-    **fields,
-  )
-  return cost.cost(config).parameters
+  architecture = sizes.architecture(name, input_size=(32, 32), **fields)
+  return cost.cost(architecture, config.Execution()).parameters
 
 
 @pytest.mark.parametrize(('name', 'millions'), MEANFLOW.items())

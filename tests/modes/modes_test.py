@@ -35,9 +35,8 @@ def watch_all(experiment, seen):
     flow=small_runs.watched(flow, 'flow', seen),
     terms=(dataclasses.replace(term, config=small_runs.watched(term.config, 'diversity', seen)),),
   )
-  model = dataclasses.replace(
-    experiment.model, skip=small_runs.watched(experiment.model.skip, 'model.skip', seen)
-  )
+  skip = small_runs.watched(experiment.architecture.skip, 'model.skip', seen)
+  architecture = dataclasses.replace(experiment.architecture, skip=skip)
   sections = ('data', 'vae', 'train', 'optimizer', 'mesh', 'log', 'checkpoint', 'preview')
   sections += ('sampler', 'sample', 'analysis', 'plan')
   parts = {name: small_runs.watched(getattr(experiment, name), name, seen) for name in sections}
@@ -45,7 +44,8 @@ def watch_all(experiment, seen):
     dataclasses.replace(
       experiment,
       objective=objective,
-      model=small_runs.watched(model, 'model', seen),
+      architecture=small_runs.watched(architecture, 'model', seen),
+      execution=small_runs.watched(experiment.execution, 'model', seen),
       evaluation=small_runs.watched(experiment.evaluation, 'eval', seen),
       **parts,
     ),
@@ -416,7 +416,6 @@ CONSUMED = {
   'seed': 'experiment.seed',
   'method': 'experiment.objective',
   'model.size': 'model.depth',
-  'model.skip.enabled': 'model.skip',
   'interpolant.path': 'flow.path',
   'interpolant.time_law': 'flow.time_law',
   'interpolant.time_mean': 'time_law.mean',

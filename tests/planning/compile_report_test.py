@@ -16,7 +16,7 @@ import pytest
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes, types
-from diversedit_jax.models import sit
+from diversedit_jax.models import attention, config
 from diversedit_jax.planning import compile_report, devices
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -129,7 +129,8 @@ def test_kernels_of_a_planned_run_are_those_of_its_target():
   made = planned_runs.config()
   made.model.attention, made.model.dtype = 'cudnn', 'bfloat16'
   experiment = experiment_lib.build(made, planned=True)
-  assert experiment.model.platform == 'gpu' and experiment.model.kernel() == 'cudnn'
+  assert experiment.execution.platform == 'gpu'
+  assert attention.implementation(experiment.architecture, experiment.execution) == 'cudnn'
   with pytest.raises(types.UserError, match='attention=cudnn cannot run here: it needs an NVIDIA'):
     experiment_lib.build(made)
   made.plan.compile_for = 'v5e:2x2'
@@ -230,4 +231,4 @@ def test_a_platform_is_no_key_of_a_config():
   made.model.platform = 'gpu'
   with pytest.raises(types.UserError, match='platform'):
     experiment_lib.build(made)
-  assert sit.SiTConfig.of_size('S/2', input_size=(32, 32)).platform == ''
+  assert config.Execution().platform == ''

@@ -10,7 +10,7 @@ import pytest
 
 from diversedit_jax import interpolants, rng, sharding, types
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit
+from diversedit_jax.models import config as config_lib
 from diversedit_jax.sampling import generate, trajectory
 
 CLASSES = 4
@@ -25,10 +25,10 @@ TOLERANCE = 1e-5
 @functools.cache
 def network(num_classes=CLASSES):
   """(graphdef, fresh parameters, parameters without zeros)."""
-  config = sit.SiTConfig(
+  architecture = config_lib.Architecture(
     input_size=(4, 4), channels=2, num_classes=num_classes, depth=2, width=16, heads=2, patch_size=2
   )
-  graphdef, state = nnx.split(base.Network(config, rngs=nnx.Rngs(0)), nnx.Param)
+  graphdef, state = nnx.split(base.Network(architecture, rngs=nnx.Rngs(0)), nnx.Param)
   fresh, generator = nnx.to_pure_dict(state), np.random.default_rng(0)
   noisy = lambda x: x + jnp.asarray(0.1 * generator.standard_normal(x.shape), x.dtype)
   return graphdef, fresh, jax.tree.map(noisy, fresh)

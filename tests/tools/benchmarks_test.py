@@ -143,13 +143,15 @@ def test_fit_finds_the_two_terms_of_the_paper():
 
 
 def test_steps_of_like_shapes_share_a_state():
-  steps, sit = load('steps'), load('diversedit_jax.models.sit')
-  config = sit.SiTConfig(
+  steps, config = load('steps'), load('diversedit_jax.models.config')
+  architecture = config.Architecture(
     input_size=(4, 4), depth=2, width=16, heads=2, patch_size=2, num_classes=steps.CLASSES
   )
   states = {}
   made = [
-    steps.Step(config, steps.objective('plain', diversity), 2, states=states)
+    steps.Step(
+      architecture, config.Execution(), steps.objective('plain', diversity), 2, states=states
+    )
     for diversity in (None, load('loss_overhead')._SUM)
   ]
   for step in made:
@@ -162,19 +164,25 @@ def test_steps_of_like_shapes_share_a_state():
 
 
 def test_a_step_for_a_mesh_is_compiled_and_not_allocated():
-  steps, sit, sharding = (
+  steps, config, sharding = (
     load(f'{prefix}{name}')
     for prefix, name in (
       ('', 'steps'),
-      ('diversedit_jax.models.', 'sit'),
+      ('diversedit_jax.models.', 'config'),
       ('diversedit_jax.', 'sharding'),
     )
   )
-  config = sit.SiTConfig(
+  architecture = config.Architecture(
     input_size=(4, 4), depth=1, width=16, heads=2, patch_size=2, num_classes=steps.CLASSES
   )
   made = steps.Step(
-    config, steps.objective('plain'), 2, allocate=False, mesh=sharding.make_mesh(), options={}
+    architecture,
+    config.Execution(),
+    steps.objective('plain'),
+    2,
+    allocate=False,
+    mesh=sharding.make_mesh(),
+    options={},
   )
   assert made.peak_bytes > 0 and not made._states and not hasattr(made, 'batch')
 

@@ -77,7 +77,6 @@ def setting(
     key=key,
     ema_decay=ema_decay,
     learning_rate=optim.schedule(optimizer, STEPS),
-    devices=mesh.size,
     accumulate=accumulate,
   )
   compiled = step_lib.compile_step(step, trainable.shardings, mesh)

@@ -11,11 +11,11 @@ from diversedit_jax import interpolants, rng, sharding
 from diversedit_jax.interpolants import times
 from diversedit_jax.losses import diversity
 from diversedit_jax.methods import base, flow
-from diversedit_jax.models import sit, stack, taps
+from diversedit_jax.models import config, taps
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import telemetry, writers
 
-CONFIG = sit.SiTConfig(
+CONFIG = config.Architecture(
   input_size=(4, 4),
   channels=1,
   num_classes=5,
@@ -23,7 +23,7 @@ CONFIG = sit.SiTConfig(
   width=16,
   heads=2,
   patch_size=2,
-  skip=stack.Skip(),
+  skip=config.Skip(enabled=True),
 )
 KEY = jax.random.key(11)
 EXAMPLES = 3
