@@ -19,6 +19,7 @@ import jax
 import steps
 
 from diversedit_jax import sharding
+from diversedit_jax.models import attention
 from diversedit_jax.planning import compile_report, devices
 
 NOTHING_RAN = 'compiled only, on the CPU named above'
@@ -58,9 +59,11 @@ def row(target: devices.Target, case: steps.Case, layout: str) -> dict:
   """The compiler's account of a case, whose batch is that of one device."""
   fsdp = _LAYOUTS[layout]
   mesh = sharding.make_mesh(1 if fsdp == -1 else -1, fsdp, 1, devices=target.devices)
-  objective, model = steps.objective(case.variant), case.model(platform=target.platform)
+  architecture, execution = case.architecture(), case.execution(platform=target.platform)
+  objective = steps.objective(case.variant)
   batch = case.batch * len(target.devices)
-  lowered = steps.lower(steps.trainable(model, objective, mesh), model, objective, batch)
+  trainable = steps.trainable(architecture, execution, objective, mesh)
+  lowered = steps.lower(trainable, architecture.input_size, objective, batch)
   report = compile_report.compile_for(target, lowered)
   facts = dataclasses.asdict(report) | {'needed': report.needed, 'usable': report.usable}
   parts = ('arguments', 'temporaries', 'results', 'needed', 'usable')
@@ -72,7 +75,7 @@ def row(target: devices.Target, case: steps.Case, layout: str) -> dict:
     'resolution': case.resolution,
     'dtype': case.dtype,
     'remat': case.remat,
-    'attention': model.kernel(),
+    'attention': attention.implementation(architecture, execution),
     'target': target.name,
     'kind': report.kind,
     'layout': layout,

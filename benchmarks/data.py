@@ -273,7 +273,6 @@ def training_step(store: pathlib.Path, args) -> Callable:
     key=rng.stream(jax.random.key(SEED), 'train'),
     ema_decay=0.9999,
     learning_rate=experiment.schedule(),
-    devices=mesh.size,
   )
   compiled = step.compile_step(made, trainable.shardings, mesh)
   held = [trainable.init(jax.random.key(SEED))]

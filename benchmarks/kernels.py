@@ -1,4 +1,4 @@
-"""Pieces of a training step, two ways each: attention, adaLN, long skips, clipping with AdamW.
+"""Pieces of a training step, two ways each: attention, clipping with AdamW.
 
   python benchmarks/kernels.py
 
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import timing
 
-from diversedit_jax.models import attention, layers, products
+from diversedit_jax.models import attention, config
 from diversedit_jax.training import optim
 from diversedit_jax.training import step as step_lib
 
@@ -78,41 +78,15 @@ def attentions(n, rounds, dtype) -> dict:
   for tokens in (256, 1024):
     for d in (64, 72, 80, 96, 128):
       qkv = [draw(max(1, n * 256 // tokens), tokens, 16, d, dtype=dtype, seed=i) for i in range(3)]
-      chosen = attention.choose('auto', tokens, 16, d, jnp.dtype(dtype).name)
+      architecture = config.Architecture(
+        input_size=(1, tokens), depth=1, width=16 * d, heads=16, patch_size=1
+      )
+      execution = config.Execution(dtype=jnp.dtype(dtype).name)
+      chosen = attention.implementation(architecture, execution)
       ours = functools.partial(attention.attend, implementation=chosen)
       made = both_ways({'jax xla': own, f'ours ({chosen})': ours}, qkv, rounds)
       found[f'T={tokens} d={d}'] = made
   return found
-
-
-def adaptive_norm(n, d, rounds, dtype) -> dict:
-  """All steps kept, or recomputed as in a loop over blocks and as without; before a product."""
-  x, shift, scale, kernel = draw(n, 256, d), draw(n, d), draw(n, d), draw(d, 3 * d, dtype=dtype)
-  product = lambda kernel: lambda x: x.astype(dtype) @ kernel
-  kept = lambda x, s, k, w: product(w)(layers.modulate(layers.normalise(x), s, k))
-  arguments = x, shift, scale, kernel
-  return {
-    name: both_ways(
-      {'kept': kept, 'recomputed': layers.recomputed(kept, unrolled)}, arguments, rounds
-    )
-    for name, unrolled in (('loop', False), ('unrolled', True))
-  }
-
-
-def skips(n, d, rounds, dtype) -> dict:
-  """LN([x, skip]) W by concatenation, or by split sums and two products."""
-
-  def joined(x, skip, scale, bias, kernel):
-    h = layers.normalise(jnp.concatenate([x, skip], axis=-1))
-    return (h * scale[None, None] + bias[None, None]).astype(dtype) @ kernel.astype(dtype)
-
-  def split(x, skip, scale, bias, kernel):
-    fused = layers.recomputed(layers.fused, unrolled=False, static_argnums=(5, 6))
-    return fused(x, skip, scale, bias, kernel, dtype, products.rows)
-
-  x, skip, kernel = draw(n, 256, d), draw(n, 256, d, seed=1), draw(2 * d, d)
-  arguments = x, skip, draw(2 * d), draw(2 * d, seed=1), kernel
-  return both_ways({'concatenated': joined, 'split': split}, arguments, rounds)
 
 
 def optimizers(d, depth, rounds) -> dict:
@@ -147,13 +121,11 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=9)
   parser.add_argument('--batch', type=int, default=1 if ON_CPU else 64)
   parser.add_argument('--width', type=int, default=384 if ON_CPU else 1152)
-  parser.add_argument('--only', default='', help='attention, norm, skip or optimizer')
+  parser.add_argument('--only', default='', help='attention or optimizer')
   args = parser.parse_args()
   dtype = jnp.float32 if ON_CPU else jnp.bfloat16
   pieces = {
     'attention': lambda: attentions(args.batch, args.rounds, dtype),
-    'norm': lambda: adaptive_norm(args.batch, args.width, args.rounds, dtype),
-    'skip': lambda: skips(args.batch, args.width, args.rounds, dtype),
     'optimizer': lambda: optimizers(args.width, 4 if ON_CPU else 28, args.rounds),
   }
   wanted = [args.only] if args.only else list(pieces)

@@ -172,14 +172,20 @@ def measure_sweep(args) -> dict:
   fits['alone, bytes'] = fit(moved)
   fits['paper, hours'] = fit({k: h - PAPER_HOURS[0] for k, h in PAPER_HOURS.items() if k})
 
-  model = steps.Case(size='S/2', variant='plain', batch=args.batch, dtype=args.dtype).model(
-    depth=args.depth, width=args.sweep_width, heads=2
+  case = steps.Case(size='S/2', variant='plain', batch=args.batch, dtype=args.dtype)
+  architecture = case.architecture(depth=args.depth, width=args.sweep_width, heads=2)
+  step = lambda *diversity: steps.Step(
+    architecture,
+    case.execution(),
+    steps.objective('plain', *diversity),
+    args.batch,
+    states=states,
   )
   states = {}
-  made = {0: steps.Step(model, steps.objective('plain'), args.batch, states=states)}
+  made = {0: step()}
   for k in (args.depth // 2, args.depth):
     config = diversity_config.DiversityConfig(layers=tuple(range(k)))
-    made[k] = steps.Step(model, steps.objective('plain', config), args.batch, states=states)
+    made[k] = step(config)
   turns = timing.alternate({k: timing.clocked(step.run) for k, step in made.items()}, args.rounds)
   none, half, all_blocks = turns.values()
   clock = timing.main_clock()
@@ -280,7 +286,7 @@ def parse() -> argparse.Namespace:
   add('--size', default='S/2', help='of the step')
   add('--batch', type=int, default=2, help='of the step')
   add('--dtype', default='float32', help='of the step')
-  add('--unroll', type=int, default=0, help='of SiTConfig')
+  add('--unroll', type=int, default=0, help='see model.unroll')
   add('--sweep_batch', type=int, default=1, help='of the loss alone over k blocks')
   add('--sweep_width', type=int, default=64, help='of the thin network')
   return parser.parse_args()

@@ -61,7 +61,6 @@ class Run:
       key=rng.stream(jax.random.key(0), 'train'),
       ema_decay=0.9999,
       learning_rate=experiment.schedule(),
-      devices=mesh.size,
     )
     self.step = step.compile_step(made, trainable.shardings, mesh)
     self.batch = sharding.put_batch(
@@ -78,9 +77,10 @@ class Run:
 
   def predicted(self) -> float:
     """The whole step over the plain one, by matrix products."""
-    model = self.experiment.model
-    added = plan.method_flops(self.experiment.objective, model, len(self.batch['labels']))
-    return 1 + sum(added.values()) / cost.cost(plan.plain_model(model)).training
+    architecture, execution = self.experiment.architecture, self.experiment.execution
+    added = plan.method_flops(self.experiment.objective, architecture, len(self.batch['labels']))
+    plain = cost.cost(plan.plain_architecture(architecture), execution).training
+    return 1 + sum(added.values()) / plain
 
 
 def main() -> None:

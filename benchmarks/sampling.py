@@ -31,7 +31,7 @@ from diversedit_jax import cli, rng
 from diversedit_jax.data import images
 from diversedit_jax.frozen import vae, vae_files
 from diversedit_jax.methods import base
-from diversedit_jax.models import cost, layers
+from diversedit_jax.models import cost, tuning
 from diversedit_jax.sampling import guidance, steppers, trajectory
 
 PARTS = ('loop', 'guidance', 'speed')
@@ -52,11 +52,13 @@ class Sampler:
       attention=args.attention,
       unroll=args.unroll,
     )
-    self.model, self.flow = case.model(), steps.interpolant()
-    make = lambda: steps.perturbed(base.Network(self.model, (), rngs=nnx.Rngs(0)))
+    self.architecture, self.flow = case.architecture(), steps.interpolant()
+    make = lambda: steps.perturbed(
+      base.Network(self.architecture, case.execution(), rngs=nnx.Rngs(0))
+    )
     self.graphdef, _ = nnx.split(nnx.eval_shape(make))
     self.params = jax.jit(lambda: nnx.state(make()))()
-    self.forward_flops = cost.forward_flops(self.model)
+    self.forward_flops = cost.forward_flops(self.architecture)
 
   def inputs(self, batch: int):
     """(keys_N, labels_N)."""
@@ -67,7 +69,7 @@ class Sampler:
     """A call that samples a batch. decode: (params, z_NHWC) -> pictures, with its parameters."""
 
     def run(params, keys_N, labels_N, decoder):
-      network = layers.cast_products(nnx.merge(self.graphdef, params))
+      network = tuning.for_sampling(nnx.merge(self.graphdef, params))
       z_NHWC = self.flow.sample(network, keys_N, labels_N, config)
       return z_NHWC if decode is None else decode.run(decoder, z_NHWC)
 
@@ -81,11 +83,14 @@ class Sampler:
     cast once for all steps, as they are in the program.
     """
     keys_N, labels_N = self.inputs(batch)
-    shape, dtype = self.model.shape, trajectory.state_dtype(config)
+    shape, dtype = self.architecture.shape, trajectory.state_dtype(config)
     start = jax.jit(lambda: trajectory.normal(keys_N, shape, 'sampling_start', dtype))
 
     def one(params, x_NHWC, index, step, guided):
-      predict, null = self.flow.velocity(nnx.merge(self.graphdef, params)), self.model.null_label
+      predict, null = (
+        self.flow.velocity(nnx.merge(self.graphdef, params)),
+        self.architecture.null_label,
+      )
       velocity = lambda x, t: guidance.class_velocity(predict, x, t, labels_N)
       if guided:
         combine = config.guidance.combine
@@ -95,7 +100,7 @@ class Sampler:
       z_NHWC = trajectory.normal(keys_N, shape, 'sampling_step', dtype, index)
       return steppers.euler_maruyama(velocity, x_NHWC, step, z_NHWC)
 
-    cast = jax.jit(lambda params: nnx.state(layers.cast_products(nnx.merge(self.graphdef, params))))
+    cast = jax.jit(lambda params: nnx.state(tuning.cast_products(nnx.merge(self.graphdef, params))))
     jitted = jax.jit(one, static_argnames='guided', donate_argnums=1)
     sequence = [
       (
@@ -218,7 +223,7 @@ def parse() -> argparse.Namespace:
   add('--resolution', type=int, default=256, help='of the pixels')
   add('--dtype', default='float32')
   add('--attention', default='auto')
-  add('--unroll', type=int, default=0, help='of SiTConfig')
+  add('--unroll', type=int, default=0, help='see model.unroll')
   add('--kind', default='euler_maruyama', choices=('euler_maruyama', 'euler'))
   add('--steps', type=int, default=20)
   add('--batches', type=lambda text: [int(n) for n in text.split(',')], default=[1, 4])

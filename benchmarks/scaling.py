@@ -38,27 +38,23 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
   from diversedit_jax import interpolants, sharding, trees
   from diversedit_jax.interpolants import times
   from diversedit_jax.methods import base, flow
-  from diversedit_jax.models import sit
-  from diversedit_jax.training import collectives, optim
+  from diversedit_jax.models import config
+  from diversedit_jax.planning import collectives
+  from diversedit_jax.training import optim
   from diversedit_jax.training import state as state_lib
   from diversedit_jax.training import step as step_lib
 
-  config = sit.SiTConfig(
-    input_size=(8, 8),
-    depth=depth,
-    width=width,
-    heads=4,
-    patch_size=2,
-    num_classes=15,
-    dtype=dtype,
+  architecture = config.Architecture(
+    input_size=(8, 8), depth=depth, width=width, heads=4, patch_size=2, num_classes=15
   )
+  execution = config.Execution(dtype=dtype)
   law, path = times.Uniform(), interpolants.linear()
   objective = base.Objective(
     flow=flow.StochasticInterpolant(path=path, time_law=law, null_label=15)
   )
   mesh, tx = sharding.make_mesh(data, fsdp, tensor), optim.make(optim.OptimizerConfig(), 100)
   trainable = state_lib.Trainable(
-    lambda rngs: base.Network(config, rngs=rngs), tx, mesh, shard_over_data=zero1
+    lambda rngs: base.Network(architecture, execution, rngs=rngs), tx, mesh, shard_over_data=zero1
   )
   state = trainable.init(jax.random.key(0))
   generator = np.random.default_rng(0)  # Away from zero, where blocks are the identity.
@@ -73,7 +69,6 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
       key=jax.random.key(1),
       ema_decay=0.9,
       learning_rate=lambda step: 1e-4,
-      devices=mesh.size,
     ),
     trainable.shardings,
     mesh,

@@ -99,7 +99,11 @@ def compile_turn(case: steps.Case, depth: int) -> timing.Turn:
   """Wall and CPU seconds of compiling a step with so many blocks."""
   started = time.process_time()
   made = steps.Step(
-    case.model(depth=depth), steps.objective(case.variant), case.batch, allocate=False
+    case.architecture(depth=depth),
+    case.execution(),
+    steps.objective(case.variant),
+    case.batch,
+    allocate=False,
   )
   return timing.Turn(made.compile_seconds, time.process_time() - started)
 
@@ -128,7 +132,9 @@ def compile_alone(args) -> None:
   case = steps.Case(
     size=args.size, variant='plain', batch=args.batch, dtype=args.dtype, unroll=args.only_unroll
   )
-  made = steps.Step(case.model(), steps.objective('plain'), args.batch, allocate=False)
+  made = steps.Step(
+    case.architecture(), case.execution(), steps.objective('plain'), args.batch, allocate=False
+  )
   steps.no_input_libraries()
   print(json.dumps({'seconds': made.compile_seconds}))
 

@@ -21,7 +21,8 @@ import timing
 from diversedit_jax import interpolants, rng, sharding
 from diversedit_jax.losses import diversity_config
 from diversedit_jax.methods import base, diverse, flow
-from diversedit_jax.models import cost, sit, stack
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import cost, sizes
 from diversedit_jax.planning import compile_report
 from diversedit_jax.training import optim, state, step
 
@@ -38,7 +39,7 @@ class Case:
   """What decides the cost of a step.
 
   size: of `models.sizes`. variant: of `VARIANTS`. batch: examples. resolution: of the pixels, 256
-  or 512. dtype, attention, unroll, remat: of `SiTConfig`.
+  or 512. dtype, attention, unroll, remat: see `models.config.Execution`.
   """
 
   size: str
@@ -50,21 +51,27 @@ class Case:
   unroll: int = 0
   remat: str = 'none'
 
-  def model(self, **changes: Any) -> sit.SiTConfig:
-    """The model's config. changes: of its fields, as another depth."""
+  def architecture(self, **changes: Any) -> config_lib.Architecture:
+    """What the network is. changes: other values of its fields, as another depth."""
     side = self.resolution // 8
-    config = sit.SiTConfig.of_size(
+    made = sizes.architecture(
       self.size,
       input_size=(side, side),
       channels=CHANNELS,
       num_classes=CLASSES,
-      skip=None if self.variant == 'plain' else stack.Skip(),
+      skip=config_lib.Skip(enabled=self.variant != 'plain'),
+    )
+    return dataclasses.replace(made, **changes)
+
+  def execution(self, platform: str = '') -> config_lib.Execution:
+    """How it is run. platform: of a machine that is not here."""
+    return config_lib.Execution(
       dtype=self.dtype,
       attention=self.attention,
       unroll=self.unroll,
       remat=self.remat,
+      platform=platform,
     )
-    return dataclasses.replace(config, **changes)
 
 
 def objective(
@@ -93,19 +100,20 @@ def transformation() -> optax.GradientTransformation:
 
 
 def trainable(
-  model: sit.SiTConfig,
+  architecture: config_lib.Architecture,
+  execution: config_lib.Execution,
   objective: base.Objective,
   mesh: jax.sharding.Mesh,
   *,
   shard_over_data: bool = False,
 ) -> state.Trainable:
   """What is trained, its state spread over a mesh."""
-  make_network = lambda rngs: base.Network(model, objective.terms, rngs=rngs)
+  make_network = lambda rngs: base.Network(architecture, execution, objective.terms, rngs=rngs)
   return state.Trainable(make_network, transformation(), mesh, shard_over_data=shard_over_data)
 
 
 def lower(
-  of: state.Trainable, model: sit.SiTConfig, objective: base.Objective, batch: int
+  of: state.Trainable, input_size: tuple[int, int], objective: base.Objective, batch: int
 ) -> jax.stages.Lowered:
   """The step on so many examples, traced for the mesh and not compiled; see `trainable`."""
   made = step.make_step(
@@ -115,10 +123,9 @@ def lower(
     key=rng.stream(jax.random.key(0), 'train'),
     ema_decay=EMA_DECAY,
     learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
-    devices=of.mesh.size,
   )
   shapes = jax.eval_shape(of.init, jax.random.key(0))
-  arrays = jax.eval_shape(lambda: latents(batch, model.input_size))
+  arrays = jax.eval_shape(lambda: latents(batch, input_size))
   with jax.sharding.use_abstract_mesh(of.mesh.abstract_mesh):
     return step.compile_step(made, of.shardings, of.mesh).lower(shapes, arrays, {})
 
@@ -131,7 +138,8 @@ class Step:
 
   def __init__(
     self,
-    model: sit.SiTConfig,
+    architecture: config_lib.Architecture,
+    execution: config_lib.Execution,
     objective: base.Objective,
     batch: int,
     *,
@@ -143,7 +151,7 @@ class Step:
     """Compiles, and makes the state.
 
     Args:
-      model, objective, batch: what to train, and on how many examples.
+      architecture, execution, objective, batch: what to train, and on how many examples.
       allocate: False compiles only, so that a model that does not fit can be compiled too.
       states: where steps keep their states that take turns; those of like shapes share one, so that
         memory holds fewer of them.
@@ -152,10 +160,10 @@ class Step:
       options: of the compiler.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
-    self.trainable = trainable(model, objective, mesh)
-    self.flops = batch * cost.cost(model).training
+    self.trainable = trainable(architecture, execution, objective, mesh)
+    self.flops = batch * cost.cost(architecture, execution).training
     started = time.perf_counter()
-    self.program = lower(self.trainable, model, objective, batch).compile(options)
+    self.program = lower(self.trainable, architecture.input_size, objective, batch).compile(options)
     self.compile_seconds = time.perf_counter() - started
     self.peak_bytes = compile_report.peak_bytes(self.program)
     self._states = {} if states is None else states
@@ -163,7 +171,7 @@ class Step:
     if allocate:
       if self._key not in self._states:
         self._states[self._key] = self.trainable.init(jax.random.key(0))
-      self.batch = sharding.put_batch(latents(batch, model.input_size), mesh, batch)
+      self.batch = sharding.put_batch(latents(batch, architecture.input_size), mesh, batch)
 
   def run(self) -> Mapping[str, jax.Array]:
     """Starts a step; its metrics."""
@@ -199,7 +207,9 @@ class Step:
 
 def make(case: Case, states: dict[Any, state.TrainState] | None = None) -> Step:
   """The step of a case. states: see `Step`."""
-  return Step(case.model(), objective(case.variant), case.batch, states=states)
+  return Step(
+    case.architecture(), case.execution(), objective(case.variant), case.batch, states=states
+  )
 
 
 def latents(batch: int, input_size: tuple[int, int]) -> dict[str, np.ndarray]:

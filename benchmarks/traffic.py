@@ -24,6 +24,7 @@ import loss_overhead
 import steps
 
 from diversedit_jax import sharding
+from diversedit_jax.models import attention
 from diversedit_jax.planning import devices
 
 PARTS = ('step', 'loss')
@@ -56,18 +57,20 @@ def measure_step(args) -> dict:
     case = steps.Case(
       size=args.size, variant=variant, batch=batch, dtype='bfloat16', unroll=steps.UNROLL[blocks]
     )
-    model, objective = case.model(platform=target.platform), steps.objective(variant)
-    lowered = steps.lower(steps.trainable(model, objective, mesh), model, objective, batch)
+    architecture, execution = case.architecture(), case.execution(platform=target.platform)
+    objective = steps.objective(variant)
+    trainable = steps.trainable(architecture, execution, objective, mesh)
+    lowered = steps.lower(trainable, architecture.input_size, objective, batch)
     text = lowered.compile(compiler_options=dict(target.options)).as_text()
     kinds = by_kind(kernel_traffic.kernels(text))
-    unit = 2 * batch * model.tokens * model.width
+    unit = 2 * batch * architecture.tokens * architecture.width
     rest = sum(kinds[k]['bytes'] for k in kinds if k not in ('product', 'attention'))
     rows[row] = {
       'kinds': kinds,
-      'attention': model.kernel(),
+      'attention': attention.implementation(architecture, execution),
       'unit': unit,
       'rest_bytes': rest,
-      'rest_units_per_block': rest / unit / model.depth,
+      'rest_units_per_block': rest / unit / architecture.depth,
     }
     print(f'{row}: {rest / 1e9:.1f} GB beside products', flush=True)
   return summary(rows)

@@ -31,6 +31,7 @@ import steps
 import timing
 
 from diversedit_jax import cli
+from diversedit_jax.models import attention, tuning
 
 _PEER_NAMES = {'': 'torch', 'default': 'torch compiled'}
 
@@ -53,7 +54,7 @@ def parse() -> argparse.Namespace:
   add('--dtype', default='float32')
   add('--variants', **several(['plain']), help='some of plain, skips, skips+loss')
   add('--attention', **several(['auto']), help='some of auto, xla, cudnn')
-  add('--unroll', **several(['0']), help='of SiTConfig')
+  add('--unroll', **several(['0']), help='see model.unroll')
   add('--remat', **several(['none']), help='some of none, full, dots, names')
   add('--peer', default='', choices=('', 'torch'), help='the same variants there')
   add('--torch_compile', **several(['']), help="modes of torch.compile; '' runs eagerly")
@@ -110,14 +111,16 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
 
 def describe(case: steps.Case, made: steps.Step, peak_batch: int) -> dict:
   """What a row says of one of our own steps. peak_batch: whose memory is told, if it is not 0."""
-  model = case.model()
+  architecture, execution = case.architecture(), case.execution()
   larger = made
   if peak_batch:
-    larger = steps.Step(model, steps.objective(case.variant), peak_batch, allocate=False)
+    larger = steps.Step(
+      architecture, execution, steps.objective(case.variant), peak_batch, allocate=False
+    )
   return {
     'variant': case.variant,
-    'attention': model.kernel(),
-    'unroll': model.blocks_per_step,
+    'attention': attention.implementation(architecture, execution),
+    'unroll': tuning.blocks_per_step(execution, architecture.depth),
     'remat': case.remat,
     'program': 'ours',
     'compile_seconds': made.compile_seconds,

@@ -68,13 +68,13 @@ def largest_error(found, expected) -> float:
 def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: str, batch: int):
   """name -> (error, tolerance) of one variant."""
   case = steps.Case(size=size, variant=variant, batch=batch, attention='xla')
-  model = case.model()
-  side = model.input_size[0]
+  architecture = case.architecture()
+  side = architecture.input_size[0]
   child.ask('make', size=size, batch=batch, side=side, variant=variant, decay=EMA_DECAY)
   child.ask('save', file=str(folder / 'weights.safetensors'))
   params = convert.to_ours(convert.load(folder / 'weights.safetensors'), 'sit')
   generator = np.random.default_rng(1)
-  x_NHWC, eps_NHWC = generator.standard_normal((2, batch, *model.shape), np.float32)
+  x_NHWC, eps_NHWC = generator.standard_normal((2, batch, *architecture.shape), np.float32)
   t_N = generator.uniform(size=batch).astype(np.float32)
   y_N = np.array([steps.CLASSES, *range(1, batch)], np.int32)  # One without a class.
   inputs, outputs = folder / 'inputs.safetensors', folder / 'outputs.safetensors'
@@ -91,7 +91,8 @@ def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: st
   objective = steps.objective(variant)
   fields = {f.name: getattr(objective.flow, f.name) for f in dataclasses.fields(objective.flow)}
   objective = dataclasses.replace(objective, flow=Given(**fields))
-  network = nnx.eval_shape(lambda: base.Network(model, objective.terms, rngs=nnx.Rngs(0)))
+  make = lambda: base.Network(architecture, case.execution(), objective.terms, rngs=nnx.Rngs(0))
+  network = nnx.eval_shape(make)
   graphdef, _ = nnx.split(network)
   params = {'heads': {}, **jax.tree.map(jnp.asarray, params)}
   data = {'latents': x_NHWC, 'noise': eps_NHWC, 't': t_N, 'labels': y_N}
@@ -112,7 +113,6 @@ def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: st
     key=rng.stream(jax.random.key(0), 'train'),
     ema_decay=EMA_DECAY,
     learning_rate=optim.schedule(optim.OptimizerConfig(), 10),
-    devices=1,
   )
   begun = state.TrainState(
     step=jnp.zeros((), jnp.int32), params=params, ema=params, opt_state=tx.init(params)
