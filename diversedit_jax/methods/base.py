@@ -80,7 +80,7 @@ class Network(nnx.Module):
   def __init__(
     self,
     architecture: model_config.Architecture,
-    execution: model_config.Execution,
+    execution: model_config.Execution = model_config.PLAIN,
     terms: tuple['Term', ...] = (),
     *,
     rngs: nnx.Rngs,
