@@ -23,6 +23,7 @@ setuptools.setup(
     'absl-py>=2.1',
     'array_record>=0.8',
     'clu>=0.0.12',
+    'etils>=1.9',
     'flax>=0.12.8',
     'grain>=0.2.18',
     'jax>=0.10.2',

@@ -143,7 +143,7 @@ def join_processes() -> None:
 
 
 def let_first_process_log() -> None:
-  """Leaves the others, which would repeat every line, their warnings."""
+  """Logs only warnings on every process but the first."""
   if jax.process_index() != 0:
     logging.set_verbosity(logging.WARNING)
 

@@ -32,9 +32,9 @@ class Progress:
     self._lines = collections.deque([(time.monotonic(), done)], maxlen=_LINES)
 
   def at(self, done: int) -> None:
-    """Notes how much is done, and logs a line if it is time for one."""
+    """Notes how much is done, and logs a line if it is time for one, or all is done."""
     self._done = done
-    if time.monotonic() - self._lines[-1][0] >= EVERY:
+    if done == self._total or time.monotonic() - self._lines[-1][0] >= EVERY:
       self.log()
 
   def log(self) -> None:

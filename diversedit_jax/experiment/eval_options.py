@@ -36,7 +36,7 @@ class EvalOptions(options.Section, section='eval', may_change=True):
     doc="What to score against: ADM's .npz, one that --mode=stats wrote, pictures as in "
     'data.source (folder:DIR, store:DIR, ...), or digits.',
   )
-  number: int = options.option(50_000, at_least=1, doc='Samples.')
+  number: int = options.option(50_000, at_least=1, doc='Number of samples to score.')
   labels: str = options.option(
     'random', doc='random (SiT, REPA), balanced, one class index, or file:LABELS.npy.'
   )
@@ -49,14 +49,14 @@ class EvalOptions(options.Section, section='eval', may_change=True):
     '', doc="File of the FID network's weights, or its folder; random:SEED for trials."
   )
   encoder: str = options.option('', doc='A second network, such as dinov2-vit-l for FD-DINOv2.')
-  encoder_weights: str = options.option('', doc='Folder with its official file.')
+  encoder_weights: str = options.option('', doc='Folder with the official weights of eval.encoder.')
   encoder_reference: str = options.option(
     '',
     doc="As eval.reference, from --mode=stats with the same encoder; '' takes eval.reference's "
     'pictures.',
   )
   batch_size: int = options.option(
-    64, at_least=1, doc='Pictures through these networks at a time, of all devices.'
+    64, at_least=1, doc='Pictures that the scoring networks see at a time, over all devices.'
   )
   precision_recall: str = options.option(
     'float32',
@@ -67,13 +67,15 @@ class EvalOptions(options.Section, section='eval', may_change=True):
     100, at_least=0, doc='Subsets of the kernel distance; 0 leaves it out.'
   )
   keep_samples: bool = options.option(
-    True, doc="Keeps them as eval/NAME.npz, which ADM's evaluator reads too."
+    True, doc="Keeps the samples as eval/NAME.npz, which ADM's evaluator reads too."
   )
   every: int = options.option(
     0, at_least=0, doc='Steps between evaluations while training; 0 is off.'
   )
   every_number: int = options.option(
-    1_000, at_least=1, doc='Samples of each of those: for watching, not for quoting.'
+    1_000,
+    at_least=1,
+    doc='Samples of an evaluation while training; enough to watch, too few to quote.',
   )
   best: str = options.option(
     'fid', choices=BEST, doc='Score by which the best averaged weights are kept.'

@@ -148,8 +148,12 @@ class Evaluation:
 
   def _batches(self, parts: samples.Parts, clock: '_Stopwatch') -> Iterator[np.ndarray]:
     """Finished samples in the order of the file: those that are there, then fresh ones."""
-    yield from parts.batches()
     done, count = len(parts), len(self._labels_N)
+    kept, seen = progress.Progress(f'{self._name}: kept samples', done, 'images'), 0
+    for finished in parts.batches():
+      yield finished
+      seen += len(finished)
+      kept.at(seen)
     generator = run_context.make_generator(
       self._experiment, self._weights.graphdef, self._weights.mesh, count, self._sampler
     )
@@ -163,8 +167,6 @@ class Evaluation:
           parts.append(finished)
       meter.at(start + len(finished))
       yield finished
-    if done < count:
-      meter.log()
 
 
 class _Stopwatch:

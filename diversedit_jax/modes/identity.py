@@ -7,7 +7,7 @@ from typing import Any
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
-from diversedit_jax.evaluation import multihost, scorers
+from diversedit_jax.evaluation import card, multihost, scorers
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import run_context
 from diversedit_jax.sampling import trajectory
@@ -36,6 +36,8 @@ def make(
         **facts,
         'number': number,
         'class_token_scale': sampler.class_token_scale,
+        # In 0.1 these scales did not guide.
+        **({'guidance': card.GUIDANCE} if sampler.guidance_scale < 1 else {}),
         'network': run_dir.network(experiment.config.to_dict()),
       },
       'compared': scorer.compared(),
@@ -87,7 +89,7 @@ def _plain(facts):
 
 
 def _complete(identity):
-  """The identity with every key that decides the network; of samples alone, or of scores too."""
+  """An identity of samples, or of scores, with defaults for network keys that it lacks."""
   if 'samples' in identity:
     return {**identity, 'samples': _complete(identity['samples'])}
   if 'network' not in identity:

@@ -20,6 +20,7 @@ from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
+from diversedit_jax.weights import misfits
 
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
@@ -130,14 +131,14 @@ def _from_file(file, trainable):
   """Weights that `python -m diversedit_jax.convert` wrote."""
   flat = convert.load(str(file))
   wanted = trees.named_leaves(trainable.params)
-  found = {name: array.shape for name, array in flat.items()}
-  wrong = [
-    f'{name}: found {found.get(name, "nothing")}, expected {x.shape}'
-    for name, x in wanted.items()
-    if found.get(name) != x.shape
-  ]
-  if wrong:
-    raise types.UserError(f'{file} does not fit the config: {"; ".join(wrong)}')
+  # Heads of a method that this config does not have are left out.
+  faults = misfits.find(
+    flat,
+    {name: x.shape for name, x in wanted.items()},
+    unused=lambda name: name.startswith('heads/'),
+  )
+  if faults:
+    raise types.UserError(f'{file} does not fit the config: {"; ".join(faults)}')
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
   return jax.tree.map(jax.device_put, params, trainable.shardings.params)

@@ -13,7 +13,6 @@ from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import online_eval, opening, run_context
-from diversedit_jax.sampling import generate
 from diversedit_jax.training import loop, overview, profiling, step, telemetry, writers
 
 
@@ -142,13 +141,8 @@ def _preview(experiment, trainable, decoder, path, writer, first):
   options = experiment.preview
   rows = min(options.rows, max(experiment.architecture.num_classes, 1))
   labels = np.repeat(np.arange(rows, dtype=np.int32), options.columns)
-  generator = generate.Generator(
-    trainable.graphdef,
-    experiment.objective.flow.sample,
-    experiment.sampler,
-    mesh=trainable.mesh,
-    seed=experiment.sample.seed,
-    batch_size=min(experiment.sample.batch_size, len(labels)),
+  generator = run_context.make_generator(
+    experiment, trainable.graphdef, trainable.mesh, len(labels)
   )
 
   def run(step, state, batch):

@@ -100,7 +100,9 @@ class Generator:
     """
     labels_N = np.asarray(labels_N, np.int32)
     indices_N = np.arange(len(labels_N)) if indices_N is None else np.asarray(indices_N)
-    parts, meter = [], progress.Progress('sampling', len(labels_N), 'images')
+    parts, meter = [], None
+    if report:
+      meter = progress.Progress('sampling', len(labels_N), 'images')
     for start in range(0, len(labels_N), self.batch_size):
       rows = slice(start, start + self.batch_size)
       batch = {'index': indices_N[rows].astype(np.int32), 'label': labels_N[rows]}
@@ -108,10 +110,8 @@ class Generator:
       batch = {name: sharding.pad_rows(x, self.batch_size) for name, x in batch.items()}
       batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
       parts.append(np.asarray(self._run(params, batch['index'], batch['label']))[:count])
-      if report:
+      if meter is not None:
         meter.at(start + count)
-    if report:
-      meter.log()
     return np.concatenate(parts)
 
   def _make_run(self, graphdef, sample, config) -> Callable[..., jax.Array]:

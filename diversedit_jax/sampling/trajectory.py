@@ -67,9 +67,11 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none, 0 samples without a class.'
   )
   guidance_low: float = options.option(
-    0.0, at_least=0, at_most=1, doc='Guidance acts where low <= t <= high.'
+    0.0, at_least=0, at_most=1, doc='Lower end of the times t in which guidance acts.'
   )
-  guidance_high: float = options.option(1.0, at_least=0, at_most=1, doc='See guidance_low.')
+  guidance_high: float = options.option(
+    1.0, at_least=0, at_most=1, doc='Upper end of the times in which guidance acts.'
+  )
   guidance_channels: int | None = options.option(
     None, at_least=1, doc='How many channels are guided, from the first; None guides all.'
   )

@@ -28,7 +28,7 @@ def make_similarity(
   """(params, batch, step) -> matrices {'token', 'mean'} [L, L] of the first examples of a batch.
 
   One forward pass of the trained weights at the step's own times and noise; see
-  `losses.definition.similarity_matrices`.
+  `methods.diverse.definition.similarity_matrices`.
   """
   divisor = sharding.batch_divisor(trainable.mesh)
   rows = -(-examples // divisor) * divisor

@@ -14,22 +14,9 @@ from diversedit_jax.data.sources import base
 
 _CHUNK = 4096  # Examples read at a time.
 
-_FACTS = (
-  'name',
-  'space',
-  'shape',
-  'num_classes',
-  'pixel_shape',
-  'scaling',
-  'can_mirror',
-  'labels',
-  'label_names',
-  'digest',
-)
-
 
 class _Resident:
-  """Base of both: has the same facts as the source that it holds."""
+  """Base of both: whatever it does not do itself, the source that it holds does."""
 
   def __init__(self, of: base.Source):
     self.of = of
@@ -38,9 +25,9 @@ class _Resident:
     return len(self.of)
 
   def __getattr__(self, name: str):
-    if name in _FACTS:
-      return getattr(self.of, name)
-    raise AttributeError(f'{type(self).__name__} has no {name!r}')
+    if name.startswith('_') or name == 'of':
+      raise AttributeError(name)
+    return getattr(self.of, name)
 
 
 class HostSource(_Resident):
