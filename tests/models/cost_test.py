@@ -241,11 +241,3 @@ def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
   arguments = dict(steps=10, batch_size=64, accumulate=1, parameters=1, shard_bytes=1) | fields
   with pytest.raises(types.UserError, match=f'train.batch_size={fields["batch_size"]} is not div'):
     plan_lib.plan(*small(), hardware, 8, objective=objective(), **arguments)
-
-
-@pytest.mark.parametrize(
-  'fields', [dict(devices=0), dict(peak_tflops=0.0), dict(mfu=0.0), dict(mfu=1.1)]
-)
-def test_plan_refuses_impossible_hardware(fields):
-  with pytest.raises(types.UserError, match='0 < mfu <= 1'):
-    plan_lib.PlanConfig(**(dict(devices=1, peak_tflops=1.0, mfu=0.4, compile_for='') | fields))

@@ -227,7 +227,7 @@ def test_unconditional_model_has_one_row_and_no_null_label():
     (dict(heads=3), 'model.heads=3 does not divide model.width=16'),
     (dict(width=6, heads=1), 'model.width=6 is not divisible by 4'),
     (dict(depth=5, skip=networks.SKIP), 'even depth, got model.depth=5'),
-    (dict(depth=0), 'model.depth must be at least 1, got 0'),
+    (dict(depth=0), 'model.depth is 0; set it, or model.size'),
     (dict(remat='ful'), "did you mean 'full'"),
     (dict(residual_dtype='bfloat16'), 'model.residual_dtype=bfloat16 needs model.dtype=bfloat16'),
     (dict(class_token=-1), 'class_token must be at least 0, got -1'),

@@ -86,9 +86,9 @@ def test_a_plan_lists_the_cost_of_each_encoder():
 
 def test_reg_takes_the_class_token_of_those_that_have_one():
   for name in ('mae-vit-l', 'mocov3-vit-b', 'clip-vit-l'):
-    assert make('reg', f'{name}@4').model.class_token == NAMES[name][1]
+    assert make('reg', f'{name}@4').architecture.class_token == NAMES[name][1]
   with pytest.raises(
     types.UserError, match=r"class token of its encoder, and 'ijepa-vit-h' has no"
   ):
     make('reg', 'ijepa-vit-h@4')
-  assert make('repa', 'ijepa-vit-h@4').model.class_token == 0
+  assert make('repa', 'ijepa-vit-h@4').architecture.class_token == 0
