@@ -102,7 +102,7 @@ def test_a_page_is_followed(page, tmp_path):
   assert changed | tests == added and all((project / name).is_file() for name in tests)
   assert '1 passed' in run(project, '-m', 'pytest', '-q', *tests)
   (commands,) = blocks(page, 'bash')
-  for line, words in zip(commands.splitlines(), printed, strict=True):
+  for line, words in zip(commands.replace('\\\n', '').splitlines(), printed, strict=True):
     assert words in run(project, *line.split()[1:])
 
 
