@@ -8,21 +8,24 @@ from absl import flags
 from diversedit_jax import cli, evaluation, types
 from diversedit_jax.evaluation import card, picture_metrics
 
+_DEFAULTS = picture_metrics.MetricOptions()
 _SAMPLES = flags.DEFINE_string('samples', None, '.npz with arr_0, uint8 [N, H, W, 3].')
 _REFERENCE = flags.DEFINE_string(
   'reference', None, "ADM's .npz (VIRTUAL_imagenet256_labeled.npz), or one of --mode=stats."
 )
 _INCEPTION = flags.DEFINE_string('inception', '', 'Weights of the FID network, or their folder.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the scores; it must not exist yet.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Pictures at a time, over all devices.')
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', _DEFAULTS.batch_size, 'Pictures at a time, over all devices.'
+)
 _PRECISION_RECALL = flags.DEFINE_enum(
   'precision_recall',
-  'float32',
+  _DEFAULTS.precision_recall,
   picture_metrics.PRECISION_RECALL,
   "Their arithmetic; float16 is ADM's, none leaves them out.",
 )
 _KID_SUBSETS = flags.DEFINE_integer(
-  'kid_subsets', 100, 'Number of subsets of the kernel distance; 0 leaves it out.'
+  'kid_subsets', _DEFAULTS.kid_subsets, 'Number of subsets of the kernel distance; 0 leaves it out.'
 )
 flags.mark_flags_as_required(['samples', 'reference'])
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diversedit_jax import trees
+from diversedit_jax import options as options_lib
 from diversedit_jax.evaluation import (
   accumulate,
   checks,
@@ -24,23 +24,20 @@ KID_SIZE = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricOptions:
-  """What is computed beside Fréchet distances and the Inception Score.
+class MetricOptions(options_lib.Section, section='eval', may_change=True):
+  """What is computed beside Fréchet distances and the Inception Score."""
 
-  batch_size: pictures through the network at a time, over all devices.
-  precision_recall: arithmetic of precision and recall, see `manifold`; 'none' leaves them out.
-  kid_subsets: number of subsets of the kernel distance, see `kernel`; 0 leaves it out.
-  """
-
-  batch_size: int = 64
-  precision_recall: str = 'float32'
-  kid_subsets: int = 100
-
-  def __post_init__(self):
-    trees.check_known('precision_recall', self.precision_recall, PRECISION_RECALL)
-    for name, low in (('batch_size', 1), ('kid_subsets', 0)):
-      if getattr(self, name) < low:
-        raise UserError(f'{name} must be at least {low}, got {getattr(self, name)}')
+  batch_size: int = options_lib.option(
+    64, at_least=1, doc='Pictures that the scoring networks see at a time, over all devices.'
+  )
+  precision_recall: str = options_lib.option(
+    'float32',
+    choices=PRECISION_RECALL,
+    doc="Arithmetic of precision and recall: float32, float16 (ADM's) or none.",
+  )
+  kid_subsets: int = options_lib.option(
+    100, at_least=0, doc='Subsets of the kernel distance; 0 leaves it out.'
+  )
 
   @property
   def pool(self) -> bool:

@@ -25,7 +25,7 @@ LABELS_FILE = 'file:'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions(options.Section, section='eval', may_change=True):
+class EvalOptions(picture_metrics.MetricOptions):
   """How samples are scored; see docs/evaluation.md."""
 
   name: str = options.option(
@@ -54,17 +54,6 @@ class EvalOptions(options.Section, section='eval', may_change=True):
     '',
     doc="As eval.reference, from --mode=stats with the same encoder; '' takes eval.reference's "
     'pictures.',
-  )
-  batch_size: int = options.option(
-    64, at_least=1, doc='Pictures that the scoring networks see at a time, over all devices.'
-  )
-  precision_recall: str = options.option(
-    'float32',
-    choices=picture_metrics.PRECISION_RECALL,
-    doc="Arithmetic of precision and recall: float32, float16 (ADM's) or none.",
-  )
-  kid_subsets: int = options.option(
-    100, at_least=0, doc='Subsets of the kernel distance; 0 leaves it out.'
   )
   keep_samples: bool = options.option(
     True, doc="Keeps the samples as eval/NAME.npz, which ADM's evaluator reads too."
