@@ -78,7 +78,7 @@ def test_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, name):
 
 def test_forgotten_dashes_are_refused():
   """In this process: main looks at that before anything else."""
-  flags.FLAGS(['main.py'], known_only=True)
+  flags.FLAGS.mark_as_parsed()
   with pytest.raises(types.UserError, match='unexpected arguments: mode=sample workdir=x'):
     main.main(['main.py', 'mode=sample', 'workdir=x'])
 

@@ -334,9 +334,8 @@ def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path)
   with pytest.raises(types.UserError) as error:
     sample(run, tmp_path, origin=tmp_path / 'wrong.safetensors')
   message = str(error.value)
-  assert f'{kernel}: found (16, 4), expected (4, 16)' in message
-  assert f'{missing}: found nothing, expected (16,)' in message
-  assert message.count('expected') == 2
+  assert f'missing: {missing}' in message and 'not expected' not in message
+  assert f'{kernel} has shape (16, 4) instead of (4, 16)' in message
 
 
 def test_checkpoint_that_is_none_is_refused(run, tmp_path):
