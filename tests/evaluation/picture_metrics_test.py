@@ -190,18 +190,6 @@ def test_what_a_reference_or_a_network_does_not_state_is_flagged(against):
     assert other.facts()['verified'] is verified
 
 
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
-    ({'precision_recall': 'float61'}, "unknown precision_recall 'float61'"),
-  ],
-)
-def test_impossible_options_are_refused(options, message):
-  with pytest.raises(UserError, match=message):
-    picture_metrics.MetricOptions(**options)
-
-
 def test_warnings_say_what_makes_numbers_doubtful(against):
   small = variant(against, n=10)
   random = dataclasses.replace(picture_eval.network(), random=True)
