@@ -72,22 +72,8 @@ class Attention(nnx.Module):
     width, dtype = architecture.width, execution.compute_dtype
     self.heads = architecture.heads
     self.implementation = attention.implementation(architecture, execution)
-    self.qkv = linear.Linear(
-      width,
-      3 * width,
-      kernel_init=embed.xavier('embed', 'heads'),
-      bias_init=embed.zeros('heads'),
-      dtype=dtype,
-      rngs=rngs,
-    )
-    self.proj = linear.Linear(
-      width,
-      width,
-      kernel_init=embed.xavier('heads', 'embed'),
-      bias_init=embed.zeros('embed'),
-      dtype=dtype,
-      rngs=rngs,
-    )
+    self.qkv = linear.Linear(width, 3 * width, ('embed', 'heads'), dtype=dtype, rngs=rngs)
+    self.proj = linear.Linear(width, width, ('heads', 'embed'), dtype=dtype, rngs=rngs)
     if architecture.qk_norm:
       norm = lambda: nnx.LayerNorm(
         width // architecture.heads,
@@ -118,22 +104,8 @@ class Mlp(nnx.Module):
   ):
     width, dtype = architecture.width, execution.compute_dtype
     hidden = int(width * architecture.mlp_ratio)
-    self.fc1 = linear.Linear(
-      width,
-      hidden,
-      kernel_init=embed.xavier('embed', 'mlp'),
-      bias_init=embed.zeros('mlp'),
-      dtype=dtype,
-      rngs=rngs,
-    )
-    self.fc2 = linear.Linear(
-      hidden,
-      width,
-      kernel_init=embed.xavier('mlp', 'embed'),
-      bias_init=embed.zeros('embed'),
-      dtype=dtype,
-      rngs=rngs,
-    )
+    self.fc1 = linear.Linear(width, hidden, ('embed', 'mlp'), dtype=dtype, rngs=rngs)
+    self.fc2 = linear.Linear(hidden, width, ('mlp', 'embed'), dtype=dtype, rngs=rngs)
 
   def __call__(self, x_NTD: jax.Array) -> jax.Array:
     h_NTE = checkpoint_name(self.fc1(x_NTD), tuning.HIDDEN)
@@ -147,8 +119,8 @@ def adaln(
   return linear.Linear(
     architecture.width,
     parts * architecture.width,
-    kernel_init=embed.zeros('embed', None),
-    bias_init=embed.zeros(None),
+    ('embed', None),
+    init=embed.zeros,
     dtype=execution.compute_dtype,
     rngs=rngs,
   )
@@ -186,12 +158,7 @@ class Fuse(nnx.Module):
     width = architecture.width
     self.norm = LayerNorm(2 * width, rngs=rngs)
     self.linear = linear.Linear(
-      2 * width,
-      width,
-      kernel_init=embed.xavier(None, 'embed'),
-      bias_init=embed.zeros('embed'),
-      dtype=execution.compute_dtype,
-      rngs=rngs,
+      2 * width, width, (None, 'embed'), dtype=execution.compute_dtype, rngs=rngs
     )
 
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
@@ -210,11 +177,7 @@ class Final(nnx.Module):
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
     head = lambda out: linear.Linear(
-      architecture.width,
-      out,
-      kernel_init=embed.zeros('embed', None),
-      bias_init=embed.zeros(None),
-      rngs=rngs,
+      architecture.width, out, ('embed', None), init=embed.zeros, rngs=rngs
     )
     outputs = architecture.channels * (2 if architecture.learn_sigma else 1)
     self.adaln = adaln(architecture, execution, 2, rngs=rngs)

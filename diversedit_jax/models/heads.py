@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import embed, linear
+from diversedit_jax.models import linear
 
 
 class Projector(nnx.Module):
@@ -36,11 +36,4 @@ class AlignmentHead(nnx.Module):
 
 
 def _linear(fan_in: int, fan_out: int, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> linear.Linear:
-  return linear.Linear(
-    fan_in,
-    fan_out,
-    kernel_init=embed.xavier(None, 'embed'),
-    bias_init=embed.zeros('embed'),
-    dtype=dtype,
-    rngs=rngs,
-  )
+  return linear.Linear(fan_in, fan_out, (None, 'embed'), dtype=dtype, rngs=rngs)

@@ -31,11 +31,7 @@ class SiT(nnx.Module):
     self.architecture, self.execution = architecture, execution
     width = architecture.width
     self.patch_embed = linear.Linear(
-      architecture.patch_size**2 * architecture.channels,
-      width,
-      kernel_init=embed.xavier(None, 'embed'),
-      bias_init=embed.zeros('embed'),
-      rngs=rngs,
+      architecture.patch_size**2 * architecture.channels, width, (None, 'embed'), rngs=rngs
     )
     self.time_embed = embed.TimeEmbed(width, rngs=rngs)
     self.label_embed = embed.LabelEmbed(architecture.num_classes, width, rngs=rngs)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import trees
-from diversedit_jax.models import embed, linear, sit, tuning
+from diversedit_jax.models import linear, sit, tuning
 
 N, T, D, E = 3, 5, 8, 6
 SIZES = dict(input_size=(4, 4), depth=4, width=16, heads=2, patch_size=2, num_classes=3)
@@ -31,8 +31,7 @@ def draw(*shape, dtype=np.float64):
 
 
 def layer(**options):
-  kernel, bias = embed.xavier(None, None), embed.zeros(None)
-  return linear.Linear(D, E, kernel_init=kernel, bias_init=bias, rngs=nnx.Rngs(0), **options)
+  return linear.Linear(D, E, (None, None), rngs=nnx.Rngs(0), **options)
 
 
 def network(**fields):
