@@ -46,9 +46,15 @@ def parse(argv: list[str]) -> list[str]:
   except (KeyError, AttributeError) as error:
     if any(frame.name == 'get_config' for frame in traceback.extract_tb(error.__traceback__)):
       raise  # A fault inside a config file: its traceback is what helps.
-    # ml_collections names the key in quotes, and in a second line the one that may be meant.
-    key, *hint = str(error.args[0]).splitlines()
+    # ml_collections names the key in escaped quotes; a second line has the one that may be meant.
+    text = str(error.args[0]).replace('\\n', '\n').replace('\\', '').strip('\'"')
+    key, *hint = text.splitlines()
     raise types.UserError('. '.join(['unknown config key: ' + key.strip('\'"'), *hint])) from error
+  except TypeError as error:
+    if not any(frame.name == 'get_type' for frame in traceback.extract_tb(error.__traceback__)):
+      raise
+    text = 'a --config.SECTION.KEY override names a key below a value that has no keys'
+    raise types.UserError(f'{text}; --mode=keys lists every key') from error
   except flags.Error as error:
     # A UserError of get_config arrives as text at the end of a printed traceback.
     raise types.UserError(str(error).split('UserError: ')[-1].strip()) from error

@@ -37,6 +37,15 @@ MISTAKES = {
     [DIGITS, '--config.optimzer.learning_rate=1', '--workdir=FOLDER/run'],
     'unknown config key: optimzer. Did you mean "optimizer" instead of "optimzer"?',
   ),
+  'misspelt key of a section': (
+    [DIGITS, '--config.optimizer.learning_rat=1', '--workdir=FOLDER/run'],
+    'unknown config key: learning_rat. Did you mean "learning_rate" instead of "learning_rat"?',
+  ),
+  'key below a text': (
+    [DIGITS, '--config.method.x=1', '--workdir=FOLDER/run'],
+    'a --config.SECTION.KEY override names a key below a value that has no keys; '
+    '--mode=keys lists every key',
+  ),
   'key below a number': (
     [DIGITS, '--config.train.steps.x=1', '--workdir=FOLDER/run'],
     "unknown config key: Attribute <class 'int'>.x does not exist and the type does not support "
