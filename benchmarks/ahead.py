@@ -44,7 +44,7 @@ _GPUS = (  # Target, size, variant, batch, resolution, remat.
 _TPUS = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
 _LAYOUTS = {'data': 1, 'fsdp': -1}  # Size of 'fsdp'; 'data' takes what is left.
 _BATCHES = (32, 16, 8)
-_COMPILERS = (  # Of CUDA 12 and of 13, of which one is enough.
+_COMPILERS = (  # The compilers of CUDA 12 and 13; one is enough.
   'libtpu',
   'jax-cuda12-plugin',
   'nvidia-cuda-nvcc-cu12',

@@ -71,7 +71,7 @@ def main() -> None:
   add('--dtype', default='bfloat16')
   add('--rounds', type=int, default=5)
   add('--steps', type=int, default=5, help='in one turn')
-  add('--child', type=int, help=argparse.SUPPRESS)  # Of the processes started here.
+  add('--child', type=int, help=argparse.SUPPRESS)  # For the processes started here.
   args = parser.parse_args()
   if args.child:
     child(args)

@@ -31,7 +31,7 @@ _FREE = (
   'conditional',
   'call',
 )
-_STARTED = ('-start', '-update')  # Of what counts where it is done.
+_STARTED = ('-start', '-update')  # Suffixes of what counts where it is done.
 
 
 @dataclasses.dataclass(frozen=True)

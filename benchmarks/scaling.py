@@ -119,7 +119,7 @@ def goal_22(layouts: dict) -> dict:
 
 def main() -> None:
   """Runs all layouts and compares them with one device."""
-  os.environ['JAX_PLATFORMS'] = 'cpu'  # Of the header too, which says where numbers come from.
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # Before the header, which says where numbers come from.
   import common
 
   parser = common.parser(__doc__.splitlines()[0], 'scaling')

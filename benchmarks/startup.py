@@ -185,7 +185,7 @@ def parse() -> argparse.Namespace:
   add('--dtype', default='float32')
   add('--depths', type=several, default=[12, 28], help='whose compilation is compared')
   add('--compile_rounds', type=int, default=3)
-  add('--only_unroll', type=int, help=argparse.SUPPRESS)  # Of the processes started here.
+  add('--only_unroll', type=int, help=argparse.SUPPRESS)  # For the processes started here.
   return parser.parse_args()
 
 

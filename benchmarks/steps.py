@@ -29,7 +29,7 @@ VARIANTS = ('plain', 'skips', 'skips+loss')
 UNROLL = {'loop': 1, 'unrolled': 1000}  # More than any network has blocks.
 CLASSES, CHANNELS = 1000, 4
 EMA_DECAY = 0.9999
-_STEPS = 400_000  # Of the schedule, which is constant.
+_STEPS = 400_000  # The schedule's length; it is constant.
 _NOT_WANTED = ('grain', 'tensorflow', 'array_record')
 
 

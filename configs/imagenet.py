@@ -66,7 +66,7 @@ def recipe(
     config.meanflow.update(meanflow.GUIDANCE[size.partition('/')[0]])
     # Published so: its target multiplies the rounding of a derivative by up to t - r = 1.
     config.model.dtype = 'float32'
-    config.plan.peak_tflops = 495.0  # Of TF32, which JAX takes for float32 on these GPUs.
+    config.plan.peak_tflops = 495.0  # The peak of TF32, which JAX takes for float32 on these GPUs.
   if resolution == 512:
     config.model.remat = 'names'  # 1,024 tokens: 32 images on an 80 GB device want it.
     config.sra.decay_after = 99.0

@@ -272,7 +272,7 @@ class Objective:
   flow: Flow
   terms: tuple[Term, ...] = ()
   encoders: tuple[encoders_lib.Encoder, ...] = ()
-  scaling: latents_lib.Scaling | None = None  # Of moments, if the data are some.
+  scaling: latents_lib.Scaling | None = None  # Needed where the data are moments.
 
   def flow_only(self) -> 'Objective':
     """The flow without terms, with the encoders that it looks at itself: for analysis."""

@@ -139,7 +139,7 @@ def _decided(name, shape, platform):
     return _agreed(lambda: _fastest(tried, shape)) if tried else 'xla'
   if reason := mismatch(name, shape, backend):
     raise types.UserError(f'attention={name} cannot run here: {reason}')
-  reasons = []  # Of the first process.
+  reasons = []  # Filled on the first process only.
   if _agreed(lambda: _unless_faulty(name, shape, reasons)) != name:
     reason = reasons[0] if reasons else 'see the message of the first process'
     raise types.UserError(f'attention={name} cannot run here: {reason}')

@@ -182,7 +182,7 @@ def add_bias(y: jax.Array, b: jax.Array) -> jax.Array:
 @add_bias.defjvp
 def _add_bias_jvp(primals, tangents):
   (y, b), (y_dot, b_dot) = primals, tangents
-  if jnp.finfo(b.dtype).bits < 32:  # Of these steps, backwards: the sum, then its rounding.
+  if jnp.finfo(b.dtype).bits < 32:  # Transposed: the gradient is summed in float32, then rounded.
     b_dot = _rounded(b_dot.astype(jnp.float32), b.dtype)
   return add_bias(y, b), y_dot + jnp.broadcast_to(b_dot, y.shape).astype(y.dtype)
 

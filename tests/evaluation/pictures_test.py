@@ -59,4 +59,4 @@ def test_the_digest_of_a_folder_tells_crops_apart(tmp_path):
     for more in ({}, {'crop': 'center'}, {'orientation': 'stored'}, {'crop': 'adm'})
   }
   assert len(digests) == 3
-  assert opened().digest() == opened(crop='center').digest()  # Of the files alone.
+  assert opened().digest() == opened(crop='center').digest()  # It covers the files alone.

@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
     (root / 'pictures' / name).parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     if i == 1:
-      exif[274] = 6  # Of the tags the orientation: a quarter turn.
+      exif[274] = 6  # The orientation tag: a quarter turn.
     image = Image.fromarray(rng.integers(0, 256, (24, 40, 3), np.uint8))
     image.save(root / 'pictures' / f'{name}.jpg', exif=exif)
   (root / 'classes.txt').write_text('ant\nbee\ncat\n')

@@ -1,6 +1,7 @@
-"""Small networks from the fields of both their configs at once."""
+"""Configs of small networks: from the fields of both, and those of the reference arrays."""
 
 import dataclasses
+import json
 
 from diversedit_jax.models import config
 
@@ -15,4 +16,21 @@ def parts(**fields):
   return (
     config.Architecture(**{k: v for k, v in fields.items() if k not in how}),
     config.Execution(**{k: v for k, v in fields.items() if k in how}),
+  )
+
+
+def of_golden(arrays, **fields):
+  """The Architecture of a file of reference arrays, by its config; fields: what that lacks."""
+  spec = json.loads(str(arrays['config']))
+  return config.Architecture(
+    input_size=(spec['input_size'],) * 2,
+    depth=spec['depth'],
+    width=spec['hidden_size'],
+    heads=spec['num_heads'],
+    patch_size=spec['patch_size'],
+    channels=spec['in_channels'],
+    num_classes=spec['num_classes'],
+    learn_sigma=spec.get('learn_sigma', False),
+    qk_norm=spec.get('qk_norm', False),
+    **fields,
   )

@@ -294,7 +294,7 @@ def exact_average(x, t_N, r_N):
 
 def exact_velocity(x, t_N):
   t = t_N[:, None, None, None]
-  slope = (t - (1 - t) * DEVIATION**2) / variance(t)  # Of log sqrt(variance).
+  slope = (t - (1 - t) * DEVIATION**2) / variance(t)  # d/dt of log sqrt(variance).
   return -MEAN + slope * (x - (1 - t) * MEAN)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from flax import nnx
-from helpers import tiny
+from helpers import networks, tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 
 from diversedit_jax import convert, interpolants, rng, types
 from diversedit_jax.methods import base, repa
-from diversedit_jax.models import config as model_config
 from diversedit_jax.models import taps
 from diversedit_jax.sampling import trajectory
 
@@ -29,17 +28,7 @@ def reference(golden):
   """(arrays, network): REG's weights in our network."""
   arrays = golden('reg')
   spec = json.loads(str(arrays['config']))
-  architecture = model_config.Architecture(
-    input_size=(spec['input_size'],) * 2,
-    depth=spec['depth'],
-    width=spec['hidden_size'],
-    heads=spec['num_heads'],
-    patch_size=spec['patch_size'],
-    channels=spec['in_channels'],
-    num_classes=spec['num_classes'],
-    qk_norm=spec['qk_norm'],
-    class_token=spec['z_dims'][0],
-  )
+  architecture = networks.of_golden(arrays, class_token=spec['z_dims'][0])
   # The reference aligns with other features than those that it noises.
   pair = repa.Pair(encoder='other', block=spec['encoder_depth'], width=spec['z_dims'][0])
   term = repa.Repa(aligned=(pair,), hidden=spec['projector_dim'], class_token=True)

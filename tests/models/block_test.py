@@ -94,7 +94,7 @@ def test_xla_attention_is_attention_also_in_forward_mode(size):
 def test_xla_attention_in_bfloat16_is_as_good_as_jax_own():
   exact = arrays(*[(N, 64, 2, 16)] * 3, dtype=np.float32)
   half = [x.astype(jnp.bfloat16) for x in exact]
-  exact = [x.astype(jnp.float32) for x in half]  # Of the rounded inputs.
+  exact = [x.astype(jnp.float32) for x in half]  # The rounded inputs, held exactly.
   wanted = plain_attention(*exact)
   error = lambda out: float(jnp.sqrt(jnp.mean(jnp.square(out.astype(jnp.float32) - wanted))))
   ours, jax_own = attention.attend(*half, 'xla'), jax.nn.dot_product_attention(*half)

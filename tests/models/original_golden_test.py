@@ -8,16 +8,15 @@ The reference feeds DiT the same times in [0, 1], unscaled, so its model here ha
 Tolerances as in `sit_golden_test`: 2e-5 in float32, 1e-6 in float64.
 """
 
-import json
-
 from flax import nnx
+from helpers import networks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diversedit_jax import convert
-from diversedit_jax.models import config, embed, sit, taps
+from diversedit_jax.models import embed, sit, taps
 from diversedit_jax.sampling import guidance
 
 TOLERANCE = 2e-5
@@ -25,19 +24,9 @@ FAMILIES = ('sit_original', 'dit')
 
 
 def build(arrays, family, dtype=np.float32):
-  spec = json.loads(str(arrays['config']))
   names = [name for name in arrays if name.startswith('params/')]
   state_dict = {name.removeprefix('params/'): arrays[name].astype(dtype) for name in names}
-  architecture = config.Architecture(
-    input_size=(spec['input_size'],) * 2,
-    depth=spec['depth'],
-    width=spec['hidden_size'],
-    heads=spec['num_heads'],
-    patch_size=spec['patch_size'],
-    channels=spec['in_channels'],
-    num_classes=spec['num_classes'],
-    learn_sigma=spec['learn_sigma'],
-  )
+  architecture = networks.of_golden(arrays)
   graphdef = nnx.split(nnx.eval_shape(lambda: sit.SiT(architecture, rngs=nnx.Rngs(0))))[0]
   return nnx.merge(graphdef, convert.to_ours(state_dict, family)['model'])
 

@@ -6,13 +6,14 @@ Tolerances as in `sit_golden_test`: 2e-5 in float32, 1e-6 in float64.
 import json
 
 from flax import nnx
+from helpers import networks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diversedit_jax import convert
-from diversedit_jax.models import config, embed, heads, sit, taps
+from diversedit_jax.models import embed, heads, sit, taps
 
 TOLERANCE = 2e-5
 
@@ -29,17 +30,7 @@ def merge(make, params):
 def build(arrays, dtype):
   """(model, projector), with the parameters of the file."""
   spec, params = json.loads(str(arrays['config'])), load_params(arrays, dtype)
-  architecture = config.Architecture(
-    input_size=(spec['input_size'],) * 2,
-    depth=spec['depth'],
-    width=spec['hidden_size'],
-    heads=spec['num_heads'],
-    patch_size=spec['patch_size'],
-    channels=spec['in_channels'],
-    num_classes=spec['num_classes'],
-    qk_norm=spec['qk_norm'],
-    class_token=arrays['cls_token'].shape[1],
-  )
+  architecture = networks.of_golden(arrays, class_token=arrays['cls_token'].shape[1])
   widths = spec['hidden_size'], spec['projector_dim'], spec['z_dims'][0]
   return (
     merge(lambda: sit.SiT(architecture, rngs=nnx.Rngs(0)), params['model']),

@@ -7,14 +7,14 @@ Tolerance 2e-5 absolute: the reference's own float32 pass differs from its float
 import json
 
 from flax import nnx
+from helpers import networks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diversedit_jax import convert
-from diversedit_jax.models import config as config_lib
-from diversedit_jax.models import embed, heads, sit, stack, taps
+from diversedit_jax.models import config, embed, heads, sit, stack, taps
 
 TOLERANCE = 2e-5
 FILES = ('sit_plain', 'sit_qknorm', 'sit_skip')
@@ -26,22 +26,12 @@ def load_params(arrays):
 
 
 def make_architecture(arrays):
-  spec = json.loads(str(arrays['config']))
-  return config_lib.Architecture(
-    input_size=(spec['input_size'],) * 2,
-    depth=spec['depth'],
-    width=spec['hidden_size'],
-    heads=spec['num_heads'],
-    patch_size=spec['patch_size'],
-    channels=spec['in_channels'],
-    num_classes=spec['num_classes'],
-    qk_norm=spec['qk_norm'],
-    skip=config_lib.Skip(enabled='skip_norms.0.weight' in ''.join(arrays)),
-  )
+  skip = config.Skip(enabled='skip_norms.0.weight' in ''.join(arrays))
+  return networks.of_golden(arrays, skip=skip)
 
 
 def merge(architecture, params, **execution):
-  how = config_lib.Execution(**execution)
+  how = config.Execution(**execution)
   graphdef, _ = nnx.split(nnx.eval_shape(lambda: sit.SiT(architecture, how, rngs=nnx.Rngs(0))))
   return nnx.merge(graphdef, params['model'])
 

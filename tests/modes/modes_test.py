@@ -85,7 +85,7 @@ def tiles(path, samples, columns):
   assert page.ndim == 2 and page.dtype == np.uint8  # Grey, as the digits are.
   # 8 px of margin above and below, 28 of title, and 2 between tiles of 5 x 8 px.
   assert page.shape[0] == 8 + 28 + rows * 42 - 2 + 8
-  lines = (page[36:76] == 144).all(axis=0)  # Of the frames, the first left of the first tile.
+  lines = (page[36:76] == 144).all(axis=0)  # Frame edges; the first is left of the first tile.
   left = int(np.argmax(lines)) + 2
   corners = [(36 + 42 * r, left + 42 * c) for r in range(rows) for c in range(columns)]
   found = np.stack([page[y : y + 40, x : x + 40] for y, x in corners])

@@ -113,7 +113,7 @@ def test_an_interrupted_sweep_goes_on_and_may_be_extended(swept, files, tmp_path
   del asked[:]
   more = {'sweep__guidance_scales': (1.0, 3.0, 2.0), 'sweep__guidance_highs': (1.0,)}
   table, _ = swept_by(files, tmp_path, **more)
-  assert asked == [0, 8, 16]  # Of scale 2.
+  assert asked == [0, 8, 16]  # First samples of the batches at scale 2.
   assert [row['scale'] for row in json.loads(table.read_text())['rows']] == [1, 3, 2]
 
 

@@ -39,7 +39,7 @@ def by_hand(term, f_LNTD, selected):
       weights=term.weights,
       **selected,
     )
-    weight = (value - term.lo) / term.hi  # Of the adaptive weight between lo and hi.
+    weight = (value - term.lo) / term.hi  # The adaptive weight: 0 at lo.
     added = added + weight * value / len(parts)
     metrics.append({'loss': value, 'weight': weight, **terms})
   return added, jax.tree.map(lambda *x: sum(x) / len(x), *metrics)
