@@ -11,21 +11,18 @@ from flax import nnx
 from diversedit_jax import trees
 from diversedit_jax.models import attention, config, embed, sit, tuning
 
-STATE_COPIES = 4  # Parameters, their average and two moments.
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
   """What a network costs.
 
   parameters: number of trained ones. forward, training: FLOPs per example.
-  state_bytes: size of the whole train state. activation_bytes: kept per example, an estimate.
+  activation_bytes: kept per example, an estimate.
   """
 
   parameters: int
   forward: float
   training: float
-  state_bytes: int
   activation_bytes: float
 
 
@@ -86,6 +83,5 @@ def cost(architecture: config.Architecture, execution: config.Execution) -> Cost
     parameters=parameters,
     forward=forward,
     training=forward * (4 if execution.remat == 'full' else 3),
-    state_bytes=4 * STATE_COPIES * parameters,
     activation_bytes=activation_bytes(architecture, execution),
   )
