@@ -1,0 +1,107 @@
+"""Plans: arithmetic on the cost, and what they refuse."""
+
+from helpers import networks
+import numpy as np
+import pytest
+
+from diversedit_jax import interpolants, types
+from diversedit_jax.methods import base, flow
+from diversedit_jax.models import config as config_lib
+from diversedit_jax.models import cost, sizes
+from diversedit_jax.planning import devices
+from diversedit_jax.planning import plan as plan_lib
+
+SMALL = networks.parts(
+  input_size=(8, 8), channels=3, num_classes=5, depth=8, width=64, heads=2, patch_size=2
+)
+
+
+def objective():
+  """Plain flow matching."""
+  uniform = interpolants.TIME_LAWS['uniform']()
+  made = flow.StochasticInterpolant(path=interpolants.linear(), time_law=uniform, null_label=10)
+  return base.Objective(flow=made)
+
+
+@pytest.fixture
+def hardware():
+  return plan_lib.PlanConfig(devices=8, peak_tflops=100.0, mfu=0.5, compile_for='')
+
+
+def test_plan_is_arithmetic_on_the_cost(hardware):
+  counted = cost.cost(*SMALL)
+  numbers = plan_lib.plan(
+    *SMALL,
+    hardware,
+    8,
+    objective=objective(),
+    steps=1000,
+    batch_size=64,
+    accumulate=2,
+    parameters=678,
+    shard_bytes=12345,
+  )
+  images_per_second = 8 * 100e12 * 0.5 / counted.training
+  expected = {
+    'devices': 8,
+    'parameters': 678,
+    'tokens': 16,
+    'method': {},
+    'forward_gflops_per_image': counted.forward / 1e9,
+    'training_gflops_per_image': 3 * counted.forward / 1e9,
+    'state_gib_per_device': (4 + 1) * 12345 / 2**30,  # The state and the gradients.
+    'frozen_gib_per_device': 0,
+    'data_gib_per_device': 0,
+    'activations_of': 'CPU, attention xla, blocks in a loop',
+    'activation_gib_per_device': 64 / 8 / 2 * counted.activation_bytes / 2**30,
+    'images_per_second': images_per_second,
+    'steps_per_second': images_per_second / 64,
+    'seconds': 1000 * 64 / images_per_second,
+  }
+  assert numbers.keys() == expected.keys()
+  for name, value in expected.items():
+    if name in ('method', 'activations_of'):
+      assert numbers[name] == value
+    else:
+      np.testing.assert_allclose(numbers[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_devices_of_a_plan_are_those_of_its_target():
+  of = lambda count: devices.Target(
+    name='h200:4', platform='gpu', devices=tuple(range(count)), memory=1.0
+  )
+  made = lambda devices: plan_lib.PlanConfig(
+    devices=devices, peak_tflops=1.0, mfu=0.4, compile_for=''
+  )
+  assert made(None).count(None) == 8 and made(3).count(None) == 3
+  assert made(None).count(of(4)) == made(4).count(of(4)) == 4
+  with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='h200:4' has 4"):
+    made(3).count(of(4))
+  with pytest.raises(types.UserError, match="unknown device 'h2000'; did you mean 'h200'"):
+    plan_lib.PlanConfig(devices=None, peak_tflops=1.0, mfu=0.4, compile_for='h2000')
+
+
+def test_plan_in_words(hardware):
+  numbers = plan_lib.plan(
+    sizes.architecture('XL/2', input_size=(32, 32)),
+    config_lib.Execution(),
+    hardware,
+    8,
+    objective=objective(),
+    steps=400_000,
+    batch_size=256,
+    accumulate=1,
+    parameters=674_816_272,
+    shard_bytes=1,
+  )
+  text = plan_lib.table(numbers, hardware, 400_000)
+  assert '674,816,272 trained' in text and '237.2' in text and '400,000 steps' in text
+  # 256 * 400,000 images at 237.2 * 3 GFLOP and 400 TFLOP/s: 182 thousand seconds, 2.1 days.
+  np.testing.assert_allclose(numbers['seconds'], 182.2e3, rtol=1e-3)
+
+
+@pytest.mark.parametrize('fields', [dict(batch_size=60), dict(batch_size=24, accumulate=2)])
+def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
+  arguments = dict(steps=10, batch_size=64, accumulate=1, parameters=1, shard_bytes=1) | fields
+  with pytest.raises(types.UserError, match=f'train.batch_size={fields["batch_size"]} is not div'):
+    plan_lib.plan(*SMALL, hardware, 8, objective=objective(), **arguments)
