@@ -47,9 +47,10 @@ class Experiment:
   analysis: blocks.AnalysisConfig
   plan: plan.PlanConfig
 
-  def network(self, rngs: nnx.Rngs) -> base.Network:
-    """The network to train, freshly initialised."""
-    return base.Network(self.architecture, self.execution, self.objective.terms, rngs=rngs)
+  def network(self, rngs: nnx.Rngs, *, heads: bool = True) -> base.Network:
+    """The network to train, freshly initialised; without heads, the model that makes samples."""
+    terms = self.objective.terms if heads else ()
+    return base.Network(self.architecture, self.execution, terms, rngs=rngs)
 
   def schedule(self) -> optax.Schedule:
     """Learning rate by step."""

@@ -53,10 +53,13 @@ def make_mesh(experiment):
   return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
 
 
-def make_trainable(experiment, mesh):
-  """Shapes and shardings of the state of a run (UserError if the mesh does not fit the model)."""
+def make_trainable(experiment, mesh, *, heads=True):
+  """Shapes and shardings of the state of a run (UserError if the mesh does not fit the model).
+
+  heads: whether the network has what its terms bring, which no sample needs.
+  """
   trainable = state.Trainable(
-    experiment.network,
+    functools.partial(experiment.network, heads=heads),
     experiment.transformation(),
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
@@ -92,7 +95,6 @@ def open_weights(experiment, workdir, origin):
     UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
   """
   mesh = make_mesh(experiment)
-  trainable = make_trainable(experiment, mesh)
   wanted = experiment.sample.weights
   if origin is None:
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
@@ -105,6 +107,7 @@ def open_weights(experiment, workdir, origin):
           f'sample.weights={wanted} chooses among those of a checkpoint, but {folder.name} is '
           'a file, which holds one set: leave it out'
         )
+      trainable = make_trainable(experiment, mesh, heads=False)
       params = _from_file(folder, trainable)
       return path, Weights(trainable.graphdef, params, mesh, None, folder.name, 'file')
     if not (folder.is_dir() and folder.name.isdigit()):
@@ -119,6 +122,7 @@ def open_weights(experiment, workdir, origin):
       )
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
+  trainable = make_trainable(experiment, mesh)
   with contextlib.closing(checkpoint.Checkpoints(str(folder))) as checkpoints:
     found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
   logging.info('%s weights of step %d', wanted, found)
@@ -131,7 +135,7 @@ def _from_file(file, trainable):
   """Weights that `python -m diversedit_jax.convert` wrote."""
   flat = convert.load(str(file))
   wanted = trees.named_leaves(trainable.params)
-  # Heads of a method that this config does not have are left out.
+  # Heads are left out: they only train the model.
   faults = misfits.find(
     flat,
     {name: x.shape for name, x in wanted.items()},
