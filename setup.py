@@ -41,6 +41,7 @@ setuptools.setup(
   ],
   extras_require={
     'cuda': ['jax[cuda13]>=0.10.2'],
+    'hub': ['huggingface_hub>=1.0'],  # Weights from Hugging Face's hub, as hf://ORG/REPO.
     'tpu': ['jax[tpu]>=0.10.2'],
     'tfds': [  # Preparing a dataset with TFDS; reading one that is prepared does not need it.
       'importlib_resources>=6.0',
@@ -48,6 +49,12 @@ setuptools.setup(
       'tensorflow>=2.18; platform_machine != "x86_64"',
     ],
     'torch': ['torch>=2.5'],  # Writing .pt files and cross-checks; nothing else needs it.
-    'test': ['importlib_resources>=6.0', 'pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.17'],
+    'test': [
+      'huggingface_hub>=1.0',
+      'importlib_resources>=6.0',
+      'pytest>=8.0',
+      'pytest-xdist>=3.6',
+      'ruff>=0.17',
+    ],
   },
 )

@@ -55,9 +55,10 @@ def _parser():
   )
   known = ', '.join(families.FAMILIES)
   add = lambda flag, text, **options: parser.add_argument(flag, help=text, **options)
-  file = {'required': True, 'type': pathlib.Path, 'metavar': 'FILE'}
-  add('--input', '.pt, .pth, .safetensors or .npz', **file)
-  add('--output', 'a new .safetensors or .npz; with --to=torch also .pt (needs PyTorch)', **file)
+  file = {'required': True, 'metavar': 'FILE'}
+  add('--input', '.pt, .pth, .safetensors or .npz; or hf://ORG/REPO/FILE', **file)
+  text = 'a new .safetensors or .npz; with --to=torch also .pt (needs PyTorch)'
+  add('--output', text, type=pathlib.Path, **file)
   add(
     '--to',
     'the names to write; torch means those of the other system (default: ours)',

@@ -53,8 +53,8 @@ def protocol_card(
     quantiser: quantiser of `data.images.to_uint8`; None if the samples were not quantised.
     weights: 'ema' or 'params' of a checkpoint; 'file' for weights whose file does not say which.
     step: training steps of the checkpoint; None for weights from elsewhere.
-    checkpoint: its path inside the run directory. An absolute path is cut to its last two parts,
-      so that no card names a machine's folders.
+    checkpoint: its path inside the run directory, or its place on the hub. An absolute path is cut
+      to its last two parts, so that no card names a machine's folders.
     num_samples: number of samples.
     seconds: time that sampling took.
     **extra: further facts under their names, such as `batch_size`.
@@ -79,10 +79,12 @@ def protocol_card(
   if negative:
     raise UserError(f'a protocol card needs numbers >= 0; got {negative}')
   path = pathlib.PurePath(checkpoint)
+  if path.is_absolute():
+    checkpoint = '/'.join(path.parts[-2:])
   return {
     'step': step,
     'weights': weights,
-    'checkpoint': '/'.join(path.parts[-2:] if path.is_absolute() else path.parts),
+    'checkpoint': os.fspath(checkpoint),
     'seed': seed,
     'num_samples': num_samples,
     'label_policy': label_policy,

@@ -164,7 +164,8 @@ class VaeOptions(options.Section, section='vae', may_change=True):
   """The autoencoder that makes pictures of latents."""
 
   weights: str = options.option(
-    '', doc='File of the SD-VAE that decodes samples; without it they stay latents.'
+    '',
+    doc='File of the SD-VAE that decodes samples, or hf://ORG/REPO; without it they stay latents.',
   )
   scale: float | tuple[float, ...] | None = options.option(
     None,

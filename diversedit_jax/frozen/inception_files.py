@@ -18,7 +18,7 @@ import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.frozen import inception
-from diversedit_jax.weights import array_files, misfits
+from diversedit_jax.weights import array_files, location, misfits
 
 # Published files by name, with the places where their authors publish them.
 FILES = {
@@ -65,11 +65,11 @@ def load(path: str | os.PathLike[str]) -> inception.Inception:
   kind, _, seed = str(path).partition(':')
   if kind == 'random' and seed.isdecimal():
     return random(int(seed))
-  path = _find(pathlib.Path(path))
+  path = _find(path)
   verified = _is_published(path)
   arrays = array_files.load(path)
   try:
-    return from_arrays(arrays, file=path.name, verified=verified)
+    return from_arrays(arrays, file=location.name(path), verified=verified)
   except types.UserError as error:
     raise types.UserError(f'{path}: {error}') from error
 
@@ -187,7 +187,7 @@ def _is_published(path: pathlib.Path) -> bool:
   return found == PUBLISHED_SHA256
 
 
-def _find(path: pathlib.Path) -> pathlib.Path:
+def _find(path: str | os.PathLike[str]) -> pathlib.Path:
   places = '; '.join(f'{name} from {url}' for name, url in FILES.items())
   publisher = f'Any of these published files will do: {places}. Download one and give its path'
   return array_files.find(path, FILES, 'Inception needs its weights (about 95 MB)', publisher)

@@ -19,7 +19,7 @@ import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.frozen import vae
-from diversedit_jax.weights import array_files, misfits
+from diversedit_jax.weights import array_files, location, misfits
 
 FILE = 'diffusion_pytorch_model.safetensors'
 SETTINGS = 'config.json'
@@ -57,11 +57,11 @@ def load(
     UserError: there is no such file (the message says where to get it), it holds something else, or
       it contradicts its `config.json`.
   """
-  path = _find(pathlib.Path(path))
+  path = _find(path)
   arrays, settings = array_files.load(path), _read_settings(path.with_name(SETTINGS))
   try:
     return from_arrays(
-      arrays, settings=settings, scale=scale, shift=shift, dtype=dtype, file=path.name
+      arrays, settings=settings, scale=scale, shift=shift, dtype=dtype, file=location.name(path)
     )
   except types.UserError as error:
     raise types.UserError(f'{path}: {error}') from error
@@ -242,11 +242,11 @@ def _refuse_unsupported(settings: Mapping[str, Any], scaled: bool) -> None:
     )
 
 
-def _find(path: pathlib.Path) -> pathlib.Path:
+def _find(path: str | os.PathLike[str]) -> pathlib.Path:
   publisher = (
     'Its authors publish it on Hugging Face as stabilityai/sd-vae-ft-mse (or '
     'stabilityai/sd-vae-ft-ema: the same encoder, another decoder); download it, with its '
-    f'{SETTINGS}, and give the path'
+    f'{SETTINGS}, and give the path, or give hf://stabilityai/sd-vae-ft-mse'
   )
   wanted = f'the VAE needs its weights, {FILE} (about 335 MB)'
   return array_files.find(path, (FILE,), wanted, publisher)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
-import pathlib
 import time
 from typing import Any
 
@@ -20,7 +19,7 @@ from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
-from diversedit_jax.weights import misfits
+from diversedit_jax.weights import location, misfits
 
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
@@ -30,7 +29,7 @@ class Weights:
   """Parameters to look at, and where they come from.
 
   step: training steps behind them; None for a file.
-  origin: checkpoint or file, without folders.
+  origin: checkpoint or file, without folders; of a file of the hub its place.
   kind: one of `card.WEIGHTS`.
   """
 
@@ -89,7 +88,8 @@ def open_weights(experiment, workdir, origin):
   Args:
     experiment: whose model the weights must fit.
     workdir: directory of the run, or for results if there is an origin.
-    origin: a folder checkpoints/STEP or a file of weights; None takes the run's newest checkpoint.
+    origin: a folder checkpoints/STEP, or a file of weights, here or on the hub; None takes the
+      run's newest checkpoint.
 
   Raises:
     UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
@@ -100,7 +100,7 @@ def open_weights(experiment, workdir, origin):
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
     folder, number = path / 'checkpoints', None
   else:
-    path, folder = run_dir.open_for_output(workdir), pathlib.Path(origin).expanduser().absolute()
+    path, folder = run_dir.open_for_output(workdir), location.resolve(origin).absolute()
     if folder.is_file():
       if wanted != 'ema':
         raise types.UserError(
@@ -109,7 +109,8 @@ def open_weights(experiment, workdir, origin):
         )
       trainable = make_trainable(experiment, mesh, heads=False)
       params = _from_file(folder, trainable)
-      return path, Weights(trainable.graphdef, params, mesh, None, folder.name, 'file')
+      name = location.name(folder)
+      return path, Weights(trainable.graphdef, params, mesh, None, name, 'file')
     if not (folder.is_dir() and folder.name.isdigit()):
       raise types.UserError(
         f'checkpoint {folder} is neither a weights file nor a folder checkpoints/STEP of a run'

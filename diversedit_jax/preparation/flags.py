@@ -71,7 +71,7 @@ def _parser():
   kinds = ', '.join(pictures.KINDS)
   add('--source', 'PICTURES', f'a path, or KIND:PATH with one of {kinds}; tfds:NAME[:SPLIT]')
   add('--output', 'FOLDER', 'folder of the store', pathlib.Path, required=True)
-  add('--vae', 'FILE', 'weights of the autoencoder, or their folder', pathlib.Path)
+  add('--vae', 'FILE', 'weights of the autoencoder, their folder, or hf://ORG/REPO')
   add('--vae_scale', 'S', 'scale of latents, 1 or C numbers (default: of the weights)', _numbers)
   add('--vae_shift', 'S', 'shift of latents, 1 or C numbers (default: of the weights)', _numbers)
   add(

@@ -28,7 +28,7 @@ class Options:
 
   source, classes, split: arguments of `pictures.open_pictures`.
   output: folder of the store.
-  vae: file or folder of the weights.
+  vae: file or folder of the weights, or a place on the hub.
   vae_scale, vae_shift: scale and shift instead of those of the weights.
   vae_dtype: precision of the autoencoder's products.
   size: side of the square pictures.
@@ -48,7 +48,7 @@ class Options:
 
   source: str
   output: pathlib.Path
-  vae: pathlib.Path | None = None
+  vae: str | pathlib.Path | None = None
   vae_scale: float | tuple[float, ...] | None = None
   vae_shift: float | tuple[float, ...] | None = None
   vae_dtype: str | None = None

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from diversedit_jax import types
-from diversedit_jax.weights import misfits, numpy_pickle, torch_file, torch_legacy
+from diversedit_jax.weights import location, misfits, numpy_pickle, torch_file, torch_legacy
 
 _PREFERRED = ('ema', 'model')
 
@@ -32,7 +32,8 @@ def load(
   PyTorch's prefixes `module.` (DDP) and `_orig_mod.` (compile) are dropped from the names.
 
   Args:
-    path: a `.npz`, `.safetensors`, `.pt`, `.pth`, `.pth.tar`, `.pickle` or `.pkl` file.
+    path: a `.npz`, `.safetensors`, `.pt`, `.pth`, `.pth.tar`, `.pickle` or `.pkl` file, here or on
+      the hub, see `location`.
     key: the part of a PyTorch checkpoint to take; None takes the first of `prefer` that is there,
       else the whole file. The other formats have no parts.
     prefer: names of parts, the best first.
@@ -44,7 +45,7 @@ def load(
   Raises:
     UserError: the file is missing, unreadable or would run code, or has no such part.
   """
-  path = pathlib.Path(path)
+  path = location.resolve(path)
   readers = {'.npz': _load_npz, '.safetensors': _load_safetensors}
   readers |= dict.fromkeys(('.pt', '.pth', '.pth.tar'), _load_torch)
   readers |= dict.fromkeys(('.pickle', '.pkl'), numpy_pickle.load)
@@ -121,11 +122,13 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def find(path: pathlib.Path, names: Iterable[str], wanted: str, publisher: str) -> pathlib.Path:
+def find(
+  path: str | os.PathLike[str], names: Iterable[str], wanted: str, publisher: str
+) -> pathlib.Path:
   """The file at a path, or the first file of a known name in the folder there.
 
   Args:
-    path: a file or a folder.
+    path: a file or a folder, here or on the hub, see `location`.
     names: the known names, the best first.
     wanted: beginning of the error message, as 'the VAE needs its weights (335 MB)'.
     publisher: sentence of the error message that says where to get the file.
@@ -133,6 +136,8 @@ def find(path: pathlib.Path, names: Iterable[str], wanted: str, publisher: str) 
   Raises:
     UserError: there is no such file.
   """
+  names = tuple(names)
+  path = location.resolve(path, names)
   if path.is_file():
     return path
   for name in names:

@@ -18,7 +18,7 @@ import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.frozen.encoders import base, files, preprocess, vit
-from diversedit_jax.weights import array_files, misfits
+from diversedit_jax.weights import array_files, location, misfits
 
 PIXELS_PER_PATCH = 16
 
@@ -89,7 +89,7 @@ class Family:
       params=vit.params_shapes(config, grid, request.dtype),
       apply=apply,
       load=lambda: blaming(load),
-      file=lambda: blaming(lambda: self.find(name, config, request.weights).name),
+      file=lambda: blaming(lambda: location.name(self.find(name, config, request.weights))),
       image_shape=request.image_shape,
       flops=vit.flops(config, grid) + resize,
     )
@@ -144,7 +144,7 @@ class Family:
       raise types.UserError(f'{wanted}, but no folder is given. {publisher}')
     stems = (published.file.removesuffix(own), *published.others)
     names = [f'{stem}{suffix}' for stem in stems for suffix in (own, *others)]
-    return array_files.find(pathlib.Path(weights), names, wanted, publisher)
+    return array_files.find(weights, names, wanted, publisher)
 
   def shapes(self, config: vit.ViTConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that are read from a weights file, by their names there."""
