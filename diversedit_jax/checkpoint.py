@@ -6,6 +6,7 @@ dicts on disk, so any Orbax reader opens them.
 """
 
 from collections.abc import Iterable, Mapping
+import os
 from typing import Any
 
 from absl import logging
@@ -29,6 +30,29 @@ def restore_target(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
   )
+
+
+def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
+  """The arrays of one item of a checkpoint by slash-joined path, on the host.
+
+  For weights whose network is not known, saved from whatever devices. Every process reads all.
+
+  Args:
+    folder: a checkpoint, checkpoints/STEP. item: one of `ITEMS`.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  path = epath.Path(folder).resolve() / item
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      stored = reader.metadata(path).item_metadata.tree
+      on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+      found = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
+  except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
+    text = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    raise types.UserError(f'{path} cannot be read: {text}') from error
+  return trees.named_leaves(found)
 
 
 def all_processes(fine: bool) -> bool:

@@ -20,6 +20,8 @@ from diversedit_jax.modes import (
 
 MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list', 'keys')
 
+_WITH_CHECKPOINT = ('sample', 'eval', 'sweep', 'analyze')
+
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
 )
@@ -40,6 +42,10 @@ def main(argv: list[str]) -> None:
   mode, section = _MODE.value, argv[1] if len(argv) == 2 and _MODE.value == 'keys' else ''
   if len(argv) > 1 and not section:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
+  if _CHECKPOINT.value is not None and mode not in _WITH_CHECKPOINT:
+    raise types.UserError(
+      f'--checkpoint is not for --mode={mode}: it gives weights to {", ".join(_WITH_CHECKPOINT)}'
+    )
   config = None if _CONFIG.value is None else cli.load(_CONFIG)
   if config is not None and mode != 'list':
     listing.check_is_experiment(config)

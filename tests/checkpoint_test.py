@@ -46,6 +46,20 @@ def test_round_trip_is_exact_and_items_stand_alone(tmp_path, items):
   jax.tree.map(np.testing.assert_array_equal, alone['ema'], items['ema'])
 
 
+def test_one_item_is_read_without_knowing_its_shapes(tmp_path, items):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  checkpoints.save(3, items, {})
+  checkpoints.close()
+  got = checkpoint.read(tmp_path / 'c' / '3', 'ema')
+  assert {type(x) for x in got.values()} == {np.ndarray}
+  for name in ('b', 'w'):
+    np.testing.assert_array_equal(got[f'model/{name}'], items['ema']['model'][name])
+  truncate(tmp_path / 'c' / '3' / 'ema')
+  for item in ('ema', 'opt'):
+    with pytest.raises(types.UserError, match=rf'c/3/{item} cannot be read'):
+      checkpoint.read(tmp_path / 'c' / '3', item)
+
+
 def test_retention(tmp_path, items):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep=2, keep_every=4)
   for step in range(2, 12, 2):

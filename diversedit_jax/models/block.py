@@ -10,6 +10,11 @@ and the fusion of a long residual connection (DiverseDiT, arXiv 2603.04239, Eq. 
 
   (4)  f = Linear(LN([x, skip]))
 
+No weights make (4) the identity on x, because LN takes the size of x away. Its residual form starts
+as the identity, so a trained network without skips can be given them (`model.skip.residual`):
+
+  (5)  f = x + Linear(LN([x, skip])), with a Linear that is zero at initialisation
+
 Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the
 matrix products. What the backward pass keeps and what it computes again is not decided here: the
 names that `checkpoint_name` gives are read by `tuning.recomputed`, and change no value.
@@ -164,6 +169,28 @@ class Fuse(nnx.Module):
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
     both_NTE = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
     return self.linear(self.norm(both_NTE)).astype(x_NTD.dtype)
+
+
+class ResidualFuse(nnx.Module):
+  """Equation (5); its parameters have names of their own, since they mean something else."""
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    width = architecture.width
+    self.norm = LayerNorm(2 * width, rngs=rngs)
+    self.update = linear.Linear(
+      2 * width,
+      width,
+      (None, 'embed'),
+      init=embed.zeros,
+      dtype=execution.compute_dtype,
+      rngs=rngs,
+    )
+
+  def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
+    both_NTE = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
+    return x_NTD + self.update(self.norm(both_NTE)).astype(x_NTD.dtype)
 
 
 class Final(nnx.Module):

@@ -31,6 +31,11 @@ class Skip(options.Section, section='model.skip', decides_network=True):
     doc='Where they are fused: after the later block (released code, published numbers) or before '
     "it (the paper's text).",
   )
+  residual: bool = options.option(
+    False,
+    doc='Adds what is fused to x, from zero on, instead of replacing x by it: then a model with '
+    'skips can start as a trained one without (init_from). Not published.',
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,10 @@ class Architecture(options.Section, section='model', decides_network=True):
         not self.skip.enabled or self.depth % 2 == 0,
         f'model.skip.enabled pairs the two halves of the blocks and needs an even depth, got '
         f'model.depth={self.depth}',
+      ),
+      (
+        self.skip.enabled or not self.skip.residual,
+        'model.skip.residual=True says how long skips are fused, but model.skip.enabled=False',
       ),
     ):
       if not holds:

@@ -70,7 +70,8 @@ class Stack(nnx.Module):
       half = architecture.depth // 2
       self.first = stacked(block, half, rngs)
       self.second = stacked(block, half, rngs)
-      self.fuse = stacked(lambda r: block_lib.Fuse(architecture, execution, rngs=r), half, rngs)
+      fuse = block_lib.ResidualFuse if architecture.skip.residual else block_lib.Fuse
+      self.fuse = stacked(lambda r: fuse(architecture, execution, rngs=r), half, rngs)
 
   def __call__(
     self, x_NTD: jax.Array, c_ND: jax.Array, *, tap: taps.Tap, blocks: int | None = None

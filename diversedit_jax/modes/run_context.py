@@ -13,13 +13,14 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import checkpoint, convert, rng, sharding, trees, types
+from diversedit_jax import checkpoint, rng, sharding, trees, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
-from diversedit_jax.weights import location, misfits
+from diversedit_jax.weights import misfits
 
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
@@ -100,27 +101,21 @@ def open_weights(experiment, workdir, origin):
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
     folder, number = path / 'checkpoints', None
   else:
-    path, folder = run_dir.open_for_output(workdir), location.resolve(origin).absolute()
-    if folder.is_file():
+    found = origins.find(origin)
+    path = run_dir.open_for_output(workdir)
+    if found.step is None:
       if wanted != 'ema':
         raise types.UserError(
-          f'sample.weights={wanted} chooses among those of a checkpoint, but {folder.name} is '
+          f'sample.weights={wanted} chooses among those of a checkpoint, but {found.name} is '
           'a file, which holds one set: leave it out'
         )
       trainable = make_trainable(experiment, mesh, heads=False)
-      params = _from_file(folder, trainable)
-      name = location.name(folder)
-      return path, Weights(trainable.graphdef, params, mesh, None, name, 'file')
-    if not (folder.is_dir() and folder.name.isdigit()):
-      raise types.UserError(
-        f'checkpoint {folder} is neither a weights file nor a folder checkpoints/STEP of a run'
-      )
-    folder, number = folder.parent, int(folder.name)
-    if (folder.parent / 'config.json').exists():
+      params = _from_file(found, trainable)
+      return path, Weights(trainable.graphdef, params, mesh, None, found.name, 'file')
+    folder, number = found.path.parent, found.step
+    if found.run is not None:
       # Refuses another model, and one of other latents.
-      run_dir.open_for_reading(
-        str(folder.parent), experiment.config, space_facts(experiment.source)
-      )
+      run_dir.open_for_reading(str(found.run), experiment.config, space_facts(experiment.source))
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
   trainable = make_trainable(experiment, mesh)
@@ -132,9 +127,9 @@ def open_weights(experiment, workdir, origin):
   )
 
 
-def _from_file(file, trainable):
+def _from_file(origin, trainable):
   """Weights that `python -m diversedit_jax.convert` wrote."""
-  flat = convert.load(str(file))
+  flat = origin.arrays('ema')
   wanted = trees.named_leaves(trainable.params)
   # Heads are left out: they only train the model.
   faults = misfits.find(
@@ -143,7 +138,7 @@ def _from_file(file, trainable):
     unused=lambda name: name.startswith('heads/'),
   )
   if faults:
-    raise types.UserError(f'{file} does not fit the config: {"; ".join(faults)}')
+    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(faults)}')
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
   return jax.tree.map(jax.device_put, params, trainable.shardings.params)

@@ -72,6 +72,18 @@ def test_a_fusion_is_its_equation_with_its_own_modules(epsilon):
     np.testing.assert_allclose(fuse(x, skip), doubled, rtol=1e-10, atol=1e-10)
 
 
+def test_a_residual_fusion_adds_to_x_what_the_other_would_replace_it_by():
+  with jax.enable_x64(True):
+    fuse = randomised(lambda rngs: block.ResidualFuse(ARCHITECTURE, EXECUTION, rngs=rngs))
+    plain = randomised(lambda rngs: block.Fuse(ARCHITECTURE, EXECUTION, rngs=rngs))
+    fuse.norm, fuse.update = plain.norm, plain.linear
+    x, skip = arrays((N, T, D), (N, T, D))
+    np.testing.assert_allclose(fuse(x, skip), x + plain(x, skip), rtol=1e-12, atol=1e-12)
+  fresh = block.ResidualFuse(ARCHITECTURE, EXECUTION, rngs=nnx.Rngs(0))
+  x, skip = arrays((N, T, D), (N, T, D), dtype=np.float32)
+  np.testing.assert_array_equal(fresh(x, skip), x)
+
+
 @pytest.mark.parametrize('size', [1.0, 100.0])
 def test_xla_attention_is_attention_also_in_forward_mode(size):
   """Value, gradient and directional derivative; large logits must not overflow."""

@@ -9,7 +9,7 @@ import pytest
 
 from diversedit_jax import trees, types
 from diversedit_jax.interpolants import ddpm
-from diversedit_jax.models import embed, sit, sizes, stack, taps
+from diversedit_jax.models import config, embed, sit, sizes, stack, taps
 
 # Parameters at 256 px (latents 32x32x4, 1000 classes), the fixed position table included.
 COUNTS = {
@@ -227,6 +227,7 @@ def test_unconditional_model_has_one_row_and_no_null_label():
     (dict(heads=3), 'model.heads=3 does not divide model.width=16'),
     (dict(width=6, heads=1), 'model.width=6 is not divisible by 4'),
     (dict(depth=5, skip=networks.SKIP), 'even depth, got model.depth=5'),
+    (dict(skip=config.Skip(residual=True)), 'residual=True .* model.skip.enabled=False'),
     (dict(depth=0), 'model.depth is 0; set it, or model.size'),
     (dict(remat='ful'), "did you mean 'full'"),
     (dict(residual_dtype='bfloat16'), 'model.residual_dtype=bfloat16 needs model.dtype=bfloat16'),

@@ -345,9 +345,11 @@ def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path)
 def test_checkpoint_that_is_none_is_refused(run, tmp_path):
   (tmp_path / 'empty' / '5').mkdir(parents=True)
   for origin, message in {
-    tmp_path / 'absent': 'neither a weights file nor a folder checkpoints/STEP',
-    run.workdir: 'neither a weights file nor a folder checkpoints/STEP',
-    run.workdir / 'checkpoints' / '7': 'neither a weights file nor',
+    tmp_path / 'absent': 'no weights at .*: there is no such file or folder',
+    run.workdir: r'holds checkpoints of steps \[15, 30\]; name one, as .*/run/checkpoints/30',
+    run.workdir / 'checkpoints': 'name one, as .*/run/checkpoints/30',
+    run.workdir / 'samples': 'neither a file of weights nor a folder checkpoints/STEP',
+    run.workdir / 'checkpoints' / '7': 'no weights at',
     run.workdir / 'config.json': "suffix '.json'",
     tmp_path / 'empty' / '5': 'no readable checkpoint in .*/empty: 5: ',
   }.items():

@@ -1,0 +1,87 @@
+"""Weights from elsewhere, as `--checkpoint` and `init_from` name them: a file, or a checkpoint."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from diversedit_jax import checkpoint, convert, types
+from diversedit_jax.weights import location
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+  """A file of weights, or the folder checkpoints/STEP of a run.
+
+  path: absolute. step: training steps behind a checkpoint; None for a file.
+  """
+
+  path: pathlib.Path
+  step: int | None
+
+  @property
+  def name(self) -> str:
+    """What cards call it, see `location.name`; 'checkpoints/STEP' of a checkpoint."""
+    return location.name(self.path) if self.step is None else f'checkpoints/{self.step}'
+
+  @property
+  def run(self) -> pathlib.Path | None:
+    """Directory of the run that the checkpoint is of, if its config lies there."""
+    folder = self.path.parent.parent
+    return folder if self.step is not None and (folder / 'config.json').is_file() else None
+
+  def recorded(self, name: str) -> Mapping[str, Any]:
+    """A JSON file of the run that the checkpoint is of; {} if there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    file = None if self.run is None else self.run / name
+    if file is None or not file.is_file():
+      return {}
+    try:
+      return json.loads(file.read_text())
+    except ValueError as error:
+      raise types.UserError(f'{file} is damaged: {error}') from error
+
+  def arrays(self, item: str) -> dict[str, np.ndarray]:
+    """All arrays by slash-joined path, on the host.
+
+    Args:
+      item: 'ema' or 'params' of a checkpoint; a file holds one set.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    if self.step is None:
+      return convert.load(str(self.path))
+    return checkpoint.read(self.path, item)
+
+
+def find(origin: str) -> Origin:
+  """What lies at a path, here or on the hub (see `location`).
+
+  Raises:
+    UserError: nothing that holds weights; of a run's directory, its checkpoints are named.
+  """
+  if not origin:
+    raise types.UserError('--checkpoint is empty: give a file of weights or checkpoints/STEP')
+  path = location.resolve(origin).absolute()
+  if path.is_file():
+    return Origin(path=path, step=None)
+  if path.is_dir() and path.name.isdigit():
+    return Origin(path=path, step=int(path.name))
+  if not path.exists():
+    raise types.UserError(f'no weights at {path}: there is no such file or folder')
+  steps = [int(p.name) for p in (*path.glob('checkpoints/*'), *path.glob('*')) if p.name.isdigit()]
+  if steps:
+    inside = '' if path.name == 'checkpoints' else 'checkpoints/'
+    raise types.UserError(
+      f'{path} holds checkpoints of steps {sorted(steps)}; name one, as {path}/{inside}{max(steps)}'
+    )
+  raise types.UserError(
+    f'{path} is neither a file of weights nor a folder checkpoints/STEP of a run'
+  )
