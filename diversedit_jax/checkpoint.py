@@ -6,6 +6,7 @@ dicts on disk, so any Orbax reader opens them.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
 import os
 from typing import Any
 
@@ -55,6 +56,17 @@ def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
   return trees.named_leaves(found)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+  """Restore targets of one item, of which that is read which the checkpoint has."""
+
+  forms: tuple[Any, ...]
+
+
+class NotFinite(types.UserError):
+  """The state to save holds a NaN or an infinity."""
+
+
 def all_processes(fine: bool) -> bool:
   """True if it is true on every process."""
   return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
@@ -96,13 +108,13 @@ class Checkpoints:
     """Starts to write a checkpoint; returns when the arrays have been copied off the device.
 
     Raises:
-      UserError: if an item holds a NaN or an infinity; nothing is written.
+      NotFinite: if an item holds a NaN or an infinity; nothing is written.
     """
     quick = {name: _finite_sums(tree) for name, tree in items.items()}
     # Training waits for this, so numbers are looked at one by one only where their sums overflow.
     bad = [name for name, fine in quick.items() if not (fine or _all_finite(items[name]))]
     if bad:
-      raise types.UserError(
+      raise NotFinite(
         f'checkpoint of step {step} not written: {", ".join(bad)} not finite; '
         f'last good checkpoint: {self.name(self.latest())}'
       )
@@ -132,7 +144,8 @@ class Checkpoints:
     """Reads the wanted items of one checkpoint, and its meta.
 
     Args:
-      targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `restore_target`.
+      targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `restore_target`, or
+        `OneOf` several.
       step: step of the checkpoint; None takes the newest that can be read, warning about any that
         cannot.
 
@@ -149,8 +162,7 @@ class Checkpoints:
     failures = []
     for candidate in candidates:
       try:
-        self._check_fits(candidate, targets)
-        found = self._read(candidate, targets)
+        found = self._read(candidate, self._fitting(candidate, targets))
         failure = ''
       except types.UserError:
         raise
@@ -181,16 +193,23 @@ class Checkpoints:
     _barrier('set_aside')
     self._manager.reload()
 
-  def _check_fits(self, step, targets):
-    """Refuses a checkpoint of other arrays than the targets, by name, before anything is read."""
-    metadata = self._manager.item_metadata(step)
+  def _fitting(self, step, targets):
+    """The targets in the form that a checkpoint has.
+
+    Raises:
+      UserError: it has other arrays, by name, before anything is read.
+    """
+    metadata, fitting = self._manager.item_metadata(step), {}
+    shapes = lambda tree: {k: tuple(v.shape) for k, v in trees.named_leaves(tree).items()}
     wrong = []
     for item, target in targets.items():
-      stored = metadata[item]
+      forms, stored = target.forms if isinstance(target, OneOf) else (target,), metadata[item]
+      fitting[item] = forms[0]
       if stored is None:
         continue  # Unreadable metadata is damage, which reading will find.
-      found = {k: tuple(v.shape) for k, v in trees.named_leaves(stored.tree).items()}
-      wanted = {k: tuple(v.shape) for k, v in trees.named_leaves(target).items()}
+      found = shapes(stored.tree)
+      fitting[item] = next((form for form in forms if shapes(form) == found), forms[0])
+      wanted = shapes(fitting[item])
       wrong += [
         f'{item}/{k}: found {found.get(k, "nothing")}, expected {wanted.get(k, "nothing")}'
         for k in sorted({*found, *wanted})
@@ -201,6 +220,7 @@ class Checkpoints:
       raise types.UserError(
         f'checkpoint {self.name(step)} does not fit the config: {"; ".join(wrong[:5])}{more}'
       )
+    return fitting
 
   def _read(self, step, targets):
     wanted = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}

@@ -20,8 +20,6 @@ from diversedit_jax.modes import (
 
 MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list', 'keys')
 
-_WITH_CHECKPOINT = ('sample', 'eval', 'sweep', 'analyze')
-
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
 )
@@ -32,9 +30,25 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   'Weights from elsewhere: a folder checkpoints/STEP, or a file that `convert` wrote.',
 )
+_CONTINUE_WITH = flags.DEFINE_list(
+  'continue_with',
+  [],
+  'Keys whose values the run may change when it continues, or SECTION.*, with commas between.',
+)
+_CONTINUE_FROM = flags.DEFINE_integer(
+  'continue_from',
+  None,
+  'Step of an earlier checkpoint from which the run continues; what came later is set aside.',
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
 )
+# Modes that have a use for a flag.
+_MODES_OF = {
+  'checkpoint': ('sample', 'eval', 'sweep', 'analyze'),
+  'continue_with': ('train',),
+  'continue_from': ('train',),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -42,10 +56,9 @@ def main(argv: list[str]) -> None:
   mode, section = _MODE.value, argv[1] if len(argv) == 2 and _MODE.value == 'keys' else ''
   if len(argv) > 1 and not section:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if _CHECKPOINT.value is not None and mode not in _WITH_CHECKPOINT:
-    raise types.UserError(
-      f'--checkpoint is not for --mode={mode}: it gives weights to {", ".join(_WITH_CHECKPOINT)}'
-    )
+  for name, modes in _MODES_OF.items():
+    if flags.FLAGS[name].present and mode not in modes:
+      raise types.UserError(f'--{name} is not for --mode={mode}, but for {", ".join(modes)}')
   config = None if _CONFIG.value is None else cli.load(_CONFIG)
   if config is not None and mode != 'list':
     listing.check_is_experiment(config)
@@ -70,7 +83,12 @@ def main(argv: list[str]) -> None:
   elif mode == 'audit':
     print(audit.run(experiment, _WORKDIR.value))
   elif mode == 'train':
-    train.run(experiment, _WORKDIR.value)
+    train.run(
+      experiment,
+      _WORKDIR.value,
+      continue_with=_CONTINUE_WITH.value,
+      continue_from=_CONTINUE_FROM.value,
+    )
   elif mode == 'stats':
     print(*stats.run(experiment, _WORKDIR.value), sep='\n')
   else:

@@ -135,6 +135,20 @@ def test_other_arrays_are_named_and_not_taken_for_damage(tmp_path, items, caplog
   assert 'cannot be read' not in caplog.text
 
 
+def test_of_several_forms_that_is_read_which_is_there(tmp_path, items):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, items, {})
+  checkpoints.wait()
+  wanted, other = targets(items)['params'], targets({'params': (items['params'],)})['params']
+  for forms in ((wanted, other), (other, wanted)):
+    _, got, _ = checkpoints.restore({'params': checkpoint.OneOf(forms)})
+    jax.tree.map(np.testing.assert_array_equal, got['params'], items['params'])
+  with pytest.raises(
+    types.UserError, match=r'params/0/model/w: found nothing, expected \(64, 64\)'
+  ):
+    checkpoints.restore({'params': checkpoint.OneOf((other,))})
+
+
 def test_busy_store_is_not_taken_for_damage(tmp_path, items, monkeypatch):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
   checkpoints.save(1, items, {})

@@ -5,13 +5,14 @@ metrics.jsonl  one row per report             telemetry/     similarities of the
 checkpoints/   Orbax                          samples/       grids, .npz with cards
 tensorboard/   events                         eval/          scores; analysis/ figures
 data.json      which examples it learns from  audit.json     what --mode=audit found
+changes.json   values that changed on the way, beside the config.until-STEP-*.json before each
+set_aside/     what was made after a step to which the run went back
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 import pathlib
-import shutil
 from typing import Any
 import uuid
 
@@ -20,7 +21,7 @@ import ml_collections
 
 from diversedit_jax import __version__, types
 from diversedit_jax.data import files
-from diversedit_jax.experiment import declarations
+from diversedit_jax.experiment import continuing, declarations
 from diversedit_jax.methods import registry
 from diversedit_jax.models import sizes
 
@@ -80,6 +81,8 @@ def open_for_training(
   *,
   data: Mapping[str, Any] | None = None,
   write: bool,
+  continue_with: Sequence[str] = (),
+  continue_from: int | None = None,
 ) -> pathlib.Path:
   """A new or continued run directory.
 
@@ -90,35 +93,42 @@ def open_for_training(
     data: what identifies the examples: 'name', 'examples', 'sha256' and the entries of `SPACE`;
       None leaves it open.
     write: whether this process writes (the first one does).
+    continue_with: keys whose values a run may change on the way, see `continuing`.
+    continue_from: an earlier checkpoint to go on from; what came later is set aside.
 
   Raises:
     UserError: if it cannot be written, holds part of a run that would be overwritten, or a run of
       another config or of other data.
   """
   path = _checked(workdir)
-  held = sorted(name for name in _OF_A_RUN if any(path.glob(name)))
+  held = sorted(name for name in _OF_A_RUN if any(map(_is_content, path.glob(name))))
   stored, given = _stored(path), complete(flatten(config))
   if held and stored is None:
     raise types.UserError(
       f'workdir {path} holds {", ".join(held)} but no config.json: not a whole run; restore its '
       'config.json, or choose another folder'
     )
+  for flag, value in (('with', ','.join(continue_with)), ('from', continue_from)):
+    if value and stored is None:
+      raise types.UserError(
+        f'--continue_{flag}={value}: workdir {path} holds no run that could go on'
+      )
   changed = differences(stored, given) if stored is not None else {}
   known_data = _read_json(path / 'data.json') if stored is not None else None
   same_data = bool(data and known_data and known_data['sha256'] == data['sha256'])
-  _refuse(path, {k: v for k, v in changed.items() if not _may_change(k, given, same_data)})
+  continuing.check(path, changed, given, same_data=same_data, named=continue_with)
   if data is not None and known_data is not None and not same_data:
     raise types.UserError(
       f'workdir {path} learns from other data: stored {known_data}, given {dict(data)}. Its order '
-      'of examples would change; restore the data, or choose another workdir'
+      f'of examples would change; restore the data, or {continuing.from_weights(path)}'
     )
   if not write:
     return path
   _make_writable(path)
+  if continue_from is not None:
+    continuing.rewind(path, continue_from, changed=bool(changed))
   if changed:
-    logging.info('the run goes on with %s', _listed(changed))
-    steps = stored['train.steps']
-    shutil.copy(path / 'config.json', path / f'config.until-{steps}-{uuid.uuid4().hex[:8]}.json')
+    continuing.record_changes(path, changed)
   # The config first: without it a directory is no run.
   if changed or stored is None:
     whole = declarations.complete(config).to_dict()
@@ -153,14 +163,19 @@ def open_for_reading(
   if 'method' in changed and len({registry.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
   decides = lambda key: key == 'method' or (key in declared and declared[key].decides_network)
-  _refuse(path, {k: v for k, v in changed.items() if decides(k)})
+  others = {key: pair for key, pair in changed.items() if decides(key)}
+  if others:
+    raise types.UserError(
+      f'workdir {path} belongs to another config; it differs in {continuing.listed(others)}. '
+      'Choose another workdir, or give the stored values'
+    )
   learned, given = _read_json(path / 'data.json') or {}, data or {}
   known = [name for name in SPACE if name in learned and name in given]
   others = differences(*(flatten({name: of[name] for name in known}) for of in (learned, given)))
   if others:
     raise types.UserError(
       f'workdir {path} was trained on latents of another space, encoder or scale: '
-      f'{_listed(others)}. Give data of the same kind'
+      f'{continuing.listed(others)}. Give data of the same kind'
     )
   return path
 
@@ -198,6 +213,16 @@ def _make_writable(path):
     probe.unlink()
   except OSError as error:
     raise types.UserError(f'workdir {path} cannot be written: {error.strerror}') from error
+
+
+def _is_content(path):
+  """Whether something is there that training would mix with: a file, or one in a folder.
+
+  What a system leaves in a folder that was made beforehand, a mounted disk say, is none.
+  """
+  if not path.is_dir():
+    return True
+  return any(p.name != 'lost+found' and not p.name.startswith('.') for p in path.iterdir())
 
 
 def _stored(path):
@@ -242,30 +267,6 @@ def complete(flat):
   with contextlib.suppress(types.UserError):  # A part that is not here is refused elsewhere.
     flat['method'] = '+'.join(registry.parse(flat['method']))
   return flat
-
-
-def _may_change(key, given, same_data):
-  """Whether a run may continue with another value of a key."""
-  if key in ('data.source', 'data.classes'):
-    return same_data
-  if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
-    return False  # The learning rate would jump.
-  section, declared = key.partition('.')[0], declarations.keys()
-  if section in registry.sections() and section not in registry.used_sections(given['method']):
-    return True
-  return key in declared and declared[key].may_change
-
-
-def _refuse(path, changed):
-  if changed:
-    raise types.UserError(
-      f'workdir {path} belongs to another config; it differs in {_listed(changed)}. '
-      'Choose another workdir, or give the stored values'
-    )
-
-
-def _listed(changed):
-  return ', '.join(f'{k}: stored {old!r}, given {new!r}' for k, (old, new) in changed.items())
 
 
 def _read_json(path):

@@ -16,8 +16,22 @@ from diversedit_jax.modes import online_eval, opening, run_context
 from diversedit_jax.training import loop, overview, profiling, step, telemetry, writers
 
 
-def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
-  """Trains, or continues the run that the workdir holds."""
+def run(
+  experiment: experiment_lib.Experiment,
+  workdir: str,
+  *,
+  continue_with: Sequence[str] = (),
+  continue_from: int | None = None,
+) -> None:
+  """Trains, or continues the run that the workdir holds.
+
+  Args:
+    experiment: what to train. workdir: directory of the run.
+    continue_with, continue_from: see `run_dir.open_for_training`.
+
+  Raises:
+    UserError: whatever does not fit, before anything compiles; a loss that is not finite.
+  """
   mesh = run_context.make_mesh(experiment)
   experiment_lib.check_devices(experiment, mesh)
   first = jax.process_index() == 0
@@ -29,7 +43,13 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
   data = run_context.data_facts(experiment.source)
   path = _first_then_all(
     lambda: run_dir.open_for_training(
-      workdir, experiment.config, card.versions(), data=data, write=first
+      workdir,
+      experiment.config,
+      card.versions(),
+      data=data,
+      write=first,
+      continue_with=continue_with,
+      continue_from=continue_from,
     )
   )
   scorer = online_eval.open_scorer(experiment, mesh, path, decoder, networks)
@@ -48,6 +68,7 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
   with (
     jax.set_mesh(mesh),
     contextlib.closing(_checkpoints(path, experiment)) as checkpoints,
+    _way_on_told(experiment, checkpoints),
     profiling.traced(
       step.compile_step(step_fn, trainable.shardings, mesh),
       at=experiment.log.profile_at,
@@ -70,6 +91,22 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> None:
         online_eval.hook(experiment, trainable, scorer, path, writer),
       ],
     )
+
+
+@contextlib.contextmanager
+def _way_on_told(experiment, checkpoints):
+  """Adds to the message of numbers that are not finite how the run can go on."""
+  try:
+    yield
+  except (loop.NonFiniteLoss, checkpoint.NotFinite) as error:
+    rate, seed = experiment.optimizer.learning_rate, experiment.seed
+    steps = ', '.join(map(str, checkpoints.steps()))
+    earlier = f'; --continue_from=STEP goes back to a checkpoint: {steps}' if steps else ''
+    raise types.UserError(
+      f'{error}. Unchanged, the run would come to the same. It goes on with other values, as '
+      f'--continue_with=optimizer.learning_rate --config.optimizer.learning_rate={rate / 2:g} or '
+      f'--continue_with=seed --config.seed={seed + 1}{earlier}'
+    ) from error
 
 
 @contextlib.contextmanager

@@ -69,6 +69,15 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   return optax.chain(clip_by_global_norm(config.clip_norm), adamw)
 
 
+def other_form(opt_state: optax.OptState) -> optax.OptState:
+  """The state of `make` with clipping as the one without, or the other way round.
+
+  Clipping has no state, so a run that goes on may begin to clip, or no longer clip.
+  """
+  clips = isinstance(opt_state, tuple) and isinstance(opt_state[0], optax.EmptyState)
+  return opt_state[1] if clips else (optax.EmptyState(), opt_state)
+
+
 def clip_by_global_norm(most: float) -> optax.GradientTransformation:
   """Scales gradients whose global norm is above `most` down to it; stateless, like optax's.
 

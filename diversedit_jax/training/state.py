@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from diversedit_jax import checkpoint, sharding, trees
+from diversedit_jax.training import optim
 
 Params = dict[str, Any]
 
@@ -95,12 +96,18 @@ class Trainable:
     """Restore targets of the checkpoint items 'params', 'ema', 'opt' (all by default)."""
     shapes = {'params': self.params, 'ema': self.params, 'opt': self.opt_state}
     placed = self.shardings.items()
-    return {k: checkpoint.restore_target(shapes[k], placed[k]) for k in names or shapes}
+    found = {k: checkpoint.restore_target(shapes[k], placed[k]) for k in names or shapes}
+    if 'opt' in found:
+      found['opt'] = checkpoint.OneOf((found['opt'], optim.other_form(found['opt'])))
+    return found
 
   def assemble(self, step: int, items: Mapping[str, Any]) -> TrainState:
     """A state from restored items."""
     step = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
-    return TrainState(step=step, params=items['params'], ema=items['ema'], opt_state=items['opt'])
+    opt_state = items['opt']
+    if jax.tree.structure(opt_state) != jax.tree.structure(self.opt_state):
+      opt_state = optim.other_form(opt_state)
+    return TrainState(step=step, params=items['params'], ema=items['ema'], opt_state=opt_state)
 
 
 def bytes_per_device(state: Any) -> int:

@@ -67,7 +67,7 @@ def test_another_config_is_refused_with_what_differs(run):
 def test_run_may_be_prolonged_and_the_old_config_is_kept(run):
   train(run, config(train__steps=20, log__every=1))
   assert json.loads((run / 'config.json').read_text())['train']['steps'] == 20
-  (old,) = run.glob('config.until-10-*.json')
+  (old,) = run.glob('config.until-0-*.json')
   assert json.loads(old.read_text())['train']['steps'] == 10
 
 
@@ -153,7 +153,18 @@ def test_a_size_by_name_equals_its_four_numbers(tmp_path):
 # What lies in the folder.
 
 
-@pytest.mark.parametrize('name', ['statistics/', 'slurm-1.out', 'audit.json', 'thesis.tex'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'statistics/',
+    'slurm-1.out',
+    'lost+found/',
+    '.nfs0001',
+    '.DS_Store',
+    'audit.json',
+    'thesis.tex',
+  ],
+)
 def test_files_that_a_run_would_not_overwrite_do_not_matter(tmp_path, name):
   made = tmp_path / name
   made.mkdir() if name.endswith('/') else made.write_text('x')

@@ -82,3 +82,12 @@ def test_ema_agrees_with_the_reference(decay, golden):
     for name in names:
       # Two roundings of float32 an update.
       np.testing.assert_allclose(ema[name], arrays[f'ema_{decay}/{name}'][i], rtol=3e-7, atol=1e-7)
+
+
+def test_a_state_may_begin_or_cease_to_be_of_a_clipped_optimizer():
+  params = {'w': jnp.ones(3)}
+  clipped, free = (
+    optim.make(optim.OptimizerConfig(clip_norm=norm), 10).init(params) for norm in (1.0, 0.0)
+  )
+  for one, other in ((clipped, free), (free, clipped)):
+    assert jax.tree.structure(optim.other_form(one)) == jax.tree.structure(other)
