@@ -18,7 +18,9 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['diversedit_jax*']),
+  # The experiments go with the package: `--config=xl256` finds them wherever it is installed.
+  packages=[*setuptools.find_packages(include=['diversedit_jax*']), 'diversedit_jax.configs'],
+  package_dir={'diversedit_jax.configs': 'configs'},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.8',

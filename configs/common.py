@@ -1,5 +1,6 @@
 """What the configs share: typed meta-arguments and the recipe of the papers."""
 
+import re
 from typing import Any
 
 import ml_collections
@@ -12,13 +13,13 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   """The meta-arguments of `--config=FILE.py:name=value,name=value`, typed like their defaults.
 
   `a,b=1` sets a to True and b to 1. Values are read as the type of the default: '1e-4', 'True',
-  'B/2'.
+  'B/2'. A comma within a path belongs to it, unless what follows is `name=` or a name from here.
 
   Raises:
     UserError: for an unknown name (the nearest is named) or a value of another type.
   """
   parsed = dict(defaults)
-  for item in filter(None, (arg or '').split(',')):
+  for item in _items(arg or '', defaults):
     name, _, text = item.partition('=')
     if name not in defaults:
       raise types.UserError(f'unknown config argument {name!r}{trees.did_you_mean(name, defaults)}')
@@ -31,6 +32,18 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     except (KeyError, ValueError) as error:
       raise types.UserError(f'config argument {name}={text!r} is not a {kind.__name__}') from error
   return ml_collections.ConfigDict(parsed)
+
+
+def _items(arg, known):
+  """The items of 'a=1,b': one that begins with no name goes on with the path before it."""
+  items: list[str] = []
+  for text in filter(None, arg.split(',')):
+    is_new = text in known or re.match(r'\w+=', text)
+    if is_new or not items or not re.search('[/~]', items[-1].partition('=')[2]):
+      items.append(text)
+    else:
+      items[-1] += f',{text}'
+  return items
 
 
 def base() -> ml_collections.ConfigDict:

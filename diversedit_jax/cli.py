@@ -1,20 +1,23 @@
 """What all command lines share: flags, configs, logs, errors a user makes, caches, processes."""
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 import contextlib
 import ctypes
 import importlib.util
 import logging as python_logging
 import os
 import pathlib
+import re
+import select
+import signal
 import sys
-import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 import jax
-import ml_collections
 
-from diversedit_jax import types
+from diversedit_jax import faults, paths, trees, types
 
 # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of glibc's mallopt: one arena, no mapping of its own
 # for a large piece of memory, and nothing is given back.
@@ -24,54 +27,72 @@ _CACHE_BYTES = 4 * 2**30  # A run keeps 2 MB (digits on a CPU) to some 100 MB of
 _PACKAGE = str(pathlib.Path(__file__).parent)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-  """Runs an absl main; a UserError ends it with one message on stderr and exit code 1."""
+def run(main: Callable[[list[str]], None], parse: Callable | None = None) -> None:
+  """Runs an absl main and ends the program, see `status`. parse: of flags, instead of `parse`."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_worth_reading)
+  sys.exit(status(lambda: app.run(main, flags_parser=parse or globals()['parse'])))
+
+
+def status(action: Callable[[], int | None], name: str = 'error') -> int:
+  """Exit status of an action, which may print.
+
+  What a user or the machine causes is told in one line, which begins with `name`: 2, or 130 when
+  the user interrupts, or 141 when nobody reads the output any more. A fault of the program keeps
+  its traceback.
+  """
+  if hasattr(sys.stdout, 'reconfigure'):  # A name in no encoding, or another than the console's.
+    sys.stdout.reconfigure(errors='backslashreplace')
   try:
-    app.run(main, flags_parser=parse)
-  except types.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
+    try:
+      return action() or 0
+    finally:
+      sys.stdout.flush()
+  except (Exception, KeyboardInterrupt) as error:
+    if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the flush at exit.
+      return 128 + signal.SIGPIPE
+    line = faults.told(error)
+    if line is None:
+      raise
+    print(f'{name}: {line}', file=sys.stderr)
+    return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
-def parse(argv: list[str]) -> list[str]:
-  """Parses flags and config overrides; returns the remaining arguments.
+def parse(argv: Sequence[str]) -> list[str]:
+  """Parses flags; returns the remaining arguments.
 
   Raises:
-    UserError: for an unknown flag, config key or meta-argument, and for a value of another type.
+    UserError: for an unknown flag or choice, with the nearest, or a value of another type.
   """
   try:
     return flags.FLAGS(argv)
-  except (KeyError, AttributeError) as error:
-    if any(frame.name == 'get_config' for frame in traceback.extract_tb(error.__traceback__)):
-      raise  # A fault inside a config file: its traceback is what helps.
-    # ml_collections names the key in escaped quotes; a second line has the one that may be meant.
-    text = str(error.args[0]).replace('\\n', '\n').replace('\\', '').strip('\'"')
-    key, *hint = text.splitlines()
-    raise types.UserError('. '.join(['unknown config key: ' + key.strip('\'"'), *hint])) from error
-  except TypeError as error:
-    if not any(frame.name == 'get_type' for frame in traceback.extract_tb(error.__traceback__)):
-      raise
-    text = 'a --config.SECTION.KEY override names a key below a value that has no keys'
-    raise types.UserError(f'{text}; --mode=keys lists every key') from error
   except flags.Error as error:
-    # A UserError of get_config arrives as text at the end of a printed traceback.
-    raise types.UserError(str(error).split('UserError: ')[-1].strip()) from error
+    said = ' '.join(str(error).split())
+    choice = re.fullmatch(r'flag (--\w+)=(.*): value should be one of <(.*)>', said)
+    if choice is None:
+      raise types.UserError(f'{said}; --help lists all flags') from error
+    hint = trees.did_you_mean(choice[2], choice[3].split('|'))
+    raise types.UserError(f'unknown {choice[1]} {choice[2]!r}{hint}') from error
 
 
-def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
-  """Returns the config of a config-file flag.
+class Parser(argparse.ArgumentParser):
+  """Argparse whose errors are UserErrors, in one line like all others."""
 
-  Raises:
-    UserError: if the file could not be loaded; ml_collections tells that only when it is used.
-  """
-  config = holder.value
-  try:
-    list(config)
-  except OSError as error:
-    raise types.UserError(f'cannot load the config: {" ".join(str(error).split())}') from error
-  return config
+  def error(self, message: str) -> NoReturn:
+    unknown = re.match(r'unrecognized arguments: (--\w+)', message)
+    if unknown:
+      message += trees.did_you_mean(unknown[1], self._option_string_actions)
+    raise types.UserError(f'{message}; --help says more')
+
+
+def _unread(stream):
+  """Whether the reader of a pipe is gone."""
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+  return False
 
 
 def stay_on_cpu() -> None:
@@ -89,10 +110,24 @@ def keep_programs() -> None:
   in the middle of a run. Below ~/.cache, what was not used for longest is deleted beyond 4 GiB.
   """
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    folder = pathlib.Path.home() / '.cache' / 'diversedit_jax' / 'xla'
+  given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  cache = pathlib.Path(given) if given else paths.user_cache()
+  folder = cache and (cache if given else cache / 'diversedit_jax' / 'xla')
+  if folder is None or not _can_write(folder):
+    logging.warning(
+      'compiled programs are not kept: %s; set JAX_COMPILATION_CACHE_DIR to a folder that is yours',
+      'there is no home folder' if folder is None else f'{folder} cannot be written',
+    )
+    jax.config.update('jax_enable_compilation_cache', False)
+  elif not given:
     trim(folder, _CACHE_BYTES)
     jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def _can_write(folder):
+  """Whether a folder can be written, or made where it is not there."""
+  there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+  return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def trim(folder: pathlib.Path, limit: int) -> None:
@@ -133,19 +168,6 @@ def keep_memory() -> None:
     return  # Another C library.
   for option, value in _MALLOC.items():
     mallopt(option, value)
-
-
-def join_processes() -> None:
-  """Joins the other processes of a run.
-
-  JAX itself recognises TPU slices, SLURM, Open MPI and Kubernetes; elsewhere the environment
-  gives JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-  """
-  count, index = os.environ.get('JAX_NUM_PROCESSES'), os.environ.get('JAX_PROCESS_ID')
-  if count is None or index is None:
-    jax.distributed.initialize()
-  else:
-    jax.distributed.initialize(num_processes=int(count), process_id=int(index))
 
 
 def let_first_process_log() -> None:

@@ -1,11 +1,10 @@
 """Scores an `.npz` of samples: `python -m diversedit_jax.evaluate_npz --samples=... --help`."""
 
 import json
-import pathlib
 
 from absl import flags
 
-from diversedit_jax import cli, evaluation, types
+from diversedit_jax import cli, evaluation, paths, types
 from diversedit_jax.evaluation import card, picture_metrics
 
 _DEFAULTS = picture_metrics.MetricOptions()
@@ -36,13 +35,13 @@ def main(argv: list[str]) -> None:
     raise types.UserError(f'unexpected arguments: {" ".join(argv[1:])}')
   cli.keep_programs()
   cli.keep_memory()
-  output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
+  output = None if _OUTPUT.value is None else paths.path(_OUTPUT.value)
   if output is not None and output.exists():
     raise types.UserError(f'{output} exists already; nothing is overwritten')
   found = evaluation.evaluate_npz(
-    _SAMPLES.value,
-    _REFERENCE.value,
-    _INCEPTION.value,
+    paths.expanded(_SAMPLES.value),
+    paths.expanded(_REFERENCE.value),
+    paths.expanded(_INCEPTION.value),
     options=picture_metrics.MetricOptions(
       batch_size=_BATCH_SIZE.value,
       precision_recall=_PRECISION_RECALL.value,

@@ -1,9 +1,8 @@
 """Trains, samples, scores, analyses: `python -m diversedit_jax.main --config=FILE ...`."""
 
 from absl import flags
-from ml_collections import config_flags
 
-from diversedit_jax import cli, types
+from diversedit_jax import cli, cluster, config_file, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import declarations
 from diversedit_jax.modes import (
@@ -20,8 +19,14 @@ from diversedit_jax.modes import (
 
 MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list', 'keys')
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, with meta-arguments after a colon: FILE.py:name=value,name=value.'
+_CONFIG = flags.DEFINE_string(
+  'config',
+  None,
+  'Config file, or the name of one that comes with the package; with meta-arguments after a colon: '
+  'FILE.py:name=value,name=value. --config.SECTION.KEY=VALUE changes a key.',
+)
+_OVERRIDE = flags.DEFINE_multi_string(
+  'override', [], 'SECTION.KEY=VALUE: the same as --config.SECTION.KEY=VALUE.'
 )
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do; keys explains the config.')
@@ -59,9 +64,10 @@ def main(argv: list[str]) -> None:
   for name, modes in _MODES_OF.items():
     if flags.FLAGS[name].present and mode not in modes:
       raise types.UserError(f'--{name} is not for --mode={mode}, but for {", ".join(modes)}')
-  config = None if _CONFIG.value is None else cli.load(_CONFIG)
-  if config is not None and mode != 'list':
+  config = None if _CONFIG.value is None else config_file.load(_CONFIG.value)
+  if config is not None and (mode != 'list' or _OVERRIDE.value):
     listing.check_is_experiment(config)
+    config_file.override(config, _OVERRIDE.value)
   if mode == 'keys':
     print(declarations.document(section, config), end='')
     return
@@ -72,7 +78,7 @@ def main(argv: list[str]) -> None:
   cli.keep_programs()
   cli.keep_memory()
   if _DISTRIBUTED.value:
-    cli.join_processes()
+    cluster.join()
     cli.let_first_process_log()
   if mode == 'list':
     print(listing.listing(config))
@@ -97,4 +103,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, config_file.parse)

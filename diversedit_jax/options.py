@@ -13,7 +13,9 @@ comes from a config, a test or a library call. Fields without `option` are no ke
 code fills them in.
 """
 
+import ast
 from collections.abc import Collection, Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import math
@@ -24,7 +26,7 @@ from typing import Any, ClassVar
 
 import ml_collections
 
-from diversedit_jax import trees, types
+from diversedit_jax import paths, trees, types
 
 _OPTION = 'option'
 
@@ -39,6 +41,7 @@ class Option:
   may_change: whether a run may continue with another value; None leaves it to the section.
   decides_network: whether weights mean something else under another value; None leaves it to the
     section.
+  path: whether it names a file or folder, or KIND:PATH, in which `~` is expanded.
   """
 
   doc: str
@@ -50,6 +53,7 @@ class Option:
   finite: bool = True
   may_change: bool | None = None
   decides_network: bool | None = None
+  path: bool = False
 
   @property
   def bounds(self) -> str:
@@ -123,17 +127,20 @@ class Section:
     for field, found in _declared(type(self)):
       value = getattr(self, field.name)
       check(_dotted(self.section, field.name), value, kinds[field.name], found)
+      if found.path and value is not None:
+        object.__setattr__(self, field.name, paths.expanded(value))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
   """A key of the config, for help and for comparing runs; see `Option`.
 
-  module: dotted name of the module that declares it.
+  module: dotted name of the module that declares it. type: as annotated. kind: the same in words.
   """
 
   name: str
   module: str
+  type: Any
   kind: str
   default: Any
   option: Option
@@ -165,6 +172,38 @@ def check(name: str, value: Any, kind: Any, facts: Option) -> None:
       raise types.UserError(f'{name} must be finite, got {value}')
     if not facts.holds(number):
       raise types.UserError(f'{name} must be {_must(facts)}, got {value}')
+
+
+def read(key: Key, text: str) -> Any:
+  """The value that a text of the command line stands for: 'None', 'true', '1e-4', '(1, 2)', '1,2'.
+
+  Raises:
+    UserError: it is of another type; bounds and choices are left to the section.
+  """
+  allowed = _alternatives(key.type)
+  if python_types.NoneType in allowed and text.lower() == 'none':
+    return None
+  for kind in sorted(allowed, key=lambda kind: kind is str):  # Every text is a text.
+    with contextlib.suppress(ValueError, SyntaxError, KeyError, TypeError):
+      value = _READ[typing.get_origin(kind) or kind](text)
+      if _is_a(value, kind):
+        return value
+  raise types.UserError(f'{key.name} must be {key.kind}, got {text!r}')
+
+
+def _read_tuple(text):
+  value = ast.literal_eval(text)
+  return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+_SWITCH = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
+_READ = {
+  bool: lambda text: _SWITCH[text.lower()],
+  int: lambda text: int(text, 0) if text[:2].lower() == '0x' else int(text),
+  float: float,
+  tuple: _read_tuple,
+  str: str,
+}
 
 
 def defaults(classes: Iterable[type[Section]]) -> ml_collections.ConfigDict:
@@ -223,6 +262,7 @@ def keys(classes: Iterable[type[Section]]) -> dict[str, Key]:
         module=next(
           c.__module__ for c in cls.__mro__ if field.name in vars(c).get('__annotations__', ())
         ),
+        type=_kinds(cls)[field.name],
         kind=_words(_kinds(cls)[field.name]),
         default=default,
         option=facts,

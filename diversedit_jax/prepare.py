@@ -7,32 +7,32 @@ from absl import flags as absl_flags
 from absl import logging
 import jax
 
-from diversedit_jax import cli, types
+from diversedit_jax import cli, cluster
 from diversedit_jax.data.store import verify
 from diversedit_jax.preparation import flags, options, work
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command. Returns the exit status: 0, 1 after an error, 130 if it was interrupted."""
+  """Runs the command. Returns the exit status: 0, 1 for a faulty store, else as `cli.status`."""
   # Absl logs as usual only after its own flags have been parsed.
   absl_flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
+  return cli.status(lambda: _run(argv), 'prepare')
+
+
+def _run(argv):
+  given = flags.parse(argv)
+  if given.pop('verify', False):
+    report = verify.verify(given['output'])
+    print(report.text())
+    return 1 if report.faults else 0
+  if given.pop('distributed', False):
+    given |= _place()
   try:
-    given = flags.parse(argv)
-    if given.pop('verify', False):
-      report = verify.verify(given['output'])
-      print(report.text())
-      return 1 if report.faults else 0
-    if given.pop('distributed', False):
-      given |= _place()
     print(work.run(options.Options(**given)).text())
-  except types.UserError as error:
-    print(f'prepare: {error}', file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print('prepare: interrupted; run the same command to go on', file=sys.stderr)
-    return 130
+  except KeyboardInterrupt as error:
+    raise KeyboardInterrupt('run the same command to go on') from error
   return 0
 
 
@@ -41,7 +41,7 @@ def _place() -> dict[str, int]:
 
   So no worker waits for another, or ends with it.
   """
-  cli.join_processes()
+  cluster.join()
   place = {'worker': jax.process_index(), 'workers': jax.process_count()}
   jax.distributed.shutdown()
   return place

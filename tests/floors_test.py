@@ -11,8 +11,8 @@ FLOORS = {
   for floor, names in enumerate(
     (
       'types',
-      'rng trees progress',
-      'options',
+      'rng trees progress paths cores faults',
+      'options cli cluster',
       'sharding interpolants losses data weights',
       'models checkpoint',
       'frozen sampling',
@@ -20,7 +20,7 @@ FLOORS = {
       'analysis training',
       'planning',
       'experiment',
-      'modes cli',
+      'modes config_file',
       'main prepare evaluate_npz',
     )
   )

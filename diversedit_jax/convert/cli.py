@@ -2,10 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-import pathlib
-import sys
 
-from diversedit_jax import trees, types
+from diversedit_jax import cli, paths, trees, types
 from diversedit_jax.convert import detection, families, mapping
 from diversedit_jax.weights import array_files
 
@@ -36,18 +34,12 @@ shapes and dtypes of all arrays are checked; an existing output is never overwri
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; returns its exit status, 0, or 1 after a message to stderr."""
-  flags = _parser().parse_args(argv)
-  try:
-    print(_convert(flags))
-  except types.UserError as error:
-    print(f'convert: {error}', file=sys.stderr)
-    return 1
-  return 0
+  """Runs the command; returns its exit status, see `cli.status`."""
+  return cli.status(lambda: print(_convert(_parser().parse_args(argv))), 'convert')
 
 
 def _parser():
-  parser = argparse.ArgumentParser(
+  parser = cli.Parser(
     prog='python -m diversedit_jax.convert',
     description=_DESCRIPTION,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,9 +48,10 @@ def _parser():
   known = ', '.join(families.FAMILIES)
   add = lambda flag, text, **options: parser.add_argument(flag, help=text, **options)
   file = {'required': True, 'metavar': 'FILE'}
-  add('--input', '.pt, .pth, .safetensors or .npz; or hf://ORG/REPO/FILE', **file)
+  text = '.pt, .pth, .safetensors or .npz; or hf://ORG/REPO/FILE'
+  add('--input', text, type=paths.expanded, **file)
   text = 'a new .safetensors or .npz; with --to=torch also .pt (needs PyTorch)'
-  add('--output', text, type=pathlib.Path, **file)
+  add('--output', text, type=paths.path, **file)
   add(
     '--to',
     'the names to write; torch means those of the other system (default: ours)',

@@ -33,12 +33,13 @@ class EvalOptions(picture_metrics.MetricOptions):
   )
   reference: str = options.option(
     '',
+    path=True,
     doc="What to score against: ADM's .npz, one that --mode=stats wrote, pictures as in "
     'data.source (folder:DIR, store:DIR, ...), or digits.',
   )
   number: int = options.option(50_000, at_least=1, doc='Number of samples to score.')
   labels: str = options.option(
-    'random', doc='random (SiT, REPA), balanced, one class index, or file:LABELS.npy.'
+    'random', path=True, doc='random (SiT, REPA), balanced, one class index, or file:LABELS.npy.'
   )
   quantiser: str = options.option(
     'truncate',
@@ -46,12 +47,15 @@ class EvalOptions(picture_metrics.MetricOptions):
     doc='Floats to bytes: truncate (REPA, SRA, REG) or round_half (DiT, SiT, MeanFlow).',
   )
   inception: str = options.option(
-    '', doc="File of the FID network's weights, or its folder; random:SEED for trials."
+    '', path=True, doc="File of the FID network's weights, or its folder; random:SEED for trials."
   )
   encoder: str = options.option('', doc='A second network, such as dinov2-vit-l for FD-DINOv2.')
-  encoder_weights: str = options.option('', doc='Folder with the official weights of eval.encoder.')
+  encoder_weights: str = options.option(
+    '', path=True, doc='Folder with the official weights of eval.encoder.'
+  )
   encoder_reference: str = options.option(
     '',
+    path=True,
     doc="As eval.reference, from --mode=stats with the same encoder; '' takes eval.reference's "
     'pictures.',
   )

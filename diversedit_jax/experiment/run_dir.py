@@ -19,7 +19,7 @@ import uuid
 from absl import logging
 import ml_collections
 
-from diversedit_jax import __version__, types
+from diversedit_jax import __version__, paths, types
 from diversedit_jax.data import files
 from diversedit_jax.experiment import continuing, declarations
 from diversedit_jax.methods import registry
@@ -199,7 +199,7 @@ def _checked(workdir):
       f'workdir {workdir} is a URL, expected a directory; mount the bucket (gcsfuse, say) and give '
       'the path of the mount'
     )
-  path = pathlib.Path(workdir).expanduser().absolute()
+  path = paths.path(workdir).absolute()
   if path.exists() and not path.is_dir():
     raise types.UserError(f'workdir {path} is a file, expected a directory')
   return path

@@ -32,6 +32,7 @@ class DataOptions(options.Section, section='data'):
 
   source: str = options.option(
     'digits',
+    path=True,
     doc='digits | store:DIR | folder:DIR | tar:FILE | zip:FILE | csv:FILE | tfds:NAME[:SPLIT] | '
     "arrays:FILE.npz | synthetic:HxWxC:CLASSES; '{split}' in a path becomes train or test.",
   )
@@ -43,6 +44,7 @@ class DataOptions(options.Section, section='data'):
   )
   classes: str | None = options.option(
     None,
+    path=True,
     doc="For pictures: a file that names all classes in order, or 'imagenet'; None takes those "
     'found.',
   )
@@ -165,6 +167,7 @@ class VaeOptions(options.Section, section='vae', may_change=True):
 
   weights: str = options.option(
     '',
+    path=True,
     doc='File of the SD-VAE that decodes samples, or hf://ORG/REPO; without it they stay latents.',
   )
   scale: float | tuple[float, ...] | None = options.option(

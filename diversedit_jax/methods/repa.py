@@ -58,7 +58,7 @@ class Repa(base.Term):
   )
   hidden: int = options.option(2048, at_least=1, doc='Width of the projectors.')
   weights: str = options.option(
-    '', may_change=True, doc="Folder with the encoders' official weight files."
+    '', path=True, may_change=True, doc="Folder with the encoders' official weight files."
   )
   dtype: str = options.option(
     'float32', choices=model_config.DTYPES, doc="Type of the encoders' matrix products."

@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
-from diversedit_jax import types
+from diversedit_jax import cli, paths, types
 from diversedit_jax.data import pictures
 from diversedit_jax.preparation import options
 
@@ -56,7 +55,7 @@ def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _parser():
-  parser = argparse.ArgumentParser(
+  parser = cli.Parser(
     prog='python -m diversedit_jax.prepare',
     description=_DESCRIPTION,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,9 +68,14 @@ def _parser():
   )
   switch = lambda flag, text: parser.add_argument(flag, help=text, action='store_true')
   kinds = ', '.join(pictures.KINDS)
-  add('--source', 'PICTURES', f'a path, or KIND:PATH with one of {kinds}; tfds:NAME[:SPLIT]')
-  add('--output', 'FOLDER', 'folder of the store', pathlib.Path, required=True)
-  add('--vae', 'FILE', 'weights of the autoencoder, their folder, or hf://ORG/REPO')
+  add(
+    '--source',
+    'PICTURES',
+    f'a path, or KIND:PATH with one of {kinds}; tfds:NAME[:SPLIT]',
+    paths.expanded,
+  )
+  add('--output', 'FOLDER', 'folder of the store', paths.path, required=True)
+  add('--vae', 'FILE', 'weights of the autoencoder, their folder, or hf://ORG/REPO', paths.expanded)
   add('--vae_scale', 'S', 'scale of latents, 1 or C numbers (default: of the weights)', _numbers)
   add('--vae_shift', 'S', 'shift of latents, 1 or C numbers (default: of the weights)', _numbers)
   add(
@@ -89,6 +93,7 @@ def _parser():
     '--classes',
     'FILE',
     "file with the names of all classes in order, or 'imagenet' (default: those found, sorted)",
+    paths.expanded,
   )
   add('--split', 'NAME', "split, in place of '{{split}}' in --source (default: {split})")
   add('--batch_size', 'N', 'pictures encoded at once (default: {batch_size})', int)

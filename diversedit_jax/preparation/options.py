@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import re
 
-from diversedit_jax import trees, types
+from diversedit_jax import cores, trees, types
 from diversedit_jax.data import pictures
 from diversedit_jax.data.pictures import base
 from diversedit_jax.data.store import layout
@@ -111,9 +110,7 @@ class Options:
 
   def decoding_threads(self) -> int:
     """Number of threads that decode; by default one for each core that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-      return self.threads or len(os.sched_getaffinity(0))
-    return self.threads or os.cpu_count() or 1
+    return self.threads or cores.available()
 
 
 def check_size(options: Options, config: vae.VAEConfig) -> None:

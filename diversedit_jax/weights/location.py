@@ -60,10 +60,7 @@ def resolve(
   """
   text = os.fspath(given)
   if '://' not in text:
-    try:
-      return pathlib.Path(text).expanduser()
-    except RuntimeError as error:
-      raise types.UserError(f'{text}: {error} Give the path without ~') from error
+    return paths.path(text)
   place = _PLACE.fullmatch(text)
   if place is None:
     raise types.UserError(_malformed(text))

@@ -135,7 +135,7 @@ def test_mistakes_at_the_command_line_are_one_line(files, tmp_path):
     text=True,
     env=os.environ | {'PYTHONPATH': str(root), 'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'xla')},
   )
-  assert done.returncode == 1 and done.stdout == '' and 'Traceback' not in done.stderr
+  assert done.returncode == 2 and done.stdout == '' and 'Traceback' not in done.stderr
   line = done.stderr.strip().splitlines()[-1]
   assert line.startswith('error: Inception needs its weights') and 'there is no absent' in line
 

@@ -147,7 +147,7 @@ def test_distributed_processes_share_the_work_and_do_not_wait_for_a_bad_one(
   one, two = both('--strict')
   assert '3 of them made now' in ended(one)
   assert "'ant/005.jpg' cannot be used" in two.communicate(timeout=60)[1]
-  assert two.returncode == 1
+  assert two.returncode == 2
   one, two = both()
   assert '0 of them made now' in ended(one)
   assert '3 of them made now' in ended(two)
@@ -207,7 +207,7 @@ def test_mistakes_end_with_one_message_before_anything_is_written(
   arguments = flags(inputs, tmp_path / 'store', change)
   if change == '--strict':  # The fault shows when the picture is read.
     arguments.append('--records_per_shard=24')
-  assert prepare.main(arguments) == 1
+  assert prepare.main(arguments) == 2
   lines = capsys.readouterr().err.splitlines()
   (line,) = (line for line in lines if line.startswith('prepare: '))
   assert words in line

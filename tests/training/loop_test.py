@@ -108,7 +108,7 @@ def test_non_finite_loss_stops_the_run_and_names_step_term_and_checkpoint(tmp_pa
   done = killed_runs.run(
     workdir, '--config.optimizer.learning_rate=1e15', '--config.optimizer.warmup_steps=0'
   )
-  assert done.returncode == 1
+  assert done.returncode == 2
   message = done.stderr.strip().splitlines()[-1]
   assert re.match(
     r'error: step \d+: .*(velocity|grad_norm) is (nan|inf).*last good checkpoint: none', message
@@ -119,6 +119,6 @@ def test_non_finite_loss_stops_the_run_and_names_step_term_and_checkpoint(tmp_pa
 def test_other_config_in_the_same_workdir_is_refused_before_compiling(straight):
   workdir, _ = straight
   done = killed_runs.run(workdir, '--config.model.width=32')
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert 'model.width: stored 16, given 32' in done.stderr
   assert 'first step' not in done.stderr

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from diversedit_jax import progress, types
+from diversedit_jax import paths, progress, types
 from diversedit_jax.data.pictures import base
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -99,7 +99,7 @@ def open_tfds(dataset: str, split: str, classes: Sequence[str] | None = None) ->
 def _find(dataset):
   """The folder of a prepared dataset; without a version in its name, of the newest."""
   name, _, version = dataset.partition(':')
-  root = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+  root = paths.path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
   found = [path.parent for path in (root / name).glob('*/dataset_info.json')]
   versions = {path.name: path for path in found if _VERSION.fullmatch(path.name)}
   if version in versions:

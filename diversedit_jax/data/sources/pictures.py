@@ -3,11 +3,10 @@
 from concurrent import futures
 import functools
 import hashlib
-import os
 
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import cores, types
 from diversedit_jax.data import pictures as pictures_lib
 from diversedit_jax.data.sources import base
 
@@ -86,7 +85,7 @@ class PictureSource(base.Source):
 
   @functools.cached_property
   def _pool(self):
-    return futures.ThreadPoolExecutor(os.cpu_count())
+    return futures.ThreadPoolExecutor(cores.available())
 
   def _load(self, index):
     try:

@@ -1,0 +1,77 @@
+"""The other processes of a run: joined, or told in one line why they cannot be."""
+
+import os
+import socket
+import time
+
+from absl import logging
+import jax
+
+from diversedit_jax import types
+
+ADDRESS, COUNT, INDEX = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
+_TIMEOUT = 300.0  # Seconds, as JAX waits.
+_WAY = (
+  f'outside TPU slices, SLURM, Open MPI and Kubernetes set {ADDRESS}=HOST:PORT (the first '
+  f'process), {COUNT} and {INDEX} (0, 1, ...) for every process, or leave out --distributed'
+)
+
+
+def join(timeout: float = _TIMEOUT) -> None:
+  """Joins the other processes of a run.
+
+  JAX itself recognises TPU slices, SLURM, Open MPI and Kubernetes; elsewhere the environment
+  gives JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Raises:
+    UserError: they are missing or malformed, or the first process does not answer in `timeout`
+      seconds.
+  """
+  address, count, index = os.environ.get(ADDRESS), _whole(COUNT), _whole(INDEX)
+  if count is not None and count < 1:
+    raise types.UserError(f'--distributed: {COUNT}={count}, expected at least 1')
+  if None not in (count, index) and not 0 <= index < count:
+    raise types.UserError(f'--distributed: {INDEX}={index} of {COUNT}={count} is not below it')
+  if address is not None:
+    host, port = _host_and_port(address)
+    if index:
+      _wait_for(host, port, address, timeout)
+    logging.info('%s processes meet at %s, within %d s', count or 'the', address, timeout)
+  given = {} if None in (count, index) else {'num_processes': count, 'process_id': index}
+  try:
+    jax.distributed.initialize(**given, initialization_timeout=int(timeout))
+  except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+    said = ' '.join(str(error).split()).rstrip('.')
+    raise types.UserError(f'--distributed: {said}; {_WAY}') from error
+
+
+def _whole(name):
+  text = os.environ.get(name)
+  if text is None:
+    return None
+  if not text.strip().isdecimal():
+    raise types.UserError(f'--distributed: {name}={text!r} is no whole number; {_WAY}')
+  return int(text)
+
+
+def _host_and_port(address):
+  host, colon, port = address.rpartition(':')
+  if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+    raise types.UserError(f'--distributed: {ADDRESS}={address!r} is not HOST:PORT; {_WAY}')
+  return host.strip('[]'), int(port)
+
+
+def _wait_for(host, port, address, timeout):
+  """Waits until the first process listens: XLA would end the program with a stack trace."""
+  end = time.monotonic() + timeout
+  while True:
+    try:
+      socket.create_connection((host, port), timeout=max(1.0, end - time.monotonic())).close()
+      return
+    except OSError as error:
+      if time.monotonic() + 1 > end:
+        raise types.UserError(
+          f'--distributed: nothing answers at {ADDRESS}={address} within {timeout:g} s '
+          f'({error.strerror or error}); is the first process up, and its port open?'
+        ) from error
+    time.sleep(1)

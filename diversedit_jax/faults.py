@@ -1,0 +1,116 @@
+"""Errors that a user or the machine causes, in one line with the way on.
+
+`told` knows them by their types; what it does not know is a fault of the program, whose traceback
+helps. Texts of XLA, TensorStore and Orbax are recognised where these raise no type of their own.
+"""
+
+import errno
+import re
+import traceback
+
+import jax
+
+from diversedit_jax import types
+
+_DISK = 'free space there, or give a folder on another disk'
+_MAY_NOT = 'give yourself the right to it (chmod, chown), or give another path'
+_WAYS = {
+  errno.ENOSPC: _DISK,
+  errno.EDQUOT: _DISK,
+  errno.EFBIG: 'raise the limit (ulimit -f), or give a folder on another disk',
+  errno.EACCES: _MAY_NOT,
+  errno.EPERM: _MAY_NOT,
+  errno.EROFS: 'give a folder on a disk that can be written',
+  errno.EMFILE: 'raise the limit: ulimit -n 65536',
+  errno.ENOMEM: 'take smaller batches, or a machine with more memory',
+}
+# What libraries say in errors of other types, with the number of the error.
+_SAID = {
+  'No space left on device': errno.ENOSPC,
+  'Disk quota exceeded': errno.EDQUOT,
+  'File too large': errno.EFBIG,
+  'Permission denied': errno.EACCES,
+  'Read-only file system': errno.EROFS,
+  'Too many open files': errno.EMFILE,
+}
+_EXTRAS = {
+  'tensorflow': "pip install 'diversedit_jax[tfds]'",
+  'torch': "pip install 'diversedit_jax[torch]'",
+}
+
+_PLATFORMS = (
+  "set JAX_PLATFORMS to cpu, cuda or tpu, install its plugin (pip install 'diversedit_jax[cuda]' "
+  "or 'diversedit_jax[tpu]'), or unset it to take what there is"
+)
+
+
+def told(error: BaseException) -> str | None:
+  """An error in one line; None for a fault of the program."""
+  seen = []
+  while error is not None and error not in seen:
+    seen.append(error)
+    line = _line(error)
+    if line is not None:
+      return ' '.join(line.split('\n'))
+    error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
+  return None
+
+
+def _line(error):
+  said = ' '.join(str(error).split())
+  if isinstance(error, types.UserError):
+    return str(error)
+  if isinstance(error, KeyboardInterrupt):
+    return f'interrupted; {said}' if said else 'interrupted'
+  if isinstance(error, OSError) and error.errno is not None:
+    return _of_system(error.errno, error.filename, error.strerror)
+  if isinstance(error, ModuleNotFoundError):
+    return _missing(error.name)
+  if isinstance(error, MemoryError):
+    return (
+      f'the memory of this machine is full ({said or "no more is given"}); take smaller batches'
+    )
+  if isinstance(error, AssertionError):
+    return _no_platform(error)
+  if isinstance(error, RuntimeError | ValueError):
+    return _of_library(said)
+  return None
+
+
+def _of_system(number, file, words):
+  way = f'; {_WAYS[number]}' if number in _WAYS else ''
+  return f'{f"{file}: " if file else ""}{words}{way}'
+
+
+def _missing(name):
+  """A line for an optional package that is not installed; None for any other module."""
+  package = (name or '').partition('.')[0]
+  if package not in _EXTRAS:
+    return None
+  return f'this needs the package {package}, which is not installed: {_EXTRAS[package]}'
+
+
+def _no_platform(error):
+  """A line for JAX's assertion that it has a device; None for any other."""
+  file = traceback.extract_tb(error.__traceback__)[-1].filename
+  if not file.endswith('xla_bridge.py'):
+    return None
+  return f'JAX finds no device of JAX_PLATFORMS={jax.config.jax_platforms}; {_PLATFORMS}'
+
+
+def _of_library(said):
+  """A line for what JAX, TensorStore or Orbax say; None for what is not known."""
+  for words, number in _SAID.items():
+    if words in said:
+      file = re.search(r'(?<![\w/])/[^\s"\'\]:]+', said)
+      return _of_system(number, file and file[0], words)
+  if 'Unable to initialize backend' in said:
+    found = re.search(r"backend '(\w+)': (.*?)(?: \(set JAX_PLATFORMS.*)?$", said)
+    return f'JAX cannot use {found[1]}: {found[2]}; {_PLATFORMS}' if found else None
+  if re.match('(RESOURCE_EXHAUSTED|Resource exhausted)', said) or 'Out of memory' in said[:80]:
+    return (
+      f'the memory of a device is full: {said[:200]}; take a smaller train.batch_size, '
+      'sample.batch_size or eval.batch_size, train.accumulate=2, model.remat=full, or mesh.fsdp '
+      'over more devices (docs/memory.md)'
+    )
+  return None
