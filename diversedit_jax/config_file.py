@@ -92,9 +92,11 @@ def find(spec: str) -> tuple[pathlib.Path, str | None]:
   found = re.fullmatch(r'(?P<name>.*?\.py|[^:]*)(?::(?P<argument>.*))?', spec, re.DOTALL)
   name, argument = (spec, None) if os.path.isfile(spec) else (found['name'], found['argument'])
   path = paths.path(name)
+  if not name:
+    raise types.UserError(f'--config={spec} names no file; give --config=FILE, as --config=digits')
   if path.is_file():
     return path.absolute(), argument
-  if path.is_dir() and name:
+  if path.is_dir():
     raise types.UserError(f'--config={name} is a folder, expected a file such as {name}/digits.py')
   if path.parent in (pathlib.Path(), pathlib.Path('configs')):
     shipped = SHIPPED / f'{path.stem}.py'
@@ -171,7 +173,8 @@ def _refusal(file, error):
   said = ' '.join(str(error.args[0] if error.args else error).split())
   if isinstance(error, SyntaxError) and error.filename != '<string>':
     line = f': {error.text.strip()}' if error.text else ''
-    return f'{error.filename}, line {error.lineno}: {error.msg}{line}'
+    place = f'{error.filename or file}{f", line {error.lineno}" if error.lineno else ""}'
+    return f'{place}: {error.msg}{line}'
   frames = traceback.extract_tb(error.__traceback__)
   last = pathlib.Path(frames[-1].filename)
   if last.is_relative_to(_PACKAGE) and not last.is_relative_to(SHIPPED):
