@@ -68,11 +68,11 @@ def main(argv: list[str]) -> None:
   if config is not None and (mode != 'list' or _OVERRIDE.value):
     listing.check_is_experiment(config)
     config_file.override(config, _OVERRIDE.value)
+  if config is None and (mode != 'keys' or _OVERRIDE.value):
+    raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
   if mode == 'keys':
     print(declarations.document(section, config), end='')
     return
-  if config is None:
-    raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
   if mode == 'plan' and config.get('plan', {}).get('compile_for'):
     cli.stay_on_cpu()
   cli.keep_programs()

@@ -20,7 +20,7 @@ import urllib.parse
 
 from absl import logging
 
-from diversedit_jax import __version__, types
+from diversedit_jax import __version__, paths, types
 
 SCHEME = 'hf://'
 SETTINGS = 'config.json'
