@@ -1,6 +1,6 @@
 """Questions about trees of arrays and about names: paths, counts, norms, "did you mean"."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 import difflib
 import hashlib
 from typing import Any
@@ -21,6 +21,31 @@ def path_name(path: tuple[Any, ...]) -> str:
 def named_leaves(tree: Any) -> dict[str, Any]:
   """Leaves by path, in tree order."""
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def without(tree: dict[str, Any], names: Collection[str], above: str = '') -> dict[str, Any]:
+  """Nested dicts without the leaves of some paths; the tree itself if there are none.
+
+  above: what stands before the names in the tree.
+  """
+  if not names:
+    return tree
+  kept = {}
+  for key, node in tree.items():
+    name = f'{above}{key}'
+    if not isinstance(node, dict):
+      kept |= {} if name in names else {key: node}
+    elif left := without(node, names, f'{name}/'):
+      kept[key] = left
+  return kept
+
+
+def joined(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+  """The whole with those leaves that a part of it, as from `without`, has of its own."""
+  return {
+    key: joined(part.get(key, {}), node) if isinstance(node, dict) else part.get(key, node)
+    for key, node in whole.items()
+  }
 
 
 def count(tree: Any) -> int:

@@ -29,6 +29,7 @@ def run(experiment: experiment_lib.Experiment) -> str:
     batch_size=experiment.train.batch_size,
     accumulate=experiment.train.accumulate,
     parameters=trees.count(trainable.params),
+    trained=trees.count(trainable.trained(trainable.params)),
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
     average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
     data_bytes=_resident_bytes(experiment),

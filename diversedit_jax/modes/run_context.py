@@ -63,6 +63,7 @@ def make_trainable(experiment, mesh, *, heads=True):
     experiment.transformation(),
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
+    freeze=experiment.optimizer.freeze if heads else '',
   )
   sharding.check_split(
     trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
@@ -80,6 +81,7 @@ def make_step(experiment, trainable):
     ema_decay=experiment.train.ema_decay,
     learning_rate=experiment.schedule(),
     accumulate=experiment.train.accumulate,
+    fixed=trainable.fixed,
   )
 
 

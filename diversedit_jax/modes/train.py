@@ -63,6 +63,8 @@ def run(
     dict(mesh.shape),
     experiment.train.batch_size,
   )
+  if trainable.fixed:
+    logging.info('optimizer.freeze: %s', overview.frozen(trainable.params, trainable.fixed))
   if first:
     overview.log(trainable.params)
   with (

@@ -112,6 +112,7 @@ def plan(
   parameters: int,
   shard_bytes: int,
   average_bytes: int | None = None,
+  trained: int | None = None,
   data_bytes: int = 0,
 ) -> dict[str, Any]:
   """Computes the numbers of the plan; memory is per device.
@@ -124,9 +125,10 @@ def plan(
     devices: number of devices.
     objective: the method.
     steps, batch_size, accumulate: length and batch of the run.
-    parameters: number of trained parameters, heads included.
+    parameters: number of parameters, heads included.
     shard_bytes: bytes of one copy of the parameters on a device.
     average_bytes: bytes of their average, or of a moment, on a device; None is `shard_bytes`.
+    trained: how many of them are trained, and have gradients and moments; None is all.
     data_bytes: bytes of the examples that every device holds.
 
   Raises:
@@ -138,6 +140,8 @@ def plan(
       f'train.accumulate={accumulate}'
     )
   average_bytes = shard_bytes if average_bytes is None else average_bytes
+  trained = parameters if trained is None else trained
+  gradients, moments = (n * trained // parameters for n in (shard_bytes, 2 * average_bytes))
   cost = cost_lib.cost(architecture, execution)
   per_device = batch_size // devices // accumulate
   added = method_flops(objective, architecture, batch_size // accumulate)
@@ -147,11 +151,12 @@ def plan(
   return {
     'devices': devices,
     'parameters': parameters,
+    'trained': trained,
     'tokens': architecture.sequence,
     'method': {name: flops / plain for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
     'training_gflops_per_image': training / 1e9,
-    'state_gib_per_device': (2 * shard_bytes + 3 * average_bytes) / 2**30,
+    'state_gib_per_device': (shard_bytes + gradients + average_bytes + moments) / 2**30,
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
@@ -174,7 +179,7 @@ def _activations_of(architecture, execution):
 def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
   """Writes the plan in words, for the console."""
   rows = [
-    ('parameters', f'{numbers["parameters"]:,} trained'),
+    ('parameters', _parameters(numbers['parameters'], numbers['trained'])),
     ('tokens per image', f'{numbers["tokens"]}'),
     (
       'FLOPs per image',
@@ -206,6 +211,10 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
     ('time', f'{progress.duration(numbers["seconds"])} for {steps:,} steps'),
   ]
   return aligned(rows)
+
+
+def _parameters(whole, trained):
+  return f'{whole:,} trained' if trained == whole else f'{whole:,}, of which {trained:,} trained'
 
 
 def memory_gib(numbers: Mapping[str, Any]) -> float:

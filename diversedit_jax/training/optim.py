@@ -29,6 +29,11 @@ class OptimizerConfig(options.Section, section='optimizer'):
   schedule: str = options.option(
     'constant', choices=SCHEDULES, doc='After the warm-up: constant, or cosine to 0 at the end.'
   )
+  freeze: str = options.option(
+    '',
+    doc="Patterns of parameters that stay as they are, as 'blocks/*' or '*,!final/*' for all but "
+    'those; see docs/weights.md. They have no moments.',
+  )
   shard_over_data: bool = options.option(
     False,
     may_change=True,

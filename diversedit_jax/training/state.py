@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diversedit_jax import checkpoint, sharding, trees
-from diversedit_jax.training import optim
+from diversedit_jax import checkpoint, sharding, trees, types
+from diversedit_jax.training import optim, patterns
 
 Params = dict[str, Any]
 
@@ -39,6 +39,7 @@ class Trainable:
     mesh: jax.sharding.Mesh,
     *,
     shard_over_data: bool = False,
+    freeze: str = '',
   ):
     """Traces the network once, without allocating it.
 
@@ -47,6 +48,10 @@ class Trainable:
       tx: the optimizer.
       mesh: from `sharding.make_mesh`.
       shard_over_data: splits moments and average over 'data' as well.
+      freeze: patterns of parameters that are not trained, see `patterns`.
+
+    Raises:
+      UserError: a pattern of no parameter, or nothing is left to train.
     """
     self._make, self._tx, self.mesh = make_network, tx, mesh
     self.graphdef, variables, rest = nnx.split(
@@ -55,15 +60,22 @@ class Trainable:
     if jax.tree.leaves(rest):
       raise ValueError(f'modules must hold parameters only, found {list(trees.named_leaves(rest))}')
     self.params = nnx.to_pure_dict(variables)
+    self.fixed = patterns.matching(freeze, trees.named_leaves(self.params), 'optimizer.freeze')
+    if not self.trained(self.params):
+      raise types.UserError(f'optimizer.freeze={freeze!r} leaves nothing to train')
     self.param_shardings = nnx.to_pure_dict(sharding.shardings_of(variables, mesh))
     self.ema_shardings = self.param_shardings
     if shard_over_data:
       self.ema_shardings = sharding.split_over_data(self.params, self.param_shardings, mesh)
 
+  def trained(self, params: Params) -> Params:
+    """What is not frozen of parameters or of their shardings, which is what the optimizer sees."""
+    return trees.without(params, self.fixed)
+
   @functools.cached_property
   def opt_state(self) -> Any:
     """Shapes of the optimizer's state."""
-    return jax.eval_shape(self._tx.init, self.params)
+    return jax.eval_shape(self._tx.init, self.trained(self.params))
 
   @functools.cached_property
   def shardings(self) -> TrainState:
@@ -73,7 +85,11 @@ class Trainable:
     """
     whole, placed = sharding.replicated(self.mesh), self.ema_shardings
     of_opt = optax.tree_map_params(
-      self._tx, lambda _, s: s, self.opt_state, placed, transform_non_params=lambda _: whole
+      self._tx,
+      lambda _, s: s,
+      self.opt_state,
+      self.trained(placed),
+      transform_non_params=lambda _: whole,
     )
     return TrainState(step=whole, params=self.param_shardings, ema=placed, opt_state=of_opt)
 
@@ -87,7 +103,7 @@ class Trainable:
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
-        opt_state=self._tx.init(params),
+        opt_state=self._tx.init(self.trained(params)),
       )
 
     return jax.jit(create, out_shardings=self.shardings)(key)

@@ -1,6 +1,6 @@
 """The training step: a pure function of (state, batch), compiled once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flax import nnx
@@ -35,8 +35,12 @@ def make_step(
   ema_decay: float,
   learning_rate: optax.Schedule,
   accumulate: int = 1,
+  fixed: Collection[str] = (),
 ) -> Step:
   """Makes the step, a pure function.
+
+  Parameters whose paths are in `fixed` stay as they are, in the average too; nothing is derived
+  by them.
 
   All randomness of a step is drawn for the whole batch from (key, step), before it is cut into
   `accumulate` microbatches. A loss that is a mean over examples does not depend on that number; a
@@ -44,12 +48,13 @@ def make_step(
   """
 
   def gradients(state, draw, step_key):
-    params, terms_key = state.params, rng.stream(step_key, 'terms')
+    params, terms_key = trees.without(state.params, fixed), rng.stream(step_key, 'terms')
     merged = lambda params: tuning.cast_products(nnx.merge(graphdef, params))
     teacher = merged(state.ema)
 
     def loss_fn(params, draw):
-      return objective.loss(merged(params), draw, key=terms_key, step=state.step, teacher=teacher)
+      network = merged(trees.joined(params, state.params))
+      return objective.loss(network, draw, key=terms_key, step=state.step, teacher=teacher)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -67,8 +72,10 @@ def make_step(
     step_key = rng.stream(key, 'step', state.step)
     draw = objective.draw(objective.encode(frozen, batch, accumulate), step_key)
     grads, metrics = gradients(state, draw, step_key)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained = trees.without(state.params, fixed)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    params = trees.joined(trained, state.params)
     metrics |= {
       'grad_norm': trees.global_norm(grads),  # Before clipping.
       'param_norm': trees.global_norm(params),
@@ -77,7 +84,7 @@ def make_step(
     return state_lib.TrainState(
       step=state.step + 1,
       params=params,
-      ema=update_ema(state.ema, params, ema_decay),
+      ema=trees.joined(update_ema(trees.without(state.ema, fixed), trained, ema_decay), state.ema),
       opt_state=opt_state,
     ), metrics
 

@@ -39,17 +39,19 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
     batch_size=64,
     accumulate=2,
     parameters=678,
+    trained=226,
     shard_bytes=12345,
   )
   images_per_second = 8 * 100e12 * 0.5 / counted.training
   expected = {
     'devices': 8,
     'parameters': 678,
+    'trained': 226,
     'tokens': 16,
     'method': {},
     'forward_gflops_per_image': counted.forward / 1e9,
     'training_gflops_per_image': 3 * counted.forward / 1e9,
-    'state_gib_per_device': (4 + 1) * 12345 / 2**30,  # The state and the gradients.
+    'state_gib_per_device': (2 + 3 / 3) * 12345 / 2**30,  # A third has gradients and moments.
     'frozen_gib_per_device': 0,
     'data_gib_per_device': 0,
     'activations_of': 'CPU, attention xla, blocks in a loop',

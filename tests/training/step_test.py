@@ -52,14 +52,21 @@ class Setting:
       step=jnp.zeros((), jnp.int32),
       params=params,
       ema=jax.tree.map(jnp.copy, params),
-      opt_state=self.tx.init(params),
+      opt_state=self.tx.init(self.trainable.trained(params)),
     )
     return jax.device_put(state, self.trainable.shardings)
 
 
 @functools.cache
 def setting(
-  method='flow', *, optimizer=NEARLY_GRADIENT, accumulate=1, ema_decay=0.9, skip=False, **model
+  method='flow',
+  *,
+  optimizer=NEARLY_GRADIENT,
+  accumulate=1,
+  ema_decay=0.9,
+  skip=False,
+  freeze='',
+  **model,
 ) -> Setting:
   config = digits.get_config(f'method={method}')
   config.model.update(dict(depth=4, width=16, heads=2, patch_size=4, unroll=1) | model)
@@ -68,7 +75,7 @@ def setting(
   experiment = experiment_lib.build(config)
   tx = optim.make(optimizer, steps=STEPS)
   mesh = sharding.make_mesh()
-  trainable = state_lib.Trainable(experiment.network, tx, mesh)
+  trainable = state_lib.Trainable(experiment.network, tx, mesh, freeze=freeze)
   key = rng.stream(jax.random.key(0), 'train')
   step = step_lib.make_step(
     experiment.objective,
@@ -78,6 +85,7 @@ def setting(
     ema_decay=ema_decay,
     learning_rate=optim.schedule(optimizer, STEPS),
     accumulate=accumulate,
+    fixed=trainable.fixed,
   )
   compiled = step_lib.compile_step(step, trainable.shardings, mesh)
   without_encoders = lambda state, batch: compiled(state, batch, {})
@@ -243,6 +251,29 @@ def test_old_state_is_donated_and_all_state_is_float32(batch):
   moments = jax.tree.leaves((adam[0].mu, adam[0].nu))
   assert len(moments) == 2 * len(jax.tree.leaves(after.params))
   assert {x.dtype for x in moments} == {jnp.dtype('float32')}
+
+
+def test_frozen_parameters_stay_and_have_no_moments(batch):
+  decaying = dataclasses.replace(NEARLY_GRADIENT, weight_decay=0.1)
+  before, whole, of_all = one_step(setting(optimizer=decaying, accumulate=4), batch)
+  chosen = setting(optimizer=decaying, accumulate=4, freeze='blocks/*,!*/bias,label_embed')
+  state = chosen.state()
+  state = state.replace(ema=jax.tree.map(lambda x: 2 * x, state.params))
+  after, metrics = chosen.step(state, batch)
+  names = lambda tree: trees.named_leaves(copied(tree))
+  fixed, trained = chosen.trainable.fixed, names(chosen.trainable.trained(before))
+  assert {n.split('/')[1] for n in fixed} == {'blocks', 'label_embed'}
+  assert not any(n.endswith('bias') for n in fixed) and fixed.isdisjoint(trained)
+  for name, x in names(before).items():
+    if name in fixed:
+      np.testing.assert_array_equal(names(after.params)[name], x, err_msg=name)
+      np.testing.assert_array_equal(names(after.ema)[name], 2 * x, err_msg=name)
+    else:  # As where all are trained: nothing is clipped here.
+      np.testing.assert_allclose(names(after.params)[name], names(whole.params)[name], atol=1e-5)
+      assert np.any(names(after.params)[name] != x)
+  (adam,) = [s for s in jax.tree.leaves(after.opt_state, is_leaf=is_adam) if is_adam(s)]
+  assert names(adam.mu).keys() == names(adam.nu).keys() == trained.keys()
+  assert float(metrics['grad_norm']) < of_all['grad_norm']
 
 
 def is_adam(x):

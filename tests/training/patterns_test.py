@@ -1,0 +1,48 @@
+"""Which parameters a pattern names, and what is said of one that names none."""
+
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.training import patterns
+
+NAMES = (
+  'heads/repa/0/fc1/bias',
+  'model/blocks/layers/attn/qkv/bias',
+  'model/blocks/layers/attn/qkv/kernel',
+  'model/final/linear/bias',
+  'model/label_embed/embedding',
+)
+QKV = set(NAMES[1:3])
+
+
+@pytest.mark.parametrize(
+  ('given', 'chosen'),
+  [
+    ('', set()),
+    ('blocks/*', QKV),
+    ('model/blocks', QKV),
+    (' blocks/ , label_embed', {*QKV, NAMES[4]}),
+    ('blocks/*/qkv', QKV),
+    ('*,!*/bias', {NAMES[2], NAMES[4]}),
+    ('*/bias,!blocks/*,blocks/*/kernel', {NAMES[0], NAMES[2], NAMES[3]}),
+    ('heads', {NAMES[0]}),
+  ],
+)
+def test_patterns(given, chosen):
+  assert patterns.matching(given, NAMES, 'optimizer.freeze') == chosen
+
+
+@pytest.mark.parametrize(
+  ('given', 'words'),
+  [
+    ('block/*', "optimizer.freeze: 'block/*' matches no parameter; did you mean 'blocks'?"),
+    ('final,!finl/*', "'!finl/*' matches no parameter; did you mean 'final'"),
+    ('blocks/layers/attn/qvk/*', "did you mean 'blocks/layers/attn/qkv'"),
+    ('encoder', 'there are heads/repa/*, blocks/*, final/*, label_embed/*'),
+    ('blocks/3/*', 'matches no parameter; did you mean'),
+  ],
+)
+def test_a_pattern_of_no_parameter_is_refused_with_near_names(given, words):
+  with pytest.raises(types.UserError) as error:
+    patterns.matching(given, NAMES, 'optimizer.freeze')
+  assert words in str(error.value)
