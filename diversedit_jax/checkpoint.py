@@ -46,10 +46,10 @@ def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
   """
   path = epath.Path(folder).resolve() / item
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      stored = reader.metadata(path).item_metadata.tree
-      on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-      found = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
+    reader = ocp.PyTreeCheckpointHandler()
+    stored = reader.metadata(path).tree
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+    found = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
   except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
     text = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
     raise types.UserError(f'{path} cannot be read: {text}') from error

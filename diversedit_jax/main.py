@@ -9,6 +9,7 @@ from diversedit_jax.modes import (
   analyze,
   audit,
   evaluate,
+  inspect,
   listing,
   plan,
   sample,
@@ -17,7 +18,8 @@ from diversedit_jax.modes import (
   train,
 )
 
-MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'stats', 'plan', 'audit', 'list', 'keys')
+MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'inspect', 'stats', 'plan', 'audit')
+MODES += ('list', 'keys')
 
 _CONFIG = flags.DEFINE_string(
   'config',
@@ -45,12 +47,14 @@ _CONTINUE_FROM = flags.DEFINE_integer(
   None,
   'Step of an earlier checkpoint from which the run continues; what came later is set aside.',
 )
+_FULL = flags.DEFINE_bool('full', False, 'With --mode=inspect: a line for each array.')
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
 )
 # Modes that have a use for a flag.
 _MODES_OF = {
-  'checkpoint': ('sample', 'eval', 'sweep', 'analyze'),
+  'checkpoint': ('sample', 'eval', 'sweep', 'analyze', 'inspect'),
+  'full': ('inspect',),
   'continue_with': ('train',),
   'continue_from': ('train',),
 }
@@ -68,10 +72,13 @@ def main(argv: list[str]) -> None:
   if config is not None and (mode != 'list' or _OVERRIDE.value):
     listing.check_is_experiment(config)
     config_file.override(config, _OVERRIDE.value)
-  if config is None and (mode != 'keys' or _OVERRIDE.value):
+  if config is None and (mode not in ('keys', 'inspect') or _OVERRIDE.value):
     raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
   if mode == 'keys':
     print(declarations.document(section, config), end='')
+    return
+  if mode == 'inspect':
+    print(inspect.run(_WORKDIR.value, _CHECKPOINT.value, config, whole=_FULL.value))
     return
   if mode == 'plan' and config.get('plan', {}).get('compile_for'):
     cli.stay_on_cpu()

@@ -133,17 +133,17 @@ def _from_file(origin, trainable):
   """Weights that `python -m diversedit_jax.convert` wrote."""
   flat = origin.arrays('ema')
   wanted = trees.named_leaves(trainable.params)
-  # Heads are left out: they only train the model.
-  faults = misfits.find(
-    flat,
-    {name: x.shape for name, x in wanted.items()},
-    unused=lambda name: name.startswith('heads/'),
-  )
-  if faults:
-    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(faults)}')
+  if problems := faults(flat, wanted):
+    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(problems)}')
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
   return jax.tree.map(jax.device_put, params, trainable.shardings.params)
+
+
+def faults(flat, wanted):
+  """How arrays by name do not fit the leaves of a model; heads are left out: they only train it."""
+  shapes = {name: x.shape for name, x in wanted.items()}
+  return misfits.find(flat, shapes, unused=lambda name: name.startswith('heads/'))
 
 
 def data_facts(source):

@@ -68,7 +68,7 @@ def resolve(
   is_file = bool(_FILE.fullmatch(inside))
   wanted = [inside] if is_file else [f'{inside}/{name}'.lstrip('/') for name in names]
   file = _fetch(text, place['repo'], urllib.parse.unquote(place['revision'] or 'main'), wanted)
-  found = _digest_of(file)
+  found = digest(file)
   if place['sha256'] not in (None, found):
     raise types.UserError(f'{text} is another file: its SHA-256 is {found}')
   logging.info('%s: %.1f MB, SHA-256 %s', place_of(file), file.stat().st_size / 1e6, found)
@@ -81,7 +81,7 @@ def name(path: pathlib.Path) -> str:
   That place can be given instead of the path, and is then the same file or an error.
   """
   place = place_of(path)
-  return f'{place}#sha256={_digest_of(path)}' if place else path.name
+  return f'{place}#sha256={digest(path)}' if place else path.name
 
 
 def place_of(path: pathlib.Path) -> str:
@@ -165,7 +165,8 @@ def _told(hub, text, repo, revision) -> Iterator[None]:
     raise types.UserError(f'{text} cannot be fetched: {type(error).__name__}: {reason}') from error
 
 
-def _digest_of(path) -> str:
+def digest(path: pathlib.Path) -> str:
+  """SHA-256 of a file, in hex; of one that did not change it is remembered."""
   facts = path.stat()
   return _digest(str(path), facts.st_size, facts.st_mtime_ns)
 

@@ -105,11 +105,7 @@ class Family:
     """
     path, layout = self.find(name, config, weights), self.layout(config)
     arrays = files.proper_names(array_files.load(path, prefer=layout.parts), layout)
-
-    def unused(its):
-      return any(its == x or (x[-1] == '.' and its.startswith(x)) for x in layout.unused)
-
-    if faults := misfits.find(arrays, self.shapes(config), unused=unused):
+    if faults := self._faults(config, arrays):
       raise types.UserError(f'{path} does not hold the weights of {name!r}: {"; ".join(faults)}')
     source, flat = (config.table, config.table), {}
     for ours, shape in vit.flat_shapes(config, source).items():
@@ -122,6 +118,16 @@ class Family:
         slot[...] = array.reshape(slot.shape)
     flat['positions'] = preprocess.resample_table(flat['positions'], source, grid)
     return array_files.unflatten(flat)
+
+  def fits(self, name: str, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether arrays by the names of a file are the weights of an encoder."""
+    config = self.configs[name]
+    return not self._faults(config, files.proper_names(arrays, self.layout(config)))
+
+  def _faults(self, config, arrays) -> list[str]:
+    unused = self.layout(config).unused
+    is_unused = lambda its: any(its == x or (x[-1] == '.' and its.startswith(x)) for x in unused)
+    return misfits.find(arrays, self.shapes(config), unused=is_unused)
 
   def find(self, name: str, config: vit.ViTConfig, weights: str) -> pathlib.Path:
     """The weights file: `weights` itself, or a file with a known name in the folder `weights`.

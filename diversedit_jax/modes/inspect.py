@@ -1,0 +1,232 @@
+"""`--mode=inspect`: what a run, a checkpoint or any file of weights holds, in a page.
+
+Needs no config: a run describes itself, and a file is described by its names and shapes. With one,
+it says whether they belong together. Nothing is compiled or written.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from diversedit_jax import checkpoint, convert, trees, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.convert import detection, families
+from diversedit_jax.experiment import declarations, run_dir
+from diversedit_jax.frozen import encoders, inception_files, vae_files
+from diversedit_jax.modes import evaluate, origins, run_context
+from diversedit_jax.weights import location, misfits, summary
+
+_SHOWN = 20  # Lines of scores.
+_TITLE = 13  # Width of the words at the left.
+_MODEL = 'model.safetensors'
+_SIZES = ('depth', 'width', 'heads', 'patch_size')
+
+
+def run(
+  workdir: str,
+  origin: str | None,
+  config: ml_collections.ConfigDict | None = None,
+  *,
+  whole: bool = False,
+) -> str:
+  """The page.
+
+  Args:
+    workdir: directory of a run; used if there is no origin.
+    origin: a run, its folder checkpoints/STEP or a file of weights, here or on the hub.
+    config: compared with the run's, or a file is fitted to its model; None does not.
+    whole: whether each array has a line of its own.
+
+  Raises:
+    UserError: there is nothing that holds weights.
+  """
+  if not (workdir or origin):
+    raise types.UserError(
+      '--mode=inspect looks at a run or at weights: give --workdir=DIR, or --checkpoint=FILE'
+    )
+  folder = location.resolve(origin or workdir).absolute()
+  if folder.is_dir() and (folder / 'config.json').is_file() and not (folder / _MODEL).is_file():
+    steps = sorted(int(p.name) for p in folder.glob('checkpoints/*') if p.name.isdigit())
+    lines = _describe_run(folder, steps, config)
+    lines += _items(folder / 'checkpoints' / str(steps[-1]), whole) if steps else []
+    return '\n'.join(lines)
+  found = origins.find(origin or workdir)
+  if found.step is None:
+    return '\n'.join(_describe_file(found, config, whole))
+  card = [] if found.run is None else _describe_run(found.run, [found.step], config)
+  return '\n'.join([*card, *_items(found.path, whole)])
+
+
+def recognise(arrays: Mapping[str, np.ndarray]) -> list[str]:
+  """What arrays are the weights of, in words; several where names and shapes are the same.
+
+  Nothing is guessed: all names and shapes of what is named are there, and no others.
+  """
+  return [words for words, _ in _recognised(arrays)]
+
+
+def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]:
+  """Words, and for a diffusion model its arrays by the other system's names."""
+  ours = any(name.startswith('model/') for name in arrays)
+  for name in families.FAMILIES:
+    state_dict = arrays
+    if ours:
+      state_dict = _attempt(lambda name=name: convert.to_torch(convert.unflatten(arrays), name))
+    elif _attempt(lambda name=name: convert.to_ours(arrays, name)) is None:
+      continue
+    if state_dict is not None:
+      yield (f'{name}, by the names of diversedit_jax' if ours else name), state_dict
+  if ours:
+    return
+  found = _attempt(lambda: vae_files.from_arrays(arrays, scale=1.0, shift=0.0))
+  if found is not None:
+    yield f'AutoencoderKL, {found.config.latent_channels} latent channels', None
+  if _attempt(lambda: inception_files.from_arrays(arrays)) is not None:
+    yield 'Inception of 2015-12-05, the network of FID', None
+  for module in (encoders.clip, encoders.dinov2, encoders.ijepa, encoders.mae, encoders.mocov3):
+    family = module.FAMILY
+    yield from ((f'encoder {name}', None) for name in family.configs if family.fits(name, arrays))
+
+
+def _attempt(make: Callable[[], Any]) -> Any:
+  try:
+    return make()
+  except types.UserError:
+    return None
+
+
+def _describe_file(origin, config, whole) -> list[str]:
+  path, arrays = origin.path, origin.arrays('ema')
+  size = f'{path.stat().st_size / 1e6:,.1f} MB'
+  lines = [_line('file', f'{location.place_of(path) or path}, {size}')]
+  lines += [_line('SHA-256', location.digest(path))]
+  found = dict(_recognised(arrays))
+  lines += [_line('family', ' or '.join(found) or 'unknown: none that this version knows')]
+  for words, state_dict in found.items():
+    if state_dict is None:
+      continue
+    family = families.family(words.partition(',')[0])
+    keys = detection.config_keys(convert.infer_config(state_dict, words.partition(',')[0]), family)
+    lines.append(_line('config', f'{" ".join(keys)}{f"  (as {words})" if len(found) > 1 else ""}'))
+    lines += [_line('licence', family.notice)] if family.notice else []
+  lines += [] if config is None else [_line('--config', _fit(arrays, config))]
+  return [*lines, *_tables({'arrays': lambda: arrays}, whole)]
+
+
+def _fit(arrays, config) -> str:
+  experiment = experiment_lib.build(config)
+  mesh = run_context.make_mesh(experiment)
+  wanted = trees.named_leaves(run_context.make_trainable(experiment, mesh, heads=False).params)
+  faults = run_context.faults(arrays, wanted)
+  return f'does not fit: {"; ".join(faults)}' if faults else 'fits'
+
+
+def _describe_run(folder, steps, config) -> list[str]:
+  of_run = origins.Origin(path=folder / 'checkpoints' / '0', step=0)
+  stored = run_dir.flatten(of_run.recorded('config.json'))
+  data, versions = of_run.recorded('data.json'), of_run.recorded('versions.json')
+  known = declarations.keys()
+  value = lambda key: stored.get(key, known[key].default)
+  sizes = [f'{name} {value(f"model.{name}")}' for name in _SIZES]
+  others = [
+    f'{key.removeprefix("model.")} {stored[key]}'
+    for key in stored
+    if key in known and known[key].decides_network and key.startswith('model.')
+    if key.removeprefix('model.') not in (*_SIZES, 'size') and stored[key] != known[key].default
+  ]
+  named = [value('model.size')] if value('model.size') else sizes
+  made = [f'{name} {version}' for name, version in (versions or [{}])[-1].items()]
+  examples = f'{data["examples"]:,} examples, ' if 'examples' in data else ''
+  space = data.get('space', 'unknown space')
+  about = f'{data.get("name")}, {examples}{space}' if data else value('data.source')
+  lines = [
+    _line('run', folder),
+    _line('method', value('method')),
+    _line('model', ', '.join([*named, *others])),
+    _line('data', f'{about}, SHA-256 {data["sha256"][:16]}' if 'sha256' in data else about),
+    _line('made by', ', '.join(made) or 'unknown'),
+    _line('steps', f'{value("train.steps"):,}, {_last_report(folder)}'),
+    _line('checkpoints', ', '.join(map(str, steps)) or 'none yet'),
+  ]
+  lines += [] if config is None else [_line('--config', _differences(stored, config))]
+  return lines + [_line('scores' if i == 0 else '', line) for i, line in enumerate(_scores(folder))]
+
+
+def _differences(stored, config) -> str:
+  known = declarations.keys()
+  theirs = run_dir.complete({key: value for key, value in stored.items() if key in known})
+  changed = run_dir.differences(theirs, run_dir.complete(run_dir.flatten(config)))
+  listed = [f'{key}: stored {old!r}, given {new!r}' for key, (old, new) in changed.items()]
+  return f'differs in {misfits.first_few(listed)}' if listed else 'is that of the run'
+
+
+def _last_report(folder) -> str:
+  """The last row of metrics.jsonl with a loss, in words."""
+  try:
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  except (OSError, ValueError):
+    return 'no report'
+  last = next((row for row in reversed(rows) if 'loss' in row), None)
+  return 'no report' if last is None else f'loss {last["loss"]:.4g} at step {last["step"]:,}'
+
+
+def scores(folder: pathlib.Path) -> dict[str, Mapping[str, Any]]:
+  """The contents of all files with scores and their protocol in a run, by path, oldest first."""
+  files = sorted((folder / 'eval').rglob('*.json'), key=lambda file: file.stat().st_mtime)
+  found = {}
+  for file in files:
+    try:
+      content = json.loads(file.read_text())
+    except ValueError:
+      continue
+    if isinstance(content, dict) and {'scores', 'protocol'} <= content.keys():
+      found[file.relative_to(folder).as_posix()] = content
+  return found
+
+
+def _scores(folder) -> list[str]:
+  lines = []
+  for name, content in scores(folder).items():
+    protocol = content['protocol']
+    lines.append(
+      f'{name}: {evaluate.in_words(content["scores"])} ({protocol["num_samples"]} samples of '
+      f'{protocol["weights"]} at {protocol["checkpoint"]}, {protocol["sampler"]} '
+      f'{protocol["steps"]} steps, guidance {protocol["guidance"]["scale"]:g})'
+    )
+  more = [f'... and {len(lines) - _SHOWN} older'] if len(lines) > _SHOWN else []
+  return [*lines[-_SHOWN:], *more]
+
+
+def _items(path, whole) -> list[str]:
+  """The average in full, and a line for each other part."""
+  title = f'{path.parent.name}/{path.name}'
+  order = ('ema', 'params', 'opt')
+  read = {f'{item} of {title}': (lambda item=item: checkpoint.read(path, item)) for item in order}
+  return _tables(read, whole)
+
+
+def _tables(read, whole) -> list[str]:
+  """The table of the first arrays, and the totals of all, which are read one after the other."""
+  table, totals = [], []
+  for title, arrays in read.items():
+    try:
+      facts = summary.measure(arrays())
+    except types.UserError as error:
+      totals.append(_line(title, error))
+      continue
+    if not table:
+      table = ['', title, *summary.table(facts if whole else summary.bounded(facts)), '']
+    one = summary.total(facts)
+    totals.append(
+      f'{title}: {one.arrays} arrays, {one.values:,} values of {one.dtype}, norm {one.norm:.6g}, '
+      f'{summary.finite_in_words(one)}'
+    )
+  return table + totals
+
+
+def _line(title, text) -> str:
+  return f'{title:<{_TITLE}}{text}'
