@@ -2,13 +2,18 @@
 
 import contextlib
 import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from configs import digits
+from diversedit_jax import checkpoint, options, trees
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import options
+from diversedit_jax.evaluation import card
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import run_context
 
 STEPS, WIDTH, DEPTH = 30, 16, 2
 SMALL = {
@@ -72,3 +77,36 @@ def keys_read():
 def arrays(path):
   with np.load(path) as file:
     return dict(file)
+
+
+def untrained(workdir, step=30, **changes):
+  """A run that looks as if it had been trained: random weights, and scores of them.
+
+  Returns:
+    workdir, experiment, and `items`: arrays by name of 'params' and 'ema'.
+  """
+  experiment = make(**changes)
+  mesh = run_context.make_mesh(experiment)
+  trainable = run_context.make_trainable(experiment, mesh)
+  rng = np.random.default_rng(0)
+  random = lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype)
+  trees_by_item = {item: jax.tree.map(random, trainable.params) for item in ('params', 'ema')}
+  run_dir.open_for_training(
+    str(workdir),
+    experiment.config,
+    card.versions(),
+    data=run_context.data_facts(experiment.source),
+    write=True,
+  )
+  with contextlib.closing(checkpoint.Checkpoints(str(workdir / 'checkpoints'))) as checkpoints:
+    checkpoints.save(step, trees_by_item | {'opt': {'count': np.int32(step)}}, {})
+  weights = run_context.Weights(
+    trainable.graphdef, trees_by_item['ema'], mesh, step, f'checkpoints/{step}', 'ema'
+  )
+  protocol = run_context.protocol(
+    experiment, weights, np.arange(20), label_policy='balanced', seconds=1.0
+  )
+  scores = {'class_consistency': 0.5, 'frechet_distance': 12.0}
+  card.write_json(workdir / 'eval' / 'digits.json', {'scores': scores, 'protocol': protocol})
+  items = {item: trees.named_leaves(tree) for item, tree in trees_by_item.items()}
+  return types.SimpleNamespace(workdir=workdir, experiment=experiment, items=items)

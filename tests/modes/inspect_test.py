@@ -1,0 +1,101 @@
+"""`--mode=inspect` on a run, its checkpoints and files of every kind that is read."""
+
+import json
+import math
+
+from helpers import family_weights, small_runs
+import numpy as np
+import pytest
+
+from diversedit_jax import convert, types
+from diversedit_jax.frozen import encoders, inception_files, vae, vae_files
+from diversedit_jax.modes import inspect
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return small_runs.untrained(tmp_path_factory.mktemp('inspect') / 'run')
+
+
+def norm(arrays):
+  return math.sqrt(sum(float(np.sum(np.square(x, dtype=np.float64))) for x in arrays.values()))
+
+
+def test_a_run_is_described_with_its_weights_and_scores(run):
+  page = inspect.run(str(run.workdir), None, small_runs.make_config(train__steps=99))
+  lines = page.splitlines()
+  told = {line[:13].strip(): line[13:] for line in lines[: lines.index('')]}
+  assert told['method'] == 'flow+diverse'
+  assert told['model'] == 'depth 2, width 16, heads 2, patch_size 2, skip.enabled True'
+  assert told['data'].startswith('digits/train, 1,442 examples, pixels, SHA-256 ')
+  assert told['checkpoints'] == '30'
+  assert told['scores'] == (
+    'eval/digits.json: class_consistency 0.5, frechet_distance 12 '
+    '(20 samples of ema at checkpoints/30, heun 4 steps, guidance 2)'
+  )
+  assert told['--config'] == 'differs in train.steps: stored 30, given 99'
+  for item, arrays in run.items.items():
+    count = sum(x.size for x in arrays.values())
+    expected = f'{item} of checkpoints/30: {len(arrays)} arrays, {count:,} values of float32, '
+    assert f'{expected}norm {norm(arrays):.6g}, all finite' in lines
+  assert any(line.startswith('opt of checkpoints/30: ') for line in lines)
+  for name, array in run.items['ema'].items():
+    (row,) = [line.split() for line in lines if line.startswith(f'{name} ')]
+    shape, size = 'x'.join(map(str, array.shape)), f'{array.size:,}'
+    assert row[1:] == [shape, 'float32', size, f'{norm({name: array}):.4g}']
+  checkpoint = run.workdir / 'checkpoints' / '30'
+  assert inspect.run('', str(checkpoint), small_runs.make_config(train__steps=99)) == page
+  assert inspect.run('', str(run.workdir), small_runs.make_config(train__steps=99)) == page
+
+
+def test_a_file_is_fitted_to_a_config_and_bad_values_are_counted(run, tmp_path):
+  arrays = dict(run.items['ema'])
+  arrays['model/patch_embed/bias'] = np.full(16, np.nan, np.float32)
+  convert.save(tmp_path / 'x.safetensors', arrays)
+  page = inspect.run('', str(tmp_path / 'x.safetensors'), small_runs.make_config())
+  assert '\n--config     fits\n' in page and '\nfamily       sit, by the names of' in page
+  assert page.endswith(', 16 NaN or infinite')
+  page = inspect.run('', str(tmp_path / 'x.safetensors'), small_runs.make_config(model__width=32))
+  assert '\n--config     does not fit: model/' in page
+
+
+def shaped(shapes):
+  """Arrays of no memory."""
+  return {name: np.broadcast_to(np.float32(1), shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize('family', family_weights.FAMILIES)
+def test_models_of_other_systems_are_recognised_and_others_are_not(family, golden):
+  arrays = family_weights.of(family, golden)
+  same = ('sit_original', 'dit')  # The same names and shapes.
+  assert inspect.recognise(arrays) == (list(same) if family in same else [family])
+  missing = next(name for name in arrays if name.endswith('bias'))
+  assert inspect.recognise({name: x for name, x in arrays.items() if name != missing}) == []
+
+
+def test_frozen_networks_are_recognised():
+  autoencoder = vae_files.random(
+    vae.VAEConfig(block_channels=(32, 32), layers_per_block=1, scale=1.0), 0
+  )
+  arrays = vae_files.to_arrays(autoencoder.params, autoencoder.config)
+  assert inspect.recognise(arrays) == ['AutoencoderKL, 4 latent channels']
+  found = inspect.recognise(shaped(inception_files.file_shapes()))
+  assert found == ['Inception of 2015-12-05, the network of FID']
+  family = encoders.dinov2.FAMILY
+  name = next(iter(family.configs))
+  assert inspect.recognise(shaped(family.shapes(family.configs[name]))) == [f'encoder {name}']
+
+
+def test_what_holds_no_weights_is_refused(tmp_path):
+  for origin, message in {
+    '': 'give --workdir=DIR, or --checkpoint=FILE',
+    str(tmp_path): 'neither a file of weights nor a folder checkpoints/STEP',
+    str(tmp_path / 'absent'): 'there is no such file or folder',
+  }.items():
+    with pytest.raises(types.UserError, match=message):
+      inspect.run(origin, None)
+
+
+def test_a_run_without_a_checkpoint_is_described(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(small_runs.make_config().to_dict()))
+  assert 'checkpoints  none yet' in inspect.run(str(tmp_path), None)
