@@ -79,17 +79,30 @@ def _barrier(name: str) -> None:
 class Checkpoints:
   """The checkpoints of one run, `directory/STEP/{params,ema,opt,meta}`."""
 
-  def __init__(self, directory: str, *, keep: int = 3, keep_every: int | None = None):
+  def __init__(
+    self,
+    directory: str,
+    *,
+    keep: int = 3,
+    keep_every: int | None = None,
+    read_only: bool = False,
+  ):
     """Opens or creates the directory.
 
     Args:
       directory: folder of the run's checkpoints.
       keep: how many of the latest to keep.
       keep_every: also keep every checkpoint whose step is a multiple of this, for ever.
+      read_only: the directory, which may be another's, stays as it is; nothing can be saved.
     """
     self.directory = epath.Path(directory).resolve()
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, keep_period=keep_every, create=True, enable_async_checkpointing=True
+      max_to_keep=None if read_only else keep,
+      keep_period=None if read_only else keep_every,
+      save_interval_steps=0 if read_only else 1,
+      create=not read_only,
+      read_only=read_only,
+      enable_async_checkpointing=not read_only,
     )
     # Named here, so that what a checkpoint holds can be asked before it is read.
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}

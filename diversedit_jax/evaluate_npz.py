@@ -5,6 +5,7 @@ import json
 from absl import flags
 
 from diversedit_jax import cli, evaluation, paths, types
+from diversedit_jax.data import files
 from diversedit_jax.evaluation import card, picture_metrics
 
 _DEFAULTS = picture_metrics.MetricOptions()
@@ -38,6 +39,8 @@ def main(argv: list[str]) -> None:
   output = None if _OUTPUT.value is None else paths.path(_OUTPUT.value)
   if output is not None and output.exists():
     raise types.UserError(f'{output} exists already; nothing is overwritten')
+  if output is not None:
+    files.make_writable(output.parent, f'--output={output}')
   found = evaluation.evaluate_npz(
     paths.expanded(_SAMPLES.value),
     paths.expanded(_REFERENCE.value),

@@ -4,7 +4,7 @@ from absl import flags
 
 from diversedit_jax import cli, cluster, config_file, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.experiment import declarations
+from diversedit_jax.experiment import declarations, run_dir
 from diversedit_jax.modes import (
   analyze,
   audit,
@@ -37,6 +37,12 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   'Weights from elsewhere: a folder checkpoints/STEP, or a file that `convert` wrote.',
 )
+_OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'Directory for results, beside a workdir that is only read.',
+  allow_override=True,  # `evaluate_npz` has one too; tests import both.
+)
 _CONTINUE_WITH = flags.DEFINE_list(
   'continue_with',
   [],
@@ -54,6 +60,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 # Modes that have a use for a flag.
 _MODES_OF = {
   'checkpoint': ('sample', 'eval', 'sweep', 'analyze', 'inspect'),
+  'output': ('sample', 'eval', 'sweep', 'analyze'),
   'full': ('inspect',),
   'continue_with': ('train',),
   'continue_from': ('train',),
@@ -106,7 +113,17 @@ def main(argv: list[str]) -> None:
     print(*stats.run(experiment, _WORKDIR.value), sep='\n')
   else:
     run = {'sample': sample, 'eval': evaluate, 'sweep': sweep, 'analyze': analyze}[mode].run
-    print(*run(experiment, _WORKDIR.value, _CHECKPOINT.value), sep='\n')
+    print(*run(experiment, *_places()), sep='\n')
+
+
+def _places() -> tuple[str, str | None]:
+  """Where results go, and the weights from elsewhere if there are some."""
+  workdir, origin, output = _WORKDIR.value, _CHECKPOINT.value, _OUTPUT.value
+  if output is None:
+    return workdir, origin
+  if origin is not None and workdir:
+    raise types.UserError('with --checkpoint, --workdir and --output are the same: give one')
+  return output, origin or run_dir.newest_checkpoint(workdir)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from absl import flags
+from absl.testing import flagsaver
 import pytest
 
 from diversedit_jax import cli, main, types
@@ -64,6 +65,37 @@ def test_forgotten_dashes_are_refused():
   flags.FLAGS.mark_as_parsed()
   with pytest.raises(types.UserError, match='unexpected arguments: mode=sample workdir=x'):
     main.main(['main.py', 'mode=sample', 'workdir=x'])
+
+
+def test_results_of_a_run_that_is_only_read_go_where_output_says(tmp_path):
+  flags.FLAGS.mark_as_parsed()
+  checkpoint = tmp_path / 'checkpoints' / '5'
+  checkpoint.mkdir(parents=True)
+  run, other = str(tmp_path), str(tmp_path / 'other')
+  for given, expected in (
+    ({'workdir': run}, (run, None)),
+    ({'workdir': run, 'output': other}, (other, str(checkpoint))),
+    ({'checkpoint': 'x', 'output': other}, (other, 'x')),
+    ({'checkpoint': 'x', 'workdir': other}, (other, 'x')),
+  ):
+    with flagsaver.flagsaver(**given):
+      assert main._places() == expected
+  both = {'checkpoint': 'x', 'workdir': run, 'output': other}
+  with flagsaver.flagsaver(**both), pytest.raises(types.UserError, match='same: give one'):
+    main._places()
+
+
+@pytest.mark.parametrize(
+  ('mode', 'flag'), [('train', 'output'), ('stats', 'checkpoint'), ('eval', 'continue_from')]
+)
+def test_a_flag_that_a_mode_has_no_use_for_is_refused(mode, flag):
+  flags.FLAGS.mark_as_parsed()
+  message = f'--{flag} is not for --mode={mode}, but for '
+  with (
+    flagsaver.as_parsed(mode=mode, **{flag: '5'}),
+    pytest.raises(types.UserError, match=message),
+  ):
+    main.main(['main.py'])
 
 
 def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):

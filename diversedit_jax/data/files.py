@@ -6,6 +6,8 @@ import os
 import pathlib
 import uuid
 
+from diversedit_jax import types
+
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
@@ -25,6 +27,24 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       _sync(path.parent)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def make_writable(folder: pathlib.Path, name: str, way_on: str = '') -> None:
+  """Makes a folder if it is missing, and sees whether files can be written in it.
+
+  Args:
+    folder: to write in. name: what the user calls it, for the message. way_on: ends the message.
+
+  Raises:
+    UserError: it cannot be made, or be written in.
+  """
+  probe = folder / f'.probe-{uuid.uuid4().hex}'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise types.UserError(f'{name} cannot be written: {error.strerror}{way_on}') from error
 
 
 def _sync(path):

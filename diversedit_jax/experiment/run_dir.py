@@ -14,7 +14,6 @@ import contextlib
 import json
 import pathlib
 from typing import Any
-import uuid
 
 from absl import logging
 import ml_collections
@@ -27,6 +26,7 @@ from diversedit_jax.models import sizes
 
 AUDIT = 'audit.json'
 _WRITTEN_BY = 'diversedit_jax'  # Version, in config.json; 0.1 wrote none.
+RESULTS = ('samples', 'eval', 'analysis')
 # Entries of data.json that say what a sample is.
 SPACE = ('space', 'latents')
 # What training writes and would mix with what is there, as patterns below the directory.
@@ -124,7 +124,7 @@ def open_for_training(
     )
   if not write:
     return path
-  _make_writable(path)
+  files.make_writable(path, f'workdir {path}')
   if continue_from is not None:
     continuing.rewind(path, continue_from, changed=bool(changed))
   if changed:
@@ -187,8 +187,32 @@ def open_for_output(workdir: str) -> pathlib.Path:
     UserError: if it cannot be written.
   """
   path = _checked(workdir)
-  _make_writable(path)
+  files.make_writable(path, f'workdir {path}')
   return path
+
+
+def newest_checkpoint(workdir: str) -> str:
+  """The newest checkpoint of a run, as --checkpoint takes it.
+
+  Raises:
+    UserError: there is no run, or no checkpoint.
+  """
+  path = _checked(workdir)
+  step = continuing.newest_step(path)
+  if not step:
+    raise types.UserError(f'no checkpoint in {path}/checkpoints; train first')
+  return f'{path}/checkpoints/{step}'
+
+
+def check_results(path: pathlib.Path) -> None:
+  """Refuses a run in which results cannot be written (UserError), with the way to look at it."""
+  way_on = (
+    '; --output=DIR writes results elsewhere, and --checkpoint='
+    f'{path}/checkpoints/{continuing.newest_step(path)} --workdir=DIR does too'
+  )
+  for folder in (path, *(path / name for name in RESULTS)):
+    if folder.is_dir():
+      files.make_writable(folder, f'workdir {path}', way_on)
 
 
 def _checked(workdir):
@@ -203,16 +227,6 @@ def _checked(workdir):
   if path.exists() and not path.is_dir():
     raise types.UserError(f'workdir {path} is a file, expected a directory')
   return path
-
-
-def _make_writable(path):
-  probe = path / f'.probe-{uuid.uuid4().hex}'
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise types.UserError(f'workdir {path} cannot be written: {error.strerror}') from error
 
 
 def _is_content(path):

@@ -24,9 +24,10 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> str:
   Raises:
     UserError: there are faults; all are named.
   """
+  path = run_dir.open_for_output(workdir) if workdir and jax.process_index() == 0 else None
   facts = gather(experiment)
-  if workdir and jax.process_index() == 0:
-    card.write_json(run_dir.open_for_output(workdir) / run_dir.AUDIT, facts)
+  if path is not None:
+    card.write_json(path / run_dir.AUDIT, facts)
   if facts['faults']:
     raise types.UserError(f'{experiment.source.name}: {"; ".join(facts["faults"])}')
   return table(facts)

@@ -101,6 +101,7 @@ def open_weights(experiment, workdir, origin):
   wanted = experiment.sample.weights
   if origin is None:
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
+    run_dir.check_results(path)
     folder, number = path / 'checkpoints', None
   else:
     found = origins.find(origin)
@@ -121,7 +122,7 @@ def open_weights(experiment, workdir, origin):
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
   trainable = make_trainable(experiment, mesh)
-  with contextlib.closing(checkpoint.Checkpoints(str(folder))) as checkpoints:
+  with contextlib.closing(checkpoint.Checkpoints(str(folder), read_only=True)) as checkpoints:
     found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
   logging.info('%s weights of step %d', wanted, found)
   return path, Weights(

@@ -1,6 +1,8 @@
 """All modes end to end in one process on the shrunken digits config: files, cards, repeats."""
 
+import errno
 import json
+import pathlib
 import types as python_types
 
 from helpers import small_runs
@@ -12,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from diversedit_jax import convert, modes, trees, types
+from diversedit_jax import checkpoint, convert, modes, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
@@ -364,6 +366,34 @@ def test_checkpoint_of_another_model_is_refused(run, tmp_path):
     sample(run, tmp_path, model__width=32)
   with pytest.raises(types.UserError, match="interpolant.path: stored 'linear', given 'cosine'"):
     modes.sample.run(small_runs.make(interpolant__path='cosine'), str(run.workdir), None)
+
+
+@pytest.mark.parametrize('mode', [modes.sample, modes.evaluate, modes.sweep, modes.analyze])
+def test_a_run_that_one_may_only_read_is_refused_at_once_and_read_elsewhere(
+  run, mode, tmp_path, monkeypatch
+):
+  """The tests may run as root, whom no mode of a file keeps from writing."""
+  folders, touch = [run.workdir, run.workdir / 'samples'], pathlib.Path.touch
+
+  def refuse(path, *values, **more):
+    if folders[0] == path.parent:
+      raise PermissionError(errno.EACCES, 'Permission denied')
+    touch(path, *values, **more)
+
+  monkeypatch.setattr(pathlib.Path, 'touch', refuse)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'restore', None)
+  origin = f'{run.workdir}/checkpoints/{small_runs.STEPS}'
+  for _ in range(2):
+    with pytest.raises(types.UserError) as refused:
+      mode.run(run.experiment, str(run.workdir), None)
+    assert str(refused.value) == (
+      f'workdir {run.workdir} cannot be written: Permission denied; --output=DIR writes results '
+      f'elsewhere, and --checkpoint={origin} --workdir=DIR does too'
+    )
+    folders.reverse()
+  assert run_dir.newest_checkpoint(str(run.workdir)) == origin
+  with pytest.raises(types.UserError, match='no checkpoint in .*; train first'):
+    run_dir.newest_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize('mode', [modes.sample.run, modes.evaluate.run, modes.analyze.run])
