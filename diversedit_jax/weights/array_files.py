@@ -1,62 +1,86 @@
 """Files of named arrays, in the formats in which weights are published.
 
+Files are read by what they hold, whatever their suffix (`opening`), and a folder is read by the
+file of weights in it (`folders`). Written are
+
 .npz            NumPy archive; cannot hold bfloat16
 .safetensors    holds nothing but arrays by construction, bfloat16 included
-.pt, .pth       `torch.save` and `torch.jit.save`; read by `torch_file` without PyTorch, written
-                with it; .pth.tar is an older name for the same format and is read too
-.pickle, .pkl   nested dicts of NumPy arrays; read by `numpy_pickle`, never written
+.pt, .pth       `torch.save`, which needs PyTorch
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import hashlib
 import os
 import pathlib
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 import zipfile
 
+from absl import logging
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from diversedit_jax import types
-from diversedit_jax.weights import location, misfits, numpy_pickle, torch_file, torch_legacy
+from diversedit_jax.weights import folders, location, misfits, opening
+from diversedit_jax.weights import parts as parts_lib
 
-_PREFERRED = ('ema', 'model')
+
+class Read(NamedTuple):
+  """What was read.
+
+  arrays: in the dtypes of the file; those from a PyTorch file or a pickle are read-only views.
+  notes: what was taken, dropped and left out, in sentences.
+  path: the file.
+  """
+
+  arrays: dict[str, np.ndarray]
+  notes: tuple[str, ...]
+  path: pathlib.Path
 
 
-def load(
-  path: str | os.PathLike[str], *, key: str | None = None, prefer: Sequence[str] = _PREFERRED
-) -> dict[str, np.ndarray]:
-  """Reads the arrays of a file by name.
+def load(path: str | os.PathLike[str], **options: Any) -> dict[str, np.ndarray]:
+  """The arrays that `read` gives, by name; its notes are logged."""
+  found = read(path, **options)
+  for note in found.notes:
+    logging.info('%s: %s', found.path, note)
+  return found.arrays
 
-  PyTorch's prefixes `module.` (DDP) and `_orig_mod.` (compile) are dropped from the names.
+
+def read(
+  path: str | os.PathLike[str],
+  *,
+  key: str | None = None,
+  prefer: Sequence[str] = (),
+  anchors: Sequence[str] = (),
+  within: Sequence[str] = (),
+) -> Read:
+  """Reads one network by its proper names, see `parts`, without running what a file may contain.
 
   Args:
-    path: a `.npz`, `.safetensors`, `.pt`, `.pth`, `.pth.tar`, `.pickle` or `.pkl` file, here or on
-      the hub, see `location`.
-    key: the part of a PyTorch checkpoint to take; None takes the first of `prefer` that is there,
-      else the whole file. The other formats have no parts.
-    prefer: names of parts, the best first.
-
-  Returns:
-    Arrays in the dtypes of the file; those from a PyTorch file or a pickle are read-only views.
-    Names of nested dicts are joined by slashes.
+    path: a file, an index of shards, or a folder with either, here or on the hub, see `location`.
+    key: the part of a checkpoint to take, as 'ema' or 'state_dict.model'; None takes an average if
+      there is one, else the usual part.
+    prefer: names of parts that are taken before those, the best first.
+    anchors: names that only this network has: weights that lie beside it are left out.
+    within: folders of a pipeline in which it may lie.
 
   Raises:
-    UserError: the file is missing, unreadable or would run code, or has no such part.
+    UserError: the file is missing, unreadable or damaged, or has no such part.
   """
-  path = location.resolve(path)
-  readers = {'.npz': _load_npz, '.safetensors': _load_safetensors}
-  readers |= dict.fromkeys(('.pt', '.pth', '.pth.tar'), _load_torch)
-  readers |= dict.fromkeys(('.pickle', '.pkl'), numpy_pickle.load)
-  reader = _by_suffix(path, readers)
-  if not path.is_file():
-    raise types.UserError(f'no file {path}')
-  if reader is _load_torch:
-    return _clean_names(path, _load_torch(path, key, prefer))
-  if key is not None:
-    raise types.UserError(f'key={key!r} chooses a part of a .pt file; {path} has no parts')
-  return _clean_names(path, reader(path))
+  path = folders.find(location.resolve(path), within)
+  with contextlib.ExitStack() as stack:
+    opened = opening.open_file(path, stack)
+    try:
+      chosen = parts_lib.choose(
+        opened.readers, opened.parts, key=key, prefer=prefer, anchors=anchors
+      )
+    except types.UserError as error:
+      raise types.UserError(f'{path} {error}') from error
+    arrays = {name: opened.readers[its]() for name, its in chosen.names.items()}
+  notes = list(chosen.notes)
+  if opened.unread:
+    notes.append(f'not read, and nothing of it run: {misfits.first_few(opened.unread)}')
+  return Read(arrays, tuple(notes), path)
 
 
 def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -170,70 +194,6 @@ def _by_suffix(path, table):
 
 def _exists(path):
   return types.UserError(f'{path} exists and is not overwritten; remove it or choose another name')
-
-
-def _clean_names(path, arrays):
-  cleaned = {}
-  for name, array in arrays.items():
-    short = name.replace('_orig_mod.', '')
-    while short.startswith('module.'):
-      short = short.removeprefix('module.')
-    if short in cleaned:
-      raise types.UserError(f'{path} has {short} twice, with and without a prefix in its name')
-    cleaned[short] = array
-  return cleaned
-
-
-def _load_npz(path):
-  try:
-    with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files}
-  except Exception as error:
-    raise types.UserError(f'{path} is not an archive of plain arrays: {error}') from error
-  for name, array in arrays.items():
-    if not isinstance(array, np.ndarray):
-      raise types.UserError(f'{path} holds {name}, which is not an array')
-    if array.dtype.kind == 'V':
-      raise types.UserError(
-        f'{path} holds {name} as raw bytes, as .npz stores bfloat16; write a .safetensors file'
-      )
-  return arrays
-
-
-def _load_safetensors(path):
-  try:
-    return safetensors.numpy.load_file(path)
-  except Exception as error:
-    raise types.UserError(f'{path} is not a safetensors file of known dtypes: {error}') from error
-
-
-def _load_torch(path, key, prefer):
-  opener = torch_legacy.LegacyFile if torch_legacy.recognises(path) else torch_file.TorchFile
-  with opener(path) as file:
-    key, part = _choose(path, file.contents, key, prefer)
-    tensors = {name: x for name, x in part.items() if isinstance(x, torch_file.Tensor)}
-    others = sorted(repr(name) for name in part if name not in tensors)
-    if others or not all(isinstance(name, str) for name in tensors):
-      where = path if key is None else f'part {key!r} of {path}'
-      raise types.UserError(
-        f'{where} is not a state dict: besides {len(tensors)} tensors it holds '
-        f'{misfits.first_few(others) or "tensors without a name"}'
-      )
-    return {name: file.array(tensor) for name, tensor in tensors.items()}
-
-
-def _choose(path, contents, key, prefer):
-  """The chosen part of a checkpoint with its key, which is None for the whole."""
-  if not isinstance(contents, dict):
-    raise types.UserError(f'{path} does not hold a state dict')
-  parts = [name for name, part in contents.items() if isinstance(part, dict)]
-  if key is not None and key not in parts:
-    found = ', '.join(repr(name) for name in parts) or 'none'
-    raise types.UserError(f'{path} has no part {key!r}; its parts: {found}')
-  for name in prefer if key is None else (key,):
-    if name in parts:
-      return name, contents[name]
-  return None, contents
 
 
 def _write_npz(file, arrays):

@@ -1,19 +1,15 @@
 """Reads pickles of nested dicts of NumPy arrays without running anything that they contain.
 
 NumPy writes an array as calls of its own functions with a dtype, a shape and bytes. Here the table
-`_stand_ins` has a function of ours for each of those names, which checks its arguments and makes
-the array from the bytes. Any other name ends the reading with an error, and so does any other
-object.
+`stand_ins` has a function of ours for each of those names, which checks its arguments and makes the
+array from the bytes. Arrays of anything but plain numbers have no value.
 """
 
-import os
-import pathlib
 import pickle
 from typing import Any
 
 import numpy as np
 
-from diversedit_jax import types
 from diversedit_jax.weights import restricted
 
 _KINDS = 'biuf'
@@ -22,25 +18,26 @@ _NUMERIC = ('numpy.core.numeric', 'numpy._core.numeric')
 
 
 class _Dtype:
-  """The dtype of plain numbers; its state brings the byte order."""
+  """The dtype of plain numbers, None for any other; its state brings the byte order."""
 
   __slots__ = ('value',)
 
   def __init__(self, code, align=False, copy=False):
     del align, copy  # Unused.
-    if type(code) is not str or code[:1] not in _KINDS or not code[1:].isdecimal():
-      raise pickle.UnpicklingError(f'an array with dtype {code!r}; only plain numbers are read')
-    self.value = np.dtype(code)
+    plain = type(code) is str and code[:1] in _KINDS and code[1:].isdecimal()
+    self.value = np.dtype(code) if plain else None
 
   def __setstate__(self, state):
+    if self.value is None:
+      return
     _, order, subarray, names, fields, *_ = state
     if order not in ('<', '>', '=', '|') or not subarray is names is fields is None:
       raise pickle.UnpicklingError(f'a dtype with the state {state!r}')
     self.value = self.value.newbyteorder(order)
 
 
-class _Array:
-  """An array; `value` is None until its state comes."""
+class Array:
+  """An array; `value` is None until its state comes, and for ever if it has no plain numbers."""
 
   __slots__ = ('value',)
 
@@ -53,6 +50,10 @@ class _Array:
 
 
 def _from_bytes(data, dtype, shape, order='C'):
+  if isinstance(dtype, restricted.Unread) or getattr(dtype, 'value', dtype) is None:
+    return None
+  if isinstance(data, str):  # The bytes of Python 2.
+    data = data.encode('latin1')
   if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype):
     raise pickle.UnpicklingError('an array that is not made of plain numbers')
   # `frombuffer` and `reshape` refuse a length that the shape does not have.
@@ -61,21 +62,21 @@ def _from_bytes(data, dtype, shape, order='C'):
 
 def _from_buffer(data, dtype, shape, order, axes=None):
   array = _from_bytes(data, dtype, shape, 'C' if order == 'K' else order)
-  return _Array(array.transpose(axes) if order == 'K' else array)
+  return Array(array.transpose(axes) if order == 'K' and array is not None else array)
 
 
 def _encode(text, coding):
   if coding != 'latin1':  # How bytes travel in the protocols up to 2.
-    raise pickle.UnpicklingError(f'bytes in the coding {coding!r}')
+    return restricted.unread(f'bytes in the coding {coding!r}')
   return text.encode('latin1')
 
 
-def _stand_ins() -> dict[tuple[str, str], Any]:
+def stand_ins() -> dict[tuple[str, str], Any]:
   """The objects that stand for the permitted globals; every file gets its own."""
-  reconstruct = restricted.Call(lambda kind, shape, code: _Array())
-  scalar = restricted.Call(lambda dtype, data: _Array(_from_bytes(data, dtype, ())))
+  reconstruct = restricted.Call(lambda kind, shape, code: Array())
+  scalar = restricted.Call(lambda dtype, data=b'': Array(_from_bytes(data, dtype, ())))
   return {
-    ('collections', 'OrderedDict'): restricted.Call(dict),
+    ('collections', 'OrderedDict'): restricted.Dict,
     ('numpy', 'dtype'): restricted.Call(_Dtype),
     ('numpy', 'ndarray'): restricted.Inert(),  # Only ever an argument of `_reconstruct`.
     ('_codecs', 'encode'): restricted.Call(_encode),
@@ -87,44 +88,7 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
   }
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  """Arrays by slash-joined name, read-only; entries that are None are left out.
-
-  Raises:
-    UserError: the file is not a pickle, is damaged, holds anything but dicts, arrays, numbers and
-      None, or names a global that is not permitted.
-  """
-  path = pathlib.Path(path)
-  found: dict[str, np.ndarray] = {}
-  remedy = 'load it with Python and save its arrays as .npz'
-  try:
-    with open(path, 'rb') as file:
-      unpickler = restricted.Unpickler(
-        file, path, _stand_ins(), kind='pickle of plain arrays', remedy=remedy
-      )
-      _collect(unpickler.load(), '', found, set())
-  except types.UserError:
-    raise
-  except Exception as error:
-    reason = f'{type(error).__name__}: {error}'
-    raise types.UserError(f'{path} is not a pickle of plain arrays: {reason}') from error
-  return found
-
-
-def _collect(node, name, found, seen):
-  if isinstance(node, dict):
-    if id(node) in seen:  # It would be walked over and over, or without an end.
-      raise pickle.UnpicklingError(f'{name or "the whole"} stands in two places')
-    seen.add(id(node))
-    for key, inner in node.items():
-      if type(key) is not str:
-        raise pickle.UnpicklingError(f'{name or "the whole"} has the key {key!r}, not a name')
-      _collect(inner, f'{name}/{key}' if name else key, found, seen)
-  elif isinstance(node, _Array) and node.value is not None and name:
-    if name in found:
-      raise pickle.UnpicklingError(f'{name} is there twice')
-    found[name] = node.value
-  elif type(node) in (bool, int, float) and name:
-    found[name] = np.asarray(node)
-  elif node is not None or not name:
-    raise pickle.UnpicklingError(f'{name or "the whole"} is neither an array nor a dict of arrays')
+def read(file: Any) -> tuple[Any, list[str]]:
+  """What an open file holds, and the names of the objects in it that are not read."""
+  unpickler = restricted.Unpickler(file, stand_ins())
+  return unpickler.load(), unpickler.unread

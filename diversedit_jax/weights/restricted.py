@@ -1,11 +1,14 @@
-"""Unpickling that runs nothing: every name stands for something of ours, or ends the reading."""
+"""Unpickling that runs nothing: every name stands for something of ours.
+
+A pickle names functions and classes to be called. The few that make arrays stand in a table, each
+for a function of ours that checks its arguments. Every other name becomes an `Unread`, which takes
+whatever the pickle does with it and does nothing: a checkpoint may hold paths, dtypes or the
+configuration of its training beside the weights, and they are no reason to refuse it.
+"""
 
 from collections.abc import Callable, Mapping
-import pathlib
 import pickle
 from typing import Any
-
-from diversedit_jax import types
 
 
 class Inert:
@@ -29,33 +32,71 @@ class Call(Inert):
     return self._function(*args)
 
 
-class Unpickler(pickle.Unpickler):
-  """Knows only the names of a table.
+class Dict(dict):
+  """An `OrderedDict`; attributes that PyTorch hangs on it (`_metadata`) are left out."""
 
-  Args:
-    file: the open file.
-    path: its path, for messages.
-    stand_ins: what each (module, name) becomes.
-    kind: the kind of file that is read, for the message about other names.
-    remedy: what a user who trusts the file can do.
+  __slots__ = ()
+
+  def __setstate__(self, state):
+    del state  # Unused.
+
+
+class Unread:
+  """What an object of an unknown class becomes; a subclass for each class that a file names.
+
+  origin: name of the class or function in the file.
+  items: what was set by key, as in a class that extends `dict`. state: its attributes.
   """
 
-  def __init__(
-    self,
-    file: Any,
-    path: pathlib.Path,
-    stand_ins: Mapping[tuple[str, str], Any],
-    *,
-    kind: str,
-    remedy: str,
-  ):
-    super().__init__(file)
-    self._path, self._stand_ins, self._kind, self._remedy = path, stand_ins, kind, remedy
+  __slots__ = ('items', 'state')
+  origin = ''
+
+  def __new__(cls, *args, **kwargs):
+    made = super().__new__(cls)
+    made.items, made.state = {}, {}
+    return made
+
+  def __init__(self, *args, **kwargs):
+    del args, kwargs  # Unused.
+
+  def __call__(self, *args, **kwargs):
+    return type(self)()
+
+  def __setitem__(self, key, value):
+    self.items[key] = value
+
+  def __setstate__(self, state):
+    self.state = state if type(state) is dict else {}
+
+  def append(self, value):
+    """Takes a value that a pickle adds, and drops it."""
+
+  extend = add = append
+
+
+def unread(origin: str) -> Unread:
+  """Something that is not read, by what it is."""
+  return type('Unread', (Unread,), {'__slots__': (), 'origin': origin})()
+
+
+class Unpickler(pickle.Unpickler):
+  """Knows the names of a table; strings of Python 2 are read as Latin-1.
+
+  stand_ins: what each (module, name) becomes.
+  unread: the names that are not in the table, in the order in which they were met.
+  """
+
+  def __init__(self, file: Any, stand_ins: Mapping[tuple[str, str], Any]):
+    super().__init__(file, encoding='latin1')
+    self._stand_ins = dict(stand_ins)
+    self.unread: list[str] = []
 
   def find_class(self, module, name):
     if (module, name) not in self._stand_ins:
-      raise types.UserError(
-        f'{self._path} asks for {f"{module}.{name}"!r}, which a {self._kind} does not need; '
-        f'nothing in the file was run. If you trust its source, {self._remedy}'
-      )
+      origin = f'{module}.{name}'
+      self._stand_ins[module, name] = type(unread(origin))
+      self.unread.append(origin)
     return self._stand_ins[module, name]
+
+  def persistent_load(self, pid):
+    return unread('an object that the file keeps elsewhere')

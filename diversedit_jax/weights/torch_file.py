@@ -1,12 +1,14 @@
 """Reads the files of `torch.save` without PyTorch and without running anything that they contain.
 
 Such a file is a zip archive: `NAME/data.pkl`, a pickle that describes the objects; `NAME/data/KEY`,
-the bytes of one storage each; `NAME/byteorder`. A pickle names functions to be called. Here every
-name is looked up in the short table `_stand_ins`, whose entries only record their arguments; any
-other name ends the reading with an error. Files from before PyTorch 1.6: `torch_legacy`.
+the bytes of one storage each; `NAME/byteorder`. A pickle names functions to be called. Here those
+that make tensors are looked up in the short table `_stand_ins`, whose entries only record their
+arguments, and nothing comes of any other (`restricted`). Files from before PyTorch 1.6:
+`torch_legacy`.
 
-A TorchScript program (`torch.jit.save`) is such an archive with code beside it. The code is not
-looked at: its modules are taken apart into the tensors that they hold, as `state_dict()` would.
+A TorchScript program (`torch.jit.save`) is such an archive with code beside it, and a network that
+was saved whole is a pickle of its modules. Neither's code is looked at: modules are taken apart
+into the tensors that they hold, as `state_dict()` would.
 """
 
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from diversedit_jax import types
-from diversedit_jax.weights import restricted
+from diversedit_jax.weights import nested, numpy_pickle, restricted
 
 _DTYPES = {
   'DoubleStorage': np.float64,
@@ -35,6 +37,21 @@ _DTYPES = {
   'CharStorage': np.int8,
   'ByteStorage': np.uint8,
   'BoolStorage': np.bool_,
+  'ComplexFloatStorage': np.complex64,
+  'ComplexDoubleStorage': np.complex128,
+  'UntypedStorage': np.uint8,
+  # Those of quantised tensors, which are not read.
+  'QInt8Storage': np.int8,
+  'QUInt8Storage': np.uint8,
+  'QInt32Storage': np.int32,
+}
+# Those that have no storage of their own name.
+_UNTYPED = {
+  **{name: np.dtype(name) for name in ('uint16', 'uint32', 'uint64')},
+  'float8_e4m3fn': ml_dtypes.float8_e4m3fn,
+  'float8_e4m3fnuz': ml_dtypes.float8_e4m3fnuz,
+  'float8_e5m2': ml_dtypes.float8_e5m2,
+  'float8_e5m2fnuz': ml_dtypes.float8_e5m2fnuz,
 }
 _BYTE_ORDERS = {b'little': '<', b'big': '>'}
 
@@ -55,46 +72,6 @@ class Tensor(restricted.Inert):
       raise pickle.UnpicklingError(f'a tensor that ends after its storage of {self.storage_size}')
 
 
-class Record(restricted.Inert):
-  """An `argparse.Namespace`, as training scripts save it; its fields are not read."""
-
-  __slots__ = ()
-
-  def __setstate__(self, state):
-    del state  # Unused.
-
-
-class Module(restricted.Inert):
-  """A module of a TorchScript program: its tensors and submodules by name, without its code."""
-
-  __slots__ = ('held',)
-
-  def __setstate__(self, state):
-    if type(state) is not dict or not all(type(name) is str for name in state):
-      raise pickle.UnpicklingError('a module that holds something without a name')
-    self.held = state
-
-  def tensors(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by dotted name, those of submodules included; seen: ids of the modules so far."""
-    if id(self) in seen:  # Sharing could make a small file grow without end.
-      raise pickle.UnpicklingError('a module in two places')
-    seen.add(id(self))
-    for name, value in self.held.items():
-      if isinstance(value, Tensor):
-        yield prefix + name, value
-      elif isinstance(value, Module):
-        yield from value.tensors(f'{prefix}{name}.', seen)
-
-
-class _Dict(dict):
-  """An `OrderedDict`; the attributes that PyTorch hangs on it (`_metadata`) are left out."""
-
-  __slots__ = ()
-
-  def __setstate__(self, state):
-    del state  # Unused.
-
-
 class _StorageType(restricted.Inert):
   __slots__ = ('dtype',)
 
@@ -109,26 +86,47 @@ class _Storage(restricted.Inert):
     self.dtype, self.key, self.size = dtype, key, size
 
 
-def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, lazy=None):
   del requires_grad, hooks  # Unused.
-  if metadata:
-    raise pickle.UnpicklingError(f'a tensor with the lazy operations {metadata}')
-  if not isinstance(storage, _Storage):
-    raise pickle.UnpicklingError('a tensor without storage')
+  if lazy or not isinstance(storage, _Storage):
+    kind = f'the lazy operations {lazy}' if lazy else 'a storage that is not read'
+    return restricted.unread(f'a tensor with {kind}')
   return Tensor(storage, offset, shape, strides)
+
+
+def _rebuild_untyped(storage, offset, shape, strides, requires_grad, hooks, dtype, lazy=None):
+  """A tensor whose dtype is told beside its storage of bytes."""
+  if isinstance(storage, _Storage) and isinstance(dtype, _StorageType):
+    storage = _Storage(dtype.dtype, storage.key, storage.size // dtype.dtype.itemsize)
+  else:
+    storage = dtype
+  return _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, lazy)
+
+
+def _rebuild_from_type(function, kind, args, state):
+  """A tensor of a derived class, or one with attributes."""
+  del kind, state  # Unused.
+  return function(*args)
 
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
   """The objects that stand for the permitted globals; every file gets its own."""
-  call, parameter = restricted.Call, lambda data, requires_grad, hooks, state=None: data
-  return {
-    ('collections', 'OrderedDict'): _Dict,
-    ('argparse', 'Namespace'): Record,
+  call, first = restricted.Call, restricted.Call(lambda data, *rest: data)
+  names = call(lambda found=(): frozenset(x for x in found if type(x) is str))
+  return numpy_pickle.stand_ins() | {
+    ('collections', 'defaultdict'): call(lambda *factory: restricted.Dict()),
+    ('builtins', 'set'): names,
+    ('__builtin__', 'set'): names,
     ('torch', 'Size'): call(tuple),
+    ('torch._utils', '_rebuild_tensor'): call(_rebuild_tensor),
     ('torch._utils', '_rebuild_tensor_v2'): call(_rebuild_tensor),
-    ('torch._utils', '_rebuild_parameter'): call(parameter),
-    ('torch._utils', '_rebuild_parameter_with_state'): call(parameter),
-    **{('torch', name): _StorageType(dtype) for name, dtype in _DTYPES.items()},
+    ('torch._utils', '_rebuild_tensor_v3'): call(_rebuild_untyped),
+    ('torch._tensor', '_rebuild_from_type_v2'): call(_rebuild_from_type),
+    ('torch._utils', '_rebuild_parameter'): first,
+    ('torch._utils', '_rebuild_parameter_with_state'): first,
+    ('torch._utils', '_rebuild_device_tensor_from_numpy'): first,
+    **{('torch', name): _StorageType(dtype) for name, dtype in (_DTYPES | _UNTYPED).items()},
+    ('torch.storage', 'UntypedStorage'): _StorageType(np.uint8),
   }
 
 
@@ -136,47 +134,45 @@ class Unpickler(restricted.Unpickler):
   """Reads the description of the objects in a file.
 
   storages: (dtype, number of elements) by key, for every storage that the description mentions.
-  program: whether the file is a TorchScript program, whose own classes are modules.
   """
 
-  def __init__(self, file: Any, path: pathlib.Path, *, program: bool = False):
-    remedy = 'load it with PyTorch and save its state_dict() alone'
-    super().__init__(file, path, _stand_ins(), kind='file of plain tensors', remedy=remedy)
+  def __init__(self, file: Any):
+    super().__init__(file, _stand_ins())
     self.storages: dict[str, tuple[np.dtype, int]] = {}
-    self._program = program
-
-  def find_class(self, module, name):
-    if self._program and module.partition('.')[0] == '__torch__':
-      return Module
-    return super().find_class(module, name)
 
   def persistent_load(self, pid):
+    if pid[0] == 'module':  # A class with its source, in older files.
+      return pid[1]
     # Older files have one more entry: the part of another storage, None for the whole.
     kind, storage_type, key, _, size, *part = pid
-    known = kind == 'storage' and isinstance(storage_type, _StorageType) and part in ([], [None])
-    if not known or type(key) is not str or type(size) is not int:
+    if kind != 'storage' or part not in ([], [None]) or type(key) is not str:
       raise pickle.UnpicklingError(f'a storage of an unknown kind {kind!r}')
+    if not isinstance(storage_type, _StorageType):
+      return restricted.unread('a storage')
     if self.storages.setdefault(key, (storage_type.dtype, size)) != (storage_type.dtype, size):
       raise pickle.UnpicklingError(f'storage {key} is described in two ways')
     return _Storage(storage_type.dtype, key, size)
 
 
 class TensorFile:
-  """One open file of tensors: `contents` is what was saved, with a `Tensor` for each tensor.
+  """One open file of tensors: `found` has a `Tensor` or an array of NumPy by name.
 
   Use it as a context manager. Nothing but the description is read until `array` asks for it, so an
   optimizer state of twice the model's size costs nothing.
+
+  unread: the names of objects in the file that are not read.
   """
 
   byte_order = '<'
 
   def __init__(self, path: str | os.PathLike[str]):
     self._path = pathlib.Path(path)
-    self._arrays: dict[str, np.ndarray] = {}
+    self._arrays: dict[tuple[str, np.dtype], np.ndarray] = {}
+    self.unread: list[str] = []
     self._file = self._open()
     try:
       with guard(self._path):
-        self.contents = self._read()
+        self.found = self._read()
     except BaseException:
       self._file.close()
       raise
@@ -187,30 +183,37 @@ class TensorFile:
   def __exit__(self, *exception):
     self._file.close()
 
-  def array(self, tensor: Tensor) -> np.ndarray:
+  def array(self, name: str) -> np.ndarray:
     """The elements, a read-only view of the storage: tensors that share storage share memory."""
+    tensor = self.found.arrays[name]
+    if isinstance(tensor, np.ndarray):
+      return tensor
     if not math.prod(tensor.shape):
       return np.empty(tensor.shape, tensor.dtype)
     with guard(self._path):
       flat = self._storage(tensor)[tensor.offset :]
       strides = [n * tensor.dtype.itemsize for n in tensor.strides]
-      return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+      view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+      return view.view(tensor.dtype)
 
   def _storage(self, tensor):
-    if tensor.key not in self._arrays:
+    place = tensor.key, tensor.dtype
+    if place not in self._arrays:
       size = tensor.dtype.itemsize
       data = self._bytes(tensor.key, tensor.storage_size * size)
-      words = np.frombuffer(data, f'{self.byte_order}u{size}')
-      self._arrays[tensor.key] = words.astype(f'=u{size}', copy=False).view(tensor.dtype)
-    return self._arrays[tensor.key]
+      # Words of the elements' size, since NumPy strides no dtype of its extensions.
+      pair = tensor.dtype.kind == 'c'
+      words = np.frombuffer(data, f'{self.byte_order}u{size // (1 + pair)}')
+      words = words.astype(words.dtype.newbyteorder('='), copy=False)
+      self._arrays[place] = words.view(tensor.dtype) if pair else words
+    return self._arrays[place]
 
 
 class TorchFile(TensorFile):
-  """One open zip archive; the contents of a TorchScript program are its state dict.
+  """One open zip archive.
 
   Raises:
-    UserError: the file is not a zip archive of `torch.save` or `torch.jit.save`, is damaged, or
-      names a global that is not permitted.
+    UserError: the file is not a zip archive of `torch.save` or `torch.jit.save`, or is damaged.
   """
 
   def _open(self):
@@ -230,10 +233,10 @@ class TorchFile(TensorFile):
       self.byte_order = _BYTE_ORDERS[order]
     program = f'{self._prefix}constants.pkl' in self._names
     with self._file.open(f'{self._prefix}data.pkl') as pickled:
-      contents = Unpickler(pickled, self._path, program=program).load()
-    if program and not isinstance(contents, Module):
-      raise damaged(self._path, 'a TorchScript program without a module')
-    return dict(contents.tensors('', set())) if program else contents
+      unpickler = Unpickler(pickled)
+      contents = unpickler.load()
+    self.unread += [] if program else unpickler.unread
+    return nested.walk(contents, (Tensor,), program=program)
 
   def _bytes(self, key, size):
     name = f'{self._prefix}data/{key}'

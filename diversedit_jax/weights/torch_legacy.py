@@ -8,7 +8,7 @@ elements, both little-endian.
 
 import os
 
-from diversedit_jax.weights import torch_file
+from diversedit_jax.weights import nested, torch_file
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 # How a pickle of that number begins, in the two protocols that PyTorch has written it with.
@@ -28,7 +28,7 @@ class LegacyFile(torch_file.TensorFile):
   """One open file of the older format.
 
   Raises:
-    UserError: the file has another format, is damaged, or names a global that is not permitted.
+    UserError: the file has another format, or is damaged.
   """
 
   def _open(self):
@@ -36,12 +36,12 @@ class LegacyFile(torch_file.TensorFile):
     return open(self._path, 'rb')
 
   def _read(self):
-    unpickle = lambda: torch_file.Unpickler(self._file, self._path).load()
+    unpickle = lambda: torch_file.Unpickler(self._file).load()
     head = unpickle(), unpickle()
     if head != (_MAGIC, _VERSION):
       raise torch_file.damaged(self._path, f'it begins with {head}')
     unpickle()  # The byte order and the sizes of C's integers; elements do not depend on them.
-    described = torch_file.Unpickler(self._file, self._path)
+    described = torch_file.Unpickler(self._file)
     contents = described.load()
     keys, size = unpickle(), os.path.getsize(self._path)
     for key in keys:
@@ -54,7 +54,8 @@ class LegacyFile(torch_file.TensorFile):
       if self._places[key] + found * dtype.itemsize > size:
         raise torch_file.damaged(self._path, f'storage {key} ends after the last byte of the file')
       self._file.seek(found * dtype.itemsize, os.SEEK_CUR)
-    return contents
+    self.unread += described.unread
+    return nested.walk(contents, (torch_file.Tensor,))
 
   def _bytes(self, key, size):
     if key not in self._places:

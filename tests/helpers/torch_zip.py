@@ -48,6 +48,10 @@ class Instance:
     self.type, self.state = Global(module, name), state
 
 
+class Items(Instance):
+  """An object of a class that extends `dict`."""
+
+
 class Storage:
   """A flat array that tensors look into."""
 
@@ -159,6 +163,14 @@ class _Pickler(pickle._Pickler):
     self.write(pickle.BUILD)
 
   dispatch[Instance] = save_instance
+
+  def save_items(self, instance):
+    self.save_stub(instance.type)
+    self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+    self.memoize(instance)
+    self._batch_setitems(instance.state.items())
+
+  dispatch[Items] = save_items
 
   def persistent_id(self, obj):
     if not isinstance(obj, Storage):

@@ -2,13 +2,13 @@
 
 import collections
 import os
+import pathlib
 import pickle
 
 from helpers import bad_files
 import numpy as np
 import pytest
 
-from diversedit_jax import types
 from diversedit_jax.weights import array_files
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -65,19 +65,29 @@ class _Evil:
     return os.system, (self._command,)
 
 
-def test_code_is_refused_and_not_run(tmp_path):
+def test_code_is_never_run(tmp_path):
   marker, path = tmp_path / 'marker', tmp_path / 'evil.pkl'
   path.write_bytes(pickle.dumps({'x': _X, 'y': _Evil(f'mkdir {marker}')}))
-  with pytest.raises(types.UserError, match=r"evil\.pkl asks for '(posix|nt)\.system'"):
-    array_files.load(path)
+  assert list(array_files.load(path)) == ['x']
   assert not marker.exists()
   pickle.loads(path.read_bytes())
   assert marker.exists(), 'the payload works where nobody guards against it'
 
 
 @pytest.mark.parametrize('name', ['numpy\nfromfile', 'numpy.core.multiarray\nfrombuffer'])
-def test_other_functions_of_numpy_are_refused(tmp_path, name):
-  bad_files.refused(tmp_path / 'a.pkl', f'c{name}\n.'.encode(), name.replace('\n', '.'))
+def test_other_functions_of_numpy_are_not_called(tmp_path, name):
+  data = f'c{name}\n(V/etc/passwd\ntR.'.encode()
+  bad_files.refused(tmp_path / 'a.pkl', data, f'it holds {name}'.replace('\n', '.'))
+
+
+def test_what_stands_beside_the_arrays_is_left_out(tmp_path):
+  shared = {'b': _X}
+  tree = {'a': shared, 'again': shared, 'text': 'a', 'objects': np.array([{}], object)}
+  tree |= {'records': np.zeros(1, [('a', 'f4')]), 'folder': pathlib.PurePosixPath('a'), 7: [1]}
+  tree['self'] = tree
+  path = tmp_path / 'a.pkl'
+  path.write_bytes(pickle.dumps(tree))
+  assert set(array_files.load(path)) == {'a/b', 'again/b'}
 
 
 @pytest.mark.parametrize('state', [b'}Vvalue\nI1\ns', b'N}V_function\nI1\ns\x86'])
@@ -87,12 +97,6 @@ def test_a_pickle_cannot_alter_the_stand_ins(tmp_path, name, state):
   bad_files.refused(tmp_path / 'bad.pkl', data, 'is not a pickle of plain arrays')
 
 
-def _loop():
-  tree = {'x': _X}
-  tree['again'] = tree
-  return tree
-
-
 def _altered(old, new):
   data = pickle.dumps({'x': np.float32([1, 2])}, protocol=2)
   assert old in data
@@ -100,15 +104,11 @@ def _altered(old, new):
 
 
 _REFUSED = {
-  'objects': (pickle.dumps({'x': np.array([{}], object)}, protocol=2), "'O8'"),
-  'records': (pickle.dumps({'x': np.zeros(1, [('a', 'f4')])}, protocol=2), "'V4'"),
-  'a string': (pickle.dumps({'a': {'b': 'text'}}), 'a/b is neither an array nor a dict'),
-  'an array alone': (pickle.dumps(_X), 'the whole is neither an array nor a dict'),
-  'a key that is no name': (pickle.dumps({'a': {1: _X}}), 'a has the key 1'),
+  'objects': (pickle.dumps({'x': np.array([{}], object)}), 'a pickle without arrays'),
+  'an array alone': (pickle.dumps(_X), 'a pickle without arrays'),
   'names that meet': (pickle.dumps({'a/b': _X, 'a': {'b': _X}}), 'a/b is there twice'),
-  'a dict in itself': (pickle.dumps(_loop()), 'stands in two places'),
   'too few bytes': (_altered(b'K\x02\x85q', b'K\x03\x85q'), 'cannot reshape'),
-  'other codings': (_altered(b'latin1', b'utf-16'), "coding 'utf-16'"),
+  'other codings': (_altered(b'latin1', b'utf-16'), 'not made of plain numbers'),
   'out-of-band': (pickle.dumps({'x': _X}, protocol=5, buffer_callback=[].append), 'buffer'),
   'HTML': (b'<html>404</html>', 'not a pickle'),
 }
