@@ -1,16 +1,15 @@
 """Reads the weights of the VAE from diffusers' files, and gives them back in that form.
 
 The published files are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. Our names
-become theirs with dots for slashes and `weight` for `kernel` and `scale`. Older files name the
-attention differently (`_LEGACY`) and may keep its matrices as 1x1 convolutions. Sizes are read off
-the arrays; groups and scale, which arrays do not show, are in a `config.json` beside the file.
+become theirs with dots for slashes and `weight` for `kernel` and `scale`; older files and those of
+CompVis have other names (`vae_names`). Sizes are read off the arrays; groups and scale, which
+arrays do not show, are in a `config.json` beside the file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 import pathlib
-import re
 from typing import Any
 import zlib
 
@@ -18,14 +17,18 @@ import jax
 import numpy as np
 
 from diversedit_jax import trees, types
-from diversedit_jax.frozen import vae
-from diversedit_jax.weights import array_files, location, misfits
+from diversedit_jax.frozen import vae, vae_names
+from diversedit_jax.weights import array_files, likely, location, misfits
 
 FILE = 'diffusion_pytorch_model.safetensors'
 SETTINGS = 'config.json'
 
-_LEGACY = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
-_LEGACY_NAME = re.compile(rf'(\.attentions\.\d+\.)({"|".join(_LEGACY)})(?=\.)')
+# Where a folder keeps the weights, a pipeline's in one of its own.
+_FILES = tuple(
+  f'{folder}{FILE.removesuffix(".safetensors")}{suffix}'
+  for folder in ('', 'vae/')
+  for suffix in ('.safetensors', '.bin')
+)
 _DECODER = ('decoder.', 'post_quant_conv.')
 # The scale of Stable Diffusion's first autoencoders, which their config.json does not give.
 _SD_CHANNELS, _SD_SCALE = 4, 0.18215
@@ -46,10 +49,11 @@ def load(
   shift: float | Sequence[float] | None = None,
   dtype: str = 'float32',
 ) -> vae.Autoencoder:
-  """Reads the autoencoder from a file, or from a folder with a file called `FILE`.
+  """Reads the autoencoder from a file, or from a folder with a file called as in `_FILES`.
 
   Args:
-    path: a .safetensors, .npz, .pt or .pth file of any floating-point dtype.
+    path: a file of weights of any floating-point dtype. What else it holds is left out, as in a
+      checkpoint of Stable Diffusion.
     scale, shift: values that replace those of `config.json`, see `vae.VAEConfig`.
     dtype: the dtype of the matrix products, one of `vae.DTYPES`; parameters are always float32.
 
@@ -58,7 +62,8 @@ def load(
       it contradicts its `config.json`.
   """
   path = _find(path)
-  arrays, settings = array_files.load(path), _read_settings(path.with_name(SETTINGS))
+  arrays = array_files.load(path, anchors=vae_names.ANCHORS)
+  settings = _read_settings(path.with_name(SETTINGS))
   try:
     return from_arrays(
       arrays, settings=settings, scale=scale, shift=shift, dtype=dtype, file=location.name(path)
@@ -76,7 +81,7 @@ def from_arrays(
   dtype: str = 'float32',
   file: str = '',
 ) -> vae.Autoencoder:
-  """The autoencoder with these arrays, by diffusers' names.
+  """The autoencoder with these arrays, by the names of diffusers or of CompVis.
 
   Args:
     arrays: the weights.
@@ -88,7 +93,7 @@ def from_arrays(
     UserError: the arrays are something else, or contradict the settings.
   """
   settings = settings or {}
-  arrays = _current_names(arrays)
+  arrays = vae_names.current(arrays)
   _refuse_unsupported(settings, scale is not None and shift is not None)
   config = _config(arrays, settings, scale, shift)
   shapes = vae.shapes(config)
@@ -168,16 +173,6 @@ def _diffusers_name(path: tuple[Any, ...]) -> str:
   return f'{folder.replace("/", ".")}.{"bias" if leaf == "bias" else "weight"}'
 
 
-def _current_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  named = {}
-  for name, array in arrays.items():
-    current = _LEGACY_NAME.sub(lambda match: match[1] + _LEGACY[match[2]], name)
-    if current in named:
-      raise types.UserError(f'{current} is there twice, under its current and its older name')
-    named[current] = array
-  return named
-
-
 def _config(arrays, settings, scale, shift) -> vae.VAEConfig:
   """The sizes of the arrays and the rest from the settings; they must not contradict each other."""
   size = lambda name, axis: _size(arrays, name, axis)
@@ -225,7 +220,7 @@ def _size(arrays, name, axis):
     found = f'has shape {arrays[name].shape}' if name in arrays else 'is missing'
     raise types.UserError(
       f"these are not the weights of an AutoencoderKL with diffusers' names: {name} {found}; "
-      f'the {len(arrays)} arrays are {misfits.first_few(sorted(arrays))}'
+      f'the {len(arrays)} arrays are {misfits.first_few(sorted(arrays))}{likely.kind(arrays)}'
     )
   return arrays[name].shape[axis]
 
@@ -249,7 +244,7 @@ def _find(path: str | os.PathLike[str]) -> pathlib.Path:
     f'{SETTINGS}, and give the path, or give hf://stabilityai/sd-vae-ft-mse'
   )
   wanted = f'the VAE needs its weights, {FILE} (about 335 MB)'
-  return array_files.find(path, (FILE,), wanted, publisher)
+  return array_files.find(path, _FILES, wanted, publisher)
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:

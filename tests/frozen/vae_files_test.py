@@ -1,7 +1,9 @@
 """Files of the VAE: names, layouts, sizes read off the arrays, digests, refusals."""
 
 import json
+import re
 
+from helpers import torch_zip
 import jax
 import ml_dtypes
 import numpy as np
@@ -49,7 +51,7 @@ def digests(autoencoder):
 
 
 def write(folder, arrays, settings=None, name=vae_files.FILE):
-  folder.mkdir(exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   array_files.save(folder / name, arrays)
   if settings is not None:
     (folder / vae_files.SETTINGS).write_text(json.dumps(settings))
@@ -66,6 +68,28 @@ def older(arrays):
         name = name.replace(f'.{current}.', f'.{legacy}.')
         array = array[:, :, None, None] if array.ndim == 2 else array
     out[name] = array
+  return out
+
+
+def compvis(arrays):
+  """The same weights by the names of CompVis' program, the attention as 1x1 convolutions."""
+  attention = {'group_norm': 'norm', 'to_q': 'q', 'to_k': 'k', 'to_v': 'v', 'to_out.0': 'proj_out'}
+  out = {}
+  for name, array in arrays.items():
+    half, *parts, leaf = name.split('.')
+    name = '.'.join(parts)
+    if m := re.fullmatch(r'(down|up)_blocks\.(\d)\.(resnets|downsamplers|upsamplers)\.(.+)', name):
+      level = int(m[2]) if m[1] == 'down' else len(CONFIG.block_channels) - 1 - int(m[2])
+      last = f'block.{m[4]}' if m[3] == 'resnets' else f'{m[1]}sample.conv'
+      name = f'{m[1]}.{level}.{last}'.replace('conv_shortcut', 'nin_shortcut')
+    elif m := re.fullmatch(r'mid_block\.resnets\.(\d)\.(.+)', name):
+      name = f'mid.block_{int(m[1]) + 1}.{m[2]}'
+    elif m := re.fullmatch(r'mid_block\.attentions\.0\.(.+)', name):
+      name = f'mid.attn_1.{attention[m[1]]}'
+      array = array[:, :, None, None] if array.ndim == 2 else array
+    elif name == 'conv_norm_out':
+      name = 'norm_out'
+    out[f'{half}.{name}.{leaf}' if name else f'{half}.{leaf}'] = array
   return out
 
 
@@ -95,9 +119,36 @@ def test_older_names_give_the_same_parameters(source, arrays):
   assert digests(found) == digests(source)
 
 
+def test_files_of_compvis_give_the_same_parameters(tmp_path, source, arrays):
+  """As a file of the VAE alone, as one of its training, and in a whole Stable Diffusion."""
+  theirs = compvis(arrays)
+  assert 'encoder.mid.attn_1.proj_out.weight' in theirs and len(theirs) == len(arrays)
+  assert (
+    theirs['decoder.up.1.block.0.conv1.weight']
+    is arrays['decoder.up_blocks.0.resnets.0.conv1.weight']
+  )
+  beside = np.zeros((2, 2), np.float32)
+  whole = {f'first_stage_model.{name}': x for name, x in theirs.items()}
+  whole |= {'model.diffusion_model.input_blocks.0.0.weight': beside, 'betas': beside[0]}
+  contents = {
+    'vae.pt': theirs,
+    'sd.ckpt': {'state_dict': torch_zip.tensors(whole), 'global_step': 9},
+    'kl-f8.ckpt': {'state_dict': torch_zip.tensors(theirs | {'loss.logvar': beside})},
+  }
+  array_files.save(tmp_path / 'vae.safetensors', theirs)
+  for name, saved in contents.items():
+    torch_zip.write(tmp_path / name, torch_zip.tensors(saved) if saved is theirs else saved)
+  (tmp_path / vae_files.SETTINGS).write_text(json.dumps(SETTINGS))
+  for name in ('vae.safetensors', *contents):
+    found = vae_files.load(tmp_path / name)
+    equal(found.params, source.params)
+    assert digests(found) == digests(source)
+
+
 def test_a_file_or_its_folder_gives_back_what_was_written(tmp_path, source, arrays):
   path = write(tmp_path / 'sd-vae', arrays, SETTINGS)
-  for given in (path, path.parent):
+  write(tmp_path / 'pipeline' / 'vae', arrays, SETTINGS)
+  for given in (path, path.parent, tmp_path / 'pipeline'):
     found = vae_files.load(given, dtype='bfloat16')
     equal(found.params, source.params)
     assert found.config == CONFIG and found.file == vae_files.FILE and found.dtype == 'bfloat16'
@@ -196,10 +247,14 @@ def test_wrong_arrays_are_refused(arrays):
 
 
 def test_foreign_files_are_refused(tmp_path, arrays):
-  path = write(tmp_path, {f'first_stage_model.{name}': x for name, x in arrays.items()})
-  with pytest.raises(types.UserError, match='not the weights of an AutoencoderKL') as caught:
+  theirs = {'down_blocks.0.resnets.0.conv1.weight': arrays['decoder.conv_out.bias']}
+  path = write(tmp_path / 'unet', theirs)
+  message = "not the weights of an AutoencoderKL .*these look like diffusers' names of a U-Net"
+  with pytest.raises(types.UserError, match=message) as caught:
     vae_files.load(path)
-  assert str(path) in str(caught.value) and 'first_stage_model.' in str(caught.value)
+  assert str(path) in str(caught.value)
+  quantised = compvis(arrays) | {'quantize.embedding.weight': arrays['decoder.conv_out.weight']}
+  refuse('not expected: quantize.embedding.weight', quantised)
 
 
 @pytest.mark.parametrize(
