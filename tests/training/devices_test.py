@@ -9,42 +9,43 @@ import numpy as np
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-LAYOUTS = {
-  'one': ('1', '1', '1', '1', 'no'),
-  'dp': ('8', '8', '1', '1', 'no'),
-  'zero1': ('8', '8', '1', '1', 'yes'),
-  'fsdp': ('8', '1', '8', '1', 'no'),
-  'dp_fsdp_tp': ('8', '2', '2', '2', 'no'),
-  'zero1_fsdp_tp': ('8', '2', '2', '2', 'yes'),
+# Sizes of the axes 'data', 'fsdp' and 'tensor', and whether the state is split over 'data'.
+MESHES = {
+  'dp': '8,1,1,0',
+  'zero1': '8,1,1,1',
+  'fsdp': '1,8,1,0',
+  'zero1_fsdp_tp': '2,2,2,1',
 }
+COMBINED = {'dp_fsdp_tp': '2,2,2,0'}  # For combinations of methods, which are slow.
 
-COMBINED = ('dp_fsdp_tp',)  # For combinations of methods, which are slow.
 
-
-def run(output, layout, method='flow+diverse'):
+def run(folder, devices, meshes, method='flow+diverse'):
+  """What eight_devices.py writes, by the name of the mesh."""
+  layouts = [f'{name}:{sizes}' for name, sizes in meshes.items()]
+  helper = HERE.parent / 'helpers' / 'eight_devices.py'
   subprocess.run(
-    [
-      sys.executable,
-      str(HERE.parent / 'helpers' / 'eight_devices.py'),
-      *LAYOUTS[layout],
-      method,
-      str(output),
-    ],
+    [sys.executable, str(helper), str(devices), method, str(folder), *layouts],
     check=True,
     cwd=HERE.parents[1],
     env=os.environ | {'PYTHONPATH': str(HERE.parents[1])},
   )
-  with np.load(output) as file:
-    return dict(file)
+  found = {}
+  for name in meshes:
+    with np.load(folder / f'{name}.npz') as file:
+      found[name] = dict(file)
+  return found
+
+
+def one_and_eight(folder, meshes, method='flow+diverse'):
+  return run(folder, 1, {'one': '1,1,1,0'}, method) | run(folder, 8, meshes, method)
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('devices')
-  return {name: run(folder / f'{name}.npz', name) for name in LAYOUTS if name not in COMBINED}
+  return one_and_eight(tmp_path_factory.mktemp('devices'), MESHES)
 
 
-@pytest.mark.parametrize('name', [name for name in LAYOUTS if name not in ('one', *COMBINED)])
+@pytest.mark.parametrize('name', MESHES)
 def test_eight_devices_equal_one(runs, name):
   check_equal(runs['one'], runs[name])
 
@@ -54,8 +55,8 @@ def test_eight_devices_equal_one(runs, name):
   'method', ['reg+dispersive+sra+diverse', 'meanflow+repa+dispersive+diverse']
 )
 def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
-  one, many = (run(tmp_path / f'{n}.npz', n, method) for n in ('one', 'dp_fsdp_tp'))
-  check_equal(one, many)
+  found = one_and_eight(tmp_path, COMBINED, method)
+  check_equal(found['one'], found['dp_fsdp_tp'])
 
 
 def check_equal(one, many):
