@@ -91,7 +91,7 @@ class Sampler:
         self.flow.velocity(nnx.merge(self.graphdef, params)),
         self.architecture.null_label,
       )
-      velocity = lambda x, t: guidance.class_velocity(predict, x, t, labels_N)
+      velocity = lambda x, t: guidance.velocity(predict, x, t, labels_N)
       if guided:
         combine = config.guidance.combine
         velocity = lambda x, t: guidance.guided_velocity(predict, x, t, labels_N, combine, null)
@@ -106,7 +106,7 @@ class Sampler:
       (
         jnp.asarray(index),
         jax.tree.map(lambda c, i=i: jnp.asarray(c[i], dtype), stretch.steps),
-        stretch.guided,
+        len(stretch.velocities) > 1,
       )
       for stretch in trajectory.stretches(config)
       for i, index in enumerate(stretch.index)

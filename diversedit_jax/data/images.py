@@ -20,6 +20,7 @@ from diversedit_jax.types import UserError
 QUANTISERS = ('truncate', 'round_half')
 # A tile is enlarged to at least this many screen pixels, so that 8x8 digits can be read.
 _READABLE = 40
+_MAX_SIDE = 4096  # Pixels of a grid; more, a viewer shows slowly or not at all.
 _GAP = 2
 _MARGIN = 8
 # A grey that is neither the black nor the white of a digit, so that the edges of tiles show.
@@ -54,6 +55,16 @@ def from_uint8(x: Any) -> Any:
   return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
+def grid_limit(height: int, width: int) -> tuple[int, int]:
+  """The most rows and columns that a grid shows of images of a size; others are left out."""
+  scale = _enlargement(height, width)
+  return tuple(max(_MAX_SIDE // (side * scale + _GAP), 1) for side in (height, width))
+
+
+def _enlargement(height, width):
+  return max(1, -(-_READABLE // min(height, width)))
+
+
 def save_grid(
   path: str | os.PathLike[str],
   images_NHWC: np.ndarray,
@@ -66,6 +77,8 @@ def save_grid(
   smooth: bool = False,
 ) -> None:
   """Writes images as a PNG grid, row by row, with thin grey lines around them.
+
+  What goes beyond `grid_limit` is left out, which the title says.
 
   Args:
     path: the PNG, which appears whole or not at all.
@@ -91,7 +104,14 @@ def save_grid(
   rows = -(-n // columns)
   if row_labels is not None and len(row_labels) != rows:
     raise UserError(f'a grid of {rows} rows needs {rows} row labels; got {len(row_labels)}')
-  scale = scale or max(1, -(-_READABLE // min(height, width)))
+  shown = [min(*pair) for pair in zip((rows, columns), grid_limit(height, width), strict=True)]
+  if shown != [rows, columns]:
+    kept = [i for i in range(n) if i // columns < shown[0] and i % columns < shown[1]]
+    cut = f'{len(kept)} of {n} images'
+    title = f'{title}, {cut}' if title else cut
+    images_NHWC, (rows, columns) = images_NHWC[kept], shown
+    row_labels = None if row_labels is None else row_labels[:rows]
+  scale = scale or _enlargement(height, width)
   height, width = height * scale, width * scale
   resample = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
 

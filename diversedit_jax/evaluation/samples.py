@@ -5,11 +5,13 @@ its samplers put the labels beside it as `arr_1`. Fifty thousand pictures of 256
 so neither side ever holds them all.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import os
 import pathlib
 import shutil
+import tempfile
+from typing import IO
 import zipfile
 import zlib
 
@@ -129,24 +131,79 @@ def write_npz(
   Raises:
     ValueError: the batches do not add up to `shape`.
   """
+
+  def checked():
+    for batch in batches:
+      if batch.dtype != np.uint8 or batch.shape[1:] != tuple(shape[1:]):
+        raise ValueError(f'a batch is {batch.dtype} {batch.shape}, expected uint8 {shape}')
+      yield {IMAGES: batch}
+
+  whole = {} if labels is None else {LABELS: np.asarray(labels, np.int64)}
+  write_arrays(path, shape[0], checked(), whole)
+
+
+def write_arrays(
+  path: str | os.PathLike[str],
+  count: int,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  whole: Mapping[str, np.ndarray],
+) -> None:
+  """Writes an `.npz` of arrays that arrive in batches; appears whole or not at all.
+
+  Memory holds one batch. All arrays but the first wait in files beside `path`.
+
+  Args:
+    path: path of the file.
+    count: number of rows of each array.
+    batches: rows of every array by name, together `count`.
+    whole: further arrays.
+
+  Raises:
+    ValueError: the batches do not add up to `count`, or change their shape or type.
+  """
   with (
     files.atomic(path) as temporary,
     zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive,
+    tempfile.TemporaryDirectory(prefix='.', dir=pathlib.Path(path).parent) as waiting,
   ):
-    with archive.open(f'{IMAGES}.npy', 'w', force_zip64=True) as member:
-      header = {'descr': '|u1', 'fortran_order': False, 'shape': tuple(shape)}
-      np.lib.format.write_array_header_1_0(member, header)
-      count = 0
+    with contextlib.ExitStack() as stack:
+      columns: dict[str, _Column] = {}
       for batch in batches:
-        if batch.dtype != np.uint8 or batch.shape[1:] != tuple(shape[1:]):
-          raise ValueError(f'a batch is {batch.dtype} {batch.shape}, expected uint8 {shape}')
-        member.write(np.ascontiguousarray(batch).data)
-        count += len(batch)
-      if count != shape[0]:
-        raise ValueError(f'{count} images came for an array of {shape[0]}')
-    if labels is not None:
-      with archive.open(f'{LABELS}.npy', 'w') as member:
-        np.lib.format.write_array(member, np.asarray(labels, np.int64), allow_pickle=False)
+        for name, rows in batch.items():
+          if name not in columns:
+            opened = archive.open(f'{name}.npy', 'w', force_zip64=True)
+            if columns:  # An archive takes one at a time.
+              opened = open(pathlib.Path(waiting) / f'{name}.npy', 'wb')  # noqa: SIM115
+            columns[name] = _Column(
+              stack.enter_context(opened), (count, *rows.shape[1:]), rows.dtype
+            )
+          columns[name].write(rows)
+    for column in columns.values():
+      column.check()
+    for file in sorted(pathlib.Path(waiting).iterdir()):
+      archive.write(file, file.name)
+    for name, array in whole.items():
+      with archive.open(f'{name}.npy', 'w') as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+class _Column:
+  """An array in an open file, written from its first row to its last."""
+
+  def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype):
+    self._file, self._shape, self._dtype, self._seen = file, shape, dtype, 0
+    header = {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+  def write(self, rows: np.ndarray) -> None:
+    if rows.dtype != self._dtype or rows.shape[1:] != self._shape[1:]:
+      raise ValueError(f'a batch is {rows.dtype} {rows.shape}, not {self._dtype} {self._shape}')
+    self._file.write(np.ascontiguousarray(rows).data)
+    self._seen += len(rows)
+
+  def check(self) -> None:
+    if self._seen != self._shape[0]:
+      raise ValueError(f'{self._seen} images came for an array of {self._shape[0]}')
 
 
 class Parts:

@@ -39,7 +39,9 @@ class EvalOptions(picture_metrics.MetricOptions):
   )
   number: int = options.option(50_000, at_least=1, doc='Number of samples to score.')
   labels: str = options.option(
-    'random', path=True, doc='random (SiT, REPA), balanced, one class index, or file:LABELS.npy.'
+    'random',
+    path=True,
+    doc='random (SiT, REPA), balanced, one class index, null (no class), or file:LABELS.npy.',
   )
   quantiser: str = options.option(
     'truncate',
@@ -135,11 +137,14 @@ class SweepOptions(options.Section, section='sweep', may_change=True):
         f'sweep.guidance_highs={self.guidance_highs}'
       )
 
-  def points(self) -> list[tuple[float, float, float]]:
-    """(scale, low, high); without guidance once, as of the whole interval."""
+  def points(self, *, guided_at_1: bool = False) -> list[tuple[float, float, float]]:
+    """(scale, low, high); without guidance once, as of the whole interval.
+
+    guided_at_1: whether something is guided at scale 1 too: the class token, by its own scale.
+    """
     intervals = [(a, b) for a in self.guidance_lows for b in self.guidance_highs if a <= b]
     return [
       (scale, low, high)
       for scale in (self.guidance_scales if intervals else ())
-      for low, high in ([(0.0, 1.0)] if scale == 1 else intervals)
+      for low, high in ([(0.0, 1.0)] if scale == 1 and not guided_at_1 else intervals)
     ]

@@ -220,11 +220,6 @@ def _check_samples(experiment):
   if not scored.startswith(eval_options.LABELS_FILE):  # A file is read when it is needed.
     generate.make_labels(scored, [0], classes, 0, key='eval.labels')
   trajectory.check_guidance(sampler, architecture.null_label)
-  if sampler.guidance_scale != 1 and not experiment.train.label_dropout:
-    logging.warning(
-      'sampler.guidance_scale=%g needs the null label, which train.label_dropout=0 never trains',
-      sampler.guidance_scale,
-    )
   experiment.objective.flow.check_sampler(sampler)
   if sampler.class_token_scale is not None and not architecture.class_token:
     raise types.UserError(
@@ -237,3 +232,5 @@ def _check_samples(experiment):
       f'sampler.guidance_channels={guided}, but {experiment.source.name} has '
       f'{architecture.channels} channels'
     )
+  for line in sampler.without_effect():
+    logging.warning('%s', line)

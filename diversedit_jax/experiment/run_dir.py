@@ -180,6 +180,11 @@ def open_for_reading(
   return path
 
 
+def stored_value(path: pathlib.Path, key: str) -> Any:
+  """The value of a key, as 'train.steps', in the config of the run that a directory holds."""
+  return _stored(path)[key]
+
+
 def open_for_output(workdir: str) -> pathlib.Path:
   """A directory for results of weights from elsewhere; created if missing.
 

@@ -1,6 +1,7 @@
 """The sections of a config that steer a run: what each key means and what it may be."""
 
 import dataclasses
+import re
 
 from diversedit_jax import options, types
 from diversedit_jax.data import sources
@@ -284,11 +285,23 @@ class SampleOptions(options.Section, section='sample', may_change=True):
   seed: int = options.option(0, at_least=0, below=2**32, doc='Decides noise and random labels.')
   batch_size: int = options.option(128, at_least=1, doc='Samples made at a time, of all devices.')
   weights: str = options.option('ema', choices=('ema', 'params'), doc='Averaged weights, or not.')
+  name: str = options.option(
+    '', doc="Folder below samples/ for those of --mode=sample; '{step}' becomes the step."
+  )
   number: int = options.option(64, at_least=1, doc='Samples of --mode=sample.')
-  labels: str = options.option('balanced', doc='balanced, random, or the index of one class.')
+  labels: str = options.option(
+    'balanced', doc='balanced, random, the index of one class, or null: without a class.'
+  )
   matmul_precision: str = options.option(
     'highest',
     choices=PRECISIONS,
     doc='Precision of float32 products while sampling and decoding (default is TF32 or bfloat16 on '
     'some devices, which moves FID); bfloat16 models are as they are.',
   )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not re.fullmatch(r'([\w+=-][\w.+=-]*)?', self.name.replace('{step}', '0')):
+      raise types.UserError(
+        f"sample.name={self.name!r} names a folder: letters, digits, '.+=-_' and '{{step}}' only"
+      )

@@ -97,14 +97,6 @@ class Reg(flow.StochasticInterpolant):
     if not architecture.class_token:
       raise types.UserError('method=reg needs a model with a class token')
 
-  def check_sampler(self, sampler: trajectory.SamplerConfig) -> None:
-    super().check_sampler(sampler)
-    if sampler.class_token_scale is not None and sampler.guidance_scale == 1:
-      raise types.UserError(
-        f'sampler.class_token_scale={sampler.class_token_scale} acts only where the image is '
-        f'guided, and sampler.guidance_scale={sampler.guidance_scale}'
-      )
-
   def draw(self, batch: types.Batch, key: jax.Array) -> base.NoisyBatch:
     summary_NZ = batch[f'{self.encoder}/summary']
     noise_NZ = jax.random.normal(
@@ -170,12 +162,11 @@ class Reg(flow.StochasticInterpolant):
   @staticmethod
   def combine(config: trajectory.SamplerConfig) -> guidance.Combine:
     """Guidance of the image, and of the class token with a scale of its own."""
-    scale = config.guidance_scale if config.class_token_scale is None else config.class_token_scale
 
     def combine(with_class, without):
-      token = with_class['class_token']
-      if config.class_token_scale != 0:
-        token = without['class_token'] + scale * (token - without['class_token'])
+      token, token_null = with_class['class_token'], without['class_token']
+      if config.token_scale != 1:
+        token = token_null + config.token_scale * (token - token_null)
       return {
         'image': config.guidance.combine(with_class['image'], without['image']),
         'class_token': token,

@@ -25,8 +25,10 @@ from diversedit_jax import progress, types
 from diversedit_jax.data import order
 from diversedit_jax.evaluation import card, multihost, samples, scorers
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import identity, opening, run_context
+from diversedit_jax.modes import identity, null_label, opening, run_context
 from diversedit_jax.sampling import generate, trajectory
+
+KEY = 'eval.labels'
 
 
 def run(
@@ -41,8 +43,10 @@ def run(
   options, folder = experiment.evaluation, path / 'eval'
   name = options.name.replace('{step}', weights.origin.split('/')[-1])
   labels_N = make_labels(experiment, options.number)
+  sampler = null_label.sampler_for(experiment, KEY)
+  null_label.check_trained(experiment, weights.label_dropout, [sampler], KEY)
   scorer = opening.open_all(experiment, weights.mesh, folder / 'references')
-  evaluation = Evaluation(experiment, weights, scorer, labels_N, folder, name)
+  evaluation = Evaluation(experiment, weights, scorer, labels_N, folder, name, sampler)
   written = evaluation.run(keep_samples=options.keep_samples)
   if written:  # On the first process.
     warn(name, json.loads(evaluation.result.read_text())['warnings'])
@@ -198,9 +202,7 @@ def make_labels(experiment: experiment_lib.Experiment, number: int) -> np.ndarra
   """
   policy, classes = experiment.evaluation.labels, experiment.architecture.num_classes
   if not policy.startswith(eval_options.LABELS_FILE):
-    return generate.make_labels(
-      policy, np.arange(number), classes, experiment.sample.seed, key='eval.labels'
-    )
+    return generate.make_labels(policy, np.arange(number), classes, experiment.sample.seed, key=KEY)
   try:
     with open(policy.removeprefix(eval_options.LABELS_FILE), 'rb') as file:
       labels = np.lib.format.read_array(file, allow_pickle=False)
@@ -222,7 +224,8 @@ def make_labels(experiment: experiment_lib.Experiment, number: int) -> np.ndarra
 
 def label_facts(experiment: experiment_lib.Experiment, labels_N: np.ndarray) -> dict[str, Any]:
   """Facts of labels for a protocol card; a file is named without its folder."""
-  policy = experiment.evaluation.labels
+  classes = experiment.architecture.num_classes
+  policy = generate.canonical(experiment.evaluation.labels, classes)
   if policy.startswith(eval_options.LABELS_FILE):
     policy = eval_options.LABELS_FILE + pathlib.PurePath(policy).name
   return {'label_policy': policy, 'labels_sha256': hashlib.sha256(labels_N.tobytes()).hexdigest()}

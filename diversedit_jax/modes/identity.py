@@ -37,7 +37,7 @@ def make(
         'number': number,
         'class_token_scale': sampler.class_token_scale,
         # In 0.1 these scales did not guide.
-        **({'guidance': card.GUIDANCE} if sampler.guidance_scale < 1 else {}),
+        **({'guidance': card.GUIDANCE} if sampler.guided and sampler.guidance_scale <= 1 else {}),
         'network': run_dir.network(experiment.config.to_dict()),
       },
       'compared': scorer.compared(),
@@ -69,6 +69,44 @@ def is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
   return there
 
 
+def check_card(path: pathlib.Path, facts: Mapping[str, Any], way_on: str) -> None:
+  """Refuses to replace samples whose protocol card, beside them, says something else.
+
+  Args:
+    path: file of the card. facts: card of the samples that would replace them.
+    way_on: end of the message.
+
+  Raises:
+    UserError: what differs is listed; or there are samples without a card.
+  """
+  fault, archive = '', path.with_suffix('.npz')
+  if path.is_file():
+    try:
+      stored = json.loads(path.read_text())
+    except ValueError as error:
+      stored, fault = {}, f'{path} is damaged: {error}'
+    given = _plain(facts)
+    # Another device or version makes the same samples but for rounding; older cards say less.
+    same = [k for k in stored if k in given and k not in _OF_THE_MAKING]
+    changed = run_dir.differences(
+      *(run_dir.flatten({k: of[k] for k in same}) for of in (stored, given))
+    )
+    if changed:
+      fault = f'{archive} holds samples of another protocol: {_listed(changed)}'
+  elif archive.is_file():
+    fault = f'{archive} holds samples without {path.name}, which would say whose they are'
+  multihost.check_same(bool(fault), path.parent)
+  if fault:
+    raise types.UserError(f'{fault}. {way_on}')
+
+
+_OF_THE_MAKING = ('seconds', 'device', 'versions', 'batch_size')
+
+
+def _listed(changed):
+  return ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
+
+
 def _fault(path, identity, what):
   """Says how the identity in a file differs from `identity`; '' if they match."""
   try:
@@ -78,8 +116,8 @@ def _fault(path, identity, what):
   changed = differences(known.get('identity', known), identity)
   if not changed:
     return ''
-  listed = ', '.join(f'{k}: there {a!r}, now {b!r}' for k, (a, b) in list(changed.items())[:8])
   held = path.parent if what == 'samples' else path
+  listed = _listed(changed)
   return f'{held} has {what} of another protocol: {listed}. Choose another eval.name, or remove it'
 
 

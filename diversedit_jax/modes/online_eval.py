@@ -19,7 +19,7 @@ from diversedit_jax.data import files
 from diversedit_jax.evaluation import card, feature_network, scorers
 from diversedit_jax.evaluation import decoder as decoder_lib
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import evaluate, identity, opening, run_context
+from diversedit_jax.modes import evaluate, identity, null_label, opening, run_context
 from diversedit_jax.training import loop, state, writers
 from diversedit_jax.weights import array_files
 
@@ -39,6 +39,8 @@ def open_networks(
   if not experiment.evaluation.every:
     return {}
   evaluate.make_labels(experiment, experiment.evaluation.every_number)
+  sampler = null_label.sampler_for(experiment, evaluate.KEY)
+  null_label.check_trained(experiment, experiment.train.label_dropout, [sampler], evaluate.KEY)
   return opening.open_networks(experiment, decoder)
 
 
@@ -74,12 +76,13 @@ def hook(
   if scorer is None:
     return loop.Hook(every=0, run=lambda step, state, batch: None)
   labels_N = evaluate.make_labels(experiment, options.every_number)
+  sampler = null_label.sampler_for(experiment, evaluate.KEY)
   generator = run_context.make_generator(
-    experiment, trainable.graphdef, trainable.mesh, options.every_number
+    experiment, trainable.graphdef, trainable.mesh, options.every_number, sampler
   )
   facts = evaluate.label_facts(experiment, labels_N)
   known = identity.make(
-    experiment, experiment.sampler, scorer, options.every_number, {**facts, 'weights': 'ema'}
+    experiment, sampler, scorer, options.every_number, {**facts, 'weights': 'ema'}
   )
   indices_N = evaluate.file_order(experiment, len(labels_N))
   labels_N = labels_N[indices_N]
@@ -96,7 +99,14 @@ def hook(
       trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}', 'ema'
     )
     protocol = run_context.protocol(
-      experiment, weights, labels_N, seconds=seconds, **facts, **scorer.facts(), **scorer.compared()
+      experiment,
+      weights,
+      labels_N,
+      sampler=sampler,
+      seconds=seconds,
+      **facts,
+      **scorer.facts(),
+      **scorer.compared(),
     )
     writer.row(step, {f'eval/{name}': value for name, value in found['scores'].items()})
     logging.info('step %d, %d samples: %s', step, len(labels_N), evaluate.in_words(found['scores']))

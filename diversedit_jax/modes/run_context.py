@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
-import time
 from typing import Any
 
 from absl import logging
@@ -32,6 +31,8 @@ class Weights:
   step: training steps behind them; None for a file.
   origin: checkpoint or file, without folders; of a file of the hub its place.
   kind: one of `card.WEIGHTS`.
+  label_dropout: share of labels that was dropped in their training, for a file that of the config;
+    None if it is not known.
   """
 
   graphdef: nnx.GraphDef
@@ -40,6 +41,7 @@ class Weights:
   step: int | None
   origin: str
   kind: str
+  label_dropout: float | None = None
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -98,11 +100,12 @@ def open_weights(experiment, workdir, origin):
     UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
   """
   mesh = make_mesh(experiment)
-  wanted = experiment.sample.weights
+  wanted, dropout = experiment.sample.weights, experiment.train.label_dropout
   if origin is None:
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
     run_dir.check_results(path)
     folder, number = path / 'checkpoints', None
+    dropout = run_dir.stored_value(path, 'train.label_dropout')
   else:
     found = origins.find(origin)
     path = run_dir.open_for_output(workdir)
@@ -114,11 +117,12 @@ def open_weights(experiment, workdir, origin):
         )
       trainable = make_trainable(experiment, mesh, heads=False)
       params = _from_file(found, trainable)
-      return path, Weights(trainable.graphdef, params, mesh, None, found.name, 'file')
+      return path, Weights(trainable.graphdef, params, mesh, None, found.name, 'file', dropout)
     folder, number = found.path.parent, found.step
     if found.run is not None:
       # Refuses another model, and one of other latents.
       run_dir.open_for_reading(str(found.run), experiment.config, space_facts(experiment.source))
+      dropout = run_dir.stored_value(found.run, 'train.label_dropout')
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
   trainable = make_trainable(experiment, mesh)
@@ -126,7 +130,7 @@ def open_weights(experiment, workdir, origin):
     found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
   logging.info('%s weights of step %d', wanted, found)
   return path, Weights(
-    trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted
+    trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted, dropout
   )
 
 
@@ -195,23 +199,6 @@ def make_generator(experiment, graphdef, mesh, count, sampler=None):
     seed=options.seed,
     batch_size=min(options.batch_size, count),
   )
-
-
-def generate_samples(experiment, weights, labels):
-  """Samples of labels, and their protocol card."""
-  generator = make_generator(experiment, weights.graphdef, weights.mesh, len(labels))
-  started = time.monotonic()
-  with sampling(experiment, weights.mesh):
-    made = generator(weights.params, labels, report=True)
-  facts = protocol(
-    experiment,
-    weights,
-    labels,
-    label_policy=experiment.sample.labels,
-    seconds=time.monotonic() - started,
-    batch_size=generator.batch_size,
-  )
-  return made, facts
 
 
 @contextlib.contextmanager

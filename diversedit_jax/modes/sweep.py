@@ -12,8 +12,10 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.analysis import figures
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import evaluate, opening, run_context
+from diversedit_jax.modes import evaluate, null_label, opening, run_context
 from diversedit_jax.sampling import trajectory
+
+_OF_SETTING = ('scale', 'guided', 'interval', 'nfe', 'file')
 
 
 def run(
@@ -30,7 +32,10 @@ def run(
   path, weights = run_context.open_weights(experiment, workdir, origin)
   folder = path / 'eval'
   name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.origin.split('/')[-1])
-  samplers = [_sampler(experiment, *point) for point in options.points()]
+  token = dataclasses.replace(experiment.sampler, guidance_scale=1.0).guided
+  samplers = [_sampler(experiment, *point) for point in options.points(guided_at_1=token)]
+  null_label.check_trained(experiment, weights.label_dropout, samplers, evaluate.KEY)
+  null_label.check_changes(experiment, evaluate.KEY, samplers)
   labels_N = evaluate.make_labels(experiment, options.number)
   scorer = opening.open_all(experiment, weights.mesh, folder / 'references')
   opening.check_score('sweep.score', options.score, scorer)
@@ -74,7 +79,7 @@ def run(
 
 def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str:
   """The table for a terminal; the best setting has a star."""
-  names = [score, *(k for k in rows[0] if k not in (score, 'scale', 'interval', 'nfe', 'file'))]
+  names = [score, *(k for k in rows[0] if k not in (score, *_OF_SETTING))]
   lines = [f'{"scale":>7}  {"interval":<12}{"NFE":>6}' + ''.join(f'{n:>22}' for n in names)]
   for row in rows:
     low, high = row['interval']
@@ -85,11 +90,11 @@ def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str
 
 
 def _curves(rows, score):
-  """{interval in words: {scale: score}}; scale 1 is no guidance and belongs to every interval."""
-  unguided = {row['scale']: row[score] for row in rows if row['scale'] == 1}
+  """{interval in words: {scale: score}}; what no guidance gives belongs to every interval."""
+  unguided = {row['scale']: row[score] for row in rows if not row['guided']}
   curves: dict[str, dict[float, float]] = {}
   for row in rows:
-    if row['scale'] != 1:
+    if row['guided']:
       low, high = row['interval']
       curves.setdefault(f'[{low:g}, {high:g}]', dict(unguided))[row['scale']] = row[score]
   return curves or {'unguided': unguided}
@@ -111,6 +116,7 @@ def _point_name(sampler):
 def _row(sampler, found, file):
   return {
     'scale': sampler.guidance_scale,
+    'guided': sampler.guided,
     'interval': [sampler.guidance_low, sampler.guidance_high],
     'nfe': trajectory.evaluations(sampler).per_sample,
     'file': file,

@@ -12,7 +12,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.modes import online_eval, opening, run_context
+from diversedit_jax.modes import null_label, online_eval, opening, run_context
 from diversedit_jax.training import loop, overview, profiling, step, telemetry, writers
 
 
@@ -36,6 +36,9 @@ def run(
   experiment_lib.check_devices(experiment, mesh)
   first = jax.process_index() == 0
   trainable = run_context.make_trainable(experiment, mesh)
+  if experiment.preview.every:
+    dropout = experiment.train.label_dropout
+    null_label.check_trained(experiment, dropout, [experiment.sampler])
   # Before the workdir is touched: these name a missing file of weights.
   decoder = opening.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))

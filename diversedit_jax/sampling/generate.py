@@ -11,6 +11,8 @@ from diversedit_jax.models import tuning
 from diversedit_jax.sampling import trajectory
 
 LABEL_POLICIES = ('balanced', 'random')
+NULL = 'null'
+"""Policy of samples without a class."""
 
 
 def make_labels(
@@ -19,9 +21,10 @@ def make_labels(
   """Labels of samples by their indices.
 
   Args:
-    policy: 'balanced' (index mod K), 'random' (uniform, a function of seed and index), or a class.
+    policy: 'balanced' (index mod K), 'random' (uniform, a function of seed and index), a class, or
+      'null' (or K itself): without a class.
     indices: sample indices [n].
-    num_classes: K; with 0 all labels are 0.
+    num_classes: K; with 0 all labels are 0, and only a class is refused.
     seed: seed of 'random'.
     key: config key that names the policy, for messages.
 
@@ -29,9 +32,10 @@ def make_labels(
     int32 [n].
 
   Raises:
-    UserError: the policy is unknown, or a class outside [0, K).
+    UserError: the policy is unknown, or a number outside [0, K].
   """
   indices = np.asarray(indices)
+  _check(policy, num_classes, key)
   if num_classes == 0:
     return np.zeros(len(indices), np.int32)
   if policy == 'balanced':
@@ -39,11 +43,30 @@ def make_labels(
   if policy == 'random':
     words = [np.random.Philox(key=seed, counter=[0, 0, 0, int(i)]).random_raw() for i in indices]
     return np.array([word % num_classes for word in words], np.int32)
-  if not str(policy).isdigit() or int(policy) >= num_classes:
+  label = num_classes if policy == NULL else int(policy)
+  return np.full(len(indices), label, np.int32)
+
+
+def canonical(policy: str, num_classes: int) -> str:
+  """A policy as cards name it: the number of the null label is 'null'."""
+  return NULL if is_null(policy, num_classes) else policy
+
+
+def is_null(policy: str, num_classes: int) -> bool:
+  """Whether a policy means samples without a class, of a model that has classes."""
+  return num_classes > 0 and policy in (NULL, str(num_classes))
+
+
+def _check(policy, num_classes, key):
+  if policy in (*LABEL_POLICIES, NULL):
+    return
+  words = f'{", ".join(LABEL_POLICIES)}, {NULL} (without a class)'
+  if num_classes == 0:
+    raise types.UserError(f'{key}={policy!r}, but the model has no classes: leave {key} out')
+  if not (str(policy).isascii() and str(policy).isdigit()) or int(policy) > num_classes:
     raise types.UserError(
-      f'{key}={policy!r} is neither one of {LABEL_POLICIES} nor a class below {num_classes}'
+      f'{key}={policy!r} is neither {words} nor a class from 0 to {num_classes - 1}'
     )
-  return np.full(len(indices), int(policy), np.int32)
 
 
 Sample = Callable[[nnx.Module, jax.Array, jax.Array, trajectory.SamplerConfig], jax.Array]

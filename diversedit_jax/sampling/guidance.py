@@ -2,8 +2,8 @@
 
   (1)  v = v_null + scale (v_class - v_null)   if low <= t <= high, else v_class,
 
-where t is the start of the step and t = 1 is noise. Scale 1 is v_class, so it costs nothing extra;
-0 is v_null, samples without a class; scales in between are weaker than the class. On the linear
+where t is the start of the step and t = 1 is noise. Scale 1 is v_class and 0 is v_null, samples
+without a class, at one evaluation each; scales in between are weaker than the class. On the linear
 path t = 0.7 is a noise level of sigma = t / (1 - t) = 2.33. REPA guides all channels; SiT and DiT
 guide the first three of four and leave v_class in the others.
 """
@@ -52,9 +52,9 @@ class Guidance:
     if self.channels is not None and self.channels < 1:
       raise types.UserError(f'guidance of {self.channels} channels, expected at least 1 or None')
 
-  def active(self, t: np.ndarray) -> np.ndarray:
-    """Whether steps that start at the given times are guided."""
-    return (self.scale != 1) & (self.low <= t) & (t <= self.high)
+  def inside(self, t: np.ndarray) -> np.ndarray:
+    """Whether steps that start at the given times lie in the interval."""
+    return (self.low <= t) & (t <= self.high)
 
   def combine(self, class_NHWC: jax.Array, null_NHWC: jax.Array) -> jax.Array:
     """Velocity (1) on the guided channels, v_class on the others.
@@ -73,7 +73,7 @@ class Guidance:
     return jnp.concatenate([guided_NHWC[..., :k], class_NHWC[..., k:]], axis=-1)
 
 
-def class_velocity(predict: Predict, x: State, t: jax.Array, y_N) -> State:
+def velocity(predict: Predict, x: State, t: jax.Array, y_N) -> State:
   """One evaluation at a common time t (scalar), in the type of x."""
   first = jax.tree.leaves(x)[0]
   t_N = jnp.full(first.shape[:1], t, first.dtype)
@@ -84,7 +84,7 @@ def guided_velocity(
   predict: Predict, x: State, t: jax.Array, y_N: jax.Array, combine: Combine, null_label: int
 ) -> State:
   """Velocity (1) by one call on twice the batch: the labels first, then the null label."""
-  v = class_velocity(
+  v = velocity(
     predict,
     jax.tree.map(lambda x: jnp.concatenate([x, x]), x),
     t,

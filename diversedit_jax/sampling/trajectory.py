@@ -6,7 +6,8 @@
 
 as REPA's samplers (arXiv 2410.06940); a fourth kind is in `average`. Evaluations with guidance
 count twice. The grid is known before anything is traced, so the steps fall into stretches that are
-guided throughout or not at all, each one a scan; unguided steps cost a single evaluation.
+guided throughout or not at all, each one a scan; steps that need one of the two velocities cost a
+single evaluation.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +26,9 @@ from diversedit_jax.sampling import steppers
 
 Noise = Callable[[jax.Array], steppers.State]
 """Step index (int32 scalar) -> z ~ N(0, I), of the structure of the state."""
+
+CLASS, NULL = 'class', 'null'
+"""The two velocities of `guidance`."""
 
 Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 """Shape of one sample: [H, W, C], or by name where several arrays move together."""
@@ -76,7 +80,10 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     None, at_least=1, doc='How many channels are guided, from the first; None guides all.'
   )
   class_token_scale: float | None = options.option(
-    None, at_least=0, doc="Guidance of REG's class token; None is guidance_scale, 0 is none."
+    None,
+    at_least=0,
+    doc="Guidance of REG's class token, also where guidance_scale=1; None is guidance_scale, and "
+    'both 0 and 1 are none (2507.01467).',
   )
   path: str = 'linear'
   dtype: str = 'float32'
@@ -123,6 +130,44 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
         f'sampler.times has {len(self.times) - 1} steps, but sampler.steps={self.steps}'
       )
 
+  def without_effect(self) -> list[str]:
+    """Sentences about options that are not at their defaults and do nothing here."""
+    idle = {}
+    if not self.noisy:
+      idle |= dict.fromkeys(('diffusion', 'last_step'), f'{self.kind} has no noise in its steps')
+    if self.guidance_scale == 1:
+      idle['guidance_channels'] = 'guidance_scale=1 does not guide the image'
+    if not self.guided:
+      idle |= dict.fromkeys(('guidance_low', 'guidance_high'), 'guidance_scale=1 is no guidance')
+    elif not self.guidance.inside(time_grid(self)[:-1]).any():
+      interval = f'no step starts in [{self.guidance_low}, {self.guidance_high}]'
+      idle |= dict.fromkeys(('guidance_scale', 'class_token_scale'), interval)
+    return [
+      f'sampler.{name}={getattr(self, name)} has no effect: {reason}'
+      for name, reason in idle.items()
+      if getattr(self, name) != _DEFAULTS[name]
+    ]
+
+  @property
+  def token_scale(self) -> float:
+    """Scale of the class token in (1) of `guidance`; at 0 REG leaves it with its class."""
+    if self.class_token_scale is None:
+      return self.guidance_scale
+    return self.class_token_scale or 1.0
+
+  @property
+  def velocities(self) -> tuple[str, ...]:
+    """What (1) of `guidance` needs inside its interval: CLASS, NULL or both."""
+    scales = {self.guidance_scale, self.token_scale}
+    if self.guidance_channels is not None:
+      scales.add(1.0)  # Of the other channels.
+    return tuple(name for name, needless in ((CLASS, 0), (NULL, 1)) if scales != {needless})
+
+  @property
+  def guided(self) -> bool:
+    """Whether anything is guided inside the interval."""
+    return NULL in self.velocities
+
   @property
   def noisy(self) -> bool:
     """Whether the sampler follows the SDE."""
@@ -139,17 +184,20 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     )
 
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SamplerConfig)}
+
+
 class Stretch(NamedTuple):
   """Consecutive steps of one kind.
 
   method: name of the kind of its steps, see `steppers.KINDS`.
-  guided: whether they are guided.
+  velocities: what they evaluate: (CLASS,), (NULL,), or both to guide.
   index: number of each step in the whole trajectory, [s].
   steps: their constants, numpy float64 [s].
   """
 
   method: str
-  guided: bool
+  velocities: tuple[str, ...]
   index: np.ndarray
   steps: steppers.Step
 
@@ -157,7 +205,7 @@ class Stretch(NamedTuple):
 class Evaluations(NamedTuple):
   """Cost of a trajectory.
 
-  per_sample: network evaluations for each sample; a guided one counts 2.
+  per_sample: network evaluations for each sample; one with and without the class counts 2.
   calls: calls of the network; guided ones have twice the batch.
   """
 
@@ -183,29 +231,31 @@ def stretches(config: SamplerConfig) -> list[Stretch]:
     steps = steppers.sde_steps(grid, paths.PATHS[config.path], config.diffusion)
   else:
     steps = steppers.ode_steps(grid)
-  guided_S = config.guidance.active(steps.t)
-  likes = itertools.groupby(range(config.steps), key=lambda i: (methods[i], bool(guided_S[i])))
+  velocities = [
+    config.velocities if inside else (CLASS,) for inside in config.guidance.inside(steps.t)
+  ]
+  likes = itertools.groupby(range(config.steps), key=lambda i: (methods[i], velocities[i]))
   found = []
-  for (method, guided), run in likes:
+  for (method, names), run in likes:
     index = np.array(list(run), np.int32)
-    found.append(Stretch(method, guided, index, steppers.Step(*(c[index] for c in steps))))
+    found.append(Stretch(method, names, index, steppers.Step(*(c[index] for c in steps))))
   return found
 
 
 def evaluations(config: SamplerConfig) -> Evaluations:
   """Exactly how often `sample` evaluates the network."""
   costs = [
-    (len(s.index) * steppers.KINDS[s.method].evaluations, s.guided) for s in stretches(config)
+    (len(s.index) * steppers.KINDS[s.method].evaluations, s.velocities) for s in stretches(config)
   ]
   return Evaluations(
-    per_sample=sum(calls * (2 if guided else 1) for calls, guided in costs),
+    per_sample=sum(calls * len(velocities) for calls, velocities in costs),
     calls=sum(calls for calls, _ in costs),
   )
 
 
 def check_guidance(config: SamplerConfig, null_label: int | None) -> None:
   """Refuses guidance of a network without classes (null label None or 0) with a UserError."""
-  if config.guidance_scale != 1 and not null_label:
+  if config.guided and not null_label:
     raise types.UserError(
       f'guidance_scale={config.guidance_scale} needs a network with classes; train one, or set '
       'guidance_scale=1'
@@ -302,10 +352,11 @@ def integrate(
 
   for stretch in stretches(config):
 
-    def velocity(x, t, guided=stretch.guided):
-      if guided:
+    def velocity(x, t, names=stretch.velocities):
+      if names == (CLASS, NULL):
         return guidance_lib.guided_velocity(predict, x, t, labels_N, combine, null_label)
-      return guidance_lib.class_velocity(predict, x, t, labels_N)
+      y_N = labels_N if names == (CLASS,) else jnp.full_like(labels_N, null_label)
+      return guidance_lib.velocity(predict, x, t, y_N)
 
     def body(x, index_and_step, kind=steppers.KINDS[stretch.method], velocity=velocity):
       index, step = index_and_step

@@ -13,11 +13,9 @@ Guidance = guidance_lib.Guidance
 def test_interval_includes_both_ends():
   t = np.array([1.0, 0.7, 0.699, 0.3, 0.2999, 0.0])
   np.testing.assert_array_equal(
-    Guidance(scale=1.5, low=0.3, high=0.7).active(t), [False, True, True, True, False, False]
+    Guidance(low=0.3, high=0.7).inside(t), [False, True, True, True, False, False]
   )
-  for scale in (0.0, 0.9, 1.5):
-    assert Guidance(scale=scale).active(t).all()
-  assert not Guidance(scale=1.0).active(t).any()
+  assert Guidance().inside(t).all()
 
 
 @pytest.mark.parametrize(('channels', 'guided'), [(None, 4), (3, 3), (4, 4)])

@@ -150,16 +150,72 @@ def test_evaluation_counts(options, per_sample, calls):
   assert found == (per_sample, calls)
 
 
-@pytest.mark.parametrize('scale', [0.0, 0.5, 1.0])
-def test_scales_below_1_lie_between_the_null_label_and_the_class(scale):
-  """The null label is the only one that scale 0 sees, the class the only one that 1 sees."""
-  config = sampling.SamplerConfig(kind='euler', steps=2, guidance_scale=scale)
-  constant = lambda x, t_N, y_N: jnp.broadcast_to(
-    jnp.asarray([3.0, 7.0])[y_N][:, None, None, None], x.shape
-  )
-  start, labels = jnp.zeros((1, 2, 2, 1)), jnp.zeros(1, jnp.int32)
-  x = trajectory.integrate(constant, start, labels, config, null_label=1)
-  np.testing.assert_allclose(x, -(7 + scale * (3 - 7)), rtol=1e-6)
+BETWEEN = [
+  # (options, null velocity's share of the image, velocities for each step)
+  ({'guidance_scale': 0.0}, 1.0, ['null']),
+  ({'guidance_scale': 0.25}, 0.75, ['class', 'null']),
+  ({'guidance_scale': 1.0}, 0.0, ['class']),
+  ({'guidance_scale': 3.0}, -2.0, ['class', 'null']),
+  ({'guidance_scale': 0.0, 'guidance_channels': 1}, 1.0, ['class', 'null']),
+]
+
+
+@pytest.mark.parametrize('kind', ['euler', 'heun', 'euler_maruyama'])
+@pytest.mark.parametrize(('options', 'share', 'velocities'), BETWEEN)
+def test_scales_follow_the_formula_in_every_sampler(kind, options, share, velocities):
+  """Scale 0 asks for the null label alone, 1 for the class alone; both cost one evaluation."""
+  config = sampling.SamplerConfig(kind=kind, steps=2, **options)
+  rows, asked = jnp.asarray([3.0, 7.0]), []
+
+  def constant(x, t_N, y_N):
+    asked.append(len(y_N))
+    return jnp.broadcast_to(rows[y_N][:, None, None, None], x.shape)
+
+  def run(predict, labels, config, null_label):
+    noise = lambda step: jnp.zeros((1, 2, 2, 1))
+    start = jnp.ones((1, 2, 2, 1))
+    return trajectory.integrate(predict, start, labels, config, noise=noise, null_label=null_label)
+
+  labels = jnp.zeros(1, jnp.int32)
+  x = run(constant, labels, config, 1)
+  assert set(asked) == {len(velocities)}
+  plain = dataclasses.replace(config, guidance_scale=1.0, guidance_channels=None)
+  mixed = (1 - share) * rows[0] + share * rows[1]
+  expected = run(lambda x, t, y: jnp.full_like(x, mixed), labels, plain, None)
+  np.testing.assert_allclose(x, expected, rtol=1e-6)
+  once = trajectory.evaluations(plain).per_sample
+  assert trajectory.evaluations(config).per_sample == once * len(velocities)
+
+
+def test_the_class_token_is_guided_where_the_image_is_not():
+  config = sampling.SamplerConfig(kind='euler', steps=4, class_token_scale=2.3, guidance_high=0.5)
+  assert trajectory.evaluations(config).per_sample == 4 + 2  # The steps from 0.5 and 0.25.
+  for scale in (0.0, 1.0):  # Both leave the token with its class, as in REG.
+    one = dataclasses.replace(config, class_token_scale=scale)
+    assert trajectory.evaluations(one).per_sample == 4
+
+
+@pytest.mark.parametrize(
+  ('options', 'idle'),
+  [
+    ({}, []),
+    ({'kind': 'heun', 'guidance_scale': 2.0, 'guidance_high': 0.7, 'guidance_channels': 3}, []),
+    ({'diffusion': 'sigma', 'last_step': 0.02}, []),
+    ({'kind': 'euler', 'diffusion': 'sigma', 'last_step': 0.02}, ['diffusion', 'last_step']),
+    ({'guidance_low': 0.1, 'guidance_high': 0.7}, ['guidance_low', 'guidance_high']),
+    ({'guidance_channels': 3}, ['guidance_channels']),
+    (
+      {'guidance_channels': 3, 'guidance_high': 0.7, 'class_token_scale': 2.0},
+      ['guidance_channels'],
+    ),
+    ({'guidance_scale': 0.0, 'guidance_high': 0.03}, ['guidance_scale']),
+    ({'class_token_scale': 2.0, 'guidance_high': 0.03}, ['class_token_scale']),
+    ({'kind': 'average_velocity', 'steps': 1, 'guidance_high': 0.7}, ['guidance_high']),
+  ],
+)
+def test_options_without_effect_are_named(options, idle):
+  found = sampling.SamplerConfig(**options).without_effect()
+  assert [line.partition('=')[0].removeprefix('sampler.') for line in found] == idle
 
 
 def test_stretches_cover_the_trajectory_and_are_maximal():
@@ -167,7 +223,7 @@ def test_stretches_cover_the_trajectory_and_are_maximal():
     kind='heun', steps=20, guidance_scale=2.0, guidance_low=0.25, guidance_high=0.7
   )
   found = trajectory.stretches(config)
-  assert [(s.method, s.guided) for s in found] == [
+  assert [(s.method, len(s.velocities) > 1) for s in found] == [
     ('heun', False),
     ('heun', True),
     ('heun', False),
@@ -176,7 +232,8 @@ def test_stretches_cover_the_trajectory_and_are_maximal():
   np.testing.assert_array_equal(np.concatenate([s.index for s in found]), np.arange(20))
   # One program each for the unguided and the guided steps of the SDE, the last included.
   sde = sampling.SamplerConfig(guidance_scale=2.0, guidance_high=0.7)
-  assert [s.guided for s in trajectory.stretches(sde)] == [False, True]
+  both = [('class',), ('class', 'null')]
+  assert [s.velocities for s in trajectory.stretches(sde)] == both
 
 
 @pytest.fixture(scope='module')
