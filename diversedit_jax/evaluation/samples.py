@@ -171,9 +171,11 @@ def write_arrays(
       for batch in batches:
         for name, rows in batch.items():
           if name not in columns:
-            opened = archive.open(f'{name}.npy', 'w', force_zip64=True)
-            if columns:  # An archive takes one at a time.
-              opened = open(pathlib.Path(waiting) / f'{name}.npy', 'wb')  # noqa: SIM115
+            file = f'{name}.npy'
+            if not columns:
+              opened = archive.open(file, 'w', force_zip64=True)
+            else:  # An archive takes one at a time.
+              opened = open(pathlib.Path(waiting) / file, 'wb')  # noqa: SIM115
             columns[name] = _Column(
               stack.enter_context(opened), (count, *rows.shape[1:]), rows.dtype
             )

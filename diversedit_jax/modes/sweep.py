@@ -15,8 +15,6 @@ from diversedit_jax.experiment import eval_options
 from diversedit_jax.modes import evaluate, null_label, opening, run_context
 from diversedit_jax.sampling import trajectory
 
-_OF_SETTING = ('scale', 'guided', 'interval', 'nfe', 'file')
-
 
 def run(
   experiment: experiment_lib.Experiment, workdir: str, origin: str | None
@@ -79,7 +77,7 @@ def run(
 
 def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str:
   """The table for a terminal; the best setting has a star."""
-  names = [score, *(k for k in rows[0] if k not in (score, *_OF_SETTING))]
+  names = [score, *(k for k in rows[0] if k not in (score, 'scale', 'interval', 'nfe', 'file'))]
   lines = [f'{"scale":>7}  {"interval":<12}{"NFE":>6}' + ''.join(f'{n:>22}' for n in names)]
   for row in rows:
     low, high = row['interval']
@@ -90,11 +88,12 @@ def as_text(rows: list[dict[str, Any]], score: str, best: dict[str, Any]) -> str
 
 
 def _curves(rows, score):
-  """{interval in words: {scale: score}}; what no guidance gives belongs to every interval."""
-  unguided = {row['scale']: row[score] for row in rows if not row['guided']}
+  """{interval in words: {scale: score}}; scale 1, if tried once, belongs to every interval."""
+  at_1 = [row for row in rows if row['scale'] == 1]
+  unguided = {row['scale']: row[score] for row in at_1} if len(at_1) == 1 else {}
   curves: dict[str, dict[float, float]] = {}
   for row in rows:
-    if row['guided']:
+    if row not in at_1 or not unguided:
       low, high = row['interval']
       curves.setdefault(f'[{low:g}, {high:g}]', dict(unguided))[row['scale']] = row[score]
   return curves or {'unguided': unguided}
@@ -116,7 +115,6 @@ def _point_name(sampler):
 def _row(sampler, found, file):
   return {
     'scale': sampler.guidance_scale,
-    'guided': sampler.guided,
     'interval': [sampler.guidance_low, sampler.guidance_high],
     'nfe': trajectory.evaluations(sampler).per_sample,
     'file': file,

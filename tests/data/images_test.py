@@ -100,3 +100,13 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
     temporary.write_text('half')
     raise RuntimeError
   assert [p.name for p in tmp_path.iterdir()] == ['file.txt'] and path.read_text() == 'old'
+
+
+def test_a_grid_has_at_most_so_many_pixels(tmp_path):
+  rows, columns = images.grid_limit(256, 256)
+  assert rows == columns == 15
+  x = np.zeros((20 * 18, 256, 256, 1), np.uint8)
+  path = tmp_path / 'grid.png'
+  images.save_grid(path, x, 18, row_labels=[str(i) for i in range(20)], title='many')
+  page = np.asarray(Image.open(path))
+  assert max(page.shape) < 4096 + 100

@@ -134,3 +134,21 @@ def test_what_follows_a_gap_does_not_count(tmp_path, images):
   again.remove()
   assert not tmp_path.exists()
   again.remove()
+
+
+def test_arrays_that_come_in_batches_are_what_numpy_reads(tmp_path):
+  rng = np.random.default_rng(3)
+  whole = {
+    'images': rng.integers(256, size=(8, 4, 4, 3), dtype=np.uint8),
+    'latents': rng.normal(size=(8, 2, 2, 4)),
+  }
+  parts = [{k: x[i : i + 3] for k, x in whole.items()} for i in range(0, 8, 3)]
+  labels = np.arange(8)
+  samples.write_arrays(tmp_path / 'a.npz', 8, iter(parts), {'labels': labels})
+  with np.load(tmp_path / 'a.npz') as found:
+    assert set(found.files) == {'images', 'latents', 'labels'}
+    for name, x in {**whole, 'labels': labels}.items():
+      np.testing.assert_array_equal(found[name], x)
+  with pytest.raises(ValueError, match='images came for an array of'):
+    samples.write_arrays(tmp_path / 'b.npz', 8, iter(parts[1:]), {})
+  assert [p.name for p in tmp_path.iterdir()] == ['a.npz']

@@ -71,8 +71,8 @@ def test_model_takes_its_shape_and_classes_from_the_data(tmp_path):
   model = experiment.architecture
   assert (model.input_size, model.channels, model.num_classes) == ((6, 8), 3, 5)
   assert experiment.objective.flow.null_label == 5
-  message = refusal(changed({'data.source': source, 'train.batch_size': 4, 'sample.labels': '5'}))
-  assert 'class below 5' in message
+  message = refusal(changed({'data.source': source, 'train.batch_size': 4, 'sample.labels': '6'}))
+  assert 'class from 0 to 4' in message
 
 
 def test_guidance_needs_classes(monkeypatch):

@@ -56,7 +56,15 @@ def make(**changes):
 
 
 # Where every field of a dataclass is looked at, and none is used.
-_NOT_USING = {'__post_init__', '__eq__', '__hash__', '__repr__', 'replace', '_asdict_inner'}
+_NOT_USING = {
+  '__post_init__',
+  '__eq__',
+  '__hash__',
+  '__repr__',
+  'replace',
+  '_asdict_inner',
+  'without_effect',
+}
 
 
 @contextlib.contextmanager

@@ -161,13 +161,22 @@ def test_one_class(policy):
   assert generate.make_labels(policy, np.arange(3), 4, seed=0).tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize('policy', generate.LABEL_POLICIES)
+@pytest.mark.parametrize('policy', ['4', 'null'])
+def test_the_null_label_has_a_name(policy):
+  assert generate.make_labels(policy, np.arange(3), 4, seed=0).tolist() == [4, 4, 4]
+  assert generate.canonical(policy, 4) == 'null' and generate.canonical('3', 4) == '3'
+
+
+@pytest.mark.parametrize('policy', [*generate.LABEL_POLICIES, 'null'])
 def test_without_classes_all_labels_are_0(policy):
   found = generate.make_labels(policy, np.arange(3), 0, seed=0)
   assert found.tolist() == [0, 0, 0] and found.dtype == np.int32
 
 
-@pytest.mark.parametrize('policy', ['4', '-1', 'evenly', '1.0', ''])
+@pytest.mark.parametrize('policy', ['5', '-1', 'evenly', '1.0', '', '²'])
 def test_impossible_labels_are_refused(policy):
-  with pytest.raises(types.UserError, match=f'sample.labels={policy!r} .* nor a class below 4'):
+  words = rf'sample.labels={policy!r} is neither .* null \(without a class\) nor .* 0 to 3'
+  with pytest.raises(types.UserError, match=words):
     generate.make_labels(policy, np.arange(3), 4, seed=0)
+  with pytest.raises(types.UserError, match='but the model has no classes: leave'):
+    generate.make_labels(policy, np.arange(3), 0, seed=0)
