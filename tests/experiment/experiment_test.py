@@ -237,8 +237,8 @@ REFUSED = [
   ({'mesh.fsdp': 0}, ['mesh.fsdp', 'positive or -1', 'got 0']),
   # Samples and scores.
   ({'sample.labels': 'balance'}, ["sample.labels='balance'"]),
-  ({'sample.labels': '10'}, ["sample.labels='10'", 'class below 10']),
-  ({'eval.labels': '10'}, ["eval.labels='10'", 'class below 10']),
+  ({'sample.labels': '11'}, ["sample.labels='11'", 'class from 0 to 9']),
+  ({'eval.labels': '11'}, ["eval.labels='11'", 'class from 0 to 9']),
   *(({'eval.name': name}, [f"eval.name='{name}'", 'names a file']) for name in ('a/b', '{steps}')),
   ({'eval.number': 1}, ['eval.number must be at least 2, got 1']),
   ({'eval.every_number': 3, **WITH_REFERENCE}, ['eval.every_number must be at least 4']),
