@@ -35,6 +35,7 @@ setuptools.setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
     'pillow>=10.1',
+    'pyarrow>=15.0',
     'safetensors>=0.5',
     'scikit-learn>=1.5',
     'scipy>=1.13',
@@ -43,6 +44,7 @@ setuptools.setup(
   ],
   extras_require={
     'cuda': ['jax[cuda13]>=0.10.2'],
+    'heif': ['pillow-heif>=1.0'],  # Reading HEIC.
     'hub': ['huggingface_hub>=1.0'],  # Weights from Hugging Face's hub, as hf://ORG/REPO.
     'tpu': ['jax[tpu]>=0.10.2'],
     'tfds': [  # Preparing a dataset with TFDS; reading one that is prepared does not need it.

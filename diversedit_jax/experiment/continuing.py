@@ -158,7 +158,7 @@ def listed(changed: Changed) -> str:
 
 def _may_change(key, given, same_data):
   """Whether a run may continue with another value of a key that nobody named."""
-  if key in ('data.source', 'data.classes'):
+  if key in ('data.source', 'data.classes', 'data.labels'):
     return same_data
   if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
     return False  # The learning rate jumps.
@@ -175,7 +175,7 @@ def _fixed(key, pair, same_data):
     return '' if same else 'the network'
   if key == 'data.num_classes' or declarations.keys()[key].decides_network:
     return 'the network'
-  if key in ('data.source', 'data.classes'):
+  if key in ('data.source', 'data.classes', 'data.labels'):
     return '' if same_data else 'the examples'
   if key == 'optimizer.freeze':
     return 'which parameters have moments'

@@ -34,8 +34,9 @@ class DataOptions(options.Section, section='data'):
   source: str = options.option(
     'digits',
     path=True,
-    doc='digits | store:DIR | folder:DIR | tar:FILE | zip:FILE | csv:FILE | tfds:NAME[:SPLIT] | '
-    "arrays:FILE.npz | synthetic:HxWxC:CLASSES; '{split}' in a path becomes train or test.",
+    doc='digits | store:DIR | folder:DIR | tar:FILE | zip:FILE | csv:FILE | parquet:FILE | '
+    'tfds:NAME[:SPLIT] | arrays:FILE.npz | synthetic:HxWxC:CLASSES; '
+    "'{split}' in a path becomes train or test.",
   )
   num_classes: int | None = options.option(
     None,
@@ -46,8 +47,15 @@ class DataOptions(options.Section, section='data'):
   classes: str | None = options.option(
     None,
     path=True,
-    doc="For pictures: a file that names all classes in order, or 'imagenet'; None takes those "
-    'found.',
+    doc="For pictures: a file that names all classes in order, 'imagenet', or 'alphabetical' (even "
+    'numbers, as before 0.3); None takes those found, numbers in their order.',
+  )
+  labels: str | None = options.option(
+    None,
+    path=True,
+    doc='For pictures: a file that says their classes, or the column of a table; none (all are of '
+    "one class), folders or prefix (what is before '_' in a name); None takes what the collection "
+    'says.',
   )
   space: str | None = options.option(
     None,
@@ -141,12 +149,13 @@ class DataOptions(options.Section, section='data'):
       split,
       self.num_classes,
       classes=classes,
+      labels=self.labels,
       size=self.size,
       crop=self.crop,
       orientation=self.orientation,
       pixels=pixels,
     )
-    for name in ('classes', 'crop', 'orientation'):
+    for name in ('classes', 'labels', 'crop', 'orientation'):
       if getattr(self, name) is not None and name not in source.options:
         raise types.UserError(f'data.{name}={getattr(self, name)!r} is not for {source.name}')
     if self.space is not None and source.space != self.space:

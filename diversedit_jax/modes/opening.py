@@ -96,6 +96,7 @@ def open_scorer(
     crop=data.crop,
     orientation=data.orientation,
     classes=data.classes,
+    labels='any',
   )
   metrics = {}
   for prefix, network in networks.items():

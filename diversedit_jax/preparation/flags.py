@@ -92,7 +92,14 @@ def _parser():
   add(
     '--classes',
     'FILE',
-    "file with the names of all classes in order, or 'imagenet' (default: those found, sorted)",
+    "file with the names of all classes in order, 'imagenet', or 'alphabetical' (default: those "
+    'found, sorted, numbers by their value)',
+    paths.expanded,
+  )
+  add(
+    '--labels',
+    'FILE',
+    "file that says the classes of pictures, or the column of a table that does; 'none': one class",
     paths.expanded,
   )
   add('--split', 'NAME', "split, in place of '{{split}}' in --source (default: {split})")

@@ -25,7 +25,7 @@ _FILES = 512
 class Options:
   """One request. None stands for a default that depends on other things.
 
-  source, classes, split: arguments of `pictures.open_pictures`.
+  source, classes, labels, split: arguments of `pictures.open_pictures`.
   output: folder of the store.
   vae: file or folder of the weights, or a place on the hub.
   vae_scale, vae_shift: scale and shift instead of those of the weights.
@@ -58,6 +58,7 @@ class Options:
   twins: bool = False
   dtype: str | None = None
   classes: str | None = None
+  labels: str | None = None
   split: str = 'train'
   batch_size: int = 16
   threads: int | None = None

@@ -76,7 +76,9 @@ def run(asked: options.Options) -> Outcome:
       asked.vae, scale=asked.vae_scale, shift=asked.vae_shift, dtype=asked.vae_dtype or 'float32'
     )
     options.check_size(asked, autoencoder.config)
-  collection = pictures.open_pictures(asked.source, classes=asked.classes, split=asked.split)
+  collection = pictures.open_pictures(
+    asked.source, classes=asked.classes, labels=asked.labels, split=asked.split
+  )
   return prepare(asked, collection, autoencoder)
 
 

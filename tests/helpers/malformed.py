@@ -73,7 +73,8 @@ def cases():
 def _of_format(kind, suffix):
   whole = sound(kind)
   yield Case('renamed', f'{kind}.png', whole, ('picture',))
-  yield Case('renamed', f'{kind}.txt', whole, ('skipped',))
+  if kind not in ('TIFF', 'PPM'):  # Which are known by their names alone.
+    yield Case('renamed', f'{kind}.txt', whole, ('picture',))
   for part in (0.1, 0.5, 0.9):
     yield Case('truncated', f'{part}{suffix}', whole[: int(len(whole) * part)], ('bad',))
   for seed in range(4):

@@ -13,6 +13,7 @@ import hashlib
 import numpy as np
 
 from diversedit_jax import trees, types
+from diversedit_jax.data.pictures import kinds
 
 # A larger integer label is a mistake, and a name for each class would fill the memory.
 _MAX_CLASSES = 2**20
@@ -95,7 +96,8 @@ def make_listing(
 ) -> tuple[Listing, np.ndarray]:
   """The sorted listing of (name, label, bytes) triples, and the order that sorts them.
 
-  A string label is the name of a class; without `classes` the classes are the names found, sorted.
+  A string label is the name of a class; without `classes` the classes are the names found, in their
+  `class_order`.
   An integer label is an index, which must lie below the number of classes if these are given.
 
   Raises:
@@ -105,11 +107,17 @@ def make_listing(
   if not found:
     raise types.UserError(f'{where} holds no pictures{_first_reasons(skipped)}')
   named = isinstance(found[0][1], str)
+  for name, label, _ in found:
+    if isinstance(label, str) != named:
+      raise types.UserError(
+        f'{where}: the label of {name} is {label!r}, but that of {found[0][0]} is {found[0][1]!r}; '
+        'labels are all numbers or all names'
+      )
   label_names = tuple(classes) if classes is not None else _label_names(found, named, where)
   index = {name: k for k, name in enumerate(label_names)}
   if len(index) != len(label_names):
     raise types.UserError(f'{where}: a class is named twice among {len(label_names)}')
-  keys = [_key(name) for name, _, _ in found]
+  keys = [kinds.stem(name) for name, _, _ in found]
   order = np.array(sorted(range(len(found)), key=keys.__getitem__), np.int64)
   _check_unique(keys, found, order, where)
   labels = np.array([_label(*found[i][:2], index, where) for i in order], np.int32)
@@ -124,16 +132,21 @@ def make_listing(
   return listing, order
 
 
-def _key(name: str) -> str:
-  folder, slash, file = name.rpartition('/')
-  stem, dot, _ = file.rpartition('.')
-  return folder + slash + (stem if dot and stem else file)
+def class_order(names: Iterable[str]) -> list[str]:
+  """Names of classes in order: by their numbers if all are whole numbers, else by their letters."""
+  names = sorted(names)
+  return sorted(names, key=int) if are_numbers(names) else names
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+  """Whether all names are whole numbers in the digits 0 to 9."""
+  return all(name.isascii() and name.isdecimal() for name in names)
 
 
 def _label_names(found, named, where):
   labels = {label for _, label, _ in found}
   if named:
-    return tuple(sorted(labels))
+    return tuple(class_order(labels))
   if max(labels) >= _MAX_CLASSES:
     raise types.UserError(
       f'{where}: the largest label is {max(labels)}, expected a label below {_MAX_CLASSES}; labels '

@@ -5,15 +5,18 @@ The format is known by the content, not by the name. Colours are converted by
 grey is repeated. Grey of 16 bits is scaled, round(255 v / 65535), where `convert` would clip it.
 """
 
+import functools
 import io
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from diversedit_jax import trees
-from diversedit_jax.data.pictures import base
+from diversedit_jax.data.pictures import base, kinds
 
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF', 'HEIF')
+"""Formats of Pillow that are read; the last two where Pillow or a plugin of it reads them."""
+
 ORIENTATIONS = ('exif', 'stored')
 MAX_PIXELS = 2**27
 
@@ -47,13 +50,17 @@ def decode(data: bytes, orientation: str = 'exif') -> Image.Image:
   if not data:
     raise base.BadPicture('zero bytes')
   try:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
       return _load(image, orientation)
   except base.BadPicture:
     raise
   except UnidentifiedImageError as error:
     # Pillow's own message holds a memory address, which would differ from run to run.
-    raise base.BadPicture(f'no {", ".join(FORMATS)}, or its header is damaged') from error
+    kind = kinds.by_content(data[: kinds.HEAD])
+    reason = kind and kinds.not_read(kind)
+    raise base.BadPicture(
+      reason or f'no {", ".join(_formats())}, or its header is damaged'
+    ) from error
   except Image.DecompressionBombError as error:
     raise base.BadPicture(f'more than {MAX_PIXELS} pixels') from error
   # Damaged files make Pillow raise almost anything: struct.error, OverflowError, KeyError, ...
@@ -61,6 +68,16 @@ def decode(data: bytes, orientation: str = 'exif') -> Image.Image:
     if _machine_failed(error):
       raise
     raise base.BadPicture(f'damaged: {_short(error)}') from error
+
+
+@functools.cache
+def _formats():
+  """Those of `FORMATS` that are read here; registers the plugin for HEIC."""
+  if not kinds.not_read('HEIF'):
+    import pillow_heif  # Optional, the extra [heif].
+
+    pillow_heif.register_heif_opener()
+  return tuple(kind for kind in FORMATS if kind in ('TIFF', 'PPM') or not kinds.not_read(kind))
 
 
 def _load(image, orientation):

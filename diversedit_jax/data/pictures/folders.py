@@ -1,4 +1,4 @@
-"""Pictures in class folders, ROOT/CLASS/**/FILE, listed once and read by name."""
+"""Pictures that are files in a folder, listed once and read by name."""
 
 from collections.abc import Sequence
 import functools
@@ -6,7 +6,7 @@ import os
 import stat
 
 from diversedit_jax import progress, types
-from diversedit_jax.data.pictures import base, loading, naming
+from diversedit_jax.data.pictures import base, labelling, loading, naming, system
 
 
 class FilePictures(base.Pictures):
@@ -22,8 +22,10 @@ class FilePictures(base.Pictures):
       return file.read()
 
 
-def open_folder(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> FilePictures:
-  """The pictures in class folders, by the rule of `naming`; links are followed.
+def open_folder(
+  path: str | os.PathLike[str], classes: Sequence[str] | None = None, labels: str | None = None
+) -> FilePictures:
+  """The pictures in a folder, with classes by the rule of `naming`; links are followed.
 
   Skipped by name are files and folders that this user may not read, links that lead nowhere, and
   links to a folder that they lie in.
@@ -35,8 +37,17 @@ def open_folder(path: str | os.PathLike[str], classes: Sequence[str] | None = No
   if not os.path.isdir(root):
     found = 'a file' if os.path.exists(root) else 'nothing'
     raise types.UserError(f'{path}: no such folder; found {found} there')
+  said = labelling.read(labels)
   found, skipped, folders = _walk(root)
-  listing, _, top = naming.arrange(found, skipped, folders, classes, os.fspath(path))
+  listing, _, top = naming.arrange(
+    found,
+    skipped,
+    folders,
+    classes,
+    os.fspath(path),
+    labels=said,
+    peek=lambda i, size: _start(os.path.join(root, found[i][0]), size),
+  )
   return FilePictures(f'folder/{os.path.basename(root)}', os.path.join(root, top), listing)
 
 
@@ -59,7 +70,9 @@ def refusal(path: str) -> str | None:
 
 
 def _walk(root):
-  """(name, bytes) of files that may be pictures, what is none, and the folders; names from `root`.
+  """(name, bytes) of files, what is none, and the folders; names from `root`.
+
+  What the system has left is not looked into.
 
   Each folder to visit carries the identities of the folders that it lies in: following a link to
   one of them would never end.
@@ -82,20 +95,35 @@ def _walk(root):
       folders.append(folder.rstrip('/'))
     for name in names:
       listing.at(len(found) + len(skipped))
+      if system.foreign(name):
+        whole = f'{name}/' if os.path.isdir(os.path.join(root, name)) else name
+        if system.foreign(whole):
+          skipped.append(naming.skip(whole, ''))
+          continue
       status, reason = look(os.path.join(root, name))
       if status is None:
-        skipped.append(base.Skipped(name, reason, bad=not naming.hidden(name)))
+        skipped.append(base.Skipped(name, reason))
       elif stat.S_ISDIR(status.st_mode) and _identity(status) in above:
         skipped.append(naming.skip(f'{name}/', 'a link to a folder that it lies in'))
       elif stat.S_ISDIR(status.st_mode):
         waiting.append((f'{name}/', above | {_identity(status)}))
       elif not stat.S_ISREG(status.st_mode):
         skipped.append(naming.skip(name, 'neither a file nor a folder'))
-      elif reason := naming.refusal(name, status.st_size) or refusal(os.path.join(root, name)):
+      elif reason := refusal(os.path.join(root, name)):
         skipped.append(naming.skip(name, reason))
       else:
         found.append((name, status.st_size))
   return found, skipped, folders
+
+
+def _start(path, size):
+  """The first bytes of a file."""
+
+  def read():
+    with open(path, 'rb', buffering=0) as file:
+      return file.read(size)
+
+  return loading.patiently(read, path)
 
 
 def _entries(root, folder):

@@ -1,9 +1,12 @@
 """The one rule for folders and archives: which files are pictures, and what their classes are.
 
-A picture is a file with a picture's suffix, of at most 1 GiB, that is not hidden (no part of its
-name begins with a dot or is `__MACOSX`). Its class is the top folder that it lies in. Without a
-folder, the class is the WordNet id that the name begins with (`n01440764_10026.JPEG`); files with
-neither are skipped.
+Which files are pictures is said by `kinds`, and what is neither a picture nor a class by `system`.
+
+Where somebody says the classes, that is what counts: a file of labels that the user names, a
+`dataset.json` as EDM2's and REPA's tools write it, or a file `NAME.cls` beside each picture as in
+WebDataset (see `labelling`). Otherwise the class of a picture is the top folder that it lies in.
+Without a folder, the class is the WordNet id that the name begins with (`n01440764_10026.JPEG`).
+If no picture has a class, all are of one, `ALL`.
 
 One folder above the class folders, such as `train/`, is left out of names and classes. It is
 recognised if all pictures lie below it, and no picture lies directly in it unless all these are
@@ -11,34 +14,28 @@ named by WordNet ids and the folder is not. At most one folder is left out.
 
 Two mistakes are errors. If the class folders would be splits (`train` beside `test`), somebody
 would train on splits as classes. If the classes are those found and one of them is lost, all labels
-after it would change.
+after it would change. Folders that only number chunks of files, as those of EDM2, are no classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+import functools
 import re
 
+from absl import logging
 import numpy as np
 
 from diversedit_jax import types
-from diversedit_jax.data.pictures import base
+from diversedit_jax.data.pictures import base, kinds, labelling, several, system
 
-SUFFIXES = (
-  '.jpg',
-  '.jpeg',
-  '.png',
-  '.webp',
-  '.bmp',
-  '.gif',
-  '.tif',
-  '.tiff',
-  '.ppm',
-  '.pgm',
-  '.pbm',
-  '.pnm',
-)
-MAX_BYTES = 2**30
-SPLITS = frozenset(('train', 'training', 'val', 'valid', 'validation', 'test', 'testing'))
+ALL = 'all'
+"""Name of the one class of pictures without classes."""
+
 _WORDNET = re.compile(r'(n\d{8})(_.*)?')
+_CHUNK = re.compile(r'(?:.*/)?(\d{5})/\D*(\d{5,})\.\w+')
+_ILSVRC = re.compile(r'(?:.*/)?ILSVRC2012_(?:val|test)_\d{8}\.JPEG', re.IGNORECASE)
+
+Peek = Callable[[int, int], bytes]
+"""Gives the first bytes of a file, by its position among those found and their number."""
 
 
 def is_wordnet(name: str) -> bool:
@@ -46,33 +43,14 @@ def is_wordnet(name: str) -> bool:
   return bool(match := _WORDNET.fullmatch(name)) and match[2] is None
 
 
-def hidden(name: str) -> bool:
-  """Whether a file, or a folder that it lies in, is hidden."""
-  return any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))
-
-
-def refusal(name: str, size: int) -> str | None:
-  """Why a file is no picture, by its name and size in bytes; None if it may be one."""
-  if hidden(name):
-    return 'hidden'
-  if not named_as_picture(name):
-    return 'not named as a picture'
-  return too_large(size)
-
-
-def named_as_picture(name: str) -> bool:
-  """Whether a file has a picture's suffix and is not hidden."""
-  return name.lower().endswith(SUFFIXES) and not hidden(name)
-
-
 def skip(name: str, reason: str) -> base.Skipped:
-  """The record of a file that is not listed; it is bad if it is named as a picture."""
-  return base.Skipped(name, reason, bad=named_as_picture(name))
+  """The record of a file or, with '/' at the end, a folder that is not listed.
 
-
-def too_large(size: int) -> str | None:
-  """Why a file of this many bytes is not read; None if it is."""
-  return f'{size} bytes, more than {MAX_BYTES}' if size > MAX_BYTES else None
+  It is bad if it is named as a picture. What the system has left is named by its uppermost part.
+  """
+  if foreign := system.foreign(name):
+    return base.Skipped(foreign, 'of the system or hidden', bad=False)
+  return base.Skipped(name, reason, bad=kinds.named_as_picture(name))
 
 
 def arrange(
@@ -81,15 +59,22 @@ def arrange(
   folders: Iterable[str],
   classes: Sequence[str] | None,
   where: str,
+  *,
+  peek: Peek = lambda position, size: b'',
+  labels: labelling.Labels | None = None,
+  shards: bool = False,
 ) -> tuple[base.Listing, np.ndarray, str]:
   """The listing of pictures by the rule above.
 
   Args:
-    found: POSIX name and size in bytes of each candidate.
-    skipped: files that are no candidates.
+    found: POSIX name and size in bytes of each file.
+    skipped: what is no file that can be read.
     folders: names of all folders; empty ones are skipped by name.
-    classes: all classes, in order; None takes those that are found, sorted.
+    classes: all classes, in order; None takes those that are found, see `base.class_order`.
     where: name of the collection, for messages.
+    peek: the first bytes of a file in `found`.
+    labels: who says the classes; None leaves it to the collection.
+    shards: whether names begin with that of an archive, which is no class.
 
   Returns:
     The listing; the positions in `found` of its pictures; the folder left out, as 'train/', or ''.
@@ -98,25 +83,104 @@ def arrange(
     UserError: no pictures, splits for classes, two files with one key, or an unknown class;
       without `classes`, also a class folder that cannot be read or has nothing to list.
   """
-  folders = list(folders)
-  skipped = [*skipped, *_empty(folders, [*(name for name, _ in found), *(s.name for s in skipped)])]
-  homeless = {i for i, (name, _) in enumerate(found) if _class(name) is None}
-  kept = [i for i in range(len(found)) if i not in homeless]
-  skipped += [skip(found[i][0], 'in no class folder') for i in sorted(homeless)]
-  top = _left_out([found[i][0] for i in kept])
-  entries = [(found[i][0].removeprefix(top), found[i][1]) for i in kept]
-  labelled = [(name, _class(name), size) for name, size in entries]
-  found_classes = {label for _, label, _ in labelled}
-  if len(found_classes) > 1 and found_classes <= SPLITS:
+  labels = labels or labelling.Labels()
+  places, left = _pictures(found, peek)
+  skipped = [*skipped, *left, *_empty(folders, found, skipped)]
+  names = [found[i][0] for i in places]
+  said, top, why = _said(names, found, peek, labels, where), '', 'it has no label'
+  if said is None:
+    inner = [name.partition('/')[2] if shards else name for name in names]
+    said, top = _by_folder(inner)
+    why = 'in no class folder'
+    if not any(said) or (labels.given != 'folders' and _are_chunks(inner)):
+      said, top = _without_folders(names, found, peek, labels, classes, where), ''
+    else:
+      _check_splits(said, top, where)
+      _check_ilsvrc(names, said, labels, where)
+      if classes is None and not shards:
+        _check_lost(folders, skipped, {*said} - {None}, top, where)
+    top = '' if shards else top
+  kept = [j for j, label in enumerate(said) if label is not None]
+  skipped += [base.Skipped(n, why) for n, label in zip(names, said, strict=True) if label is None]
+  listing, order = base.make_listing(
+    [(names[j].removeprefix(top), said[j], found[places[j]][1]) for j in kept],
+    sorted(set(skipped), key=lambda s: (s.name, s.reason)),
+    _classes(classes, labels, said),
+    where,
+  )
+  return listing, np.array([places[j] for j in kept], np.int64)[order], top
+
+
+def _pictures(found, peek):
+  """Positions of the pictures in `found`, and what the other files are."""
+  places, left = [], []
+  for i, (name, size) in enumerate(found):
+    if system.foreign(name):
+      left.append(skip(name, ''))
+      continue
+    try:
+      refused = kinds.refusal(name, size, functools.partial(peek, i, kinds.HEAD))
+    except base.BadPicture as error:  # Damaged in its archive.
+      refused = str(error), True
+    if refused:
+      left.append(base.Skipped(name, *refused))
+    else:
+      places.append(i)
+  return places, left
+
+
+def _said(names, found, peek, labels, where):
+  """The label of each picture where somebody says it; None if nobody does."""
+  if labels.given == 'none':
+    return [ALL] * len(names)
+  if labels.given == 'prefix':
+    parts = [name.rpartition('/')[2].partition('_') for name in names]
+    return [before if sign else None for before, sign, _ in parts]
+  if labels.file:
+    return labels.of(names, where)
+  if labels.given == 'folders' or not names:
+    return None
+  return labelling.in_collection(names, found, peek, where)
+
+
+def _classes(classes, labels, said):
+  """All classes in order as far as they are known."""
+  if classes is None or (labels.given == 'any' and set(said) == {ALL}):
+    return labels.classes
+  return classes
+
+
+def _by_folder(names):
+  """The class of each picture by its folder or its own name, or None; and the folder left out."""
+  top = _left_out([name for name in names if _class(name) is not None])
+  return [_class(name.removeprefix(top)) for name in names], top
+
+
+def _without_folders(names, found, peek, labels, classes, where):
+  """The label of each picture that lies in no class folder: by JSON beside it, or `ALL`."""
+  if said := labelling.in_json(names, found, peek):
+    return said
+  said = [ALL] * len(names)
+  _check_ilsvrc(names, said, labels, where)
+  if labels.given == 'any' or not names:
+    return said
+  if classes is not None:
+    if len(classes) == 1:
+      return [classes[0]] * len(names)
     raise types.UserError(
-      f'{where} holds the splits {", ".join(sorted(found_classes))}, not classes; name one split, '
-      f'as in {where}/{top}{max(found_classes)}'
+      f'{where}: its pictures lie in no class folder, so nothing says which of the {len(classes)} '
+      'classes they are of; give --labels=FILE (data.labels in a config), or leave out --classes '
+      'and they are of one class'
     )
-  if classes is None and labelled:
-    _check_lost(folders, skipped, found_classes, top, where)
-  skipped.sort(key=lambda s: (s.name, s.reason))
-  listing, order = base.make_listing(labelled, skipped, classes, where)
-  return listing, np.array(kept, np.int64)[order], top
+  logging.warning(
+    '%s has no class folders: its %d pictures are of one class, %r. --labels=FILE (data.labels in '
+    "a config) says their classes, --labels=prefix takes what is before '_' in their names, "
+    '--labels=none says that they have none',
+    where,
+    len(names),
+    ALL,
+  )
+  return said
 
 
 def _class(name):
@@ -138,33 +202,70 @@ def _left_out(names):
   return f'{top}/' if not direct or named else ''
 
 
-def _empty(folders, names):
+def _are_chunks(names):
+  """Whether folders of five digits only number chunks of pictures, as EDM2, FFHQ and others do."""
+  parts = [match.groups() for name in names if (match := _CHUNK.fullmatch(name))]
+  if not names or len(parts) != len(names):
+    return False
+  numbers = [(int(folder), int(file)) for folder, file in parts]
+  rules = (lambda n: n // 1000, lambda n: n // 1000 * 1000, lambda n: n // 10000)
+  return any(all(rule(n) == folder for folder, n in numbers) for rule in rules)
+
+
+def _empty(folders, found, skipped):
   """Skips the folders that hold neither a file nor a folder."""
-  folders = set(folders)
+  folders = {folder for folder in folders if folder}
   holding = {folder.rpartition('/')[0] for folder in folders}
-  holding |= {name.rstrip('/').rpartition('/')[0] for name in names}
+  holding |= {name.rpartition('/')[0] for name, _ in found}
+  holding |= {s.name.rstrip('/').rpartition('/')[0] for s in skipped}
   return [skip(f'{folder}/', 'an empty folder') for folder in sorted(folders - holding)]
 
 
+def _check_splits(said, top, where):
+  found = {*said} - {None}
+  if len(found) > 1 and found <= several.SPLITS:
+    raise types.UserError(
+      f'{where} holds the splits {", ".join(sorted(found))}, not classes; name one split, as in '
+      f'{where}/{top}{max(found)}'
+    )
+
+
+def _check_ilsvrc(names, said, labels, where):
+  """Refuses ILSVRC-2012's validation or test pictures as one class, unless that is wanted."""
+  if labels.given == 'any' or len({*said} - {None}) != 1:
+    return
+  if names and all(map(_ILSVRC.fullmatch, names)):
+    raise types.UserError(
+      f'{where} holds validation or test pictures of ILSVRC-2012, whose names do not say their '
+      'classes; give --labels=ILSVRC2012_devkit_t12.tar.gz (data.labels in a config), the '
+      "development kit, or Kaggle's LOC_val_solution.csv; or --labels=none for pictures without "
+      'classes'
+    )
+
+
 def _check_lost(folders, skipped, classes, top, where):
-  """Refuses folders that may be classes, or belong to one, and of which nothing is listed."""
-  lost, others = {}, set()
+  """Refuses folders that may be classes, or belong to one, and of which nothing is listed.
+
+  A folder that holds only files that are no pictures is no class, which is said.
+  """
+  lost, others = {}, {}
   for s in skipped:
     name = s.name.removeprefix(top)
     folder, slash, rest = name.partition('/')
-    if not s.name.startswith(top) or hidden(name):
+    if not s.name.startswith(top) or system.foreign(name):
       continue
     if s.bad and name.endswith('/'):
       lost[name.rstrip('/')] = s.reason  # A folder whose content is unknown.
-    elif s.bad and folder not in classes and (slash or not named_as_picture(name)):
+    elif s.bad and folder not in classes and (slash or not kinds.named_as_picture(name)):
       # A name without a slash may be a broken link to a class folder.
       lost.setdefault(folder, s.reason)
     elif not name.endswith('/') and rest:
-      others.add(folder)
+      others.setdefault(folder, s.name)
   for name in folders:
     folder = name.removeprefix(top).partition('/')[0]
-    # A folder that holds only other files is no class.
-    if name.startswith(top) and not hidden(name) and folder not in classes | others:
+    if not (name and name.startswith(top)) or system.foreign(name) or not folder:
+      continue
+    if folder not in classes and folder not in others:
       lost.setdefault(folder, 'an empty folder')
   if lost:
     first, more = min(lost), f' and {len(lost) - 1} more' * (len(lost) > 1)
@@ -172,4 +273,14 @@ def _check_lost(folders, skipped, classes, top, where):
       f'{where}: nothing in {top + first!r}{more} can be listed ({lost[first]}), and without it '
       'all later classes would get other labels. Repair or remove it, or name all classes by '
       "--classes (data.classes in a config): a file, or 'imagenet'"
+    )
+  if alone := sorted(others.keys() - classes):
+    logging.warning(
+      '%s: %s no class, because nothing in it is a picture, as %r; remove it, or name all classes '
+      'by --classes (data.classes in a config)',
+      where,
+      f'{top}{alone[0]} is'
+      if len(alone) == 1
+      else f'{top}{alone[0]} and {len(alone) - 1} more are',
+      others[alone[0]],
     )

@@ -1,78 +1,121 @@
 """Opens collections of pictures by the specs that command lines and configs hold."""
 
 from collections.abc import Sequence
+import copy
+import dataclasses
 import os
 import tarfile
 import zipfile
 
 from absl import logging
+import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.data.pictures import (
   archives,
   base,
   folders,
-  labels,
-  naming,
+  parquet,
+  remarks,
+  several,
+  system,
   tables,
   tars,
   tfds_pictures,
 )
+from diversedit_jax.data.pictures import (
+  labels as labels_lib,
+)
 
-KINDS = ('folder', 'tar', 'zip', 'csv', 'tfds')
+KINDS = ('folder', 'tar', 'zip', 'csv', 'parquet', 'tfds')
+ALPHABETICAL = 'alphabetical'
 _OPEN = {
   'folder': folders.open_folder,
   'tar': archives.open_tar,
   'zip': archives.open_zip,
   'csv': tables.open_table,
+  'parquet': parquet.open_parquet,
+}
+_UNPACK = {
+  b'7z\xbc\xaf': '; unpack it with `7z x FILE` and give the folder',
+  b'Rar!': '; unpack it with `unrar x FILE` and give the folder',
 }
 _FORMS = ', '.join([*(f'{kind}:PATH' for kind in KINDS[:-1]), 'tfds:NAME[:SPLIT]'])
 
 
 def open_pictures(
-  spec: str | os.PathLike[str], *, classes: str | Sequence[str] | None = None, split: str = 'train'
+  spec: str | os.PathLike[str],
+  *,
+  classes: str | Sequence[str] | None = None,
+  labels: str | None = None,
+  split: str = 'train',
 ) -> base.Pictures:
   """Opens the collection of a spec.
 
-    folder:PATH          class folders, see `folders.open_folder`
-    tar:PATH  zip:PATH   an archive of class folders or of pictures named by WordNet ids, or the tar
-                         of tars of ILSVRC-2012; PATH may go on inside, as in cifar10.tar/train
-    csv:PATH             a table with the columns path and label, see `tables.open_table`
+    folder:PATH          a folder, with classes by the rule of `naming`
+    tar:PATH  zip:PATH   the same in an archive, or the tar of tars of ILSVRC-2012; PATH may go on
+                         inside, as in cifar10.tar/train, or name several tars, see `several.files`
+    csv:PATH             a table with columns of paths and labels, see `tables.open_table`
+    parquet:PATH         Parquet files of Hugging Face, see `parquet.open_parquet`
     tfds:NAME[:SPLIT]    a prepared dataset of TFDS, see `tfds_pictures.open_tfds`
-    PATH                 one of the first four, by what is there
+    PATH                 one of the first five, by what is there
 
   Args:
     spec: one of the forms above; '{split}' in it becomes `split`.
     classes: names of all classes in order, or a spec of `labels.read_classes` such as 'imagenet';
-      None takes the names that are found, sorted.
+      None takes the names that are found, in their `base.class_order`; 'alphabetical' sorts them by
+      their letters even if they are numbers, as versions before 0.3 did.
+    labels: who says the class of a picture, see `labelling`; the name of a column for tables and
+      Parquet; 'none': all pictures are of one class. None leaves it to the collection. '{split}' in
+      it becomes `split`.
     split: split of the data; another than 'train' needs '{split}' in the spec.
 
   Raises:
     UserError: the spec is unknown or malformed, or as the opener of its kind.
   """
   kind, rest = _parse(os.fspath(spec).replace('{split}', split))
+  alphabetical = classes == ALPHABETICAL
   if isinstance(classes, str):
-    classes = labels.read_classes(classes)
+    classes = None if alphabetical else labels_lib.read_classes(classes)
+  labels = labels and labels.replace('{split}', split)
   logging.info('listing %s', spec)
   fixed = split != 'train' and '{split}' not in os.fspath(spec)
   if kind == 'tfds':
     name, named_split = tfds_pictures.parse(rest, split)
     if fixed and named_split != split:
       raise _one_split(spec, named_split, split)
-    pictures = tfds_pictures.open_tfds(name, named_split, classes)
+    pictures = tfds_pictures.open_tfds(name, named_split, classes, labels)
   elif fixed:
     raise _one_split(spec, 'train', split)
   else:
-    pictures = _OPEN[kind](rest, classes)
-  names = pictures.listing.label_names
-  if classes is None and len(names) < 1000 and all(naming.is_wordnet(name) for name in names):
+    pictures = _OPEN[kind](rest, classes, labels)
+  if alphabetical:
+    pictures = _sorted(pictures)
+  listing = pictures.listing
+  if classes is None:
+    for remark in remarks.of_labels(listing.labels, listing.label_names):
+      logging.warning('%s: %s', pictures.name, remark)
+  if bad := [s for s in listing.skipped if s.bad]:
     logging.warning(
-      '%s has %d classes named by WordNet ids: labels count these classes, not the 1,000 of '
-      "ILSVRC-2012; set classes='imagenet' for those",
+      '%s: %d pictures or folders are left out, first %r: %s',
       pictures.name,
-      len(names),
+      len(bad),
+      bad[0].name,
+      bad[0].reason,
     )
   return pictures
+
+
+def _sorted(pictures):
+  """The same pictures, their classes in the order of their letters."""
+  listing, names = pictures.listing, sorted(pictures.listing.label_names)
+  place = {name: k for k, name in enumerate(names)}
+  moved = np.array([place[name] for name in listing.label_names], np.int32)
+  other = copy.copy(pictures)
+  other.listing = dataclasses.replace(
+    listing, labels=moved[listing.labels], label_names=tuple(names)
+  )
+  return other
 
 
 def folder_of(spec: str | os.PathLike[str], split: str = 'train') -> str | None:
@@ -101,7 +144,9 @@ def _parse(spec):
 def _kind(path):
   """The kind of what is at a path, by its content, or by its name if the content is damaged."""
   if os.path.isdir(path):
-    return 'folder'
+    return _kind_of_folder(path)
+  if (found := several.files(path, '')) is not None:
+    path = found[0]
   archive, _ = archives.split_path(path)
   try:
     with open(archive, 'rb') as file:
@@ -110,14 +155,35 @@ def _kind(path):
       return 'tar'
     if zipfile.is_zipfile(archive):
       return 'zip'
+    if start.startswith(b'PAR1'):
+      return 'parquet'
   except OSError as error:
     raise types.UserError(f'{archive}: cannot be read: {error.strerror}') from error
   suffix = os.path.splitext(archive)[1].lower().removeprefix('.')
-  if suffix in ('tar', 'zip', 'csv'):
+  if suffix in ('tar', 'zip', 'csv', 'parquet'):
     return suffix
+  unpack = next((how for magic, how in _UNPACK.items() if start.startswith(magic)), '')
   raise types.UserError(
-    f'{path}: neither a folder nor a tar, zip or csv file; expected one of {_FORMS}, or a path'
+    f'{path}: neither a folder nor a tar, zip, csv or parquet file; expected one of {_FORMS}, or a '
+    f'path{unpack}'
   )
+
+
+def _kind_of_folder(path):
+  """'parquet' or 'tar' for a folder of nothing but such files and what lies beside them."""
+  try:
+    entries = [e for e in os.scandir(path) if not system.foreign(e.name)]
+    names = [entry.name.lower() for entry in entries if entry.is_file()]
+    inner = [entry.name for entry in entries if entry.is_dir()]
+    if inner == ['data'] and not any(name.endswith('.tar') for name in names):
+      names += [name.lower() for name in os.listdir(os.path.join(path, 'data'))]
+      inner = []
+  except OSError:
+    return 'folder'  # Which says why.
+  for suffix in ('tar', 'parquet'):
+    if not inner and any(name.endswith(f'.{suffix}') for name in names):
+      return suffix
+  return 'folder'
 
 
 def _one_split(spec, found, split):

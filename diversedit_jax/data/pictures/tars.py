@@ -4,13 +4,13 @@
 but an end mark followed by zeros is damage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import os
 import tarfile
 
 from diversedit_jax import progress, types
-from diversedit_jax.data.pictures import base, naming
+from diversedit_jax.data.pictures import base, naming, system
 
 _BLOCK = 512
 _COMPRESSED = {
@@ -25,14 +25,22 @@ _COMPRESSED = {
 class Members:
   """What an archive holds.
 
-  found: (name, bytes, place) of files that may be pictures.
-  skipped: everything else.
+  found: (name, bytes, place) of files that can be read.
+  skipped: what else there is, by name.
   folders: names of the folders.
   """
 
   found: list[tuple]
   skipped: list[base.Skipped]
   folders: list[str]
+
+  def named(self, rename: Callable[[str], str]) -> 'Members':
+    """The same under other names."""
+    return Members(
+      [(rename(name), *rest) for name, *rest in self.found],
+      [dataclasses.replace(s, name=rename(s.name)) for s in self.skipped],
+      [rename(folder) for folder in self.folders],
+    )
 
 
 def compression(start: bytes) -> str | None:
@@ -61,12 +69,24 @@ def scan(path: str) -> Members:
       for _, picture in _headers(inner, f'{path}: {member.name}'):
         listing.at(start + picture.offset)
         _take(members, f'{name[:-4]}/{clean(picture.name)}', picture, start)
-  return members
+  return with_slashes(members)
 
 
 def clean(name: str) -> str:
   """The name of a member without './' and without doubled or leading slashes."""
   return '/'.join(part for part in name.split('/') if part not in ('', '.'))
+
+
+def with_slashes(members: Members) -> Members:
+  """Members whose names have the separators of Windows, if none has a slash, with slashes."""
+  names = [*(name for name, *_ in members.found), *members.folders]
+  if any('/' in name for name in names) or not any('\\' in name for name in names):
+    return members
+  # Folders are written as empty files whose names end in the separator.
+  folders = [name[:-1] for name, size, _ in members.found if name.endswith('\\') and not size]
+  found = [entry for entry in members.found if not (entry[0].endswith('\\') and not entry[1])]
+  turned = Members(found, members.skipped, [*members.folders, *folders])
+  return turned.named(lambda name: clean(name.replace('\\', '/')))
 
 
 def _headers(file, where) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
@@ -124,13 +144,11 @@ def _take(members, name, member, start):
   elif not member.isreg():
     reason = 'neither a file nor a folder'
   else:
-    reason = naming.refusal(name, member.size)
-  if reason:
-    members.skipped.append(naming.skip(name, reason))
-  else:
     members.found.append((name, member.size, start + member.offset_data))
+    return
+  members.skipped.append(naming.skip(name, reason))
 
 
 def _is_archive(member, name):
-  plain = member.isreg() and not member.issparse() and not naming.hidden(name)
+  plain = member.isreg() and not member.issparse() and not system.foreign(name)
   return plain and name.lower().endswith('.tar')

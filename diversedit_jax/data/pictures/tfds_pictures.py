@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from diversedit_jax import paths, progress, types
-from diversedit_jax.data.pictures import base
+from diversedit_jax.data.pictures import base, naming
 
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _SPEC = re.compile(r'(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?')
@@ -65,7 +65,9 @@ def parse(spec: str, split: str) -> tuple[str, str]:
   return match['name'], match['split'] or split
 
 
-def open_tfds(dataset: str, split: str, classes: Sequence[str] | None = None) -> TfdsPictures:
+def open_tfds(
+  dataset: str, split: str, classes: Sequence[str] | None = None, labels: str | None = None
+) -> TfdsPictures:
   """The pictures of one split of a prepared dataset with the features 'image' and 'label'.
 
   TFDS keeps the labels beside the pictures, so the listing reads the whole split once.
@@ -75,19 +77,28 @@ def open_tfds(dataset: str, split: str, classes: Sequence[str] | None = None) ->
       variable TFDS_DATA_DIR or in ~/tensorflow_datasets.
     split: a split in TFDS's notation, such as 'train' or 'train[:10%]'.
     classes: all classes in order; None takes the dataset's own.
+    labels: 'none': all pictures are of one class.
 
   Raises:
     UserError: the dataset is not prepared (the message says how to), the split is unknown, the
       features are missing, or examples have no labels.
   """
   where, folder = f'tfds:{dataset}:{split}', _find(dataset)
+  without = labels == 'none'
+  if labels not in (None, 'none', 'any'):
+    raise types.UserError(f'labels {labels!r} is not for {where}, which has its own; or say none')
   source = _data_source(folder, split, where)
   names = _label_names(source.dataset_info.features, where)
   labels, sizes = _facts(source, where)
   keys = [f'{i:08d}' for i in range(len(source))]
-  if labels and min(labels) < 0:
-    raise types.UserError(f'{where} has examples without labels; take another split')
-  if classes is None:
+  if without:
+    labels = [naming.ALL] * len(keys)
+  elif labels and min(labels) < 0:
+    raise types.UserError(
+      f'{where} has examples without labels; take another split, or --labels=none (data.labels in '
+      'a config) for pictures without classes'
+    )
+  elif classes is None:
     classes = names
   elif names != tuple(str(i) for i in range(len(names))):  # Names that the dataset gives itself.
     labels = [names[label] for label in labels]

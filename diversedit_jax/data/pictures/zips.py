@@ -20,7 +20,7 @@ bytes. deflated: whether it is compressed.
 """
 
 LOCAL_HEADER, LOCAL_MAGIC = 30, b'PK\x03\x04'
-_ENCRYPTED = 1
+_ENCRYPTED, _UTF8 = 1, 0x800  # Bits of the flags.
 _END, _END64 = 22, 76  # Bytes of the end record, and of the Zip64 records before it.
 
 
@@ -44,11 +44,25 @@ def scan(path: str) -> tars.Members:
   for member in infos:
     listing.at(member.header_offset)
     _take(members, member)
-  return members
+  return tars.with_slashes(members)
+
+
+def name_of(member: zipfile.ZipInfo) -> str:
+  """The name of a member: in UTF-8 where its bytes are that, else in code page 437.
+
+  Archivers of macOS and others write UTF-8 without saying so, which `zipfile` takes for code page
+  437, the encoding of old.
+  """
+  if member.flag_bits & _UTF8:
+    return member.filename
+  try:
+    return member.filename.encode('cp437').decode('utf-8')
+  except UnicodeError:
+    return member.filename
 
 
 def _take(members, member):
-  name = tars.clean(member.filename)
+  name = tars.clean(name_of(member))
   if '..' in name.split('/'):
     reason = 'its name leaves the archive'
   elif member.is_dir():
@@ -61,7 +75,7 @@ def _take(members, member):
   elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
     reason = f'compressed by method {member.compress_type}, expected stored or deflated'
   else:
-    reason = naming.refusal(name, member.file_size)
+    reason = None
   if reason:
     members.skipped.append(naming.skip(name, reason))
     return

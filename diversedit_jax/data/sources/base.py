@@ -93,7 +93,8 @@ class Request:
   """What a config asks of a source.
 
   spec: the whole name, 'KIND:REST'. rest: what follows the colon. split: 'train' or 'test'.
-  num_classes, classes, size, crop, orientation: see `opening.open_source`; None leaves it open.
+  num_classes, classes, labels, size, crop, orientation: see `opening.open_source`; None leaves it
+    open.
   pixels: whether pixels that lie beside latents are read.
   """
 
@@ -102,6 +103,7 @@ class Request:
   split: str
   num_classes: int | None = None
   classes: str | Sequence[str] | None = None
+  labels: str | None = None
   size: int | None = None
   crop: str | None = None
   orientation: str | None = None

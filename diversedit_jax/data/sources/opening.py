@@ -13,6 +13,7 @@ def open_source(
   num_classes: int | None = None,
   *,
   classes: str | Sequence[str] | None = None,
+  labels: str | None = None,
   size: int | None = None,
   crop: str | None = None,
   orientation: str | None = None,
@@ -24,7 +25,7 @@ def open_source(
     arrays:PATH                        an .npz file
     store:PATH                         a folder that `python -m diversedit_jax.prepare` made
     folder:PATH  tar:  zip:  csv:      pictures, decoded and cropped as they are used; see
-    tfds:NAME[:SPLIT]                    `pictures.open_pictures`
+    parquet:PATH  tfds:NAME[:SPLIT]      `pictures.open_pictures`
     synthetic:HxWxC:CLASSES[:N]        Gaussian latents; N defaults to the size of ImageNet's split
     synthetic:HxWxC+HxWxC:CLASSES[:N]  with pixels beside them, of the second shape
 
@@ -34,7 +35,7 @@ def open_source(
     spec: as above.
     split: 'train' or 'test'.
     num_classes: demanded of the source; None accepts what the source has.
-    classes: classes of pictures, see `pictures.open_pictures`.
+    classes, labels: classes of pictures, see `pictures.open_pictures`.
     size, crop, orientation: how pictures are made; None is 'adm' and 'exif', see `pictures.crop`
       and `pictures.decode`. A store must have been made so.
     pixels: whether pixels that lie beside latents are read.
@@ -52,6 +53,7 @@ def open_source(
       split=split,
       num_classes=num_classes,
       classes=classes,
+      labels=labels,
       size=size,
       crop=crop,
       orientation=orientation,

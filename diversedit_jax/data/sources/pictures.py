@@ -21,7 +21,7 @@ class PictureSource(base.Source):
   space: base.Space = 'pixels'
   scaling = None
   can_mirror = reads_files = decodes = True
-  options = ('classes', 'crop', 'orientation')
+  options = ('classes', 'labels', 'crop', 'orientation')
 
   def __init__(
     self,
@@ -110,7 +110,7 @@ def _open(request: base.Request) -> PictureSource:
       f'data {request.spec!r} are pictures; set data.size to the side of their crop'
     )
   collection = pictures_lib.open_pictures(
-    request.spec, classes=request.classes, split=request.split
+    request.spec, classes=request.classes, labels=request.labels, split=request.split
   )
   return PictureSource(
     collection,

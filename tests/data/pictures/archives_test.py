@@ -189,6 +189,60 @@ def test_what_a_zip_cannot_give_is_skipped_by_name(tmp_path):
   }
 
 
+def with_root(files):
+  """A tar as `tar -C DIR -cf x.tar .` makes it: './' itself, and an entry for each folder."""
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w') as archive:
+    for name in ('./', *sorted({f'./{name.partition("/")[0]}/' for name in files})):
+      folder = tarfile.TarInfo(name)
+      folder.type = tarfile.DIRTYPE
+      archive.addfile(folder)
+    for name, data in files.items():
+      member = tarfile.TarInfo(f'./{name}')
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+  return buffer.getvalue()
+
+
+def of_windows(files):
+  """A zip as older programs of Windows make it: backslashes, also at the end of folders."""
+  turned = {name.replace('/', '\\'): data for name, data in files.items()}
+  return malformed.zip_bytes({'a\\': b'', 'b\\': b''} | turned)
+
+
+def of_macos(files):
+  """A zip as macOS makes it: AppleDouble files of each in a folder of its own."""
+  return malformed.zip_bytes(files | {f'__MACOSX/{n}': b'x' for n in files} | {'a/._0.png': b'x'})
+
+
+@pytest.mark.parametrize(
+  'kind,data',
+  [
+    ('tar', with_root(FILES)),
+    ('tar', malformed.tar_bytes({name.replace('/', '\\'): data for name, data in FILES.items()})),
+    ('tar', malformed.tar_bytes({f'./._{n}': b'x' for n in 'ab'} | FILES | {'a/._0.png': b'x'})),
+    ('zip', of_windows(FILES)),
+    ('zip', of_macos(FILES)),
+    ('zip', malformed.zip_bytes({f'./{name}': data for name, data in FILES.items()})),
+  ],
+)
+def test_archives_as_the_tools_of_every_system_make_them(tmp_path, kind, data):
+  collection = OPEN[kind](write(tmp_path, data, f'x.{kind}'))
+  assert {n: collection.read(i) for i, n in enumerate(collection.listing.names)} == FILES
+  assert collection.listing.label_names == ('a', 'b')
+  assert not any(s.bad for s in collection.listing.skipped)
+
+
+@pytest.mark.parametrize('written,read', [('été', 'été'), ('日本', '日本'), ('\x82t\x82', 'été')])
+def test_names_in_a_zip_are_utf_8_or_code_page_437(tmp_path, written, read):
+  """As macOS writes UTF-8 without saying so, and DOS wrote its own code page."""
+  raw = written.encode('latin-1' if written[0] < '\xa0' else 'utf-8')
+  data = malformed.zip_bytes({'x' * len(raw) + '/1.png': b'1'}).replace(b'x' * len(raw), raw)
+  assert archives.open_zip(write(tmp_path, data, 'x.zip')).listing.label_names == (read,)
+  said = malformed.zip_bytes({f'{read}/1.png': b'1'})  # With the flag that says UTF-8.
+  assert archives.open_zip(write(tmp_path, said, 'x.zip')).listing.label_names == (read,)
+
+
 @pytest.mark.parametrize('kind', ['tar', 'zip'])
 def test_a_path_may_go_on_in_the_archive(tmp_path, kind):
   files = {f'{split}/{name}': data for split in ('train', 'test') for name, data in FILES.items()}

@@ -68,8 +68,8 @@ def test_keys_labels_bytes_and_what_is_left_out_are_those_of_the_tree(opened, ki
   if kind != 'csv':
     above = 'train/' if 'wrapped' in kind else ''
     assert [(s.name, s.reason) for s in listing.skipped] == [
-      (f'{above}eel/.DS_Store', 'hidden'),
-      (f'{above}eel/notes.txt', 'not named as a picture'),
+      (f'{above}eel/.DS_Store', 'of the system or hidden'),
+      (f'{above}eel/notes.txt', 'no picture'),
     ]
     assert listing.digest() == opened['folder'].listing.digest()
 

@@ -90,12 +90,3 @@ def test_given_classes_decide_the_labels():
     arrange('cat/1.png', classes=('cats', 'dogs'))
   with pytest.raises(types.UserError, match='two files for one key.*a/1.jpg.*a/1.png'):
     arrange('a/1.jpg', 'a/1.png')
-
-
-def test_names_and_sizes_decide():
-  assert naming.refusal('a/b.JPEG', 2**30) is None
-  assert naming.refusal('a/b.JPEG', 2**30 + 1) == '1073741825 bytes, more than 1073741824'
-  assert naming.refusal('a/b.txt', 5) == naming.refusal('a/png', 5) == 'not named as a picture'
-  for name in ('a/.b.png', '.a/b.png', '__MACOSX/a/b.png'):
-    assert naming.refusal(name, 5) == 'hidden' and not naming.skip(name, 'why').bad
-  assert naming.skip('a/b.JPG', 'why').bad

@@ -17,7 +17,13 @@ def root(tmp_path):
     (tmp_path / f'{split}.data').write_bytes(malformed.tar_bytes(FILES))
   (tmp_path / 'z').write_bytes(malformed.zip_bytes(FILES))
   (tmp_path / 'list.CSV').write_text('path,label\nfolder/train/n00000001/a.png,cat\n')
-  files = {'empty.tar': b'', 'empty.csv': b'', 'text.dat': b'text', 'nothing/text.txt': b''}
+  files = {
+    'empty.tar': b'',
+    'empty.csv': b'',
+    'text.dat': b'text',
+    'packed.rar': b'Rar!',
+    'nothing/text.txt': b'',
+  }
   malformed.write_folder(tmp_path, files | {'none.tar': malformed.tar_bytes({})})
   return tmp_path
 
@@ -68,9 +74,13 @@ def test_what_is_one_split_cannot_be_another(root):
     ('tfds::', 'malformed'),
     ('{}/empty.tar', 'is no tar'),
     ('{}/empty.csv', 'table is empty'),
-    ('{}/text.dat', 'neither a folder nor a tar, zip or csv'),
+    ('{}/text.dat', 'neither a folder nor a tar, zip, csv or parquet'),
     ('{}/none.tar', 'holds no pictures'),
-    ('{}/nothing', 'holds no pictures; left out are 1 files .text.txt: not named as a picture'),
+    ('{}/packed.rar', 'unpack it with `unrar x FILE`'),
+    ('parquet:{}/folder', 'found a folder without any .parquet file'),
+    ('parquet:{}/text.dat', 'no Parquet file, damaged'),
+    ('tar:{}/folder', 'found a folder without any .tar file'),
+    ('{}/nothing', 'holds no pictures; left out are 1 files .text.txt: no picture'),
   ],
 )
 def test_what_cannot_be_opened_says_why(root, spec, message):
@@ -93,6 +103,47 @@ def test_a_part_of_imagenet_without_its_classes_is_told_once(root, warned):
   pictures.open_pictures(spec, classes=['n00000002', 'n00000001'])
   pictures.open_pictures(f'{root}/list.CSV')
   assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+  'names,expected,said',
+  [
+    ('0 1 2 10 11', '0 1 2 10 11', 'numbers that are not their labels: 0 is'),
+    ('0 1 2 3', '0 1 2 3', ''),
+    ('00 01 02', '00 01 02', ''),
+    ('1 2 10', '1 2 10', "0 is '1', 1 is '2', 2 is '10'; --classes=FILE"),
+    ('007 1 10', '1 007 10', "1 is '007'"),
+    ('1 10 2 x', '1 10 2 x', ''),
+    ('a b', 'a b', ''),
+  ],
+)
+def test_classes_named_by_numbers_are_in_the_order_of_the_numbers(
+  tmp_path, warned, names, expected, said
+):
+  files = {f'{name}/{name}.png': b'' for name in names.split()}
+  path = malformed.write_folder(tmp_path / 'numbers', files)
+  listing = pictures.open_pictures(path).listing
+  assert listing.label_names == tuple(expected.split())
+  assert all(
+    listing.label_names[y] == n[:-4].split('/')[0]
+    for n, y in zip(listing.names, listing.labels, strict=True)
+  )
+  assert len(warned) == bool(said) and said in ''.join(warned)
+  # The order of versions before 0.3, to go on with a run or a store of theirs.
+  before = pictures.open_pictures(path, classes='alphabetical').listing
+  assert before.label_names == tuple(sorted(names.split()))
+  assert (
+    before.digest() == pictures.open_pictures(path, classes=before.label_names).listing.digest()
+  )
+
+
+def test_labels_that_begin_at_one_are_remarked_on(tmp_path, warned):
+  malformed.write_folder(tmp_path, {f'{k}.png': b'' for k in (1, 2)})
+  for first in (1, 0):
+    text = ''.join(f'{k}.png,{k - 1 + first}\n' for k in (1, 2))
+    (tmp_path / 'x.csv').write_text('path,label\n' + text)
+    pictures.open_pictures(tmp_path / 'x.csv')
+  assert len(warned) == 1 and 'labels begin at 1' in warned[0] and 'subtract' in warned[0]
 
 
 def test_classes_by_names_by_file_and_by_imagenet(root, warned):

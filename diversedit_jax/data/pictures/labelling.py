@@ -1,0 +1,210 @@
+"""Who says the class of a picture: a file that the user names, or one in the collection.
+
+dataset.json        {"labels": [["00000/img00000000.png", 5], ...]}, as the tools of StyleGAN2,
+                    EDM2 and REPA write it; names count from its own folder, null means none
+NAME.cls            a number or a name beside each picture, as in WebDataset
+NAME.json           the same as the entry 'label' or the like, where there are no class folders
+a table             CSV with columns of paths and labels, see `rows`
+a list              'NAME LABEL' lines, or one label a line in the order of the pictures' names
+ILSVRC's devkit     its `.tar.gz` or folder: labels of the 50,000 validation pictures
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+
+from diversedit_jax import types
+from diversedit_jax.data.pictures import base, devkit, kinds, rows
+
+WORDS = ('none', 'folders', 'prefix', 'any')
+_ENTRIES = ('label', 'cls', 'class', 'class_id', 'class_index', 'class_name', 'target', 'y')
+_SHOWN = 3
+
+Label = str | int
+Found = Sequence[tuple[str, int]]
+Peek = Callable[[int, int], bytes]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+  """What the user said about classes.
+
+  given: as they wrote it: one of `WORDS`, a file, or '' where they left it to the collection.
+    none     no classes: all pictures are of one
+    folders  the top folder, whatever else is there
+    prefix   what a file's name has before the first '_', as in guided-diffusion
+    any      what the collection says, or no classes, without a word about it; for references
+  by_name: labels by the name of a picture.
+  in_order: labels in the order of the sorted names.
+  classes: all classes in order, where the labels bring them.
+  """
+
+  given: str = ''
+  by_name: Mapping[str, Label] = dataclasses.field(default_factory=dict)
+  in_order: Sequence[Label] = ()
+  classes: tuple[str, ...] | None = None
+
+  @property
+  def file(self) -> bool:
+    """Whether a file says the labels."""
+    return bool(self.by_name or self.in_order)
+
+  def of(self, names: Sequence[str], where: str) -> list[Label | None]:
+    """The label of each picture by a file; None where it does not name the picture.
+
+    Raises:
+      UserError: it names none of them, or is of another number of pictures.
+    """
+    if self.in_order:
+      if len(self.in_order) != len(names):
+        raise types.UserError(
+          f'{self.given} holds {len(self.in_order)} labels, but {where} holds {len(names)} pictures'
+        )
+      place = {name: k for k, name in enumerate(sorted(names))}
+      return [self.in_order[place[name]] for name in names]
+    found = _by_name(self.by_name, names)
+    if names and not any(label is not None for label in found):
+      shown = lambda some: ', '.join(list(some)[:_SHOWN])
+      raise types.UserError(
+        f'{self.given} names no picture of {where}: it names {shown(self.by_name)}, and there are '
+        f'{shown(names)}'
+      )
+    return found
+
+
+def read(spec: str | None) -> Labels:
+  """What a user said, see `Labels`.
+
+  Raises:
+    UserError: the file cannot be read, or is none of the forms above.
+  """
+  if spec is None or spec in WORDS:
+    return Labels(given=spec or '')
+  if devkit.is_devkit(spec):
+    ids, classes = devkit.read(spec)
+    return Labels(given=spec, in_order=ids, classes=classes)
+  path = pathlib.Path(spec)
+  if path.suffix.lower() in ('.csv', '.tsv'):
+    return Labels(given=spec, by_name={file: label for _, file, label in rows.read(path)})
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise types.UserError(
+      f'labels {spec!r}: cannot be read: {error.strerror}; expected one of {", ".join(WORDS[:3])}, '
+      'or a file: a CSV, a dataset.json, a list, or the development kit of ILSVRC-2012'
+    ) from error
+  if path.suffix.lower() == '.json':
+    said = _of_json(data, spec)
+    if said is None:
+      raise types.UserError(f'labels {spec!r}: its "labels" are null; leave it out')
+    return Labels(given=spec, by_name=said)
+  return _of_list(spec, rows.text_of(spec, data).splitlines())
+
+
+def in_collection(
+  names: Sequence[str], found: Found, peek: Peek, where: str
+) -> list[Label | None] | None:
+  """The label of each picture by dataset.json or NAME.cls, None where it has none.
+
+  None as a whole if the collection says nothing of the kind, or that there are no labels.
+  """
+  tables = [(n, i) for i, (n, _) in enumerate(found) if n.rpartition('/')[2] == 'dataset.json']
+  for table, i in sorted(tables, key=lambda t: len(t[0])):
+    folder = table.removesuffix('dataset.json')
+    if not all(name.startswith(folder) for name in names):
+      continue
+    if said := _of_json(_content(found, i, peek), f'{where}/{table}', strict=False):
+      return _by_name(said, [name.removeprefix(folder) for name in names])
+  return _beside(names, found, '.cls', lambda data, at: rows.label_of(_text(data, at), at), peek)
+
+
+def in_json(names: Sequence[str], found: Found, peek: Peek) -> list[Label | None] | None:
+  """Labels of NAME.json beside each picture; None if there are none."""
+
+  def label(data, at):
+    try:
+      entries = json.loads(data)
+    except ValueError as error:
+      raise types.UserError(f'{at}: not JSON: {error}') from error
+    entries = entries if isinstance(entries, dict) else {}
+    value = next((entries[k] for k in _ENTRIES if entries.get(k) is not None), None)
+    return None if value is None else rows.label_of(value, at)
+
+  return _beside(names, found, '.json', label, peek)
+
+
+def _content(found, i, peek):
+  name, size = found[i]
+  try:
+    return peek(i, size)
+  except base.BadPicture as error:
+    raise types.UserError(f'{name}, which says labels, cannot be read: {error}') from error
+
+
+def _beside(names, found, suffix, label, peek):
+  """Labels in files beside the pictures; None if there is none."""
+  places = {n.removesuffix(suffix): i for i, (n, _) in enumerate(found) if n.endswith(suffix)}
+  said = []
+  for name in names:
+    folder, slash, file = name.rpartition('/')
+    # WebDataset's key ends at the first dot of the file's name.
+    i = places.get(kinds.stem(name), places.get(folder + slash + file.partition('.')[0]))
+    said.append(None if i is None else label(_content(found, i, peek), found[i][0]))
+  return said if any(x is not None for x in said) else None
+
+
+def _by_name(said: Mapping[str, Label], names: Iterable[str]) -> list[Label | None]:
+  """Labels by the whole name, or the file's alone, with or without its suffix."""
+  forms = lambda name: [f(n) for n in (name, os.path.basename(name)) for f in (str, kinds.stem)]
+  index = {}
+  for name, label in said.items():
+    for form in forms(name.replace('\\', '/').removeprefix('./')):
+      index.setdefault(form, set()).add(label)
+  one = lambda name: next((index[f] for f in forms(name) if len(index.get(f, ())) == 1), (None,))
+  return [next(iter(one(name))) for name in names]
+
+
+def _of_json(data, where, strict=True):
+  """Labels by name; None if they are null, {} if it is another kind of file and not `strict`."""
+  try:
+    found = json.loads(data)
+    said = found['labels']
+    if said is None:
+      return None
+    said = dict(said)
+  except (ValueError, TypeError, KeyError) as error:
+    if not strict:
+      return {}
+    raise types.UserError(
+      f'{where}: expected {{"labels": [["00000/img00000000.png", 5], ...]}}'
+    ) from error
+  return {str(name): rows.label_of(label, f'{where}: {name}') for name, label in said.items()}
+
+
+def _text(data, at):
+  try:
+    return data.decode()
+  except UnicodeDecodeError as error:
+    raise types.UserError(f'{at}: not UTF-8, expected a number or the name of a class') from error
+
+
+def _of_list(spec, lines):
+  """Labels of a list, one a line, perhaps after a name."""
+  parts = [line.rsplit(None, 1) for line in lines if line.strip()]
+  if parts and all(len(part) == 2 for part in parts):
+    by_name = {p[0]: rows.label_of(p[1], f'{spec}:{k}') for k, p in enumerate(parts, 1)}
+    return Labels(given=spec, by_name=by_name)
+  if not parts or any(len(part) != 1 for part in parts):
+    raise types.UserError(
+      f'labels {spec!r}: expected one label a line, or a name and a label, on every line'
+    )
+  labels = [rows.label_of(part[0], f'{spec}:{k}') for k, part in enumerate(parts, 1)]
+  if all(isinstance(label, int) for label in labels) and (min(labels), max(labels)) == (1, 1000):
+    raise types.UserError(
+      f"labels {spec!r} are numbers from 1 to 1000, as of ILSVRC's development kit, whose order is "
+      'not that of the WordNet ids; give the kit itself (ILSVRC2012_devkit_t12.tar.gz), which says '
+      'what they mean'
+    )
+  return Labels(given=spec, in_order=labels)
