@@ -1,5 +1,7 @@
 """The protocol card: everything that must be known to read or repeat a score, as JSON."""
 
+from collections.abc import Sequence
+import hashlib
 from importlib import metadata
 import json
 import math
@@ -16,6 +18,7 @@ from diversedit_jax import trees
 from diversedit_jax.data import files, images
 from diversedit_jax.types import UserError
 
+_NAMES = 100
 WEIGHTS = ('ema', 'params', 'file')
 GUIDANCE = 'v_null + scale (v_class - v_null)'
 """What the scale of guidance means: 1 is none, 0 samples without a class."""
@@ -105,6 +108,23 @@ def protocol_card(
   }
 
 
+def label_names(labels_N: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+  """Names of the classes that occur, by label; of more than 100 the first, the last and a digest.
+
+  Args:
+    labels_N: labels of samples; one that has no name is of no class.
+    names: names of all classes.
+  """
+  found = [int(k) for k in np.unique(labels_N) if k < len(names)]
+  shown = found if len(found) <= _NAMES else [found[0], found[-1]]
+  facts = {str(k): names[k] for k in shown}
+  if len(found) > _NAMES:
+    facts['sha256'] = hashlib.sha256(
+      '\n'.join(names).encode('utf-8', 'surrogateescape')
+    ).hexdigest()
+  return facts
+
+
 def devices() -> dict[str, Any]:
   """What computes, and how many of it."""
   found = jax.devices()
@@ -132,7 +152,8 @@ def write_json(path: str | os.PathLike[str], facts: dict[str, Any]) -> None:
   """
   text = json.dumps(_plain(facts, ''), indent=2, allow_nan=False, ensure_ascii=False)
   with files.atomic(path) as temporary:
-    temporary.write_text(text + '\n', encoding='utf-8')
+    # A name in no encoding has surrogates, which become JSON's own escapes.
+    temporary.write_bytes((text + '\n').encode('utf-8', 'backslashreplace'))
 
 
 def _plain(value: Any, place: str) -> Any:

@@ -20,7 +20,7 @@ import ml_collections
 
 from diversedit_jax import __version__, paths, types
 from diversedit_jax.data import files
-from diversedit_jax.experiment import continuing, declarations
+from diversedit_jax.experiment import continuing, declarations, learned
 from diversedit_jax.methods import registry
 from diversedit_jax.models import sizes
 
@@ -90,8 +90,8 @@ def open_for_training(
 
   Args:
     workdir: as the user gave it. config: resolved. versions: to record.
-    data: what identifies the examples: 'name', 'examples', 'sha256' and the entries of `SPACE`;
-      None leaves it open.
+    data: what identifies the examples: 'name', 'examples', 'sha256', the entries of `SPACE` and
+      perhaps 'label_names'; None leaves it open.
     write: whether this process writes (the first one does).
     continue_with: keys whose values a run may change on the way, see `continuing`.
     continue_from: an earlier checkpoint to go on from; what came later is set aside.
@@ -114,13 +114,13 @@ def open_for_training(
         f'--continue_{flag}={value}: workdir {path} holds no run that could go on'
       )
   changed = differences(stored, given) if stored is not None else {}
-  known_data = _read_json(path / 'data.json') if stored is not None else None
+  known_data = learned.read(path) if stored is not None else None
   same_data = bool(data and known_data and known_data['sha256'] == data['sha256'])
   continuing.check(path, changed, given, same_data=same_data, named=continue_with)
   if data is not None and known_data is not None and not same_data:
     raise types.UserError(
-      f'workdir {path} learns from other data: stored {known_data}, given {dict(data)}. Its order '
-      f'of examples would change; restore the data, or {continuing.from_weights(path)}'
+      f'workdir {path} learns from other data: {learned.changes(known_data, data)}. Its order of '
+      f'examples would change; restore the data, or {continuing.from_weights(path)}'
     )
   if not write:
     return path
@@ -134,7 +134,7 @@ def open_for_training(
     whole = declarations.complete(config).to_dict()
     _write_json(path / 'config.json', {_WRITTEN_BY: __version__, **whole})
   if data is not None and known_data != dict(data):
-    _write_json(path / 'data.json', dict(data))
+    _write_json(path / learned.FILE, dict(data))
   history = path / 'versions.json'
   known = _read_json(history) or []
   if known[-1:] != [dict(versions)]:
@@ -169,9 +169,9 @@ def open_for_reading(
       f'workdir {path} belongs to another config; it differs in {continuing.listed(others)}. '
       'Choose another workdir, or give the stored values'
     )
-  learned, given = _read_json(path / 'data.json') or {}, data or {}
-  known = [name for name in SPACE if name in learned and name in given]
-  others = differences(*(flatten({name: of[name] for name in known}) for of in (learned, given)))
+  there, given = learned.read(path) or {}, data or {}
+  known = [name for name in SPACE if name in there and name in given]
+  others = differences(*(flatten({name: of[name] for name in known}) for of in (there, given)))
   if others:
     raise types.UserError(
       f'workdir {path} was trained on latents of another space, encoder or scale: '
@@ -250,7 +250,7 @@ def _stored(path):
   if not file.exists():
     return None
   try:
-    flat = flatten(json.loads(file.read_text()))
+    flat = flatten(json.loads(file.read_bytes()))
   except (json.JSONDecodeError, AttributeError) as error:
     raise types.UserError(f'{file} is not a run config: {error}') from error
   blocks = flat.get('diversity.layers', '')
@@ -291,7 +291,7 @@ def complete(flat):
 def _read_json(path):
   """Its content, or None if there is no such file."""
   try:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_bytes()) if path.exists() else None
   except ValueError as error:
     raise types.UserError(f'{path} is damaged: {error}') from error
 

@@ -49,7 +49,7 @@ def run(
   evaluation = Evaluation(experiment, weights, scorer, labels_N, folder, name, sampler)
   written = evaluation.run(keep_samples=options.keep_samples)
   if written:  # On the first process.
-    warn(name, json.loads(evaluation.result.read_text())['warnings'])
+    warn(name, json.loads(evaluation.result.read_bytes())['warnings'])
   return written
 
 

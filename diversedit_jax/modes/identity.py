@@ -82,7 +82,7 @@ def check_card(path: pathlib.Path, facts: Mapping[str, Any], way_on: str) -> Non
   fault, archive = '', path.with_suffix('.npz')
   if path.is_file():
     try:
-      stored = json.loads(path.read_text())
+      stored = json.loads(path.read_bytes())
     except ValueError as error:
       stored, fault = {}, f'{path} is damaged: {error}'
     given = _plain(facts)
@@ -110,7 +110,7 @@ def _listed(changed):
 def _fault(path, identity, what):
   """Says how the identity in a file differs from `identity`; '' if they match."""
   try:
-    known = json.loads(path.read_text())
+    known = json.loads(path.read_bytes())
   except ValueError as error:
     return f'{path} is damaged: {error}'
   changed = differences(known.get('identity', known), identity)

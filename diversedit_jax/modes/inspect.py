@@ -180,7 +180,7 @@ def scores(folder: pathlib.Path) -> dict[str, Mapping[str, Any]]:
   found = {}
   for file in files:
     try:
-      content = json.loads(file.read_text())
+      content = json.loads(file.read_bytes())
     except ValueError:
       continue
     if isinstance(content, dict) and {'scores', 'protocol'} <= content.keys():

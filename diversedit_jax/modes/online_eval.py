@@ -127,7 +127,7 @@ def _is_best(folder, found, of):
   """Whether no earlier evaluation with the identity `of` was better; the first process decides."""
   better, name, value = True, found['score'], found['value']
   if jax.process_index() == 0 and (folder / 'best.json').is_file():
-    known = json.loads((folder / 'best.json').read_text())
+    known = json.loads((folder / 'best.json').read_bytes())
     if known['score'] != name or identity.differences(known['identity'], of):
       logging.info('the best so far was of another score or protocol; it is sought anew')
     elif known['step'] != found['step']:  # Else it is this one, before the run was interrupted.

@@ -43,7 +43,7 @@ class Origin:
     if file is None or not file.is_file():
       return {}
     try:
-      return json.loads(file.read_text())
+      return json.loads(file.read_bytes())
     except ValueError as error:
       raise types.UserError(f'{file} is damaged: {error}') from error
 

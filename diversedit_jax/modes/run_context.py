@@ -15,12 +15,13 @@ import numpy as np
 from diversedit_jax import checkpoint, rng, sharding, trees, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import run_dir
+from diversedit_jax.experiment import learned, run_dir
 from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
 from diversedit_jax.weights import misfits
 
+_NAME = 20  # Letters of a class's name beside a row.
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
 
@@ -33,6 +34,7 @@ class Weights:
   kind: one of `card.WEIGHTS`.
   label_dropout: share of labels that was dropped in their training, for a file that of the config;
     None if it is not known.
+  label_names: names of the classes that they were trained on; () if they are not known.
   """
 
   graphdef: nnx.GraphDef
@@ -42,6 +44,7 @@ class Weights:
   origin: str
   kind: str
   label_dropout: float | None = None
+  label_names: tuple[str, ...] = ()
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -101,11 +104,13 @@ def open_weights(experiment, workdir, origin):
   """
   mesh = make_mesh(experiment)
   wanted, dropout = experiment.sample.weights, experiment.train.label_dropout
+  names = class_names(experiment.source)
   if origin is None:
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
     run_dir.check_results(path)
     folder, number = path / 'checkpoints', None
     dropout = run_dir.stored_value(path, 'train.label_dropout')
+    names = learned.label_names(path, experiment.source.digest, names)
   else:
     found = origins.find(origin)
     path = run_dir.open_for_output(workdir)
@@ -117,12 +122,15 @@ def open_weights(experiment, workdir, origin):
         )
       trainable = make_trainable(experiment, mesh, heads=False)
       params = _from_file(found, trainable)
-      return path, Weights(trainable.graphdef, params, mesh, None, found.name, 'file', dropout)
+      return path, Weights(
+        trainable.graphdef, params, mesh, None, found.name, 'file', dropout, names
+      )
     folder, number = found.path.parent, found.step
     if found.run is not None:
       # Refuses another model, and one of other latents.
       run_dir.open_for_reading(str(found.run), experiment.config, space_facts(experiment.source))
       dropout = run_dir.stored_value(found.run, 'train.label_dropout')
+      names = learned.label_names(found.run, experiment.source.digest, names)
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
   trainable = make_trainable(experiment, mesh)
@@ -130,7 +138,7 @@ def open_weights(experiment, workdir, origin):
     found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
   logging.info('%s weights of step %d', wanted, found)
   return path, Weights(
-    trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted, dropout
+    trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted, dropout, names
   )
 
 
@@ -154,11 +162,15 @@ def faults(flat, wanted):
 def data_facts(source):
   """What identifies the data of a run: name, number of examples, digest, and `space_facts`.
 
+  Names of classes are among them, 'label_names', if they are other than their labels.
+
   Raises:
     UserError: processes have different data, for example because one local copy is old.
   """
   facts = {'name': source.name, 'examples': len(source), 'sha256': source.digest()}
   facts |= space_facts(source)
+  if names := class_names(source):
+    facts['label_names'] = list(names)
   mine = np.frombuffer(bytes.fromhex(facts['sha256']), np.uint8)
   others = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))
   if (others != mine).any():
@@ -168,6 +180,12 @@ def data_facts(source):
       f'{int((others != mine).any(axis=1).sum())} of {len(others)} processes have other data'
     )
   return facts
+
+
+def class_names(source):
+  """Names of a source's classes; () if they only have numbers."""
+  names = tuple(source.label_names)
+  return () if names == tuple(str(k) for k in range(len(names))) else names
 
 
 def space_facts(source):
@@ -239,19 +257,31 @@ def protocol(experiment, weights, labels, *, sampler=None, **extra):
     checkpoint=weights.origin,
     num_samples=len(labels),
   )
+  if weights.label_names:
+    facts['label_names'] = card.label_names(labels, weights.label_names)
   if experiment.architecture.class_token:
     facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
   return facts
 
 
-def save_grid(path, made, labels, columns, *, title):
-  """Saves a grid, with labels at the left if every row has one class; tiny images are smoothed."""
+def save_grid(path, made, labels, columns, *, title, names=()):
+  """Saves a grid, with labels and their names at the left if every row has one class.
+
+  Tiny images are smoothed.
+  """
   rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
   uniform = all((row == row[0]).all() for row in rows)
-  row_labels = [str(row[0]) for row in rows] if uniform else None
+  row_labels = [_row_label(int(row[0]), names) for row in rows] if uniform else None
   smooth = min(made.shape[1:3]) < _TINY
   title += ' (enlarged bicubically)' if smooth else ''
   images.save_grid(path, made, columns, row_labels=row_labels, title=title, smooth=smooth)
+
+
+def _row_label(label, names):
+  if not names:
+    return str(label)
+  name = names[label] if label < len(names) else 'no class'
+  return f'{label} {name if len(name) <= _NAME else name[: _NAME - 1] + "…"}'
 
 
 def caption(facts):

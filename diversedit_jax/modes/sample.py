@@ -1,6 +1,6 @@
 """`--mode=sample`: samples of some weights, with their protocol card."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import pathlib
 import time
 
@@ -57,7 +57,7 @@ def run(
   )
   factor = 1 if decoder is None else decoder.factor
   limit = images.grid_limit(*(factor * side for side in experiment.source.shape[:2]))
-  grid = _Grid(labels, limit)
+  grid = _Grid(labels, limit, weights.label_names)
   started = time.monotonic()
   with run_context.sampling(experiment, weights.mesh):
     batches = _batches(experiment, generator, weights.params, labels, decoder, grid)
@@ -88,9 +88,9 @@ def _batches(experiment, generator, params, labels, decoder, grid) -> Iterator[d
 class _Grid:
   """The pictures that a grid shows, picked out as they are made."""
 
-  def __init__(self, labels: np.ndarray, limit: tuple[int, int]):
-    """labels: of all samples. limit: the most rows and columns."""
-    self._labels, self._pictures = labels, {}
+  def __init__(self, labels: np.ndarray, limit: tuple[int, int], names: Sequence[str]):
+    """labels: of all samples. limit: the most rows and columns. names: of all classes, or ()."""
+    self._labels, self._names, self._pictures = labels, names, {}
     self._shown, self._columns = choose(labels, *limit)
 
   def add(self, start: int, pictures: np.ndarray | None) -> None:
@@ -106,7 +106,8 @@ class _Grid:
     if len(self._shown) < len(self._labels):
       title += f', {len(self._shown)} of {len(self._labels)} samples'
     pictures = np.stack([self._pictures[i] for i in self._shown.tolist()])
-    run_context.save_grid(path, pictures, self._labels[self._shown], self._columns, title=title)
+    labels = self._labels[self._shown]
+    run_context.save_grid(path, pictures, labels, self._columns, title=title, names=self._names)
     return [path]
 
 

@@ -49,7 +49,7 @@ def run(
     logging.info('setting %d of %d: %s', i + 1, len(samplers), _point_name(sampler))
     one.run(keep_samples=False)
     if jax.process_index() == 0:
-      found = json.loads(one.result.read_text())
+      found = json.loads(one.result.read_bytes())
       rows.append(_row(sampler, found, f'{name}/{one.result.name}'))
       warnings += [line for line in found['warnings'] if line not in warnings]
   if jax.process_index() != 0:

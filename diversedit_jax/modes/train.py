@@ -198,7 +198,12 @@ def _preview(experiment, trainable, decoder, path, writer, first):
     if decoder is not None or experiment.source.space == 'pixels':
       title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
       run_context.save_grid(
-        folder / f'preview-{step:08d}.png', pictures, labels, options.columns, title=title
+        folder / f'preview-{step:08d}.png',
+        pictures,
+        labels,
+        options.columns,
+        title=title,
+        names=run_context.class_names(experiment.source),
       )
       if pictures.dtype != np.uint8:
         pictures = images.to_uint8(pictures, 'round_half')

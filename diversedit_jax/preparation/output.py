@@ -34,7 +34,7 @@ def check(root: pathlib.Path, plan: layout.Plan) -> None:
       listed = '; '.join(f'{name}: stored {old}, asked for {new}' for name, old, new in changed)
       raise types.UserError(
         f'--output={root} is a store of another plan. {listed}. Choose another folder, or ask '
-        'for what is stored'
+        f'for what is stored{_other_order(stored.label_names, plan.label_names)}'
       )
     return
   own = {*layout.FILES, 'shards'} if _has_shards_of(root, plan) else set()
@@ -111,6 +111,14 @@ def _differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: st
       yield from _differences(old, new, f'{prefix}{name}.')
     elif old != new:
       yield f'{prefix}{name}', *_in_words(old, new)
+
+
+def _other_order(stored, given):
+  """The way on for a store that was begun with its classes in another order."""
+  if stored == given or sorted(stored) != sorted(given):
+    return ''
+  way = 'alphabetical' if list(stored) == sorted(stored) else 'FILE with the stored order'
+  return f'; the classes are the same in another order, which --classes={way} gives'
 
 
 def _in_words(old, new):

@@ -134,7 +134,7 @@ def _fetch(text, repo, revision, wanted) -> pathlib.Path:
     commit = place_of(file).partition('@')[2].partition('/')[0]
     first([beside(SETTINGS)], commit)
     if file.name.endswith(_INDEX):
-      for part in sorted(set(json.loads(file.read_text())['weight_map'].values())):
+      for part in sorted(set(json.loads(file.read_bytes())['weight_map'].values())):
         get(beside(part), revision=commit)
   return file
 

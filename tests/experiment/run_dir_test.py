@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.experiment import declarations, run_dir
+from diversedit_jax.experiment import declarations, learned, run_dir
 
 VERSIONS = {'jax': '1'}
 KEYS = declarations.keys()
@@ -220,6 +220,31 @@ def test_data_may_move_but_not_change(tmp_path):
     train(run, moved, DATA | {'sha256': '2' * 64})
   with pytest.raises(types.UserError, match="data.source: stored 'store:elsewhere/a'"):
     train(run, config(data__source='store:b'), DATA | {'sha256': '2' * 64})
+
+
+@pytest.mark.parametrize(
+  'before,now,message',
+  [
+    (None, '0 1 2 10', 'data.classes=alphabetical gives the order of before'),
+    ('0 1 10 2', '0 1 2 10', "label 2: stored '10', given '2'.*data.classes=alphabetical"),
+    ('cat dog', 'cat eel', "2 classes before and 2 now, label 1: stored 'dog', given 'eel'"),
+    ('cat dog', 'cat dog eel', '2 classes before and 3 now'),
+  ],
+)
+def test_classes_that_moved_are_named_and_the_way_on(tmp_path, before, now, message):
+  names = lambda text: {} if text is None else {'label_names': text.split()}
+  run = train(tmp_path / 'run', config(), DATA | names(before))
+  with pytest.raises(types.UserError, match=f'learns from other data: .*{message}') as error:
+    train(run, config(), DATA | names(now) | {'sha256': '2' * 64})
+  assert ('alphabetical' in str(error.value)) == ('alphabetical' in message)
+
+
+def test_names_of_classes_are_recorded_or_those_of_the_same_data(tmp_path):
+  run, ask = train(tmp_path / 'run', config(), DATA), learned.label_names
+  assert ask(run, lambda: DATA['sha256'], ('a', 'b')) == ('a', 'b')
+  assert ask(run, lambda: 'other', ('a', 'b')) == ()
+  train(run, config(), DATA | {'label_names': ['ant', 'b\udcff']})
+  assert ask(run, lambda: 'other', ('a', 'b')) == ('ant', 'b\udcff')
 
 
 # Reading.

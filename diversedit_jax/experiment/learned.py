@@ -1,0 +1,61 @@
+"""What a run learned from, as its data.json says: which examples, and what its classes are."""
+
+from collections.abc import Callable, Mapping
+import json
+import pathlib
+from typing import Any
+
+from diversedit_jax import types
+from diversedit_jax.experiment import continuing
+
+FILE = 'data.json'
+
+
+def read(path: pathlib.Path) -> dict[str, Any] | None:
+  """What the run in a directory learned from; None if it does not say.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  file = path / FILE
+  try:
+    return json.loads(file.read_bytes()) if file.exists() else None
+  except ValueError as error:
+    raise types.UserError(f'{file} is damaged: {error}') from error
+
+
+def label_names(
+  path: pathlib.Path, digest: Callable[[], str], names: tuple[str, ...]
+) -> tuple[str, ...]:
+  """Names of the classes that a run learned from, as it recorded them.
+
+  A run of before 0.3 did not. Its classes have the `names` of data with its own digest, and else
+  names that nobody knows, ().
+  """
+  known = read(path) or {}
+  if 'label_names' in known:
+    return tuple(known['label_names'])
+  return names if names and known.get('sha256') == digest() else ()
+
+
+def changes(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+  """How data differ, in words; with the way on where only the order of classes does."""
+  old, new = stored.get('label_names'), given.get('label_names')
+  plain = lambda data: {k: v for k, v in data.items() if k != 'label_names'}
+  text = continuing.listed(_differences(plain(stored), plain(given)))
+  if old and new and old != new:
+    at = next((k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
+    text += f', {len(old)} classes before and {len(new)} now'
+    text += '' if at is None else f', label {at}: stored {old[at]!r}, given {new[at]!r}'
+  same = stored['examples'] == given['examples'] and old in (None, new and sorted(new))
+  if new and same and new != sorted(new):
+    text += (
+      '. Classes named by numbers are in the order of the numbers since 0.3; '
+      '--config.data.classes=alphabetical gives the order of before'
+    )
+  return text
+
+
+def _differences(stored, given):
+  pairs = {k: (stored.get(k), given.get(k)) for k in sorted({*stored, *given})}
+  return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
