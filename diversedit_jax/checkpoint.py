@@ -93,15 +93,13 @@ class Checkpoints:
       directory: folder of the run's checkpoints.
       keep: how many of the latest to keep.
       keep_every: also keep every checkpoint whose step is a multiple of this, for ever.
-      read_only: the directory, which may be another's, stays as it is; nothing can be saved.
+      read_only: nothing is saved; the directory, which may be another's, stays as it is.
     """
     self.directory = epath.Path(directory).resolve()
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=None if read_only else keep,
-      keep_period=None if read_only else keep_every,
-      save_interval_steps=0 if read_only else 1,
-      create=not read_only,
-      read_only=read_only,
+      max_to_keep=keep,
+      keep_period=keep_every,
+      create=not read_only,  # All that is written before a save; Orbax' own `read_only` warns.
       enable_async_checkpointing=not read_only,
     )
     # Named here, so that what a checkpoint holds can be asked before it is read.

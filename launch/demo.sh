@@ -2,6 +2,7 @@
 # Trains a small DiverseDiT on handwritten digits, samples, scores and analyses it; a few minutes on two cores.
 # WORKDIR chooses the run directory (default runs/digits); started again, it continues or just shows the results.
 set -euo pipefail
+trap 'exit 130' INT  # Training saves on Ctrl-C and exits 0; what comes after it shall not begin then.
 start_dir="$PWD"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 workdir="${WORKDIR:-$ROOT/runs/digits}"

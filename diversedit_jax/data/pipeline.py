@@ -7,13 +7,13 @@ step k, so a batch is read in one go and the order cannot depend on threads or w
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import gc
-import signal
 from typing import Any, Self
 
 from absl import flags
 import grain
 import numpy as np
 
+from diversedit_jax import signals
 from diversedit_jax.data import order
 from diversedit_jax.data.sources import base
 from diversedit_jax.types import UserError
@@ -148,5 +148,4 @@ def batches(
 def _leave_signals(index: int, count: int) -> None:
   """Makes a worker ignore signals sent to the whole process group: the run saves, then ends it."""
   del index, count
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, signal.SIG_IGN)
+  signals.ignore()

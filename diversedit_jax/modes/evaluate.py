@@ -103,8 +103,12 @@ class Evaluation:
       return [path for path in (self.result, self.archive) if first and path.is_file()]
     parts, clock = self._open_parts(), _Stopwatch()
     made_before, started = len(parts), time.monotonic()
-    with run_context.sampling(self._experiment, self._weights.mesh):
-      found = self._scorer.score(self._batches(parts, clock), self._labels_N)
+    try:
+      with run_context.sampling(self._experiment, self._weights.mesh):
+        found = self._scorer.score(self._batches(parts, clock), self._labels_N)
+    except KeyboardInterrupt:
+      kept = f'{self._name}: finished samples are kept; the same command goes on'
+      raise KeyboardInterrupt(kept) from None
     facts = run_context.protocol(
       self._experiment,
       self._weights,

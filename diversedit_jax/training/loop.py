@@ -5,7 +5,7 @@ Order of one iteration (it decides what a checkpoint holds, so keep it):
   2. dispatch step k          asynchronous
   3. read metrics of step k-1 while step k computes; stop if they are not finite
   4. when something is due after step k, read its metrics too, then:
-     report, save, hooks (telemetry, previews), stop on SIGTERM
+     report, save, hooks (telemetry, previews), stop if a signal asks for it
 Resuming: restore the newest readable checkpoint, drop later metrics, go on at its step.
 """
 
@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import math
-import signal
 
 from absl import logging
 import jax
 
-from diversedit_jax import checkpoint, types
+from diversedit_jax import checkpoint, signals, types
 from diversedit_jax.training import progress, writers
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import step as step_lib
@@ -51,23 +50,6 @@ class NonFiniteLoss(types.UserError):
   """A metric became NaN or infinite."""
 
 
-@contextlib.contextmanager
-def sigterm_flag() -> Iterator[Callable[[], bool]]:
-  """Yields a function that tells whether SIGTERM has arrived; restores the old handler.
-
-  With several processes JAX's own handler must hear of it, so that all agree on a step to stop at.
-  """
-  arrived = []
-  if jax.process_count() > 1:
-    yield lambda: False
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
-  try:
-    yield lambda: bool(arrived)
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
 def train(
   config: LoopConfig,
   *,
@@ -92,7 +74,7 @@ def train(
     hooks: writer -> what else is done at intervals.
 
   Returns:
-    The state after the last step, or after the step at which SIGTERM was noticed; it has been
+    The state after the last step, or after the step at which a signal was noticed; it has been
     saved.
 
   Raises:
@@ -109,7 +91,7 @@ def train(
 
   with contextlib.ExitStack() as stack:
     stack.callback(writer.close)
-    terminated = stack.enter_context(sigterm_flag())
+    stopped_by = stack.enter_context(signals.stop_requested())
     batches = stack.enter_context(open_batches(start))
     for step in range(start + 1, config.steps + 1):
       batch = next(batches)
@@ -117,7 +99,7 @@ def train(
       _absorb(pending, accumulator, checkpoints)
       pending = (step, metrics)
       last = step == config.steps
-      stop = terminated() or checkpoints.preempted(step)
+      stop = stopped_by() or ('SIGTERM' if checkpoints.preempted(step) else '')
       report = step % config.log_every == 0 or last
       if step == start + 1:
         jax.block_until_ready(metrics)
@@ -137,11 +119,11 @@ def train(
       with clock.paused():
         if save:
           checkpoints.save(step, state.items(), {'step': step, 'metrics': accumulator.state()})
-        for hook in () if stop else due:  # Whoever sends SIGTERM does not wait for pictures.
+        for hook in () if stop else due:  # Whoever sends a signal does not wait for pictures.
           hook.run(step, state, batch)
       if stop and not last:
         checkpoints.wait()
-        logging.info('SIGTERM: saved step %d to %s', step, checkpoints.name(step))
+        logging.info('%s: saved step %d to %s', stop, step, checkpoints.name(step))
         break
     checkpoints.wait()
   return state
