@@ -4,8 +4,11 @@ import argparse
 from collections.abc import Sequence
 
 from diversedit_jax import cli, paths, trees, types
-from diversedit_jax.convert import detection, families, mapping
+from diversedit_jax.convert import detection, diffusers_dit, families, mapping
 from diversedit_jax.weights import array_files
+
+_GRID = (16, 16)
+"""The tokens of 256 px and patch 2."""
 
 _DESCRIPTION = """\
 Converts weights between other systems' models and diversedit_jax, both ways, without running any
@@ -13,6 +16,11 @@ code that a file may contain.
 
   python -m diversedit_jax.convert --input=REPA-XL.pt --output=sit.safetensors
   python -m diversedit_jax.convert --to=torch --input=sit.safetensors --output=theirs.pt --grid=16
+  python -m diversedit_jax.convert --input=hf://facebook/DiT-XL-2-256/transformer --output=dit.npz
+
+The input is read by what it holds, whatever its suffix: .safetensors, .npz, what torch.save wrote
+(.pt, .pth, .bin, .ckpt), an index of shards, or a folder with one of these. A network is found in
+the checkpoints of Lightning, DDP, FSDP, torch.compile and averages; what was taken is printed.
 
 Families:
   sit           REPA and DiverseDiT: t = 0 is data, 4 output channels
@@ -20,7 +28,8 @@ Families:
   sra           SRA: with its alignment head, or without, as its moving average
   meanflow      MeanFlow's Flax parameters; --to=torch writes Flax names for it
   sit_original  SiT's own program: t = 1 is data, 8 output channels; clock and sign are converted
-  dit           DiT: noise and variance; weights for non-commercial use only (CC BY-NC 4.0)
+  dit           DiT, by its own names or diffusers': noise and variance; weights for non-commercial
+                use only (CC BY-NC 4.0)
 
 auto recognises them by names and shapes, except that sit_original and dit look the same. An
 original SiT with 4 output channels looks like 'sit' but has another clock; it is not supported.
@@ -48,30 +57,49 @@ def _parser():
   known = ', '.join(families.FAMILIES)
   add = lambda flag, text, **options: parser.add_argument(flag, help=text, **options)
   file = {'required': True, 'metavar': 'FILE'}
-  text = '.pt, .pth, .safetensors or .npz; or hf://ORG/REPO/FILE'
+  text = 'a file of weights, an index of shards or a folder with them; or hf://ORG/REPO/FILE'
   add('--input', text, type=paths.expanded, **file)
-  text = 'a new .safetensors or .npz; with --to=torch also .pt (needs PyTorch)'
+  text = (
+    'a new .safetensors or .npz; with --to=torch also .pt (needs PyTorch); with --to=diffusers a '
+    'new folder'
+  )
   add('--output', text, type=paths.path, **file)
   add(
     '--to',
-    'the names to write; torch means those of the other system (default: ours)',
-    choices=('ours', 'torch'),
+    'the names to write; torch means those of the other system, diffusers a folder that its '
+    'DiTTransformer2DModel reads (default: ours)',
+    choices=('ours', 'torch', 'diffusers'),
     default='ours',
   )
   add('--family', f'kind of model: auto (default), {known}', default='auto')
   add(
-    '--key', 'part of a .pt checkpoint (default: ema if there is one, else model, else all of it)'
+    '--key',
+    'part of a checkpoint, as ema, or state_dict.model (default: an average if there is one, else '
+    'the only network, or the one called model or state_dict)',
+  )
+  add(
+    '--num_classes',
+    'number of classes (default: one less than the rows of the label table, whose last row is the '
+    'null label; as many rows mean a model trained with class_dropout_prob=0)',
+    type=int,
+    metavar='K',
+  )
+  add(
+    '--heads',
+    'only with --to=diffusers: attention heads (default: those of a published size)',
+    type=int,
+    metavar='H',
   )
   add(
     '--patch_size',
-    'only with --to=torch: the patch size, which our weights do not tell (default: 2)',
+    'only with --to=torch or diffusers: the patch size, which our weights do not tell (default: 2)',
     type=int,
     metavar='P',
   )
   add(
     '--grid',
     "rows and columns of tokens; with --to=ours in the file's position table (default: a square), "
-    'with --to=torch in the table to write (default: 16, for 256 px and patch 2)',
+    'with --to=torch or diffusers in the table to write (default: 16, for 256 px and patch 2)',
     type=_grid,
     metavar='ROWS[xCOLS]',
   )
@@ -88,43 +116,84 @@ def _grid(text):
 
 def _convert(flags):
   """Reads, converts and writes; returns the summary."""
-  if flags.to == 'ours' and flags.patch_size is not None:
-    raise types.UserError('--patch_size is for --to=torch; without that, the file tells it')
-  if flags.to == 'ours' and flags.output.suffix in ('.pt', '.pth'):
-    raise types.UserError(
-      f'{flags.output} cannot hold our weights; write a .safetensors or .npz file'
-    )
-  array_files.check_output(flags.output)
-  given = {name: x for name in ('grid', 'patch_size') if (x := getattr(flags, name)) is not None}
-  arrays = array_files.load(flags.input, key=flags.key)
-  family = detection.detect(arrays) if flags.family == 'auto' else flags.family
+  _check(flags)
+  given = lambda *names: {n: x for n in names if (x := getattr(flags, n)) is not None}
+  read = array_files.read(
+    flags.input, key=flags.key, anchors=families.anchors(), within=('transformer',)
+  )
+  arrays = read.arrays
+  settings = diffusers_dit.read_settings(read.path) if diffusers_dit.recognises(arrays) else {}
+  diffusers = flags.to == 'diffusers'
+  if flags.family == 'auto':
+    flags.family = 'dit' if diffusers else detection.detect(arrays)
   if flags.to == 'ours':
-    params = mapping.to_ours(arrays, family, **given)
+    params = mapping.to_ours(arrays, flags.family, **given('grid', 'num_classes'))
     state_dict, written = arrays, trees.named_leaves(params)
   else:
     params = array_files.unflatten(arrays)
-    state_dict = written = mapping.to_torch(params, family, **given)
-  array_files.save(flags.output, written)
-  return _summary(flags, family, params, state_dict)
+    state_dict = written = mapping.to_torch(params, flags.family, **given('grid', 'patch_size'))
+  config = mapping.infer_config(state_dict, flags.family)
+  config['heads'] = flags.heads or settings.get('num_attention_heads') or config['heads']
+  if diffusers:
+    diffusers_dit.save(flags.output, written, config, flags.grid or _GRID)
+  else:
+    array_files.save(flags.output, written)
+  return _summary(flags, read.notes, params, state_dict, config)
 
 
-def _summary(flags, family, params, state_dict):
-  rules = families.family(family)
+def _check(flags):
+  """Refuses flags that do not go together, before anything is read (UserError)."""
+  ours, diffusers = flags.to == 'ours', flags.to == 'diffusers'
+  for name, used, where in (
+    ('patch_size', not ours, '--to=torch and --to=diffusers; without that, the file tells it'),
+    ('heads', diffusers, '--to=diffusers, whose config.json has it'),
+    ('num_classes', ours, '--to=ours'),
+  ):
+    if getattr(flags, name) is not None and not used:
+      raise types.UserError(f'--{name} is for {where}')
+  if diffusers and flags.family not in ('auto', 'dit'):
+    raise types.UserError(f'--to=diffusers writes DiT, not --family={flags.family}')
+  if ours and flags.output.suffix in ('.pt', '.pth'):
+    raise types.UserError(
+      f'{flags.output} cannot hold our weights; write a .safetensors or .npz file'
+    )
+  if diffusers:
+    diffusers_dit.check_output(flags.output)
+  else:
+    array_files.check_output(flags.output)
+
+
+def _summary(flags, notes, params, state_dict, config):
+  rules = families.family(flags.family)
   table = rules.position_table
   if table is None:
     fixed = 'nothing: this family stores no position table'
   elif flags.to == 'torch':
     fixed = f'{table} computed'
+  elif flags.to == 'diffusers':
+    fixed = f'{table} left out, which diffusers computes'
   else:
     fixed = f'{table} dropped, equal to ours' if table in state_dict else 'nothing dropped'
-  config = mapping.infer_config(state_dict, family)
+  keys, labels = detection.config_keys(config, rules), []
+  if flags.to == 'ours':
+    rows = config['num_classes'] + 1
+    labels = [
+      f'labels      {rows} rows: {rows - 1} classes, the last row for the null label (of a model '
+      f'trained without dropping labels, they are {rows} classes: give --num_classes={rows})'
+    ]
+    if flags.num_classes == rows:
+      config['num_classes'] = rows
+      labels = [f'labels      {rows} rows of {rows} classes, and one of zeros for the null label']
+      keys += ['train.label_dropout=0', 'sampler.guidance_scale=1']
   return '\n'.join(
     [
-      f'family      {family}',
+      *(f'read        {note}' for note in notes),
+      f'family      {flags.family}',
       *(f'{name:<12}{"unknown" if x is None else x}' for name, x in config.items()),
+      *labels,
       f'parameters  {trees.count(params):,}',
       f'fixed       {fixed}',
-      f'config      {" ".join(detection.config_keys(config, rules))}',
+      f'config      {" ".join(keys)}',
       *([f'licence     {rules.notice}'] if rules.notice else []),
       f'written     {flags.output}',
     ]

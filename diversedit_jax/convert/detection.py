@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import families
+from diversedit_jax.convert import diffusers_dit, families
 from diversedit_jax.models import sizes
 
 _SIZED = ('model/patch_embed/kernel', 'model/patch_embed/bias', 'model/final/linear/bias')
@@ -27,6 +27,8 @@ def detect(weights: Mapping[str, Any]) -> str:
     UserError: the head has twice the channels, as both the original SiT and DiT have.
   """
   shapes = {name: tuple(np.shape(leaf)) for name, leaf in trees.named_leaves(dict(weights)).items()}
+  if diffusers_dit.recognises(shapes):
+    return 'dit'
   for name, family in families.FAMILIES.items():
     if family.mark and _has(family, shapes):
       return name

@@ -18,6 +18,7 @@ Letters of the shapes:
 import dataclasses
 
 from diversedit_jax import trees, types
+from diversedit_jax.convert import diffusers_dit
 from diversedit_jax.models import embed
 
 
@@ -70,6 +71,13 @@ def family(name: str) -> Family:
   if name not in FAMILIES:
     raise types.UserError(f'unknown family {name!r}{trees.did_you_mean(name, FAMILIES)}')
   return FAMILIES[name]
+
+
+def anchors() -> tuple[str, ...]:
+  """Names by which a model is known among other weights: its patches, in every system and ours."""
+  ours = 'model/patch_embed/kernel'
+  theirs = (rule.torch for each in FAMILIES.values() for rule in each.rules if rule.ours == ours)
+  return tuple(dict.fromkeys((*theirs, diffusers_dit.ANCHOR, ours)))
 
 
 def _rule(torch: str, ours: str, *shape: str, layout: str = 'same', part: str = '') -> Rule:

@@ -14,23 +14,31 @@ import ml_dtypes
 import numpy as np
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import detection, families, plans
+from diversedit_jax.convert import detection, diffusers_dit, families, plans
 from diversedit_jax.models import embed
-from diversedit_jax.weights import array_files, misfits
+from diversedit_jax.weights import array_files, likely, misfits
 
 _TABLE_TOLERANCE = 1e-6
+_LABELS, _IMAGENET = 'model/label_embed/embedding', 1000
 
 
 def to_ours(
-  state_dict: Mapping[str, np.ndarray], family: str, *, grid: tuple[int, int] | None = None
+  state_dict: Mapping[str, np.ndarray],
+  family: str,
+  *,
+  grid: tuple[int, int] | None = None,
+  num_classes: int | None = None,
 ) -> dict[str, Any]:
   """Our parameters {'model': ..., 'heads': ...} from a state dict.
 
   Args:
     state_dict: arrays by the other system's names, as `load` returns them; the names of MeanFlow's
-      Flax parameters are joined by slashes, as net/x_embedder/proj/kernel.
+      Flax parameters are joined by slashes, as net/x_embedder/proj/kernel. Those of DiT may be
+      diffusers'.
     family: a name of `families.FAMILIES`.
     grid: (rows, columns) of tokens that the position table belongs to; None means a square.
+    num_classes: K. A table of K labels, of a model that was trained without dropping any, gets a
+      row of zeros for the null label. None takes the last row for the null label.
 
   Returns:
     Nested dicts of arrays in the given dtypes; layers with unequal dtypes are stacked in the dtype
@@ -41,13 +49,15 @@ def to_ours(
       unknown and misshapen entries.
   """
   rules = families.family(family)
-  arrays = _renamed(rules, {name: np.asarray(array) for name, array in state_dict.items()})
+  arrays = {name: np.asarray(array) for name, array in state_dict.items()}
+  arrays = _with_null_row(rules, _renamed(rules, _own_names(family, arrays)), num_classes)
   table = arrays.pop(rules.position_table, None)
   plan = plans.of_torch(rules, _shapes(arrays))
   problems = misfits.find(arrays, plan.torch_shapes()) + _uneven(plan.counts)
   if table is not None:
     problems += _table_misfit(rules, table, plan.sizes.get('D'), grid)
-  _refuse(problems, f'the state dict does not fit family {family!r}')
+  kind = likely.kind(state_dict) if not {e.torch[0] for e in plan.entries} & set(arrays) else ''
+  _refuse(problems, f'the state dict does not fit family {family!r}', kind)
 
   def leaf(entry):
     layers = [entry.layout.to_ours(arrays[name], plan.sizes) for name in entry.torch]
@@ -114,6 +124,7 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
     UserError: the family is unknown.
   """
   rules = families.family(family)
+  state_dict = _own_names(family, state_dict)
   shapes = _renamed(rules, {name: tuple(array.shape) for name, array in state_dict.items()})
   table = shapes.pop(rules.position_table, None)
   plan = plans.of_torch(rules, shapes)
@@ -136,6 +147,32 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
     'tokens': table[1] - rules.zero_rows if table and len(table) == 3 else None,
     'projectors': tuple((size(f'P{i}'), size(f'Z{i}')) for i in range(counts.heads)),
   }
+
+
+def _own_names(family, arrays):
+  return diffusers_dit.to_dit(arrays) if family == 'dit' else arrays
+
+
+def _with_null_row(rules, arrays, num_classes):
+  """Arrays whose table of labels has a row for the null label, if its rows are K labels alone."""
+  name = next(rule.torch for rule in rules.rules if rule.ours == _LABELS)
+  if name not in arrays or arrays[name].ndim != 2:
+    return arrays
+  rows, width = arrays[name].shape
+  if num_classes is None and rows == _IMAGENET:
+    raise types.UserError(
+      f'{name} has {rows} rows: of {rows} classes, for a model that was trained without dropping '
+      f'labels (class_dropout_prob=0), or of {rows - 1} and the null label? Say which: '
+      f'--num_classes={rows} or --num_classes={rows - 1}'
+    )
+  if num_classes not in (None, rows, rows - 1):
+    raise types.UserError(
+      f'{name} has {rows} rows, which are {rows - 1} classes and the null label, or {rows} classes '
+      f'of a model that was trained without dropping labels; given --num_classes={num_classes}'
+    )
+  if num_classes != rows:
+    return arrays
+  return arrays | {name: np.concatenate([arrays[name], np.zeros((1, width), arrays[name].dtype)])}
 
 
 def _shapes(arrays):
@@ -166,9 +203,9 @@ def _uneven(counts) -> list[str]:
   return []
 
 
-def _refuse(problems, what):
+def _refuse(problems, what, kind=''):
   if problems:
-    raise types.UserError(f'{what}: {"; ".join(problems)}')
+    raise types.UserError(f'{what}: {"; ".join(problems)}{kind}')
 
 
 def _table(rules, width, grid) -> np.ndarray:

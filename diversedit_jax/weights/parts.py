@@ -3,9 +3,9 @@
 Checkpoints keep a network as a part ('ema', 'state_dict'), and what wraps it writes its own name
 before those of the network: Lightning ('model.'), DDP ('module.'), an average ('ema_model.'). Both
 are the beginning of a name here, and one rule holds for both. Where some names are known that only
-this network has (its anchors), its names are those with the same beginning as an anchor. Elsewhere
-they are those of one part, without what all of them begin with. Names that wrappers put between
-(`_WRAPPERS`) are dropped wherever they are.
+this network has (its anchors), its names are those with the same beginning as an anchor. Without
+anchors they are those of one part, less what all of them begin with. Names that wrappers put
+between (`_WRAPPERS`) are dropped wherever they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,11 +70,11 @@ def choose(
   else:
     found, others = [p for p in parts if not _TRAINING.search(p)] or parts, parts
   counts = {p: sum(name.startswith(p) for name in inside) for p in found}
-  part = _preferred(counts, start, prefer)
+  part = _preferred(counts, prefer)
   deeper = tuple(p for p in others if p.startswith(part) and p != part)
   own = [name for name in inside if name.startswith(part) and not name.startswith(deeper)]
   short = [re.sub(r'^(module\.)+', '', name[len(part) :]) for name in own]
-  common = '' if anchored else _common(short)
+  common = '' if anchors else _common(short)
   chosen: dict[str, str] = {}
   for its, name in zip(short, own, strict=True):
     its = its.removeprefix(common)
@@ -120,13 +120,16 @@ def _before_anchors(names, start, anchors) -> list[str]:
   return list(before)
 
 
-def _preferred(counts: Mapping[str, int], start: str, prefer) -> str:
+def _preferred(counts: Mapping[str, int], prefer) -> str:
   """The best of several beginnings of names, which are given with the number of arrays."""
   if len(counts) == 1:
     return next(iter(counts))
-  words = {part: part[len(start) :].replace('/', '.').split('.') for part in counts}
+  left = list(counts)
   for wanted in (*map(re.escape, prefer), *_BEST):
-    hits = [part for part in counts if any(re.fullmatch(wanted, word) for word in words[part])]
+    shared = os.path.commonprefix([_words(part) for part in left])
+    hits = [p for p in left if any(re.fullmatch(wanted, w) for w in _words(p)[len(shared) :])]
+    left = hits or left
+    # A network may hold others, which are parts of it.
     if hits and all(part.startswith(min(hits, key=len)) for part in hits):
       return min(hits, key=len)
   if counts.get('') == max(counts.values()):
@@ -136,6 +139,10 @@ def _preferred(counts: Mapping[str, int], start: str, prefer) -> str:
   raise types.UserError(
     f'has several networks: {misfits.first_few(listed)}; say which, as with --key={example}'
   )
+
+
+def _words(part) -> list[str]:
+  return part.replace('/', '.').split('.')[:-1]
 
 
 def _common(names: Sequence[str]) -> str:

@@ -66,6 +66,62 @@ def test_there_and_back(tmp_path, checkpoint, state_dict, capsys):
   _assert_same(array_files.load(theirs), state_dict)
 
 
+def _checkpoints(state_dict):
+  """Checkpoints of other trainers, by name of the file: all have the same network in them."""
+  named = lambda form, factor=1: {form.format(n): factor * x for n, x in state_dict.items()}
+  beside = {'vae.decoder.conv_in.weight': np.ones((2, 2), np.float32)}
+  count = {'initted': np.bool_(True), 'step': np.int64(3)}
+  average = named('online_model.{}', 2) | named('ema_model.{}') | count
+  return {
+    'lightning.ckpt': {'state_dict': named('model.{}') | beside, 'hyper_parameters': {'lr': 1}},
+    'averaged.ckpt': {'state_dict': named('model.{}', 2) | named('model_ema.{}') | beside},
+    'ema_pytorch.pt': {'model': named('{}', 2), 'ema': average, 'step': 3},
+    'fsdp.bin': {'module': named('_fsdp_wrapped_module.{}')},
+    'plain': named('module._orig_mod.{}'),
+  }
+
+
+@pytest.mark.parametrize('file', _checkpoints({}))
+def test_checkpoints_of_other_trainers(tmp_path, state_dict, file, capsys):
+  contents = {
+    name: torch_zip.tensors({n: np.asarray(x) for n, x in part.items()})
+    if isinstance(part, dict) and name != 'hyper_parameters'
+    else part
+    for name, part in _checkpoints(state_dict)[file].items()
+  }
+  contents |= {n: torch_zip.tensor(x) for n, x in contents.items() if isinstance(x, np.ndarray)}
+  torch_zip.write(tmp_path / file, contents)
+  assert _run(input=tmp_path / file, output=tmp_path / 'a.npz') == 0
+  expected = trees.named_leaves(mapping.to_ours(state_dict, 'sit'))
+  _assert_same(array_files.load(tmp_path / 'a.npz'), expected)
+  told = {
+    'lightning.ckpt': "read        dropped 'model.', with which all its names begin",
+    'averaged.ckpt': "read        took 'state_dict.model_ema' of the networks",
+    'ema_pytorch.pt': "read        took 'ema.ema_model' of the networks",
+  }
+  assert told.get(file, 'family') in capsys.readouterr().out
+
+
+def test_labels_of_a_model_that_dropped_none(tmp_path, checkpoint, capsys):
+  assert _run(input=checkpoint, output=tmp_path / 'a.npz') == 0
+  assert (
+    'labels      11 rows: 10 classes, the last row for the null label' in capsys.readouterr().out
+  )
+  assert _run(input=checkpoint, output=tmp_path / 'b.npz', num_classes=11) == 0
+  out = capsys.readouterr().out
+  assert 'num_classes 11\n' in out and '11 rows of 11 classes, and one of zeros for the null' in out
+  assert 'train.label_dropout=0 sampler.guidance_scale=1\n' in out
+
+
+def test_weights_of_another_kind_are_named_in_a_short_line(tmp_path, capsys):
+  names = [f'decoder.up.{i}.block.0.conv1.weight' for i in range(300)]
+  array_files.save(tmp_path / 'vae.npz', dict.fromkeys(names, np.ones(2, np.float32)))
+  assert _run(input=tmp_path / 'vae.npz', output=tmp_path / 'a.npz') == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.endswith("CompVis' names of an autoencoder: give it as --vae or vae.weights")
+  assert len(line) < 800
+
+
 def test_a_family_that_must_be_asked_for(tmp_path, golden, capsys):
   """The original SiT and DiT look the same; DiT's weights have a licence."""
   theirs, ours, back = (tmp_path / f'{name}.npz' for name in ('theirs', 'ours', 'back'))
@@ -114,4 +170,6 @@ def test_as_a_command(tmp_path, checkpoint):
   )
   flags = [f'--input={checkpoint}', f'--output={tmp_path / "a.safetensors"}']
   done = run(*flags)
-  assert done.returncode == 0 and done.stdout.startswith('family') and not done.stderr
+  assert (
+    done.returncode == 0 and done.stdout.startswith("read        took 'ema'") and not done.stderr
+  )

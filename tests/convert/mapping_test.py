@@ -158,3 +158,22 @@ def test_patch_size_on_the_way_out(plain):
   for bad in ({'patch_size': 0}, {'grid': (0, 4)}):
     with pytest.raises(types.UserError, match='must be positive'):
       mapping.to_torch(params, 'sit', **bad)
+
+
+def test_labels_without_a_null_label(plain):
+  """A model trained without dropping labels has K rows; a row of zeros stands for no label."""
+  name, path = 'y_embedder.embedding_table.weight', ('model', 'label_embed', 'embedding')
+  table = plain[name]
+  leaf = lambda params: params[path[0]][path[1]][path[2]]
+  np.testing.assert_array_equal(leaf(mapping.to_ours(plain, 'sit', num_classes=10)), table)
+  found = leaf(mapping.to_ours(plain, 'sit', num_classes=11))
+  np.testing.assert_array_equal(found[:-1], table)
+  assert found.shape == (12, 64) and found.dtype == table.dtype and not found[-1].any()
+  with pytest.raises(types.UserError, match='has 11 rows, .*; given --num_classes=9'):
+    mapping.to_ours(plain, 'sit', num_classes=9)
+  # ImageNet's classes are 1000, so that 1000 rows are hardly 999 and a null label.
+  plain[name] = np.zeros((1000, 64), np.float32)
+  with pytest.raises(types.UserError, match='Say which: --num_classes=1000 or --num_classes=999'):
+    mapping.to_ours(plain, 'sit')
+  assert leaf(mapping.to_ours(plain, 'sit', num_classes=1000)).shape == (1001, 64)
+  assert leaf(mapping.to_ours(plain, 'sit', num_classes=999)).shape == (1000, 64)
