@@ -19,7 +19,7 @@ from diversedit_jax.experiment import learned, run_dir
 from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
-from diversedit_jax.weights import misfits
+from diversedit_jax.weights import likely, misfits
 
 _NAME = 20  # Letters of a class's name beside a row.
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
@@ -121,7 +121,8 @@ def open_weights(experiment, workdir, origin):
           'a file, which holds one set: leave it out'
         )
       trainable = make_trainable(experiment, mesh, heads=False)
-      params = _from_file(found, trainable)
+      params, null_label = _from_file(found, trainable)
+      dropout = dropout if null_label else 0.0
       return path, Weights(
         trainable.graphdef, params, mesh, None, found.name, 'file', dropout, names
       )
@@ -143,14 +144,19 @@ def open_weights(experiment, workdir, origin):
 
 
 def _from_file(origin, trainable):
-  """Weights that `python -m diversedit_jax.convert` wrote."""
+  """Weights that `python -m diversedit_jax.convert` wrote, and whether they have a null label.
+
+  A row of zeros stands for the null label of a model that never learned one.
+  """
   flat = origin.arrays('ema')
   wanted = trees.named_leaves(trainable.params)
   if problems := faults(flat, wanted):
-    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(problems)}')
+    kind = '' if set(flat) & set(wanted) else likely.kind(flat)
+    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(problems)}{kind}')
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
-  return jax.tree.map(jax.device_put, params, trainable.shardings.params)
+  params = jax.tree.map(jax.device_put, params, trainable.shardings.params)
+  return params, bool(flat['model/label_embed/embedding'][-1].any())
 
 
 def faults(flat, wanted):

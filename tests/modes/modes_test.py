@@ -343,6 +343,16 @@ def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path)
   message = str(error.value)
   assert f'missing: {missing}' in message and 'not expected' not in message
   assert f'{kernel} has shape (16, 4) instead of (4, 16)' in message
+  theirs = {'ema.x_embedder.proj.weight': ema[kernel], 'ema.blocks.0.mlp.fc1.bias': ema[missing]}
+  convert.save(tmp_path / 'theirs.safetensors', theirs)
+  with pytest.raises(types.UserError, match='names of SiT and DiT; convert it: python -m'):
+    sample(run, tmp_path, origin=tmp_path / 'theirs.safetensors')
+  # A null label that was never learned has a row of zeros.
+  table = ema['model/label_embed/embedding'].copy()
+  table[-1] = 0
+  convert.save(tmp_path / 'labels.safetensors', {**ema, 'model/label_embed/embedding': table})
+  with pytest.raises(types.UserError, match=r'with train\.label_dropout=0 the model never learns'):
+    sample(run, tmp_path, origin=tmp_path / 'labels.safetensors')
 
 
 def test_checkpoint_that_is_none_is_refused(run, tmp_path):
@@ -353,7 +363,7 @@ def test_checkpoint_that_is_none_is_refused(run, tmp_path):
     run.workdir / 'checkpoints': 'name one, as .*/run/checkpoints/30',
     run.workdir / 'samples': 'neither a file of weights nor a folder checkpoints/STEP',
     run.workdir / 'checkpoints' / '7': 'no weights at',
-    run.workdir / 'config.json': "suffix '.json'",
+    run.workdir / 'config.json': 'not an index of shards: it has no "weight_map"',
     tmp_path / 'empty' / '5': 'no readable checkpoint in .*/empty: 5: ',
   }.items():
     with pytest.raises(types.UserError, match=message):
