@@ -1,7 +1,13 @@
 """Configs of small networks: from the fields of both, and those of the reference arrays."""
 
+from collections.abc import Callable
 import dataclasses
 import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from diversedit_jax.models import config
 
@@ -34,3 +40,14 @@ def of_golden(arrays, **fields):
     qk_norm=spec.get('qk_norm', False),
     **fields,
   )
+
+
+def randomised(make: Callable[[nnx.Rngs], nnx.Module], *, scale: float, dtype=None, seed=0):
+  """A module whose parameters are N(0, scale^2), drawn by numpy, in their own dtype or another.
+
+  Fresh blocks are the identity: their zeros and ones would hide mistakes.
+  """
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+  draw = np.random.default_rng(seed).normal
+  filled = lambda x: jnp.asarray(scale * draw(size=x.shape), dtype or x.dtype)
+  return nnx.merge(graphdef, jax.tree.map(filled, state))

@@ -16,11 +16,7 @@ ARCHITECTURE, EXECUTION = networks.parts(
 
 
 def randomised(make):
-  """A module with random parameters in float64; zeros and ones would hide mistakes."""
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-  generator = np.random.default_rng(0)
-  draw = lambda x: jnp.asarray(generator.normal(size=x.shape))
-  return nnx.merge(graphdef, jax.tree.map(draw, state))
+  return networks.randomised(make, scale=1.0, dtype='float64')
 
 
 def arrays(*shapes, dtype=np.float64):

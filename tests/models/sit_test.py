@@ -1,5 +1,7 @@
 """SiT by its own properties: counts, zeros at the start, scan and loop, remat, taps, refusals."""
 
+import functools
+
 from flax import nnx
 from helpers import jaxprs, networks
 import jax
@@ -40,15 +42,8 @@ def build(parts, seed=0):
   return sit.SiT(*parts, rngs=nnx.Rngs(seed))
 
 
-def randomised(parts, seed=1):
-  """A model without zeros: at initialisation every block is the identity, which hides mistakes."""
-  graphdef, state = nnx.split(build(parts))
-  leaves, treedef = jax.tree.flatten(state)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  leaves = [
-    x + 0.2 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)
-  ]
-  return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+def randomised(parts):
+  return networks.randomised(lambda rngs: sit.SiT(*parts, rngs=rngs), scale=0.2)
 
 
 def inputs(architecture, n=3):
@@ -119,16 +114,16 @@ def test_scan_equals_loop(skip, unroll):
 def test_the_first_blocks_alone_put_out_what_they_do_in_the_whole(skip):
   model = randomised(small(depth=6, skip=skip))
   x, t, y = inputs(model.architecture)
-  whole = jax.jit(lambda: model(x, t, y, tap=taps.every()).features)()
-  assert min(np.abs(whole[i] - whole[i - 1]).max() for i in range(1, 6)) > 0.1
-  for blocks in range(1, 6):
-    output = jax.jit(lambda n=blocks: model(x, t, y, tap=taps.every(), blocks=n))()
-    assert output.pred is None and output.features.shape[0] == blocks
-    np.testing.assert_allclose(output.features, whole[:blocks], rtol=1e-5, atol=1e-5)
-    chosen = jax.jit(lambda n=blocks: model(x, t, y, tap=taps.chosen([n - 1]), blocks=n))()
-    np.testing.assert_array_equal(chosen.features[0], output.features[-1])
+  whole = jax.jit(lambda: model(x, t, y, tap=taps.every()))()
+  assert min(np.abs(np.diff(whole.features, axis=0)).max(axis=(1, 2, 3))) > 0.1
+  for blocks in (2, 3, 5):  # In the first half, the whole of it, in the second.
+    tap = taps.joined({'all': taps.every(), 'last': taps.chosen([blocks - 1])})
+    output = jax.jit(lambda n=blocks, tap=tap: model(x, t, y, tap=tap, blocks=n))()
+    assert output.pred is None and output.features['all'].shape[0] == blocks
+    np.testing.assert_allclose(output.features['all'], whole.features[:blocks], atol=1e-5)
+    np.testing.assert_array_equal(output.features['last'][0], output.features['all'][-1])
   output = jax.jit(lambda: model(x, t, y, blocks=6))()
-  np.testing.assert_allclose(output.pred, jax.jit(lambda: model(x, t, y).pred)(), atol=1e-6)
+  np.testing.assert_allclose(output.pred, whole.pred, atol=1e-6)
 
 
 def test_a_step_of_the_scan_fewer_for_each_block_left_out():
@@ -147,26 +142,27 @@ def test_skip_placements_differ():
   assert float(jnp.max(jnp.abs(after(x, t, y).pred - before(x, t, y).pred))) > 1e-2
 
 
+@functools.cache
+def loss_and_gradient(skip, **execution):
+  """(loss, gradients, number of matrix products in the program)."""
+  model = randomised(small(skip=skip, **execution))
+  graphdef, state = nnx.split(model)
+  batch = inputs(model.architecture)
+
+  def objective(state):
+    out = nnx.merge(graphdef, state)(*batch, tap=taps.token_mean())
+    return jnp.sum(out.pred**2) + jnp.sum(out.features**2)
+
+  traced = jax.jit(jax.value_and_grad(objective)).trace(state)
+  products = [e for e in jaxprs.equations(traced.jaxpr.jaxpr) if e.primitive.name == 'dot_general']
+  return *traced.lower().compile()(state), len(products)
+
+
 @pytest.mark.parametrize('skip', [networks.NO_SKIP, networks.SKIP])
 @pytest.mark.parametrize('policy', ['full', 'dots', 'names'])
 def test_remat_changes_nothing_but_memory(skip, policy):
-  def value_and_grad(parts):
-    model = randomised(parts)
-    graphdef, state = nnx.split(model)
-    batch = inputs(model.architecture)
-
-    def objective(state):
-      out = nnx.merge(graphdef, state)(*batch, tap=taps.token_mean())
-      return jnp.sum(out.pred**2) + jnp.sum(out.features**2)
-
-    traced = jax.jit(jax.value_and_grad(objective)).trace(state)
-    products = [
-      e for e in jaxprs.equations(traced.jaxpr.jaxpr) if e.primitive.name == 'dot_general'
-    ]
-    return traced.lower().compile()(state), len(products)
-
-  (loss, grads), plain = value_and_grad(small(skip=skip))
-  (other_loss, other_grads), remat = value_and_grad(small(skip=skip, remat=policy))
+  loss, grads, plain = loss_and_gradient(skip)
+  other_loss, other_grads, remat = loss_and_gradient(skip, remat=policy)
   assert remat > plain  # Those of the attention, or all.
   np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
   jax.tree.map(
