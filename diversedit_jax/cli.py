@@ -27,11 +27,11 @@ _CACHE_BYTES = 4 * 2**30  # A run keeps 2 MB (digits on a CPU) to some 100 MB of
 _PACKAGE = str(pathlib.Path(__file__).parent)
 
 
-def run(main: Callable[[list[str]], None], parse: Callable | None = None) -> None:
-  """Runs an absl main and ends the program, see `status`. parse: of flags, instead of `parse`."""
+def run(main: Callable[[list[str]], None], flags_parser: Callable | None = None) -> None:
+  """Runs an absl main and ends the program, see `status`. flags_parser: instead of `parse`."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_worth_reading)
-  sys.exit(status(lambda: app.run(main, flags_parser=parse or globals()['parse'])))
+  sys.exit(status(lambda: app.run(main, flags_parser=flags_parser or parse)))
 
 
 def status(action: Callable[[], int | None], name: str = 'error') -> int:

@@ -31,7 +31,10 @@ def parse(argv: Sequence[str]) -> list[str]:
   Raises:
     UserError: as `cli.parse`; an override without a value, or a second `--config`.
   """
-  given = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+  try:
+    given = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+  except flags.Error as error:
+    raise types.UserError(str(error)) from error
   if sum(re.match(r'--?config(=|$)', token) is not None for token in given) > 1:
     raise types.UserError('--config is given twice; its arguments go into one, after a colon')
   known, rewritten, tokens = declarations.keys(), [], iter(given)

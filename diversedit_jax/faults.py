@@ -6,6 +6,7 @@ helps. Texts of XLA, TensorStore and Orbax are recognised where these raise no t
 
 import errno
 import re
+import signal
 import traceback
 
 import jax
@@ -32,6 +33,13 @@ _SAID = {
   'Permission denied': errno.EACCES,
   'Read-only file system': errno.EROFS,
   'Too many open files': errno.EMFILE,
+}
+# Why a worker process may be gone, by its exit code.
+_KILLED = {
+  -signal.SIGBUS: '/dev/shm is full; enlarge it (docker run --shm-size=...), or set data.workers=0 '
+  'and data.threads',
+  -signal.SIGKILL: 'somebody killed it, most likely the system, for want of memory; lower '
+  'data.workers or data.prefetch',
 }
 _EXTRAS = {
   'tensorflow': "pip install 'diversedit_jax[tfds]'",
@@ -104,6 +112,10 @@ def _of_library(said):
     if words in said:
       file = re.search(r'(?<![\w/])/[^\s"\'\]:]+', said)
       return _of_system(number, file and file[0], words)
+  killed = re.search(r'Worker process was terminated unexpectedly with exit code (-?\d+)', said)
+  if killed:
+    why = _KILLED.get(int(killed[1]), 'its own lines stand above')
+    return f'a process of data.workers ended with {killed[1]}: {why}'
   if 'Unable to initialize backend' in said:
     found = re.search(r"backend '(\w+)': (.*?)(?: \(set JAX_PLATFORMS.*)?$", said)
     return f'JAX cannot use {found[1]}: {found[2]}; {_PLATFORMS}' if found else None

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import shutil
 import uuid
 
 from diversedit_jax import types
@@ -45,6 +46,13 @@ def make_writable(folder: pathlib.Path, name: str, way_on: str = '') -> None:
     probe.unlink()
   except OSError as error:
     raise types.UserError(f'{name} cannot be written: {error.strerror}{way_on}') from error
+
+
+def free_space(folder: str | os.PathLike[str]) -> int:
+  """Bytes free on the disk of a folder, which need not be there yet."""
+  folder = pathlib.Path(folder)
+  there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+  return shutil.disk_usage(there).free
 
 
 def _sync(path):

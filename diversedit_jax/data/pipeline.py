@@ -7,6 +7,9 @@ step k, so a batch is read in one go and the order cannot depend on threads or w
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import gc
+import mmap
+import os
+import shutil
 from typing import Any, Self
 
 from absl import flags
@@ -143,6 +146,42 @@ def batches(
   options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
   made = made.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=_leave_signals)
   return Batches(iter(made if put is None else made.map(put)))
+
+
+def check_shared_memory(
+  source: base.Source,
+  examples: int,
+  *,
+  prefetch: int,
+  workers: int,
+  folder: str | os.PathLike[str] = '/dev/shm',
+) -> None:
+  """Refuses worker processes whose batches do not fit into shared memory, which would kill them.
+
+  Grain hands batches over in shared memory, of which containers often have 64 MiB: each worker's
+  queue and the queue of its reader hold `prefetch` of them, and each side has one in its hands.
+
+  Args:
+    source: of the examples. examples: of this process in a batch. prefetch, workers: see `batches`.
+    folder: where the system keeps shared memory; another system than Linux has none.
+
+  Raises:
+    UserError: with the space needed, the space free, and what to change.
+  """
+  if not workers or not os.path.isdir(folder):
+    return
+  one = source.gather(np.arange(1)).values()
+  page = mmap.PAGESIZE
+  batch = sum(-(-x.nbytes * examples // page) * page for x in one)
+  count = workers * (2 * prefetch + 2)
+  free = shutil.disk_usage(folder).free
+  if count * batch > free:
+    raise UserError(
+      f'data.workers={workers} needs {count * batch / 2**20:.1f} MiB of {folder}, {count} batches '
+      f'of {batch / 2**20:.2f} MiB, and {free / 2**20:.1f} MiB are free; enlarge it (docker run '
+      f'--shm-size=..., or mount -o remount,size=... {folder}), lower data.workers or '
+      'data.prefetch, or set data.workers=0 and data.threads'
+    )
 
 
 def _leave_signals(index: int, count: int) -> None:

@@ -7,7 +7,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import checkpoint, rng, sharding, trees, types
+from diversedit_jax import checkpoint, paths, rng, sharding, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
@@ -44,6 +44,7 @@ def run(
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
   networks = online_eval.open_networks(experiment, decoder)
   data = run_context.data_facts(experiment.source)
+  _check_machine(experiment, mesh, trainable, workdir)
   path = _first_then_all(
     lambda: run_dir.open_for_training(
       workdir,
@@ -95,6 +96,24 @@ def run(
         *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),
         online_eval.hook(experiment, trainable, scorer, path, writer),
       ],
+    )
+
+
+def _check_machine(experiment, mesh, trainable, workdir):
+  """Refuses a machine that the run would fail on at its first checkpoint or batch (UserError)."""
+  options = experiment.data
+  pipeline.check_shared_memory(
+    experiment.source,
+    len(sharding.process_rows(mesh, experiment.train.batch_size)),
+    prefetch=options.prefetch,
+    workers=options.workers,
+  )
+  state = 2 * trees.num_bytes(trainable.params) + trees.num_bytes(trainable.opt_state)
+  free = files.free_space(paths.path(workdir))
+  if state > free:
+    raise types.UserError(
+      f'workdir {workdir}: a checkpoint has {state / 1e9:.2f} GB, and its disk has '
+      f'{free / 1e9:.2f} GB free; free space there, or give a --workdir on another disk'
     )
 
 

@@ -115,7 +115,7 @@ def parse(name: str) -> tuple[str, str]:
       after the colon, or a TPU without a topology.
   """
   kind, _, rest = name.partition(':')
-  trees.check_known('device', kind, (*GPUS, *TPUS))
+  trees.check_known('plan.compile_for device', kind, (*GPUS, *TPUS))
   if kind in GPUS and not re.fullmatch(r'(:[1-9]\d*)?', name[len(kind) :]):
     raise types.UserError(f"{name!r} does not give a number of GPUs; write '{kind}' or '{kind}:8'")
   if kind in TPUS and not re.fullmatch(r'\d+(x\d+)+', rest):

@@ -6,10 +6,10 @@ import itertools
 import os
 import pathlib
 import re
-import shutil
 from typing import Any
 
 from diversedit_jax import types
+from diversedit_jax.data import files
 from diversedit_jax.data.store import layout, writer
 
 _LOCK = re.compile(r'\.(?:store|worker-\d+-of-\d+)\.lock')
@@ -69,9 +69,8 @@ def check_space(root: pathlib.Path, plan: layout.Plan, missing: Collection[int])
     UserError: with the space needed and the space free.
   """
   needed = sum(writer.shard_bytes(plan, shard) for shard in missing)
-  folder = next(path for path in (root, *root.absolute().parents) if path.exists())
+  free = files.free_space(root)
   # Leftovers of a killed run are removed before the shards are made.
-  free = shutil.disk_usage(folder).free
   free += sum(path.stat().st_size for path, shard in writer.leftovers(root) if shard in missing)
   if needed > free:
     raise types.UserError(

@@ -119,7 +119,7 @@ def test_leftovers_of_a_killed_run_are_removed_but_not_those_of_other_workers(
   layout.facts_file(copy, 4).unlink()
   # A leftover of a shard is room for the shard.
   full = shutil._ntuple_diskusage(10**9, 0, 0)
-  monkeypatch.setattr(output.shutil, 'disk_usage', lambda path: full)
+  monkeypatch.setattr(output.files.shutil, 'disk_usage', lambda path: full)
   os.truncate(copy / names[3], 500_000)
   other = copy / 'shards' / '.moments-00003.0123456789ab.array_record'
   other.write_text('being written')
@@ -222,7 +222,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 ):
   free = 200_000
   monkeypatch.setattr(
-    output.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 0, free)
+    output.files.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 0, free)
   )
   root = tmp_path / 'store'
   with pytest.raises(types.UserError, match='needs 0.001 GB for 6 of 6 shards.* has 0.000 GB free'):

@@ -61,5 +61,7 @@ def open_source(
     )
   )
   if num_classes is not None and source.num_classes != num_classes:
-    raise UserError(f'data {spec!r} has {source.num_classes} classes, expected {num_classes}')
+    raise UserError(
+      f'data {spec!r} has {source.num_classes} classes, expected data.num_classes={num_classes}'
+    )
   return source

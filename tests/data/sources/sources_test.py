@@ -165,7 +165,7 @@ def test_open_source(tmp_path, splits):
     ('digits:8', 'train', None, 'malformed'),
     ('arrays', 'train', None, 'malformed'),
     ('digits', 'tets', None, "did you mean 'test'"),
-    ('digits', 'train', 1000, 'has 10 classes, expected 1000'),
+    ('digits', 'train', 1000, 'has 10 classes, expected data.num_classes=1000'),
     ('synthetic:32x32x4', 'train', None, 'malformed'),
     ('synthetic:4x4x2+8x0x3:10', 'train', None, 'three positive sizes'),
     ('synthetic:4x4x2+8x8x3+8x8x3:10', 'train', None, 'malformed'),
