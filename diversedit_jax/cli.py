@@ -67,13 +67,23 @@ def parse(argv: Sequence[str]) -> list[str]:
   """
   try:
     return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    name, known = f'--{error.flagname}', [f'--{name}' for name in flags.FLAGS]
+    raise types.UserError(f'unknown flag {name}{_hint(name, known)}') from error
   except flags.Error as error:
     said = ' '.join(str(error).split())
     choice = re.fullmatch(r'flag (--\w+)=(.*): value should be one of <(.*)>', said)
-    if choice is None:
-      raise types.UserError(f'{said}; --help lists all flags') from error
-    hint = trees.did_you_mean(choice[2], choice[3].split('|'))
-    raise types.UserError(f'unknown {choice[1]} {choice[2]!r}{hint}') from error
+    if choice is not None:
+      hint = trees.did_you_mean(choice[2], choice[3].split('|'))
+      raise types.UserError(f'unknown {choice[1]} {choice[2]!r}{hint}') from error
+    missing = re.match(r'flag (--\w+)=None', said)
+    said = f'{missing[1]} is needed' if missing else said
+    raise types.UserError(f'{said}; --help lists all flags') from error
+
+
+def _hint(name, known):
+  hint = trees.did_you_mean(name, known)
+  return hint if 'did you mean' in hint else '; --help lists all flags'
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,7 +92,8 @@ class Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
     unknown = re.match(r'unrecognized arguments: (--\w+)', message)
     if unknown:
-      message += trees.did_you_mean(unknown[1], self._option_string_actions)
+      hint = _hint(unknown[1], self._option_string_actions)
+      raise types.UserError(f'unknown flag {unknown[1]}{hint}')
     raise types.UserError(f'{message}; --help says more')
 
 

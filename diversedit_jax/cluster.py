@@ -31,7 +31,7 @@ def join(timeout: float = _TIMEOUT) -> None:
   if count is not None and count < 1:
     raise types.UserError(f'--distributed: {COUNT}={count}, expected at least 1')
   if None not in (count, index) and not 0 <= index < count:
-    raise types.UserError(f'--distributed: {INDEX}={index} of {COUNT}={count} is not below it')
+    raise types.UserError(f'--distributed: {INDEX}={index} with {COUNT}={count}, expected less')
   if address is not None:
     host, port = _host_and_port(address)
     if index:

@@ -6,7 +6,6 @@ config file imports from `configs` is looked for beside itself first, then among
 
 from collections.abc import Mapping, Sequence
 import importlib.util
-import os
 import pathlib
 import re
 import sys
@@ -34,7 +33,7 @@ def parse(argv: Sequence[str]) -> list[str]:
   try:
     given = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
   except flags.Error as error:
-    raise types.UserError(str(error)) from error
+    raise types.UserError(str(error).removeprefix('ERROR:: ')) from error
   if sum(re.match(r'--?config(=|$)', token) is not None for token in given) > 1:
     raise types.UserError('--config is given twice; its arguments go into one, after a colon')
   known, rewritten, tokens = declarations.keys(), [], iter(given)
@@ -92,23 +91,34 @@ def find(spec: str) -> tuple[pathlib.Path, str | None]:
   Raises:
     UserError: there is none, with the nearest name; or it is a folder.
   """
-  found = re.fullmatch(r'(?P<name>.*?\.py|[^:]*)(?::(?P<argument>.*))?', spec, re.DOTALL)
-  name, argument = (spec, None) if os.path.isfile(spec) else (found['name'], found['argument'])
-  path = paths.path(name)
+  parts = spec.split(':')
+  # A colon may be part of the path: the first one that leaves a file is taken.
+  for end in [len(parts), *range(1, len(parts))]:
+    file = _file(':'.join(parts[:end]))
+    if file is not None:
+      return file, ':'.join(parts[end:]) if end < len(parts) else None
+  name = parts[0]
   if not name:
     raise types.UserError(f'--config={spec} names no file; give --config=FILE, as --config=digits')
-  if path.is_file():
-    return path.absolute(), argument
+  path = paths.path(name)
   if path.is_dir():
     raise types.UserError(f'--config={name} is a folder, expected a file such as {name}/digits.py')
-  if path.parent in (pathlib.Path(), pathlib.Path('configs')):
-    shipped = SHIPPED / f'{path.stem}.py'
-    if shipped.is_file():
-      logging.info('config %s', shipped)
-      return shipped, argument
   known = [f'configs/{file.stem}.py' for file in SHIPPED.glob('[a-z]*.py')]
   known += [str(path.with_name(file.name)) for file in path.parent.glob('*.py')]
   raise types.UserError(f'there is no config {name!r}{trees.did_you_mean(name, set(known))}')
+
+
+def _file(name):
+  """The file of that name, here or shipped; None if there is none."""
+  path = paths.path(name)
+  if path.is_file():
+    return path.absolute()
+  shipped = SHIPPED / f'{path.stem}.py'
+  is_name = path.parent in (pathlib.Path(), pathlib.Path('configs')) and path.suffix in ('', '.py')
+  if is_name and shipped.is_file():
+    logging.info('config %s', shipped)
+    return shipped
+  return None
 
 
 def override(config: ml_collections.ConfigDict, given: Sequence[str]) -> None:

@@ -75,11 +75,11 @@ def _line(error):
   if isinstance(error, ModuleNotFoundError):
     return _missing(error.name)
   if isinstance(error, MemoryError):
-    return (
-      f'the memory of this machine is full ({said or "no more is given"}); take smaller batches'
-    )
+    return f'the memory of this machine is full; take smaller batches{said and f" ({said})"}'
   if isinstance(error, AssertionError):
     return _no_platform(error)
+  if isinstance(error, UnicodeEncodeError):
+    return f'{error.object!r:.200} is no name in {error.encoding}; set PYTHONUTF8=1, or rename it'
   if isinstance(error, RuntimeError | ValueError):
     return _of_library(said)
   return None
@@ -118,7 +118,7 @@ def _of_library(said):
     return f'a process of data.workers ended with {killed[1]}: {why}'
   if 'Unable to initialize backend' in said:
     found = re.search(r"backend '(\w+)': (.*?)(?: \(set JAX_PLATFORMS.*)?$", said)
-    return f'JAX cannot use {found[1]}: {found[2]}; {_PLATFORMS}' if found else None
+    return f'JAX cannot use {found[1]}: {found[2].rstrip(".")}; {_PLATFORMS}' if found else None
   if re.match('(RESOURCE_EXHAUSTED|Resource exhausted)', said) or 'Out of memory' in said[:80]:
     return (
       f'the memory of a device is full: {said[:200]}; take a smaller train.batch_size, '

@@ -35,6 +35,22 @@ def path(text: str | os.PathLike[str]) -> pathlib.Path:
   return pathlib.Path(expanded(text))
 
 
+def utf8(path: pathlib.Path) -> pathlib.Path:
+  """The path itself, for libraries that take text alone, such as Orbax and ArrayRecord.
+
+  Raises:
+    UserError: its name is not UTF-8, or Python was told to read it as something else.
+  """
+  try:
+    str(path).encode()
+  except UnicodeEncodeError as error:
+    raise types.UserError(
+      f'{ascii(str(path))} is no name in UTF-8, which is needed here; set PYTHONUTF8=1 (or '
+      'LC_ALL=C.UTF-8) if it is one, or choose another'
+    ) from error
+  return path
+
+
 def user_cache() -> pathlib.Path | None:
   """$XDG_CACHE_HOME or ~/.cache; None for a user without a home, as containers have them."""
   given = os.environ.get('XDG_CACHE_HOME') or '~/.cache'

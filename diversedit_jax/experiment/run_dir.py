@@ -228,7 +228,7 @@ def _checked(workdir):
       f'workdir {workdir} is a URL, expected a directory; mount the bucket (gcsfuse, say) and give '
       'the path of the mount'
     )
-  path = paths.path(workdir).absolute()
+  path = paths.utf8(paths.path(workdir).absolute())
   if path.exists() and not path.is_dir():
     raise types.UserError(f'workdir {path} is a file, expected a directory')
   return path

@@ -8,7 +8,7 @@ import pathlib
 import re
 from typing import Any
 
-from diversedit_jax import types
+from diversedit_jax import paths, types
 from diversedit_jax.data import files
 from diversedit_jax.data.store import layout, writer
 
@@ -23,6 +23,7 @@ def check(root: pathlib.Path, plan: layout.Plan) -> None:
   Raises:
     UserError: a file, a folder that is no store, or a store of another plan (differences listed).
   """
+  paths.utf8(root)
   if root.exists() and not root.is_dir():
     raise types.UserError(f'--output={root} is a file, expected a folder')
   # Listed before the plan is looked for: another worker writes its plan before all else.

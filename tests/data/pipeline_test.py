@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import mmap
+import shutil
 import threading
 import time
 
@@ -78,6 +80,30 @@ def test_worker_processes_change_nothing():
       assert batch.keys() == expected.keys()
       for name, array in expected.items():
         np.testing.assert_array_equal(batch[name], array)
+
+
+@pytest.mark.parametrize(
+  ('workers', 'prefetch', 'free', 'fits'),
+  [
+    (2, 2, 36, True),
+    (2, 2, 35, False),
+    (2, 4, 59, False),
+    (0, 2, 0, True),
+  ],
+)
+def test_workers_need_shared_memory(monkeypatch, tmp_path, workers, prefetch, free, fits):
+  """A batch of three small arrays has three pages; as many as Grain was seen to hold at once."""
+  found = shutil._ntuple_diskusage(0, 0, free * mmap.PAGESIZE)
+  monkeypatch.setattr(pipeline.shutil, 'disk_usage', {tmp_path: found}.get)
+  check = lambda folder: pipeline.check_shared_memory(
+    Indices(), 6, prefetch=prefetch, workers=workers, folder=folder
+  )
+  check(tmp_path / 'absent')  # Another system than Linux.
+  if fits:
+    check(tmp_path)
+    return
+  with pytest.raises(UserError, match=f'{tmp_path}.*batches.*--shm-size.*data.threads'):
+    check(tmp_path)
 
 
 @pytest.mark.parametrize('processes', [1, 4])

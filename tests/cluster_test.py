@@ -1,0 +1,57 @@
+"""Processes that cannot be joined are told in one line."""
+
+import socket
+
+import jax
+import pytest
+
+from diversedit_jax import cluster, types
+
+VARIABLES = (cluster.ADDRESS, cluster.COUNT, cluster.INDEX)
+
+
+def refusal(monkeypatch, *values, timeout=0.0):
+  for name, value in zip(VARIABLES, values, strict=True):
+    monkeypatch.delenv(name, raising=False)
+    if value is not None:
+      monkeypatch.setenv(name, value)
+  with pytest.raises(types.UserError) as error:
+    cluster.join(timeout)
+  return str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('values', 'words'),
+  [
+    ((None, None, None), 'coordinator_address should be defined'),
+    ((None, 'two', '0'), "JAX_NUM_PROCESSES='two' is no whole number"),
+    ((None, '2', '-1'), "JAX_PROCESS_ID='-1' is no whole number"),
+    (('here', '2', '0'), "JAX_COORDINATOR_ADDRESS='here' is not HOST:PORT"),
+    (('here:99999', '2', '0'), "JAX_COORDINATOR_ADDRESS='here:99999' is not HOST:PORT"),
+  ],
+)
+def test_missing_and_malformed_variables_are_named_with_all_three(monkeypatch, values, words):
+  told = refusal(monkeypatch, *values)
+  assert told.startswith('--distributed: ') and words in told
+  assert all(name in told for name in VARIABLES)
+
+
+def test_numbers_that_contradict_each_other(monkeypatch):
+  assert 'JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2' in refusal(monkeypatch, None, '2', '2')
+  assert 'JAX_NUM_PROCESSES=0, expected at least 1' in refusal(monkeypatch, None, '0', '0')
+
+
+def test_a_first_process_that_does_not_answer(monkeypatch):
+  with socket.socket() as taken:  # A port that nobody listens at.
+    taken.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{taken.getsockname()[1]}'
+    told = refusal(monkeypatch, address, '2', '1')
+  assert f'nothing answers at JAX_COORDINATOR_ADDRESS={address}' in told and 'refused' in told
+
+
+def test_what_jax_says_is_passed_on(monkeypatch):
+  def fail(**unused):
+    raise RuntimeError('UNKNOWN: Failed to start RPC server: address in use.')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', fail)
+  assert 'address in use; outside TPU slices' in refusal(monkeypatch, 'here:1', '2', '0')
