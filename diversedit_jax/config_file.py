@@ -16,7 +16,8 @@ from absl import flags, logging
 import ml_collections
 
 from diversedit_jax import cli, options, paths, trees, types
-from diversedit_jax.experiment import declarations
+from diversedit_jax.experiment import declarations, published
+from diversedit_jax.weights import location
 
 _PACKAGE = pathlib.Path(__file__).parent
 # In a wheel they lie within the package (setup.py), in a checkout beside it.
@@ -58,9 +59,14 @@ def parse(argv: Sequence[str]) -> list[str]:
 def load(spec: str) -> ml_collections.ConfigDict:
   """The config of 'FILE.py', 'FILE.py:ARGUMENTS', or a shipped experiment's name ('xl256').
 
+  Or of a folder that `--mode=export` wrote, here or on the hub.
+
   Raises:
     UserError: no such file, one that is not a config, or a fault in it, with its line.
   """
+  folder = paths.path(spec or 'none')
+  if spec.startswith(location.SCHEME) or (folder.is_dir() and published.read(folder)):
+    return published.config(spec).lock()
   file, argument = find(spec)
   module = python_types.ModuleType('config_of_the_run')
   module.__file__ = str(file)

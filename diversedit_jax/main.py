@@ -9,6 +9,7 @@ from diversedit_jax.modes import (
   analyze,
   audit,
   evaluate,
+  export,
   inspect,
   listing,
   plan,
@@ -18,14 +19,15 @@ from diversedit_jax.modes import (
   train,
 )
 
-MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'inspect', 'stats', 'plan', 'audit')
-MODES += ('list', 'keys')
+MODES = ('train', 'sample', 'eval', 'sweep', 'analyze', 'export', 'inspect', 'stats', 'plan')
+MODES += ('audit', 'list', 'keys')
 
 _CONFIG = flags.DEFINE_string(
   'config',
   None,
   'Config file, or the name of one that comes with the package; with meta-arguments after a colon: '
-  'FILE.py:name=value,name=value. --config.SECTION.KEY=VALUE changes a key.',
+  'FILE.py:name=value,name=value. --config.SECTION.KEY=VALUE changes a key. Or a folder that '
+  '--mode=export wrote, or hf://ORG/REPO.',
 )
 _OVERRIDE = flags.DEFINE_multi_string(
   'override', [], 'SECTION.KEY=VALUE: the same as --config.SECTION.KEY=VALUE.'
@@ -35,7 +37,8 @@ _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do; keys explains the
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
-  'Weights from elsewhere: a folder checkpoints/STEP, or a file that `convert` wrote.',
+  'Weights from elsewhere: a folder checkpoints/STEP, a file that `convert` wrote, a folder that '
+  '--mode=export wrote, or hf://ORG/REPO.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -59,8 +62,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 # Modes that have a use for a flag.
 _MODES_OF = {
-  'checkpoint': ('sample', 'eval', 'sweep', 'analyze', 'inspect'),
-  'output': ('sample', 'eval', 'sweep', 'analyze'),
+  'checkpoint': ('sample', 'eval', 'sweep', 'analyze', 'export', 'inspect'),
+  'output': ('sample', 'eval', 'sweep', 'analyze', 'export'),
   'full': ('inspect',),
   'continue_with': ('train',),
   'continue_from': ('train',),
@@ -112,13 +115,16 @@ def main(argv: list[str]) -> None:
   elif mode == 'stats':
     print(*stats.run(experiment, _WORKDIR.value), sep='\n')
   else:
-    run = {'sample': sample, 'eval': evaluate, 'sweep': sweep, 'analyze': analyze}[mode].run
-    print(*run(experiment, *_places()), sep='\n')
+    module = {'sample': sample, 'eval': evaluate, 'sweep': sweep, 'analyze': analyze}
+    module['export'] = export
+    print(*module[mode].run(experiment, *_places()), sep='\n')
 
 
 def _places() -> tuple[str, str | None]:
   """Where results go, and the weights from elsewhere if there are some."""
   workdir, origin, output = _WORKDIR.value, _CHECKPOINT.value, _OUTPUT.value
+  if output is None and _MODE.value == 'export':
+    raise types.UserError('--mode=export needs --output=DIR, the folder to write')
   if output is None:
     return workdir, origin
   if origin is not None and workdir:

@@ -102,7 +102,7 @@ def open_for_training(
   """
   path = _checked(workdir)
   held = sorted(name for name in _OF_A_RUN if any(map(_is_content, path.glob(name))))
-  stored, given = _stored(path), complete(flatten(config))
+  stored, given = stored_config(path), complete(flatten(config))
   if held and stored is None:
     raise types.UserError(
       f'workdir {path} holds {", ".join(held)} but no config.json: not a whole run; restore its '
@@ -156,33 +156,62 @@ def open_for_reading(
     UserError: if there is no run, or they differ (what differs is listed).
   """
   path = _checked(workdir)
-  stored, declared = _stored(path), declarations.keys()
+  stored = stored_config(path)
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
-  changed = differences(stored, complete(flatten(config)))
+  check_same_network(
+    f'workdir {path}',
+    stored,
+    config,
+    there=learned.read(path) or {},
+    given=data or {},
+    remedy='Choose another workdir, or give the stored values',
+  )
+  return path
+
+
+def check_same_network(
+  of: str,
+  stored: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  *,
+  there: Mapping[str, Any],
+  given: Mapping[str, Any],
+  remedy: str,
+) -> None:
+  """Refuses weights whose network or interpolant is not the config's, in any dtype.
+
+  Args:
+    of: what they lie in, for the message. stored: their config, flat and complete.
+    config: resolved.
+    there, given: entries that `SPACE` names, as far as they are known, of the data that they
+      learned from and of those at hand.
+    remedy: end of the message.
+
+  Raises:
+    UserError: they differ; what differs is listed.
+  """
+  changed, declared = differences(stored, complete(flatten(config))), declarations.keys()
   if 'method' in changed and len({registry.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
   decides = lambda key: key == 'method' or (key in declared and declared[key].decides_network)
   others = {key: pair for key, pair in changed.items() if decides(key)}
   if others:
     raise types.UserError(
-      f'workdir {path} belongs to another config; it differs in {continuing.listed(others)}. '
-      'Choose another workdir, or give the stored values'
+      f'{of} belongs to another config; it differs in {continuing.listed(others)}. {remedy}'
     )
-  there, given = learned.read(path) or {}, data or {}
   known = [name for name in SPACE if name in there and name in given]
   others = differences(*(flatten({name: of[name] for name in known}) for of in (there, given)))
   if others:
     raise types.UserError(
-      f'workdir {path} was trained on latents of another space, encoder or scale: '
+      f'{of} was trained on latents of another space, encoder or scale: '
       f'{continuing.listed(others)}. Give data of the same kind'
     )
-  return path
 
 
 def stored_value(path: pathlib.Path, key: str) -> Any:
   """The value of a key, as 'train.steps', in the config of the run that a directory holds."""
-  return _stored(path)[key]
+  return stored_config(path)[key]
 
 
 def open_for_output(workdir: str) -> pathlib.Path:
@@ -244,15 +273,27 @@ def _is_content(path):
   return any(p.name != 'lost+found' and not p.name.startswith('.') for p in path.iterdir())
 
 
-def _stored(path):
-  """The stored config, flat and complete, in today's terms; None if there is none."""
+def stored_config(path: pathlib.Path) -> dict[str, Any] | None:
+  """The config of the run in a directory, see `understood`; None if there is none."""
   file = path / 'config.json'
   if not file.exists():
     return None
   try:
-    flat = flatten(json.loads(file.read_bytes()))
+    return understood(file, json.loads(file.read_bytes()))
   except (json.JSONDecodeError, AttributeError) as error:
     raise types.UserError(f'{file} is not a run config: {error}') from error
+
+
+def understood(file: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored config in today's terms, flat and complete; what is not known is left out, and said.
+
+  Args:
+    file: for messages. content: nested, with the version that wrote it.
+
+  Raises:
+    UserError: its method is not here.
+  """
+  flat = flatten(content)
   blocks = flat.get('diversity.layers', '')
   if flat.pop(_WRITTEN_BY, None) is None and blocks[:1].isdecimal():  # 0.1 counted from 0.
     flat['diversity.layers'] = ','.join(str(int(block) + 1) for block in blocks.split(','))

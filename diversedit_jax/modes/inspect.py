@@ -15,14 +15,14 @@ import numpy as np
 from diversedit_jax import checkpoint, convert, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
-from diversedit_jax.experiment import declarations, run_dir
+from diversedit_jax.experiment import declarations, published, run_dir
 from diversedit_jax.frozen import encoders, inception_files, vae_files
 from diversedit_jax.modes import evaluate, origins, run_context
 from diversedit_jax.weights import location, misfits, summary
 
 _SHOWN = 20  # Lines of scores.
 _TITLE = 13  # Width of the words at the left.
-_MODEL = 'model.safetensors'
+_OURS = 'diversedit_jax, as '
 _SIZES = ('depth', 'width', 'heads', 'patch_size')
 
 
@@ -49,8 +49,8 @@ def run(
       '--mode=inspect looks at a run or at weights: give --workdir=DIR, or --checkpoint=FILE'
     )
   folder = location.resolve(origin or workdir).absolute()
-  if folder.is_dir() and (folder / 'config.json').is_file() and not (folder / _MODEL).is_file():
-    steps = sorted(int(p.name) for p in folder.glob('checkpoints/*') if p.name.isdigit())
+  if folder.is_dir() and (folder / 'config.json').is_file() and published.read(folder) is None:
+    steps = origins.steps(folder)
     lines = _describe_run(folder, steps, config)
     lines += _items(folder / 'checkpoints' / str(steps[-1]), whole) if steps else []
     return '\n'.join(lines)
@@ -71,17 +71,17 @@ def recognise(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]:
   """Words, and for a diffusion model its arrays by the other system's names."""
-  ours = any(name.startswith('model/') for name in arrays)
-  for name in families.FAMILIES:
-    state_dict = arrays
-    if ours:
-      state_dict = _attempt(lambda name=name: convert.to_torch(convert.unflatten(arrays), name))
-    elif _attempt(lambda name=name: convert.to_ours(arrays, name)) is None:
-      continue
-    if state_dict is not None:
-      yield (f'{name}, by the names of diversedit_jax' if ours else name), state_dict
-  if ours:
+  if any(name.startswith('model/') for name in arrays):
+    params = convert.unflatten(arrays)
+    for name in families.FAMILIES:
+      # Ours do not tell the patch size; 1 is as good as another.
+      written = _attempt(lambda name=name: convert.to_torch(params, name, patch_size=1))
+      if written is not None:
+        yield f'{_OURS}{name}', written
     return
+  for name in families.FAMILIES:
+    if _attempt(lambda name=name: convert.to_ours(arrays, name)) is not None:
+      yield name, arrays
   found = _attempt(lambda: vae_files.from_arrays(arrays, scale=1.0, shift=0.0))
   if found is not None:
     yield f'AutoencoderKL, {found.config.latent_channels} latent channels', None
@@ -105,14 +105,25 @@ def _describe_file(origin, config, whole) -> list[str]:
   lines = [_line('file', f'{location.place_of(path) or path}, {size}')]
   lines += [_line('SHA-256', location.digest(path))]
   found = dict(_recognised(arrays))
-  lines += [_line('family', ' or '.join(found) or 'unknown: none that this version knows')]
+  is_ours = any(words.startswith(_OURS) for words in found)
+  names = ' or '.join(words.removeprefix(_OURS) for words in found)
+  known = f'{_OURS if is_ours else ""}{names}'
+  lines += [_line('family', known or 'unknown: none that this version knows')]
+  configs: dict[str, list[str]] = {}
   for words, state_dict in found.items():
-    if state_dict is None:
-      continue
-    family = families.family(words.partition(',')[0])
-    keys = detection.config_keys(convert.infer_config(state_dict, words.partition(',')[0]), family)
-    lines.append(_line('config', f'{" ".join(keys)}{f"  (as {words})" if len(found) > 1 else ""}'))
-    lines += [_line('licence', family.notice)] if family.notice else []
+    if state_dict is not None:
+      name = words.removeprefix(_OURS)
+      family, inferred = families.family(name), convert.infer_config(state_dict, name)
+      inferred |= {'patch_size': None} if is_ours else {}
+      configs.setdefault(' '.join(detection.config_keys(inferred, family)), []).append(words)
+      lines += [_line('licence', family.notice)] if family.notice else []
+  for keys, of in configs.items():
+    lines.append(_line('config', keys if len(configs) == 1 else f'{keys}  (of {" or ".join(of)})'))
+  if origin.about is not None:
+    about = origin.about
+    step = 'unknown' if about.weights['step'] is None else f'{about.weights["step"]:,}'
+    lines += [_line('weights', f'{about.weights["kind"]} of step {step}, from --mode=export')]
+    lines += _card(about.config, about.data) + _score_lines(path.parent)
   lines += [] if config is None else [_line('--config', _fit(arrays, config))]
   return [*lines, *_tables({'arrays': lambda: arrays}, whole)]
 
@@ -128,7 +139,22 @@ def _fit(arrays, config) -> str:
 def _describe_run(folder, steps, config) -> list[str]:
   of_run = origins.Origin(path=folder / 'checkpoints' / '0', step=0)
   stored = run_dir.flatten(of_run.recorded('config.json'))
-  data, versions = of_run.recorded('data.json'), of_run.recorded('versions.json')
+  versions = of_run.recorded('versions.json') or [{}]
+  made = [f'{name} {version}' for name, version in versions[-1].items()]
+  planned = stored.get('train.steps', declarations.keys()['train.steps'].default)
+  lines = [
+    _line('run', folder),
+    *_card(stored, of_run.recorded('data.json')),
+    _line('made by', ', '.join(made) or 'unknown'),
+    _line('steps', f'{planned:,}, {_last_report(folder)}'),
+    _line('checkpoints', ', '.join(map(str, steps)) or 'none yet'),
+  ]
+  lines += [] if config is None else [_line('--config', _differences(stored, config))]
+  return lines + _score_lines(folder)
+
+
+def _card(stored, data) -> list[str]:
+  """Method, model and data, from a flat config and what is recorded of the data."""
   known = declarations.keys()
   value = lambda key: stored.get(key, known[key].default)
   sizes = [f'{name} {value(f"model.{name}")}' for name in _SIZES]
@@ -139,21 +165,15 @@ def _describe_run(folder, steps, config) -> list[str]:
     if key.removeprefix('model.') not in (*_SIZES, 'size') and stored[key] != known[key].default
   ]
   named = [value('model.size')] if value('model.size') else sizes
-  made = [f'{name} {version}' for name, version in (versions or [{}])[-1].items()]
-  examples = f'{data["examples"]:,} examples, ' if 'examples' in data else ''
-  space = data.get('space', 'unknown space')
-  about = f'{data.get("name")}, {examples}{space}' if data else value('data.source')
-  lines = [
-    _line('run', folder),
+  facts = [data.get('name', value('data.source'))]
+  facts += [f'{data["examples"]:,} examples'] if 'examples' in data else []
+  facts += [data['space']] if 'space' in data else []
+  facts += [f'SHA-256 {data["sha256"][:16]}'] if 'sha256' in data else []
+  return [
     _line('method', value('method')),
     _line('model', ', '.join([*named, *others])),
-    _line('data', f'{about}, SHA-256 {data["sha256"][:16]}' if 'sha256' in data else about),
-    _line('made by', ', '.join(made) or 'unknown'),
-    _line('steps', f'{value("train.steps"):,}, {_last_report(folder)}'),
-    _line('checkpoints', ', '.join(map(str, steps)) or 'none yet'),
+    _line('data', ', '.join(facts)),
   ]
-  lines += [] if config is None else [_line('--config', _differences(stored, config))]
-  return lines + [_line('scores' if i == 0 else '', line) for i, line in enumerate(_scores(folder))]
 
 
 def _differences(stored, config) -> str:
@@ -188,7 +208,7 @@ def scores(folder: pathlib.Path) -> dict[str, Mapping[str, Any]]:
   return found
 
 
-def _scores(folder) -> list[str]:
+def _score_lines(folder) -> list[str]:
   lines = []
   for name, content in scores(folder).items():
     protocol = content['protocol']
@@ -198,7 +218,8 @@ def _scores(folder) -> list[str]:
       f'{protocol["steps"]} steps, guidance {protocol["guidance"]["scale"]:g})'
     )
   more = [f'... and {len(lines) - _SHOWN} older'] if len(lines) > _SHOWN else []
-  return [*lines[-_SHOWN:], *more]
+  shown = [*lines[-_SHOWN:], *more]
+  return [_line('scores' if i == 0 else '', line) for i, line in enumerate(shown)]
 
 
 def _items(path, whole) -> list[str]:

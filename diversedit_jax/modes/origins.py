@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from diversedit_jax import checkpoint, convert, types
+from diversedit_jax.experiment import published
 from diversedit_jax.weights import location
 
 
@@ -17,15 +18,20 @@ class Origin:
   """A file of weights, or the folder checkpoints/STEP of a run.
 
   path: absolute. step: training steps behind a checkpoint; None for a file.
+  about: what the folder of a file says that `--mode=export` wrote; None for others.
   """
 
   path: pathlib.Path
   step: int | None
+  about: published.Published | None = None
 
   @property
   def name(self) -> str:
     """What cards call it, see `location.name`; 'checkpoints/STEP' of a checkpoint."""
-    return location.name(self.path) if self.step is None else f'checkpoints/{self.step}'
+    if self.step is not None:
+      return f'checkpoints/{self.step}'
+    name = location.name(self.path)
+    return f'{self.path.parent.name}/{name}' if self.about and name == self.path.name else name
 
   @property
   def run(self) -> pathlib.Path | None:
@@ -62,7 +68,7 @@ class Origin:
 
 
 def find(origin: str) -> Origin:
-  """What lies at a path, here or on the hub (see `location`).
+  """What lies at a path, here or on the hub (see `location`); of a folder, its model.safetensors.
 
   Raises:
     UserError: nothing that holds weights; of a run's directory, its checkpoints are named.
@@ -70,8 +76,10 @@ def find(origin: str) -> Origin:
   if not origin:
     raise types.UserError('--checkpoint is empty: give a file of weights or checkpoints/STEP')
   path = location.resolve(origin).absolute()
+  path = path / published.MODEL if (path / published.MODEL).is_file() else path
   if path.is_file():
-    return Origin(path=path, step=None)
+    about = published.read(path) if path.name == published.MODEL else None
+    return Origin(path=path, step=None, about=about)
   if path.is_dir() and path.name.isdigit():
     return Origin(path=path, step=int(path.name))
   if not path.exists():
@@ -85,3 +93,8 @@ def find(origin: str) -> Origin:
   raise types.UserError(
     f'{path} is neither a file of weights nor a folder checkpoints/STEP of a run'
   )
+
+
+def steps(run: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints of a run, oldest first."""
+  return sorted(int(path.name) for path in run.glob('checkpoints/*') if path.name.isdigit())

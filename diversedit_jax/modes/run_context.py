@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -45,6 +46,12 @@ class Weights:
   kind: str
   label_dropout: float | None = None
   label_names: tuple[str, ...] = ()
+
+  @property
+  def label(self) -> str:
+    """The step, or the file's name, for names of results."""
+    file = pathlib.PurePath(self.origin.partition('#')[0])
+    return file.name if self.step is None else str(self.step)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -115,17 +122,22 @@ def open_weights(experiment, workdir, origin):
     found = origins.find(origin)
     path = run_dir.open_for_output(workdir)
     if found.step is None:
-      if wanted != 'ema':
+      kind, step = 'file', None
+      if found.about is not None:
+        found.about.check(experiment.config, space_facts(experiment.source))
+        kind, step = (found.about.weights[fact] for fact in ('kind', 'step'))
+        dropout = found.about.config['train.label_dropout']
+        names = tuple(found.about.data['label_names'])
+      held = 'params' if kind == 'params' else 'ema'
+      if wanted != held:
         raise types.UserError(
           f'sample.weights={wanted} chooses among those of a checkpoint, but {found.name} is '
-          'a file, which holds one set: leave it out'
+          f'a file, which holds one set: give sample.weights={held}'
         )
       trainable = make_trainable(experiment, mesh, heads=False)
       params, null_label = _from_file(found, trainable)
       dropout = dropout if null_label else 0.0
-      return path, Weights(
-        trainable.graphdef, params, mesh, None, found.name, 'file', dropout, names
-      )
+      return path, Weights(trainable.graphdef, params, mesh, step, found.name, kind, dropout, names)
     folder, number = found.path.parent, found.step
     if found.run is not None:
       # Refuses another model, and one of other latents.
@@ -159,10 +171,11 @@ def _from_file(origin, trainable):
   return params, bool(flat['model/label_embed/embedding'][-1].any())
 
 
-def faults(flat, wanted):
+def faults(flat, wanted, *, finite=False):
   """How arrays by name do not fit the leaves of a model; heads are left out: they only train it."""
   shapes = {name: x.shape for name, x in wanted.items()}
-  return misfits.find(flat, shapes, unused=lambda name: name.startswith('heads/'))
+  is_head = lambda name: name.startswith('heads/')
+  return misfits.find(flat, shapes, unused=is_head, finite=finite)
 
 
 def data_facts(source):

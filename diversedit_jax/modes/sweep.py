@@ -29,7 +29,7 @@ def run(
   options = experiment.sweep
   path, weights = run_context.open_weights(experiment, workdir, origin)
   folder = path / 'eval'
-  name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.origin.split('/')[-1])
+  name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.label)
   token = dataclasses.replace(experiment.sampler, guidance_scale=1.0).guided
   samplers = [_sampler(experiment, *point) for point in options.points(guided_at_1=token)]
   null_label.check_trained(experiment, weights.label_dropout, samplers, evaluate.KEY)

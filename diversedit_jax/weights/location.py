@@ -41,15 +41,12 @@ _PAGE = re.compile(
 )
 
 
-def resolve(
-  given: str | os.PathLike[str], names: Sequence[str] = _WEIGHTS, *, folder: bool = False
-) -> pathlib.Path:
+def resolve(given: str | os.PathLike[str], names: Sequence[str] = _WEIGHTS) -> pathlib.Path:
   """The path on this machine of weights, which are fetched first if they are on the hub.
 
   Args:
     given: a path, or a place on the hub; see above.
     names: files that are looked for where a place on the hub is a folder, the best first.
-    folder: whether the folder of the file is wanted where a place on the hub is a folder.
 
   Returns:
     A path, which may not exist if it was given as one. A file that was fetched has `config.json`
@@ -65,14 +62,14 @@ def resolve(
   if place is None:
     raise types.UserError(_malformed(text))
   inside = (place['path'] or '').strip('/')
-  is_file = bool(_FILE.fullmatch(inside))
-  wanted = [inside] if is_file else [f'{inside}/{name}'.lstrip('/') for name in names]
+  wanted = [f'{inside}/{name}'.lstrip('/') for name in names]
+  wanted = [inside] if _FILE.fullmatch(inside) else wanted
   file = _fetch(text, place['repo'], urllib.parse.unquote(place['revision'] or 'main'), wanted)
   found = digest(file)
   if place['sha256'] not in (None, found):
     raise types.UserError(f'{text} is another file: its SHA-256 is {found}')
   logging.info('%s: %.1f MB, SHA-256 %s', place_of(file), file.stat().st_size / 1e6, found)
-  return file.parent if folder and not is_file else file
+  return file
 
 
 def name(path: pathlib.Path) -> str:

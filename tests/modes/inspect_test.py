@@ -53,7 +53,9 @@ def test_a_file_is_fitted_to_a_config_and_bad_values_are_counted(run, tmp_path):
   arrays['model/patch_embed/bias'] = np.full(16, np.nan, np.float32)
   convert.save(tmp_path / 'x.safetensors', arrays)
   page = inspect.run('', str(tmp_path / 'x.safetensors'), small_runs.make_config())
-  assert '\n--config     fits\n' in page and '\nfamily       sit, by the names of' in page
+  assert '\n--config     fits\n' in page
+  assert '\nfamily       diversedit_jax, as sit or sra\n' in page
+  assert ' model.width=16 model.heads=? model.patch_size=? model.skip' in page
   assert page.endswith(', 16 NaN or infinite')
   page = inspect.run('', str(tmp_path / 'x.safetensors'), small_runs.make_config(model__width=32))
   assert '\n--config     does not fit: model/' in page
