@@ -26,7 +26,7 @@ def test_names_of_devices():
   ('name', 'words'),
   [
     ('h20', "unknown plan.compile_for device 'h20'; did you mean 'h200'"),
-    ('v5litepod:2x2', "^unknown plan.compile_for device 'v5litepod'; known: a100-40, a100-80, .* v5p, v6e$"),
+    ('v5litepod:2x2', "^unknown plan.compile_for device 'v5litepod'; known: a100-40, .* v5p, v6e$"),
     ('h200:', "'h200:' does not give a number of GPUs; write 'h200' or 'h200:8'"),
     ('h200:2x2', "'h200:2x2' does not give a number of GPUs"),
     ('h200:0', "'h200:0' does not give a number of GPUs"),
