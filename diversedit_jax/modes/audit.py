@@ -9,6 +9,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
 from diversedit_jax.data import audit as audit_lib
 from diversedit_jax.data import images, latents, pipeline
+from diversedit_jax.data.pictures import remarks as label_remarks
 from diversedit_jax.data.sources import base
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
@@ -65,6 +66,13 @@ def gather(experiment: experiment_lib.Experiment) -> dict[str, Any]:
       f'channels have standard deviations {", ".join(f"{s:.2f}" for s in values["std"])}: scaled '
       f'latents of natural images have 0.7 to 1, so the scale may not be that of the VAE'
     )
+  low, high = values['min'], values['max']
+  if source.space == 'pixels' and low is not None and 0 <= low < high:
+    remarks.append(
+      f'values lie in [{low:.2f}, {high:.2f}], expected about [-1, 1]: pixels '
+      'in [0, 1] become these by 2 x - 1'
+    )
+  remarks += label_remarks.of_labels(source.labels, source.label_names)
   if labels['empty']:
     remarks.append(f'{len(labels["empty"])} of {labels["classes"]} classes have no example')
   facts = {

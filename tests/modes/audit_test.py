@@ -136,12 +136,27 @@ def test_latents_of_another_scale_are_remarked(tmp_path, scale, remarked):
     assert 'the scale may not be that of the VAE' in remark
 
 
-def test_classes_without_examples_are_remarked(tmp_path):
-  np.savez(tmp_path / 'x.npz', images=np.zeros((64, 8, 8, 1), 'f4'), labels=np.arange(64) % 3)
+@pytest.mark.parametrize(
+  ('first', 'top', 'remarks'),
+  [
+    (0, 0, ['2 of 5 classes have no example']),
+    (1, 0, ['labels begin at 1, so class 0 has no', '2 of 5 classes have no example']),
+    (
+      2,
+      1,
+      ['values lie in [0.00, 1.00], expected about [-1, 1]', '2 of 5 classes have no example'],
+    ),
+  ],
+)
+def test_odd_labels_and_values_are_remarked(tmp_path, first, top, remarks):
+  images = np.zeros((64, 8, 8, 1), np.float32)
+  images[:, 0] = top
+  np.savez(tmp_path / 'x.npz', images=images, labels=first + np.arange(64) % 3)
   experiment = make(data__source=f'arrays:{tmp_path}/x.npz', data__num_classes=5)
   found = lines(modes.audit.run(experiment, ''))
   assert found['labels'] == '5 classes of 0 to 22 examples, 2 empty'
-  assert found['remark'] == ['2 of 5 classes have no example']
+  assert len(found['remark']) == len(remarks)
+  assert all(map(str.startswith, found['remark'], remarks))
 
 
 def test_an_order_with_faults_raises_and_names_all_of_them(tmp_path, monkeypatch):

@@ -5,10 +5,12 @@ import os
 import pathlib
 import zipfile
 
+from absl import logging
 import numpy as np
 
 from diversedit_jax.data import latents
-from diversedit_jax.data.sources import base
+from diversedit_jax.data.pictures import remarks
+from diversedit_jax.data.sources import base, layouts
 from diversedit_jax.types import UserError
 
 
@@ -99,7 +101,7 @@ def arrays(
 
   The file holds `labels` integer [n] and either `images` [n, H, W, C], uint8 or float32 in
   [-1, 1], or `latents` [n, h, w, c], float16 or float32, already scaled for the model. Beside
-  latents it may hold `pixels` uint8 [n, H, W, 3], for encoders.
+  latents it may hold `pixels` uint8 [n, H, W, 3], for encoders, and `layout`, see `layouts`.
 
   Args:
     path: path of the file.
@@ -112,8 +114,10 @@ def arrays(
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f'{path}: no such file; expected an .npz with images or latents, and labels')
-  data_name, data, labels, beside = _read_npz(path, pixels)
+  data_name, data, labels, beside, layout = _read_npz(path, pixels)
   _check_data(path, data_name, data)
+  if data_name == 'latents':
+    layouts.check_latents(path, data, layout)
   if beside is not None and not (
     beside.dtype == np.uint8
     and beside.ndim == 4
@@ -122,7 +126,7 @@ def arrays(
   ):
     raise UserError(
       f'{path}: `pixels` is {beside.dtype.name} {beside.shape}, expected uint8 '
-      f'({len(data)}, H, W, 3)'
+      f'({len(data)}, H, W, 3){layouts.turned(path, "pixels", beside.shape)}'
     )
   classes = _check_labels(path, labels, len(data), num_classes)
   space = 'pixels' if data_name == 'images' else 'latents'
@@ -134,8 +138,8 @@ def arrays(
 
 def _read_npz(
   path: pathlib.Path, pixels: bool
-) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None]:
-  """The name 'images' or 'latents', that array, the labels, and the pixels beside latents."""
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray | None, str | None]:
+  """The name 'images' or 'latents', that array, labels, pixels beside latents, the layout."""
   try:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
@@ -144,7 +148,9 @@ def _read_npz(
       wanted = [name for name in ('images', 'latents') if name in file.files]
       if len(wanted) == 1 and 'labels' in file.files:
         beside = pixels and wanted[0] == 'latents' and 'pixels' in file.files
-        return wanted[0], file[wanted[0]], file['labels'], file['pixels'] if beside else None
+        beside = file['pixels'] if beside else None
+        layout = str(file['layout']) if 'layout' in file.files else None
+        return wanted[0], file[wanted[0]], file['labels'], beside, layout
       found = sorted(file.files)
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path}: cannot be read as an .npz of plain arrays: {error}') from error
@@ -156,11 +162,18 @@ def _read_npz(
 def _check_data(path: pathlib.Path, name: str, data: np.ndarray) -> None:
   kinds = ('uint8', 'float32') if name == 'images' else ('float16', 'float32')
   if data.dtype.name not in kinds:
-    raise UserError(f'{path}: `{name}` is {data.dtype.name}, expected {" or ".join(kinds)}')
+    way = ''
+    if data.dtype == np.float64:
+      narrow = layouts.command(path, f'f["{name}"] = f["{name}"].astype("float32")')
+      way = f', as `{narrow}` makes it'
+    raise UserError(f'{path}: `{name}` is {data.dtype.name}, expected {" or ".join(kinds)}{way}')
   if data.ndim != 4 or 0 in data.shape:
     raise UserError(f'{path}: `{name}` has shape {data.shape}, expected (n, H, W, C), all positive')
   if name == 'images' and data.shape[-1] not in (1, 3):
-    raise UserError(f'{path}: `images` has shape {data.shape}, expected (n, H, W, 1 or 3)')
+    raise UserError(
+      f'{path}: `images` has shape {data.shape}, expected (n, H, W, 1 or 3)'
+      f'{layouts.turned(path, name, data.shape)}'
+    )
   if data.dtype == np.uint8:
     return
   if not np.isfinite(data).all():
@@ -195,7 +208,10 @@ def _open_digits(request: base.Request) -> ArraySource:
 def _open_arrays(request: base.Request) -> ArraySource:
   if not request.rest:
     raise UserError("data 'arrays' is malformed; expected 'arrays:FILE.npz'")
-  return arrays(request.path(), request.num_classes, pixels=request.pixels)
+  source = arrays(request.path(), request.num_classes, pixels=request.pixels)
+  for remark in remarks.of_labels(source.labels, ()):
+    logging.warning('%s: %s', source.name, remark)
+  return source
 
 
 base.register('digits', _open_digits)

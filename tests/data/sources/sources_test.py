@@ -1,5 +1,9 @@
 """Sources in arrays and of noise: contents, independence from the batch, and what they refuse."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn import datasets
@@ -121,7 +125,12 @@ def test_arrays_latents_and_the_pixels_beside_them(tmp_path, dtype):
     ({'labels': Y}, r"found arrays \['labels'\], expected `labels` and exactly one"),
     ({'images': X, 'latents': X, 'labels': Y}, 'exactly one'),
     ({'images': X.transpose(0, 3, 1, 2), 'labels': Y}, r'\(3, 1, 4, 4\), expected \(n, H, W, 1 or'),
-    ({'images': X.astype(np.float64), 'labels': Y}, 'float64, expected uint8 or float32'),
+    ({'images': X.astype(np.float64), 'labels': Y}, r'float64, expected uint8 or float32.*astype'),
+    (
+      {'images': np.zeros((3, 3, 8, 8), np.uint8), 'labels': Y},
+      'by `python .*transpose.0, 2',
+    ),
+    ({'latents': X, 'labels': Y, 'layout': 'HWC'}, "`layout` is 'HWC', expected 'NHWC'"),
     ({'images': X + 200, 'labels': Y}, r'values in \[200, 200\], expected \[-1, 1\]'),
     ({'latents': NOT_FINITE, 'labels': Y}, 'not finite, first in example 2'),
     ({'images': X, 'labels': Y[:2]}, r'int64 \(2,\), expected integers \(3,\)'),
@@ -136,6 +145,50 @@ def test_arrays_refusals_name_the_file(tmp_path, arrays, message):
   with pytest.raises(UserError, match=message) as error:
     sources.arrays(path)
   assert str(path) in str(error.value)
+
+
+NORMAL = np.random.default_rng(0).standard_normal((3, 32, 32, 4)).astype(np.float32)
+FIRST = NORMAL.transpose(0, 3, 1, 2)
+TOGETHER = lambda spread: np.concatenate([NORMAL, spread], axis=-1)
+
+
+@pytest.mark.parametrize(
+  ('latents', 'expected', 'message'),
+  [
+    (FIRST, NORMAL, 'channels first, 32x32 with 4 channels'),
+    (FIRST[..., :24], NORMAL[:, :, :24], 'channels first, 32x24 with 4 channels'),
+    (TOGETHER(NORMAL), None, 'moments, 4 means and as many logarithms'),
+    (TOGETHER(0 * NORMAL - 100), 0.18215 * NORMAL, 'moments, 4 means and as many logarithms'),
+    (TOGETHER(abs(NORMAL)), None, 'moments, 4 means and as many standard deviations'),
+    (
+      TOGETHER(0 * NORMAL - 100).transpose(0, 3, 1, 2),
+      0.18215 * NORMAL,
+      'first.*like moments',
+    ),
+  ],
+)
+def test_latents_of_another_layout_are_refused_with_the_line_that_turns_them(
+  tmp_path, latents, expected, message
+):
+  """The line is run, and so is the one that says that they are right."""
+  path = write(tmp_path, latents=latents, labels=Y)
+  with pytest.raises(UserError, match=f'look like .*{message}') as error:
+    sources.arrays(path)
+  turning, stating = re.findall('`(python -c .*?)`', str(error.value))
+  made = tmp_path / 'data-new.npz'
+  subprocess.run(turning.replace('python', sys.executable, 1), shell=True, check=True)
+  found = sources.arrays(made).data
+  if expected is not None:
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert found.shape[-1] == 4 and found.dtype == np.float32
+  subprocess.run(stating.replace('python', sys.executable, 1), shell=True, check=True)
+  np.testing.assert_array_equal(sources.arrays(made).data, latents)
+
+
+@pytest.mark.parametrize('shape', [(32, 32, 4), (32, 24, 4), (8, 8, 32), (16, 32, 16), (4, 4, 16)])
+def test_latents_of_our_layout_are_taken(tmp_path, shape):
+  x = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+  assert sources.arrays(write(tmp_path, latents=x, labels=Y)).shape == shape
 
 
 def test_arrays_refuses_other_files(tmp_path):
