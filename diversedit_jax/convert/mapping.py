@@ -57,7 +57,8 @@ def to_ours(
   if table is not None:
     problems += _table_misfit(rules, table, plan.sizes.get('D'), grid)
   kind = likely.kind(state_dict) if not {e.torch[0] for e in plan.entries} & set(arrays) else ''
-  _refuse(problems, f'the state dict does not fit family {family!r}', kind)
+  by = ", by DiT's own names," if family == 'dit' and diffusers_dit.recognises(state_dict) else ''
+  _refuse(problems, f'the state dict{by} does not fit family {family!r}', kind)
 
   def leaf(entry):
     layers = [entry.layout.to_ours(arrays[name], plan.sizes) for name in entry.torch]

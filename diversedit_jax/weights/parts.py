@@ -82,7 +82,8 @@ def choose(
       raise types.UserError(f'has {its} twice, with and without a prefix in its name')
     chosen[its] = proper[name]
   rest = [n for n in inside if anchored and not n.startswith(tuple(found))]
-  return Choice(chosen, tuple(_notes(counts, part, common, parts, rest)))
+  notes = (*_notes(counts, part, common, parts, rest), *_wrapped(chosen.values()))
+  return Choice(chosen, notes)
 
 
 def _unwrapped(names) -> dict[str, str]:
@@ -141,6 +142,14 @@ def _preferred(counts: Mapping[str, int], prefer) -> str:
   )
 
 
+def _wrapped(names) -> Iterator[str]:
+  """A note if wrappers stand in names."""
+  found = [wrappers for name in names if (wrappers := _WRAPPERS.findall(name))]
+  if found:
+    kinds = sorted({repr(wrapper) for wrappers in found for wrapper in wrappers})
+    yield f'dropped {misfits.first_few(kinds)} from {len(found)} names'
+
+
 def _words(part) -> list[str]:
   return part.replace('/', '.').split('.')[:-1]
 
@@ -159,4 +168,4 @@ def _notes(counts, part, common, parts, rest) -> Iterator[str]:
   if prefix := part[len(within) :] + common:
     yield f'dropped {prefix!r}, with which all its names begin'
   if rest := [name for name in rest if not _TRAINING.search(name)]:
-    yield f'left out {len(rest)} arrays beside it: {misfits.first_few(rest)}'
+    yield f'left out what lies beside it: {misfits.first_few(rest)}'

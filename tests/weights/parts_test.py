@@ -49,7 +49,11 @@ def test_names_of_wrappers_within_names_are_dropped():
     '_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module._checkpoint_wrapped_module.mlp.fc1.weight',
     '_fsdp_wrapped_module.blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.mlp.fc1.weight',
   ]
-  assert parts.choose(names).names == dict(zip(_NAMES, names, strict=True))
+  choice = parts.choose(names)
+  assert choice.names == dict(zip(_NAMES, names, strict=True))
+  assert choice.notes == (
+    "dropped '_checkpoint_wrapped_module.', '_fsdp_wrapped_module.', '_orig_mod.' from 3 names",
+  )
   mixed = {'a': 'module.a', 'b': '_orig_mod.b', 'd.weight': 'd._orig_mod.weight'}
   mixed |= {'e.module.weight': 'e.module.weight'}
   assert parts.choose(mixed.values()).names == mixed
@@ -99,7 +103,7 @@ def test_anchors_find_a_network_among_others():
   assert list(choice.names) == list(_NAMES)
   assert choice.notes == (
     "dropped 'model.', with which all its names begin",
-    'left out 3 arrays beside it: loss.logvar, initted, vae.conv.weight',
+    'left out what lies beside it: loss.logvar, initted, vae.conv.weight',
   )
   pair = [*named('online_model.{}'), *named('ema_model.{}'), 'step']
   assert chosen(pair, anchors=anchor) == ['ema_model.'] * 3
