@@ -16,7 +16,7 @@ import numpy as np
 from diversedit_jax import trees, types
 from diversedit_jax.convert import detection, diffusers_dit, families, plans
 from diversedit_jax.models import embed
-from diversedit_jax.weights import array_files, likely, misfits
+from diversedit_jax.weights import array_files, misfits
 
 _TABLE_TOLERANCE = 1e-6
 _LABELS, _IMAGENET = 'model/label_embed/embedding', 1000
@@ -56,9 +56,8 @@ def to_ours(
   problems = misfits.find(arrays, plan.torch_shapes()) + _uneven(plan.counts)
   if table is not None:
     problems += _table_misfit(rules, table, plan.sizes.get('D'), grid)
-  kind = likely.kind(state_dict) if not {e.torch[0] for e in plan.entries} & set(arrays) else ''
   by = ", by DiT's own names," if family == 'dit' and diffusers_dit.recognises(state_dict) else ''
-  _refuse(problems, f'the state dict{by} does not fit family {family!r}', kind)
+  _refuse(problems, f'the state dict{by} does not fit family {family!r}')
 
   def leaf(entry):
     layers = [entry.layout.to_ours(arrays[name], plan.sizes) for name in entry.torch]
@@ -204,9 +203,9 @@ def _uneven(counts) -> list[str]:
   return []
 
 
-def _refuse(problems, what, kind=''):
+def _refuse(problems, what):
   if problems:
-    raise types.UserError(f'{what}: {"; ".join(problems)}{kind}')
+    raise types.UserError(f'{what}: {"; ".join(problems)}')
 
 
 def _table(rules, width, grid) -> np.ndarray:

@@ -20,7 +20,7 @@ from diversedit_jax.experiment import learned, run_dir
 from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
-from diversedit_jax.weights import likely, misfits
+from diversedit_jax.weights import misfits
 
 _NAME = 20  # Letters of a class's name beside a row.
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
@@ -163,8 +163,7 @@ def _from_file(origin, trainable):
   flat = origin.arrays('ema')
   wanted = trees.named_leaves(trainable.params)
   if problems := faults(flat, wanted):
-    kind = '' if set(flat) & set(wanted) else likely.kind(flat)
-    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(problems)}{kind}')
+    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(problems)}')
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
   params = jax.tree.map(jax.device_put, params, trainable.shardings.params)

@@ -1,4 +1,4 @@
-"""Says what a file of weights most likely holds, by names that only one kind of network has."""
+"""Says what arrays most likely are, by names that only one kind of network has."""
 
 from collections.abc import Iterable
 import re
@@ -24,7 +24,7 @@ _KINDS = {
   ),
   r'.*\btransformer_blocks\.0\.norm1\.emb\..*': f"diffusers' names of DiT; {_CONVERT}",
   r'.*\bx_embedder\.proj\.weight': f'the names of SiT and DiT; {_CONVERT}',
-  r'net/x_embedder/proj/kernel': f'the names of MeanFlow; {_CONVERT}',
+  r'(.*/)?net/x_embedder/proj/kernel': f'the names of MeanFlow; {_CONVERT}',
   r'.*\bMixed_5b[./].*': 'Inception: give it as eval.inception',
   r'.*\bpatch_embed\.proj\.weight|.*\bembeddings\.patch_embeddings\..*': (
     'a vision transformer, as encoders are'
@@ -33,9 +33,9 @@ _KINDS = {
 
 
 def kind(names: Iterable[str]) -> str:
-  """'; these are ...' with the likely kind and the way on; '' for names of no known network."""
+  """' (these look like ...)' with the way on; '' for names of no known network."""
   names = list(names)
   for pattern, what in _KINDS.items():
     if any(re.fullmatch(pattern, name) for name in names):
-      return f'; these look like {what}'
+      return f' (these look like {what})'
   return ''

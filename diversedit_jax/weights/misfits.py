@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from diversedit_jax.weights import likely
+
 _SHOWN = 5
 
 
@@ -24,7 +26,8 @@ def find(
     finite: whether to look for NaNs and infinities too.
 
   Returns:
-    One text for each of the three, with the first five names; empty if nothing is wrong.
+    One text for each of the three, with the first five names; empty if nothing is wrong. Where no
+    name fits, the second says what the arrays look like, see `likely`.
   """
   missing = [name for name in expected if name not in arrays]
   unknown = [name for name in arrays if name not in expected and not unused(name)]
@@ -34,7 +37,8 @@ def find(
     if name in arrays and (fault := _fault(name, arrays[name], shape, finite))
   ]
   faults = [f'missing: {first_few(missing)}'] if missing else []
-  faults += [f'not expected: {first_few(unknown)}'] if unknown else []
+  kind = likely.kind(arrays) if len(missing) == len(expected) else ''
+  faults += [f'not expected: {first_few(unknown)}{kind}'] if unknown else []
   return faults + ([first_few(wrong)] if wrong else [])
 
 

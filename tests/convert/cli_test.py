@@ -118,7 +118,7 @@ def test_weights_of_another_kind_are_named_in_a_short_line(tmp_path, capsys):
   array_files.save(tmp_path / 'vae.npz', dict.fromkeys(names, np.ones(2, np.float32)))
   assert _run(input=tmp_path / 'vae.npz', output=tmp_path / 'a.npz') == 2
   (line,) = capsys.readouterr().err.splitlines()
-  assert line.endswith("CompVis' names of an autoencoder: give it as --vae or vae.weights")
+  assert line.endswith("CompVis' names of an autoencoder: give it as --vae or vae.weights)")
   assert len(line) < 800
 
 

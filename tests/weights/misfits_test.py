@@ -30,3 +30,27 @@ def test_every_kind_of_fault():
 def test_long_lists_are_cut():
   strays = {f'x{i}': _X for i in range(12)}
   assert misfits.find(strays, {}) == ['not expected: x0, x1, x2, x3, x4, and 7 more']
+
+
+def test_arrays_of_which_none_fits_are_named():
+  """By one name of each kind; half-fitting weights are of the right kind."""
+  expected = {'x_embedder.proj.weight': (2, 3), 'x': (2, 3)}
+  for name, kind in {
+    'model/patch_embed/kernel': 'a model of this project: give them as --checkpoint',
+    'first_stage_model.decoder.up.0.block.0.conv1.weight': "CompVis' names of an autoencoder",
+    'encoder.down_blocks.0.resnets.0.conv1.weight': "diffusers' names of an autoencoder",
+    'down_blocks.0.resnets.0.conv1.weight': "diffusers' names of a U-Net",
+    'blocks.0.attn.to_q.lora_A.weight': 'LoRA',
+    'adaln_single.linear.weight': 'PixArt',
+    'transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.bias': 'convert it: python -m',
+    'model.x_embedder.proj.weight': 'the names of SiT and DiT; convert it: python -m',
+    'Mixed_5b.branch1x1.conv.weight': 'Inception: give it as eval.inception',
+    'patch_embed.proj.weight': 'a vision transformer',
+  }.items():
+    (_, found) = misfits.find({name: _X}, expected)
+    assert found.startswith(f'not expected: {name} (these look like ') and kind in found
+  assert misfits.find({'x': _X, 'Mixed_5b.conv.weight': _X}, expected) == [
+    'missing: x_embedder.proj.weight',
+    'not expected: Mixed_5b.conv.weight',
+  ]
+  assert misfits.find({'y': _X}, expected)[1] == 'not expected: y'
