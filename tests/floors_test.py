@@ -11,7 +11,7 @@ FLOORS = {
   for floor, names in enumerate(
     (
       'types',
-      'rng trees progress signals paths cores faults',
+      'rng trees progress signals locks paths cores faults',
       'options cli cluster',
       'sharding interpolants losses data weights',
       'models checkpoint',

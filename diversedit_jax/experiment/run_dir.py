@@ -9,7 +9,7 @@ changes.json   values that changed on the way, beside the config.until-STEP-*.js
 set_aside/     what was made after a step to which the run went back
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import pathlib
@@ -18,13 +18,14 @@ from typing import Any
 from absl import logging
 import ml_collections
 
-from diversedit_jax import __version__, paths, types
+from diversedit_jax import __version__, locks, paths, types
 from diversedit_jax.data import files
 from diversedit_jax.experiment import continuing, declarations, learned
 from diversedit_jax.methods import registry
 from diversedit_jax.models import sizes
 
 AUDIT = 'audit.json'
+_LOCK = '.training.lock'
 _WRITTEN_BY = 'diversedit_jax'  # Version, in config.json; 0.1 wrote none.
 RESULTS = ('samples', 'eval', 'analysis')
 # Entries of data.json that say what a sample is.
@@ -140,6 +141,20 @@ def open_for_training(
   if known[-1:] != [dict(versions)]:
     _write_json(history, [*known, dict(versions)])
   return path
+
+
+@contextlib.contextmanager
+def claimed(workdir: str) -> Iterator[None]:
+  """Keeps other runs out of a directory during the block; the first process of a run calls it.
+
+  Raises:
+    UserError: a run trains there; it is named. Or the directory cannot be written.
+  """
+  path = _checked(workdir)
+  files.make_writable(path, f'workdir {path}')
+  way_on = 'wait for its end, stop it, or choose another workdir'
+  with locks.claim(path / _LOCK, f'workdir {path} is trained in', way_on):
+    yield
 
 
 def open_for_reading(

@@ -34,7 +34,6 @@ def run(
   """
   mesh = run_context.make_mesh(experiment)
   experiment_lib.check_devices(experiment, mesh)
-  first = jax.process_index() == 0
   trainable = run_context.make_trainable(experiment, mesh)
   if experiment.preview.every:
     dropout = experiment.train.label_dropout
@@ -45,17 +44,14 @@ def run(
   networks = online_eval.open_networks(experiment, decoder)
   data = run_context.data_facts(experiment.source)
   _check_machine(experiment, mesh, trainable, workdir)
-  path = _first_then_all(
-    lambda: run_dir.open_for_training(
-      workdir,
-      experiment.config,
-      card.versions(),
-      data=data,
-      write=first,
-      continue_with=continue_with,
-      continue_from=continue_from,
-    )
-  )
+  how = {'data': data, 'continue_with': continue_with, 'continue_from': continue_from}
+  with _opened(experiment, workdir, **how) as path:
+    _train(experiment, mesh, trainable, decoder, frozen, networks, path)
+
+
+def _train(experiment, mesh, trainable, decoder, frozen, networks, path):
+  """Trains in an open directory; the rest is what `run` has made."""
+  first = jax.process_index() == 0
   scorer = online_eval.open_scorer(experiment, mesh, path, decoder, networks)
   key = jax.random.key(experiment.seed)
   step_fn = run_context.make_step(experiment, trainable)
@@ -157,8 +153,27 @@ def _open_batches(experiment, mesh, start):
     yield map(source.look_up, batches) if options.resident == 'device' else batches
 
 
-def _first_then_all(action):
-  """The result of an action on the run directory that the first process must do before the others.
+@contextlib.contextmanager
+def _opened(experiment, workdir, **how):
+  """The directory of the run, in which no other run trains meanwhile.
+
+  how: see `run_dir.open_for_training`.
+  """
+  opened = lambda write: run_dir.open_for_training(
+    workdir, experiment.config, card.versions(), write=write, **how
+  )
+  with contextlib.ExitStack() as held:
+
+    def claim_and_open():
+      opened(False)  # Refuses before anything is written.
+      held.enter_context(run_dir.claimed(workdir))
+      return opened(True)
+
+    yield _first_then_all(claim_and_open, lambda: opened(False))
+
+
+def _first_then_all(action, others):
+  """The result of an action on the run directory, before which the others do not begin with theirs.
 
   Raises:
     UserError: that of the first process; the others say that it refused.
@@ -173,7 +188,7 @@ def _first_then_all(action):
     raise refusal
   if not agreed:
     raise types.UserError('the first process refused the workdir; its message says why')
-  return result if first else action()
+  return result if first else others()
 
 
 def _checkpoints(path, experiment):

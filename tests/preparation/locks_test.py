@@ -1,7 +1,6 @@
 """Two processes never write the same shards, and locks leave no files."""
 
 import contextlib
-import errno
 import subprocess
 import sys
 
@@ -46,30 +45,3 @@ def test_a_lock_dies_with_its_process(tmp_path):
   with locks.worker(tmp_path, 1, 2):  # The dead one's number of workers does not bind.
     pass
   assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_whose_name_was_taken_away_is_asked_for_anew(tmp_path, monkeypatch):
-  """Between opening and locking, its holder has removed the file: the lock would be on nothing."""
-  path, flock, calls = tmp_path / 'x.lock', locks.fcntl.flock, []
-
-  def late(descriptor, how):
-    if not calls:
-      path.unlink()
-    calls.append(how)
-    flock(descriptor, how)
-
-  monkeypatch.setattr(locks.fcntl, 'flock', late)
-  with locks.lock(path, wait=False):
-    assert path.exists() and len(calls) == 2
-    assert locks.is_held(path)
-
-
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
-  def none(descriptor, how):
-    raise OSError(errno.ENOLCK, 'no locks')
-
-  monkeypatch.setattr(locks.fcntl, 'flock', none)
-  with locks.worker(tmp_path, 0, 1):
-    pass
-  assert list(tmp_path.iterdir()) == []
-  assert 'this file system has no locks' in caplog.text

@@ -1,0 +1,189 @@
+"""Locks between processes; a lock ends with the process that holds it, however that ends.
+
+Holders remove their lock files. A process may thus lock a file that has just lost its name; it then
+tries again with the file that has the name now.
+
+Some file systems have no locks, or locks that other hosts do not see. The file of a `claim`
+therefore says who holds it, and changes every few seconds. Whoever gets the lock of a file that
+another host has written looks whether it changes: if so, that host is alive.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from typing import Any
+
+from absl import logging
+
+from diversedit_jax import types
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_BEAT = 15.0  # Seconds between two changes of a claim's file.
+_SILENCE = 50.0  # Seconds without a change after which its holder is taken for dead.
+
+
+class Busy(Exception):
+  """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, *, wait: bool) -> Iterator[None]:
+  """Makes a lock file, holds it during the block, and removes it.
+
+  Raises:
+    Busy: another process holds it, and `wait` is false.
+    UserError: the file cannot be made.
+  """
+  descriptor, works = _locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  if not works:
+    logging.warning('%s: this file system has no locks; start no worker twice', path.parent)
+  try:
+    yield
+  finally:
+    path.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def is_held(path: pathlib.Path) -> bool:
+  """Whether a process holds this lock file; removes it if nobody does."""
+  try:
+    with lock(path, wait=False):
+      return False
+  except Busy:
+    return True
+
+
+@contextlib.contextmanager
+def claim(path: pathlib.Path, what: str, way_on: str) -> Iterator[None]:
+  """Holds a lock file that tells others who holds it, during the block.
+
+  A holder that died on this host is known at once. One that died on another host is waited for,
+  for less than a minute, where nothing else tells that it is dead.
+
+  Args:
+    path: lock file. what: is in use, for the message. way_on: ends the message.
+
+  Raises:
+    UserError: another process holds it; host, process and since when are named.
+  """
+  busy = lambda held: types.UserError(f'{what} by {_in_words(held or holder(path))}; {way_on}')
+  try:
+    descriptor, works = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except Busy as error:
+    raise busy({}) from error
+  ended, me = threading.Event(), _me()
+
+  def beat():
+    number = 0
+    while not ended.wait(_BEAT):
+      number += 1
+      _write(descriptor, {**me, 'beat': number})
+
+  try:
+    if alive := _sign_of_life(path, works):
+      raise busy(alive)
+    _write(descriptor, me)
+    thread = threading.Thread(target=beat, name='claim', daemon=True)
+    thread.start()
+    try:
+      yield
+    finally:
+      ended.set()
+      thread.join()
+      path.unlink(missing_ok=True)
+  finally:
+    os.close(descriptor)
+
+
+def holder(path: pathlib.Path) -> dict[str, Any]:
+  """Who a claim's file says holds it: 'host', 'pid', 'since', ...; {} if nobody."""
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def _sign_of_life(path, works):
+  """The process that holds a claim although its file could be locked, or {}."""
+  found, host = holder(path), socket.gethostname()
+  if not found or (found['host'] == host and (works or not _runs(found['pid']))):
+    return {}
+  logging.info(
+    '%s was left by %s; looking for %.0f s whether it is alive', path, _in_words(found), _SILENCE
+  )
+  until = time.monotonic() + _SILENCE
+  while time.monotonic() < until:
+    time.sleep(min(1.0, _SILENCE / 20))
+    now = holder(path)
+    if now and now != found:
+      return now
+  return {}
+
+
+def _runs(pid):
+  """Whether a process of this host is alive."""
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True
+
+
+def _me():
+  now = datetime.datetime.now(datetime.UTC)
+  job = os.environ.get('SLURM_JOB_ID')
+  return {
+    'host': socket.gethostname(),
+    'pid': os.getpid(),
+    'since': now.strftime('%Y-%m-%d %H:%M:%S UTC'),
+    **({'job': job} if job else {}),
+  }
+
+
+def _in_words(held):
+  if not held:
+    return 'another process'
+  job = f' (SLURM job {held["job"]})' if 'job' in held else ''
+  return f'process {held["pid"]} on {held["host"]}{job} since {held["since"]}'
+
+
+def _write(descriptor, facts):
+  """Writes the file anew in its place, which takes no space of a full disk."""
+  text = json.dumps(facts).encode() + b'\n'
+  with contextlib.suppress(OSError):
+    os.pwrite(descriptor, text, 0)
+    os.ftruncate(descriptor, len(text))
+    os.fsync(descriptor)
+
+
+def _locked(path, how):
+  """Locks the file that has this name; its descriptor, and whether the file system has locks."""
+  while True:
+    try:
+      descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+      raise types.UserError(f'{path.parent} cannot be written: {error.strerror}') from error
+    try:
+      fcntl.flock(descriptor, how)
+    except BlockingIOError as error:
+      os.close(descriptor)
+      raise Busy(path.name) from error
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        os.close(descriptor)
+        raise
+      return descriptor, False
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        return descriptor, True
+    os.close(descriptor)
