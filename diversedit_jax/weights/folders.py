@@ -7,9 +7,15 @@ import re
 from diversedit_jax import types
 from diversedit_jax.weights import misfits
 
-_STEMS = ('diffusion_pytorch_model', 'model', 'pytorch_model')
+INDEX = '.index.json'
+NAMES = tuple(
+  f'{stem}{suffix}'
+  for suffix in ('.safetensors', f'.safetensors{INDEX}', '.bin', f'.bin{INDEX}')
+  for stem in ('model', 'diffusion_pytorch_model', 'pytorch_model')
+)
+"""What libraries call the weights in a folder, the best first."""
+
 _SUFFIXES = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.npz')
-_INDEX = '.index.json'
 _SHARD = re.compile(r'.*-\d{5}-of-\d{5}\.\w+')
 # What training leaves beside the weights.
 _OTHERS = re.compile(r'(optimizer|scheduler|scaler|random_states|rng_state|training_args).*')
@@ -28,14 +34,11 @@ def find(path: pathlib.Path, within: Sequence[str] = ()) -> pathlib.Path:
   if not path.is_dir():
     return path
   files = sorted(p for p in path.iterdir() if p.is_file())
-  known = [p for p in files if p.suffix in _SUFFIXES or p.name.endswith(_INDEX)]
+  known = [p for p in files if p.suffix in _SUFFIXES or p.name.endswith(INDEX)]
   whole = [p for p in known if not _SHARD.fullmatch(p.name) and not _OTHERS.fullmatch(p.name)]
-  by_name = {p.name: p for p in whole}
-  for stem in _STEMS:
-    for suffix in _SUFFIXES[:2]:
-      for name in (f'{stem}{suffix}', f'{stem}{suffix}{_INDEX}'):
-        if name in by_name:
-          return by_name[name]
+  for name in NAMES:
+    if path / name in whole:
+      return path / name
   if len(whole) == 1:
     return whole[0]
   if whole:
@@ -44,7 +47,7 @@ def find(path: pathlib.Path, within: Sequence[str] = ()) -> pathlib.Path:
   if shards := [p.name for p in known if _SHARD.fullmatch(p.name)]:
     raise types.UserError(
       f'folder {path} has shards ({misfits.first_few(shards)}) without their index '
-      f'(*{_INDEX}), which is published beside them'
+      f'(*{INDEX}), which is published beside them'
     )
   for name in within:
     if (path / name).is_dir():

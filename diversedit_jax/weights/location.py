@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -21,16 +20,10 @@ import urllib.parse
 from absl import logging
 
 from diversedit_jax import __version__, paths, types
+from diversedit_jax.weights import folders, opening
 
 SCHEME = 'hf://'
 SETTINGS = 'config.json'
-_INDEX = '.index.json'
-# What libraries call the weights in a repository, the best first.
-_WEIGHTS = tuple(
-  f'{stem}{suffix}'
-  for suffix in ('.safetensors', f'.safetensors{_INDEX}', '.bin')
-  for stem in ('model', 'diffusion_pytorch_model', 'pytorch_model')
-)
 _FILE = re.compile(r'.*\.(safetensors|npz|pth?|tar|bin|ckpt|pickle|pkl|json)')
 _PLACE = re.compile(
   r'hf://(?P<repo>[^/@#]+/[^/@#]+)(@(?P<revision>refs/(pr|convert)/[^/#]+|[^/#]+))?'
@@ -41,7 +34,7 @@ _PAGE = re.compile(
 )
 
 
-def resolve(given: str | os.PathLike[str], names: Sequence[str] = _WEIGHTS) -> pathlib.Path:
+def resolve(given: str | os.PathLike[str], names: Sequence[str] = folders.NAMES) -> pathlib.Path:
   """The path on this machine of weights, which are fetched first if they are on the hub.
 
   Args:
@@ -125,13 +118,12 @@ def _fetch(text, repo, revision, wanted) -> pathlib.Path:
       offline = hub.constants.HF_HUB_OFFLINE
       where = "the hub's cache (HF_HUB_OFFLINE is set)" if offline else 'the repository'
       raise types.UserError(f'{text}: {where} has no {" nor ".join(wanted)}')
-    folder = wanted[0].rpartition('/')[0]
-    beside = lambda one: f'{folder}/{one}'.lstrip('/')
     # The commit of the file, not the branch, which may move meanwhile.
-    commit = place_of(file).partition('@')[2].partition('/')[0]
+    commit, _, inside = place_of(file).partition('@')[2].partition('/')
+    beside = lambda one: f'{inside.rpartition("/")[0]}/{one}'.lstrip('/')
     first([beside(SETTINGS)], commit)
-    if file.name.endswith(_INDEX):
-      for part in sorted(set(json.loads(file.read_bytes())['weight_map'].values())):
+    if file.name.endswith(folders.INDEX):
+      for part in sorted(set(opening.shards(file).values())):
         get(beside(part), revision=commit)
   return file
 

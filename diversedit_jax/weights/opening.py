@@ -171,32 +171,36 @@ def _open_torch(path, stack):
 
 def _open_shards(path, stack):
   """All shards of an index as one file."""
-  shards = _shards(path)
-  missing = sorted({file for file in shards.values() if not (path.parent / file).is_file()})
+  table = shards(path)
+  missing = sorted({file for file in table.values() if not (path.parent / file).is_file()})
   if missing:
     raise types.UserError(
-      f'{path} names {len(set(shards.values()))} files, of which {len(missing)} are not beside it: '
+      f'{path} names {len(set(table.values()))} files, of which {len(missing)} are not beside it: '
       f'{misfits.first_few(missing)}'
     )
-  opened = {file: open_file(path.parent / file, stack) for file in sorted(set(shards.values()))}
-  absent = [name for name, file in shards.items() if name not in opened[file].readers]
+  opened = {file: open_file(path.parent / file, stack) for file in sorted(set(table.values()))}
+  absent = [name for name, file in table.items() if name not in opened[file].readers]
   if absent:
     raise types.UserError(
-      f'{path} does not fit the files beside it, which lack {len(absent)} of its {len(shards)} '
+      f'{path} does not fit the files beside it, which lack {len(absent)} of its {len(table)} '
       f'names: {misfits.first_few(absent)}'
     )
-  readers = {name: opened[file].readers[name] for name, file in shards.items()}
+  readers = {name: opened[file].readers[name] for name, file in table.items()}
   unread = tuple(dict.fromkeys(x for each in opened.values() for x in each.unread))
   return Opened(readers, unread=unread)
 
 
-def _shards(path) -> dict[str, str]:
-  """The file of every name."""
+def shards(path: pathlib.Path) -> dict[str, str]:
+  """The file of every name in an index, which lies beside it.
+
+  Raises:
+    UserError: it is no such index.
+  """
   try:
     table: Any = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
     raise types.UserError(f'{path} is not readable JSON: {error}') from error
-  table = table.get('weight_map')
+  table = table.get('weight_map') if isinstance(table, dict) else None
   if not isinstance(table, dict) or not table:
     raise types.UserError(f'{path} is not an index of shards: it has no "weight_map"')
   for name, file in table.items():

@@ -37,8 +37,10 @@ def hub(tmp_path_factory):
       for path in ('model.safetensors', 'other.safetensors', 'deep/er/vae.safetensors')
     }
     hub.files[REPO, 'config.json'] = b'{"here": 1}'
+    hub.files[REPO, 'deep/er/config.json'] = b'{"there": 2}'
     hub.files['lab/parts', 'model.safetensors.index.json'] = json.dumps(index).encode()
     hub.files |= {('lab/parts', f'part-{i}.safetensors'): data for i in (1, 2)}
+    hub.files['lab/pipeline', 'transformer/diffusion_pytorch_model.safetensors'] = data
     hub.files['lab/empty', 'README.md'] = b''
     yield hub
 
@@ -84,6 +86,10 @@ def test_what_belongs_to_a_file_lies_beside_it(hub):
   assert json.loads(file.with_name('config.json').read_text()) == {'here': 1}
   found = location.resolve(f'hf://{REPO}', ('absent.pth', 'other.safetensors'))
   assert found == file.with_name('other.safetensors')
+  deep = location.resolve(f'hf://{REPO}', ('absent.pth', 'deep/er/vae.safetensors'))
+  assert json.loads(deep.with_name('config.json').read_text()) == {'there': 2}
+  read = array_files.read('hf://lab/pipeline', within=('transformer',))
+  np.testing.assert_array_equal(read.arrays['a'], ARRAYS['a'])
   index = location.resolve('hf://lab/parts')
   assert index.name == 'model.safetensors.index.json'
   assert {p.name for p in index.parent.iterdir()} == {
