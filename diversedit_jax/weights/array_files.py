@@ -79,6 +79,9 @@ def read(
       raise types.UserError(f'{path} {error}') from error
     arrays = {name: opened.readers[its]() for name, its in chosen.names.items()}
   notes = list(chosen.notes)
+  if opened.odd:
+    odd = [f'{name} ({what})' for name, what in opened.odd.items()]
+    notes.append(f'left out what is no array: {misfits.first_few(odd)}')
   if opened.unread:
     notes.append(f'not read, and nothing of it run: {misfits.first_few(opened.unread)}')
   return Read(arrays, tuple(notes), path)

@@ -22,11 +22,13 @@ class Found:
   parts: beginnings of names, one for each dict or network that holds arrays; those alone that
     hold floating-point numbers with axes, as weights are, if there are any.
   skipped: what has a name and is no array, in words by name.
+  odd: those of them that users may miss: what stands among arrays, and lists of arrays.
   """
 
   arrays: dict[str, Any]
   parts: tuple[str, ...]
   skipped: dict[str, str]
+  odd: dict[str, str]
 
 
 def walk(
@@ -43,21 +45,26 @@ def walk(
   Raises:
     UnpicklingError: a name twice, or more entries than a checkpoint has.
   """
-  arrays, parts, weighty, skipped = {}, {}, {}, {}
+  leaves = (np.ndarray, *leaves)
+  arrays, parts, weighty, skipped, odd = {}, {}, {}, {}, {}
   entries = _visit(root, '', '', separator, program, False, frozenset())
   for name, part, node in itertools.islice(entries, _MOST):
     if name in arrays:
       raise pickle.UnpicklingError(f'{name} is there twice')
-    if name and isinstance(node, (np.ndarray, *leaves)):
+    if name and isinstance(node, leaves):
       node = np.asarray(node) if isinstance(node, int | float) else node
       arrays[name], parts[part] = node, None
       if node.shape and node.dtype.kind not in 'biu':
         weighty[part] = None
     elif node is not None:
       skipped[name] = getattr(node, 'origin', type(node).__name__)
+      if isinstance(node, list | tuple) and node and isinstance(node[0], leaves):
+        odd[name] = f'a list of {len(node)} arrays without names'
+      elif isinstance(node, restricted.Unread) and part and part in parts:
+        odd[name] = node.origin
   if next(entries, None):
     raise pickle.UnpicklingError(f'more than {_MOST} entries')
-  return Found(arrays, tuple(weighty or parts), skipped)
+  return Found(arrays, tuple(weighty or parts), skipped, odd)
 
 
 def _visit(node, name, part, separator, program, inside, above) -> Iterator[tuple[str, str, Any]]:

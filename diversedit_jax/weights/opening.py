@@ -43,11 +43,13 @@ class Opened:
   readers: functions that read one array, by its name.
   parts: beginnings of names, one for each state dict in the file.
   unread: classes and functions that the file names and that are not read.
+  odd: see `nested.Found`.
   """
 
   readers: Mapping[str, Callable[[], np.ndarray]]
   parts: tuple[str, ...] = ('',)
   unread: tuple[str, ...] = ()
+  odd: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def open_file(path: pathlib.Path, stack: contextlib.ExitStack) -> Opened:
@@ -166,6 +168,7 @@ def _open_torch(path, stack):
     readers={name: functools.partial(file.array, name) for name in found.arrays},
     parts=found.parts,
     unread=tuple(file.unread),
+    odd=found.odd,
   )
 
 

@@ -65,10 +65,8 @@ def choose(
   start = '' if key is None else _keyed(key, proper, parts)
   inside = [name for name in proper if name.startswith(start)]
   anchored = _before_anchors(inside, start, anchors)
-  if anchored or key is not None:
-    found = others = anchored or [start]
-  else:
-    found, others = [p for p in parts if not _TRAINING.search(p)] or parts, parts
+  others = anchored or (parts if key is None else [start])
+  found = [part for part in others if not _TRAINING.search(part)] or others
   counts = {p: sum(name.startswith(p) for name in inside) for p in found}
   part = _preferred(counts, prefer)
   deeper = tuple(p for p in others if p.startswith(part) and p != part)
@@ -135,7 +133,7 @@ def _preferred(counts: Mapping[str, int], prefer) -> str:
       return min(hits, key=len)
   if counts.get('') == max(counts.values()):
     return ''
-  listed = [f'{p[:-1] or "the whole"!r} ({n} arrays)' for p, n in counts.items()]
+  listed = [f'{_called(p)} ({n} arrays)' for p, n in counts.items()]
   example = next(p[:-1] for p in counts if p)
   raise types.UserError(
     f'has several networks: {misfits.first_few(listed)}; say which, as with --key={example}'
@@ -148,6 +146,10 @@ def _wrapped(names) -> Iterator[str]:
   if found:
     kinds = sorted({repr(wrapper) for wrappers in found for wrapper in wrappers})
     yield f'dropped {misfits.first_few(kinds)} from {len(found)} names'
+
+
+def _called(part) -> str:
+  return repr(part[:-1]) if part else 'the whole'
 
 
 def _words(part) -> list[str]:
@@ -163,7 +165,7 @@ def _common(names: Sequence[str]) -> str:
 
 def _notes(counts, part, common, parts, rest) -> Iterator[str]:
   if len(counts) > 1:
-    yield f'took {part[:-1]!r} of the networks {misfits.first_few([repr(p[:-1]) for p in counts])}'
+    yield f'took {_called(part)} of the networks {misfits.first_few(list(map(_called, counts)))}'
   within = max((p for p in parts if part.startswith(p)), key=len, default='')
   if prefix := part[len(within) :] + common:
     yield f'dropped {prefix!r}, with which all its names begin'

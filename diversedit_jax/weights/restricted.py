@@ -93,7 +93,7 @@ class Unpickler(pickle.Unpickler):
 
   def find_class(self, module, name):
     if (module, name) not in self._stand_ins:
-      origin = f'{module}.{name}'
+      origin = ' '.join(f'{module}.{name}'.split())[:100]
       self._stand_ins[module, name] = type(unread(origin))
       self.unread.append(origin)
     return self._stand_ins[module, name]

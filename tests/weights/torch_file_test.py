@@ -160,6 +160,20 @@ def test_code_is_never_run_and_told(tmp_path):
   assert marker.exists(), 'the payload works where nobody guards against it'
 
 
+def test_what_may_be_missed_is_told(tmp_path):
+  """An average that is a list without names, and a tensor of a kind that is not read."""
+  sparse = torch_zip.Call('torch._utils', '_rebuild_sparse_tensor', 1)
+  model = torch_zip.tensors({'x': _X}) | {'y': sparse}
+  average = {'decay': 0.999, 'shadow_params': [torch_zip.tensor(_X)] * 2}
+  torch_zip.write(tmp_path / 'a.pt', {'model': model, 'ema': average})
+  read = array_files.read(tmp_path / 'a.pt')
+  assert list(read.arrays) == ['x']
+  assert read.notes[0] == (
+    'left out what is no array: model.y (torch._utils._rebuild_sparse_tensor), '
+    'ema.shadow_params (a list of 2 arrays without names)'
+  )
+
+
 _CODE_ALONE = {
   'by GLOBAL': (b'cbuiltins\neval\n(V1\ntR.', 'builtins.eval'),
   'by STACK_GLOBAL': (b'\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01:\x85R.', 'os.system'),
