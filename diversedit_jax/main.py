@@ -14,6 +14,7 @@ from diversedit_jax.modes import (
   listing,
   plan,
   sample,
+  start,
   stats,
   sweep,
   train,
@@ -27,7 +28,7 @@ _CONFIG = flags.DEFINE_string(
   None,
   'Config file, or the name of one that comes with the package; with meta-arguments after a colon: '
   'FILE.py:name=value,name=value. --config.SECTION.KEY=VALUE changes a key. Or a folder that '
-  '--mode=export wrote, or hf://ORG/REPO.',
+  '--mode=export wrote, or hf://ORG/REPO. A new run starts from them.',
 )
 _OVERRIDE = flags.DEFINE_multi_string(
   'override', [], 'SECTION.KEY=VALUE: the same as --config.SECTION.KEY=VALUE.'
@@ -38,7 +39,7 @@ _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
   'Weights from elsewhere: a folder checkpoints/STEP, a file that `convert` wrote, a folder that '
-  '--mode=export wrote, or hf://ORG/REPO.',
+  '--mode=export wrote, or hf://ORG/REPO. A new run starts from them.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -62,7 +63,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 # Modes that have a use for a flag.
 _MODES_OF = {
-  'checkpoint': ('sample', 'eval', 'sweep', 'analyze', 'export', 'inspect'),
+  'checkpoint': ('train', 'sample', 'eval', 'sweep', 'analyze', 'export', 'inspect'),
   'output': ('sample', 'eval', 'sweep', 'analyze', 'export'),
   'full': ('inspect',),
   'continue_with': ('train',),
@@ -100,6 +101,8 @@ def main(argv: list[str]) -> None:
   if mode == 'list':
     print(listing.listing(config))
     return
+  if mode == 'train' and _CHECKPOINT.value is not None:
+    config = start.with_checkpoint(config, _CHECKPOINT.value)
   experiment = experiment_lib.build(config, planned=mode == 'plan')
   if mode == 'plan':
     print(plan.run(experiment))

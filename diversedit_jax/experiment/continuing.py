@@ -177,6 +177,8 @@ def _fixed(key, pair, same_data):
     return 'the network'
   if key in ('data.source', 'data.classes', 'data.labels'):
     return '' if same_data else 'the examples'
+  if key == 'init_from' or key.startswith('init.'):
+    return 'what the run started from'
   if key == 'optimizer.freeze':
     return 'which parameters have moments'
   return 'the examples' if key.startswith('data.') and key != 'data.flip' else ''

@@ -18,7 +18,7 @@ from diversedit_jax.methods import registry
 from diversedit_jax.models import config as model_config
 from diversedit_jax.planning import plan
 from diversedit_jax.sampling import trajectory
-from diversedit_jax.training import optim
+from diversedit_jax.training import initial, optim
 
 _HEAD = """# Every key of a config
 
@@ -38,6 +38,7 @@ def classes() -> Classes:
   methods = {name: (cls,) for name, cls in registry.sections().items()}
   found: Classes = {
     '': (sections.General,),
+    'init': (initial.Options,),
     'data': (sections.DataOptions,),
     'vae': (sections.VaeOptions,),
     'model': (sections.ModelSize, model_config.Architecture, model_config.Execution),

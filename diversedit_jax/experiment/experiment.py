@@ -17,7 +17,7 @@ from diversedit_jax.models import attention, sizes
 from diversedit_jax.models import config as model_config
 from diversedit_jax.planning import devices, plan
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import loop, optim
+from diversedit_jax.training import initial, loop, optim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Experiment:
   config: ml_collections.ConfigDict
   seed: int
   method: str
+  init_from: str
+  init: initial.Options
   data: sections.DataOptions
   source: sources.Source
   vae: sections.VaeOptions
@@ -82,6 +84,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
   read = {name: cls(**given[name][0]) for name, (cls, *others) in declared.items() if not others}
   general, data, train = read[''], read['data'], read['train']
   source = data.open(pixels=registry.needs(general.method, 'needs_pixels'))
+  _check_init(general.init_from, read['init'])
   optim.schedule(read['optimizer'], train.steps)  # Refuses a warm-up longer than the run.
   _check_batch(train, data, source, general.seed)
   platform = ''
@@ -108,6 +111,8 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
     config=declarations.complete(config),
     seed=general.seed,
     method=general.method,
+    init_from=general.init_from,
+    init=read['init'],
     data=data,
     source=source,
     vae=with_scale_of(read['vae'], source),
@@ -194,6 +199,16 @@ def check_devices(experiment: Experiment, mesh) -> None:
     raise types.UserError(
       f'train.batch_size={train.batch_size} is not divisible by {divisor} devices times '
       f'train.accumulate={train.accumulate}'
+    )
+
+
+def _check_init(init_from, options):
+  fields = [field.name for field in dataclasses.fields(options)]
+  stated = [n for n in fields if getattr(options, n) != getattr(initial.Options(), n)]
+  if stated and not init_from:
+    raise types.UserError(
+      f'init.{stated[0]}={getattr(options, stated[0])!r} is about the weights of init_from, which '
+      'is not given'
     )
 
 

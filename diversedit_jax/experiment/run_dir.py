@@ -6,6 +6,7 @@ checkpoints/   Orbax                          samples/       grids, .npz with ca
 tensorboard/   events                         eval/          scores; analysis/ figures
 data.json      which examples it learns from  audit.json     what --mode=audit found
 changes.json   values that changed on the way, beside the config.until-STEP-*.json before each
+init.json      from which weights it started, if not from random ones
 set_aside/     what was made after a step to which the run went back
 """
 
@@ -37,6 +38,7 @@ _OF_A_RUN = (
   'telemetry',
   'tensorboard',
   'data.json',
+  'init.json',
   'versions.json',
   'samples/preview-*',
   'eval/during',
@@ -155,6 +157,31 @@ def claimed(workdir: str) -> Iterator[None]:
   way_on = 'wait for its end, stop it, or choose another workdir'
   with locks.claim(path / _LOCK, f'workdir {path} is trained in', way_on):
     yield
+
+
+def started_from(
+  workdir: str,
+) -> tuple[pathlib.Path, dict[str, Any] | None, dict[str, Any]]:
+  """How the run in a directory started.
+
+  Returns:
+    The directory; its keys `init_from` and init.*, None if it holds no run; and what init.json
+    says, {} without one.
+
+  Raises:
+    UserError: as `open_for_training`, for a workdir or a config that cannot be read.
+  """
+  path = _checked(workdir)
+  stored = _stored(path)
+  if stored is None:
+    return path, None, {}
+  keys = {k: v for k, v in stored.items() if k == 'init_from' or k.startswith('init.')}
+  return path, keys, _read_json(path / 'init.json') or {}
+
+
+def record_start(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
+  """Writes init.json of a run that begins."""
+  _write_json(path / 'init.json', dict(facts))
 
 
 def open_for_reading(

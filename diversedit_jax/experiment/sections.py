@@ -25,6 +25,11 @@ class General(options.Section):
     doc="Parts joined by '+': flow (SiT, understood where none is named), reg or meanflow, and any "
     'of repa, dispersive, sra, diverse; see docs/methods.md.',
   )
+  init_from: str = options.option(
+    '',
+    doc='Weights from which a new run starts: a file that `convert` wrote, or a folder '
+    'checkpoints/STEP, here or on the hub. A run that continues needs neither them nor this key.',
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -189,15 +189,25 @@ def data_facts(source):
   facts |= space_facts(source)
   if names := class_names(source):
     facts['label_names'] = list(names)
-  mine = np.frombuffer(bytes.fromhex(facts['sha256']), np.uint8)
+  check_same_everywhere(
+    facts['sha256'], f'{source.name}, of {len(source)} examples on process {jax.process_index()},'
+  )
+  return facts
+
+
+def check_same_everywhere(sha256, what):
+  """Refuses what is not the same on all processes, an old local copy say (UserError).
+
+  sha256: digest of this process, in hex.
+  """
+  mine = np.frombuffer(bytes.fromhex(sha256), np.uint8)
   others = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))
   if (others != mine).any():
     raise types.UserError(
-      f'{source.name} is not the same on all processes: process {jax.process_index()} has '
-      f'{len(source)} examples, SHA-256 {facts["sha256"][:16]}..., and '
-      f'{int((others != mine).any(axis=1).sum())} of {len(others)} processes have other data'
+      f'{what} is not the same on all processes: process {jax.process_index()} has SHA-256 '
+      f'{sha256[:16]}..., and {int((others != mine).any(axis=1).sum())} of {len(others)} '
+      'processes have another'
     )
-  return facts
 
 
 def class_names(source):

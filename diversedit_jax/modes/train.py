@@ -12,8 +12,8 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.modes import null_label, online_eval, opening, run_context
-from diversedit_jax.training import loop, overview, profiling, step, telemetry, writers
+from diversedit_jax.modes import null_label, online_eval, opening, run_context, start
+from diversedit_jax.training import loop, overview, profiling, state, step, telemetry, writers
 
 
 def run(
@@ -35,6 +35,7 @@ def run(
   mesh = run_context.make_mesh(experiment)
   experiment_lib.check_devices(experiment, mesh)
   trainable = run_context.make_trainable(experiment, mesh)
+  experiment, beginning = start.begin(experiment, trainable, workdir)
   if experiment.preview.every:
     dropout = experiment.train.label_dropout
     null_label.check_trained(experiment, dropout, [experiment.sampler])
@@ -67,6 +68,12 @@ def _train(experiment, mesh, trainable, decoder, frozen, networks, path):
     logging.info('optimizer.freeze: %s', overview.frozen(trainable.params, trainable.fixed))
   if first:
     overview.log(trainable.params)
+  placed = state.AT_RANDOM
+  if beginning is not None:
+    start.tell(beginning, trainable)
+    if first:
+      run_dir.record_start(path, beginning.facts)
+    placed, beginning = trainable.place(beginning.start), None
   with (
     jax.set_mesh(mesh),
     contextlib.closing(_checkpoints(path, experiment)) as checkpoints,
@@ -83,6 +90,7 @@ def _train(experiment, mesh, trainable, decoder, frozen, networks, path):
       trainable=trainable,
       step_fn=lambda state, batch: compiled(state, batch, frozen),
       init_key=rng.stream(key, 'init'),
+      placed=placed,
       open_batches=lambda start: _open_batches(experiment, mesh, start),
       checkpoints=checkpoints,
       open_writer=lambda start: writers.Writer(

@@ -56,6 +56,7 @@ def train(
   trainable: state_lib.Trainable,
   step_fn: step_lib.Step,
   init_key: jax.Array,
+  placed: state_lib.Placed = state_lib.AT_RANDOM,
   open_batches: Callable[[int], contextlib.AbstractContextManager[Iterator[types.Batch]]],
   checkpoints: checkpoint.Checkpoints,
   open_writer: Callable[[int], writers.Writer],
@@ -67,7 +68,7 @@ def train(
     config: lengths and intervals.
     trainable: makes, places and restores the state.
     step_fn: compiled; donates the state.
-    init_key: for the initial parameters.
+    init_key: for the initial parameters. placed: those that are not random.
     open_batches: start step -> context manager of an iterator of batches on the devices.
     checkpoints: the run's checkpoints.
     open_writer: start step -> where metrics go.
@@ -80,7 +81,7 @@ def train(
   Raises:
     NonFiniteLoss: naming the step, the terms and the last good checkpoint.
   """
-  state, accumulator = _start(trainable, init_key, checkpoints)
+  state, accumulator = _start(trainable, init_key, placed, checkpoints)
   start = int(state.step)
   if start >= config.steps:
     logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
@@ -129,9 +130,9 @@ def train(
   return state
 
 
-def _start(trainable, init_key, checkpoints):
+def _start(trainable, init_key, placed, checkpoints):
   if checkpoints.latest() is None:
-    return trainable.init(init_key), progress.Accumulator()
+    return trainable.init(init_key, placed), progress.Accumulator()
   known = checkpoints.steps()
   step, items, meta = checkpoints.restore(trainable.targets())
   checkpoints.set_aside(s for s in known if s > step)

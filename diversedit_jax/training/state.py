@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx, struct
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from diversedit_jax import checkpoint, sharding, trees, types
-from diversedit_jax.training import optim, patterns
+from diversedit_jax.training import initial, optim, patterns
 
 Params = dict[str, Any]
 
@@ -27,6 +27,16 @@ class TrainState:
   def items(self) -> dict[str, Any]:
     """The checkpoint's items of arrays; the step is the checkpoint's own."""
     return {'params': self.params, 'ema': self.ema, 'opt': self.opt_state}
+
+
+class Placed(NamedTuple):
+  """Initial parameters on the devices, by path: whole arrays; and rows of others, with numbers."""
+
+  arrays: Mapping[str, jax.Array]
+  parts: Mapping[str, tuple[Any, jax.Array]]
+
+
+AT_RANDOM = Placed({}, {})
 
 
 class Trainable:
@@ -93,12 +103,23 @@ class Trainable:
     )
     return TrainState(step=whole, params=self.param_shardings, ema=placed, opt_state=of_opt)
 
-  def init(self, key: jax.Array) -> TrainState:
-    """A fresh state, each array created in its place; the average starts as a copy."""
+  def place(self, start: initial.Start) -> Placed:
+    """The arrays of a start on the devices, each where its parameter will be; `init` takes them."""
+    shardings, whole = trees.named_leaves(self.param_shardings), sharding.replicated(self.mesh)
+    put = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+    arrays = {n: put(x, shardings[n]) for n, x in start.values.items() if n not in start.rows}
+    parts = {n: (rows, put(start.values[n], whole)) for n, rows in start.rows.items()}
+    return Placed(arrays, parts)
 
-    def create(key):
+  def init(self, key: jax.Array, placed: Placed = AT_RANDOM) -> TrainState:
+    """A fresh state, each array created in its place; the average starts as a copy.
+
+    placed: what takes the place of random parameters; its arrays become those of the state.
+    """
+
+    def create(key, arrays, parts):
       network = self._make(nnx.Rngs(params=key))
-      params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+      params = _replaced(nnx.to_pure_dict(nnx.state(network, nnx.Param)), arrays, parts)
       return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -106,7 +127,7 @@ class Trainable:
         opt_state=self._tx.init(self.trained(params)),
       )
 
-    return jax.jit(create, out_shardings=self.shardings)(key)
+    return jax.jit(create, out_shardings=self.shardings, donate_argnums=1)(key, *placed)
 
   def targets(self, *names: str) -> dict[str, Any]:
     """Restore targets of the checkpoint items 'params', 'ema', 'opt' (all by default)."""
@@ -124,6 +145,19 @@ class Trainable:
     if jax.tree.structure(opt_state) != jax.tree.structure(self.opt_state):
       opt_state = optim.other_form(opt_state)
     return TrainState(step=step, params=items['params'], ema=items['ema'], opt_state=opt_state)
+
+
+def _replaced(params, arrays, parts):
+  """Parameters with given arrays, and rows of arrays, in their place."""
+
+  def of(path, leaf):
+    name = trees.path_name(path)
+    if name in parts:
+      rows, values = parts[name]
+      return leaf.at[rows].set(values)
+    return arrays.get(name, leaf)
+
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def bytes_per_device(state: Any) -> int:
