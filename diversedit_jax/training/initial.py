@@ -218,8 +218,9 @@ def _refuse(taken, wanted, origin):
   faults = misfits.find(taken, wanted, finite=True)
   if not faults:
     return
-  unexpected = any(name not in wanted for name in taken)
-  missing = [name for name in wanted if name not in taken]
+  unexpected = {name for name in taken if name not in wanted}
+  missing = {name for name in wanted if name not in taken}
+  unfit = missing | {n for n in wanted if n in taken and taken[n].shape != wanted[n]}
   if not any(name.startswith('model/') for name in taken):
     ways = [
       "these are another system's names: `python -m diversedit_jax.convert --input=... "
@@ -230,8 +231,14 @@ def _refuse(taken, wanted, origin):
       'long skips that replace x cannot begin without effect: --config.model.skip.residual=True '
       "adds them to x, which does, or --config.init.new='blocks/fuse/*' starts them at random"
     ]
+  elif any(name.startswith('model/blocks/') and name.endswith('adaln/bias') for name in unfit):
+    ways = ['these are weights of a network of another size: give the config that size']
   else:
-    ways = ["--config.init.leave_out='PATTERN' leaves out what has no place"] * unexpected
-    if missing or len(faults) > unexpected:
-      ways.append("--config.init.new='PATTERN' starts anew what does not fit")
-  raise types.UserError(f'{origin} does not fit the config: {"; ".join(faults)}. {"; ".join(ways)}')
+    keys = ('leave_out', unexpected, taken, 'leaves out'), ('new', unfit, wanted, 'starts anew')
+    ways = [
+      f"--config.init.{key}='{patterns.of(names, among)}' {does} what does not fit"
+      for key, names, among, does in keys
+      if names
+    ]
+  ways = f'. {"; ".join(ways)}' if ways else ''
+  raise types.UserError(f'{origin} does not fit the config: {"; ".join(faults)}{ways}')

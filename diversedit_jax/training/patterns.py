@@ -35,6 +35,19 @@ def matching(patterns: str, names: Iterable[str], key: str) -> frozenset[str]:
   return frozenset(chosen)
 
 
+def of(names: Iterable[str], among: Iterable[str]) -> str:
+  """The shortest patterns, with commas between, that choose these names and no others."""
+  names, among = set(names), list(among)
+
+  def shortest(name):
+    parts = name.split('/')
+    parents = ('/'.join(parts[:end]) for end in range(2, len(parts)))
+    inside = lambda parent: {other for other in among if other.startswith(f'{parent}/')}
+    return next((parent for parent in parents if inside(parent) <= names), name)
+
+  return ','.join(sorted({shortest(name).removeprefix('model/') for name in names}))
+
+
 def _is_of(pattern, name):
   return any(
     fnmatch.fnmatchcase(path, whole)

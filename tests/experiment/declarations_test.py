@@ -100,6 +100,8 @@ LATENTS = {'data.source': 'synthetic:8x8x4:10', 'vae.weights': 'vae.npz'}
 ALTERNATIVES = {
   'seed': 1,
   'method': 'flow',
+  'init_from': 'weights.safetensors',
+  'init.new': ('final/*', {'init_from': 'weights.safetensors'}),
   'data.source': 'synthetic:8x8x1:10',
   'data.num_classes': (9, {'data.source': 'arrays:latents.npz', 'train.batch_size': 4}),
   'data.size': (16, PICTURES),
@@ -126,6 +128,7 @@ ALTERNATIVES = {
   'model.qk_norm': True,
   'model.skip.enabled': False,
   'model.skip.placement': 'before',
+  'model.skip.residual': True,
   'model.learn_sigma': True,
   'model.time_input': ('ddpm', {'interpolant.path': 'vp'}),
   'model.dtype': 'bfloat16',

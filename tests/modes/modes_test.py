@@ -418,7 +418,14 @@ def test_workdir_without_a_run_or_a_checkpoint_is_refused(mode, tmp_path):
 
 
 # Keys that make something else when the config is read.
-MADE_INTO_PARTS = {'seed', 'method', 'model.size', 'model.skip.enabled', 'data.num_classes'}
+MADE_INTO_PARTS = {
+  'seed',
+  'method',
+  'init_from',
+  'model.size',
+  'model.skip.enabled',
+  'data.num_classes',
+}
 MADE_INTO_PARTS |= {'train.label_dropout'}
 MADE_INTO_PARTS |= {f'interpolant.{key}' for key in experiment_lib.defaults().interpolant}
 # Keys that matter only under another choice than the run's.
@@ -430,8 +437,8 @@ OF_PICTURES |= {'batch_size', 'precision_recall', 'kid_subsets', 'every_number',
 ELSEWHERE = MADE_INTO_PARTS | CONDITIONAL | {f'eval.{key}' for key in OF_PICTURES}
 # Keys that matter only with a VAE; `decoding_test` shows that each matters.
 ELSEWHERE |= {'vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile'}
-# Sections of other methods, and of a mode that has tests of its own.
-OTHER_SECTIONS = {*registry.sections(), 'sweep'} - {'diversity'}
+# Sections of other methods, and those that have tests of their own.
+OTHER_SECTIONS = {*registry.sections(), 'sweep', 'init'} - {'diversity'}
 
 
 def test_every_key_is_read_after_it_was_checked(run):

@@ -46,3 +46,10 @@ def test_a_pattern_of_no_parameter_is_refused_with_near_names(given, words):
   with pytest.raises(types.UserError) as error:
     patterns.matching(given, NAMES, 'optimizer.freeze')
   assert words in str(error.value)
+
+
+def test_patterns_of_names_are_the_shortest_that_choose_no_others():
+  assert patterns.of(QKV, NAMES) == 'blocks'
+  assert patterns.of({NAMES[2], NAMES[0]}, NAMES) == 'blocks/layers/attn/qkv/kernel,heads/repa'
+  for chosen in (QKV, {NAMES[2], NAMES[0]}):
+    assert patterns.matching(patterns.of(chosen, NAMES), NAMES, 'init.new') == chosen
