@@ -172,7 +172,7 @@ def started_from(
     UserError: as `open_for_training`, for a workdir or a config that cannot be read.
   """
   path = _checked(workdir)
-  stored = _stored(path)
+  stored = stored_config(path)
   if stored is None:
     return path, None, {}
   keys = {k: v for k, v in stored.items() if k == 'init_from' or k.startswith('init.')}

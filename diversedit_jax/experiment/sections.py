@@ -27,6 +27,7 @@ class General(options.Section):
   )
   init_from: str = options.option(
     '',
+    path=True,
     doc='Weights from which a new run starts: a file that `convert` wrote, or a folder '
     'checkpoints/STEP, here or on the hub. A run that continues needs neither them nor this key.',
   )

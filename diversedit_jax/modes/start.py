@@ -9,7 +9,7 @@ import ml_collections
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import trees, types
-from diversedit_jax.experiment import continuing, run_dir
+from diversedit_jax.experiment import continuing, learned, run_dir
 from diversedit_jax.modes import origins, run_context
 from diversedit_jax.training import initial
 from diversedit_jax.training import state as state_lib
@@ -125,7 +125,7 @@ def _begin(experiment, trainable):
     options,
     channels=experiment.architecture.channels,
     names=run_context.class_names(experiment.source),
-    found_names=tuple(origin.recorded('data.json').get('label_names', ())),
+    found_names=tuple(_known(origin)[1].get('label_names') or ()),
     origin=f'init_from={experiment.init_from}',
   )
   facts = {
@@ -148,13 +148,11 @@ def _differences(origin, experiment):
   Raises:
     UserError: under that, the same arrays are another network.
   """
-  stored, data = origin.recorded('config.json'), origin.recorded('data.json')
+  stored, data = _known(origin)
   found = {}
   if stored:
-    theirs, ours = (
-      run_dir.decisive(run_dir.complete(run_dir.flatten(config)))
-      for config in (stored, experiment.config)
-    )
+    given = run_dir.complete(run_dir.flatten(experiment.config))
+    theirs, ours = (run_dir.decisive(flat) for flat in (stored, given))
     shown = {'model.time_input', 'interpolant.path', 'interpolant.prediction', 'model.heads'}
     if theirs['model.skip.enabled'] and ours['model.skip.enabled']:
       shown.add('model.skip.placement')
@@ -167,9 +165,18 @@ def _differences(origin, experiment):
         f'same arrays would be another network. Give --config.{key}={theirs}'
       )
   here = run_context.space_facts(experiment.source)
-  known = [name for name in run_dir.SPACE if name in data and name in here]
+  known = [name for name in run_dir.SPACE if data.get(name) and name in here]
   flat = (run_dir.flatten({name: of[name] for name in known}) for of in (data, here))
   return found | run_dir.differences(*flat)
+
+
+def _known(origin):
+  """What the folder of weights says: a flat config, None if it has none, and facts of the data."""
+  if origin.about is not None:
+    return origin.about.config, origin.about.data
+  if origin.run is not None:
+    return run_dir.stored_config(origin.run), learned.read(origin.run) or {}
+  return None, {}
 
 
 def _check_same_weights(experiment, path, stored, recorded):

@@ -47,10 +47,22 @@ def run(
   _check_machine(experiment, mesh, trainable, workdir)
   how = {'data': data, 'continue_with': continue_with, 'continue_from': continue_from}
   with _opened(experiment, workdir, **how) as path:
-    _train(experiment, mesh, trainable, decoder, frozen, networks, path)
+    placed = _begun(trainable, beginning, path)
+    del beginning  # Arrays on the host, as large as the network.
+    _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
 
 
-def _train(experiment, mesh, trainable, decoder, frozen, networks, path):
+def _begun(trainable, beginning, path):
+  """Tells and records from which weights a run begins; returns them on the devices."""
+  if beginning is None:
+    return state.AT_RANDOM
+  start.tell(beginning, trainable)
+  if jax.process_index() == 0:
+    run_dir.record_start(path, beginning.facts)
+  return trainable.place(beginning.start)
+
+
+def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path):
   """Trains in an open directory; the rest is what `run` has made."""
   first = jax.process_index() == 0
   scorer = online_eval.open_scorer(experiment, mesh, path, decoder, networks)
@@ -68,12 +80,6 @@ def _train(experiment, mesh, trainable, decoder, frozen, networks, path):
     logging.info('optimizer.freeze: %s', overview.frozen(trainable.params, trainable.fixed))
   if first:
     overview.log(trainable.params)
-  placed = state.AT_RANDOM
-  if beginning is not None:
-    start.tell(beginning, trainable)
-    if first:
-      run_dir.record_start(path, beginning.facts)
-    placed, beginning = trainable.place(beginning.start), None
   with (
     jax.set_mesh(mesh),
     contextlib.closing(_checkpoints(path, experiment)) as checkpoints,
