@@ -4,7 +4,8 @@ Needs no config: a run describes itself, and a file is described by its names an
 it says whether they belong together. Nothing is compiled or written.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import pathlib
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from diversedit_jax import checkpoint, convert, trees, types
+from diversedit_jax import checkpoint, convert, paths, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
-from diversedit_jax.experiment import declarations, published, run_dir
+from diversedit_jax.experiment import declarations, run_dir
 from diversedit_jax.frozen import encoders, inception_files, vae_files
 from diversedit_jax.modes import evaluate, origins, run_context
-from diversedit_jax.weights import location, misfits, summary
+from diversedit_jax.weights import array_files, likely, location, misfits, opening, summary
 
 _SHOWN = 20  # Lines of scores.
 _TITLE = 13  # Width of the words at the left.
@@ -48,17 +49,26 @@ def run(
     raise types.UserError(
       '--mode=inspect looks at a run or at weights: give --workdir=DIR, or --checkpoint=FILE'
     )
-  folder = location.resolve(origin or workdir).absolute()
-  if folder.is_dir() and (folder / 'config.json').is_file() and published.read(folder) is None:
+  given = origin or workdir
+  if '://' not in given and _is_run(folder := paths.path(given).absolute()):
     steps = origins.steps(folder)
     lines = _describe_run(folder, steps, config)
     lines += _items(folder / 'checkpoints' / str(steps[-1]), whole) if steps else []
     return '\n'.join(lines)
-  found = origins.find(origin or workdir)
+  found = origins.find(given)
   if found.step is None:
     return '\n'.join(_describe_file(found, config, whole))
   card = [] if found.run is None else _describe_run(found.run, [found.step], config)
   return '\n'.join([*card, *_items(found.path, whole)])
+
+
+def _is_run(folder):
+  """Whether a folder has the config of a run; other libraries have a config.json, too."""
+  try:
+    content = json.loads((folder / 'config.json').read_bytes())
+  except (OSError, ValueError):
+    return False
+  return isinstance(content, dict) and {'train', 'optimizer'} <= content.keys()
 
 
 def recognise(arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -100,15 +110,18 @@ def _attempt(make: Callable[[], Any]) -> Any:
 
 
 def _describe_file(origin, config, whole) -> list[str]:
-  path, arrays = origin.path, origin.arrays('ema')
-  size = f'{path.stat().st_size / 1e6:,.1f} MB'
+  path = origin.path
+  arrays, notes = _read(path)
+  size = path.stat().st_size
+  size = f'{size / 1e6:,.1f} MB' if size >= 1e6 else f'{size:,} bytes'
   lines = [_line('file', f'{location.place_of(path) or path}, {size}')]
   lines += [_line('SHA-256', location.digest(path))]
   found = dict(_recognised(arrays))
   is_ours = any(words.startswith(_OURS) for words in found)
   names = ' or '.join(words.removeprefix(_OURS) for words in found)
   known = f'{_OURS if is_ours else ""}{names}'
-  lines += [_line('family', known or 'unknown: none that this version knows')]
+  unknown = f'unknown{likely.kind(arrays) or ": none that this version knows"}'
+  lines += [_line('family', known or unknown), *(_line('', note) for note in notes)]
   configs: dict[str, list[str]] = {}
   for words, state_dict in found.items():
     if state_dict is not None:
@@ -126,6 +139,18 @@ def _describe_file(origin, config, whole) -> list[str]:
     lines += _card(about.config, about.data) + _score_lines(path.parent)
   lines += [] if config is None else [_line('--config', _fit(arrays, config))]
   return [*lines, *_tables({'arrays': lambda: arrays}, whole)]
+
+
+def _read(path) -> tuple[dict[str, np.ndarray], Sequence[str]]:
+  """The arrays of the network in a file, and what was taken, or all where there are several."""
+  try:
+    found = array_files.read(path)
+    return found.arrays, found.notes
+  except types.UserError as error:
+    with contextlib.ExitStack() as stack:
+      opened = opening.open_file(path, stack)
+      arrays = {name: read() for name, read in opened.readers.items()}
+    return arrays, [f'all arrays of the file: {error}']
 
 
 def _fit(arrays, config) -> str:

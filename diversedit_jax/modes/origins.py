@@ -10,7 +10,10 @@ import numpy as np
 
 from diversedit_jax import checkpoint, convert, types
 from diversedit_jax.experiment import published
-from diversedit_jax.weights import location
+from diversedit_jax.weights import folders, location
+
+# In a folder of other programs, also where a pipeline has the networks that are read here.
+_NAMES = folders.names(('transformer', 'vae'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +71,15 @@ class Origin:
 
 
 def find(origin: str) -> Origin:
-  """What lies at a path, here or on the hub (see `location`); of a folder, its model.safetensors.
+  """What lies at a path, here or on the hub (see `location`); of a folder, its weights.
 
   Raises:
     UserError: nothing that holds weights; of a run's directory, its checkpoints are named.
   """
   if not origin:
     raise types.UserError('--checkpoint is empty: give a file of weights or checkpoints/STEP')
-  path = location.resolve(origin).absolute()
-  path = path / published.MODEL if (path / published.MODEL).is_file() else path
+  path = location.resolve(origin, _NAMES).absolute()
+  path = next((path / name for name in _NAMES if (path / name).is_file()), path)
   if path.is_file():
     about = published.read(path) if path.name == published.MODEL else None
     return Origin(path=path, step=None, about=about)

@@ -67,8 +67,7 @@ def read(
   Raises:
     UserError: the file is missing, unreadable or damaged, or has no such part.
   """
-  inside = [f'{folder}/{name}' for folder in within for name in folders.NAMES]
-  path = folders.find(location.resolve(path, (*folders.NAMES, *inside)), within)
+  path = folders.find(location.resolve(path, folders.names(within)), within)
   with contextlib.ExitStack() as stack:
     opened = opening.open_file(path, stack)
     try:

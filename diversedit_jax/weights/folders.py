@@ -21,6 +21,11 @@ _SHARD = re.compile(r'.*-\d{5}-of-\d{5}\.\w+')
 _OTHERS = re.compile(r'(optimizer|scheduler|scaler|random_states|rng_state|training_args).*')
 
 
+def names(within: Sequence[str] = ()) -> tuple[str, ...]:
+  """`NAMES`, and then the same in some folders."""
+  return (*NAMES, *(f'{folder}/{name}' for folder in within for name in NAMES))
+
+
 def find(path: pathlib.Path, within: Sequence[str] = ()) -> pathlib.Path:
   """The file at a path, or the one file or index of weights in the folder there.
 

@@ -20,7 +20,7 @@ import urllib.parse
 from absl import logging
 
 from diversedit_jax import __version__, paths, types
-from diversedit_jax.weights import folders, opening
+from diversedit_jax.weights import folders, misfits, opening
 
 SCHEME = 'hf://'
 SETTINGS = 'config.json'
@@ -117,7 +117,8 @@ def _fetch(text, repo, revision, wanted) -> pathlib.Path:
     if file is None:
       offline = hub.constants.HF_HUB_OFFLINE
       where = "the hub's cache (HF_HUB_OFFLINE is set)" if offline else 'the repository'
-      raise types.UserError(f'{text}: {where} has no {" nor ".join(wanted)}')
+      none = 'no' if len(wanted) == 1 else 'none of'
+      raise types.UserError(f'{text}: {where} has {none} {misfits.first_few(wanted)}')
     # The commit of the file, not the branch, which may move meanwhile.
     commit, _, inside = place_of(file).partition('@')[2].partition('/')
     beside = lambda one: f'{inside.rpartition("/")[0]}/{one}'.lstrip('/')

@@ -207,5 +207,5 @@ def test_config_and_checkpoint_of_a_hub(run, folder, tmp_path):
     assert found.decoder_sha256 == autoencoder.decoder_sha256
     digest = location.digest(tmp_path / 'vae.safetensors')
     assert found.file == f'hf://lab/vae@{hub_lib.COMMIT}/{vae_files.FILE}#sha256={digest}'
-    with pytest.raises(types.UserError, match='the repository has no pt_inception-2015-12-05'):
+    with pytest.raises(types.UserError, match='the repository has none of pt_inception-2015-12-05'):
       inception_files.load('hf://lab/vae')

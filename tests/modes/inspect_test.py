@@ -3,7 +3,7 @@
 import json
 import math
 
-from helpers import family_weights, small_runs
+from helpers import family_weights, small_runs, torch_zip
 import numpy as np
 import pytest
 
@@ -59,6 +59,25 @@ def test_a_file_is_fitted_to_a_config_and_bad_values_are_counted(run, tmp_path):
   assert page.endswith(', 16 NaN or infinite')
   page = inspect.run('', str(tmp_path / 'x.safetensors'), small_runs.make_config(model__width=32))
   assert '\n--config     does not fit: model/' in page
+
+
+def test_all_networks_of_a_file_are_shown_where_none_is_the_one(tmp_path):
+  part = torch_zip.tensors({'w': np.ones(3, np.float32)})
+  torch_zip.write(tmp_path / 'two.pt', {'student': part, 'teacher': part})
+  page = inspect.run('', str(tmp_path / 'two.pt'))
+  assert 'all arrays of the file: ' in page and "has several networks: 'student'" in page
+  assert '\nstudent.w ' in page and '\nteacher.w ' in page
+  assert '\nfamily       unknown' in page
+
+
+def test_a_folder_of_another_library_is_no_run(tmp_path, golden):
+  (tmp_path / 'transformer').mkdir()
+  file = tmp_path / 'transformer' / 'diffusion_pytorch_model.safetensors'
+  convert.save(file, family_weights.of('sit', golden))
+  for folder in (tmp_path, tmp_path / 'transformer'):
+    (folder / 'config.json').write_text('{"_class_name": "SiT"}')
+    page = inspect.run('', str(folder))
+    assert page.startswith(f'file         {file}, ') and '\nfamily       sit\n' in page
 
 
 def shaped(shapes):

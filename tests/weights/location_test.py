@@ -116,7 +116,7 @@ def test_what_belongs_to_a_file_lies_beside_it(hub):
     ),
     (f'hf://{REPO}@v9', "lab/sit has no revision 'v9'"),
     (f'hf://{REPO}/x.pth', 'the repository has no x.pth'),
-    ('hf://lab/empty/folder', 'the repository has no folder/model.safetensors nor folder/'),
+    ('hf://lab/empty/folder', 'the repository has none of folder/model.safetensors, folder/'),
     (f'hf://{REPO}#sha256={"0" * 64}', 'is another file: its SHA-256 is [0-9a-f]{64}'),
   ],
 )
