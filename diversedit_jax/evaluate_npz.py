@@ -1,17 +1,28 @@
-"""Scores an `.npz` of samples: `python -m diversedit_jax.evaluate_npz --samples=... --help`."""
+"""Scores samples that exist: `python -m diversedit_jax.evaluate_npz --samples=... --help`."""
 
 import json
 
 from absl import flags
 
 from diversedit_jax import cli, evaluation, paths, types
-from diversedit_jax.data import files
+from diversedit_jax.data import files, images
 from diversedit_jax.evaluation import card, picture_metrics
 
 _DEFAULTS = picture_metrics.MetricOptions()
-_SAMPLES = flags.DEFINE_string('samples', None, '.npz with arr_0, uint8 [N, H, W, 3].')
+_SAMPLES = flags.DEFINE_multi_string(
+  'samples',
+  None,
+  '.npz or .npy of uint8 [N, H, W, 3] (of ADM, DiT, SiT, --mode=eval or --mode=sample), or a '
+  'folder or an archive of pictures; several times for parts of one set.',
+)
 _REFERENCE = flags.DEFINE_string(
-  'reference', None, "ADM's .npz (VIRTUAL_imagenet256_labeled.npz), or one of --mode=stats."
+  'reference',
+  None,
+  "ADM's .npz (VIRTUAL_imagenet256_labeled.npz), one of --mode=stats, or pictures: a folder, an "
+  'archive, an .npz, or as in data.source.',
+)
+_QUANTISER = flags.DEFINE_enum(
+  'quantiser', 'truncate', images.QUANTISERS, 'How samples that are floats become levels.'
 )
 _INCEPTION = flags.DEFINE_string('inception', '', 'Weights of the FID network, or their folder.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the scores; it must not exist yet.')
@@ -42,7 +53,7 @@ def main(argv: list[str]) -> None:
   if output is not None:
     files.make_writable(output.parent, f'--output={output}')
   found = evaluation.evaluate_npz(
-    paths.expanded(_SAMPLES.value),
+    [paths.expanded(spec) for spec in _SAMPLES.value],
     paths.expanded(_REFERENCE.value),
     paths.expanded(_INCEPTION.value),
     options=picture_metrics.MetricOptions(
@@ -50,6 +61,7 @@ def main(argv: list[str]) -> None:
       precision_recall=_PRECISION_RECALL.value,
       kid_subsets=_KID_SUBSETS.value,
     ),
+    quantiser=_QUANTISER.value,
   )
   if output is not None:
     card.write_json(output, found)

@@ -63,6 +63,7 @@ class Statistics:
     self._pool, self._spatial = moments.Moments(), moments.Moments()
     self._scores = splits.SplitScores(count, split)
     self._kept_KD = None
+    self._classes_N = np.zeros(count, np.int32)  # The likeliest of each.
 
   def add(self, features: Mapping[str, np.ndarray]) -> None:
     """Adds the next samples.
@@ -88,6 +89,7 @@ class Statistics:
       self._spatial.add(features['spatial'], indices_N)
     if 'logits' in features:
       self._scores.add(features['logits'], indices_N, logits=True)
+      self._classes_N[indices_N] = features['logits'].argmax(axis=1)
     if self._keep:
       if self._kept_KD is None:
         self._kept_KD = np.zeros((self._keep, pool_ND.shape[1]), np.float32)
@@ -113,6 +115,7 @@ class Statistics:
       mean, std = self._scores.score()
       found |= {'inception_score': mean, 'inception_score_std': std}
       found['warnings'] += checks.split_warnings(n, self._scores.split)
+      found['warnings'] += checks.alike_warnings(self._classes_N)
     return Summary(n=n, mu=mu, sigma=sigma, pool_ND=self._kept_KD, **found)
 
   def _check_kinds(self, features):

@@ -73,14 +73,41 @@ def split_warnings(count: int, split: int) -> list[str]:
   return []
 
 
+ALIKE = 'neighbouring samples are alike'
+_EFFECT = 'each part of the Inception Score sees few classes and the score is too small'
+
+
 def order_warnings(labels_N: np.ndarray) -> list[str]:
-  """A sentence about samples in the order of their labels."""
-  if len(np.unique(labels_N)) < 2 or (np.diff(labels_N) < 0).any():
+  """A sentence about samples in the order of their labels, up or down or in blocks of one label."""
+  steps = np.diff(labels_N)
+  if len(np.unique(labels_N)) < 2:
     return []
+  if (steps >= 0).all() or (steps <= 0).all() or _in_blocks(labels_N) is not None:
+    return [f'the samples are sorted by label, so {_EFFECT}']
+  return []
+
+
+def alike_warnings(classes_N: np.ndarray) -> list[str]:
+  """A sentence about samples in the order of their classes as a network sees them, in [N]."""
+  if (found := _in_blocks(classes_N)) is None:
+    return []
+  share, chance = found
   return [
-    'the samples are sorted by label, so each part of the Inception Score sees few classes and the '
-    'score is too small'
+    f'{ALIKE}: {share:.0%} of them are of one class to Inception, and {chance:.1%} would be in a '
+    f'random order. If they are sorted by class, {_EFFECT}'
   ]
+
+
+def _in_blocks(classes_N):
+  """(share of neighbours of one class, its expectation in a random order) if the order is not."""
+  if len(classes_N) < 2:
+    return None
+  n, share = len(classes_N), float(np.mean(classes_N[1:] == classes_N[:-1]))
+  _, counts = np.unique(classes_N, return_counts=True)
+  chance = float(np.sum(counts * (counts - 1)) / (n * (n - 1)))
+  # Six standard deviations, as far as neighbours are independent of each other.
+  surely = share - chance > 6 * np.sqrt(chance * (1 - chance) / (n - 1)) + 1 / (n - 1)
+  return (share, chance) if surely and share > 1.5 * chance else None
 
 
 class ImageChecks:

@@ -1,39 +1,46 @@
-"""Scores of an existing `.npz` of samples: what ADM's evaluator does, without TensorFlow."""
+"""Scores of samples that exist already: what ADM's evaluator does, without TensorFlow."""
 
+from collections.abc import Sequence
+import functools
 import hashlib
 import os
 from typing import Any
 
 import jax
+import numpy as np
 
-from diversedit_jax import progress, sharding, types
+from diversedit_jax import progress, sharding
+from diversedit_jax.data import sources
 from diversedit_jax.evaluation import (
   card,
   checks,
   feature_network,
   picture_metrics,
-  reference,
-  samples,
+  picture_sets,
 )
 from diversedit_jax.frozen import inception, inception_files
 
 
 def evaluate_npz(
-  samples_file: str | os.PathLike[str],
+  samples_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
   reference_file: str | os.PathLike[str],
   inception_weights: str | os.PathLike[str] | inception.Inception,
   *,
   options: picture_metrics.MetricOptions | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  quantiser: str = 'truncate',
 ) -> dict[str, Any]:
-  """FID, sFID, Inception Score, precision, recall and kernel distance of the samples in a file.
+  """FID, sFID, Inception Score, precision, recall and kernel distance of samples.
 
   Args:
-    samples_file: `.npz` with `arr_0`, uint8 [N, H, W, 3], in an order that is not that of labels.
-    reference_file: ADM's `.npz`, or statistics that `--mode=stats` wrote.
+    samples_file: what `picture_sets` reads, one or several that make one set, in an order that is
+      not that of labels.
+    reference_file: ADM's `.npz`, statistics that `--mode=stats` wrote, or pictures, which are
+      cropped to the size of the samples.
     inception_weights: file of the weights, or the network itself.
     options: which scores.
     mesh: devices; None takes all.
+    quantiser: how samples that are floats become levels, see `data.images`.
 
   Returns:
     'scores' by name, 'warnings' in words, 'reference', and 'protocol', the facts behind them.
@@ -45,23 +52,37 @@ def evaluate_npz(
   if not isinstance(network, inception.Inception):
     network = inception_files.load(network)
   network, mesh = feature_network.of_inception(network), mesh or sharding.make_mesh()
-  file, options = samples.SampleFile(samples_file), options or picture_metrics.MetricOptions()
-  height, width, _ = file.image_shape
-  if height != width:
-    raise types.UserError(f'{file.path} holds {height}x{width} pictures, expected square ones')
+  options = options or picture_metrics.MetricOptions()
+  given = picture_sets.open_set(samples_file, quantiser)
+  side, labels = given.image_shape[0], given.labels()  # Before the scores, which take long.
   metrics = picture_metrics.PictureMetrics(
-    network, reference.read(reference_file), image_size=height, options=options, mesh=mesh
+    network,
+    picture_sets.open_reference(
+      os.fspath(reference_file),
+      network,
+      functools.partial(sources.open_source, size=side, labels='any'),
+      image_size=side,
+      mesh=mesh,
+      batch_size=options.batch_size,
+    ),
+    image_size=side,
+    options=options,
+    mesh=mesh,
   )
-  labels = file.labels()  # Before the scores, which take long.
   digest = hashlib.sha256()
-  found = picture_metrics.score({'': metrics}, _read(file, options.batch_size, digest), len(file))
-  found['warnings'] += [] if labels is None else checks.order_warnings(labels)
+  found = picture_metrics.score({'': metrics}, _read(given, options.batch_size, digest), len(given))
+  if labels is not None and (sorted_by_label := checks.order_warnings(labels)):
+    found['warnings'] = [w for w in found['warnings'] if not w.startswith(checks.ALIKE)]
+    found['warnings'] += sorted_by_label
+  found['warnings'] += given.remarks
+  quantised = getattr(given, 'quantised', None)
   facts = {
     'samples': {
-      'name': file.path.name,
-      'images': len(file),
-      'side': height,
+      'name': given.name,
+      'images': len(given),
+      'side': side,
       'sha256': digest.hexdigest(),
+      **({'quantiser': quantised} if quantised else {}),
     },
     'network': network.facts(),
     'precision_recall': options.precision_recall,
@@ -74,11 +95,11 @@ def evaluate_npz(
   return {**found, 'reference': facts_of_reference, 'protocol': facts}
 
 
-def _read(file, size, digest):
-  """The batches of a file, with progress logged and their bytes added to a digest."""
-  meter, done = progress.Progress(f'scoring {file.path.name}', len(file), 'images'), 0
-  for batch in file.batches(size):
-    digest.update(batch.data)
+def _read(given, size, digest):
+  """The batches of a set, with progress logged and their bytes added to a digest."""
+  meter, done = progress.Progress(f'scoring {given.name}', len(given), 'images'), 0
+  for batch in given.batches(size):
+    digest.update(np.ascontiguousarray(batch).data)
     yield batch
     done += len(batch)
     meter.at(done)

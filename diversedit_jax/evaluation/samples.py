@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from typing import IO
 import zipfile
-import zlib
 
 import numpy as np
 
@@ -21,92 +20,15 @@ from diversedit_jax.data import files
 from diversedit_jax.types import UserError
 
 IMAGES, LABELS = 'arr_0', 'arr_1'
+"""Where ADM's evaluator finds images, and its samplers put labels."""
 
 
-class SampleFile:
-  """The images of an `.npz`, read from its beginning as often as wanted."""
+def read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+  """(shape, whether in Fortran's order, dtype) of an `.npy`, which is read up to its data.
 
-  def __init__(self, path: str | os.PathLike[str]):
-    """Reads the header alone.
-
-    Raises:
-      UserError: no such file, no `.npz`, or no uint8 images [N, H, W, 3] under `arr_0`.
-    """
-    self.path = pathlib.Path(path)
-    with self._opened() as (_, shape, dtype, fortran):
-      if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8 or fortran:
-        raise UserError(
-          f'{self.path}: {IMAGES} is {dtype} {shape}, expected uint8 (N, H, W, 3) in C order'
-        )
-    self._shape = shape
-
-  def __len__(self) -> int:
-    return self._shape[0]
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    """(H, W, 3)."""
-    return self._shape[1:]
-
-  def labels(self) -> np.ndarray | None:
-    """[N] integers of `arr_1`, where ADM's samplers put them; None without them.
-
-    Raises:
-      UserError: for an `arr_1` that cannot be read.
-    """
-    try:
-      with np.load(self.path, allow_pickle=False) as archive:
-        found = archive[LABELS] if LABELS in archive.files else None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-      raise UserError(f'{self.path}: {LABELS} cannot be read: {error}') from error
-    if isinstance(found, bytes):  # What numpy makes of a member without its header.
-      raise UserError(f'{self.path}: {LABELS} cannot be read: it is no array')
-    fits = found is not None and found.shape == (len(self),) and found.dtype.kind in 'iu'
-    return found if fits else None
-
-  def batches(self, size: int) -> Iterator[np.ndarray]:
-    """All images in the order of the file, uint8 [n, H, W, 3], n = size but in the last.
-
-    Raises:
-      UserError: if the file ends early or is damaged.
-    """
-    with self._opened() as (member, shape, _, _):
-      for start in range(0, len(self), size):
-        n = min(size, len(self) - start)
-        expected = n * int(np.prod(shape[1:]))
-        try:
-          data = member.read(expected)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-          raise UserError(f'{self.path} is damaged after {start} images: {error}') from error
-        if len(data) != expected:
-          raise UserError(f'{self.path} ends after {start} of {len(self)} images')
-        yield np.frombuffer(data, np.uint8).reshape(n, *shape[1:])
-
-  @contextlib.contextmanager
-  def _opened(self):
-    """The member after its header, and what the header says."""
-    try:
-      archive = zipfile.ZipFile(self.path)
-    except FileNotFoundError as error:
-      raise UserError(f'there is no {self.path}') from error
-    except (zipfile.BadZipFile, IsADirectoryError, PermissionError) as error:
-      raise UserError(f'{self.path} cannot be read as an .npz file: {error}') from error
-    with archive:
-      names = archive.namelist()
-      if f'{IMAGES}.npy' not in names:
-        raise UserError(
-          f'{self.path} has no {IMAGES}, where images are expected; found '
-          f'{", ".join(name.removesuffix(".npy") for name in names) or "nothing"}'
-        )
-      with archive.open(f'{IMAGES}.npy') as member:
-        try:
-          shape, fortran, dtype = _read_header(member)
-        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-          raise UserError(f'{self.path}: {IMAGES} cannot be read: {error}') from error
-        yield member, shape, dtype, fortran
-
-
-def _read_header(member):
+  Raises:
+    ValueError: it is none.
+  """
   read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
   version = np.lib.format.read_magic(member)
   if version not in read:
@@ -261,7 +183,7 @@ def _rows(file: pathlib.Path) -> int:
   """Number of rows of the array in an `.npy` file, from its header."""
   with open(file, 'rb') as opened:
     try:
-      shape, _, _ = _read_header(opened)
+      shape, _, _ = read_header(opened)
       return shape[0]
     except (ValueError, IndexError) as error:
       raise UserError(f'{file} is damaged: {error}') from error

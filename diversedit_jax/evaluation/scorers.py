@@ -1,18 +1,14 @@
 """What samples are scored by: made comparable, then compared with a reference."""
 
-from collections.abc import Callable, Iterable, Mapping
-import dataclasses
-import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.data import images, sources
-from diversedit_jax.evaluation import cached_statistics, digits, feature_network, picture_metrics
 from diversedit_jax.evaluation import decoder as decoder_lib
-from diversedit_jax.evaluation import reference as reference_lib
+from diversedit_jax.evaluation import digits, feature_network, picture_metrics
 from diversedit_jax.frozen import encoders, inception_files
 
 
@@ -158,40 +154,3 @@ def open_encoder(
     key='eval.encoder_weights',
   )
   return feature_network.of_encoder(encoders.open_encoder(name, request))
-
-
-def open_reference(
-  spec: str,
-  network: feature_network.FeatureNetwork,
-  open_pictures: Callable[[str], sources.Source],
-  *,
-  mesh: jax.sharding.Mesh,
-  batch_size: int,
-  folder: pathlib.Path,
-) -> reference_lib.Reference:
-  """What the features of a network are compared with.
-
-  Args:
-    spec: a file of statistics, or pictures as `data.source` names them.
-    network: whose features are compared.
-    open_pictures: opens the pictures of a spec.
-    mesh, batch_size, folder: see `cached_statistics`.
-
-  Raises:
-    UserError: as `reference.read` and `open_pictures`; or ADM's statistics, which are those of
-      Inception, for an encoder.
-  """
-  if spec.partition(':')[0] in sources.KINDS:
-    return cached_statistics.cached_statistics(
-      open_pictures(spec), network, mesh, batch_size, folder
-    )
-  found = reference_lib.read(spec)
-  if network.name == 'inception' or found.facts:
-    return found
-  # ADM's statistics are those of Inception, but any network can look at ADM's images.
-  if found.images_NHWC is None:
-    raise types.UserError(
-      f'{found.name} holds statistics of Inception and no images: give eval.encoder_reference, '
-      f'made by --mode=stats with eval.encoder={network.name}'
-    )
-  return dataclasses.replace(found, mu=None, sigma=None, mu_s=None, sigma_s=None)

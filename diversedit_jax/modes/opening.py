@@ -9,9 +9,10 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
 from diversedit_jax.data import sources
 from diversedit_jax.evaluation import decoder as decoder_lib
-from diversedit_jax.evaluation import feature_network, picture_metrics, scorers
+from diversedit_jax.evaluation import feature_network, picture_metrics, picture_sets, scorers
 from diversedit_jax.experiment import eval_options
 from diversedit_jax.frozen import vae_files
+from diversedit_jax.sampling import generate
 
 
 def open_decoder(
@@ -88,6 +89,11 @@ def open_scorer(
       raise types.UserError(
         f'eval.reference=digits scores samples of data.source=digits, got {data.source}'
       )
+    if generate.is_null(options.labels, source.num_classes):
+      raise types.UserError(
+        f'eval.labels={options.labels} with eval.reference=digits, which asks whether samples look '
+        'like their class; --mode=sample --config.sample.labels=null shows them'
+      )
     return scorers.DigitsScorer()
   side = scorers.image_side(source, decoder)
   open_pictures = functools.partial(
@@ -101,10 +107,11 @@ def open_scorer(
   metrics = {}
   for prefix, network in networks.items():
     spec = options.encoder_reference if prefix else ''
-    against = scorers.open_reference(
+    against = picture_sets.open_reference(
       spec or options.reference,
       network,
       open_pictures,
+      image_size=side,
       mesh=mesh,
       batch_size=options.batch_size,
       folder=folder,

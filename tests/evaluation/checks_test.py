@@ -62,3 +62,20 @@ def test_refused_images():
   x[2] = np.nan
   with pytest.raises(UserError, match='images of 1 samples .* first is sample 12'):
     made.add(x)
+
+
+@pytest.mark.parametrize('labels', [np.arange(3000) // 100, -(np.arange(3000) // 100)])
+def test_order_by_class_is_found_with_and_without_labels(labels):
+  rng = np.random.default_rng(0)
+  seen = np.where(rng.random(3000) < 0.5, labels, rng.integers(1000, size=3000))  # Half are right.
+  assert 'sorted by label' in checks.order_warnings(labels)[0]
+  assert 'sorted by label' in checks.order_warnings(np.roll(labels, 150))[0]  # In blocks.
+  (told,) = checks.alike_warnings(seen)
+  assert told.startswith(checks.ALIKE) and 'the score is too small' in told
+  for shuffled in (rng.permutation(labels), np.arange(3000) % 30, np.zeros(3000, int)):
+    assert not checks.order_warnings(shuffled) and not checks.alike_warnings(shuffled)
+  assert not checks.alike_warnings(rng.permutation(seen))
+  # Few samples, and a network that sees one class nearly everywhere.
+  for _ in range(200):
+    assert not checks.alike_warnings(rng.integers(3, size=24))
+    assert not checks.alike_warnings((rng.random(500) < 0.02).astype(int))

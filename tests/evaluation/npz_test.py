@@ -12,10 +12,18 @@ from absl.testing import flagsaver
 from helpers import picture_eval
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from diversedit_jax import evaluate_npz, evaluation, sharding, types
-from diversedit_jax.evaluation import card, feature_network, picture_metrics, reference, samples
+from diversedit_jax.data import images
+from diversedit_jax.evaluation import (
+  card,
+  feature_network,
+  picture_metrics,
+  reference,
+  sample_files,
+)
 from diversedit_jax.frozen import inception, inception_files
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
@@ -86,7 +94,7 @@ def test_scores_and_protocol(files, tiny):
 def test_what_does_not_fit_is_refused_before_samples_are_read(
   files, tiny, monkeypatch, name, against, message
 ):
-  monkeypatch.setattr(samples.SampleFile, 'batches', lambda *_: pytest.fail('read'))
+  monkeypatch.setattr(sample_files.SampleFile, 'batches', lambda *_: pytest.fail('read'))
   with pytest.raises(types.UserError, match=message):
     evaluation.evaluate_npz(files / name, files / against, 'weights', options=OPTIONS)
 
@@ -100,7 +108,7 @@ def run(**values):
 def test_the_command_prints_and_writes_the_scores(files, tiny, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(evaluate_npz.cli, 'keep_programs', lambda: None)
   values = {
-    'samples': str(files / 'samples.npz'),
+    'samples': [str(files / 'samples.npz')],
     'reference': str(files / 'reference.npz'),
     'inception': 'weights',
     'output': str(tmp_path / 'scores.json'),
@@ -164,6 +172,31 @@ def test_inception_itself(tmp_path):
   told = ' '.join(found['warnings'])
   assert 'the weights of inception are random' in told
   assert '4 samples cannot give a covariance of full rank in the 2048 dimensions' in told
+
+
+def test_what_mode_sample_wrote_and_folders_are_scored_alike(files, tiny, tmp_path):
+  """One set of pictures: as ADM keeps it, as floats in two files, and as a folder of PNG."""
+  x = images.from_uint8(pictures(0))
+  np.savez(tmp_path / 'a.npz', images=x[:10], labels=np.arange(10))
+  np.savez(tmp_path / 'b.npz', images=x[10:], labels=np.arange(N - 10))
+  for i, one in enumerate(pictures(0)):
+    (tmp_path / 'flat').mkdir(exist_ok=True)
+    Image.fromarray(one).save(tmp_path / 'flat' / f'{i:06d}.png')
+  score = lambda given, against: evaluation.evaluate_npz(
+    given, files / against, 'weights', options=OPTIONS, quantiser='round_half'
+  )
+  expected = score(files / 'samples.npz', 'reference.npz')
+  for given in ([tmp_path / 'a.npz', tmp_path / 'b.npz'], tmp_path / 'flat'):
+    found = score(given, 'reference.npz')
+    assert found['scores'] == pytest.approx(expected['scores'], rel=1e-9)
+    of, known = found['protocol']['samples'], expected['protocol']['samples']
+    assert (of['sha256'], of['images']) == (known['sha256'], N)
+  # A folder is compared with itself: no distance.
+  nothing = evaluation.evaluate_npz(
+    files / 'samples.npz', tmp_path / 'flat', 'weights', options=OPTIONS
+  )
+  assert nothing['scores']['fid'] == pytest.approx(0, abs=1e-6)
+  assert nothing['reference']['images'] == N
 
 
 def test_samples_sorted_by_label_are_flagged(files, tiny, tmp_path):

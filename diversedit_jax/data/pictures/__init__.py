@@ -8,7 +8,7 @@ from diversedit_jax.data.pictures.base import BadPicture, Pictures
 from diversedit_jax.data.pictures.crop import CROPS
 from diversedit_jax.data.pictures.decode import ORIENTATIONS
 from diversedit_jax.data.pictures.loading import load
-from diversedit_jax.data.pictures.opening import KINDS, folder_of, open_pictures
+from diversedit_jax.data.pictures.opening import KINDS, folder_of, open_pictures, with_kind
 
 __all__ = [
   'CROPS',
@@ -21,4 +21,5 @@ __all__ = [
   'folder_of',
   'load',
   'open_pictures',
+  'with_kind',
 ]

@@ -118,6 +118,15 @@ def _sorted(pictures):
   return other
 
 
+def with_kind(spec: str) -> str:
+  """A spec as 'KIND:PATH', by what is there if it is a bare path.
+
+  Raises:
+    UserError: as `open_pictures`.
+  """
+  return ':'.join(_parse(spec))
+
+
 def folder_of(spec: str | os.PathLike[str], split: str = 'train') -> str | None:
   """The folder whose files a spec lists; None for other kinds of collections.
 

@@ -1,0 +1,71 @@
+"""Keys that a command line gives and that have no effect, told in words.
+
+Configs may set what another mode or method reads; what somebody types is meant to do something.
+"""
+
+from collections.abc import Iterable
+
+from diversedit_jax.experiment import declarations, experiment
+from diversedit_jax.methods import registry
+
+# Keys by mode that have a twin there.
+_GUIDANCE = {
+  'sampler.guidance_scale': 'sweep.guidance_scales',
+  'sampler.guidance_low': 'sweep.guidance_lows',
+  'sampler.guidance_high': 'sweep.guidance_highs',
+}
+_OF_SCORES = {'sample.labels': 'eval.labels', 'sample.name': 'eval.name'}
+_TWINS = {
+  'sample': {
+    'eval.number': 'sample.number',
+    'eval.labels': 'sample.labels',
+    'eval.name': 'sample.name',
+    'sweep.number': 'sample.number',
+  },
+  'eval': {**_OF_SCORES, 'sample.number': 'eval.number', 'sweep.number': 'eval.number'},
+  'sweep': {
+    **_OF_SCORES,
+    **_GUIDANCE,
+    'sample.number': 'sweep.number',
+    'eval.number': 'sweep.number',
+  },
+}
+# Keys that the digits' own scores do not read.
+_OF_PICTURES = ('inception', 'encoder', 'encoder_weights', 'encoder_reference', 'quantiser')
+_OF_PICTURES += ('precision_recall', 'kid_subsets', 'batch_size', 'keep_samples')
+
+
+def remarks(made: experiment.Experiment, mode: str, given: Iterable[str]) -> list[str]:
+  """Sentences about given keys without effect.
+
+  Args:
+    made: the experiment. mode: as in --mode. given: keys that the command line sets, by whole name.
+  """
+  found, keys = [], declarations.keys()
+  for name in given:
+    if name in keys and _at(made.config, name) != keys[name].default:
+      why = _why(made, mode, name)
+      found += [f'--config.{name} has no effect: {why}'] if why else []
+  return found
+
+
+def _why(made, mode, name):
+  section, _, key = name.partition('.')
+  if twin := _TWINS.get(mode, {}).get(name):
+    return f'--mode={mode} reads {twin}'
+  if section in registry.sections() and section not in registry.used_sections(made.method):
+    return f'method={made.method} does not read it'
+  if section == 'vae' and not made.vae.weights and key in ('dtype', 'tile'):
+    return 'nothing is decoded without vae.weights'
+  scores = mode in ('eval', 'sweep') or (mode == 'train' and made.evaluation.every)
+  if scores and section == 'eval' and key in _OF_PICTURES and made.evaluation.reference == 'digits':
+    return 'eval.reference=digits needs no network that looks at pictures'
+  if name == 'train.label_dropout' and not made.architecture.num_classes:
+    return 'the data have no classes'
+  return ''
+
+
+def _at(config, name):
+  for part in name.split('.'):
+    config = config[part]
+  return tuple(config) if isinstance(config, list) else config

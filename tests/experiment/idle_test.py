@@ -1,0 +1,47 @@
+"""Keys of a command line that have no effect are named, and no others."""
+
+import pytest
+
+from configs import digits
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.experiment import idle
+
+IDLE = [
+  # (mode, key, value, reason)
+  ('eval', 'sample.labels', '3', 'reads eval.labels'),
+  ('eval', 'sample.number', 7, 'reads eval.number'),
+  ('sample', 'eval.labels', '3', 'reads sample.labels'),
+  ('sweep', 'sampler.guidance_scale', 1.5, 'reads sweep.guidance_scales'),
+  ('sweep', 'eval.number', 70, 'reads sweep.number'),
+  ('train', 'repa.weight', 0.7, 'method=flow does not read it'),
+  ('train', 'meanflow.omega', 0.7, 'method=flow does not read it'),
+  ('sample', 'vae.tile', 32, 'without vae.weights'),
+  ('eval', 'eval.inception', 'a.pth', 'digits needs no network'),
+]
+READ = [
+  ('sample', 'sample.labels', '3'),
+  ('eval', 'eval.labels', '3'),
+  ('eval', 'sampler.guidance_scale', 1.5),
+  ('sweep', 'sweep.number', 70),
+  ('train', 'eval.number', 70),
+  ('train', 'train.label_dropout', 0.2),
+  ('sample', 'sample.number', 64),  # The default.
+]
+
+
+def told(mode, key, value):
+  config = digits.get_config('method=flow,skips=False')
+  section, _, name = key.partition('.')
+  config[section][name] = value
+  return idle.remarks(experiment_lib.build(config), mode, [key])
+
+
+@pytest.mark.parametrize(('mode', 'key', 'value', 'reason'), IDLE)
+def test_keys_without_effect_are_named(mode, key, value, reason):
+  (line,) = told(mode, key, value)
+  assert line.startswith(f'--config.{key} has no effect: ') and reason in line
+
+
+@pytest.mark.parametrize(('mode', 'key', 'value'), READ)
+def test_keys_that_act_are_not(mode, key, value):
+  assert told(mode, key, value) == []
