@@ -1,10 +1,10 @@
 """Trains, samples, scores, analyses: `python -m diversedit_jax.main --config=FILE ...`."""
 
-from absl import flags
+from absl import flags, logging
 
 from diversedit_jax import cli, cluster, config_file, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.experiment import declarations, run_dir
+from diversedit_jax.experiment import declarations, idle, run_dir
 from diversedit_jax.modes import (
   analyze,
   audit,
@@ -104,6 +104,8 @@ def main(argv: list[str]) -> None:
   if mode == 'train' and _CHECKPOINT.value is not None:
     config = start.with_checkpoint(config, _CHECKPOINT.value)
   experiment = experiment_lib.build(config, planned=mode == 'plan')
+  for line in idle.remarks(experiment, mode, [text.partition('=')[0] for text in _OVERRIDE.value]):
+    logging.warning('%s', line)
   if mode == 'plan':
     print(plan.run(experiment))
   elif mode == 'audit':

@@ -46,7 +46,8 @@ def check_trained(
     return
   instead = {}
   if any(sampler.guided for sampler in samplers):
-    instead = {'sampler.guidance_scale': '1'}
+    if experiment.sampler.guidance_scale != 1:
+      instead = {'sampler.guidance_scale': '1'}
     if len(samplers) > 1:
       instead = {'sweep.guidance_scales': "'(1.0,)'"}
     if experiment.sampler.class_token_scale is not None:
