@@ -105,7 +105,7 @@ def test_every_form_is_a_reference(made, monkeypatch):
   assert {one.n for one in found} == {12} and {len(one.pool_ND) for one in found} == {10}
   features = picture_eval.network().features(picture_eval.network().params, X)['pool']
   for one in found:
-    np.testing.assert_allclose(one.mu, np.mean(features, axis=0, dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(one.mu, np.mean(np.asarray(features, np.float64), axis=0), rtol=1e-5)
     assert one.facts['image_size'] == 16
   monkeypatch.undo()
   assert statistics(made / 'dit.npz').images_NHWC is not None  # As ADM's evaluator has it.
