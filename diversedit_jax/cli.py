@@ -31,6 +31,7 @@ def run(main: Callable[[list[str]], None], flags_parser: Callable | None = None)
   """Runs an absl main and ends the program, see `status`. flags_parser: instead of `parse`."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_worth_reading)
+  sys.excepthook = _print_fault
   sys.exit(status(lambda: app.run(main, flags_parser=flags_parser or parse)))
 
 
@@ -187,6 +188,20 @@ def let_first_process_log() -> None:
     logging.set_verbosity(logging.WARNING)
 
 
+def _print_fault(kind, error, trace) -> None:
+  """Prints a traceback, but for what TensorStore says when a checkpoint could not be written.
+
+  Its threads then speak to the event loop of Orbax, which is gone; the cause is raised elsewhere.
+  """
+  if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+    sys.__excepthook__(kind, error, trace)
+
+
 def _worth_reading(record: python_logging.LogRecord) -> bool:
-  """Whether it is our own or a warning; Orbax alone logs dozens of lines for each checkpoint."""
+  """Whether it is our own or a warning; Orbax alone logs dozens of lines for each checkpoint.
+
+  What fails in Orbax' threads it logs with tracebacks, several times, and raises in ours again.
+  """
+  if record.exc_info and '/orbax/' in record.pathname:
+    return False
   return record.levelno >= python_logging.WARNING or _PACKAGE in record.pathname

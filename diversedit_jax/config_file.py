@@ -68,12 +68,13 @@ def load(spec: str) -> ml_collections.ConfigDict:
   if spec.startswith(location.SCHEME) or (folder.is_dir() and published.read(folder)):
     return published.config(spec).lock()
   file, argument = find(spec)
+  source = file.read_bytes()
   module = python_types.ModuleType('config_of_the_run')
   module.__file__ = str(file)
   sys.modules[module.__name__] = module  # Where dataclasses look names up.
   _provide_configs(file.parent)
   try:
-    exec(compile(file.read_bytes(), str(file), 'exec', dont_inherit=True), module.__dict__)
+    exec(compile(source, str(file), 'exec', dont_inherit=True), module.__dict__)
     if not callable(getattr(module, 'get_config', None)):
       raise types.UserError(f'{file} is no config: it defines no get_config()')
     config = module.get_config() if argument is None else module.get_config(argument)
@@ -189,7 +190,8 @@ def _provide_configs(folder):
 
 def _refusal(file, error):
   """A fault of a config file in one line with its place; None for a fault of the package."""
-  said = ' '.join(str(error.args[0] if error.args else error).split())
+  is_name = isinstance(error, KeyError) and len(error.args) == 1  # Its text is in quotes.
+  said = ' '.join(str(error.args[0] if is_name else error).split())
   if isinstance(error, SyntaxError) and error.filename != '<string>':
     line = f': {error.text.strip()}' if error.text else ''
     place = f'{error.filename or file}{f", line {error.lineno}" if error.lineno else ""}'
