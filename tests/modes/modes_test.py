@@ -20,6 +20,7 @@ from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.methods import diverse, reg, registry
+from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import writers
 
@@ -331,6 +332,18 @@ def test_weights_from_a_file_give_the_same_arrays(run, ema, tmp_path):
   sra = {'method': 'sra+diverse', 'sra__student_block': 1, 'sra__teacher_block': 2}
   made, _ = sample(run, tmp_path / 'sra', origin=file, **sra)
   np.testing.assert_array_equal(made['images'], run.samples['images'])
+
+
+def test_a_folder_of_weights_is_its_file(ema, tmp_path):
+  """As libraries write it, here in shards."""
+  names, index = list(ema), tmp_path / 'diffusion_pytorch_model.safetensors.index.json'
+  for i, part in enumerate((names[:5], names[5:])):
+    convert.save(tmp_path / f'{i}.safetensors', {name: ema[name] for name in part})
+  table = {name: f'{int(i > 4)}.safetensors' for i, name in enumerate(names)}
+  index.write_text(json.dumps({'weight_map': table}))
+  origin = origins.find(str(tmp_path))
+  assert origin.path == index and origin.step is None
+  assert set(origin.arrays('ema')) == set(ema)
 
 
 def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path):
