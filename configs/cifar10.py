@@ -31,6 +31,7 @@ def get_config(arg: str | None = None):
   config.model.dtype = 'bfloat16'
   config.train.steps = args.steps
   config.train.batch_size = 128  # 390.6 steps to an epoch; 200K steps are 512 epochs.
+  config.train.ema_warmup = True  # For short runs, and for own pictures, which are often few.
   common.set_method(config, args.method)
   config.checkpoint.keep_every = 0
   config.preview.rows = 10

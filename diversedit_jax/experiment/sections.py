@@ -236,6 +236,11 @@ class TrainOptions(options.Section, section='train'):
   ema_decay: float = options.option(
     0.9999, at_least=0, below=1, doc='Decay of the averaged parameters at each step.'
   )
+  ema_warmup: bool = options.option(
+    False,
+    doc="Decays by (1 + n) / (10 + n) after n steps while that is less (TensorFlow's "
+    'ExponentialMovingAverage), so that the average of a short run is not its random start.',
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

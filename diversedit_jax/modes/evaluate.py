@@ -109,6 +109,7 @@ class Evaluation:
     except KeyboardInterrupt:
       kept = f'{self._name}: finished samples are kept; the same command goes on'
       raise KeyboardInterrupt(kept) from None
+    found['warnings'] = [*found['warnings'], *self._weights.remarks]
     facts = run_context.protocol(
       self._experiment,
       self._weights,

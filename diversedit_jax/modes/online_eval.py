@@ -20,7 +20,7 @@ from diversedit_jax.evaluation import card, feature_network, scorers
 from diversedit_jax.evaluation import decoder as decoder_lib
 from diversedit_jax.experiment import eval_options
 from diversedit_jax.modes import evaluate, identity, null_label, opening, run_context
-from diversedit_jax.training import loop, state, writers
+from diversedit_jax.training import average, loop, state, writers
 from diversedit_jax.weights import array_files
 
 FOLDER = pathlib.Path('eval') / 'during'
@@ -108,6 +108,9 @@ def hook(
       **scorer.facts(),
       **scorer.compared(),
     )
+    train = experiment.train
+    if remark := average.remark(train.ema_decay, train.ema_warmup, step):
+      found['warnings'] = [*found['warnings'], remark]
     writer.row(step, {f'eval/{name}': value for name, value in found['scores'].items()})
     logging.info('step %d, %d samples: %s', step, len(labels_N), evaluate.in_words(found['scores']))
     evaluate.warn(f'step {step}', [line for line in found['warnings'] if line not in told])

@@ -19,7 +19,7 @@ from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import learned, run_dir
 from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import state, step
+from diversedit_jax.training import average, state, step
 from diversedit_jax.weights import misfits
 
 _NAME = 20  # Letters of a class's name beside a row.
@@ -36,6 +36,7 @@ class Weights:
   label_dropout: share of labels that was dropped in their training, for a file that of the config;
     None if it is not known.
   label_names: names of the classes that they were trained on; () if they are not known.
+  remarks: sentences that make their samples doubtful.
   """
 
   graphdef: nnx.GraphDef
@@ -46,6 +47,7 @@ class Weights:
   kind: str
   label_dropout: float | None = None
   label_names: tuple[str, ...] = ()
+  remarks: tuple[str, ...] = ()
 
   @property
   def label(self) -> str:
@@ -91,6 +93,7 @@ def make_step(experiment, trainable):
     experiment.transformation(),
     key=rng.stream(jax.random.key(experiment.seed), 'train'),
     ema_decay=experiment.train.ema_decay,
+    ema_warmup=experiment.train.ema_warmup,
     learning_rate=experiment.schedule(),
     accumulate=experiment.train.accumulate,
     fixed=trainable.fixed,
@@ -151,8 +154,24 @@ def open_weights(experiment, workdir, origin):
     found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
   logging.info('%s weights of step %d', wanted, found)
   return path, Weights(
-    trainable.graphdef, items[wanted], mesh, found, f'checkpoints/{found}', wanted, dropout, names
+    trainable.graphdef,
+    items[wanted],
+    mesh,
+    found,
+    f'checkpoints/{found}',
+    wanted,
+    dropout,
+    names,
+    _remarks(folder.parent, found, wanted),
   )
+
+
+def _remarks(path, number, kind):
+  """What is doubtful about weights of a step of the run in a directory, if there is one."""
+  if kind != 'ema' or not (path / 'config.json').exists():
+    return ()
+  decay, warmup = (run_dir.stored_value(path, f'train.ema_{key}') for key in ('decay', 'warmup'))
+  return tuple(filter(None, [average.remark(decay, warmup, number)]))
 
 
 def _from_file(origin, trainable):

@@ -11,7 +11,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import progress
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card, samples
-from diversedit_jax.modes import identity, null_label, opening, run_context
+from diversedit_jax.modes import evaluate, identity, null_label, opening, run_context
 from diversedit_jax.sampling import generate
 
 _KEY = 'sample.labels'
@@ -67,6 +67,9 @@ def run(
       return []
     samples.write_arrays(archive, count, batches, {'labels': labels})
   facts['seconds'] = time.monotonic() - started
+  if weights.remarks:
+    facts['warnings'] = list(weights.remarks)
+    evaluate.warn('samples', weights.remarks)
   card.write_json(known, facts)
   return [archive, known, *grid.save(folder / 'grid.png', run_context.caption(facts))]
 

@@ -13,7 +13,16 @@ from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import null_label, online_eval, opening, run_context, start
-from diversedit_jax.training import loop, overview, profiling, state, step, telemetry, writers
+from diversedit_jax.training import (
+  average,
+  loop,
+  overview,
+  profiling,
+  state,
+  step,
+  telemetry,
+  writers,
+)
 
 
 def run(
@@ -80,6 +89,9 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
     logging.info('optimizer.freeze: %s', overview.frozen(trainable.params, trainable.fixed))
   if first:
     overview.log(trainable.params)
+    train = experiment.train
+    if remark := average.remark(train.ema_decay, train.ema_warmup, train.steps):
+      logging.warning('%s', remark)
   with (
     jax.set_mesh(mesh),
     contextlib.closing(_checkpoints(path, experiment)) as checkpoints,

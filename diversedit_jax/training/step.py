@@ -11,6 +11,7 @@ import optax
 from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.models import tuning
+from diversedit_jax.training import average
 from diversedit_jax.training import state as state_lib
 
 Frozen = Mapping[str, Any]
@@ -21,8 +22,10 @@ Step = Callable[
 ]
 
 
-def update_ema(ema: state_lib.Params, params: state_lib.Params, decay: float) -> state_lib.Params:
-  """decay * ema + (1 - decay) * params, with 1 - decay formed in double precision."""
+def update_ema(
+  ema: state_lib.Params, params: state_lib.Params, decay: float | jax.Array
+) -> state_lib.Params:
+  """decay * ema + (1 - decay) * params, with 1 - decay of a number in double precision."""
   return jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
 
 
@@ -33,6 +36,7 @@ def make_step(
   *,
   key: jax.Array,
   ema_decay: float,
+  ema_warmup: bool = False,
   learning_rate: optax.Schedule,
   accumulate: int = 1,
   fixed: Collection[str] = (),
@@ -81,10 +85,11 @@ def make_step(
       'param_norm': trees.global_norm(params),
       'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32),
     }
+    decay = average.decay_at(ema_decay, ema_warmup, state.step)
     return state_lib.TrainState(
       step=state.step + 1,
       params=params,
-      ema=trees.joined(update_ema(trees.without(state.ema, fixed), trained, ema_decay), state.ema),
+      ema=trees.joined(update_ema(trees.without(state.ema, fixed), trained, decay), state.ema),
       opt_state=opt_state,
     ), metrics
 
