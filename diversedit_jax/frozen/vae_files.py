@@ -18,17 +18,13 @@ import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.frozen import vae, vae_names
-from diversedit_jax.weights import array_files, likely, location, misfits
+from diversedit_jax.weights import array_files, folders, likely, location, misfits
 
 FILE = 'diffusion_pytorch_model.safetensors'
 SETTINGS = 'config.json'
 
-# Where a folder keeps the weights, a pipeline's in one of its own.
-_FILES = tuple(
-  f'{folder}{FILE.removesuffix(".safetensors")}{suffix}'
-  for folder in ('', 'vae/')
-  for suffix in ('.safetensors', '.bin')
-)
+# Where a folder has the weights; a pipeline's has a folder for them.
+_FILES = (FILE, *folders.names(('vae',)))
 _DECODER = ('decoder.', 'post_quant_conv.')
 # The scale of Stable Diffusion's first autoencoders, which their config.json does not give.
 _SD_CHANNELS, _SD_SCALE = 4, 0.18215

@@ -89,8 +89,10 @@ def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]
       if written is not None:
         yield f'{_OURS}{name}', written
     return
+  # Which of its 1000 rows of labels are classes, a file need not tell to be known.
+  fits = lambda name, **k: _attempt(lambda: convert.to_ours(arrays, name, **k)) is not None
   for name in families.FAMILIES:
-    if _attempt(lambda name=name: convert.to_ours(arrays, name)) is not None:
+    if fits(name) or fits(name, num_classes=999):
       yield name, arrays
   found = _attempt(lambda: vae_files.from_arrays(arrays, scale=1.0, shift=0.0))
   if found is not None:
