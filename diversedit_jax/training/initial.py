@@ -148,7 +148,7 @@ def same_classes(ours: Classes, theirs: Classes, how: str) -> tuple[Sequence[tup
     place = {name: label for label, name in enumerate(theirs.names)}
     return [(label, place[n]) for label, n in enumerate(ours.names) if n in place], 'by name'
   if how == 'auto' and any(known) and ours.number != theirs.number:
-    return [], 'as names are not known; init.classes=number takes them by number'
+    return [], 'their names are not known; init.classes=number takes them by number'
   return [(label, label) for label in range(min(ours.number, theirs.number))], 'by number'
 
 
@@ -186,8 +186,8 @@ def _with_table(taken, shape, how, names, found_names):
     return taken, {}, {}
   to, of = np.array([*pairs, (rows - 1, len(table) - 1)], np.int32).T
   text = (
-    f'of {theirs.number} classes and the null label to {ours.number}: rows of {len(pairs)} classes '
-    f'kept ({why}), {ours.number - len(pairs)} new, the null row kept'
+    f'from {theirs.number} classes to {ours.number}: rows of {len(pairs)} kept ({why}), '
+    f'{ours.number - len(pairs)} new; that of the null label kept'
   )
   return taken | {_TABLE: table[of]}, {_TABLE: to}, {_TABLE: text}
 

@@ -1,7 +1,10 @@
 """Runs that start from weights: what they learn at first, how they go on, what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import types as python_types
 
 from flax import nnx
@@ -240,6 +243,31 @@ def test_the_flag_names_what_the_key_names():
 def test_keys_about_the_weights_need_weights():
   with pytest.raises(types.UserError, match="init.new='final' is about the weights of init_from"):
     experiment_lib.build(small_runs.make_config(init__new='final'))
+
+
+@pytest.mark.slow
+def test_eight_devices_start_from_the_checkpoint_of_one(source, started, tmp_path):
+  """Each holds an eighth of the parameters; the first loss is that of one device."""
+  flags = [f'--config.{k.replace("__", ".")}={v}' for k, v in {**QUIET, **ADDED}.items()]
+  small = [f'--config.{k}={v}' for k, v in small_runs.SMALL.items()]
+  command = [sys.executable, '-m', 'diversedit_jax.main', '--config=configs/digits.py']
+  subprocess.run(
+    [
+      *command,
+      *small,
+      *flags,
+      '--config.mesh.fsdp=8',
+      '--config.optimizer.shard_over_data=True',
+      f'--workdir={tmp_path}/eight',
+      f'--checkpoint={source.checkpoint}',
+    ],
+    check=True,
+    cwd=killed_runs.ROOT,
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+  )
+  one, eight = (writers.read_jsonl(run / 'metrics.jsonl') for run in (started, tmp_path / 'eight'))
+  for a, b in zip(one, eight, strict=True):
+    np.testing.assert_allclose(b['loss'], a['loss'], rtol=1e-4)
 
 
 @pytest.mark.slow

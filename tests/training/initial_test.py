@@ -162,8 +162,8 @@ def test_rows_of_the_label_table_follow_their_classes(classes, names, found_name
   if classes == 5 and kept == {k: k for k in range(5)}:
     assert not start.fitted and name in start.kept
   else:
-    assert f'rows of {len(kept)} classes kept' in start.fitted[name]
-    assert f'{classes - len(kept)} new, the null row kept' in start.fitted[name]
+    assert f'rows of {len(kept)} kept (' in start.fitted[name]
+    assert f'{classes - len(kept)} new; that of the null label kept' in start.fitted[name]
 
 
 def without(name):
