@@ -222,11 +222,11 @@ def _refuse(taken, wanted, origin):
   missing = {name for name in wanted if name not in taken}
   unfit = missing | {n for n in wanted if n in taken and taken[n].shape != wanted[n]}
   if not any(name.startswith('model/') for name in taken):
-    ways = [
-      "these are another system's names: `python -m diversedit_jax.convert --input=... "
-      '--output=NEW.safetensors` gives them ours'
-    ]
-  elif any(name.startswith(f'{_FUSE}linear/') for name in missing):
+    raise types.UserError(
+      f"{origin} has another system's names, as {misfits.first_few(list(taken))}: `python -m "
+      'diversedit_jax.convert --input=FILE --output=NEW.safetensors` writes them as ours'
+    )
+  if any(name.startswith(f'{_FUSE}linear/') for name in missing):
     ways = [
       'long skips that replace x cannot begin without effect: --config.model.skip.residual=True '
       "adds them to x, which does, or --config.init.new='blocks/fuse/*' starts them at random"

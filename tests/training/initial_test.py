@@ -206,7 +206,6 @@ BIAS = 'model/final/linear/bias'
     ({'class_token': 3}, {}, None, ["leave_out='class_token_embed,final/class_linear'"]),
     ({}, {}, lambda f: f | {BIAS: f[BIAS] * np.nan}, [f'{BIAS} holds values that are not finite']),
     ({}, {}, lambda f: f | {BIAS: np.ones(4, int)}, [f'{BIAS} has dtype int64']),
-    ({}, {}, lambda f: {f'x.{i}': x for i, x in enumerate(f.values())}, ['diversedit_jax.convert']),
   ],
 )
 def test_what_does_not_fit_is_refused_with_what_was_found_and_the_way_on(
@@ -220,6 +219,15 @@ def test_what_does_not_fit_is_refused_with_what_was_found_and_the_way_on(
   assert message.startswith('init_from=a.npz does not fit the config: ')
   for word in words:
     assert word in message
+
+
+def test_a_file_by_the_names_of_another_system_is_sent_to_convert():
+  _, found = network()
+  theirs = {f'x.{i}': x for i, x in enumerate(found.values())}
+  with pytest.raises(
+    types.UserError, match=r"other system's names, as x\.0, .*_jax.convert --input"
+  ):
+    fit(theirs, found)
 
 
 def test_what_is_asked_for_starts_anew_or_is_left_out():
