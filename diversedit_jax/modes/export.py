@@ -43,7 +43,8 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
     kind = 'file'
   weights = {'kind': kind, 'step': step, 'origin': found.name}
   arrays = _arrays(experiment, found, kind)
-  scores = {} if found.run is None else _of_these(inspect.scores(found.run), step, kind)
+  folder_of = found.path.parent if found.about is not None else found.run
+  scores = {} if folder_of is None else _of_these(inspect.scores(folder_of), step, kind)
   return _write(folder, experiment, found, weights, arrays, scores)
 
 
@@ -88,6 +89,7 @@ def _write(folder, experiment, found, weights, arrays, scores) -> list[pathlib.P
   model = folder / published.MODEL
   convert.save(model, arrays)
   given = run_dir.complete(run_dir.flatten(experiment.config))
+  given = given if found.about is None else found.about.config
   content = published.settings(
     given if found.run is None else run_dir.stored_config(found.run),
     {**weights, 'sha256': location.digest(model)},

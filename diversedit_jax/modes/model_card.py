@@ -37,7 +37,7 @@ With diversedit_jax and its extra `[hub]` installed:
 
 ```bash
 python -m diversedit_jax.main --config=hf://ORG/REPO --checkpoint=hf://ORG/REPO \\
-    --mode=sample --workdir=samples
+    --mode=sample --workdir=out
 ```
 
 In Python, in a copy of this folder:
@@ -53,7 +53,7 @@ from diversedit_jax.modes import sample
 
 config = published.config('.')  # Or 'hf://ORG/REPO', here and below.
 config.sample.number = 8{decoder}
-files = sample.run(experiment.build(config), 'samples', '.')
+files = sample.run(experiment.build(config), 'out', '.')
 print(np.load(files[0])['images'].shape, *files)"""
 _DECODER = """
 config.vae.weights = 'hf://stabilityai/sd-vae-ft-mse'"""

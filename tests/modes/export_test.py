@@ -106,8 +106,8 @@ def test_the_example_of_the_card_runs_without_the_data(run, folder, tmp_path, mo
   assert len(code.strip().splitlines()) <= 10
   monkeypatch.chdir(copy)
   exec(code, {})
-  made = small_runs.arrays(copy / 'samples' / 'samples' / 'samples.npz')['images']
-  facts = json.loads((copy / 'samples' / 'samples' / 'samples.json').read_text())
+  made = small_runs.arrays(copy / 'out' / 'samples' / 'samples.npz')['images']
+  facts = json.loads((copy / 'out' / 'samples' / 'samples.json').read_text())
   expected, known = samples(run.experiment.config, run.checkpoint, tmp_path / 'out')
   np.testing.assert_array_equal(made, expected)
   assert facts['checkpoint'] == 'copy/model.safetensors'
@@ -154,9 +154,10 @@ def test_other_origins_and_other_weights(run, folder, tmp_path):
   assert not (tmp_path / 'params' / 'eval').exists()  # The scores are of the average.
   assert 'model-index' not in (tmp_path / 'params' / 'README.md').read_text()
   export.run(run.experiment, str(tmp_path / 'again'), str(folder))
-  about = published.read(tmp_path / 'again')
-  assert (about.weights['kind'], about.weights['step']) == ('ema', STEP)
-  assert about.weights['sha256'] == location.digest(folder / 'model.safetensors')
+  first, again = (json.loads((x / 'config.json').read_text()) for x in (folder, tmp_path / 'again'))
+  assert again.pop('weights') == first.pop('weights') | {'origin': 'small-digits/model.safetensors'}
+  assert again == first
+  assert (tmp_path / 'again' / 'eval' / 'digits.json').is_file()
 
 
 @pytest.mark.parametrize(
