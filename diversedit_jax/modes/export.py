@@ -59,7 +59,7 @@ def _arrays(experiment, found, kind) -> dict[str, np.ndarray]:
 
 
 def _class_names(experiment, found) -> list[str]:
-  names = run_context.class_names(experiment.source)
+  names = tuple(experiment.source.label_names)
   if found.run is not None:
     names = learned.label_names(found.run, experiment.source.digest, names)
   return list(names)

@@ -114,7 +114,7 @@ def open_weights(experiment, workdir, origin):
   """
   mesh = make_mesh(experiment)
   wanted, dropout = experiment.sample.weights, experiment.train.label_dropout
-  names = class_names(experiment.source)
+  names = tuple(experiment.source.label_names)
   if origin is None:
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
     run_dir.check_results(path)
@@ -199,15 +199,15 @@ def faults(flat, wanted, *, finite=False):
 def data_facts(source):
   """What identifies the data of a run: name, number of examples, digest, and `space_facts`.
 
-  Names of classes are among them, 'label_names', if they are other than their labels.
+  Names of classes are among them, 'label_names', if there are some.
 
   Raises:
     UserError: processes have different data, for example because one local copy is old.
   """
   facts = {'name': source.name, 'examples': len(source), 'sha256': source.digest()}
   facts |= space_facts(source)
-  if names := class_names(source):
-    facts['label_names'] = list(names)
+  if source.label_names:
+    facts['label_names'] = list(source.label_names)
   check_same_everywhere(
     facts['sha256'], f'{source.name}, of {len(source)} examples on process {jax.process_index()},'
   )
@@ -227,12 +227,6 @@ def check_same_everywhere(sha256, what):
       f'{sha256[:16]}..., and {int((others != mine).any(axis=1).sum())} of {len(others)} '
       'processes have another'
     )
-
-
-def class_names(source):
-  """Names of a source's classes; () if they only have numbers."""
-  names = tuple(source.label_names)
-  return () if names == tuple(str(k) for k in range(len(names))) else names
 
 
 def space_facts(source):
@@ -328,6 +322,8 @@ def _row_label(label, names):
   if not names:
     return str(label)
   name = names[label] if label < len(names) else 'no class'
+  if name == str(label):
+    return name
   return f'{label} {name if len(name) <= _NAME else name[: _NAME - 1] + "…"}'
 
 

@@ -263,7 +263,7 @@ def _preview(experiment, trainable, decoder, path, writer, first):
         labels,
         options.columns,
         title=title,
-        names=run_context.class_names(experiment.source),
+        names=experiment.source.label_names,
       )
       if pictures.dtype != np.uint8:
         pictures = images.to_uint8(pictures, 'round_half')

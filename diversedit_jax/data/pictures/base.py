@@ -15,6 +15,18 @@ import numpy as np
 from diversedit_jax import trees, types
 from diversedit_jax.data.pictures import kinds
 
+# What reads files of other kinds.
+_OTHERS = {
+  '.parquet': 'parquet:PATH reads such files',
+  '.tar': 'tar:PATH reads such files',
+  '.zip': 'zip:FILE reads such a file',
+  '.csv': 'csv:FILE reads such a table of paths and labels',
+  '.npz': 'arrays:FILE.npz reads arrays as a source of training',
+  '.arrow': 'of what `datasets` saved, `datasets.load_from_disk(DIR).to_parquet(FILE)` in Python '
+  'makes a file for parquet:FILE',
+  '.array_record': 'tfds:NAME reads a dataset that TFDS has prepared',
+  '.tfrecord': "tfds:NAME reads a dataset that TFDS has prepared with file_format='array_record'",
+}
 # A larger integer label is a mistake, and a name for each class would fill the memory.
 _MAX_CLASSES = 2**20
 
@@ -105,7 +117,7 @@ def make_listing(
   """
   found, skipped = list(found), tuple(skipped)
   if not found:
-    raise types.UserError(f'{where} holds no pictures{_first_reasons(skipped)}')
+    raise types.UserError(f'{where} holds no pictures{_first_reasons(skipped)}{_way_on(skipped)}')
   named = isinstance(found[0][1], str)
   for name, label, _ in found:
     if isinstance(label, str) != named:
@@ -185,3 +197,11 @@ def _first_reasons(skipped):
   shown = '; '.join(f'{s.name}: {s.reason}' for s in skipped[:3])
   more = '; ...' if len(skipped) > 3 else ''
   return f'; left out are {len(skipped)} files ({shown}{more})'
+
+
+def _way_on(skipped):
+  """What reads the files that were found instead of pictures; '' if nothing does."""
+  for suffix, way in _OTHERS.items():
+    if any(suffix in s.name.lower() for s in skipped):
+      return f'; {way}'
+  return ''

@@ -120,6 +120,11 @@ def in_collection(
   return _beside(names, found, '.cls', lambda data, at: rows.label_of(_text(data, at), at), peek)
 
 
+def says_labels(name: str) -> bool:
+  """Whether a file of this name is one of those that say labels in a collection."""
+  return name.endswith(('.cls', '.json'))
+
+
 def in_json(names: Sequence[str], found: Found, peek: Peek) -> list[Label | None] | None:
   """Labels of NAME.json beside each picture; None if there are none."""
 

@@ -88,18 +88,22 @@ def arrange(
   skipped = [*skipped, *left, *_empty(folders, found, skipped)]
   names = [found[i][0] for i in places]
   said, top, why = _said(names, found, peek, labels, where), '', 'it has no label'
+  from_files = said is not None and labels.given in ('', 'any')
   if said is None:
     inner = [name.partition('/')[2] if shards else name for name in names]
     said, top = _by_folder(inner)
     why = 'in no class folder'
     if not any(said) or (labels.given != 'folders' and _are_chunks(inner)):
       said, top = _without_folders(names, found, peek, labels, classes, where), ''
+      from_files, why = {*said} not in ({ALL}, set()), 'it has no label'
     else:
       _check_splits(said, top, where)
       _check_ilsvrc(names, said, labels, where)
       if classes is None and not shards:
         _check_lost(folders, skipped, {*said} - {None}, top, where)
     top = '' if shards else top
+  if from_files:
+    skipped = [s for s in skipped if not labelling.says_labels(s.name)]
   kept = [j for j, label in enumerate(said) if label is not None]
   skipped += [base.Skipped(n, why) for n, label in zip(names, said, strict=True) if label is None]
   listing, order = base.make_listing(

@@ -107,6 +107,7 @@ def test_shards_of_webdataset(tmp_path, kind, form):
     malformed.write_folder(tmp_path, {f'shard-{k:05d}.tar': shard(0, said, kind)})
   spec = f'tar:{tmp_path}{form}' if form != 'one' else f'tar:{tmp_path}/shard-00001.tar'
   collection = pictures.open_pictures(spec)
+  assert not collection.listing.skipped  # What says labels is not left out.
   found = {f'shard-{k:05d}/{i:06d}.jpg': y for k, i, y in [(0, 0, 3), (0, 1, 1), (1, 0, 0)]}
   found |= {'shard-00001/000001.jpg': 12}
   if form == 'one':

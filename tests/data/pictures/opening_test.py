@@ -22,6 +22,8 @@ def root(tmp_path):
     'empty.csv': b'',
     'text.dat': b'text',
     'packed.rar': b'Rar!',
+    'hub/x/a.parquet': b'',
+    'saved/data-00000-of-00001.arrow': b'',
     'nothing/text.txt': b'',
   }
   malformed.write_folder(tmp_path, files | {'none.tar': malformed.tar_bytes({})})
@@ -76,6 +78,8 @@ def test_what_is_one_split_cannot_be_another(root):
     ('{}/empty.csv', 'table is empty'),
     ('{}/text.dat', 'neither a folder nor a tar, zip, csv or parquet'),
     ('{}/none.tar', 'holds no pictures'),
+    ('folder:{}/saved', r'holds no pictures.*load_from_disk.DIR..to_parquet'),
+    ('{}/hub', 'holds no pictures.*parquet:PATH reads such files'),
     ('{}/packed.rar', 'unpack it with `unrar x FILE`'),
     ('parquet:{}/folder', 'found a folder without any .parquet file'),
     ('parquet:{}/text.dat', 'no Parquet file, damaged'),
