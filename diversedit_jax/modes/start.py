@@ -124,7 +124,7 @@ def _begin(experiment, trainable):
     {name: x.shape for name, x in trees.named_leaves(trainable.params).items()},
     options,
     channels=experiment.architecture.channels,
-    names=run_context.class_names(experiment.source),
+    names=tuple(experiment.source.label_names),
     found_names=tuple(_known(origin)[1].get('label_names') or ()),
     origin=f'init_from={experiment.init_from}',
   )
