@@ -1,6 +1,6 @@
 """What a run learned from, as its data.json says: which examples, and what its classes are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import json
 import pathlib
 from typing import Any
@@ -22,6 +22,12 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(file.read_bytes()) if file.exists() else None
   except ValueError as error:
     raise types.UserError(f'{file} is damaged: {error}') from error
+
+
+def that_say_something(names: Iterable[str]) -> tuple[str, ...]:
+  """Names of classes; () if each is only the number of its class."""
+  names = tuple(names)
+  return () if names == tuple(str(k) for k in range(len(names))) else names
 
 
 def label_names(

@@ -124,8 +124,8 @@ def _begin(experiment, trainable):
     {name: x.shape for name, x in trees.named_leaves(trainable.params).items()},
     options,
     channels=experiment.architecture.channels,
-    names=tuple(experiment.source.label_names),
-    found_names=tuple(_known(origin)[1].get('label_names') or ()),
+    names=learned.that_say_something(experiment.source.label_names),
+    found_names=learned.that_say_something(_known(origin)[1].get('label_names') or ()),
     origin=f'init_from={experiment.init_from}',
   )
   facts = {

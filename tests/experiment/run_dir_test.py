@@ -320,3 +320,8 @@ def test_versions_are_recorded_at_every_start_that_changes_them(run):
   train(run, config())
   found = json.loads((run / 'versions.json').read_text())
   assert found == [{'jax': '1'}, {'jax': '2'}, {'jax': '1'}]
+
+
+@pytest.mark.parametrize('names,said', [('0 1 2', False), ('0 2 1', True), ('a', True)])
+def test_numbers_of_classes_are_no_names(names, said):
+  assert learned.that_say_something(names.split()) == (tuple(names.split()) if said else ())
