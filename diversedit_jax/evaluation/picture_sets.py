@@ -255,9 +255,9 @@ def _open(spec, quantiser):
   path = pathlib.Path(spec)
   if path.suffix.lower() in _ARRAYS or not (path.exists() or ':' in spec):
     return sample_files.SampleFile(path, quantiser)
-  if path.is_dir() and (files := sorted(path.glob('*.np[yz]'))):
+  if path.is_dir() and (files := [*path.glob('*.np[yz]'), *path.glob('*/*.np[yz]')]):
     raise UserError(
-      f'{path} holds {len(files)} files of arrays, as {files[0].name}: name the file itself, or '
+      f'{path} holds files of arrays, as {files[0].relative_to(path)}: name the file itself, or '
       'several that are one set, each by --samples=FILE'
     )
   return _Files(spec)

@@ -6,7 +6,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from diversedit_jax import progress, rng, sharding, types
+from diversedit_jax import rng, sharding, types
 from diversedit_jax.models import tuning
 from diversedit_jax.sampling import trajectory
 
@@ -107,8 +107,6 @@ class Generator:
     params: dict,
     labels_N: np.ndarray,
     indices_N: np.ndarray | None = None,
-    *,
-    report: bool = False,
   ) -> np.ndarray:
     """Samples, one for each label and index.
 
@@ -116,16 +114,13 @@ class Generator:
       params: weights.
       labels_N: class of each sample.
       indices_N: index of each sample, which decides its noise; None means 0, 1, ...
-      report: whether progress is logged.
 
     Raises:
       UserError: guidance of a model without classes.
     """
     labels_N = np.asarray(labels_N, np.int32)
     indices_N = np.arange(len(labels_N)) if indices_N is None else np.asarray(indices_N)
-    parts, meter = [], None
-    if report:
-      meter = progress.Progress('sampling', len(labels_N), 'images')
+    parts = []
     for start in range(0, len(labels_N), self.batch_size):
       rows = slice(start, start + self.batch_size)
       batch = {'index': indices_N[rows].astype(np.int32), 'label': labels_N[rows]}
@@ -133,8 +128,6 @@ class Generator:
       batch = {name: sharding.pad_rows(x, self.batch_size) for name, x in batch.items()}
       batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
       parts.append(np.asarray(self._run(params, batch['index'], batch['label']))[:count])
-      if meter is not None:
-        meter.at(start + count)
     return np.concatenate(parts)
 
   def _make_run(self, graphdef, sample, config) -> Callable[..., jax.Array]:

@@ -67,7 +67,7 @@ REFUSED = {
   'no pictures': (lambda root: (root / 'a.txt').touch() or root, 'holds no pictures'),
   'a folder of arrays': (
     lambda root: samples.write_npz(root / 'a.npz', X.shape, [X]) or root,
-    r'holds 1 files of arrays, as a.npz: name the file itself.*--samples=FILE',
+    r'holds files of arrays, as a.npz: name the file itself.*--samples=FILE',
   ),
 }
 
