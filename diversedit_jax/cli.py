@@ -48,7 +48,8 @@ def status(action: Callable[[], int | None], name: str = 'error') -> int:
     try:
       return action() or 0
     finally:
-      sys.stdout.flush()
+      if sys.stdout is not None:  # It is closed, as by `>&-`.
+        sys.stdout.flush()
   except (Exception, KeyboardInterrupt) as error:
     if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the flush at exit.
@@ -125,7 +126,7 @@ def keep_programs() -> None:
   given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   cache = pathlib.Path(given) if given else paths.user_cache()
   folder = cache and (cache if given else cache / 'diversedit_jax' / 'xla')
-  if folder is None or not _can_write(folder):
+  if folder is None or not ('://' in str(given) or _can_write(folder)):
     logging.warning(
       'compiled programs are not kept: %s; set JAX_COMPILATION_CACHE_DIR to a folder that is yours',
       'there is no home folder' if folder is None else f'{folder} cannot be written',

@@ -112,6 +112,8 @@ def _of_library(said):
     if words in said:
       file = re.search(r'(?<![\w/])/[^\s"\'\]:]+', said)
       return _of_system(number, file and file[0], words)
+  if "can't start new thread" in said:
+    return 'no thread can be started; lower data.threads or --threads, or raise `ulimit -u`'
   killed = re.search(r'Worker process was terminated unexpectedly with exit code (-?\d+)', said)
   if killed:
     why = _KILLED.get(int(killed[1]), 'its own lines stand above')

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 import contextlib
+import json
 import os
 import pathlib
 import shutil
+from typing import Any
 import uuid
 
 from diversedit_jax import types
@@ -28,6 +30,22 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       _sync(path.parent)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+  """The content of a JSON file, a dict or what `kind` says.
+
+  Raises:
+    UserError: the file is damaged, or holds something else.
+  """
+  try:
+    content = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise types.UserError(f'{path} is damaged: {error}') from error
+  if not isinstance(content, kind):
+    found = type(content).__name__
+    raise types.UserError(f'{path} is damaged: it holds a {found}, expected a {kind.__name__}')
+  return content
 
 
 def make_writable(folder: pathlib.Path, name: str, way_on: str = '') -> None:

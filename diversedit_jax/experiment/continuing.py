@@ -89,10 +89,7 @@ def history(path: pathlib.Path) -> list[dict[str, Any]]:
     UserError: the file is damaged.
   """
   file = path / CHANGES
-  try:
-    return json.loads(file.read_bytes()) if file.exists() else []
-  except ValueError as error:
-    raise types.UserError(f'{file} is damaged: {error}') from error
+  return files.read_json(file, list) if file.exists() else []
 
 
 def record(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
@@ -137,7 +134,7 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
     )
   later = [p for pattern in _BY_STEP for p in path.glob(pattern) if (_step(p) or 0) > step]
   best = path / 'eval' / 'during' / 'best.json'
-  if best.exists() and json.loads(best.read_bytes()).get('step', 0) > step:
+  if best.exists() and files.read_json(best).get('step', 0) > step:
     later += [p for p in (best, best.with_suffix('.safetensors')) if p.exists()]
   folder = path / SET_ASIDE / f'after-{step}-{uuid.uuid4().hex[:8]}'
   folder.mkdir(parents=True)

@@ -1,11 +1,10 @@
 """What a run learned from, as its data.json says: which examples, and what its classes are."""
 
 from collections.abc import Callable, Iterable, Mapping
-import json
 import pathlib
 from typing import Any
 
-from diversedit_jax import types
+from diversedit_jax.data import files
 from diversedit_jax.experiment import continuing
 
 FILE = 'data.json'
@@ -18,10 +17,7 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
     UserError: the file is damaged.
   """
   file = path / FILE
-  try:
-    return json.loads(file.read_bytes()) if file.exists() else None
-  except ValueError as error:
-    raise types.UserError(f'{file} is damaged: {error}') from error
+  return files.read_json(file) if file.exists() else None
 
 
 def that_say_something(names: Iterable[str]) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ def open_for_training(
   if data is not None and known_data != dict(data):
     _write_json(path / learned.FILE, dict(data))
   history = path / 'versions.json'
-  known = _read_json(history) or []
+  known = files.read_json(history, list) if history.exists() else []
   if known[-1:] != [dict(versions)]:
     _write_json(history, [*known, dict(versions)])
   return path
@@ -320,10 +320,7 @@ def stored_config(path: pathlib.Path) -> dict[str, Any] | None:
   file = path / 'config.json'
   if not file.exists():
     return None
-  try:
-    return understood(file, json.loads(file.read_bytes()))
-  except (json.JSONDecodeError, AttributeError) as error:
-    raise types.UserError(f'{file} is not a run config: {error}') from error
+  return understood(file, files.read_json(file))
 
 
 def understood(file: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,10 +370,7 @@ def complete(flat):
 
 def _read_json(path):
   """Its content, or None if there is no such file."""
-  try:
-    return json.loads(path.read_bytes()) if path.exists() else None
-  except ValueError as error:
-    raise types.UserError(f'{path} is damaged: {error}') from error
+  return files.read_json(path) if path.exists() else None
 
 
 def _write_json(path, content):

@@ -7,6 +7,7 @@ from typing import Any
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
+from diversedit_jax.data import files
 from diversedit_jax.evaluation import card, multihost, scorers
 from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import run_context
@@ -82,9 +83,9 @@ def check_card(path: pathlib.Path, facts: Mapping[str, Any], way_on: str) -> Non
   fault, archive = '', path.with_suffix('.npz')
   if path.is_file():
     try:
-      stored = json.loads(path.read_bytes())
-    except ValueError as error:
-      stored, fault = {}, f'{path} is damaged: {error}'
+      stored = files.read_json(path)
+    except types.UserError as error:
+      stored, fault = {}, str(error)
     given = _plain(facts)
     # Another device or version makes the same samples but for rounding; older cards say less.
     same = [k for k in stored if k in given and k not in _OF_THE_MAKING]
@@ -110,9 +111,9 @@ def _listed(changed):
 def _fault(path, identity, what):
   """Says how the identity in a file differs from `identity`; '' if they match."""
   try:
-    known = json.loads(path.read_bytes())
-  except ValueError as error:
-    return f'{path} is damaged: {error}'
+    known = files.read_json(path)
+  except types.UserError as error:
+    return str(error)
   changed = differences(known.get('identity', known), identity)
   if not changed:
     return ''

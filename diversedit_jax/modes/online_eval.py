@@ -5,7 +5,6 @@ are kept apart from final ones, in `eval/during/`, each with its own protocol, a
 weights of the best so far beside them.
 """
 
-import json
 import pathlib
 import time
 
@@ -130,7 +129,7 @@ def _is_best(folder, found, of):
   """Whether no earlier evaluation with the identity `of` was better; the first process decides."""
   better, name, value = True, found['score'], found['value']
   if jax.process_index() == 0 and (folder / 'best.json').is_file():
-    known = json.loads((folder / 'best.json').read_bytes())
+    known = files.read_json(folder / 'best.json')
     if known['score'] != name or identity.differences(known['identity'], of):
       logging.info('the best so far was of another score or protocol; it is sought anew')
     elif known['step'] != found['step']:  # Else it is this one, before the run was interrupted.

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from diversedit_jax import checkpoint, convert, types
+from diversedit_jax.data import files
 from diversedit_jax.experiment import published
 from diversedit_jax.weights import folders, location
 
@@ -51,10 +51,7 @@ class Origin:
     file = None if self.run is None else self.run / name
     if file is None or not file.is_file():
       return {}
-    try:
-      return json.loads(file.read_bytes())
-    except ValueError as error:
-      raise types.UserError(f'{file} is damaged: {error}') from error
+    return files.read_json(file)
 
   def arrays(self, item: str) -> dict[str, np.ndarray]:
     """All arrays by slash-joined path, on the host.

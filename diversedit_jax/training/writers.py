@@ -9,15 +9,20 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from diversedit_jax import types
+
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
   """Reads the complete rows of a metrics file; a last line cut short by a kill is left out."""
   rows = []
-  for text in path.read_text().splitlines() if path.exists() else []:
+  for text in path.read_text(errors='replace').splitlines() if path.exists() else []:
     try:
-      rows.append(json.loads(text))
+      row = json.loads(text)
     except json.JSONDecodeError:
       break
+    if not isinstance(row, dict) or 'step' not in row:
+      raise types.UserError(f'{path} is damaged at {text[:40]!r}; mend it, or take it away')
+    rows.append(row)
   return rows
 
 

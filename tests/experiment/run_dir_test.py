@@ -202,10 +202,12 @@ def test_impossible_workdirs_are_refused(tmp_path):
       train(workdir, config())
 
 
-def test_damaged_config_is_named(run):
-  (run / 'config.json').write_text('{"train":')
-  with pytest.raises(types.UserError, match='config.json is not a run config'):
-    train(run, config())
+@pytest.mark.parametrize('content', [b'{"train":', b'\xff\xfe', b'3'])
+@pytest.mark.parametrize('name', ['config.json', 'data.json', 'versions.json'])
+def test_a_damaged_file_of_a_run_is_named(run, name, content):
+  (run / name).write_bytes(content)
+  with pytest.raises(types.UserError, match=f'{name} is damaged'):
+    train(run, config(), DATA)
 
 
 # Data.
