@@ -139,7 +139,6 @@ def _open_safetensors(path, stack):
 
 
 def _open_pickle(path, stack):
-  del stack  # Nothing stays open.
   try:
     with open(path, 'rb') as file:
       root, unread = numpy_pickle.read(file)
@@ -147,6 +146,8 @@ def _open_pickle(path, stack):
   except Exception as error:
     reason = f'{type(error).__name__}: {error}'
     raise types.UserError(f'{path} is not a pickle of plain arrays: {reason}') from error
+  if '.'.join(torch_legacy.FROM_BYTES) in unread:
+    return _of_tensors(stack.enter_context(torch_legacy.PickleFile(path)), path)
   if not any(isinstance(x, np.ndarray) for x in found.arrays.values()):
     kinds = misfits.first_few(unread or list(found.skipped.values())) or 'numbers'
     raise types.UserError(
@@ -159,7 +160,10 @@ def _open_pickle(path, stack):
 
 def _open_torch(path, stack):
   opener = torch_legacy.LegacyFile if torch_legacy.recognises(path) else torch_file.TorchFile
-  file = stack.enter_context(opener(path))
+  return _of_tensors(stack.enter_context(opener(path)), path)
+
+
+def _of_tensors(file: torch_file.TensorFile, path) -> Opened:
   found = file.found
   if not found.arrays:
     kinds = misfits.first_few([f'{n} ({k})' if n else k for n, k in found.skipped.items()])

@@ -11,7 +11,7 @@ was saved whole is a pickle of its modules. Neither's code is looked at: modules
 into the tensors that they hold, as `state_dict()` would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import math
 import os
@@ -79,7 +79,9 @@ class _StorageType(restricted.Inert):
     self.dtype = np.dtype(dtype)
 
 
-class _Storage(restricted.Inert):
+class Storage(restricted.Inert):
+  """The elements that tensors look into, by the key that they have in the file."""
+
   __slots__ = ('dtype', 'key', 'size')
 
   def __init__(self, dtype, key, size):
@@ -88,7 +90,7 @@ class _Storage(restricted.Inert):
 
 def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, lazy=None):
   del requires_grad, hooks  # Unused.
-  if lazy or not isinstance(storage, _Storage):
+  if lazy or not isinstance(storage, Storage):
     kind = f'the lazy operations {lazy}' if lazy else 'a storage that is not read'
     return restricted.unread(f'a tensor with {kind}')
   return Tensor(storage, offset, shape, strides)
@@ -96,8 +98,8 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=
 
 def _rebuild_untyped(storage, offset, shape, strides, requires_grad, hooks, dtype, lazy=None):
   """A tensor whose dtype is told beside its storage of bytes."""
-  if isinstance(storage, _Storage) and isinstance(dtype, _StorageType):
-    storage = _Storage(dtype.dtype, storage.key, storage.size // dtype.dtype.itemsize)
+  if isinstance(storage, Storage) and isinstance(dtype, _StorageType):
+    storage = Storage(dtype.dtype, storage.key, storage.size // dtype.dtype.itemsize)
   else:
     storage = dtype
   return _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, lazy)
@@ -133,11 +135,12 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
 class Unpickler(restricted.Unpickler):
   """Reads the description of the objects in a file.
 
+  more: stand-ins beside those of every file.
   storages: (dtype, number of elements) by key, for every storage that the description mentions.
   """
 
-  def __init__(self, file: Any):
-    super().__init__(file, _stand_ins())
+  def __init__(self, file: Any, more: Mapping[tuple[str, str], Any] | None = None):
+    super().__init__(file, _stand_ins() | dict(more or {}))
     self.storages: dict[str, tuple[np.dtype, int]] = {}
 
   def persistent_load(self, pid):
@@ -151,7 +154,7 @@ class Unpickler(restricted.Unpickler):
       return restricted.unread('a storage')
     if self.storages.setdefault(key, (storage_type.dtype, size)) != (storage_type.dtype, size):
       raise pickle.UnpicklingError(f'storage {key} is described in two ways')
-    return _Storage(storage_type.dtype, key, size)
+    return Storage(storage_type.dtype, key, size)
 
 
 class TensorFile:

@@ -4,11 +4,15 @@ Networks published before July 2020 have this format. A file is a series: four p
 number, the version of the format, facts about the machine, the description of the objects), a
 pickle with the keys of the storages, and for each key the number of its elements as 8 bytes and the
 elements, both little-endian.
+
+Python's own `pickle` writes a tensor with such a file in it, which holds the tensor's storage.
 """
 
+import io
 import os
+from typing import Any
 
-from diversedit_jax.weights import nested, torch_file
+from diversedit_jax.weights import nested, restricted, torch_file
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 # How a pickle of that number begins, in the two protocols that PyTorch has written it with.
@@ -43,7 +47,9 @@ class LegacyFile(torch_file.TensorFile):
     unpickle()  # The byte order and the sizes of C's integers; elements do not depend on them.
     described = torch_file.Unpickler(self._file)
     contents = described.load()
-    keys, size = unpickle(), os.path.getsize(self._path)
+    keys, start = unpickle(), self._file.tell()
+    size = self._file.seek(0, os.SEEK_END)
+    self._file.seek(start)
     for key in keys:
       dtype, expected = described.storages[key]
       found = int.from_bytes(self._file.read(8), 'little')
@@ -55,6 +61,7 @@ class LegacyFile(torch_file.TensorFile):
         raise torch_file.damaged(self._path, f'storage {key} ends after the last byte of the file')
       self._file.seek(found * dtype.itemsize, os.SEEK_CUR)
     self.unread += described.unread
+    self.contents = contents
     return nested.walk(contents, (torch_file.Tensor,))
 
   def _bytes(self, key, size):
@@ -62,3 +69,49 @@ class LegacyFile(torch_file.TensorFile):
       raise torch_file.damaged(self._path, f'storage {key} is missing')
     self._file.seek(self._places[key])
     return self._file.read(size)
+
+
+FROM_BYTES = ('torch.storage', '_load_from_bytes')
+
+
+class PickleFile(torch_file.TensorFile):
+  """One open pickle of tensors, as Python's `pickle` writes it.
+
+  Raises:
+    UserError: it is damaged.
+  """
+
+  def _open(self):
+    self._stored: dict[str, tuple[_StoredFile, str]] = {}
+    return open(self._path, 'rb')
+
+  def _read(self):
+    unpickler = torch_file.Unpickler(self._file, {FROM_BYTES: restricted.Call(self._storage_in)})
+    contents = unpickler.load()
+    self.unread += unpickler.unread
+    return nested.walk(contents, (torch_file.Tensor,))
+
+  def _storage_in(self, data):
+    file, key = _StoredFile(self._path, data), str(len(self._stored))
+    if not isinstance(file.contents, torch_file.Storage):
+      return restricted.unread('a storage')
+    self._stored[key] = file, file.contents.key
+    return torch_file.Storage(file.contents.dtype, key, file.contents.size)
+
+  def _bytes(self, key, size):
+    file, its = self._stored[key]
+    return file._bytes(its, size)
+
+
+class _StoredFile(LegacyFile):
+  """A file of the older format in memory."""
+
+  contents: Any
+
+  def __init__(self, path, data):
+    self._data = data
+    super().__init__(path)
+
+  def _open(self):
+    self._places = {}
+    return io.BytesIO(self._data)

@@ -138,6 +138,19 @@ def legacy(contents, *, keys=None, counts=None):
   return buffer.getvalue()
 
 
+def pickled(arrays, **beside):
+  """The bytes of a pickle of tensors as Python's `pickle` writes it, and of what is beside them."""
+
+  def stored(array):
+    strides = [s // array.itemsize for s in np.empty(array.shape, array.dtype).strides]
+    storage = Call('torch.storage', '_load_from_bytes', legacy(Storage(array)))
+    return tensor(array, storage=storage, strides=strides)
+
+  buffer = io.BytesIO()
+  _Pickler(buffer, protocol=4).dump({name: stored(x) for name, x in arrays.items()} | beside)
+  return buffer.getvalue()
+
+
 class _Pickler(pickle._Pickler):
   """The pickler written in Python, which can be taught to write names that it cannot import."""
 

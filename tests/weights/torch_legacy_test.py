@@ -1,11 +1,13 @@
 """Files of torch.save from before PyTorch 1.6: read equal, and never run."""
 
+import pathlib
 import pickle
 
 from helpers import bad_files, torch_zip
 import numpy as np
 import pytest
 
+from diversedit_jax import types
 from diversedit_jax.weights import array_files, torch_legacy
 
 _X = np.arange(6, dtype=np.float32)
@@ -46,6 +48,21 @@ def test_only_the_chosen_part_is_kept(tmp_path):
   (tmp_path / 'a.pt').write_bytes(torch_zip.legacy(parts))
   for key, factor in ((None, 2), ('model', 1)):
     np.testing.assert_array_equal(array_files.load(tmp_path / 'a.pt', key=key)['x'], factor * _X)
+
+
+def test_pickles_of_tensors_have_a_file_in_each(tmp_path):
+  arrays = {'a.weight': _X.reshape(2, 3), 'b': np.arange(3)}
+  path = tmp_path / 'a.pkl'
+  path.write_bytes(torch_zip.pickled(arrays, hist=np.ones(2), folder=pathlib.PurePosixPath('a')))
+  read = array_files.load(path)
+  assert list(read) == [*arrays, 'hist']
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(read[name], array)
+  evil = torch_zip.Call('torch.storage', '_load_from_bytes', pickle.dumps(print))
+  path.write_bytes(torch_zip.pickled(arrays, evil=evil))
+  with pytest.raises(types.UserError, match='is damaged'):
+    array_files.load(path)
+  bad_files.truncations_refused(path, torch_zip.pickled({'x': _X}))
 
 
 _HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
