@@ -16,10 +16,12 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
 import ml_collections
 
-from diversedit_jax import __version__, types
+from diversedit_jax import __version__, trees, types
 from diversedit_jax.data.sources import described
+from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import declarations, run_dir
 from diversedit_jax.weights import location
 
@@ -47,6 +49,11 @@ class Published:
 
     data: see `run_dir.check_same_network`.
     """
+    model = self.file.with_name(MODEL)
+    if model.is_file() and self.weights['sha256'] not in (None, location.digest(model)):
+      logging.warning(
+        '%s is not the file that %s describes: its SHA-256 is another', model, self.file
+      )
     there = {'space': self.data['space']}
     there |= {'latents': self.data['latents']} if self.data['latents'] else {}
     run_dir.check_same_network(
@@ -96,6 +103,8 @@ def read(path: str | os.PathLike[str]) -> Published | None:
     config = run_dir.understood(file, {**content['config'], LIBRARY: content['version']})
     parts = {name: dict(content[name]) for name in ('weights', 'data')}
     described.from_facts(parts['data'])
+    trees.check_known('weights', parts['weights']['kind'], card.WEIGHTS)
+    parts['weights'] = {'step': None, 'sha256': None, **parts['weights']}
   except (KeyError, TypeError, ValueError) as error:
     raise types.UserError(f'{file} is not whole: {error}') from error
   return Published(file=file, config=config, **parts)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from diversedit_jax import convert, paths, trees, types
@@ -30,6 +31,10 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
     UserError: no such weights, weights of another model or that are not finite, or the folder has
       such files.
   """
+  if '://' in output:
+    raise types.UserError(
+      f'--output={output} is a URL, expected a folder; export to a folder, then `hf upload` it'
+    )
   folder, found = paths.path(output).absolute(), origins.find(origin)
   _check_free(folder)
   space = run_context.space_facts(experiment.source)
@@ -45,7 +50,12 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
   arrays = _arrays(experiment, found, kind)
   folder_of = found.path.parent if found.about is not None else found.run
   scores = {} if folder_of is None else _of_these(inspect.scores(folder_of), step, kind)
-  return _write(folder, experiment, found, weights, arrays, scores)
+  if jax.process_index() != 0:
+    return []
+  try:
+    return _write(folder, experiment, found, weights, arrays, scores)
+  except OSError as error:
+    raise types.UserError(f'--output={folder} cannot be written: {error.strerror}') from error
 
 
 def _arrays(experiment, found, kind) -> dict[str, np.ndarray]:

@@ -238,15 +238,22 @@ def scores(folder: pathlib.Path) -> dict[str, Mapping[str, Any]]:
 def _score_lines(folder) -> list[str]:
   lines = []
   for name, content in scores(folder).items():
-    protocol = content['protocol']
-    lines.append(
-      f'{name}: {evaluate.in_words(content["scores"])} ({protocol["num_samples"]} samples of '
-      f'{protocol["weights"]} at {protocol["checkpoint"]}, {protocol["sampler"]} '
-      f'{protocol["steps"]} steps, guidance {protocol["guidance"]["scale"]:g})'
-    )
+    lines.append(f'{name}: {evaluate.in_words(content["scores"])}{_how(content["protocol"])}')
   more = [f'... and {len(lines) - _SHOWN} older'] if len(lines) > _SHOWN else []
   shown = [*lines[-_SHOWN:], *more]
   return [_line('scores' if i == 0 else '', line) for i, line in enumerate(shown)]
+
+
+def _how(protocol) -> str:
+  """How scored samples were made; '' for those of a file, of which nobody knows."""
+  if (
+    not {'num_samples', 'weights', 'checkpoint', 'sampler', 'steps', 'guidance'} <= protocol.keys()
+  ):
+    return ''
+  return (
+    f' ({protocol["num_samples"]} samples of {protocol["weights"]} at {protocol["checkpoint"]}, '
+    f'{protocol["sampler"]} {protocol["steps"]} steps, guidance {protocol["guidance"]["scale"]:g})'
+  )
 
 
 def _items(path, whole) -> list[str]:

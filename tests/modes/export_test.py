@@ -5,13 +5,16 @@ import json
 import re
 import shutil
 
+from absl import flags as flags_lib
+from absl import logging
+from absl.testing import flagsaver
 from helpers import hub as hub_lib
 from helpers import small_runs
 import huggingface_hub
 import numpy as np
 import pytest
 
-from diversedit_jax import config_file, convert, types
+from diversedit_jax import cli, config_file, convert, main, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import published, run_dir
 from diversedit_jax.frozen import inception_files, vae, vae_files
@@ -143,6 +146,45 @@ def test_nothing_is_overwritten_and_what_cannot_be_exported_is_refused(run, fold
   with pytest.raises(types.UserError, match='model/patch_embed/bias holds values that are not'):
     export.run(run.experiment, str(tmp_path / 'out'), str(tmp_path / 'x.safetensors'))
   assert not (tmp_path / 'out').exists()
+  (tmp_path / 'file').touch()
+  for output, message in {
+    tmp_path / 'file': 'is a file, expected a folder',
+    tmp_path / 'file' / 'out': 'cannot be written: Not a directory',
+    'hf://lab/digits': 'is a URL, expected a folder',
+  }.items():
+    with pytest.raises(types.UserError, match=message):
+      export.run(run.experiment, str(output), run.checkpoint)
+
+
+def test_weights_that_are_not_those_described_are_warned_of(run, folder, tmp_path, monkeypatch):
+  copy, told = shutil.copytree(folder, tmp_path / 'copy'), []
+  monkeypatch.setattr(logging, 'warning', lambda line, *values: told.append(line % values))
+  about = published.read(copy)
+  about.check(run.experiment.config, {})
+  assert not told
+  (copy / 'model.safetensors').unlink()
+  convert.save(copy / 'model.safetensors', run.items['params'])
+  about.check(run.experiment.config, {})
+  assert len(told) == 1 and 'its SHA-256 is another' in told[0]
+
+
+def test_the_command_line_reaches_the_mode(folder, tmp_path, capsys, monkeypatch):
+  flags_lib.FLAGS.mark_as_parsed()
+  for name in ('keep_programs', 'keep_memory'):  # They change the whole process.
+    monkeypatch.setattr(cli, name, lambda: None)
+  flags = {'config': str(folder), 'checkpoint': str(folder), 'output': str(tmp_path / 'out')}
+  with flagsaver.flagsaver(mode='export', **flags):
+    main.main(['main.py'])
+  assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / 'out' / 'model.safetensors')
+  with flagsaver.flagsaver(mode='inspect', checkpoint=str(tmp_path / 'out'), full=True):
+    main.main(['main.py'])
+  assert f'ema of step {STEP}, from --mode=export' in capsys.readouterr().out
+  flags['output'] = None
+  with (
+    flagsaver.flagsaver(mode='export', **flags),
+    pytest.raises(types.UserError, match='output=DIR'),
+  ):
+    main.main(['main.py'])
 
 
 def test_other_origins_and_other_weights(run, folder, tmp_path):
@@ -165,6 +207,7 @@ def test_other_origins_and_other_weights(run, folder, tmp_path):
   [
     ({'format_version': 2}, r'has the form 2, .* reads up to 1: pip install --upgrade'),
     ({'data': {}}, r'is not whole: .*name'),
+    ({'weights': {'kind': 'best'}}, "is not whole: unknown weights 'best'"),
     ({'config': {'method': 'of tomorrow'}}, "no method 'of tomorrow'"),
   ],
 )

@@ -70,6 +70,14 @@ def test_all_networks_of_a_file_are_shown_where_none_is_the_one(tmp_path):
   assert '\nfamily       unknown' in page
 
 
+def test_scores_of_a_file_of_samples_have_no_sampler(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(small_runs.make_config().to_dict()))
+  (tmp_path / 'eval').mkdir()
+  content = {'scores': {'fid': 2.5}, 'protocol': {'samples': {'file': 'x.npz'}}}
+  (tmp_path / 'eval' / 'x.json').write_text(json.dumps(content))
+  assert 'scores       eval/x.json: fid 2.5' in inspect.run(str(tmp_path), None).splitlines()
+
+
 def test_a_folder_of_another_library_is_no_run(tmp_path, golden):
   (tmp_path / 'transformer').mkdir()
   file = tmp_path / 'transformer' / 'diffusion_pytorch_model.safetensors'
