@@ -175,6 +175,12 @@ def _of_json(data, where, strict=True):
   """Labels by name; None if they are null, {} if it is another kind of file and not `strict`."""
   try:
     found = json.loads(data)
+  except ValueError as error:
+    raise types.UserError(
+      f'{where}: damaged, not JSON: {error}; repair it, or give --labels=folders or --labels=none '
+      '(data.labels in a config)'
+    ) from error
+  try:
     said = found['labels']
     if said is None:
       return None

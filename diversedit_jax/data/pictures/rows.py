@@ -153,7 +153,7 @@ def _delimiter(text):
 
 def _column(names: Sequence[str], wanted: str, others: Sequence[str], given: str | None, where):
   """The position of a column."""
-  expected = f'expected a header with path,label{"" if given is None else f", or with {given}"}'
+  expected = 'expected a header with path,label; rename the column that is meant'
   if given is None and wanted not in names:
     found = [name for name in names if name.lower().replace(' ', '_') in others]
     if len(found) == 1:

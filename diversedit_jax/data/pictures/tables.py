@@ -44,6 +44,13 @@ def open_table(
       skipped.append(base.Skipped(file, f'line {number}: {reason}'))
     else:
       found.append((file, naming.ALL if label is None else label, size))
+  if skipped and not found:
+    raise types.UserError(
+      f'{path}: none of its {len(skipped)} files can be read, first {skipped[0].name}: '
+      f'{skipped[0].reason}. Paths count from the folder of the table; for names of pictures that '
+      f'lie elsewhere give these as --source=folder:DIR with --labels={path} (data.labels in a '
+      'config)'
+    )
   listing, _ = base.make_listing(found, skipped, classes, str(path))
   return folders.FilePictures(f'csv/{path.stem}', root, listing)
 

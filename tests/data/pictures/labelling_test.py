@@ -99,6 +99,24 @@ def test_other_files_by_these_names_say_nothing(make):
   assert found == ({'a/1.png': 0, 'b/2.png': 1}, ('a', 'b'))
 
 
+@pytest.mark.parametrize(
+  'name,data,message',
+  [
+    ('dataset.json', dataset_json()[:40], 'dataset.json: damaged, not JSON: .*--labels=folders'),
+    (
+      'dataset.json',
+      dataset_json([[0, 1], 1, 1, 1]),
+      r'img00000000.png: the label \[0, 1\] is nei',
+    ),
+    ('00000/img00000000.cls', b'-1', 'img00000000.cls: the label -1 is out of range'),
+    ('00000/img00000000.cls', b'\xff', 'img00000000.cls: not UTF-8'),
+  ],
+)
+def test_labels_that_cannot_be_read_are_no_reason_to_guess(make, name, data, message):
+  with pytest.raises(types.UserError, match=message):
+    pictures.open_pictures(make(EDM | {name: data}))
+
+
 @pytest.mark.parametrize('kind', ['cls', 'json'])
 @pytest.mark.parametrize('form', ['', '/shard-{00000..00001}.tar', '/shard-*.tar', 'one'])
 def test_shards_of_webdataset(tmp_path, kind, form):

@@ -82,7 +82,10 @@ def test_files_that_are_not_there_are_skipped_with_their_lines(table):
   'text,message',
   [
     ('\n\n', 'the table is empty'),
-    ('path,label\nnone.png,1\n', 'holds no pictures; .*none.png: line 2: cannot be read'),
+    (
+      'path,label\nnone.png,1\n',
+      'none of its 1 files can be read, first none.png: line 2: .*labels=',
+    ),
     ('pat,label\na.png,1\n', ":1: the column 'path' is missing; did you mean 'pat'"),
     ('path,path,label\na.png,a.png,1\n', ":1: the column 'path' is there twice"),
     ('path,label\na.png,1,2\n', ':2: 3 fields, expected 2'),
@@ -95,7 +98,7 @@ def test_files_that_are_not_there_are_skipped_with_their_lines(table):
     ),
     ('path,label\na.png,x\nb.png,<NA>\n', ':3: the label is missing'),
     ('path,label\na.png,0.5\n', ':2: the label 0.5 is a number, but not a whole one'),
-    ('path,score\na.png,0.5\n', "the column 'label' is missing"),
+    ('path,score\na.png,0.5\n', "the column 'label' is missing.*rename the column"),
     ('path,label\na.png,1048576\n', 'the largest label is 1048576, expected a label below 1048576'),
     ('path,label\n"a.png,1\n', ':2: bad CSV'),
     ('path,label\na.png,1\na\0.png,1\n', ':3: a NUL byte'),
