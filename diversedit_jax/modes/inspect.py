@@ -166,7 +166,7 @@ def _fit(arrays, config) -> str:
 def _describe_run(folder, steps, config) -> list[str]:
   of_run = origins.Origin(path=folder / 'checkpoints' / '0', step=0)
   stored = run_dir.flatten(of_run.recorded('config.json'))
-  versions = of_run.recorded('versions.json') or [{}]
+  versions = of_run.recorded('versions.json', list) or [{}]
   made = [f'{name} {version}' for name, version in versions[-1].items()]
   planned = stored.get('train.steps', declarations.keys()['train.steps'].default)
   lines = [

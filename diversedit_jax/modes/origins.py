@@ -42,16 +42,16 @@ class Origin:
     folder = self.path.parent.parent
     return folder if self.step is not None and (folder / 'config.json').is_file() else None
 
-  def recorded(self, name: str) -> Mapping[str, Any]:
-    """A JSON file of the run that the checkpoint is of; {} if there is none.
+  def recorded(self, name: str, kind: type = dict) -> Any:
+    """A JSON file of the run that the checkpoint is of, empty if there is none; it holds a `kind`.
 
     Raises:
       UserError: it is damaged.
     """
     file = None if self.run is None else self.run / name
     if file is None or not file.is_file():
-      return {}
-    return files.read_json(file)
+      return kind()
+    return files.read_json(file, kind)
 
   def arrays(self, item: str) -> dict[str, np.ndarray]:
     """All arrays by slash-joined path, on the host.
