@@ -7,8 +7,8 @@ from typing import Any
 from absl import logging
 import ml_collections
 
+from diversedit_jax import checkpoint, trees, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import trees, types
 from diversedit_jax.experiment import continuing, learned, run_dir
 from diversedit_jax.modes import origins, run_context
 from diversedit_jax.training import initial
@@ -27,23 +27,21 @@ class Beginning:
   facts: Mapping[str, Any]
 
 
-def with_checkpoint(
-  config: ml_collections.ConfigDict, checkpoint: str
-) -> ml_collections.ConfigDict:
+def with_checkpoint(config: ml_collections.ConfigDict, origin: str) -> ml_collections.ConfigDict:
   """A config that starts from what `--checkpoint` names.
 
   Raises:
     UserError: `init_from` names something else.
   """
   given = config.get('init_from', '')
-  if not checkpoint:
+  if not origin:
     raise types.UserError('--checkpoint is empty: give a file of weights or checkpoints/STEP')
-  if given not in ('', checkpoint):
+  if given not in ('', origin):
     raise types.UserError(
-      f'--checkpoint={checkpoint} and config.init_from={given} name two things to start from; give '
+      f'--checkpoint={origin} and config.init_from={given} name two things to start from; give '
       'one of them'
     )
-  return ml_collections.ConfigDict({**config.to_dict(), 'init_from': checkpoint})
+  return ml_collections.ConfigDict({**config.to_dict(), 'init_from': origin})
 
 
 def begin(
@@ -109,14 +107,8 @@ def tell(found: Beginning, trainable: state_lib.Trainable) -> None:
 
 def _begin(experiment, trainable):
   """Reads and fits the weights."""
-  origin, options = origins.find(experiment.init_from), experiment.init
-  if origin.step is None and options.weights != 'ema':
-    raise types.UserError(
-      f'init.weights={options.weights} chooses among those of a checkpoint, but {origin.name} is a '
-      'file, which holds one set: leave it out'
-    )
-  differs = _differences(origin, experiment)
-  arrays = origin.arrays(options.weights)
+  options = experiment.init
+  origin, differs, arrays = _on_all_processes(lambda: _read(experiment), experiment.init_from)
   digest = array_files.digest(arrays.items())
   run_context.check_same_everywhere(digest, f'init_from={experiment.init_from}')
   start = initial.fit(
@@ -140,6 +132,32 @@ def _begin(experiment, trainable):
     'differs': differs,
   }
   return Beginning(start, facts)
+
+
+def _read(experiment):
+  """The origin, what else differs, and the arrays by path."""
+  origin, wanted = origins.find(experiment.init_from), experiment.init.weights
+  if origin.step is None and wanted != 'ema':
+    raise types.UserError(
+      f'init.weights={wanted} chooses among those of a checkpoint, but {origin.name} is a file, '
+      'which holds one set: leave it out'
+    )
+  return origin, _differences(origin, experiment), origin.arrays(wanted)
+
+
+def _on_all_processes(action, name):
+  """The result of an action, unless a process refuses it, which none then waits for (UserError)."""
+  refusal = None
+  try:
+    result = action()
+  except types.UserError as error:
+    refusal = error
+  agreed = checkpoint.all_processes(refusal is None)
+  if refusal is not None:
+    raise refusal
+  if not agreed:
+    raise types.UserError(f'another process refused init_from={name}; its message says why')
+  return result
 
 
 def _differences(origin, experiment):

@@ -65,8 +65,8 @@ def _begun(trainable, beginning, path):
   """Tells and records from which weights a run begins; returns them on the devices."""
   if beginning is None:
     return state.AT_RANDOM
-  start.tell(beginning, trainable)
   if jax.process_index() == 0:
+    start.tell(beginning, trainable)
     run_dir.record_start(path, beginning.facts)
   return trainable.place(beginning.start)
 
