@@ -114,6 +114,8 @@ def test_what_belongs_to_a_file_lies_beside_it(hub):
       'hf://lab/gated',
       'gated: accept its terms at http://.*/lab/gated, and set HF_TOKEN',
     ),
+    (f'hf://{REPO}/../x.pth', 'cannot be fetched: '),
+    ('hf://lab/-sit-', 'cannot be fetched: HFValidationError: '),
     (f'hf://{REPO}@v9', "lab/sit has no revision 'v9'"),
     (f'hf://{REPO}/x.pth', 'the repository has no x.pth'),
     ('hf://lab/empty/folder', 'the repository has none of folder/model.safetensors, folder/'),
