@@ -6,6 +6,7 @@ dicts on disk, so any Orbax reader opens them.
 """
 
 from collections.abc import Iterable, Mapping
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -17,8 +18,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diversedit_jax import trees, types
+from diversedit_jax import faults, trees, types
 
+UNFINISHED = '*.orbax-checkpoint-tmp'  # Folders of checkpoints that were not written to the end.
 ITEMS = ('params', 'ema', 'opt')
 META = 'meta'
 # What a busy or closed store says; the checkpoint behind it may be whole.
@@ -99,6 +101,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       keep_period=keep_every,
+      cleanup_tmp_directories=not read_only,
       create=not read_only,  # All that is written before a save; Orbax' own `read_only` warns.
       enable_async_checkpointing=not read_only,
     )
@@ -120,6 +123,7 @@ class Checkpoints:
 
     Raises:
       NotFinite: if an item holds a NaN or an infinity; nothing is written.
+      UserError: the checkpoint, or the one before it, could not be written, to a full disk say.
     """
     quick = {name: _finite_sums(tree) for name, tree in items.items()}
     # Training waits for this, so numbers are looked at one by one only where their sums overflow.
@@ -131,7 +135,9 @@ class Checkpoints:
       )
     saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(dict(meta)))
-    if not self._manager.save(step, args=args):
+    with self._failure_told():
+      saved = self._manager.save(step, args=args)
+    if not saved:
       raise types.UserError(f'Orbax declined to save step {step}; found {self.steps()}')
 
   def preempted(self, step: int) -> bool:
@@ -139,13 +145,31 @@ class Checkpoints:
     return self._manager.reached_preemption(step)
 
   def wait(self) -> None:
-    """Blocks until everything that was started is on disk."""
-    self._manager.wait_until_finished()
+    """Blocks until everything that was started is on disk (UserError if it could not be)."""
+    with self._failure_told():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, then releases the manager's threads."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _failure_told(self):
+    """Turns what the disk says into a UserError; Orbax raises it later, for what it did before."""
+    try:
+      yield
+    except Exception as error:
+      line = faults.told(error)
+      if line is None:
+        raise
+      steps = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+      raise types.UserError(
+        f'a checkpoint could not be written: {line}; last good checkpoint: '
+        f'{self.name(max(steps, default=None))}, from which the same command goes on'
+      ) from error
 
   def name(self, step: int | None) -> str:
     """The path of a checkpoint for messages, or 'none'."""

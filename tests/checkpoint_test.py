@@ -135,6 +135,31 @@ def test_other_arrays_are_named_and_not_taken_for_damage(tmp_path, items, caplog
   assert 'cannot be read' not in caplog.text
 
 
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, items, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, items, {})
+  checkpoints.wait()
+  (tmp_path / 'c' / '2.orbax-checkpoint-tmp').mkdir()
+
+  def full():
+    """What TensorStore says."""
+    raise ValueError('RESOURCE: write() failed: /c/2/params/x: No space left on device')
+
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoints._manager, 'wait_until_finished', full)
+    with pytest.raises(types.UserError) as failed:
+      checkpoints.wait()
+  assert str(failed.value) == (
+    'a checkpoint could not be written: /c/2/params/x: No space left on device; free space there, '
+    f'or give a folder on another disk; last good checkpoint: {tmp_path}/c/1, from which the same '
+    'command goes on'
+  )
+  checkpoints.close()
+  again = checkpoint.Checkpoints(tmp_path / 'c')
+  assert again.restore(targets(items))[0] == 1
+  assert not (tmp_path / 'c' / '2.orbax-checkpoint-tmp').exists()
+
+
 def test_of_several_forms_that_is_read_which_is_there(tmp_path, items):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
   checkpoints.save(1, items, {})

@@ -130,13 +130,28 @@ def _check_machine(experiment, mesh, trainable, workdir):
     prefetch=options.prefetch,
     workers=options.workers,
   )
-  state = 2 * trees.num_bytes(trainable.params) + trees.num_bytes(trainable.opt_state)
-  free = files.free_space(paths.path(workdir))
-  if state > free:
-    raise types.UserError(
-      f'workdir {workdir}: a checkpoint has {state / 1e9:.2f} GB, and its disk has '
-      f'{free / 1e9:.2f} GB free; free space there, or give a --workdir on another disk'
-    )
+  _check_space(experiment, trainable, paths.path(workdir))
+
+
+def _check_space(experiment, trainable, path):
+  """Refuses a disk without room for the checkpoints that are kept at once, and the one after."""
+  options, steps, folder = experiment.checkpoint, experiment.train.steps, path / 'checkpoints'
+  there = [int(step.name) for step in folder.glob('*') if step.name.isdigit()]
+  newest = max(there, default=0)
+  to_come = max(-(-steps // options.every) - newest // options.every, 0) if newest < steps else 0
+  # The oldest goes when the newest is there.
+  count = min(max(options.keep + 1 - len(there), 1), to_come)
+  size = 2 * trees.num_bytes(trainable.params) + trees.num_bytes(trainable.opt_state)
+  leftovers = (file for left in folder.glob(checkpoint.UNFINISHED) for file in left.rglob('*'))
+  free = files.free_space(path) + sum(file.stat().st_size for file in leftovers if file.is_file())
+  if count * size <= free:
+    return
+  fewer = ', or keep fewer by --config.checkpoint.keep=1' if options.keep > 1 and count > 2 else ''
+  raise types.UserError(
+    f'workdir {path}: its disk has {free / 1e9:.3g} GB free, but {count} more checkpoints of '
+    f'{size / 1e9:.3g} GB need {count * size / 1e9:.3g} GB (checkpoint.keep={options.keep}, and '
+    f'the one that is written); free space there, give a --workdir on another disk{fewer}'
+  )
 
 
 @contextlib.contextmanager
