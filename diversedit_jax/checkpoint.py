@@ -150,11 +150,12 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then releases the manager's threads."""
-    try:
-      self.wait()
-    finally:
-      self._manager.close()
+    """Waits, then releases the manager's threads (UserError as `wait`)."""
+    with self._failure_told():
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
 
   @contextlib.contextmanager
   def _failure_told(self):

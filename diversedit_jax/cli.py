@@ -32,6 +32,7 @@ def run(main: Callable[[list[str]], None], flags_parser: Callable | None = None)
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_worth_reading)
   sys.excepthook = _print_fault
+  sys.unraisablehook = _print_unraisable
   sys.exit(status(lambda: app.run(main, flags_parser=flags_parser or parse)))
 
 
@@ -194,8 +195,18 @@ def _print_fault(kind, error, trace) -> None:
 
   Its threads then speak to the event loop of Orbax, which is gone; the cause is raised elsewhere.
   """
-  if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+  if not _is_of_closed_loop(error):
     sys.__excepthook__(kind, error, trace)
+
+
+def _print_unraisable(unraisable) -> None:
+  """As `_print_fault`, for what no one can catch."""
+  if not _is_of_closed_loop(unraisable.exc_value):
+    sys.__unraisablehook__(unraisable)
+
+
+def _is_of_closed_loop(error) -> bool:
+  return isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
 
 
 def _worth_reading(record: python_logging.LogRecord) -> bool:
@@ -203,6 +214,6 @@ def _worth_reading(record: python_logging.LogRecord) -> bool:
 
   What fails in Orbax' threads it logs with tracebacks, several times, and raises in ours again.
   """
-  if record.exc_info and '/orbax/' in record.pathname:
+  if record.exc_info and ('/orbax/' in record.pathname or record.name == 'asyncio'):
     return False
   return record.levelno >= python_logging.WARNING or _PACKAGE in record.pathname
