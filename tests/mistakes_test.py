@@ -200,6 +200,7 @@ FLAGS = [
   main(ABSENT, '--mode=inspect', f'--checkpoint={ABSENT}', config=None),
   main('text.pt', '--mode=inspect', '--checkpoint=DATA/text.pt', config=None),
   main('give one', '--mode=eval', '--workdir=a', '--output=b', '--checkpoint=DATA/plain.npz'),
+  main('square pictures', '--workdir=run', '--config.eval.every=9', '--config.eval.reference=x'),
   main('--output', '--mode=export', '--workdir=run'),
   main('hf://', '--mode=sample', '--workdir=run', '--checkpoint=hf://one'),
   main(ABSENT, '--workdir=run', '--mode=sample', f'--checkpoint={ABSENT}'),

@@ -44,15 +44,15 @@ def open_networks(
   """The networks that look at pictures, by the prefix of their scores; {} for the digits.
 
   Raises:
-    UserError: weights that are missing, which are named, or an encoder that does not take the
-      pictures.
+    UserError: samples that are no pictures, weights that are missing, which are named, or an
+      encoder that does not take the pictures.
   """
   options = experiment.evaluation
   if options.reference == 'digits':
     return {}
+  side = scorers.image_side(experiment.source, decoder)
   found = {'': scorers.open_inception(options.inception)}
   if options.encoder:
-    side = scorers.image_side(experiment.source, decoder)
     found['encoder_'] = scorers.open_encoder(
       options.encoder, options.encoder_weights, experiment.source, side
     )
