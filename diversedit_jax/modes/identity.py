@@ -51,7 +51,7 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
 
   A key of the network that an identity lacks, because the key came later, means its default.
   """
-  stored, given = (run_dir.flatten(_complete(identity)) for identity in (stored, given))
+  stored, given = (_flat(_complete(identity)) for identity in (stored, given))
   return run_dir.differences(stored, given)
 
 
@@ -89,9 +89,7 @@ def check_card(path: pathlib.Path, facts: Mapping[str, Any], way_on: str) -> Non
     given = _plain(facts)
     # Another device or version makes the same samples but for rounding; older cards say less.
     same = [k for k in stored if k in given and k not in _OF_THE_MAKING]
-    changed = run_dir.differences(
-      *(run_dir.flatten({k: of[k] for k in same}) for of in (stored, given))
-    )
+    changed = run_dir.differences(*(_flat({k: of[k] for k in same}) for of in (stored, given)))
     if changed:
       fault = f'{archive} holds samples of another protocol: {_listed(changed)}'
   elif archive.is_file():
@@ -102,6 +100,11 @@ def check_card(path: pathlib.Path, facts: Mapping[str, Any], way_on: str) -> Non
 
 
 _OF_THE_MAKING = ('seconds', 'device', 'versions', 'batch_size')
+
+
+def _flat(facts):
+  """Facts by whole key, without the files of networks: the digests beside them say which it was."""
+  return {k: v for k, v in run_dir.flatten(facts).items() if not k.endswith('.file')}
 
 
 def _listed(changed):

@@ -1,6 +1,5 @@
 """Weights from elsewhere, as `--checkpoint` and `init_from` name them: a file, or a checkpoint."""
 
-from collections.abc import Mapping
 import dataclasses
 import pathlib
 from typing import Any

@@ -18,7 +18,7 @@ from diversedit_jax import cli, config_file, convert, main, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import published, run_dir
 from diversedit_jax.frozen import inception_files, vae, vae_files
-from diversedit_jax.modes import export, inspect, run_context, sample
+from diversedit_jax.modes import export, identity, inspect, run_context, sample
 from diversedit_jax.weights import array_files, location
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
@@ -216,6 +216,16 @@ def test_a_folder_that_is_not_understood_is_told(folder, tmp_path, change, messa
   (tmp_path / 'config.json').write_text(json.dumps(content))
   with pytest.raises(types.UserError, match=message):
     published.config(tmp_path)
+
+
+def test_the_same_network_from_elsewhere_makes_no_other_scores():
+  of = lambda file, digest: {
+    'compared': {'networks': {'inception': {'file': file, 'sha256': digest}}}
+  }
+  assert not identity.differences(of('x.pth', 'ab'), of('hf://lab/fid@main/x.pth', 'ab'))
+  assert list(identity.differences(of('x.pth', 'ab'), of('x.pth', 'cd'))) == [
+    'compared.networks.inception.sha256'
+  ]
 
 
 def test_a_folder_of_others_is_none(tmp_path):
