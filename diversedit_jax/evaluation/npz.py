@@ -64,6 +64,7 @@ def evaluate_npz(
       image_size=side,
       mesh=mesh,
       batch_size=options.batch_size,
+      quantiser=quantiser,
     ),
     image_size=side,
     options=options,

@@ -92,6 +92,7 @@ def open_reference(
   mesh: jax.sharding.Mesh,
   batch_size: int,
   folder: pathlib.Path | None = None,
+  quantiser: str = 'truncate',
 ) -> reference.Reference:
   """What the features of a network are compared with.
 
@@ -102,6 +103,7 @@ def open_reference(
     image_size: side of the samples.
     mesh, batch_size: see `cached_statistics`.
     folder: where statistics of collections of pictures are kept; None keeps none.
+    quantiser: as for `open_set`.
 
   Raises:
     UserError: as `reference.read` and `open_pictures`; or ADM's statistics, which are those of
@@ -114,7 +116,7 @@ def open_reference(
       return cached_statistics.cached_statistics(source, network, mesh, batch_size, folder)
     return _statistics(OfSource(source), network, mesh, batch_size)
   if _are_many_pictures(spec):
-    found = sample_files.SampleFile(spec)
+    found = sample_files.SampleFile(spec, quantiser)
     if found.image_shape[:2] != (image_size, image_size):
       raise UserError(
         f'{found.name} does not fit the samples: it holds pictures of {found.image_shape[:2]}, '
@@ -232,6 +234,8 @@ class _Joined:
     self._parts = parts
     self.name = f'{parts[0].name} and {len(parts) - 1} more'
     self.image_shape = parts[0].image_shape
+    rules = [getattr(part, 'quantised', None) for part in parts]
+    self.quantised = next(filter(None, rules), None)
     self.remarks = list(dict.fromkeys(line for part in parts for line in part.remarks))
     for part in parts:
       if part.image_shape != self.image_shape:

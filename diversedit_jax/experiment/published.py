@@ -35,7 +35,8 @@ class Published:
 
   file: its config.json.
   config: flat and complete, in this version's terms.
-  weights: 'kind', one of `card.WEIGHTS`; 'step', training steps or None; 'sha256' of the file.
+  weights: 'kind', one of `card.WEIGHTS`; 'step', training steps or None; 'sha256' of the file;
+    'label_dropout', share of labels that was dropped in training or before it, see `null_label`.
   data: see `described.describe`.
   """
 
@@ -43,6 +44,11 @@ class Published:
   config: Mapping[str, Any]
   weights: Mapping[str, Any]
   data: Mapping[str, Any]
+
+  @property
+  def label_dropout(self) -> float | None:
+    """Share of labels that was dropped in training or before it; None if that is not known."""
+    return self.weights.get('label_dropout', self.config['train.label_dropout'])
 
   def check(self, config: ml_collections.ConfigDict, data: Mapping[str, Any]) -> None:
     """Refuses a config under which the weights mean something else, key by key (UserError).

@@ -13,7 +13,7 @@ from diversedit_jax.data import files
 from diversedit_jax.data.sources import described
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import learned, published, run_dir
-from diversedit_jax.modes import inspect, model_card, origins, run_context
+from diversedit_jax.modes import inspect, model_card, null_label, origins, run_context
 from diversedit_jax.weights import location
 
 _README = 'README.md'
@@ -47,6 +47,8 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
   elif step is None:
     kind = 'file'
   weights = {'kind': kind, 'step': step, 'origin': found.name}
+  if found.about is not None or found.run is not None:
+    weights['label_dropout'] = null_label.dropped_for(found)
   arrays = _arrays(experiment, found, kind)
   folder_of = found.path.parent if found.about is not None else found.run
   scores = {} if folder_of is None else _of_these(inspect.scores(folder_of), step, kind)

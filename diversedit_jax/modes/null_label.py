@@ -1,13 +1,40 @@
 """Samples without a class, as guidance and `labels=null` need them: what to do, what to refuse."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import pathlib
+from typing import Any
 
 from absl import logging
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
+from diversedit_jax.data import files
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
+
+
+def dropped(share: float, beginning: Mapping[str, Any]) -> float | None:
+  """Share of labels that a run drops or, if it is 0, that was dropped before; None if not known.
+
+  share: the run's own. beginning: its init.json, {} without one.
+  """
+  return share or (beginning.get('label_dropout') if beginning else 0.0)
+
+
+def dropped_by(run: pathlib.Path) -> float | None:
+  """`dropped` of the run in a directory."""
+  file = run / 'init.json'
+  beginning = files.read_json(file) if file.is_file() else {}
+  return dropped(run_dir.stored_value(run, 'train.label_dropout'), beginning)
+
+
+def dropped_for(origin: origins.Origin) -> float | None:
+  """`dropped` of weights from elsewhere; None for a file, which does not say."""
+  if origin.about is not None:
+    return origin.about.label_dropout
+  return None if origin.run is None else dropped_by(origin.run)
 
 
 def sampler_for(experiment: experiment_lib.Experiment, labels: str) -> trajectory.SamplerConfig:
@@ -30,14 +57,17 @@ def check_trained(
   label_dropout: float | None,
   samplers: Sequence[trajectory.SamplerConfig],
   labels: str | None = None,
+  *,
+  scale: str = 'sampler.guidance_scale',
 ) -> None:
   """Refuses samples without a class of a model that never saw a dropped label.
 
   Args:
     experiment: how samples are made.
     label_dropout: share of labels that was dropped in the model's training; None if not known.
-    samplers: by which samples are made; several belong to a sweep.
+    samplers: by which samples are made.
     labels: key that says of which labels, 'sample.labels' or 'eval.labels'; None has classes.
+    scale: key of the guidance scales of the samplers.
 
   Raises:
     UserError: with the settings that need no such samples.
@@ -46,11 +76,9 @@ def check_trained(
     return
   instead = {}
   if any(sampler.guided for sampler in samplers):
-    if experiment.sampler.guidance_scale != 1:
-      instead = {'sampler.guidance_scale': '1'}
-    if len(samplers) > 1:
-      instead = {'sweep.guidance_scales': "'(1.0,)'"}
-    if experiment.sampler.class_token_scale is not None:
+    if any(sampler.guidance_scale != 1 for sampler in samplers):
+      instead[scale] = "'(1.0,)'" if scale.endswith('scales') else '1'
+    if any(sampler.class_token_scale is not None for sampler in samplers):
       instead['sampler.class_token_scale'] = '1'
   if labels and _without_class(experiment, labels):
     instead[labels] = 'balanced'

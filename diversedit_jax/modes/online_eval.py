@@ -26,7 +26,9 @@ FOLDER = pathlib.Path('eval') / 'during'
 
 
 def open_networks(
-  experiment: experiment_lib.Experiment, decoder: decoder_lib.Decoder | None
+  experiment: experiment_lib.Experiment,
+  decoder: decoder_lib.Decoder | None,
+  label_dropout: float | None,
 ) -> dict[str, feature_network.FeatureNetwork]:
   """The networks of `opening.open_networks`; {} if `eval.every` is 0.
 
@@ -39,7 +41,7 @@ def open_networks(
     return {}
   evaluate.make_labels(experiment, experiment.evaluation.every_number)
   sampler = null_label.sampler_for(experiment, evaluate.KEY)
-  null_label.check_trained(experiment, experiment.train.label_dropout, [sampler], evaluate.KEY)
+  null_label.check_trained(experiment, label_dropout, [sampler], evaluate.KEY)
   return opening.open_networks(experiment, decoder)
 
 

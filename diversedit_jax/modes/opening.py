@@ -115,6 +115,7 @@ def open_scorer(
       mesh=mesh,
       batch_size=options.batch_size,
       folder=folder,
+      quantiser=options.quantiser,
     )
     metrics[prefix] = picture_metrics.PictureMetrics(
       network, against, image_size=side, options=options.metrics(), mesh=mesh

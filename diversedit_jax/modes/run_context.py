@@ -17,9 +17,9 @@ from diversedit_jax import checkpoint, rng, sharding, trees, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import learned, run_dir
-from diversedit_jax.modes import origins
+from diversedit_jax.modes import null_label, origins
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import average, state, step
+from diversedit_jax.training import average, initial, state, step
 from diversedit_jax.weights import misfits
 
 _NAME = 20  # Letters of a class's name beside a row.
@@ -33,8 +33,8 @@ class Weights:
   step: training steps behind them; None for a file.
   origin: checkpoint or file, without folders; of a file of the hub its place.
   kind: one of `card.WEIGHTS`.
-  label_dropout: share of labels that was dropped in their training, for a file that of the config;
-    None if it is not known.
+  label_dropout: share of labels that was dropped in their training, or in that of the weights that
+    it started from; for a file that of the config; None if it is not known.
   label_names: names of the classes that they were trained on; () if they are not known.
   remarks: sentences that make their samples doubtful.
   """
@@ -113,13 +113,14 @@ def open_weights(experiment, workdir, origin):
     UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
   """
   mesh = make_mesh(experiment)
-  wanted, dropout = experiment.sample.weights, experiment.train.label_dropout
+  wanted = experiment.sample.weights
+  dropout = experiment.train.label_dropout or (None if experiment.init_from else 0.0)
   names = tuple(experiment.source.label_names)
   if origin is None:
     path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
     run_dir.check_results(path)
     folder, number = path / 'checkpoints', None
-    dropout = run_dir.stored_value(path, 'train.label_dropout')
+    dropout = null_label.dropped_by(path)
     names = learned.label_names(path, experiment.source.digest, names)
   else:
     found = origins.find(origin)
@@ -129,7 +130,7 @@ def open_weights(experiment, workdir, origin):
       if found.about is not None:
         found.about.check(experiment.config, space_facts(experiment.source))
         kind, step = (found.about.weights[fact] for fact in ('kind', 'step'))
-        dropout = found.about.config['train.label_dropout']
+        dropout = found.about.label_dropout
         names = tuple(found.about.data['label_names'])
       held = 'params' if kind == 'params' else 'ema'
       if wanted != held:
@@ -138,14 +139,14 @@ def open_weights(experiment, workdir, origin):
           f'a file, which holds one set: give sample.weights={held}'
         )
       trainable = make_trainable(experiment, mesh, heads=False)
-      params, null_label = _from_file(found, trainable)
-      dropout = dropout if null_label else 0.0
+      params, has_null = _from_file(found, trainable)
+      dropout = dropout if has_null else 0.0
       return path, Weights(trainable.graphdef, params, mesh, step, found.name, kind, dropout, names)
     folder, number = found.path.parent, found.step
     if found.run is not None:
       # Refuses another model, and one of other latents.
       run_dir.open_for_reading(str(found.run), experiment.config, space_facts(experiment.source))
-      dropout = run_dir.stored_value(found.run, 'train.label_dropout')
+      dropout = null_label.dropped_by(found.run)
       names = learned.label_names(found.run, experiment.source.digest, names)
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
@@ -186,7 +187,7 @@ def _from_file(origin, trainable):
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
   params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
   params = jax.tree.map(jax.device_put, params, trainable.shardings.params)
-  return params, bool(flat['model/label_embed/embedding'][-1].any())
+  return params, bool(flat[initial.TABLE][-1].any())
 
 
 def faults(flat, wanted, *, finite=False):

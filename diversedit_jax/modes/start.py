@@ -10,7 +10,7 @@ import ml_collections
 from diversedit_jax import checkpoint, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import continuing, learned, run_dir
-from diversedit_jax.modes import origins, run_context
+from diversedit_jax.modes import null_label, origins, run_context
 from diversedit_jax.training import initial
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.weights import array_files, location, misfits
@@ -77,6 +77,14 @@ def begin(
   return experiment, found
 
 
+def label_dropout(
+  experiment: experiment_lib.Experiment, found: Beginning | None, workdir: str
+) -> float | None:
+  """See `null_label.dropped`, of a run that begins, or goes on in a workdir."""
+  facts = run_dir.started_from(workdir)[2] if found is None else found.facts
+  return null_label.dropped(experiment.train.label_dropout, facts)
+
+
 def tell(found: Beginning, trainable: state_lib.Trainable) -> None:
   """Logs what is kept, fitted, new and left out."""
   start, facts, shapes = found.start, found.facts, trees.named_leaves(trainable.params)
@@ -130,8 +138,15 @@ def _begin(experiment, trainable):
     'new': start.new,
     'left_out': start.left_out,
     'differs': differs,
+    'label_dropout': _dropped(origin, start),
   }
   return Beginning(start, facts)
+
+
+def _dropped(origin, fitted):
+  """The share of labels that was dropped for the null label's row that is taken; 0 for none."""
+  table = fitted.values.get(initial.TABLE)
+  return null_label.dropped_for(origin) if table is not None and table[-1].any() else 0.0
 
 
 def _read(experiment):

@@ -30,9 +30,12 @@ def run(
   path, weights = run_context.open_weights(experiment, workdir, origin)
   folder = path / 'eval'
   name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.label)
-  token = dataclasses.replace(experiment.sampler, guidance_scale=1.0).guided
-  samplers = [_sampler(experiment, *point) for point in options.points(guided_at_1=token)]
-  null_label.check_trained(experiment, weights.label_dropout, samplers, evaluate.KEY)
+  base = null_label.sampler_for(experiment, evaluate.KEY)
+  token = dataclasses.replace(base, guidance_scale=1.0).guided
+  samplers = [_sampler(experiment, base, *point) for point in options.points(guided_at_1=token)]
+  null_label.check_trained(
+    experiment, weights.label_dropout, samplers, evaluate.KEY, scale='sweep.guidance_scales'
+  )
   null_label.check_changes(experiment, evaluate.KEY, samplers)
   labels_N = evaluate.make_labels(experiment, options.number)
   scorer = opening.open_all(experiment, weights.mesh, folder / 'references')
@@ -99,10 +102,8 @@ def _curves(rows, score):
   return curves or {'unguided': unguided}
 
 
-def _sampler(experiment, scale, low, high) -> trajectory.SamplerConfig:
-  sampler = dataclasses.replace(
-    experiment.sampler, guidance_scale=scale, guidance_low=low, guidance_high=high
-  )
+def _sampler(experiment, base, scale, low, high) -> trajectory.SamplerConfig:
+  sampler = dataclasses.replace(base, guidance_scale=scale, guidance_low=low, guidance_high=high)
   trajectory.check_guidance(sampler, experiment.objective.flow.null_label)
   experiment.objective.flow.check_sampler(sampler)
   return sampler

@@ -45,13 +45,13 @@ def run(
   experiment_lib.check_devices(experiment, mesh)
   trainable = run_context.make_trainable(experiment, mesh)
   experiment, beginning = start.begin(experiment, trainable, workdir)
+  dropout = start.label_dropout(experiment, beginning, workdir)
   if experiment.preview.every:
-    dropout = experiment.train.label_dropout
     null_label.check_trained(experiment, dropout, [experiment.sampler])
   # Before the workdir is touched: these name a missing file of weights.
   decoder = opening.open_decoder(experiment, mesh)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
-  networks = online_eval.open_networks(experiment, decoder)
+  networks = online_eval.open_networks(experiment, decoder, dropout)
   data = run_context.data_facts(experiment.source)
   _check_machine(experiment, mesh, trainable, workdir)
   how = {'data': data, 'continue_with': continue_with, 'continue_from': continue_from}

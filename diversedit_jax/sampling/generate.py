@@ -63,7 +63,7 @@ def _check(policy, num_classes, key):
   words = f'{", ".join(LABEL_POLICIES)}, {NULL} (without a class)'
   if num_classes == 0:
     raise types.UserError(f'{key}={policy!r}, but the model has no classes: leave {key} out')
-  if not (str(policy).isascii() and str(policy).isdigit()) or int(policy) > num_classes:
+  if str(policy) not in {str(label) for label in range(num_classes + 1)}:
     raise types.UserError(
       f'{key}={policy!r} is neither {words} nor a class from 0 to {num_classes - 1}'
     )

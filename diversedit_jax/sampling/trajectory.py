@@ -256,9 +256,9 @@ def evaluations(config: SamplerConfig) -> Evaluations:
 def check_guidance(config: SamplerConfig, null_label: int | None) -> None:
   """Refuses guidance of a network without classes (null label None or 0) with a UserError."""
   if config.guided and not null_label:
+    name = 'guidance_scale' if config.guidance_scale != 1 else 'class_token_scale'
     raise types.UserError(
-      f'guidance_scale={config.guidance_scale} needs a network with classes; train one, or set '
-      'guidance_scale=1'
+      f'{name}={getattr(config, name)} needs a network with classes; train one, or set {name}=1'
     )
 
 

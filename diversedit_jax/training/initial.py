@@ -23,7 +23,8 @@ from diversedit_jax import options, types
 from diversedit_jax.training import patterns
 from diversedit_jax.weights import misfits
 
-_TABLE = 'model/label_embed/embedding'
+TABLE = 'model/label_embed/embedding'
+"""Path of the label table, whose last row is the null label's."""
 _HEAD = ('model/final/linear/kernel', 'model/final/linear/bias')
 _FIRST_LAYER = 'model/patch_embed/kernel'
 _INTERVAL = 'model/interval_embed/'
@@ -114,8 +115,8 @@ def fit(
   new = {name: how for name in expected if name not in taken and (how := _brought(name, expected))}
   new |= dict.fromkeys(asked, _ASKED)
   fitted, rows = {}, {}
-  if _TABLE in taken and _TABLE in expected:
-    taken, rows, fitted = _with_table(taken, expected[_TABLE], given.classes, names, found_names)
+  if TABLE in taken and TABLE in expected:
+    taken, rows, fitted = _with_table(taken, expected[TABLE], given.classes, names, found_names)
   taken, of_head = _with_head(taken, expected, channels)
   fitted |= of_head
   wanted = {name: shape for name, shape in expected.items() if name not in new}
@@ -177,7 +178,7 @@ def _restacked(found, expected):
 
 def _with_table(taken, shape, how, names, found_names):
   """The arrays with those rows of the label table that are taken; which; and what was done."""
-  table, (rows, width) = taken[_TABLE], shape
+  table, (rows, width) = taken[TABLE], shape
   if table.ndim != 2 or table.shape[1] != width:
     return taken, {}, {}
   ours, theirs = Classes(rows - 1, names), Classes(len(table) - 1, found_names)
@@ -189,7 +190,7 @@ def _with_table(taken, shape, how, names, found_names):
     f'from {theirs.number} classes to {ours.number}: rows of {len(pairs)} kept ({why}), '
     f'{ours.number - len(pairs)} new; that of the null label kept'
   )
-  return taken | {_TABLE: table[of]}, {_TABLE: to}, {_TABLE: text}
+  return taken | {TABLE: table[of]}, {TABLE: to}, {TABLE: text}
 
 
 def _with_head(taken, expected, channels):

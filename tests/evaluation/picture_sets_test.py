@@ -1,12 +1,14 @@
 """Pictures that exist already, in every form in which people have them."""
 
+import hashlib
+
 from helpers import picture_eval
 import numpy as np
 from PIL import Image
 import pytest
 
 from diversedit_jax import sharding, types
-from diversedit_jax.data import sources
+from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import picture_sets, reference, samples
 
 X = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
@@ -87,7 +89,7 @@ def test_compression_with_losses_is_remarked_on(tmp_path):
 # References.
 
 
-def statistics(spec):
+def statistics(spec, **options):
   return picture_sets.open_reference(
     str(spec),
     picture_eval.network(),
@@ -95,6 +97,7 @@ def statistics(spec):
     image_size=16,
     mesh=sharding.make_mesh(),
     batch_size=4,
+    **options,
   )
 
 
@@ -107,5 +110,11 @@ def test_every_form_is_a_reference(made, monkeypatch):
   for one in found:
     np.testing.assert_allclose(one.mu, np.mean(np.asarray(features, np.float64), axis=0), rtol=1e-5)
     assert one.facts['image_size'] == 16
+  floats = images.from_uint8(X) + np.float32(0.004)  # Which rounds up by one of the two rules.
+  np.savez(made / 'floats.npz', images=floats)
+  for rule in images.QUANTISERS:
+    digest = hashlib.sha256(images.to_uint8(floats, rule)).hexdigest()
+    one = statistics(made / 'floats.npz', quantiser=rule)
+    assert one.facts['source_sha256'] == digest
   monkeypatch.undo()
   assert statistics(made / 'dit.npz').images_NHWC is not None  # As ADM's evaluator has it.

@@ -77,6 +77,7 @@ def test_the_folder_has_the_weights_and_names_no_place_of_the_machine(run, folde
     'kind': 'ema',
     'step': STEP,
     'origin': f'checkpoints/{STEP}',
+    'label_dropout': 0.1,
     'sha256': location.digest(folder / 'model.safetensors'),
   }
   told, given = (

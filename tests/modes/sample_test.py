@@ -99,6 +99,10 @@ def test_every_mode_asks_whether_labels_were_dropped(weights, tmp_path):
   for mode in (modes.evaluate, modes.sweep):
     with pytest.raises(types.UserError, match=refusal):
       mode.run(experiment, str(tmp_path), weights)
+  one = {'sweep__guidance_scales': (1.5,), 'sweep__guidance_highs': (1.0,)}
+  sweep = small_runs.make(train__label_dropout=0.0, sampler__guidance_scale=1.0, **one)
+  with pytest.raises(types.UserError, match=r"Give --config.sweep.guidance_scales='\(1.0,\)';"):
+    modes.sweep.run(sweep, str(tmp_path), weights)
   with pytest.raises(types.UserError, match=refusal):
     modes.train.run(experiment, str(tmp_path / 'new'))
   without = small_runs.make(train__label_dropout=0.0, preview__every=0, eval__every=5)

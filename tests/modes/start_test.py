@@ -16,7 +16,8 @@ import pytest
 from diversedit_jax import checkpoint, convert, modes, rng, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import pipeline
-from diversedit_jax.modes import run_context, start
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import null_label, origins, run_context, start
 from diversedit_jax.training import writers
 from diversedit_jax.weights import array_files
 
@@ -123,6 +124,24 @@ def test_what_was_kept_and_new_is_recorded(source, started):
   assert set(facts['new']) == fuse and len(facts['kept']) > 20 and not facts['left_out']
   stored = json.loads((started / 'config.json').read_text())
   assert stored['init_from'] == source.checkpoint
+
+
+def test_a_run_that_drops_no_label_may_have_the_null_label_of_its_weights(source, tmp_path):
+  file, checkpoint_ = file_of(source, tmp_path), source.checkpoint
+  for begins, dropped in (
+    ({'init_from': checkpoint_}, 0.1),
+    ({'init_from': file}, None),  # It does not say.
+    ({'init_from': checkpoint_, 'init__new': 'label_embed/*'}, 0.0),
+  ):
+    experiment, workdir = make(train__label_dropout=0.0, **begins), tmp_path / 'run'
+    found = begun(experiment, workdir)[1]
+    assert start.label_dropout(experiment, found, str(workdir)) == dropped
+    run = small_runs.untrained(tmp_path / str(dropped), 2, train__label_dropout=0.0)
+    assert null_label.dropped_by(run.workdir) == 0
+    run_dir.record_start(run.workdir, found.facts)
+    assert null_label.dropped_by(run.workdir) == dropped
+    origin = origins.find(str(run.workdir / 'checkpoints' / '2'))
+    assert null_label.dropped_for(origin) == dropped
 
 
 @pytest.mark.parametrize('given', ['the same', 'nothing', 'moved'])

@@ -173,7 +173,7 @@ def test_without_classes_all_labels_are_0(policy):
   assert found.tolist() == [0, 0, 0] and found.dtype == np.int32
 
 
-@pytest.mark.parametrize('policy', ['5', '-1', 'evenly', '1.0', '', '²'])
+@pytest.mark.parametrize('policy', ['5', '-1', 'evenly', '1.0', '', '²', '04', '9' * 5000])
 def test_impossible_labels_are_refused(policy):
   words = rf'sample.labels={policy!r} is neither .* null \(without a class\) nor .* 0 to 3'
   with pytest.raises(types.UserError, match=words):
