@@ -21,6 +21,7 @@ _OTHERS = {
   '.tar': 'tar:PATH reads such files',
   '.zip': 'zip:FILE reads such a file',
   '.csv': 'csv:FILE reads such a table of paths and labels',
+  '.tsv': 'csv:FILE reads such a table of paths and labels',
   '.npz': 'arrays:FILE.npz reads arrays as a source of training',
   '.arrow': 'of what `datasets` saved, `datasets.load_from_disk(DIR).to_parquet(FILE)` in Python '
   'makes a file for parquet:FILE',

@@ -3,7 +3,8 @@
 dataset.json        {"labels": [["00000/img00000000.png", 5], ...]}, as the tools of StyleGAN2,
                     EDM2 and REPA write it; names count from its own folder, null means none
 NAME.cls            a number or a name beside each picture, as in WebDataset
-NAME.json           the same as the entry 'label' or the like, where there are no class folders
+NAME.json           the same as the entry 'label' or the like, where there are no class folders, or
+                    as an entry that the user names
 a table             CSV with columns of paths and labels, see `rows`
 a list              'NAME LABEL' lines, or one label a line in the order of the pictures' names
 ILSVRC's devkit     its `.tar.gz` or folder: labels of the 50,000 validation pictures
@@ -19,8 +20,11 @@ from diversedit_jax import types
 from diversedit_jax.data.pictures import base, devkit, kinds, rows
 
 WORDS = ('none', 'folders', 'prefix', 'any')
-_ENTRIES = ('label', 'cls', 'class', 'class_id', 'class_index', 'class_name', 'target', 'y')
 _SHOWN = 3
+_EXPECTED = (
+  f'one of {", ".join(WORDS[:3])}, or a file: a CSV, a dataset.json, a list, or the development '
+  'kit of ILSVRC-2012'
+)
 
 Label = str | int
 Found = Sequence[tuple[str, int]]
@@ -31,17 +35,20 @@ Peek = Callable[[int, int], bytes]
 class Labels:
   """What the user said about classes.
 
-  given: as they wrote it: one of `WORDS`, a file, or '' where they left it to the collection.
+  given: as they wrote it: one of `WORDS`, a file, an entry, or '' where they left it to the
+    collection.
     none     no classes: all pictures are of one
     folders  the top folder, whatever else is there
     prefix   what a file's name has before the first '_', as in guided-diffusion
     any      what the collection says, or no classes, without a word about it; for references
+  entry: the entry of NAME.json that says the label; '' where it is known by its name.
   by_name: labels by the name of a picture.
   in_order: labels in the order of the sorted names.
   classes: all classes in order, where the labels bring them.
   """
 
   given: str = ''
+  entry: str = ''
   by_name: Mapping[str, Label] = dataclasses.field(default_factory=dict)
   in_order: Sequence[Label] = ()
   classes: tuple[str, ...] | None = None
@@ -86,14 +93,16 @@ def read(spec: str | None) -> Labels:
     ids, classes = devkit.read(spec)
     return Labels(given=spec, in_order=ids, classes=classes)
   path = pathlib.Path(spec)
-  if path.suffix.lower() in ('.csv', '.tsv'):
-    return Labels(given=spec, by_name={file: label for _, file, label in rows.read(path)})
+  if rows.is_table(path):
+    pairs = ((file, label) for _, file, label in rows.read(path, collection=False))
+    return Labels(given=spec, by_name=_once(pairs, spec))
+  if not path.suffix and len(path.parts) == 1 and not path.exists():
+    return Labels(given=spec, entry=spec)
   try:
     data = path.read_bytes()
   except OSError as error:
     raise types.UserError(
-      f'labels {spec!r}: cannot be read: {error.strerror}; expected one of {", ".join(WORDS[:3])}, '
-      'or a file: a CSV, a dataset.json, a list, or the development kit of ILSVRC-2012'
+      f'labels {spec!r}: cannot be read: {error.strerror}; expected {_EXPECTED}'
     ) from error
   if path.suffix.lower() == '.json':
     said = _of_json(data, spec)
@@ -125,19 +134,45 @@ def says_labels(name: str) -> bool:
   return name.endswith(('.cls', '.json'))
 
 
-def in_json(names: Sequence[str], found: Found, peek: Peek) -> list[Label | None] | None:
-  """Labels of NAME.json beside each picture; None if there are none."""
+def in_json(
+  names: Sequence[str], found: Found, peek: Peek, where: str, entry: str = ''
+) -> list[Label | None] | None:
+  """Labels of NAME.json beside each picture, of an entry or of that named as a label is.
 
-  def label(data, at):
+  None if nothing says which entry; else None where a picture has none.
+
+  Raises:
+    UserError: a file is damaged, several entries may be the label, or none has the given name.
+  """
+
+  def may(name, value):
+    simple = isinstance(value, str | int) and not isinstance(value, bool)
+    return simple or name.lower() in rows.LABELS
+
+  def read(data, at):
     try:
       entries = json.loads(data)
     except ValueError as error:
       raise types.UserError(f'{at}: not JSON: {error}') from error
     entries = entries if isinstance(entries, dict) else {}
-    value = next((entries[k] for k in _ENTRIES if entries.get(k) is not None), None)
-    return None if value is None else rows.label_of(value, at)
+    entries = {k: (v, at) for k, v in entries.items() if v is not None}
+    if entry:
+      return {entry: entries[entry]} if entry in entries else {}
+    return {
+      k: entries[k] for k in rows.alike([k for k in entries if may(k, entries[k][0])], 'label')
+    }
 
-  return _beside(names, found, '.json', label, peek)
+  said = _beside(names, found, '.json', read, peek) or []
+  given = sorted(set().union(*filter(None, said)))
+  if entry and not given:
+    raise types.UserError(
+      f'labels {entry!r}: no such file, and no such entry in a JSON file beside a picture of '
+      f'{where}; expected {_EXPECTED}'
+    )
+  name = entry or rows.only(given, f'JSON files of {where}', what='entries')
+  if name is None:
+    return None
+  return [rows.label_of(*e[name]) if e and name in e else None for e in said]
 
 
 def _content(found, i, peek):
@@ -171,6 +206,17 @@ def _by_name(said: Mapping[str, Label], names: Iterable[str]) -> list[Label | No
   return [next(iter(one(name))) for name in names]
 
 
+def _once(pairs, where):
+  """Labels by name; refuses a name with two."""
+  said = {}
+  for name, label in pairs:
+    if said.setdefault(name, label) != label:
+      raise types.UserError(
+        f'{where}: {name} has two labels, {said[name]!r} and {label!r}; remove one'
+      )
+  return said
+
+
 def _of_json(data, where, strict=True):
   """Labels by name; None if they are null, {} if it is another kind of file and not `strict`."""
   try:
@@ -184,14 +230,15 @@ def _of_json(data, where, strict=True):
     said = found['labels']
     if said is None:
       return None
-    said = dict(said)
+    pairs = said.items() if isinstance(said, dict) else said
+    pairs = [(str(name), label) for name, label in pairs]
   except (ValueError, TypeError, KeyError) as error:
     if not strict:
       return {}
     raise types.UserError(
       f'{where}: expected {{"labels": [["00000/img00000000.png", 5], ...]}}'
     ) from error
-  return {str(name): rows.label_of(label, f'{where}: {name}') for name, label in said.items()}
+  return _once(((name, rows.label_of(label, f'{where}: {name}')) for name, label in pairs), where)
 
 
 def _text(data, at):
@@ -203,15 +250,17 @@ def _text(data, at):
 
 def _of_list(spec, lines):
   """Labels of a list, one a line, perhaps after a name."""
-  parts = [line.rsplit(None, 1) for line in lines if line.strip()]
-  if parts and all(len(part) == 2 for part in parts):
-    by_name = {p[0]: rows.label_of(p[1], f'{spec}:{k}') for k, p in enumerate(parts, 1)}
-    return Labels(given=spec, by_name=by_name)
-  if not parts or any(len(part) != 1 for part in parts):
+  lines = {f'{spec}:{k}': line.strip() for k, line in enumerate(lines, 1) if line.strip()}
+  for mark in (None, ',', ';'):
+    pairs = {at: line.rsplit(mark, 1) for at, line in lines.items()}
+    if pairs and all(len(pair) == 2 for pair in pairs.values()):
+      said = ((name.strip(), rows.label_of(label, at)) for at, (name, label) in pairs.items())
+      return Labels(given=spec, by_name=_once(said, spec))
+  if not lines or any(len(line.split()) != 1 for line in lines.values()):
     raise types.UserError(
       f'labels {spec!r}: expected one label a line, or a name and a label, on every line'
     )
-  labels = [rows.label_of(part[0], f'{spec}:{k}') for k, part in enumerate(parts, 1)]
+  labels = [rows.label_of(line, at) for at, line in lines.items()]
   if all(isinstance(label, int) for label in labels) and (min(labels), max(labels)) == (1, 1000):
     raise types.UserError(
       f"labels {spec!r} are numbers from 1 to 1000, as of ILSVRC's development kit, whose order is "

@@ -88,7 +88,7 @@ def arrange(
   skipped = [*skipped, *left, *_empty(folders, found, skipped)]
   names = [found[i][0] for i in places]
   said, top, why = _said(names, found, peek, labels, where), '', 'it has no label'
-  from_files = said is not None and labels.given in ('', 'any')
+  from_files = said is not None and (labels.entry or labels.given in ('', 'any'))
   if said is None:
     inner = [name.partition('/')[2] if shards else name for name in names]
     said, top = _by_folder(inner)
@@ -144,6 +144,8 @@ def _said(names, found, peek, labels, where):
     return labels.of(names, where)
   if labels.given == 'folders' or not names:
     return None
+  if labels.entry:
+    return labelling.in_json(names, found, peek, where, labels.entry)
   return labelling.in_collection(names, found, peek, where)
 
 
@@ -162,8 +164,12 @@ def _by_folder(names):
 
 def _without_folders(names, found, peek, labels, classes, where):
   """The label of each picture that lies in no class folder: by JSON beside it, or `ALL`."""
-  if said := labelling.in_json(names, found, peek):
-    return said
+  try:
+    if said := labelling.in_json(names, found, peek, where):
+      return said
+  except types.UserError:
+    if labels.given != 'any':
+      raise
   said = [ALL] * len(names)
   _check_ilsvrc(names, said, labels, where)
   if labels.given == 'any' or not names:

@@ -17,6 +17,7 @@ from diversedit_jax.data.pictures import (
   folders,
   parquet,
   remarks,
+  rows,
   several,
   system,
   tables,
@@ -168,13 +169,17 @@ def _kind(path):
       return 'parquet'
   except OSError as error:
     raise types.UserError(f'{archive}: cannot be read: {error.strerror}') from error
+  if rows.is_table(archive):
+    return 'csv'
   suffix = os.path.splitext(archive)[1].lower().removeprefix('.')
-  if suffix in ('tar', 'zip', 'csv', 'parquet'):
+  if suffix in ('tar', 'zip', 'parquet'):
     return suffix
-  unpack = next((how for magic, how in _UNPACK.items() if start.startswith(magic)), '')
+  way = next((how for magic, how in _UNPACK.items() if start.startswith(magic)), '')
+  if suffix == 'txt':
+    way = '; a list of names and labels goes with its pictures, as --source=DIR --labels=FILE'
   raise types.UserError(
     f'{path}: neither a folder nor a tar, zip, csv or parquet file; expected one of {_FORMS}, or a '
-    f'path{unpack}'
+    f'path{way}'
   )
 
 

@@ -75,7 +75,7 @@ def open_parquet(
     path: a file, or several as 'DIR', 'DIR/train-*.parquet', see `several.files`.
     classes: all classes in order; None takes the names in the schema.
     labels: name of the column of labels; 'none' or 'any': all pictures are of one class. None takes
-      the column that is a ClassLabel, else that named as one of `rows.LABELS`.
+      the column that is a ClassLabel, else the one that is named so, see `rows.alike`.
 
   Raises:
     UserError: no such files, damaged ones, or columns that are missing or not the only ones.
@@ -91,8 +91,13 @@ def open_parquet(
     try:
       with file.opened() as opened:
         source = _open(opened)
-        if schema is None:
-          schema = _Schema(source.schema_arrow, labels, file.path)
+        own = _Schema(source.schema_arrow, labels, file.path)
+        schema = schema or own
+        if (own.leaf, own.label, own.names) != (schema.leaf, schema.label, schema.names):
+          raise types.UserError(
+            f'{file.path} has other columns of pictures or labels, or other names of classes, than '
+            f'{names[0]}; name files that go together, as in parquet:DIR/train-*.parquet'
+          )
         values = None if schema.label is None else source.read(columns=[schema.label]).column(0)
         metadata = source.metadata
     except types.UserError:
@@ -111,16 +116,17 @@ def open_parquet(
         found.append((f'{stem}/{row:07d}', schema.meaning(said, f'{file.path}, row {row}'), size))
         places.append((k, group, i))
         row += 1
+  if schema.label is None and labels is None:
+    said = (
+      f'{path}: none of its columns {", ".join(schema.columns)} is named as labels are; '
+      '--labels=COLUMN (data.labels in a config) names one, --labels=none says that there is none'
+    )
+    if classes is not None:
+      raise types.UserError(said)
+    logging.warning('%s. Its %d pictures are of one class, %r', said, len(found), naming.ALL)
   if schema.names is not None and classes is not None:
     found = [(name, schema.names[label], size) for name, label, size in found]
   classes = None if labels == 'any' else schema.names if classes is None else classes
-  if schema.label is None and labels is None:
-    logging.warning(
-      '%s has no column of labels: its %d pictures are of one class, %r',
-      path,
-      len(found),
-      naming.ALL,
-    )
   listing, order = base.make_listing(found, (), classes, os.fspath(path))
   stem = os.path.basename(os.fspath(path).rstrip('/')).removesuffix('.parquet')
   places = np.array(places, np.int64)[order]
@@ -130,13 +136,14 @@ def open_parquet(
 class _Schema:
   """Which columns hold pictures and labels, and what labels mean.
 
-  leaf: path of the bytes. label: name of the column, or None. names: of all classes, or None.
+  columns: all. leaf: path of the bytes. label: name of the column, or None. names: of all classes,
+    or None.
   """
 
   def __init__(self, schema, labels, where):
     self._where, features = where, _features(schema)
     types_of = {field.name: field.type for field in schema}
-    picture = self._one_picture(types_of, features)
+    self.columns, picture = tuple(types_of), self._one_picture(types_of, features)
     self.leaf = f'{picture}.bytes' if _is_struct(types_of[picture]) else picture
     self.label, self.names = self._label(types_of, features, labels), None
     if self.label in features and features[self.label].get('_type') == 'ClassLabel':
@@ -149,12 +156,14 @@ class _Schema:
 
   def meaning(self, said, where):
     """The label that a value of the column stands for."""
-    if said is None or (self.names is not None and not 0 <= said < len(self.names)):
+    if said is None or (self.names is not None and said not in range(len(self.names))):
       raise types.UserError(
         f'{where}: the label is {"missing" if said is None else said}; take another split, or '
         '--labels=none (data.labels in a config) for pictures without classes'
       )
-    return said if self.names is not None or said is naming.ALL else rows.label_of(said, where)
+    if self.names is not None:
+      return int(said)
+    return said if said is naming.ALL else rows.label_of(said, where)
 
   def _one_picture(self, types_of, features):
     found = [
@@ -185,14 +194,11 @@ class _Schema:
           f'--labels={labels}: {self._where} has the columns {", ".join(types_of)}'
         )
       return labels
-    found = [name for name in types_of if features.get(name, {}).get('_type') == 'ClassLabel']
-    found = found or [name for name in types_of if name.lower() in rows.LABELS]
-    if len(found) > 1:
-      raise types.UserError(
-        f'{self._where}: each of the columns {", ".join(found)} may be the label; name one by '
-        f'--labels={found[0]} (data.labels in a config)'
-      )
-    return found[0] if found else None
+    named = [name for name in types_of if features.get(name, {}).get('_type') == 'ClassLabel']
+    if len(named) == 1:
+      return named[0]
+    may = [n for n, kind in types_of.items() if n.lower() in rows.LABELS or _is_label(kind)]
+    return rows.only(rows.alike(named, 'label') or named or rows.alike(may, 'label'), self._where)
 
 
 def _features(schema):
@@ -202,6 +208,13 @@ def _features(schema):
     return {name: kind for name, kind in found.items() if isinstance(kind, dict)}
   except (KeyError, ValueError, TypeError, AttributeError):
     return {}
+
+
+def _is_label(kind):
+  from pyarrow import types as arrow  # Here, as in `_open`.
+
+  kind = kind.value_type if arrow.is_dictionary(kind) else kind
+  return arrow.is_integer(kind) or arrow.is_string(kind) or arrow.is_large_string(kind)
 
 
 def _is_struct(kind):

@@ -165,6 +165,25 @@ def test_several_tars_may_hold_class_folders_or_be_classes(tmp_path):
     open_tar('a/{0..2}.tar')
 
 
+def test_entries_of_json_that_may_be_meant_are_named(make):
+  write = lambda *said: make(
+    {f'{k}.jpg': PNG for k in range(2)}
+    | {f'{k}.json': json.dumps(x).encode() for k, x in enumerate(said)},
+    'tar',
+  )
+  found = labels(
+    pictures.open_pictures(write(*({'caption': 'x', 'fine_label': k} for k in (1, 0))))
+  )
+  assert found == ({'0.jpg': 1, '1.jpg': 0}, ('0', '1'))
+  path = write(*({'fine_label': k, 'coarse_label': 0} for k in (1, 0)))
+  with pytest.raises(types.UserError, match="'coarse_label', 'fine_label' may be the label; name"):
+    pictures.open_pictures(path)
+  assert labels(pictures.open_pictures(path, labels='fine_label')) == found
+  assert labels(pictures.open_pictures(path, labels='any'))[1] == ('all',)
+  with pytest.raises(types.UserError, match="'cls', 'label' may be the label"):
+    pictures.open_pictures(write({'label': 1}, {'cls': 0}))
+
+
 def test_a_picture_that_nobody_labels_is_left_out_and_said(tmp_path, caplog):
   files = {'0.jpg': PNG, '0.cls': b'1', '1.jpg': PNG, '2.jpg': PNG, '2.cls': b'0'}
   (tmp_path / 'x.tar').write_bytes(malformed.tar_bytes(files))
@@ -201,6 +220,8 @@ LISTS = {
   + ''.join(f'{VAL[i][:-5]},n0000000{c} 1 2 3 4 \n' for i, c in ((2, 2), (0, 4), (1, 3))),
   'mine.csv': 'filename;label\n' + ''.join(f'{n};n0000000{c}\n' for n, c in LABELLED),
   'synsets.txt': 'n00000004\nn00000003\nn00000002\n',
+  'table.txt': 'image|label\n' + ''.join(f'{n}|n0000000{c}\n' for n, c in LABELLED),
+  'commas.txt': ''.join(f'{n},n0000000{c}\n' for n, c in LABELLED),
   'caffe.txt': ''.join(f'{n} n0000000{c}\n' for n, c in LABELLED),
 }
 
@@ -229,6 +250,7 @@ def test_ilsvrcs_validation_pictures(tmp_path, form, above):
     ('1\n2\n', 'holds 2 labels, but .* holds 3 pictures'),
     ('\n'.join(map(str, range(1, 1001))), 'not that of the WordNet ids; give the kit itself'),
     ('a.png 1\nb.png 2\n', 'names no picture of .*: it names a.png, b.png, and there are ILSVRC'),
+    (f'{VAL[0]} 1\n{VAL[0]} 2\n', 'val_00000001.JPEG has two labels, 1 and 2; remove one'),
     ('1\nx y\n', 'one label a line, or a name and a label'),
     ('1\n2.5\n1\n', ':2: the label 2.5 is a number, but not a whole one'),
     ('1\ncat\n1\n', "'cat'.*labels are all numbers or all names"),
@@ -245,6 +267,6 @@ def test_a_prefix_is_the_class_as_in_guided_diffusion(make):
   found = labels(pictures.open_pictures(files, labels='prefix'))
   assert found == ({'cat_1.png': 0, 'dog_2_x.png': 1}, ('cat', 'dog'))
   with pytest.raises(
-    types.UserError, match='cannot be read: .* expected one of none, folders, pre'
+    types.UserError, match='no such file, and no such entry .* expected one of none, folders, pre'
   ):
     pictures.open_pictures(files, labels='prefixes')

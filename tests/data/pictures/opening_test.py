@@ -17,7 +17,10 @@ def root(tmp_path):
     (tmp_path / f'{split}.data').write_bytes(malformed.tar_bytes(FILES))
   (tmp_path / 'z').write_bytes(malformed.zip_bytes(FILES))
   (tmp_path / 'list.CSV').write_text('path,label\nfolder/train/n00000001/a.png,cat\n')
+  for name in ('tabs.tsv', 'table.txt'):
+    (tmp_path / name).write_text('path\tlabel\nfolder/train/n00000001/a.png\tcat\n')
   files = {
+    'list.txt': b'folder/train/n00000001/a.png 0',
     'empty.tar': b'',
     'empty.csv': b'',
     'text.dat': b'text',
@@ -39,6 +42,8 @@ def root(tmp_path):
     ('{}/z', 'zip/z'),
     ('zip:{}/z', 'zip/z'),
     ('{}/list.CSV', 'csv/list'),
+    ('{}/tabs.tsv', 'csv/tabs'),
+    ('{}/table.txt', 'csv/table'),
   ],
 )
 def test_kinds_by_name_and_by_what_is_there(root, spec, name):
@@ -77,6 +82,7 @@ def test_what_is_one_split_cannot_be_another(root):
     ('{}/empty.tar', 'is no tar'),
     ('{}/empty.csv', 'table is empty'),
     ('{}/text.dat', 'neither a folder nor a tar, zip, csv or parquet'),
+    ('{}/list.txt', 'neither a folder .*; a list .* goes with its pictures, as --source=DIR --lab'),
     ('{}/none.tar', 'holds no pictures'),
     ('folder:{}/saved', r'holds no pictures.*load_from_disk.DIR..to_parquet'),
     ('{}/hub', 'holds no pictures.*parquet:PATH reads such files'),

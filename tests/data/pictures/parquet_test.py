@@ -89,27 +89,50 @@ def test_a_file_several_and_a_folder_of_them(write, tmp_path):
     ([2, 0, 1], NAMES, {'labels': 'none'}, ['all'] * 3),
     ([-1, -1, -1], NAMES, {'labels': 'any', 'classes': NAMES}, ['all'] * 3),
     (None, None, {}, ['all'] * 3),
+    ([0, 1, 0], None, 'fine_label', ['0', '1', '0']),
+    (['x', 'y', 'x'], None, 'species class', ['x', 'y', 'x']),
+    (['x', 'y', 'x'], None, 'caption', ['all'] * 3),
+    ([[0], [1], [0]], None, 'class_boxes', ['all'] * 3),
   ],
 )
 @pytest.mark.parametrize('form', ['struct', 'bytes'])
 def test_labels(write, labels, names, more, expected, form):
+  more, column = ({}, more) if isinstance(more, str) else (more, 'label')
   if form == 'bytes' and names is not None and 'labels' not in more:
     expected = [str(label) for label in labels]  # Plain Parquet has no names of classes.
     more = {}
-  assert opened(write('x.parquet', DATA[:3], labels, names, form), **more) == list(
-    zip(expected, DATA[:3], strict=True)
-  )
+  path = write('x.parquet', DATA[:3], labels, names, form, column)
+  assert opened(path, **more) == list(zip(expected, DATA[:3], strict=True))
 
 
-def test_columns_that_may_be_meant_are_named(write):
-  path = write('x.parquet', DATA[:2], [0, 1], label='fine_label', coarse_label=[1, 1])
+@pytest.mark.parametrize('form', ['struct', 'bytes'])
+def test_columns_that_may_be_meant_are_named(write, form):
+  path = write('x.parquet', DATA[:2], [0, 1], form=form, label='fine_label', coarse_label=[1, 1])
   with pytest.raises(
-    types.UserError, match='fine_label, coarse_label may be the label; name one by'
+    types.UserError, match="'fine_label', 'coarse_label' may be the label; name one by"
   ):
     opened(path)
-  assert [name for name, _ in opened(path, labels='coarse_label')] == ['dog', 'dog']
+  second = 'dog' if form == 'struct' else '1'
+  assert [name for name, _ in opened(path, labels='coarse_label')] == [second] * 2
   with pytest.raises(types.UserError, match='--labels=label: .* has the columns image, fine_label'):
     opened(path, labels='label')
+  path = write('y.parquet', DATA[:2], [0, 1], label='label', split=[1, 1])
+  assert [name for name, _ in opened(path)] == ['cat', 'dog']
+
+
+def test_no_column_of_labels_names_the_way_on(write, caplog):
+  path = write('x.parquet', DATA[:2])
+  opened(path)
+  assert 'none of its columns image is named as labels are; --labels=COLUMN' in caplog.text
+  with pytest.raises(types.UserError, match='named as labels are; --labels=COLUMN'):
+    opened(path, classes=NAMES)
+
+
+def test_files_whose_classes_differ_are_no_collection(write):
+  write('d/a.parquet', DATA[:2], [0, 1])
+  path = write('d/b.parquet', DATA[2:4], [0, 1], NAMES[::-1])
+  with pytest.raises(types.UserError, match='b.parquet has other columns .* names of classes, tha'):
+    opened(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +140,7 @@ def test_columns_that_may_be_meant_are_named(write):
   [
     ([0, -1], NAMES, 'row 1: the label is -1; take another split, or --labels=none'),
     ([0, None], NAMES, 'row 1: the label is missing'),
+    (['cat', 'dog'], NAMES, 'row 0: the label is cat; take another split'),
     ([0.0, float('nan')], None, 'row 1: the label is missing .nan'),
   ],
 )

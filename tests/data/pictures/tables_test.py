@@ -30,6 +30,8 @@ def table(tmp_path):
     ',file_name,Class\n0,a.png,x\n1,"sub/b, c.png",y\n',  # Of pandas, with its index.
     'Unnamed: 0,filename,target\n0,a.png,x\n1,"sub/b, c.png",y\n',
     'image;label\na.png;x\nsub/b, c.png;y\n',
+    'filepaths|fine_label\na.png|x\nsub/b, c.png|y\n',
+    'image-file,label file,image_class\na.png,1,x\n"sub/b, c.png",2,y\n',
     'image\tlabel\r\na.png\tx\r\nsub\\b, c.png\ty\r\n',
     'path\tlabel\na.png\tx\nsub/b, c.png\ty\n'.encode('utf-16'),  # Of Excel.
   ],
@@ -98,6 +100,7 @@ def test_files_that_are_not_there_are_skipped_with_their_lines(table):
     ),
     ('path,label\na.png,x\nb.png,<NA>\n', ':3: the label is missing'),
     ('path,label\na.png,0.5\n', ':2: the label 0.5 is a number, but not a whole one'),
+    ('path,fine_label,coarse_label\na.png,0,0\n', 'may be the label; name .*--labels=fine_label'),
     ('path,score\na.png,0.5\n', "the column 'label' is missing.*rename the column"),
     ('path,label\na.png,1048576\n', 'the largest label is 1048576, expected a label below 1048576'),
     ('path,label\n"a.png,1\n', ':2: bad CSV'),
