@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from diversedit_jax import types
+from diversedit_jax.data import files
 from diversedit_jax.models import sizes
 from diversedit_jax.weights import array_files
 
@@ -120,10 +121,7 @@ def read_settings(file: pathlib.Path) -> dict[str, Any]:
   path = file.with_name(SETTINGS)
   if not path.is_file():
     return {}
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise types.UserError(f'{path} is not readable JSON: {error}') from error
+  found = files.read_json(path)
   for key, value in _SUPPORTED.items():
     if found.get(key, value) != value:
       raise types.UserError(

@@ -36,11 +36,13 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
   """The content of a JSON file, a dict or what `kind` says.
 
   Raises:
-    UserError: the file is damaged, or holds something else.
+    UserError: the file cannot be read, is damaged, or holds something else.
   """
   try:
     content = json.loads(path.read_bytes())
-  except ValueError as error:
+  except OSError as error:
+    raise types.UserError(f'cannot read {path}: {error.strerror or error}') from error
+  except (ValueError, RecursionError) as error:
     raise types.UserError(f'{path} is damaged: {error}') from error
   if not isinstance(content, kind):
     found = type(content).__name__

@@ -7,7 +7,6 @@ arrays do not show, are in a `config.json` beside the file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import json
 import os
 import pathlib
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 
 from diversedit_jax import trees, types
+from diversedit_jax.data import files
 from diversedit_jax.frozen import vae, vae_names
 from diversedit_jax.weights import array_files, folders, likely, location, misfits
 
@@ -59,7 +59,8 @@ def load(
   """
   path = _find(path)
   arrays = array_files.load(path, anchors=vae_names.ANCHORS)
-  settings = _read_settings(path.with_name(SETTINGS))
+  beside = path.with_name(SETTINGS)
+  settings = files.read_json(beside) if beside.is_file() else {}
   try:
     return from_arrays(
       arrays, settings=settings, scale=scale, shift=shift, dtype=dtype, file=location.name(path)
@@ -241,15 +242,3 @@ def _find(path: str | os.PathLike[str]) -> pathlib.Path:
   )
   wanted = f'the VAE needs its weights, {FILE} (about 335 MB)'
   return array_files.find(path, _FILES, wanted, publisher)
-
-
-def _read_settings(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    return {}
-  try:
-    settings = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise types.UserError(f'{path} is not readable JSON: {error}') from error
-  if not isinstance(settings, dict):
-    raise types.UserError(f'{path} must hold a JSON object')
-  return settings

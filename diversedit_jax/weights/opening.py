@@ -166,7 +166,9 @@ def _open_torch(path, stack):
 def _of_tensors(file: torch_file.TensorFile, path) -> Opened:
   found = file.found
   if not found.arrays:
-    kinds = misfits.first_few([f'{n} ({k})' if n else k for n, k in found.skipped.items()])
+    kinds = misfits.first_few(
+      [f'{n} ({k})' if n else k for n, k in (found.skipped | found.odd).items()]
+    )
     raise types.UserError(f'{path} holds no tensors{f"; it holds {kinds}" if kinds else ""}')
   return Opened(
     readers={name: functools.partial(file.array, name) for name in found.arrays},
@@ -205,7 +207,7 @@ def shards(path: pathlib.Path) -> dict[str, str]:
   """
   try:
     table: Any = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise types.UserError(f'{path} is not readable JSON: {error}') from error
   table = table.get('weight_map') if isinstance(table, dict) else None
   if not isinstance(table, dict) or not table:
@@ -214,6 +216,6 @@ def shards(path: pathlib.Path) -> dict[str, str]:
     # A name alone: an index must not reach out of its folder.
     if not isinstance(file, str) or os.path.basename(file) != file or file in ('', '.', '..'):
       raise types.UserError(f'{path} keeps {name} in {file!r}, which is no file beside it')
-    if file == path.name:
-      raise types.UserError(f'{path} names itself')
+    if file.endswith('.json'):
+      raise types.UserError(f'{path} keeps {name} in {file}, which is an index itself')
   return table

@@ -71,14 +71,8 @@ def choose(
   part = _preferred(counts, prefer)
   deeper = tuple(p for p in others if p.startswith(part) and p != part)
   own = [name for name in inside if name.startswith(part) and not name.startswith(deeper)]
-  short = [re.sub(r'^(module\.)+', '', name[len(part) :]) for name in own]
-  common = '' if anchors else _common(short)
-  chosen: dict[str, str] = {}
-  for its, name in zip(short, own, strict=True):
-    its = its.removeprefix(common)
-    if its in chosen:
-      raise types.UserError(f'has {its} twice, with and without a prefix in its name')
-    chosen[its] = proper[name]
+  common = '' if anchors else _common([name[len(part) :] for name in own])
+  chosen = {name[len(part + common) :]: proper[name] for name in own}
   rest = [n for n in inside if anchored and not n.startswith(tuple(found))]
   notes = (*_notes(counts, part, common, parts, rest), *_wrapped(chosen.values()))
   return Choice(chosen, notes)

@@ -79,12 +79,17 @@ def unread(origin: str) -> Unread:
   return type('Unread', (Unread,), {'__slots__': (), 'origin': origin})()
 
 
-class Unpickler(pickle.Unpickler):
+class Unpickler(pickle._Unpickler):
   """Knows the names of a table; strings of Python 2 are read as Latin-1.
+
+  It is the unpickler written in Python: that in C clears room for as many objects as a number in
+  the file says, so that twenty bytes can take all memory.
 
   stand_ins: what each (module, name) becomes.
   unread: the names that are not in the table, in the order in which they were met.
   """
+
+  dispatch = dict(pickle._Unpickler.dispatch)
 
   def __init__(self, file: Any, stand_ins: Mapping[tuple[str, str], Any]):
     super().__init__(file, encoding='latin1')
@@ -100,3 +105,10 @@ class Unpickler(pickle.Unpickler):
 
   def persistent_load(self, pid):
     return unread('an object that the file keeps elsewhere')
+
+  def load_bytearray8(self):
+    # What is inherited clears a bytearray of the length that the file says before it reads.
+    size = int.from_bytes(self.read(8), 'little')
+    self.append(bytearray(self.read(size)))
+
+  dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8

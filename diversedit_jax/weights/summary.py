@@ -94,8 +94,9 @@ def finite_in_words(one: Facts) -> str:
 
 def _of_one(name, array):
   flat, squares, bad = np.asarray(array).reshape(-1), 0.0, 0
-  for start in range(0, flat.size, _CHUNK):
-    some = flat[start : start + _CHUNK].astype(np.float64)
+  numbers = 0 if array.dtype.kind in 'SUMm' else flat.size  # Texts and times have no norm.
+  for start in range(0, numbers, _CHUNK):
+    some = np.abs(flat[start : start + _CHUNK]).astype(np.float64)
     finite = np.isfinite(some)
     bad += int(some.size - np.count_nonzero(finite))
     some = some if finite.all() else some[finite]
@@ -112,7 +113,7 @@ def _of_one(name, array):
 
 
 def _in_order(name):
-  return [(0, int(part), '') if part.isdigit() else (1, 0, part) for part in _PART.split(name)]
+  return [(0, int(part), '') if part.isdecimal() else (1, 0, part) for part in _PART.split(name)]
 
 
 def _together(facts, key):

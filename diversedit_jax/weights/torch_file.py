@@ -13,6 +13,7 @@ into the tensors that they hold, as `state_dict()` would.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import io
 import math
 import os
 import pathlib
@@ -54,6 +55,8 @@ _UNTYPED = {
   'float8_e5m2fnuz': ml_dtypes.float8_e5m2fnuz,
 }
 _BYTE_ORDERS = {b'little': '<', b'big': '>'}
+_MOST = 2**30
+"""Elements of a tensor that repeats its storage: a small file could have them without end."""
 
 
 class Tensor(restricted.Inert):
@@ -70,6 +73,8 @@ class Tensor(restricted.Inert):
     last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
     if math.prod(self.shape) and offset + last >= self.storage_size:
       raise pickle.UnpicklingError(f'a tensor that ends after its storage of {self.storage_size}')
+    if math.prod(self.shape) > max(self.storage_size, _MOST):
+      raise pickle.UnpicklingError(f'a tensor of shape {shape} that repeats its storage')
 
 
 class _StorageType(restricted.Inert):
@@ -191,9 +196,9 @@ class TensorFile:
     tensor = self.found.arrays[name]
     if isinstance(tensor, np.ndarray):
       return tensor
-    if not math.prod(tensor.shape):
-      return np.empty(tensor.shape, tensor.dtype)
     with guard(self._path):
+      if not math.prod(tensor.shape):
+        return np.empty(tensor.shape, tensor.dtype)
       flat = self._storage(tensor)[tensor.offset :]
       strides = [n * tensor.dtype.itemsize for n in tensor.strides]
       view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
@@ -236,7 +241,7 @@ class TorchFile(TensorFile):
       self.byte_order = _BYTE_ORDERS[order]
     program = f'{self._prefix}constants.pkl' in self._names
     with self._file.open(f'{self._prefix}data.pkl') as pickled:
-      unpickler = Unpickler(pickled)
+      unpickler = Unpickler(io.BufferedReader(pickled))
       contents = unpickler.load()
     self.unread += [] if program else unpickler.unread
     return nested.walk(contents, (Tensor,), program=program)

@@ -283,7 +283,7 @@ def test_what_arrays_cannot_tell_is_asked_for(arrays):
 
 def test_unreadable_settings_are_refused(tmp_path, arrays):
   path = write(tmp_path, arrays)
-  for text, message in (('{', 'not readable JSON'), ('[1]', 'must hold a JSON object')):
+  for text, message in (('{', 'is damaged'), ('[1]', 'a list, expected a dict')):
     (tmp_path / vae_files.SETTINGS).write_text(text)
     with pytest.raises(types.UserError, match=message):
       vae_files.load(path)

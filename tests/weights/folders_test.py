@@ -61,7 +61,7 @@ def test_shards_that_do_not_fit_are_told(tmp_path):
 
   changed('d.x', shard.name)
   refused(index, 'lack 1 of its 4 names: d.x')
-  for file in ('../a.safetensors', '/etc/passwd', '..', '', 3, index.name):
+  for file in ('../a.safetensors', '/etc/passwd', '..', '', 3, index.name, 'b.index.json'):
     changed('c.x', file)
     refused(index)
   index.unlink()

@@ -26,6 +26,7 @@ _TREE = {
   'number': np.float32(1.5),
   'count': 7,
   'nothing': None,
+  'raw': bytearray(b'abc'),
 }
 
 
@@ -33,7 +34,7 @@ def _check(path):
   read = array_files.load(path)
   expected = {f'layer/conv/{name}': x for name, x in _TREE['layer']['conv'].items()}
   expected['layer/bn/scale'] = _TREE['layer']['bn']['scale']
-  expected |= {n: np.asarray(x) for n, x in _TREE.items() if n not in ('layer', 'nothing')}
+  expected |= {n: np.asarray(x) for n, x in _TREE.items() if n not in ('layer', 'nothing', 'raw')}
   assert set(read) == set(expected)
   for name, array in expected.items():
     assert read[name].dtype == array.dtype and read[name].shape == array.shape, name

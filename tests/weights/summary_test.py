@@ -19,6 +19,8 @@ def test_numbers_are_those_of_the_values():
     'b/count': np.int64(7),
     'b/bad': np.array([3.0, np.nan, -4.0, np.inf]),
     'b/none': np.zeros((0, 2), np.float16),
+    'b/complex': np.array([3 + 4j]),
+    'b/²': np.array(['a text']),
   }
   found = {one.name: one for one in summary.measure(arrays)}
   np.testing.assert_allclose(found['a'].norm, np.linalg.norm(arrays['a'].astype(np.float64)))
@@ -26,8 +28,9 @@ def test_numbers_are_those_of_the_values():
   assert found['b/count'].norm == 7 and found['b/count'].shape == ()
   assert (found['b/bad'].not_finite, found['b/bad'].norm) == (2, 5.0)
   assert (found['b/none'].values, found['b/none'].norm) == (0, 0.0)
+  assert (found['b/complex'].norm, found['b/²'].norm) == (5.0, 0.0)
   whole = summary.total(found.values())
-  assert (whole.arrays, whole.values, whole.not_finite, whole.shape) == (4, 20, 2, None)
+  assert (whole.arrays, whole.values, whole.not_finite, whole.shape) == (6, 22, 2, None)
 
 
 def test_layers_share_a_line_and_nothing_is_lost():

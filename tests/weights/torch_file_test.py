@@ -9,6 +9,7 @@ import io
 import itertools
 import pathlib
 import pickle
+import tracemalloc
 import zipfile
 
 from helpers import bad_files, torch_zip
@@ -185,6 +186,17 @@ _CODE_ALONE = {
 }
 
 
+def test_a_number_in_a_pickle_takes_no_memory(tmp_path):
+  """The number that an object is remembered by; C's unpickler makes room for as many, and twice."""
+  data = _saved({}, **{'data.pkl': b'\x80\x04Nr\xff\xff\xff\0.'})
+  tracemalloc.start()
+  try:
+    bad_files.refused(tmp_path / 'a.pt', data, 'holds no tensors')
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+  finally:
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize('how', _CODE_ALONE)
 def test_however_it_is_called_nothing_comes_of_code(tmp_path, how):
   pickled, name = _CODE_ALONE[how]
@@ -262,7 +274,8 @@ _DAMAGED = {
   'past the storage': (_saved(_view((6,), (1,), offset=1)), 'ends after its storage'),
   'negative stride': (_saved(_view((2,), (-1,), offset=3)), 'strides'),
   'ranks differ': (_saved(_view((2, 3), (1,))), 'strides'),
-  'too many elements': (_saved(_view((2**80,), (0,))), 'damaged'),
+  'too many elements': (_saved(_view((2**40,), (0,))), 'repeats its storage'),
+  'none, of a size without end': (_saved(_view((0, 2**70), (1, 1))), 'damaged'),
   'conjugate': (
     _saved({'x': torch_zip.tensor(_X, metadata={'neg': True})}),
     "it holds x (a tensor with the lazy operations {'neg': True})",
