@@ -1,4 +1,4 @@
-"""What all command lines share: flags, configs, logs, errors a user makes, caches, processes."""
+"""What all command lines share: flags, logs, errors that a user makes, caches, memory."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -58,6 +59,7 @@ def status(action: Callable[[], int | None], name: str = 'error') -> int:
     line = faults.told(error)
     if line is None:
       raise
+    logging.debug('what was raised:', exc_info=error)  # For --verbosity=1.
     print(f'{name}: {line}', file=sys.stderr)
     return 130 if isinstance(error, KeyboardInterrupt) else 2
 
@@ -195,18 +197,20 @@ def _print_fault(kind, error, trace) -> None:
 
   Its threads then speak to the event loop of Orbax, which is gone; the cause is raised elsewhere.
   """
-  if not _is_of_closed_loop(error):
+  if not _is_of_closed_loop(error, trace):
     sys.__excepthook__(kind, error, trace)
 
 
 def _print_unraisable(unraisable) -> None:
   """As `_print_fault`, for what no one can catch."""
-  if not _is_of_closed_loop(unraisable.exc_value):
+  if not _is_of_closed_loop(unraisable.exc_value, unraisable.exc_traceback):
     sys.__unraisablehook__(unraisable)
 
 
-def _is_of_closed_loop(error) -> bool:
-  return isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+def _is_of_closed_loop(error, trace) -> bool:
+  # The program's own errors come through `status`.
+  own = any(frame.f_code is status.__code__ for frame, _ in traceback.walk_tb(trace))
+  return not own and isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
 
 
 def _worth_reading(record: python_logging.LogRecord) -> bool:

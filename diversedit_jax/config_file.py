@@ -40,6 +40,9 @@ def parse(argv: Sequence[str]) -> list[str]:
   known, rewritten, tokens = declarations.keys(), [], iter(given)
   for token in tokens:
     found = _OVERRIDE.fullmatch(token)
+    if token == '--':  # What follows are no flags.
+      rewritten += [token, *tokens]
+      break
     if found is None:
       rewritten.append(token)
       continue
@@ -198,7 +201,8 @@ def _refusal(file, error):
     return f'{place}: {error.msg}{line}'
   frames = traceback.extract_tb(error.__traceback__)
   last = pathlib.Path(frames[-1].filename)
-  if last.is_relative_to(_PACKAGE) and not last.is_relative_to(SHIPPED):
+  called_wrongly = last == pathlib.Path(__file__)  # get_config takes other arguments.
+  if last.is_relative_to(_PACKAGE) and not last.is_relative_to(SHIPPED) and not called_wrongly:
     return None
   place = next((frame for frame in reversed(frames) if frame.filename == str(file)), None)
   if place is None:

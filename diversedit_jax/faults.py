@@ -25,6 +25,7 @@ _WAYS = {
   errno.EMFILE: 'raise the limit: ulimit -n 65536',
   errno.ENOMEM: 'take smaller batches, or a machine with more memory',
 }
+_OWN = (errno.EBADF, errno.EINVAL)  # Where no file is named, the program called it wrongly.
 # What libraries say in errors of other types, with the number of the error.
 _SAID = {
   'No space left on device': errno.ENOSPC,
@@ -71,7 +72,8 @@ def _line(error):
   if isinstance(error, KeyboardInterrupt):
     return f'interrupted; {said}' if said else 'interrupted'
   if isinstance(error, OSError) and error.errno is not None:
-    return _of_system(error.errno, error.filename, error.strerror)
+    is_own = error.errno in _OWN and error.filename is None
+    return None if is_own else _of_system(error.errno, error.filename, error.strerror)
   if isinstance(error, ModuleNotFoundError):
     return _missing(error.name)
   if isinstance(error, MemoryError):

@@ -181,7 +181,9 @@ def read(key: Key, text: str) -> Any:
     UserError: it is of another type; bounds and choices are left to the section.
   """
   allowed = _alternatives(key.type)
-  if python_types.NoneType in allowed and text.lower() == 'none':
+  # Where any text may be given, as in data.labels=none, only Python's None is none.
+  is_none = text == 'None' or (text.lower() == 'none' and str not in allowed)
+  if is_none and python_types.NoneType in allowed:
     return None
   for kind in sorted(allowed, key=lambda kind: kind is str):  # Every text is a text.
     with contextlib.suppress(ValueError, SyntaxError, KeyError, TypeError):

@@ -10,11 +10,10 @@ import pathlib
 import subprocess
 import sys
 
-from absl import flags
-from absl.testing import flagsaver
 import pytest
 
-from diversedit_jax import cli, main, types
+from diversedit_jax import cli, types
+from diversedit_jax.modes import command
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = '--config=configs/digits.py'
@@ -61,14 +60,11 @@ def test_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, name):
 
 
 def test_forgotten_dashes_are_refused():
-  """In this process: main looks at that before anything else."""
-  flags.FLAGS.mark_as_parsed()
   with pytest.raises(types.UserError, match='unexpected arguments: mode=sample workdir=x'):
-    main.main(['main.py', 'mode=sample', 'workdir=x'])
+    command.Command(mode='train', words=['mode=sample', 'workdir=x'])
 
 
 def test_results_of_a_run_that_is_only_read_go_where_output_says(tmp_path):
-  flags.FLAGS.mark_as_parsed()
   checkpoint = tmp_path / 'checkpoints' / '5'
   checkpoint.mkdir(parents=True)
   run, other = str(tmp_path), str(tmp_path / 'other')
@@ -78,24 +74,19 @@ def test_results_of_a_run_that_is_only_read_go_where_output_says(tmp_path):
     ({'checkpoint': 'x', 'output': other}, (other, 'x')),
     ({'checkpoint': 'x', 'workdir': other}, (other, 'x')),
   ):
-    with flagsaver.flagsaver(**given):
-      assert main._places() == expected
-  both = {'checkpoint': 'x', 'workdir': run, 'output': other}
-  with flagsaver.flagsaver(**both), pytest.raises(types.UserError, match='same: give one'):
-    main._places()
+    assert command.Command(mode='eval', **given).places() == expected
+  both = command.Command(mode='eval', checkpoint='x', workdir=run, output=other)
+  with pytest.raises(types.UserError, match='same: give one'):
+    both.places()
 
 
 @pytest.mark.parametrize(
-  ('mode', 'flag'), [('train', 'output'), ('stats', 'checkpoint'), ('eval', 'continue_from')]
+  ('mode', 'flag', 'value'),
+  [('train', 'output', ''), ('stats', 'checkpoint', '5'), ('eval', 'continue_from', 0)],
 )
-def test_a_flag_that_a_mode_has_no_use_for_is_refused(mode, flag):
-  flags.FLAGS.mark_as_parsed()
-  message = f'--{flag} is not for --mode={mode}, but for '
-  with (
-    flagsaver.as_parsed(mode=mode, **{flag: '5'}),
-    pytest.raises(types.UserError, match=message),
-  ):
-    main.main(['main.py'])
+def test_a_flag_that_a_mode_has_no_use_for_is_refused(mode, flag, value):
+  with pytest.raises(types.UserError, match=f'--{flag} is not for --mode={mode}, but for '):
+    command.Command(mode=mode, **{flag: value})
 
 
 def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):

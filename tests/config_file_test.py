@@ -87,6 +87,8 @@ def test_overrides_are_read_by_the_declared_type():
     '--noconfig.eval.keep_samples',
     '--config.data.flip=True',
     '--config.data.crop=None',
+    '--config.data.labels=none',
+    '--config.data.num_classes=none',
     '--config.data.size=32',
     '--config.vae.scale=(1,2.5)',
     '--config.vae.shift=0.5',
@@ -99,7 +101,8 @@ def test_overrides_are_read_by_the_declared_type():
   )
   assert (config.seed, config.train.steps, config.optimizer.learning_rate) == (16, 1000, 2.0)
   assert config.model.skip.enabled and config.data.flip and not config.eval.keep_samples
-  assert (config.data.crop, config.data.size) == (None, 32)
+  assert (config.data.crop, config.data.num_classes, config.data.size) == (None, None, 32)
+  assert config.data.labels == 'none'  # Which is a text that means something.
   assert (config.vae.scale, config.vae.shift) == ((1, 2.5), 0.5)
   assert config.sweep.guidance_highs == (0.5,) and config.sweep.guidance_scales == (1, 2)
   assert config.diversity.weights == (1, 0.5, 0)
@@ -111,6 +114,7 @@ def test_the_last_value_counts_and_other_arguments_stay(tmp_path):
   given, rest = parsed(f'--flagfile={tmp_path}/flags', '--config.seed=2', 'word')
   assert given == ['seed=1', 'seed=2'] and rest == ['word']
   assert changed('--config.seed=1', '--config.seed=2').seed == 2
+  assert parsed('--', '--config.seed=1') == ([], ['--config.seed=1'])
 
 
 def test_a_fault_of_the_package_keeps_its_traceback(tmp_path, monkeypatch):

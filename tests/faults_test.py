@@ -72,6 +72,7 @@ def test_an_error_of_the_surroundings_is_one_line(error, words):
     ValueError('operands could not be broadcast'),
     AssertionError('x'),
     RuntimeError('x'),
+    OSError(errno.EBADF, 'Bad file descriptor'),
     ModuleNotFoundError(name='diversedit_jax.nothing'),
     raised(KeyError('a'), ValueError('b')),
   ],

@@ -158,6 +158,7 @@ CONFIGS = {
   'import': ('import no_such_module\n', 'line 1'),
   'forgets': ('from configs import commn\n', 'commn'),
   'empty': ('', 'get_config'),
+  'argument': ('def get_config(size):\n  return {}\n', 'size'),
   'number': ('def get_config():\n  return 3\n', 'get_config'),
   'key': (
     'from configs import common\ndef get_config():\n  c = common.base()\n  c.train.stepz = 1\n'

@@ -108,7 +108,7 @@ def values(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
   top = options.keys(declared[''])
   for name in config:
     if name not in declared and name not in top:
-      hint = trees.did_you_mean(name, [*declared, *top])
+      hint = trees.did_you_mean(name, {*declared, *top} - {''})
       raise types.UserError(f'unknown key config.{name}{hint}')
   general = {key: config[key] for key in top if key in config}
   found = {'': options.values(declared[''], general, '')}

@@ -1,0 +1,123 @@
+"""A command of `main`: what its flags ask for, whether they go together, and its run."""
+
+from collections.abc import Sequence
+import dataclasses
+
+from absl import logging
+import ml_collections
+
+from diversedit_jax import cli, cluster, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.experiment import declarations, idle, run_dir
+from diversedit_jax.modes import (
+  analyze,
+  audit,
+  evaluate,
+  export,
+  inspect,
+  listing,
+  plan,
+  sample,
+  start,
+  stats,
+  sweep,
+  train,
+)
+
+# Modes that look at weights, of a workdir or from elsewhere, and write files about them.
+_OF_WEIGHTS = {
+  'sample': sample.run,
+  'eval': evaluate.run,
+  'sweep': sweep.run,
+  'analyze': analyze.run,
+  'export': export.run,
+}
+MODES = ('train', *_OF_WEIGHTS, 'inspect', 'stats', 'plan', 'audit', 'list', 'keys')
+# Flags that only some modes have a use for.
+_MODES_OF = {
+  'checkpoint': ('train', *_OF_WEIGHTS, 'inspect'),
+  'output': tuple(_OF_WEIGHTS),
+  'full': ('inspect',),
+  'continue_with': ('train',),
+  'continue_from': ('train',),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+  """The flags of `main` but for the config, by their names.
+
+  words: arguments that are no flags. given: keys of the config that the command line sets.
+
+  Raises:
+    UserError: a flag that the mode has no use for.
+  """
+
+  mode: str
+  words: Sequence[str] = ()
+  given: Sequence[str] = ()
+  workdir: str = ''
+  checkpoint: str | None = None
+  output: str | None = None
+  continue_with: Sequence[str] = ()
+  continue_from: int | None = None
+  full: bool = False
+  distributed: bool = False
+
+  def __post_init__(self):
+    if self.words and not (self.mode == 'keys' and len(self.words) == 1):
+      raise types.UserError(f'unexpected arguments: {" ".join(self.words)}')
+    for field in dataclasses.fields(self):
+      modes = _MODES_OF.get(field.name, MODES)
+      if self.mode not in modes and getattr(self, field.name) != field.default:
+        raise types.UserError(
+          f'--{field.name} is not for --mode={self.mode}, but for {", ".join(modes)}'
+        )
+
+  def places(self) -> tuple[str, str | None]:
+    """Where results go, and the weights from elsewhere if there are some."""
+    workdir, origin, output = self.workdir, self.checkpoint, self.output
+    if output is None and self.mode == 'export':
+      raise types.UserError('--mode=export needs --output=DIR, the folder to write')
+    if output is None:
+      return workdir, origin
+    if origin is not None and workdir:
+      raise types.UserError('with --checkpoint, --workdir and --output are the same: give one')
+    return output, origin or run_dir.newest_checkpoint(workdir)
+
+
+def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
+  """Runs the mode; returns what is to be printed."""
+  mode, workdir = asked.mode, asked.workdir
+  if config is None and (asked.given or mode not in ('keys', 'inspect')):
+    raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
+  if config is not None and mode != 'list':
+    listing.check_is_experiment(config)
+  if mode == 'keys':
+    return declarations.document(*asked.words, config=config).removesuffix('\n')
+  if mode == 'inspect':
+    return inspect.run(workdir, asked.checkpoint, config, whole=asked.full)
+  if mode == 'list':
+    return listing.listing(config)
+  if mode == 'plan' and config.get('plan', {}).get('compile_for'):
+    cli.stay_on_cpu()
+  cli.keep_programs()
+  cli.keep_memory()
+  if asked.distributed:
+    cluster.join()
+    cli.let_first_process_log()
+  if mode == 'train' and asked.checkpoint is not None:
+    config = start.with_checkpoint(config, asked.checkpoint)
+  experiment = experiment_lib.build(config, planned=mode == 'plan')
+  for line in idle.remarks(experiment, mode, asked.given):
+    logging.warning('%s', line)
+  if mode == 'train':
+    goes_on = {'continue_with': asked.continue_with, 'continue_from': asked.continue_from}
+    return train.run(experiment, workdir, **goes_on)
+  if mode == 'plan':
+    return plan.run(experiment)
+  if mode == 'audit':
+    return audit.run(experiment, workdir)
+  if mode == 'stats':
+    return '\n'.join(map(str, stats.run(experiment, workdir)))
+  return '\n'.join(map(str, _OF_WEIGHTS[mode](experiment, *asked.places())))
