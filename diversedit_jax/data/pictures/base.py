@@ -59,6 +59,7 @@ class Listing:
   labels: int32 [n].
   sizes: bytes of each encoded picture, int64 [n].
   label_names: names of all classes; label k is the k-th.
+  named: whether the collection says classes by their names, not by labels.
   skipped: everything that is not listed.
   """
 
@@ -67,6 +68,7 @@ class Listing:
   labels: np.ndarray
   sizes: np.ndarray
   label_names: tuple[str, ...]
+  named: bool
   skipped: tuple[Skipped, ...] = ()
 
   def __len__(self) -> int:
@@ -140,6 +142,7 @@ def make_listing(
     labels=labels,
     sizes=np.array([found[i][2] for i in order], np.int64),
     label_names=label_names,
+    named=named,
     skipped=skipped,
   )
   return listing, order

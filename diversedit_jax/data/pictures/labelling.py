@@ -150,10 +150,7 @@ def in_json(
     return simple or name.lower() in rows.LABELS
 
   def read(data, at):
-    try:
-      entries = json.loads(data)
-    except ValueError as error:
-      raise types.UserError(f'{at}: not JSON: {error}') from error
+    entries = _json(data, at)
     entries = entries if isinstance(entries, dict) else {}
     entries = {k: (v, at) for k, v in entries.items() if v is not None}
     if entry:
@@ -219,13 +216,7 @@ def _once(pairs, where):
 
 def _of_json(data, where, strict=True):
   """Labels by name; None if they are null, {} if it is another kind of file and not `strict`."""
-  try:
-    found = json.loads(data)
-  except ValueError as error:
-    raise types.UserError(
-      f'{where}: damaged, not JSON: {error}; repair it, or give --labels=folders or --labels=none '
-      '(data.labels in a config)'
-    ) from error
+  found = _json(data, where)
   try:
     said = found['labels']
     if said is None:
@@ -239,6 +230,16 @@ def _of_json(data, where, strict=True):
       f'{where}: expected {{"labels": [["00000/img00000000.png", 5], ...]}}'
     ) from error
   return _once(((name, rows.label_of(label, f'{where}: {name}')) for name, label in pairs), where)
+
+
+def _json(data, where):
+  try:
+    return json.loads(data)
+  except (ValueError, RecursionError) as error:
+    raise types.UserError(
+      f'{where}: damaged, not JSON: {error}; repair it, or give --labels=folders or --labels=none '
+      '(data.labels in a config)'
+    ) from error
 
 
 def _text(data, at):

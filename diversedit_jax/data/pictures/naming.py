@@ -97,13 +97,22 @@ def arrange(
       said, top = _without_folders(names, found, peek, labels, classes, where), ''
       from_files, why = {*said} not in ({ALL}, set()), 'it has no label'
     else:
-      _check_splits(said, top, where)
+      if labels.given != 'folders':
+        _check_splits(said, top, where)
+      if not labels.given:
+        _remark_on_one(inner, said, top, where)
       _check_ilsvrc(names, said, labels, where)
       if classes is None and not shards:
         _check_lost(folders, skipped, {*said} - {None}, top, where)
     top = '' if shards else top
   if from_files:
     skipped = [s for s in skipped if not labelling.says_labels(s.name)]
+  if names and not any(label is not None for label in said):
+    raise types.UserError(
+      f'{where}: none of its {len(names)} pictures can be labelled ({names[0]}: {why}); '
+      '--labels=folders takes their folders for classes, --labels=none reads them without '
+      '(data.labels in a config)'
+    )
   kept = [j for j, label in enumerate(said) if label is not None]
   skipped += [base.Skipped(n, why) for n, label in zip(names, said, strict=True) if label is None]
   listing, order = base.make_listing(
@@ -146,7 +155,8 @@ def _said(names, found, peek, labels, where):
     return None
   if labels.entry:
     return labelling.in_json(names, found, peek, where, labels.entry)
-  return labelling.in_collection(names, found, peek, where)
+  said = labelling.in_collection(names, found, peek, where)
+  return [ALL] * len(names) if labels.given == 'any' and said and None in said else said
 
 
 def _classes(classes, labels, said):
@@ -232,11 +242,28 @@ def _empty(folders, found, skipped):
 
 
 def _check_splits(said, top, where):
-  found = {*said} - {None}
-  if len(found) > 1 and found <= several.SPLITS:
+  found = {folder: re.sub('[^a-z]', '', folder.lower()) for folder in {*said} - {None}}
+  splits = sorted(folder for folder, word in found.items() if word in several.SPLITS)
+  if len({found[folder] for folder in splits}) > 1:
     raise types.UserError(
-      f'{where} holds the splits {", ".join(sorted(found))}, not classes; name one split, as in '
-      f'{where}/{top}{max(found)}'
+      f'{where} holds the splits {", ".join(splits)}, not classes; name one split, as in '
+      f'{where}/{top}{splits[-1]}, or say --labels=folders (data.labels in a config) if they are '
+      'classes'
+    )
+
+
+def _remark_on_one(names, said, top, where):
+  """Warns of a single class whose folder holds nothing but folders of pictures."""
+  parts = [name.removeprefix(top).split('/') for name in names]
+  inside = sorted({part[1] for part in parts if len(part) > 2})
+  if len({*said}) == 1 and len(inside) > 1 and all(len(part) > 2 for part in parts):
+    logging.warning(
+      '%s: all pictures are of one class, %r, and lie in its folders %s; if these are the classes, '
+      'give %s',
+      where,
+      said[0],
+      ', '.join([*inside[:3], '...'][: len(inside)]),
+      f'{where}/{top}{said[0]}',
     )
 
 

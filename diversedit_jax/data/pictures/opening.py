@@ -108,7 +108,9 @@ def open_pictures(
 
 
 def _sorted(pictures):
-  """The same pictures, their classes in the order of their letters."""
+  """The same pictures, classes that they name in the order of their letters."""
+  if not pictures.listing.named:
+    return pictures
   listing, names = pictures.listing, sorted(pictures.listing.label_names)
   place = {name: k for k, name in enumerate(names)}
   moved = np.array([place[name] for name in listing.label_names], np.int32)

@@ -184,11 +184,16 @@ def test_entries_of_json_that_may_be_meant_are_named(make):
     pictures.open_pictures(write({'label': 1}, {'cls': 0}))
 
 
-def test_a_picture_that_nobody_labels_is_left_out_and_said(tmp_path, caplog):
+def test_a_picture_that_nobody_labels_is_left_out_and_said(make, tmp_path, caplog):
   files = {'0.jpg': PNG, '0.cls': b'1', '1.jpg': PNG, '2.jpg': PNG, '2.cls': b'0'}
   (tmp_path / 'x.tar').write_bytes(malformed.tar_bytes(files))
   assert labels(pictures.open_pictures(tmp_path / 'x.tar'))[0] == {'0.jpg': 1, '2.jpg': 0}
   assert "1 pictures or folders are left out, first '1.jpg': it has no label" in caplog.text
+  assert len(pictures.open_pictures(tmp_path / 'x.tar', labels='any').listing) == 3
+  with pytest.raises(
+    types.UserError, match='none of its 1 pictures can be labelled.*--labels=none'
+  ):
+    pictures.open_pictures(make({'a.png': PNG, 'dataset.json': dataset_json([1], ['b.png'])}))
 
 
 def devkit():

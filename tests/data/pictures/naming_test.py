@@ -3,11 +3,13 @@
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.data.pictures import naming
+from diversedit_jax.data.pictures import labelling, naming
 
 
-def arrange(*names, classes=None, folders=()):
-  listing, order, top = naming.arrange([(n, 5) for n in names], (), folders, classes, 'X')
+def arrange(*names, classes=None, folders=(), labels=None):
+  listing, order, top = naming.arrange(
+    [(n, 5) for n in names], (), folders, classes, 'X', labels=labels
+  )
   assert [names[i].removeprefix(top) for i in order] == list(listing.names)
   return {
     name: listing.label_names[label]
@@ -48,11 +50,28 @@ def test_a_picture_without_a_class_is_skipped_by_name():
 
 
 @pytest.mark.parametrize('above', ['', 'data/'])
-def test_splits_are_no_classes(above):
-  names = [f'{above}{split}/{c}/1.png' for split in ('train', 'val') for c in 'ab']
-  with pytest.raises(types.UserError, match=f'holds the splits train, val, .* X/{above}val'):
+@pytest.mark.parametrize(
+  'splits', ['train,val', 'Train,Val', 'train2017,val2017', 'train,val,extra']
+)
+def test_splits_are_no_classes(above, splits):
+  splits = splits.split(',')
+  names = [f'{above}{split}/{c}/1.png' for split in splits for c in 'ab']
+  words = f'holds the splits {", ".join(splits[:2])}, .* X/{above}{splits[1]}, or say --labels=fol'
+  with pytest.raises(types.UserError, match=words):
     arrange(*names)
+  found, _ = arrange(*names, labels=labelling.Labels(given='folders'))
+  assert {*found.values()} == {*splits}
   assert arrange('train/1.png', 'bus/1.png')[0] == {'bus/1.png': 'bus', 'train/1.png': 'train'}
+
+
+def test_one_class_of_nothing_but_folders_is_remarked_on(caplog):
+  arrange('x/y/a/1.png', 'x/y/b/2.png')
+  assert (
+    "class, 'y', and lie in its folders a, b; if these are the classes, give X/x/y" in caplog.text
+  )
+  caplog.clear()
+  arrange('x/a/1.png', 'x/a/2.png')
+  assert not caplog.text
 
 
 @pytest.mark.parametrize(

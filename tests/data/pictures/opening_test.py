@@ -147,6 +147,13 @@ def test_classes_named_by_numbers_are_in_the_order_of_the_numbers(
   )
 
 
+def test_labels_by_number_have_no_letters_to_be_sorted_by(tmp_path):
+  malformed.write_folder(tmp_path, {f'{k}.png': b'' for k in (2, 10)})
+  (tmp_path / 'x.csv').write_text('path,label\n2.png,2\n10.png,10\n')
+  listing = pictures.open_pictures(tmp_path / 'x.csv', classes='alphabetical').listing
+  assert listing.labels.tolist() == [10, 2] and listing.label_names == tuple(map(str, range(11)))
+
+
 def test_labels_that_begin_at_one_are_remarked_on(tmp_path, warned):
   malformed.write_folder(tmp_path, {f'{k}.png': b'' for k in (1, 2)})
   for first in (1, 0):
