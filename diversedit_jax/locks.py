@@ -42,7 +42,7 @@ def lock(path: pathlib.Path, *, wait: bool) -> Iterator[None]:
     Busy: another process holds it, and `wait` is false.
     UserError: the file cannot be made.
   """
-  descriptor, works = _locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  descriptor, works, _ = _locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
   if not works:
     logging.warning('%s: this file system has no locks; start no worker twice', path.parent)
   try:
@@ -76,7 +76,7 @@ def claim(path: pathlib.Path, what: str, way_on: str) -> Iterator[None]:
   """
   busy = lambda held: types.UserError(f'{what} by {_in_words(held or holder(path))}; {way_on}')
   try:
-    descriptor, works = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptor, works, found = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except Busy as error:
     raise busy({}) from error
   ended, me = threading.Event(), _me()
@@ -88,7 +88,7 @@ def claim(path: pathlib.Path, what: str, way_on: str) -> Iterator[None]:
       _write(descriptor, {**me, 'beat': number})
 
   try:
-    if alive := _sign_of_life(path, works):
+    if found and (alive := _sign_of_life(path, works)):
       raise busy(alive)
     _write(descriptor, me)
     thread = threading.Thread(target=beat, name='claim', daemon=True)
@@ -112,9 +112,12 @@ def holder(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _sign_of_life(path, works):
-  """The process that holds a claim although its file could be locked, or {}."""
+  """The process that holds a claim although its file could be locked, or {}.
+
+  An empty file may be that of one that has made it just now.
+  """
   found, host = holder(path), socket.gethostname()
-  if not found or (found['host'] == host and (works or not _runs(found['pid']))):
+  if found and found['host'] == host and (works or not _runs(found['pid'])):
     return {}
   logging.info(
     '%s was left by %s; looking for %.0f s whether it is alive', path, _in_words(found), _SILENCE
@@ -167,10 +170,18 @@ def _write(descriptor, facts):
 
 
 def _locked(path, how):
-  """Locks the file that has this name; its descriptor, and whether the file system has locks."""
+  """Locks the file that has this name.
+
+  Returns:
+    Its descriptor, whether the file system has locks, and whether the file was there before.
+  """
   while True:
+    found, make = False, os.O_CREAT | os.O_RDWR
     try:
-      descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+      try:  # Only one process makes a file, also where there are no locks.
+        descriptor = os.open(path, make | os.O_EXCL, 0o666)
+      except FileExistsError:
+        found, descriptor = True, os.open(path, make, 0o666)
     except OSError as error:
       raise types.UserError(f'{path.parent} cannot be written: {error.strerror}') from error
     try:
@@ -182,8 +193,8 @@ def _locked(path, how):
       if error.errno not in _NO_LOCKS:
         os.close(descriptor)
         raise
-      return descriptor, False
+      return descriptor, False, found
     with contextlib.suppress(FileNotFoundError):
       if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-        return descriptor, True
+        return descriptor, True, found
     os.close(descriptor)

@@ -88,6 +88,15 @@ def test_where_hosts_do_not_see_each_others_locks_a_living_holder_is_known_by_it
   assert not path.exists()
 
 
+def test_of_two_that_start_at_once_that_goes_on_which_made_the_file(tmp_path, monkeypatch, quick):
+  monkeypatch.setattr(locks.fcntl, 'flock', lambda *_: raise_no_locks())
+  path = tmp_path / 'lock'
+  path.touch()
+  monkeypatch.setattr(time, 'sleep', lambda _: left_by(path, 'elsewhere'))
+  with pytest.raises(types.UserError, match='lived in by process .* on elsewhere since'):
+    claim(path).__enter__()
+
+
 def test_a_dead_process_of_this_host_is_known_without_locks(tmp_path, monkeypatch):
   monkeypatch.setattr(locks.fcntl, 'flock', lambda *_: raise_no_locks())
   monkeypatch.setattr(time, 'sleep', None)

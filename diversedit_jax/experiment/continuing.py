@@ -93,8 +93,8 @@ def history(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def record(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
-  """Adds an entry to the changes of a run; 'step' is that of its newest checkpoint."""
-  entries = [*history(path), {'step': newest_step(path), **entry}]
+  """Adds an entry to the changes of a run."""
+  entries = [*history(path), dict(entry)]
   with files.atomic(path / CHANGES) as temporary:
     temporary.write_text(json.dumps(entries, indent=2) + '\n')
 
@@ -104,7 +104,10 @@ def record_changes(path: pathlib.Path, changed: Changed) -> None:
   step = newest_step(path)
   logging.info('the run goes on at step %d with %s', step, listed(changed))
   shutil.copy(path / 'config.json', path / f'config.until-{step}-{uuid.uuid4().hex[:8]}.json')
-  record(path, {'changed': {k: {'old': old, 'new': new} for k, (old, new) in changed.items()}})
+  record(
+    path,
+    {'step': step, 'changed': {k: {'old': old, 'new': new} for k, (old, new) in changed.items()}},
+  )
 
 
 def newest_step(path: pathlib.Path) -> int:
@@ -115,7 +118,8 @@ def newest_step(path: pathlib.Path) -> int:
 def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   """Sets aside what a run made after an earlier checkpoint, from which it then goes on.
 
-  A second start of the same command, of a job that was requeued, changes nothing.
+  A second start of the same command, of a job that was requeued, changes nothing. One that was
+  killed in here is done again: the record of it is written last.
 
   Args:
     path: directory of the run. step: step of the checkpoint. changed: whether values change too.
@@ -140,11 +144,12 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   folder.mkdir(parents=True)
   if (path / 'metrics.jsonl').exists():  # Its later rows are dropped when the run goes on.
     shutil.copy(path / 'metrics.jsonl', folder)
-  record(path, {'rewound_to': step, 'set_aside': str(folder.relative_to(path))})
   for one in later:
     target = folder / one.relative_to(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     one.rename(target)
+  aside = str(folder.relative_to(path))
+  record(path, {'step': max(steps), 'rewound_to': step, 'set_aside': aside})
   logging.info('the run goes back to step %d; what came later is in %s', step, folder)
 
 
@@ -185,7 +190,9 @@ def _asked(named: Sequence[str], changed: Collection[str], given, past) -> set[s
   """The keys that are named, each of which must change, or have been changed so before."""
   declared, found = declarations.keys(), set()
   sections = {f'{key.rpartition(".")[0]}.*' for key in declared if '.' in key}
-  made = {key for e in past for key, to in e.get('changed', {}).items() if to['new'] == given[key]}
+  made = {
+    key for e in past for key, to in e.get('changed', {}).items() if to['new'] == given.get(key)
+  }
   for name in (name.strip().removeprefix('config.') for name in named):
     if name not in declared and name not in sections:
       hint = trees.did_you_mean(name, [*declared, *sections])

@@ -49,7 +49,7 @@ def changes(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     at = next((k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
     text += f', {len(old)} classes before and {len(new)} now'
     text += '' if at is None else f', label {at}: stored {old[at]!r}, given {new[at]!r}'
-  same = stored['examples'] == given['examples'] and old in (None, new and sorted(new))
+  same = stored.get('examples') == given['examples'] and old in (None, new and sorted(new))
   if new and same and new != sorted(new):
     text += (
       '. Classes named by numbers are in the order of the numbers since 0.3; '

@@ -230,6 +230,27 @@ def check_same_everywhere(sha256, what):
     )
 
 
+def on_all_processes(action, refusal):
+  """The result of an action of this process, unless one of the processes fails in theirs.
+
+  None waits for one that has failed. refusal: what those say that have not.
+
+  Raises:
+    UserError: another process failed.
+  """
+  failure = None
+  try:
+    result = action()
+  except Exception as error:
+    failure = error
+  agreed = checkpoint.all_processes(failure is None)
+  if failure is not None:
+    raise failure
+  if not agreed:
+    raise types.UserError(f'{refusal}; its message says why')
+  return result
+
+
 def space_facts(source):
   """What samples of a run mean: their space, and the encoder and scale of latents if known."""
   latents = source.latent_facts()

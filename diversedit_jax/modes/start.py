@@ -7,8 +7,8 @@ from typing import Any
 from absl import logging
 import ml_collections
 
-from diversedit_jax import checkpoint, trees, types
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import trees, types
 from diversedit_jax.experiment import continuing, learned, run_dir
 from diversedit_jax.modes import null_label, origins, run_context
 from diversedit_jax.training import initial
@@ -116,7 +116,9 @@ def tell(found: Beginning, trainable: state_lib.Trainable) -> None:
 def _begin(experiment, trainable):
   """Reads and fits the weights."""
   options = experiment.init
-  origin, differs, arrays = _on_all_processes(lambda: _read(experiment), experiment.init_from)
+  origin, differs, arrays = run_context.on_all_processes(
+    lambda: _read(experiment), f'another process refused init_from={experiment.init_from}'
+  )
   digest = array_files.digest(arrays.items())
   run_context.check_same_everywhere(digest, f'init_from={experiment.init_from}')
   start = initial.fit(
@@ -158,21 +160,6 @@ def _read(experiment):
       'which holds one set: leave it out'
     )
   return origin, _differences(origin, experiment), origin.arrays(wanted)
-
-
-def _on_all_processes(action, name):
-  """The result of an action, unless a process refuses it, which none then waits for (UserError)."""
-  refusal = None
-  try:
-    result = action()
-  except types.UserError as error:
-    refusal = error
-  agreed = checkpoint.all_processes(refusal is None)
-  if refusal is not None:
-    raise refusal
-  if not agreed:
-    raise types.UserError(f'another process refused init_from={name}; its message says why')
-  return result
 
 
 def _differences(origin, experiment):

@@ -210,26 +210,11 @@ def _opened(experiment, workdir, **how):
       held.enter_context(run_dir.claimed(workdir))
       return opened(True)
 
-    yield _first_then_all(claim_and_open, lambda: opened(False))
-
-
-def _first_then_all(action, others):
-  """The result of an action on the run directory, before which the others do not begin with theirs.
-
-  Raises:
-    UserError: that of the first process; the others say that it refused.
-  """
-  first, refusal = jax.process_index() == 0, None
-  try:
-    result = action() if first else None
-  except types.UserError as error:
-    refusal = error
-  agreed = checkpoint.all_processes(refusal is None)
-  if refusal is not None:
-    raise refusal
-  if not agreed:
-    raise types.UserError('the first process refused the workdir; its message says why')
-  return result if first else others()
+    first = jax.process_index() == 0
+    path = run_context.on_all_processes(
+      claim_and_open if first else lambda: None, 'the first process refused the workdir'
+    )
+    yield path if first else opened(False)  # The others look when it has been written.
 
 
 def _checkpoints(path, experiment):

@@ -1,7 +1,9 @@
 """Runs that go on with other values or from an earlier step: what is allowed, kept and said."""
 
 import json
+import pathlib
 import re
+import sys
 
 import pytest
 
@@ -170,3 +172,19 @@ def test_going_back_loses_nothing_and_happens_once(run):
   assert continuing.newest_step(run) == 30
   start(run, {'seed': 2}, keys=['seed'], step=20)
   assert continuing.newest_step(run) == 20 and len(list((run / 'set_aside').iterdir())) == 2
+
+
+def test_going_back_is_done_to_the_end_by_the_next_start_if_it_was_killed(run, monkeypatch):
+  with monkeypatch.context() as killed:
+    killed.setattr(pathlib.Path, 'rename', lambda *_: sys.exit('killed'))
+    with pytest.raises(SystemExit):
+      start(run, step=20)
+  start(run, step=20)
+  assert continuing.newest_step(run) == 20
+  assert [entry['rewound_to'] for entry in continuing.history(run)] == [20]
+
+
+def test_a_change_of_a_key_that_is_no_longer_there_hinders_nothing(run):
+  gone = {'step': 20, 'changed': {'train.gone': {'old': 0, 'new': 1}}}
+  (run / 'changes.json').write_text(json.dumps([gone]))
+  start(run, {'seed': 1}, keys=['seed'])
