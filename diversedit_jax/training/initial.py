@@ -222,7 +222,7 @@ def _refuse(taken, wanted, origin):
   unexpected = {name for name in taken if name not in wanted}
   missing = {name for name in wanted if name not in taken}
   unfit = missing | {n for n in wanted if n in taken and taken[n].shape != wanted[n]}
-  if not any(name.startswith('model/') for name in taken):
+  if taken and not any(name.startswith('model/') for name in taken):
     raise types.UserError(
       f"{origin} has another system's names, as {misfits.first_few(list(taken))}: `python -m "
       'diversedit_jax.convert --input=FILE --output=NEW.safetensors` writes them as ours'

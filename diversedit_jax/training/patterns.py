@@ -24,13 +24,15 @@ def matching(patterns: str, names: Iterable[str], key: str) -> frozenset[str]:
     patterns: see above. names: paths, as 'model/final/linear/bias'. key: for the message.
 
   Raises:
-    UserError: a pattern is of no name; near ones are named.
+    UserError: a pattern is of no name; near ones are named. Or it leaves out of nothing.
   """
   names, chosen = list(names), set()
   for pattern in filter(None, (part.strip() for part in patterns.split(','))):
     found = {name for name in names if _is_of(pattern.removeprefix('!'), name)}
     if not found:
       raise types.UserError(f'{key}: {pattern!r} matches no parameter; {_near(pattern, names)}')
+    if pattern.startswith('!') and not chosen:
+      raise types.UserError(f"{key}: {pattern!r} leaves out of nothing; put '*,' before it for all")
     chosen = chosen - found if pattern.startswith('!') else chosen | found
   return frozenset(chosen)
 

@@ -40,9 +40,10 @@ def test_patterns(given, chosen):
     ('blocks/layers/attn/qvk/*', "did you mean 'blocks/layers/attn/qkv'"),
     ('encoder', 'there are heads/repa/*, blocks/*, final/*, label_embed/*'),
     ('blocks/3/*', 'matches no parameter; did you mean'),
+    ('!final', "'!final' leaves out of nothing; put '*,' before it for all"),
   ],
 )
-def test_a_pattern_of_no_parameter_is_refused_with_near_names(given, words):
+def test_a_pattern_without_effect_is_refused_with_what_may_be_meant(given, words):
   with pytest.raises(types.UserError) as error:
     patterns.matching(given, NAMES, 'optimizer.freeze')
   assert words in str(error.value)
