@@ -151,6 +151,8 @@ def _check(flags):
   ):
     if getattr(flags, name) is not None and not used:
       raise types.UserError(f'--{name} is for {where}')
+  if flags.heads is not None and flags.heads < 1:
+    raise types.UserError(f'--heads={flags.heads} must be positive')
   if diffusers and flags.family not in ('auto', 'dit'):
     raise types.UserError(f'--to=diffusers writes DiT, not --family={flags.family}')
   if ours and flags.output.suffix in ('.pt', '.pth'):

@@ -19,6 +19,7 @@ from diversedit_jax.convert import detection, families
 from diversedit_jax.experiment import declarations, run_dir
 from diversedit_jax.frozen import encoders, inception_files, vae_files
 from diversedit_jax.modes import evaluate, origins, run_context
+from diversedit_jax.training import writers
 from diversedit_jax.weights import array_files, likely, location, misfits, opening, summary
 
 _SHOWN = 20  # Lines of scores.
@@ -214,9 +215,9 @@ def _differences(stored, config) -> str:
 def _last_report(folder) -> str:
   """The last row of metrics.jsonl with a loss, in words."""
   try:
-    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  except (OSError, ValueError):
-    return 'no report'
+    rows = writers.read_jsonl(folder / 'metrics.jsonl')
+  except (OSError, types.UserError):
+    rows = []
   last = next((row for row in reversed(rows) if 'loss' in row), None)
   return 'no report' if last is None else f'loss {last["loss"]:.4g} at step {last["step"]:,}'
 

@@ -32,6 +32,8 @@ _FOREIGN = {
   b'\x89HDF': 'is an HDF5 file: load it with its own library and save its arrays as .npz',
   b'\x1f\x8b': 'is compressed: unpack it with gunzip',
   b'(\xb5/\xfd': 'is compressed: unpack it with unzstd',
+  b'\xfd7zXZ': 'is compressed: unpack it with unxz',
+  b'BZh': 'is compressed: unpack it with bunzip2',
   b'7z\xbc\xaf': 'is a 7z archive: unpack it',
 }
 
@@ -87,6 +89,8 @@ def _opener(path):
   for mark, what in _FOREIGN.items():
     if head.startswith(mark) or text.startswith(mark):
       raise types.UserError(f'{path} {what}')
+  if head[257:262] == b'ustar':
+    raise types.UserError(f'{path} is a tar archive: unpack it')
   what = f'begins with {head[:16]!r}' if head else 'is empty'
   raise types.UserError(
     f'{path} is not a file of weights: it {what}. Known are .safetensors, .npz, the files of '

@@ -115,6 +115,7 @@ def test_a_folder_goes_in_and_out(tmp_path, dit, theirs, capsys):
   for flags, message in {
     (): 'do not tell the attention heads of width 64, which config.json needs: give --heads',
     (('heads', 5),): 'a divisor; given 5',
+    (('heads', -4),): '--heads=-4 must be positive',
     (('heads', 4), ('grid', '4x2')): 'square pictures only; given --grid=4x2',
     (('family', 'sit'),): '--to=diffusers writes DiT, not --family=sit',
     (('num_classes', 10),): '--num_classes is for --to=ours',

@@ -131,4 +131,7 @@ def test_what_holds_no_weights_is_refused(tmp_path):
 
 def test_a_run_without_a_checkpoint_is_described(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(small_runs.make_config().to_dict()))
-  assert 'checkpoints  none yet' in inspect.run(str(tmp_path), None)
+  # While a row is written it is half there.
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 5, "loss": 0.25}\n{"step": 10, "lo')
+  page = inspect.run(str(tmp_path), None)
+  assert 'checkpoints  none yet' in page and 'loss 0.25 at step 5' in page

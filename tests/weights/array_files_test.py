@@ -70,6 +70,7 @@ def test_content_decides_and_not_the_suffix(tmp_path):
     ('a.ckpt', b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
     ('a.bin', b'\n<!DOCTYPE html><html>', 'is a web page'),
     ('a.pth', b'\x1f\x8b\x08', 'is compressed'),
+    ('a.pth.tar', b'x'.ljust(257, b'\0') + b'ustar', 'is a tar archive'),
     ('a.json', b'{"a": 1}', 'no "weight_map"'),
   ],
 )
