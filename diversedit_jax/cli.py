@@ -142,7 +142,8 @@ def keep_programs() -> None:
 
 def _can_write(folder):
   """Whether a folder can be written, or made where it is not there."""
-  there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+  # Not Path.exists, which raises where a folder above may not be entered, as /root in a container.
+  there = next(filter(os.path.exists, (folder, *folder.absolute().parents)))
   return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 

@@ -132,21 +132,21 @@ def _file(name):
 
 
 def override(config: ml_collections.ConfigDict, given: Sequence[str]) -> None:
-  """Sets what 'KEY=VALUE' says, in order; several values of a key that holds some are joined.
+  """Sets what 'KEY=VALUE' says, in order; several values of a key that holds any number are joined.
 
   Raises:
     UserError: an unknown key, with the nearest, or a value of another type.
   """
-  known, texts = declarations.keys(), {}
+  known, values = declarations.keys(), {}
   for item in given:
     key, _, text = item.partition('=')
     if key not in known:
       raise types.UserError(f'unknown config key {key!r}{_nearest(key, known)}')
-    joined = key in texts and known[key].default is not None and 'numbers' in known[key].kind
-    texts[key] = f'{texts[key]},{text}' if joined else text
+    value = options.read(known[key], text)
+    values[key] = values[key] + value if key in values and known[key].kind == 'numbers' else value
   with config.unlocked(), config.ignore_type():
-    for key, text in texts.items():
-      _set(config, key, options.read(known[key], text))
+    for key, value in values.items():
+      _set(config, key, value)
 
 
 def _set(config, key, value):

@@ -115,6 +115,19 @@ def test_the_cache_of_programs_keeps_what_was_used_last(tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == {'read again', 'newest'}
 
 
+def test_a_cache_below_a_home_that_may_not_be_entered_cannot_be_written(tmp_path):
+  """As below /root, in a container that is not run as root."""
+  (tmp_path / 'home').mkdir(mode=0)
+  is_root = os.getuid() == 0
+  if is_root:
+    os.setresuid(65534, 65534, 0)
+  try:
+    assert not cli._can_write(tmp_path / 'home' / '.cache' / 'xla')
+  finally:
+    if is_root:
+      os.setresuid(0, 0, 0)
+
+
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp

@@ -94,7 +94,7 @@ def test_overrides_are_read_by_the_declared_type():
     '--config.vae.shift=0.5',
     '--config.sweep.guidance_highs=0.5',
     '--config.sweep.guidance_scales=1',
-    '--config.sweep.guidance_scales=2',
+    '--config.sweep.guidance_scales=(2, 3)',
     '--config.diversity.weights=[1, 0.5, 0]',
     '--config.data.source=folder:/a=b,c',
     '--config.eval.reference=',
@@ -104,7 +104,7 @@ def test_overrides_are_read_by_the_declared_type():
   assert (config.data.crop, config.data.num_classes, config.data.size) == (None, None, 32)
   assert config.data.labels == 'none'  # Which is a text that means something.
   assert (config.vae.scale, config.vae.shift) == ((1, 2.5), 0.5)
-  assert config.sweep.guidance_highs == (0.5,) and config.sweep.guidance_scales == (1, 2)
+  assert config.sweep.guidance_highs == (0.5,) and config.sweep.guidance_scales == (1, 2, 3)
   assert config.diversity.weights == (1, 0.5, 0)
   assert (config.data.source, config.eval.reference) == ('folder:/a=b,c', '')
 
