@@ -68,11 +68,11 @@ def check_latents(path: str | os.PathLike[str], latents: np.ndarray, stated: str
   if not found:
     return
   scale = ' (0.18215 is the scale of SD, yours may be another)' if kind else ''
-  stating = command(path, f'f["layout"] = "{LAYOUT}"')
+  state = f'f["layout"] = "{LAYOUT}"'
   raise UserError(
     f'{path}: `latents` {latents.shape} look like {" and like ".join(found)}; expected '
-    f'(n, H, W, C). Make a file of these by `{command(path, *steps)}`{scale}, or, if they are '
-    f'right as they are, one that says so by `{stating}`'
+    f'(n, H, W, C). Make a file of these by `{command(path, *steps, state)}`{scale}, or, if they are '
+    f'right as they are, one that says so by `{command(path, state)}`'
   )
 
 

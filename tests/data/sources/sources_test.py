@@ -156,6 +156,7 @@ TOGETHER = lambda spread: np.concatenate([NORMAL, spread], axis=-1)
   ('latents', 'expected', 'message'),
   [
     (FIRST, NORMAL, 'channels first, 32x32 with 4 channels'),
+    ('NCHW', NORMAL, 'channels first, 32x32 with 4 channels'),
     (FIRST[..., :24], NORMAL[:, :, :24], 'channels first, 32x24 with 4 channels'),
     (TOGETHER(NORMAL), None, 'moments, 4 means and as many logarithms'),
     (TOGETHER(0 * NORMAL - 100), 0.18215 * NORMAL, 'moments, 4 means and as many logarithms'),
@@ -171,7 +172,10 @@ def test_latents_of_another_layout_are_refused_with_the_line_that_turns_them(
   tmp_path, latents, expected, message
 ):
   """The line is run, and so is the one that says that they are right."""
-  path = write(tmp_path, latents=latents, labels=Y)
+  stated = {}
+  if isinstance(latents, str):  # Which the file says itself.
+    stated, latents = {'layout': latents}, FIRST
+  path = write(tmp_path, latents=latents, labels=Y, **stated)
   with pytest.raises(UserError, match=f'look like .*{message}') as error:
     sources.arrays(path)
   turning, stating = re.findall('`(python -c .*?)`', str(error.value))
