@@ -71,8 +71,8 @@ def check_latents(path: str | os.PathLike[str], latents: np.ndarray, stated: str
   state = f'f["layout"] = "{LAYOUT}"'
   raise UserError(
     f'{path}: `latents` {latents.shape} look like {" and like ".join(found)}; expected '
-    f'(n, H, W, C). Make a file of these by `{command(path, *steps, state)}`{scale}, or, if they are '
-    f'right as they are, one that says so by `{command(path, state)}`'
+    f'(n, H, W, C). Make a file of these by `{command(path, *steps, state)}`{scale}, or, if they '
+    f'are right as they are, one that says so by `{command(path, state)}`'
   )
 
 

@@ -1,6 +1,7 @@
 """Sources by name, as a config writes them."""
 
 from collections.abc import Sequence
+import os
 
 from diversedit_jax import trees
 from diversedit_jax.data.sources import base
@@ -45,6 +46,11 @@ def open_source(
   """
   trees.check_known('split', split, base.SPLITS)
   kind, _, rest = spec.partition(':')
+  if kind not in base.KINDS and os.path.exists(spec):
+    raise UserError(
+      f'data {spec!r} is a path without its kind; write folder:{spec}, or another of '
+      f'{", ".join(sorted(base.KINDS))} in place of folder'
+    )
   trees.check_known('data source', kind, base.KINDS)
   source = base.KINDS[kind](
     base.Request(

@@ -219,6 +219,7 @@ def test_open_source(tmp_path, splits):
   ('spec', 'split', 'classes', 'message'),
   [
     ('array:x.npz', 'train', None, "did you mean 'arrays'"),
+    (__file__, 'train', None, 'a path without its kind; write folder:'),
     ('digits:8', 'train', None, 'malformed'),
     ('arrays', 'train', None, 'malformed'),
     ('digits', 'tets', None, "did you mean 'test'"),
