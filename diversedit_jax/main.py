@@ -39,6 +39,14 @@ _CONTINUE_FROM = flags.DEFINE_integer(
   None,
   'Step of an earlier checkpoint from which the run continues; what came later is set aside.',
 )
+_STOPPED_STATUS = flags.DEFINE_integer(
+  'stopped_status',
+  0,
+  'Exit status of training that a signal ends before its last step: a scheduler knows by it that '
+  'the run is to be started again.',
+  lower_bound=0,
+  upper_bound=255,
+)
 _FULL = flags.DEFINE_bool('full', False, 'With --mode=inspect: a line for each array.')
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
@@ -58,6 +66,7 @@ def main(argv: list[str]) -> None:
     continue_from=_CONTINUE_FROM.value,
     full=_FULL.value,
     distributed=_DISTRIBUTED.value,
+    stopped_status=_STOPPED_STATUS.value,
   )
   config = None if _CONFIG.value is None else config_file.load(_CONFIG.value)
   if config is not None:

@@ -1,9 +1,10 @@
+# shellcheck shell=bash
 # Shared by demo.sh and test.sh: `prepare_venv REQUIREMENTS` makes .venv in the repository root if it is missing,
 # installs what REQUIREMENTS pins and the package itself, and leaves a stamp, so that the second time costs nothing and an
 # interrupted first time is finished.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cd "$ROOT"
+cd "$ROOT" || exit
 
 prepare_venv() {
   local requirements="$1" python="${PYTHON:-python3}" stamp

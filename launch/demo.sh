@@ -4,6 +4,7 @@
 set -euo pipefail
 trap 'exit 130' INT  # Training saves on Ctrl-C and exits 0; what comes after it shall not begin then.
 start_dir="$PWD"
+# shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 workdir="${WORKDIR:-$ROOT/runs/digits}"
 case "$workdir" in /*) ;; *) workdir="$start_dir/$workdir" ;; esac

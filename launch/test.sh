@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lints and tests on the CPU. Arguments go to pytest: `launch/test.sh tests/models -k skip`, `launch/test.sh -m slow`.
 set -euo pipefail
+# shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 prepare_venv requirements-test.txt
 export JAX_PLATFORMS=cpu

@@ -55,3 +55,21 @@ def test_what_jax_says_is_passed_on(monkeypatch):
 
   monkeypatch.setattr(jax.distributed, 'initialize', fail)
   assert 'address in use; outside TPU slices' in refusal(monkeypatch, 'here:1', '2', '0')
+
+
+@pytest.mark.parametrize(
+  ('tasks', 'local', 'more', 'gpus'),
+  [
+    ('1(x2)', '0', {'SLURM_GPUS_ON_NODE': '8'}, []),  # One task a node takes all.
+    ('8(x2)', '3', {'SLURM_GPUS_ON_NODE': '8', 'CUDA_VISIBLE_DEVICES': '0,1,2,3,4,5,6,7'}, [3]),
+    ('8', '3', {'SLURM_GPUS_ON_NODE': '8', 'CUDA_VISIBLE_DEVICES': '0'}, []),  # Bound to its own.
+    ('4(x2),2', '1', {'SLURM_GPUS_ON_NODE': '8', 'SLURM_NODEID': '2'}, [4, 5, 6, 7]),
+    ('2', '1', {'SLURM_GPUS_ON_NODE': '8', 'JAX_LOCAL_DEVICE_IDS': '5'}, None),
+    ('3', '1', {'SLURM_GPUS_ON_NODE': '8'}, None),
+    ('2', '1', {}, None),
+  ],
+)
+def test_a_task_of_slurm_takes_its_share_of_the_nodes_gpus(tasks, local, more, gpus):
+  environment = {'SLURM_STEP_TASKS_PER_NODE': tasks, 'SLURM_LOCALID': local} | more
+  assert cluster.slurm_gpus(environment) == gpus
+  assert cluster.slurm_gpus(more) is None  # Elsewhere.

