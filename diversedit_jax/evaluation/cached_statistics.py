@@ -1,14 +1,39 @@
 """Statistics of a source's pictures, computed once and kept in a file."""
 
+from collections.abc import Iterable
 import pathlib
 
 import jax
+import numpy as np
 
 from diversedit_jax import checkpoint
 from diversedit_jax.data import order, sources
-from diversedit_jax.evaluation import card, feature_network, multihost, pictures, reference
+from diversedit_jax.evaluation import (
+  accumulate,
+  card,
+  feature_network,
+  multihost,
+  pictures,
+  reference,
+)
 
 _ORDER_SEED = 0
+
+
+def summarise(
+  batches: Iterable[np.ndarray],
+  count: int,
+  network: feature_network.FeatureNetwork,
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+) -> accumulate.Summary:
+  """Statistics of `count` pictures, with the features of some from all over them."""
+  return feature_network.Extractor(network, mesh, batch_size).summarise(
+    batches,
+    count,
+    keep=min(count, reference.POOL_LIMIT),
+    places_N=order.permutation(_ORDER_SEED, 0, count),
+  )
 
 
 def cached_statistics(
@@ -44,13 +69,8 @@ def cached_statistics(
   }
   path = folder / file_name(source, network)
   if not checkpoint.all_processes(path.is_file()):
-    n = len(source)
-    summary = feature_network.Extractor(network, mesh, batch_size).summarise(
-      pictures.batches(source, batch_size),
-      n,
-      keep=min(n, reference.POOL_LIMIT),
-      places_N=order.permutation(_ORDER_SEED, 0, n),
-    )
+    read = pictures.batches(source, batch_size)
+    summary = summarise(read, len(source), network, mesh, batch_size)
     if jax.process_index() == 0:
       reference.write(path, summary, facts)
     multihost.wait_for(path.is_file, folder)

@@ -21,8 +21,8 @@ import zipfile
 import jax
 import numpy as np
 
-from diversedit_jax.data import order, sources
 from diversedit_jax.data import pictures as pictures_lib
+from diversedit_jax.data import sources
 from diversedit_jax.evaluation import (
   cached_statistics,
   feature_network,
@@ -35,7 +35,6 @@ from diversedit_jax.types import UserError
 
 _LOSSY = ('.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.avif', '.heic')
 _ARRAYS = ('.npz', '.npy')
-_ORDER_SEED = 0
 
 
 class PictureSet(Protocol):
@@ -146,24 +145,23 @@ def _are_many_pictures(file):
     return False  # Its reader says what is wrong.
   if {'mu', 'mu_s', 'facts'} & set(names):
     return False
-  return samples.IMAGES not in names or len(sample_files.SampleFile(file)) > reference.POOL_LIMIT
+  if samples.IMAGES not in names:
+    return True
+  found = sample_files.SampleFile(file)
+  as_adm = found.quantised is None and not found.remarks  # Bytes, three channels.
+  return not as_adm or len(found) > reference.POOL_LIMIT
 
 
 def _statistics(found, network, mesh, batch_size) -> reference.Reference:
-  """Statistics of a set's pictures by a network, with features of some from all over it."""
-  digest, n = hashlib.sha256(), len(found)
+  """`cached_statistics.summarise` of a set."""
+  digest = hashlib.sha256()
 
   def read():
     for batch in found.batches(batch_size):
       digest.update(np.ascontiguousarray(batch).data)
       yield batch
 
-  made = feature_network.Extractor(network, mesh, batch_size).summarise(
-    read(),
-    n,
-    keep=min(n, reference.POOL_LIMIT),
-    places_N=order.permutation(_ORDER_SEED, 0, n),
-  )
+  made = cached_statistics.summarise(read(), len(found), network, mesh, batch_size)
   given = {name: getattr(made, name) for name in ('n', 'mu', 'sigma', 'mu_s', 'sigma_s', 'pool_ND')}
   facts = {
     'inception_sha256': network.sha256,

@@ -94,8 +94,12 @@ class SampleFile:
       UserError: if the file ends early or is damaged, or holds values that are not finite.
     """
     for batch in self._raw(size):
-      levels = batch if batch.dtype == np.uint8 else images.to_uint8(batch, self._quantiser)
-      yield levels if levels.shape[-1] == 3 else np.repeat(levels, 3, axis=-1)
+      if self.quantised:
+        try:
+          batch = images.to_uint8(batch, self._quantiser)
+        except UserError as error:
+          raise UserError(f'{self.path}: {error}') from error
+      yield batch if batch.shape[-1] == 3 else np.repeat(batch, 3, axis=-1)
 
   def _raw(self, size):
     with self._opened(self._member) as (member, shape, dtype, _):

@@ -111,7 +111,7 @@ def test_every_form_is_a_reference(made, monkeypatch):
     np.testing.assert_allclose(one.mu, np.mean(np.asarray(features, np.float64), axis=0), rtol=1e-5)
     assert one.facts['image_size'] == 16
   floats = images.from_uint8(X) + np.float32(0.004)  # Which rounds up by one of the two rules.
-  np.savez(made / 'floats.npz', images=floats)
+  np.savez(made / 'floats.npz', floats)
   for rule in images.QUANTISERS:
     digest = hashlib.sha256(images.to_uint8(floats, rule)).hexdigest()
     one = statistics(made / 'floats.npz', quantiser=rule)

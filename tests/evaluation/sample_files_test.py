@@ -105,5 +105,8 @@ def test_floats_are_quantised_and_grey_becomes_three_channels(tmp_path, images, 
   file = sample_files.SampleFile(tmp_path / 'a.npz', quantiser)
   assert file.quantised == quantiser and file.image_shape == (4, 5, 3)
   assert ['grey' in line for line in file.remarks] == [True]
+  np.savez(tmp_path / 'nan.npz', np.where(x > 0.9, np.nan, x))
+  with pytest.raises(UserError, match=r'nan\.npz: cannot quantise: .* not finite'):
+    read(tmp_path / 'nan.npz')
   levels = np.repeat(images_lib.to_uint8(x, quantiser), 3, axis=-1)
   np.testing.assert_array_equal(read(tmp_path / 'a.npz', quantiser=quantiser), levels)
