@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Shared by tpu_vm.sh, tpu_mig.sh and gke.sh: options, refusals in one line, and commands that --dry-run only prints.
+# Shared by tpu_vm.sh, tpu_mig.sh and gke.sh: options, refusals in one line, commands that --dry-run only prints, and what
+# the hosts of a TPU slice are asked to do.
 
 DRY_RUN=''
 ARGUMENTS=()  # What stands after `--`: flags of training.
@@ -50,4 +51,32 @@ quoted() {
 # `run COMMAND...` runs it, or prints it with --dry-run.
 run() {
   if [ -n "$DRY_RUN" ]; then quoted "$@"; else "$@"; fi
+}
+
+# The hosts of a TPU slice: `send FILE` puts a file on all, `on WORKERS COMMAND` runs a shell's command on `all` or on `0`;
+# both are the caller's. What is committed goes there; the images have Python 3.10, and uv brings that of the pins.
+install_on_hosts() {
+  local archive="${TMPDIR:-/tmp}/diversedit_jax-$1.tar.gz"
+  run git archive --format=tar.gz --output="$archive" HEAD
+  send "$archive"
+  on all "set -e; mkdir -p diversedit_jax; tar -xzf $(basename "$archive") -C diversedit_jax; cd diversedit_jax
+python3 -m pip install --quiet --user uv
+~/.local/bin/uv venv --quiet --clear --python 3.11
+~/.local/bin/uv pip install --quiet --constraint requirements-cpu.txt --editable '.[tpu]'"
+  [ -z "$2" ] || on all "set -e; sudo apt-get install --yes --quiet nfs-common; sudo mkdir -p /mnt/runs
+mountpoint -q /mnt/runs || sudo mount -t nfs $(quoted "$2") /mnt/runs"
+}
+
+train_on_hosts() {
+  need_training
+  on all "cd diversedit_jax; PYTHON=.venv/bin/python nohup launch/tpu_host.sh $(quoted "${ARGUMENTS[@]}") \
+>> train.log 2>&1 < /dev/null & echo \$! > train.pid"
+}
+
+show_log() {
+  on 0 'tail -n 100 -f diversedit_jax/train.log'
+}
+
+stop_on_hosts() {
+  on all "kill -TERM \$(cat diversedit_jax/train.pid)"
 }

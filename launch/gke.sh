@@ -10,6 +10,7 @@
 # the pods are made anew (100). --dry-run prints each command and the JobSet, and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/commands.sh
 source launch/commands.sh
 action="${1:-}"
 [ $# -eq 0 ] || shift

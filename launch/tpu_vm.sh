@@ -10,6 +10,7 @@
 # --dry-run prints each command and runs none. `install` sends what is committed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/commands.sh
 source launch/commands.sh
 action="${1:-}"
 [ $# -eq 0 ] || shift
@@ -24,7 +25,10 @@ need zone us-east5-b
 need name NAME
 where=("--project=$project" "--zone=$zone")
 
-# `on WORKER COMMAND` runs a shell's command on a worker, or on all.
+send() {
+  run gcloud compute tpus tpu-vm scp "$1" "$name:" "${where[@]}" --worker=all
+}
+
 on() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"
 }
@@ -46,24 +50,9 @@ case "$action" in
       "--accelerator-type=$type" "--runtime-version=$runtime" ${more[@]+"${more[@]}"} ;;
   status)
     run gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' ;;
-  install)
-    archive="${TMPDIR:-/tmp}/diversedit_jax-$name.tar.gz"
-    run git archive --format=tar.gz --output="$archive" HEAD
-    run gcloud compute tpus tpu-vm scp "$archive" "$name:diversedit_jax.tar.gz" "${where[@]}" --worker=all
-    # The images have Python 3.10; uv brings the version that the pins are for.
-    on all 'set -e; mkdir -p diversedit_jax; tar -xzf diversedit_jax.tar.gz -C diversedit_jax; cd diversedit_jax
-python3 -m pip install --quiet --user uv
-~/.local/bin/uv venv --quiet --clear --python 3.11
-~/.local/bin/uv pip install --quiet --constraint requirements-cpu.txt --editable ".[tpu]"'
-    if [ -n "$mount" ]; then
-      on all "set -e; sudo apt-get install --yes --quiet nfs-common; sudo mkdir -p /mnt/runs
-mountpoint -q /mnt/runs || sudo mount -t nfs $(quoted "$mount") /mnt/runs"
-    fi ;;
-  run)
-    need_training
-    on all "cd diversedit_jax; PYTHON=.venv/bin/python nohup launch/tpu_host.sh $(quoted "${ARGUMENTS[@]}") \
-&>> train.log < /dev/null & echo \$! > train.pid" ;;
-  logs) on 0 'tail -n 100 -f diversedit_jax/train.log' ;;
-  stop) on all "kill -TERM \$(cat diversedit_jax/train.pid)" ;;
+  install) install_on_hosts "$name" "$mount" ;;
+  run) train_on_hosts ;;
+  logs) show_log ;;
+  stop) stop_on_hosts ;;
   delete) run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet ;;
 esac

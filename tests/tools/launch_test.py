@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -122,7 +123,9 @@ def test_a_tpu_host_joins_the_others_and_overlaps_when_it_is_asked(copy):
 PLACE = ['--project=p', '--zone=z', '--name=n']
 POOL = ['--context=c', '--name=n', '--pool=p', '--image=i', '--claim=v', '--hosts=4', '--chips=8']
 TRAINING = ['--', '--config=xl256', '--workdir=/mnt/runs/my run']
-TPU_VM, GKE, SLURM = 'launch/tpu_vm.sh', 'launch/gke.sh', 'launch/slurm.sbatch'
+TPU_VM, TPU_MIG = 'launch/tpu_vm.sh', 'launch/tpu_mig.sh'
+GKE, SLURM = 'launch/gke.sh', 'launch/slurm.sbatch'
+SLICE = ['--machine=ct6e-standard-4t', '--topology=4x4', '--hosts=4']
 DRY = [
   # words, and what is printed, in this order
   ([TPU_VM, 'create', *PLACE, '--type=v4-8'], ['create n --node-id=n', 'tpu-ubuntu2204-base']),
@@ -135,6 +138,15 @@ DRY = [
   ([TPU_VM, 'logs', *PLACE], ['--worker=0', 'tail']),
   ([TPU_VM, 'stop', *PLACE], ['--worker=all', 'kill', '-TERM']),
   ([TPU_VM, 'delete', *PLACE], ['queued-resources delete n', '--force']),
+  (
+    [TPU_MIG, 'create', *PLACE, *SLICE],
+    ['workload-policy n', 'topology=4x4', 'templates create n', 'mode=bulk', 'resize n', 'size=4'],
+  ),
+  ([TPU_MIG, 'create', *PLACE, *SLICE, '--spot=yes'], ['--provisioning-model=SPOT']),
+  ([TPU_MIG, 'status', *PLACE], ['list-instances n']),
+  ([TPU_MIG, 'install', *PLACE], ['git archive', 'list-instances n', 'scp', 'ssh EACH_INSTANCE']),
+  ([TPU_MIG, 'run', *PLACE, *TRAINING], ['ssh EACH_INSTANCE', 'tpu_host.sh', '--config=xl256']),
+  ([TPU_MIG, 'delete', *PLACE], ['managed delete n', 'templates delete n', 'policies delete n']),
   ([GKE, 'build', '--image=i', '--extra=tpu'], ['docker build', 'EXTRA=tpu', 'docker push i']),
   ([GKE, 'run', *POOL, *TRAINING], ['kubectl --context=c apply', 'kind: JobSet']),
   ([GKE, 'logs', '--context=c', '--name=n'], ['kubectl --context=c logs --follow']),
@@ -172,6 +184,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(copy, tmp_path, words, prin
     ([TPU_VM, 'create', *PLACE, '--typ=v4-8'], 'unknown option --typ; known are project, zone'),
     ([TPU_VM, 'run', *PLACE], 'training needs --config=FILE after --'),
     ([TPU_VM, 'run', *PLACE, '--', '--config=a'], 'training needs --workdir=DIR after --'),
+    ([TPU_MIG, 'create', *PLACE, *SLICE, '--machine=tpu7x-standard-4t'], '--family is needed'),
     ([GKE, 'run', '--name=n'], '--context is needed'),
     ([GKE, 'run', *POOL, '--hosts=two', *TRAINING], '--hosts=two is no whole number'),
     ([GKE, 'run', *POOL, '--tpu=tpu-v6e-slice', *TRAINING], '--topology is needed'),
@@ -182,6 +195,48 @@ def test_what_is_missing_is_named_in_one_line(copy, words, told):
   done, calls = copy.run(*words)
   assert done.returncode == 2 and told in done.stderr and done.stderr.count('\n') == 1
   assert not calls and not done.stdout
+
+
+# Runs on this machine what it is to run on a host.
+GCLOUD = """#!/usr/bin/env bash
+for word in "$@"; do
+  case "$word" in
+    list-instances) echo "$FOUND" ;;
+    --command=*) cd "$HOST_FOLDER" && bash -c "${word#*=}" ;;
+  esac
+done
+"""
+HOST = """#!/usr/bin/env bash
+trap 'echo "ended $*"; exit 0' TERM
+echo "$PYTHON $*"
+for i in $(seq 100); do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize('script', [TPU_VM, TPU_MIG])
+def test_a_host_of_a_slice_starts_trains_and_stops(copy, tmp_path, script):
+  host = tmp_path / 'diversedit_jax' / 'launch'
+  host.mkdir(parents=True)
+  for path, text in ((host / 'tpu_host.sh', HOST), (tmp_path / 'gcloud', GCLOUD)):
+    path.write_text(text)
+    path.chmod(0o755)
+  where = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'HOST_FOLDER': str(tmp_path), 'FOUND': 'one'}
+  log = host.parent / 'train.log'
+  started = '.venv/bin/python --config=xl256 --workdir=/mnt/runs/my run\n'
+  for action, said in (
+    ('run', started),
+    ('stop', started + started.replace('.venv/bin/python', 'ended')),
+  ):
+    done, _ = copy.run(script, action, *PLACE, *(TRAINING if action == 'run' else []), **where)
+    assert done.returncode == 0, done.stderr
+    for _ in range(100):
+      if log.exists() and log.read_text() == said:
+        break
+      time.sleep(0.05)
+    assert log.read_text() == said
+  if script == TPU_MIG:
+    done, _ = copy.run(script, 'stop', *PLACE, **where | {'FOUND': ''})
+    assert done.returncode == 2 and 'the group n has no instances' in done.stderr
 
 
 @pytest.mark.parametrize(
