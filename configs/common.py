@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from diversedit_jax import experiment, trees, types
+from diversedit_jax import experiment, options, trees, types
 from diversedit_jax.methods import registry
 
 
@@ -20,15 +20,12 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   """
   parsed = dict(defaults)
   for item in _items(arg or '', defaults):
-    name, _, text = item.partition('=')
+    name, equals, text = item.partition('=')
     if name not in defaults:
       raise types.UserError(f'unknown config argument {name!r}{trees.did_you_mean(name, defaults)}')
     kind = type(defaults[name])
     try:
-      if kind is bool:
-        parsed[name] = {'': True, 'True': True, 'true': True, 'False': False, 'false': False}[text]
-      else:
-        parsed[name] = kind(text)
+      parsed[name] = options.READ.get(kind, kind)(text) if equals or kind is not bool else True
     except (KeyError, ValueError) as error:
       raise types.UserError(f'config argument {name}={text!r} is not a {kind.__name__}') from error
   return ml_collections.ConfigDict(parsed)

@@ -187,7 +187,7 @@ def read(key: Key, text: str) -> Any:
     return None
   for kind in sorted(allowed, key=lambda kind: kind is str):  # Every text is a text.
     with contextlib.suppress(ValueError, SyntaxError, KeyError, TypeError):
-      value = _READ[typing.get_origin(kind) or kind](text)
+      value = READ[typing.get_origin(kind) or kind](text)
       if _is_a(value, kind):
         return value
   raise types.UserError(f'{key.name} must be {key.kind}, got {text!r}')
@@ -199,13 +199,14 @@ def _read_tuple(text):
 
 
 _SWITCH = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
-_READ = {
+READ = {
   bool: lambda text: _SWITCH[text.lower()],
   int: lambda text: int(text, 0) if text[:2].lower() == '0x' else int(text),
   float: float,
   tuple: _read_tuple,
   str: str,
 }
+"""How a text becomes a value of a type; ValueError or KeyError if it is none."""
 
 
 def defaults(classes: Iterable[type[Section]]) -> ml_collections.ConfigDict:
