@@ -11,6 +11,8 @@ import numpy as np
 
 from diversedit_jax import types
 
+_MOST_NAMES = 40  # That a message lists.
+
 
 def path_name(path: tuple[Any, ...]) -> str:
   """'model/blocks/layers/attn/qkv/kernel' for a key path of `jax.tree_util`."""
@@ -96,10 +98,13 @@ def fingerprint(tree: Any) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """'; did you mean X?' for the nearest of the known names, or all of them if none is near."""
+  """'; did you mean X?' for the nearest of the known names, or the first of all if none is near."""
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-  return f'; did you mean {near[0]!r}?' if near else f'; known: {", ".join(known)}'
+  if near:
+    return f'; did you mean {near[0]!r}?'
+  more = f', ... ({len(known)} in all)' * (len(known) > _MOST_NAMES)
+  return f'; known: {", ".join(known[:_MOST_NAMES])}{more}'
 
 
 def check_known(name: str, value: object, known: Iterable[str]) -> None:

@@ -52,6 +52,7 @@ def test_sums_hide_no_bad_value_behind_another_and_may_overflow():
 def test_did_you_mean():
   assert trees.did_you_mean('optimzer', ['model', 'optimizer']) == "; did you mean 'optimizer'?"
   assert trees.did_you_mean('zzz', ['model', 'data']) == '; known: data, model'
+  assert trees.did_you_mean('zzz', map(str, range(1000))).endswith('132, 133, ... (1000 in all)')
 
 
 def test_streams_depend_on_key_name_and_step_alone():

@@ -79,6 +79,11 @@ def open_pictures(
   if isinstance(classes, str):
     classes = None if alphabetical else labels_lib.read_classes(classes)
   labels = labels and labels.replace('{split}', split)
+  if labels == 'none' and classes is not None:
+    raise types.UserError(
+      '--labels=none makes all pictures one class, so --classes has nothing to name; leave out one '
+      'of them (in a config: data.labels, data.classes)'
+    )
   logging.info('listing %s', spec)
   fixed = split != 'train' and '{split}' not in os.fspath(spec)
   if kind == 'tfds':

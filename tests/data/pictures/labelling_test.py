@@ -88,6 +88,8 @@ def test_pictures_without_classes_are_of_one_and_it_is_said(make, caplog, files)
   assert not caplog.text
   with pytest.raises(types.UserError, match='in no class folder.*--labels=FILE'):
     pictures.open_pictures(make(files), classes=('a', 'b'))
+  with pytest.raises(types.UserError, match='--classes has nothing to name; leave out one'):
+    pictures.open_pictures(make(files), classes=('a', 'b'), labels='none')
 
 
 def test_other_files_by_these_names_say_nothing(make):
