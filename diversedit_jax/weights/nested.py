@@ -12,6 +12,8 @@ from diversedit_jax.weights import numpy_pickle, restricted
 
 _MOST = 10**5
 """Entries that are walked over: sharing its dicts, a small file could have them without end."""
+_LONGEST = 2**12
+"""Characters of a name; what has a longer one is no weight, and is left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +90,7 @@ def _visit(node, name, part, separator, program, inside, above) -> Iterator[tupl
   prefix = f'{name}{separator}' if name else ''
   part = part if module and inside else prefix
   for key, child in children.items():
-    if type(key) in (str, int):
-      below = f'{prefix}{key}'
+    if type(key) in (str, int) and len(below := f'{prefix}{key}') <= _LONGEST:
       yield from _visit(child, below, part, separator, program, module, above | {id(node)})
 
 

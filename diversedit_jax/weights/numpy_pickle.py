@@ -32,7 +32,7 @@ class _Dtype:
       return
     _, order, subarray, names, fields, *_ = state
     if order not in ('<', '>', '=', '|') or not subarray is names is fields is None:
-      raise pickle.UnpicklingError(f'a dtype with the state {state!r}')
+      raise pickle.UnpicklingError('a dtype with parts, or with an unknown byte order')
     self.value = self.value.newbyteorder(order)
 
 
@@ -67,7 +67,7 @@ def _from_buffer(data, dtype, shape, order, axes=None):
 
 def _encode(text, coding):
   if coding != 'latin1':  # How bytes travel in the protocols up to 2.
-    return restricted.unread(f'bytes in the coding {coding!r}')
+    return restricted.unread('bytes in another coding than latin1')
   return text.encode('latin1')
 
 

@@ -69,12 +69,12 @@ class Tensor(restricted.Inert):
     self.offset, self.shape, self.strides = offset, tuple(shape), tuple(strides)
     numbers = (self.storage_size, offset, *self.shape, *self.strides)
     if len(self.shape) != len(self.strides) or not all(type(n) is int and n >= 0 for n in numbers):
-      raise pickle.UnpicklingError(f'a tensor of shape {shape}, strides {strides}, offset {offset}')
+      raise pickle.UnpicklingError('a tensor whose shape, strides and offset do not go together')
     last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
     if math.prod(self.shape) and offset + last >= self.storage_size:
       raise pickle.UnpicklingError(f'a tensor that ends after its storage of {self.storage_size}')
     if math.prod(self.shape) > max(self.storage_size, _MOST):
-      raise pickle.UnpicklingError(f'a tensor of shape {shape} that repeats its storage')
+      raise pickle.UnpicklingError(f'a tensor of shape {self.shape} that repeats its storage')
 
 
 class _StorageType(restricted.Inert):
@@ -96,7 +96,7 @@ class Storage(restricted.Inert):
 def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, lazy=None):
   del requires_grad, hooks  # Unused.
   if lazy or not isinstance(storage, Storage):
-    kind = f'the lazy operations {lazy}' if lazy else 'a storage that is not read'
+    kind = 'operations that are still to be done' if lazy else 'a storage that is not read'
     return restricted.unread(f'a tensor with {kind}')
   return Tensor(storage, offset, shape, strides)
 
@@ -153,8 +153,8 @@ class Unpickler(restricted.Unpickler):
       return pid[1]
     # Older files have one more entry: the part of another storage, None for the whole.
     kind, storage_type, key, _, size, *part = pid
-    if kind != 'storage' or part not in ([], [None]) or type(key) is not str:
-      raise pickle.UnpicklingError(f'a storage of an unknown kind {kind!r}')
+    if kind != 'storage' or part not in ([], [None]) or (type(key), type(size)) != (str, int):
+      raise pickle.UnpicklingError('a storage of an unknown kind')
     if not isinstance(storage_type, _StorageType):
       return restricted.unread('a storage')
     if self.storages.setdefault(key, (storage_type.dtype, size)) != (storage_type.dtype, size):

@@ -43,7 +43,7 @@ class LegacyFile(torch_file.TensorFile):
     unpickle = lambda: torch_file.Unpickler(self._file).load()
     head = unpickle(), unpickle()
     if head != (_MAGIC, _VERSION):
-      raise torch_file.damaged(self._path, f'it begins with {head}')
+      raise torch_file.damaged(self._path, f'it does not begin with the version {_VERSION}')
     unpickle()  # The byte order and the sizes of C's integers; elements do not depend on them.
     described = torch_file.Unpickler(self._file)
     contents = described.load()

@@ -275,10 +275,12 @@ _DAMAGED = {
   'negative stride': (_saved(_view((2,), (-1,), offset=3)), 'strides'),
   'ranks differ': (_saved(_view((2, 3), (1,))), 'strides'),
   'too many elements': (_saved(_view((2**40,), (0,))), 'repeats its storage'),
+  # Lists in lists, of which a message must not make a text.
+  'no shape': (_saved(_view([[_X.tolist()] * 2] * 2, (1,))), 'offset do not go together'),
   'none, of a size without end': (_saved(_view((0, 2**70), (1, 1))), 'damaged'),
   'conjugate': (
     _saved({'x': torch_zip.tensor(_X, metadata={'neg': True})}),
-    "it holds x (a tensor with the lazy operations {'neg': True})",
+    'it holds x (a tensor with operations that are still to be done)',
   ),
   'no tensors': (_saved([1, 'a']), 'holds no tensors; it holds 0 (int), 1 (str)'),
 }
