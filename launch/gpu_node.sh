@@ -8,4 +8,11 @@ export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
 # JAX takes three quarters of the memory by itself.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "${1:-}" = --dry-run ]; then  # Prints the command and runs none.
+  shift
+  set -- "XLA_FLAGS=$XLA_FLAGS" "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION" \
+    "${PYTHON:-python3}" -m diversedit_jax.main "$@"
+  printf 'env'; printf ' %q' "$@"; echo
+  exit
+fi
 exec "${PYTHON:-python3}" -m diversedit_jax.main "$@"

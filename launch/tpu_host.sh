@@ -13,4 +13,10 @@ if [ "${TPU_OVERLAP:-0}" = 1 ]; then
   export LIBTPU_INIT_ARGS
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "${1:-}" = --dry-run ]; then  # Prints the command and runs none.
+  shift
+  set -- "LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS:-}" "${PYTHON:-python3}" -m diversedit_jax.main --distributed "$@"
+  printf 'env'; printf ' %q' "$@"; echo
+  exit
+fi
 exec "${PYTHON:-python3}" -m diversedit_jax.main --distributed "$@"

@@ -151,6 +151,11 @@ DRY = [
   ([GKE, 'run', *POOL, *TRAINING], ['kubectl --context=c apply', 'kind: JobSet']),
   ([GKE, 'logs', '--context=c', '--name=n'], ['kubectl --context=c logs --follow']),
   ([GKE, 'delete', '--context=c', '--name=n'], ['kubectl --context=c delete jobset n']),
+  (['launch/gpu_node.sh', '--config=a b'], ['env XLA_FLAGS=', 'my-python -m', 'a\\ b']),
+  (
+    ['launch/tpu_host.sh', '--config=a'],
+    ['env LIBTPU_INIT_ARGS=', 'main --distributed --config=a'],
+  ),
   ([SLURM, '--config=a', '--workdir=b'], ['srun', '--config=a --workdir=b', 'scontrol requeue']),
 ]
 
@@ -160,12 +165,8 @@ def test_a_dry_run_prints_each_command_and_runs_none(copy, tmp_path, words, prin
   for name in ('gcloud', 'kubectl', 'docker', 'git', 'srun', 'scontrol'):
     (tmp_path / name).write_text('#!/bin/sh\necho "$0 $*" >> "$CALLS"')
     (tmp_path / name).chmod(0o755)
-  at = len(words) if '--' not in words else words.index('--')
-  words = (
-    [*words[:at], '--dry-run', *words[at:]]
-    if words[0] != SLURM
-    else [SLURM, '--dry-run', *words[1:]]
-  )
+  at = 1 if words[1].startswith('--') else 2
+  words = [*words[:at], '--dry-run', *words[at:]]
   done, calls = copy.run(*words, PATH=f'{tmp_path}:{os.environ["PATH"]}')
   assert done.returncode == 0 and not done.stderr and not calls, done.stderr
   position = 0
