@@ -45,7 +45,12 @@ def find(
 def first_few(parts: Sequence[str]) -> str:
   """The first five in one line, with the number of the others."""
   more = [f'and {len(parts) - _SHOWN} more'] if len(parts) > _SHOWN else []
-  return ', '.join([*parts[:_SHOWN], *more])
+  return printable(', '.join([*parts[:_SHOWN], *more]))
+
+
+def printable(text: str) -> str:
+  """Text of a file, in which what would steer a terminal or break the line is escaped."""
+  return ''.join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 
 def shape_text(shape: Sequence[int | str]) -> str:

@@ -11,6 +11,8 @@ import re
 
 import numpy as np
 
+from diversedit_jax.weights import misfits
+
 LINES = 60
 _NUMBER = re.compile(r'(?<![^./_])[0-9]+(?![^./_])')
 _PART = re.compile(r'[./]')
@@ -144,4 +146,11 @@ def _cells(one):
   shape = 'x'.join(map(str, one.shape)) or 'scalar' if one.shape is not None else 'several'
   many = f' ({one.arrays})' if one.arrays > 1 else ''
   bad = finite_in_words(one) if one.not_finite else ''
-  return f'{one.name}{many}', shape, one.dtype, f'{one.values:,}', f'{one.norm:.4g}', bad
+  return (
+    f'{misfits.printable(one.name)}{many}',
+    shape,
+    one.dtype,
+    f'{one.values:,}',
+    f'{one.norm:.4g}',
+    bad,
+  )

@@ -27,6 +27,10 @@ def test_every_kind_of_fault():
   assert misfits.find({'d': arrays['d']}, {'d': (2, 3)}) == []
 
 
+def test_names_steer_no_terminal():
+  assert misfits.first_few(['a\x1b[2J', 'b\nc', 'é']) == r'a\x1b[2J, b\nc, é'
+
+
 def test_long_lists_are_cut():
   strays = {f'x{i}': _X for i in range(12)}
   assert misfits.find(strays, {}) == ['not expected: x0, x1, x2, x3, x4, and 7 more']
