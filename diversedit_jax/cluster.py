@@ -46,7 +46,7 @@ def join(timeout: float = _TIMEOUT) -> None:
   given |= {'local_device_ids': slurm_gpus(os.environ)}
   try:
     jax.distributed.initialize(**given, initialization_timeout=int(timeout))
-  except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+  except (ValueError, TypeError, LookupError, RuntimeError, OSError) as error:
     said = ' '.join(str(error).split()).rstrip('.')
     raise types.UserError(f'--distributed: {said}; {_WAY}') from error
 

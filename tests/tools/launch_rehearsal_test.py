@@ -1,11 +1,13 @@
 """What schedulers do, rehearsed with two local processes: from a script to a run that goes on."""
 
+import http.server
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 
 from helpers import killed_runs
 import pytest
@@ -111,7 +113,42 @@ def test_slurm_queues_a_stopped_run_again_and_it_goes_on(tmp_path):
   assert f'step {STEPS}/{STEPS}' in log and asked.read_text() == f'requeue {job}\n'
 
 
-def pods(workdir, kind):
+@pytest.fixture
+def metadata():
+  """Starts a metadata server of Compute Engine with these attributes; returns its address."""
+  servers = []
+
+  def start(attributes):
+    class Answer(http.server.BaseHTTPRequestHandler):
+      def do_GET(self):
+        found = attributes.get(self.path.rpartition('/')[2])
+        self.send_response(404 if found is None else 200)
+        self.end_headers()
+        self.wfile.write((found or '').encode())
+
+      def log_message(self, *unused):
+        pass
+
+    servers.append(http.server.ThreadingHTTPServer(('localhost', 0), Answer))
+    threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+    return f'localhost:{servers[-1].server_port}'
+
+  yield start
+  for server in servers:
+    server.shutdown()
+
+
+def hosts_of_a_slice(workdir, metadata):
+  """Command line and environment of two hosts that tpu_vm.sh or tpu_mig.sh starts."""
+  port = free_port()
+  for index in range(2):
+    attributes = {'agent-worker-number': str(index), 'tpu-env': ''}
+    attributes |= {'worker-network-endpoints': 'localhost,localhost'}
+    given = {'GCE_METADATA_IP': metadata(attributes), 'JAX_COORDINATOR_PORT': port}
+    yield ['launch/tpu_host.sh', '--stopped_status=75', *flags(workdir)], given
+
+
+def pods(workdir, kind, metadata):
   """Command line and environment of both pods, from the JobSet that gke.sh writes."""
   command = ['launch/gke.sh', 'run', '--dry-run', '--context=c', '--name=digits', '--pool=p']
   command += ['--image=i', '--claim=c', '--hosts=2', '--chips=4']
@@ -126,7 +163,7 @@ def pods(workdir, kind):
   for index in range(2):
     if kind == 'tpu':  # As GKE's webhook sets them.
       given = {'TPU_WORKER_ID': str(index), 'TPU_WORKER_HOSTNAMES': 'localhost,localhost'}
-      given |= {'TPU_SKIP_MDS_QUERY': '1', 'JAX_COORDINATOR_PORT': port}
+      given |= {'GCE_METADATA_IP': metadata({'tpu-env': ''}), 'JAX_COORDINATOR_PORT': port}
     else:
       given = {each['name']: each.get('value', str(index)) for each in container['env']}
       host, _ = given['JAX_COORDINATOR_ADDRESS'].split(':')
@@ -136,10 +173,13 @@ def pods(workdir, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['gpu', 'tpu'])
-def test_a_jobset_is_made_anew_when_a_pod_is_lost_and_goes_on(tmp_path, kind):
+@pytest.mark.parametrize('kind', ['gpu', 'tpu', 'tpu_vm'])
+def test_hosts_that_are_made_anew_go_on(tmp_path, kind, metadata):
   script(tmp_path / 'python', ON_A_TPU)
-  python = str(tmp_path / 'python') if kind == 'tpu' else sys.executable
+  python = sys.executable if kind == 'gpu' else str(tmp_path / 'python')
+  hosts = lambda path: (
+    hosts_of_a_slice(path, metadata) if kind == 'tpu_vm' else pods(path, kind, metadata)
+  )
   environment = os.environ | {'PYTHON': python, 'REAL_PYTHON': sys.executable}
 
   def start():
@@ -147,12 +187,12 @@ def test_a_jobset_is_made_anew_when_a_pod_is_lost_and_goes_on(tmp_path, kind):
       subprocess.Popen(
         command, cwd=ROOT, env=environment | given, stderr=subprocess.PIPE, text=True
       )
-      for command, given in pods(tmp_path / 'run', kind)
+      for command, given in hosts(tmp_path / 'run')
     ]
 
   first, other = start()
   until(first, 'step 49/')
-  for pod in (other, first):  # One is lost, and JobSet ends the rest.
+  for pod in (other, first):  # One is lost, and the scheduler ends the rest.
     pod.kill()
     pod.communicate()
   first, other = start()
