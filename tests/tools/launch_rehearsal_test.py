@@ -34,12 +34,13 @@ for task in "${tasks[@]}"; do
 done
 exit "$highest"
 """
-# libtpu's test for a TPU's machine is answered by yes.
+# JAX's question whether this is a TPU's machine is answered by yes.
 ON_A_TPU = """#!/usr/bin/env bash
 exec "$REAL_PYTHON" -c '
-import runpy, sys
+import os, runpy, sys
 from jax._src.clusters import cloud_tpu_cluster
 cloud_tpu_cluster.running_in_cloud_tpu_vm = True
+os.environ.pop("TPU_SKIP_MDS_QUERY")
 del sys.argv[:2]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)' "$@"
 """
