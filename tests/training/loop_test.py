@@ -66,15 +66,15 @@ def test_killed_run_continues_bit_for_bit(straight, tmp_path):
   killed_runs.assert_same_run(straight[0], workdir)
 
 
-def test_sigterm_saves_exits_0_and_continues_bit_for_bit(straight, tmp_path):
-  workdir = tmp_path / 'run'
-  process = killed_runs.start_and_wait_for(workdir, 'step 21/')
+def test_sigterm_saves_exits_as_told_and_continues_bit_for_bit(straight, tmp_path):
+  workdir, told = tmp_path / 'run', '--stopped_status=75'
+  process = killed_runs.start_and_wait_for(workdir, 'step 21/', told)
   process.send_signal(signal.SIGTERM)
   log = process.stderr.read()
-  assert process.wait() == 0
+  assert process.wait() == 75
   step = int(re.search(r'SIGTERM: saved step (\d+)', log).group(1))
   assert 21 <= step < killed_runs.STEPS
-  assert killed_runs.run(workdir).returncode == 0
+  assert killed_runs.run(workdir, told).returncode == 0  # Finished.
   killed_runs.assert_same_run(straight[0], workdir)
 
 
