@@ -5,10 +5,15 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# The tests compile much and run little: LLVM's optimisation passes are half of their time. Child
-# processes inherit this. Without any of them jaxlib 0.12 makes NaNs of finite float64 numbers.
-_LEVEL = 1 if metadata.version('jaxlib').startswith('0.12') else 0
-os.environ.setdefault('XLA_FLAGS', f'--xla_backend_optimization_level={_LEVEL}')
+# The tests compile much and run little. LLVM's optimisation passes, fusions by MLIR and programs
+# that are cut up to be compiled in parallel are more than half of that time. Child processes
+# inherit this. Without any of the passes jaxlib 0.12 makes NaNs of finite float64 numbers.
+_FLAGS = ['--xla_backend_optimization_level=0']
+if metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
+elif metadata.version('jaxlib').startswith('0.12.'):
+  _FLAGS = ['--xla_backend_optimization_level=1']
+os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache

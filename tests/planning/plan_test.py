@@ -79,7 +79,9 @@ def test_devices_of_a_plan_are_those_of_its_target():
   assert made(None).count(of(4)) == made(4).count(of(4)) == 4
   with pytest.raises(types.UserError, match="plan.devices=3, but plan.compile_for='h200:4' has 4"):
     made(3).count(of(4))
-  with pytest.raises(types.UserError, match="unknown device 'h2000'; did you mean 'h200'"):
+  with pytest.raises(
+    types.UserError, match="unknown plan.compile_for device 'h2000'; did you mean 'h200'"
+  ):
     plan_lib.PlanConfig(devices=None, peak_tflops=1.0, mfu=0.4, compile_for='h2000')
 
 
