@@ -54,3 +54,12 @@ def compilation_cached(tmp_path_factory):
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+  """Escapes names of files that are not UTF-8 in logs, which pytest-xdist cannot send."""
+  report = yield
+  escaped = lambda text: text.encode('utf-8', 'backslashreplace').decode()
+  report.sections = [(title, escaped(text)) for title, text in report.sections]
+  return report
