@@ -160,7 +160,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     """What (1) of `guidance` needs inside its interval: CLASS, NULL or both."""
     scales = {self.guidance_scale, self.token_scale}
     if self.guidance_channels is not None:
-      scales.add(1.0)  # Of the other channels.
+      scales.add(1.0)  # The scale of the other channels.
     return tuple(name for name, needless in ((CLASS, 0), (NULL, 1)) if scales != {needless})
 
   @property

@@ -145,7 +145,7 @@ def test_a_new_method_is_one_registered_class(monkeypatch):
   class Variance(base.Term):
     """A hinge on the deviation over the batch."""
 
-    margin: float = options.option(1.0, above=0, doc='Of the deviation.')
+    margin: float = options.option(1.0, above=0, doc='Least deviation.')
     recipe = {'optimizer.b2': 0.95}
 
     def loss(self, features, context):

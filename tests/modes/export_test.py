@@ -100,7 +100,7 @@ def test_the_hub_reads_the_card(folder):
   found = {result.metric_type: result.metric_value for result in card.eval_results}
   assert found == {'class_consistency': 0.5, 'frechet_distance': 12.0}
   assert card.eval_results[0].metric_args['guidance_scale'] == 2.0
-  # Of the scores only those of these weights.
+  # Scores of other weights are left out.
   assert [path.name for path in (folder / 'eval').iterdir()] == ['digits.json']
 
 

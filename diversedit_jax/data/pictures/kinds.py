@@ -22,7 +22,7 @@ SUFFIXES = (
 )
 """Suffixes of pictures that are read; they are no part of a picture's identity."""
 
-# Of these the first bytes are looked at: whether they are read depends on what is installed.
+# Suffixes whose files are looked into: whether they are read depends on what is installed.
 _MODERN = ('.avif', '.heic', '.heif', '.hif')
 _NOT_READ = {
   **dict.fromkeys(

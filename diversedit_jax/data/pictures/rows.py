@@ -30,7 +30,7 @@ PATHS = (
 LABELS = (
   *('label', 'labels', 'class', 'class_id', 'class_idx', 'class_index', 'class_name', 'classname'),
   *('category', 'category_id', 'category_name', 'cls', 'target', 'wnid', 'synset', 'y'),
-  'predictionstring',  # Of Kaggle's LOC_val_solution.csv: a WordNet id and boxes.
+  'predictionstring',  # In Kaggle's LOC_val_solution.csv: a WordNet id and boxes.
 )
 # Known names; words in other names; words that these must not have.
 _ALIKE = {

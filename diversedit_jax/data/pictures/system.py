@@ -17,7 +17,7 @@ _NAMES = frozenset(
 )
 # .DS_Store, ._x.jpg, .Trash-1000, .AppleDouble, .snapshot, .zfs, .nfs0001, .ipynb_checkpoints, ...
 _STARTS = ('.', '~$')
-_ENDS = (  # Of files.
+_ENDS = (  # Endings of files alone: a folder that ends so may be a class.
   *('~', '.bak', '.orig', '.swp', '.tmp', '.part', '.partial', '.crdownload', '.aria2'),
   '.thm',  # A camera's thumbnail beside a film or a negative; a JPEG.
 )

@@ -27,13 +27,13 @@ def table(tmp_path):
     'label , other,path\r\n x ,1, a.png\r\n\r\ny,2,"sub/b, c.png"\r\n\r\n',
     '"path","label"\n"./a.png","x"\n"sub//b, c.png",y\n',
     'path,label\nHERE/a.png,x\n"HERE/sub/b, c.png",y\n',
-    ',file_name,Class\n0,a.png,x\n1,"sub/b, c.png",y\n',  # Of pandas, with its index.
+    ',file_name,Class\n0,a.png,x\n1,"sub/b, c.png",y\n',  # As pandas writes it, with its index.
     'Unnamed: 0,filename,target\n0,a.png,x\n1,"sub/b, c.png",y\n',
     'image;label\na.png;x\nsub/b, c.png;y\n',
     'filepaths|fine_label\na.png|x\nsub/b, c.png|y\n',
     'image-file,label file,image_class\na.png,1,x\n"sub/b, c.png",2,y\n',
     'image\tlabel\r\na.png\tx\r\nsub\\b, c.png\ty\r\n',
-    'path\tlabel\na.png\tx\nsub/b, c.png\ty\n'.encode('utf-16'),  # Of Excel.
+    'path\tlabel\na.png\tx\nsub/b, c.png\ty\n'.encode('utf-16'),  # As Excel writes it.
   ],
 )
 def test_forms_of_a_table(table, text):
