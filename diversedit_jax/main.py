@@ -10,7 +10,7 @@ _CONFIG = flags.DEFINE_string(
   None,
   'Config file, or the name of one that comes with the package; with meta-arguments after a colon: '
   'FILE.py:name=value,name=value. --config.SECTION.KEY=VALUE changes a key. Or a folder that '
-  '--mode=export wrote, or hf://ORG/REPO. A new run starts from them.',
+  '--mode=export wrote, or hf://ORG/REPO.',
 )
 _OVERRIDE = flags.DEFINE_multi_string(
   'override', [], 'SECTION.KEY=VALUE: the same as --config.SECTION.KEY=VALUE.'
