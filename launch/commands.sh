@@ -35,6 +35,24 @@ need() {
   [ -n "${!1}" ] || refuse "--$1 is needed, as --$1=$2"
 }
 
+# `parse_slice 'NAME ...' ACTION ARGUMENT...` sets what a script for a TPU slice takes beside its own NAMEs, and `where`.
+# shellcheck disable=SC2034  # The scripts read them.
+parse_slice() {
+  local own="$1"
+  shift
+  action="${1:-}" project='' zone='' name='' spot='' mount=''
+  [ $# -eq 0 ] || shift
+  parse "project zone name spot mount $own" "$@"
+  case "$action" in
+    create | status | install | run | logs | stop | delete) ;;
+    *) refuse "unknown action '$action', expected create, status, install, run, logs, stop or delete" ;;
+  esac
+  need project PROJECT
+  need zone us-east5-b
+  need name NAME
+  where=("--project=$project" "--zone=$zone")
+}
+
 # Refuses training without a config and a workdir, before anything is rented.
 need_training() {
   case " ${ARGUMENTS[*]-} " in *" --config="*) ;; *) refuse "training needs --config=FILE after --" ;; esac

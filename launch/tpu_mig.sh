@@ -11,19 +11,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/commands.sh
 source launch/commands.sh
-action="${1:-}"
-[ $# -eq 0 ] || shift
-project='' zone='' name='' machine='' topology='' hosts='' family='' spot='' mount=''
-parse 'project zone name machine topology hosts family spot mount' "$@"
-case "$action" in
-  create | status | install | run | logs | stop | delete) ;;
-  *) refuse "unknown action '$action', expected create, status, install, run, logs, stop or delete" ;;
-esac
-need project PROJECT
-need zone us-east5-b
-need name NAME
+machine='' topology='' hosts='' family=''
+parse_slice 'machine topology hosts family' "$@"
 region="${zone%-*}"
-where=("--project=$project" "--zone=$zone")
 list=(gcloud compute instance-groups managed list-instances "$name" "${where[@]}")
 instances=EACH_INSTANCE  # Stands for them in what --dry-run prints.
 

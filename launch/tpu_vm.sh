@@ -12,18 +12,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/commands.sh
 source launch/commands.sh
-action="${1:-}"
-[ $# -eq 0 ] || shift
-project='' zone='' name='' type='' spot='' mount=''
-parse 'project zone name type spot mount' "$@"
-case "$action" in
-  create | status | install | run | logs | stop | delete) ;;
-  *) refuse "unknown action '$action', expected create, status, install, run, logs, stop or delete" ;;
-esac
-need project PROJECT
-need zone us-east5-b
-need name NAME
-where=("--project=$project" "--zone=$zone")
+type=''
+parse_slice type "$@"
 
 send() {
   run gcloud compute tpus tpu-vm scp "$1" "$name:" "${where[@]}" --worker=all
