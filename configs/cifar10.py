@@ -1,6 +1,6 @@
 """DiverseDiT, SiT-S/2 on CIFAR-10: 50,000 colour images of 32x32, in pixel space.
 
-  python -m diversedit_jax.main --config=configs/cifar10.py:data=folder:DIR/{split} --workdir=RUN
+  python -m diversedit_jax.main --config='configs/cifar10.py:data=folder:DIR/{split}' --workdir=RUN
 
 Class folders, as `DIR/train/airplane/0001.jpg`, or any other `data.source` of pictures; without
 `data` it is `tfds:cifar10`, which TFDS must have prepared; if it has not, the command that does is

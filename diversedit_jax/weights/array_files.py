@@ -231,6 +231,6 @@ def _import_torch():
     import torch  # noqa: PLC0415 (only this format needs it)
   except ImportError as error:
     raise types.UserError(
-      'writing .pt needs PyTorch: pip install diversedit_jax[torch], or write .safetensors'
+      "writing .pt needs PyTorch: pip install 'diversedit_jax[torch]', or write .safetensors"
     ) from error
   return torch

@@ -109,7 +109,7 @@ def test_unflatten_inverts_named_leaves():
 
 def test_writing_pt_without_pytorch(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)  # What makes `import torch` fail.
-  with pytest.raises(types.UserError, match=r'pip install diversedit_jax\[torch\]'):
+  with pytest.raises(types.UserError, match=r'pip install .diversedit_jax\[torch\]'):
     array_files.save(tmp_path / 'a.pt', {'x': _X})
   assert not (tmp_path / 'a.pt').exists()
 

@@ -96,7 +96,7 @@ def open_parquet(
         if (own.leaf, own.label, own.names) != (schema.leaf, schema.label, schema.names):
           raise types.UserError(
             f'{file.path} has other columns of pictures or labels, or other names of classes, than '
-            f'{names[0]}; name files that go together, as in parquet:DIR/train-*.parquet'
+            f"{names[0]}; name files that go together, as in 'parquet:DIR/train-*.parquet'"
           )
         values = None if schema.label is None else source.read(columns=[schema.label]).column(0)
         metadata = source.metadata

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shlex
 
 from diversedit_jax import types
 from diversedit_jax.data.pictures import system
@@ -38,7 +39,7 @@ def files(path: str | os.PathLike[str], suffix: str) -> list[str] | None:
       raise types.UserError(
         f'{path} names {len(found)} files, but {len(missing)} of them are missing, first '
         f'{missing[0]}; download them, or name those that are there as in '
-        f'{os.path.join(os.path.dirname(path), "*" + suffix)}'
+        f'{shlex.quote(os.path.join(os.path.dirname(path), "*" + suffix))}'
       )
   elif glob.has_magic(path):
     found = sorted(name for name in glob.glob(path) if os.path.isfile(name))
@@ -86,5 +87,5 @@ def _check_one_split(path, found, suffix):
     folder = os.path.dirname(first)
     raise types.UserError(
       f'{path} holds files of the splits {", ".join(splits)}; name one, as in '
-      f'{os.path.join(folder, splits[0] + "*" + suffix)}'
+      f'{shlex.quote(os.path.join(folder, splits[0] + "*" + suffix))}'
     )

@@ -116,9 +116,10 @@ class Request:
       UserError: the path names one split, and another than the train split is asked for.
     """
     if '{split}' not in self.rest and self.split != 'train':
+      kind = self.spec.partition(':')[0]
       raise types.UserError(
         f'data {self.spec!r} names one split, which is the train split; for the {self.split!r} '
-        f"split write '{{split}}' in the path, as in {self.spec.partition(':')[0]}:FOLDER/{{split}}"
+        f"split write '{{split}}' in the path, as in '{kind}:FOLDER/{{split}}'"
       )
     return self.rest.replace('{split}', self.split)
 
