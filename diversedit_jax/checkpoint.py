@@ -35,6 +35,11 @@ def restore_target(tree: Any, shardings: Any) -> Any:
   )
 
 
+def steps(folder: str | os.PathLike[str]) -> list[int]:
+  """Steps of the complete checkpoints in a folder of a run, oldest first; [] if there is none."""
+  return sorted(int(path.name) for path in epath.Path(folder).glob('*') if path.name.isdigit())
+
+
 def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
   """The arrays of one item of a checkpoint by slash-joined path, on the host.
 
@@ -166,10 +171,10 @@ class Checkpoints:
       line = faults.told(error)
       if line is None:
         raise
-      steps = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+      last = self.name(max(steps(self.directory), default=None))
       raise types.UserError(
-        f'a checkpoint could not be written: {line}; last good checkpoint: '
-        f'{self.name(max(steps, default=None))}, from which the same command goes on'
+        f'a checkpoint could not be written: {line}; last good checkpoint: {last}, from which the '
+        'same command goes on'
       ) from error
 
   def name(self, step: int | None) -> str:

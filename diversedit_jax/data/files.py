@@ -32,8 +32,10 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     temporary.unlink(missing_ok=True)
 
 
-def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+def read_json(path: pathlib.Path, kind: type = dict, *, may_lack: bool = False) -> Any:
   """The content of a JSON file, a dict or what `kind` says.
+
+  may_lack: whether a file that is not there counts as an empty one.
 
   Raises:
     UserError: the file cannot be read, is damaged, or holds something else.
@@ -41,6 +43,8 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
   try:
     content = json.loads(path.read_bytes())
   except OSError as error:
+    if may_lack and isinstance(error, FileNotFoundError | NotADirectoryError):
+      return kind()
     raise types.UserError(f'cannot read {path}: {error.strerror or error}') from error
   except (ValueError, RecursionError) as error:
     raise types.UserError(f'{path} is damaged: {error}') from error
@@ -48,6 +52,12 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
     found = type(content).__name__
     raise types.UserError(f'{path} is damaged: it holds a {found}, expected a {kind.__name__}')
   return content
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Writes a JSON file, indented, whole or not at all."""
+  with atomic(path) as temporary:
+    temporary.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def make_writable(folder: pathlib.Path, name: str, way_on: str = '') -> None:

@@ -6,7 +6,6 @@ never change. changes.json lists every change: its step, and old and new value b
 """
 
 from collections.abc import Collection, Mapping, Sequence
-import json
 import pathlib
 import re
 import shlex
@@ -16,16 +15,13 @@ import uuid
 
 from absl import logging
 
-from diversedit_jax import trees, types
+from diversedit_jax import checkpoint, trees, types
 from diversedit_jax.data import files
-from diversedit_jax.experiment import declarations
+from diversedit_jax.experiment import declarations, flat_config
 from diversedit_jax.methods import registry
 
 CHANGES = 'changes.json'
 SET_ASIDE = 'set_aside'
-
-Changed = Mapping[str, tuple[Any, Any]]
-"""Stored and given value by whole key."""
 
 # Where they lie, files that have the step at the end of their name.
 _BY_STEP = ('checkpoints/*', 'samples/preview-*', 'telemetry/*', 'eval/during/step-*')
@@ -33,7 +29,7 @@ _BY_STEP = ('checkpoints/*', 'samples/preview-*', 'telemetry/*', 'eval/during/st
 
 def check(
   path: pathlib.Path,
-  changed: Changed,
+  changed: flat_config.Changed,
   given: Mapping[str, Any],
   *,
   same_data: bool,
@@ -57,7 +53,7 @@ def check(
   if fixed:
     what, verb = ' and '.join(dict.fromkeys(fixed.values())), 'decide' + 's' * (len(fixed) == 1)
     raise types.UserError(
-      f'workdir {path} belongs to another config; it differs in {listed(held)}. '
+      f'workdir {path} belongs to another config; it differs in {flat_config.listed(held)}. '
       f'{", ".join(fixed)} {verb} {what}, so the run cannot go on with that: {from_weights(path)}, '
       f'or give what is stored: {_flags(held, fixed)}'
     )
@@ -65,9 +61,9 @@ def check(
   if unasked:
     keys = ','.join([*named, *unasked])
     raise types.UserError(
-      f'workdir {path} belongs to another config; it differs in {listed(unasked)}. To go on from '
-      f'step {newest_step(path)} with what is given, add --continue_with={keys}; to go on as '
-      f'before, give {_flags(unasked)}; or choose another workdir'
+      f'workdir {path} belongs to another config; it differs in {flat_config.listed(unasked)}. '
+      f'To go on from step {newest_step(path)} with what is given, add --continue_with={keys}; to '
+      f'go on as before, give {_flags(unasked)}; or choose another workdir'
     )
 
 
@@ -88,22 +84,19 @@ def history(path: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     UserError: the file is damaged.
   """
-  file = path / CHANGES
-  return files.read_json(file, list) if file.exists() else []
+  return files.read_json(path / CHANGES, list, may_lack=True)
 
 
 def record(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
   """Adds an entry to the changes of a run."""
-  entries = [*history(path), dict(entry)]
-  with files.atomic(path / CHANGES) as temporary:
-    temporary.write_text(json.dumps(entries, indent=2) + '\n')
+  files.write_json(path / CHANGES, [*history(path), dict(entry)])
 
 
-def record_changes(path: pathlib.Path, changed: Changed) -> None:
+def record_changes(path: pathlib.Path, changed: flat_config.Changed) -> None:
   """Keeps the stored config, which held until now, under another name, and lists what changes."""
   step = newest_step(path)
-  logging.info('the run goes on at step %d with %s', step, listed(changed))
-  shutil.copy(path / 'config.json', path / f'config.until-{step}-{uuid.uuid4().hex[:8]}.json')
+  logging.info('the run goes on at step %d with %s', step, flat_config.listed(changed))
+  shutil.copy(path / flat_config.FILE, path / f'config.until-{step}-{uuid.uuid4().hex[:8]}.json')
   record(
     path,
     {'step': step, 'changed': {k: {'old': old, 'new': new} for k, (old, new) in changed.items()}},
@@ -112,7 +105,7 @@ def record_changes(path: pathlib.Path, changed: Changed) -> None:
 
 def newest_step(path: pathlib.Path) -> int:
   """The step of the newest checkpoint in a run's directory, 0 without one."""
-  return max(_steps(path), default=0)
+  return max(checkpoint.steps(path / 'checkpoints'), default=0)
 
 
 def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
@@ -131,10 +124,10 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   if rewound and rewound[-1]['rewound_to'] == step and not changed:
     logging.info('the run has gone back to step %d already, and goes on', step)
     return
-  steps = _steps(path)
+  steps = checkpoint.steps(path / 'checkpoints')
   if step not in steps:
     raise types.UserError(
-      f'--continue_from={step}: {path}/checkpoints has no such step; found {sorted(steps)}'
+      f'--continue_from={step}: {path}/checkpoints has no such step; found {steps}'
     )
   later = [p for pattern in _BY_STEP for p in path.glob(pattern) if (_step(p) or 0) > step]
   best = path / 'eval' / 'during' / 'best.json'
@@ -151,11 +144,6 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   aside = str(folder.relative_to(path))
   record(path, {'step': max(steps), 'rewound_to': step, 'set_aside': aside})
   logging.info('the run goes back to step %d; what came later is in %s', step, folder)
-
-
-def listed(changed: Changed) -> str:
-  """Changes in words."""
-  return ', '.join(f'{k}: stored {old!r}, given {new!r}' for k, (old, new) in changed.items())
 
 
 def _may_change(key, given, same_data):
@@ -211,10 +199,6 @@ def _flags(changed, keys=None):
   """The flags that give the stored values."""
   pairs = ((key, changed[key][0]) for key in keys or changed)
   return ' '.join(shlex.quote(f'--config.{key}={value}') for key, value in pairs)
-
-
-def _steps(path):
-  return {int(p.name) for p in path.glob('checkpoints/*') if p.name.isdigit()}
 
 
 def _step(path):

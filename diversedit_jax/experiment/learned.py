@@ -5,19 +5,18 @@ import pathlib
 from typing import Any
 
 from diversedit_jax.data import files
-from diversedit_jax.experiment import continuing
+from diversedit_jax.experiment import flat_config
 
 FILE = 'data.json'
 
 
-def read(path: pathlib.Path) -> dict[str, Any] | None:
-  """What the run in a directory learned from; None if it does not say.
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """What the run in a directory learned from; {} if it does not say.
 
   Raises:
     UserError: the file is damaged.
   """
-  file = path / FILE
-  return files.read_json(file) if file.exists() else None
+  return files.read_json(path / FILE, may_lack=True)
 
 
 def that_say_something(names: Iterable[str]) -> tuple[str, ...]:
@@ -34,7 +33,7 @@ def label_names(
   A run of before 0.3 did not. Its classes have the `names` of data with its own digest, and else
   names that nobody knows, ().
   """
-  known = read(path) or {}
+  known = read(path)
   if 'label_names' in known:
     return tuple(known['label_names'])
   return names if names and known.get('sha256') == digest() else ()
@@ -44,7 +43,7 @@ def changes(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
   """How data differ, in words; with the way on where only the order of classes does."""
   old, new = stored.get('label_names'), given.get('label_names')
   plain = lambda data: {k: v for k, v in data.items() if k != 'label_names'}
-  text = continuing.listed(_differences(plain(stored), plain(given)))
+  text = flat_config.listed(flat_config.differences(plain(stored), plain(given)))
   if old and new and old != new:
     at = next((k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
     text += f', {len(old)} classes before and {len(new)} now'
@@ -56,8 +55,3 @@ def changes(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
       '--config.data.classes=alphabetical gives the order of before'
     )
   return text
-
-
-def _differences(stored, given):
-  pairs = {k: (stored.get(k), given.get(k)) for k in sorted({*stored, *given})}
-  return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}

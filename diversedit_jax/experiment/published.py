@@ -22,7 +22,7 @@ import ml_collections
 from diversedit_jax import __version__, trees, types
 from diversedit_jax.data.sources import described
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import declarations, run_dir
+from diversedit_jax.experiment import declarations, flat_config, run_dir
 from diversedit_jax.weights import location
 
 LIBRARY, FORMAT = 'diversedit_jax', 1
@@ -106,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> Published | None:
       f'is {__version__}, which reads up to {FORMAT}: pip install --upgrade diversedit_jax'
     )
   try:
-    config = run_dir.understood(file, {**content['config'], LIBRARY: content['version']})
+    config = flat_config.understood(file, {**content['config'], LIBRARY: content['version']})
     parts = {name: dict(content[name]) for name in ('weights', 'data')}
     described.from_facts(parts['data'])
     trees.check_known('weights', parts['weights']['kind'], card.WEIGHTS)

@@ -12,23 +12,20 @@ set_aside/     what was made after a step to which the run went back
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import json
 import pathlib
 from typing import Any
 
-from absl import logging
 import ml_collections
 
 from diversedit_jax import __version__, locks, paths, types
 from diversedit_jax.data import files
-from diversedit_jax.experiment import continuing, declarations, learned
+from diversedit_jax.experiment import continuing, declarations, flat_config, learned
 from diversedit_jax.methods import registry
-from diversedit_jax.models import sizes
 
 AUDIT = 'audit.json'
+_INIT = 'init.json'
 _LOCK = '.training.lock'
-_WRITTEN_BY = 'diversedit_jax'  # Version, in config.json; 0.1 wrote none.
-RESULTS = ('samples', 'eval', 'analysis')
+_RESULTS = ('samples', 'eval', 'analysis')
 # Entries of data.json that say what a sample is.
 SPACE = ('space', 'latents')
 # What training writes and would mix with what is there, as patterns below the directory.
@@ -37,44 +34,12 @@ _OF_A_RUN = (
   'metrics.jsonl',
   'telemetry',
   'tensorboard',
-  'data.json',
-  'init.json',
+  learned.FILE,
+  _INIT,
   'versions.json',
   'samples/preview-*',
   'eval/during',
 )
-
-
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """{'train.steps': 100, ...}; tuples become lists, as JSON has them."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping | ml_collections.ConfigDict):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
-
-
-def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-  """Keys of two flat configs that differ, with the stored and the given value."""
-  missing = '(absent)'
-  pairs = {k: (stored.get(k, missing), given.get(k, missing)) for k in sorted({*stored, *given})}
-  return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def network(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The entries of a config under which weights mean something, 'method' aside, by whole key.
-
-  Those that it lacks have their defaults.
-  """
-  return decisive(flatten(declarations.complete(config)))
-
-
-def decisive(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The entries of a flat config under which weights mean something, 'method' aside."""
-  declared = declarations.keys()
-  return {k: v for k, v in flat.items() if k in declared and declared[k].decides_network}
 
 
 def open_for_training(
@@ -105,7 +70,7 @@ def open_for_training(
   """
   path = _checked(workdir)
   held = sorted(name for name in _OF_A_RUN if any(map(_is_content, path.glob(name))))
-  stored, given = stored_config(path), complete(flatten(config))
+  stored, given = flat_config.stored(path), flat_config.of(config)
   if held and stored is None:
     raise types.UserError(
       f'workdir {path} holds {", ".join(held)} but no config.json: not a whole run; restore its '
@@ -116,11 +81,11 @@ def open_for_training(
       raise types.UserError(
         f'--continue_{flag}={value}: workdir {path} holds no run that could go on'
       )
-  changed = differences(stored, given) if stored is not None else {}
-  known_data = learned.read(path) if stored is not None else None
+  changed = flat_config.differences(stored, given) if stored is not None else {}
+  known_data = learned.read(path) if stored is not None else {}
   same_data = bool(data and known_data and known_data['sha256'] == data['sha256'])
   continuing.check(path, changed, given, same_data=same_data, named=continue_with)
-  if data is not None and known_data is not None and not same_data:
+  if data is not None and known_data and not same_data:
     raise types.UserError(
       f'workdir {path} learns from other data: {learned.changes(known_data, data)}. Its order of '
       f'examples would change; restore the data, or {continuing.from_weights(path)}'
@@ -135,13 +100,13 @@ def open_for_training(
   # The config first: without it a directory is no run.
   if changed or stored is None:
     whole = declarations.complete(config).to_dict()
-    _write_json(path / 'config.json', {_WRITTEN_BY: __version__, **whole})
+    files.write_json(path / flat_config.FILE, {flat_config.WRITTEN_BY: __version__, **whole})
   if data is not None and known_data != dict(data):
-    _write_json(path / learned.FILE, dict(data))
+    files.write_json(path / learned.FILE, dict(data))
   history = path / 'versions.json'
-  known = files.read_json(history, list) if history.exists() else []
+  known = files.read_json(history, list, may_lack=True)
   if known[-1:] != [dict(versions)]:
-    _write_json(history, [*known, dict(versions)])
+    files.write_json(history, [*known, dict(versions)])
   return path
 
 
@@ -159,29 +124,31 @@ def claimed(workdir: str) -> Iterator[None]:
     yield
 
 
-def started_from(
-  workdir: str,
-) -> tuple[pathlib.Path, dict[str, Any] | None, dict[str, Any]]:
-  """How the run in a directory started.
-
-  Returns:
-    The directory; its keys `init_from` and init.*, None if it holds no run; and what init.json
-    says, {} without one.
+def started_from(workdir: str) -> tuple[pathlib.Path, dict[str, Any] | None]:
+  """The directory, and the run's keys `init_from` and init.*, None if it holds no run.
 
   Raises:
     UserError: as `open_for_training`, for a workdir or a config that cannot be read.
   """
   path = _checked(workdir)
-  stored = stored_config(path)
+  stored = flat_config.stored(path)
   if stored is None:
-    return path, None, {}
-  keys = {k: v for k, v in stored.items() if k == 'init_from' or k.startswith('init.')}
-  return path, keys, _read_json(path / 'init.json') or {}
+    return path, None
+  return path, {k: v for k, v in stored.items() if k == 'init_from' or k.startswith('init.')}
 
 
-def record_start(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
+def beginning(path: pathlib.Path) -> dict[str, Any]:
+  """The content of init.json, what is recorded of the weights that a run started from; or {}.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  return files.read_json(path / _INIT, may_lack=True)
+
+
+def record_beginning(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
   """Writes init.json of a run that begins."""
-  _write_json(path / 'init.json', dict(facts))
+  files.write_json(path / _INIT, dict(facts))
 
 
 def open_for_reading(
@@ -198,14 +165,14 @@ def open_for_reading(
     UserError: if there is no run, or they differ (what differs is listed).
   """
   path = _checked(workdir)
-  stored = stored_config(path)
+  stored = flat_config.stored(path)
   if stored is None:
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
   check_same_network(
     f'workdir {path}',
     stored,
     config,
-    there=learned.read(path) or {},
+    there=learned.read(path),
     given=data or {},
     remedy='Choose another workdir, or give the stored values',
   )
@@ -233,27 +200,24 @@ def check_same_network(
   Raises:
     UserError: they differ; what differs is listed.
   """
-  changed, declared = differences(stored, complete(flatten(config))), declarations.keys()
+  changed, declared = flat_config.differences(stored, flat_config.of(config)), declarations.keys()
   if 'method' in changed and len({registry.trained_parts(m) for m in changed['method']}) == 1:
     del changed['method']  # The same parameters, trained by another loss.
   decides = lambda key: key == 'method' or (key in declared and declared[key].decides_network)
   others = {key: pair for key, pair in changed.items() if decides(key)}
   if others:
     raise types.UserError(
-      f'{of} belongs to another config; it differs in {continuing.listed(others)}. {remedy}'
+      f'{of} belongs to another config; it differs in {flat_config.listed(others)}. {remedy}'
     )
   known = [name for name in SPACE if name in there and name in given]
-  others = differences(*(flatten({name: of[name] for name in known}) for of in (there, given)))
+  others = flat_config.differences(
+    *(flat_config.flatten({k: of[k] for k in known}) for of in (there, given))
+  )
   if others:
     raise types.UserError(
       f'{of} was trained on latents of another space, encoder or scale: '
-      f'{continuing.listed(others)}. Give data of the same kind'
+      f'{flat_config.listed(others)}. Give data of the same kind'
     )
-
-
-def stored_value(path: pathlib.Path, key: str) -> Any:
-  """The value of a key, as 'train.steps', in the config of the run that a directory holds."""
-  return stored_config(path)[key]
 
 
 def open_for_output(workdir: str) -> pathlib.Path:
@@ -286,7 +250,7 @@ def check_results(path: pathlib.Path) -> None:
     '; --output=DIR writes results elsewhere, and --checkpoint='
     f'{path}/checkpoints/{continuing.newest_step(path)} --workdir=DIR does too'
   )
-  for folder in (path, *(path / name for name in RESULTS)):
+  for folder in (path, *(path / name for name in _RESULTS)):
     if folder.is_dir():
       files.make_writable(folder, f'workdir {path}', way_on)
 
@@ -313,66 +277,3 @@ def _is_content(path):
   if not path.is_dir():
     return True
   return any(p.name != 'lost+found' and not p.name.startswith('.') for p in path.iterdir())
-
-
-def stored_config(path: pathlib.Path) -> dict[str, Any] | None:
-  """The config of the run in a directory, see `understood`; None if there is none."""
-  file = path / 'config.json'
-  if not file.exists():
-    return None
-  return understood(file, files.read_json(file))
-
-
-def understood(file: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
-  """A stored config in today's terms, flat and complete; what is not known is left out, and said.
-
-  Args:
-    file: for messages. content: nested, with the version that wrote it.
-
-  Raises:
-    UserError: its method is not here.
-  """
-  flat = flatten(content)
-  blocks = flat.get('diversity.layers', '')
-  if flat.pop(_WRITTEN_BY, None) is None and blocks[:1].isdecimal():  # 0.1 counted from 0.
-    flat['diversity.layers'] = ','.join(str(int(block) + 1) for block in blocks.split(','))
-  return complete(_known(file, flat))
-
-
-def _known(file, flat):
-  """A stored config without keys that this version does not have, which is said.
-
-  Raises:
-    UserError: the run's method is not here.
-  """
-  for name in flat.get('method', 'flow').split('+'):
-    if name not in registry.METHODS:
-      raise types.UserError(
-        f'{file}: this version has no method {name!r}, which the run was made by'
-      )
-  declared = declarations.keys()
-  unknown = [key for key in flat if key not in declared]
-  if unknown:
-    logging.warning('%s: this version has no %s; left out', file, ', '.join(unknown))
-  return {key: value for key, value in flat.items() if key in declared}
-
-
-def complete(flat):
-  """A flat config in one form: defaults for what it lacks, and one spelling of the same thing."""
-  flat = flatten(declarations.defaults()) | flat
-  size = flat.get('model.size')
-  if size in sizes.SIZES:
-    flat |= {f'model.{k}': v for k, v in vars(sizes.size(size)).items()} | {'model.size': ''}
-  with contextlib.suppress(types.UserError):  # A part that is not here is refused elsewhere.
-    flat['method'] = '+'.join(registry.parse(flat['method']))
-  return flat
-
-
-def _read_json(path):
-  """Its content, or None if there is no such file."""
-  return files.read_json(path) if path.exists() else None
-
-
-def _write_json(path, content):
-  with files.atomic(path) as temporary:
-    temporary.write_text(json.dumps(content, indent=2) + '\n')

@@ -11,14 +11,14 @@ from diversedit_jax import rng, sharding
 from diversedit_jax.analysis import blocks, figures, similarity
 from diversedit_jax.data import files
 from diversedit_jax.methods import registry
-from diversedit_jax.modes import run_context
+from diversedit_jax.modes import restoring
 
 
 def run(
   experiment: experiment_lib.Experiment, workdir: str, origin: str | None
 ) -> list[pathlib.Path]:
   """CKA between the outputs of all blocks; writes `analysis/cka.npz` and `analysis/cka.png`."""
-  path, weights = run_context.open_weights(experiment, workdir, origin)
+  path, weights = restoring.open_weights(experiment, workdir, origin)
   options = experiment.analysis
   wanted = registry.needs(experiment.method, 'needs_pixels')
   source = experiment.data.open_test(experiment.source, pixels=wanted)

@@ -25,7 +25,7 @@ from diversedit_jax import progress, types
 from diversedit_jax.data import order
 from diversedit_jax.evaluation import card, multihost, samples, scorers
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import identity, null_label, opening, run_context
+from diversedit_jax.modes import identity, null_label, opening, restoring, run_context
 from diversedit_jax.sampling import generate, trajectory
 
 KEY = 'eval.labels'
@@ -39,7 +39,7 @@ def run(
   Raises:
     UserError: whatever does not fit, before anything compiles; another protocol under this name.
   """
-  path, weights = run_context.open_weights(experiment, workdir, origin)
+  path, weights = restoring.open_weights(experiment, workdir, origin)
   options, folder = experiment.evaluation, path / 'eval'
   name = options.name.replace('{step}', weights.label)
   labels_N = make_labels(experiment, options.number)
@@ -59,7 +59,7 @@ class Evaluation:
   def __init__(
     self,
     experiment: experiment_lib.Experiment,
-    weights: run_context.Weights,
+    weights: restoring.Weights,
     scorer: scorers.Scorer,
     labels_N: np.ndarray,
     folder: pathlib.Path,

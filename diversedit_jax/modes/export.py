@@ -12,8 +12,8 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files
 from diversedit_jax.data.sources import described
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import learned, published, run_dir
-from diversedit_jax.modes import inspect, model_card, null_label, origins, run_context
+from diversedit_jax.experiment import flat_config, learned, published, run_dir
+from diversedit_jax.modes import inspect, model_card, null_label, origins, restoring, run_context
 from diversedit_jax.weights import location
 
 _README = 'README.md'
@@ -65,7 +65,7 @@ def _arrays(experiment, found, kind) -> dict[str, np.ndarray]:
   flat = found.arrays(kind)
   mesh = run_context.make_mesh(experiment)
   wanted = trees.named_leaves(run_context.make_trainable(experiment, mesh, heads=False).params)
-  if problems := run_context.faults(flat, wanted, finite=True):
+  if problems := restoring.faults(flat, wanted, finite=True):
     raise types.UserError(f'{found.path} cannot be exported: {"; ".join(problems)}')
   return {name: np.asarray(flat[name], leaf.dtype) for name, leaf in wanted.items()}
 
@@ -100,10 +100,10 @@ def _write(folder, experiment, found, weights, arrays, scores) -> list[pathlib.P
   folder.mkdir(parents=True, exist_ok=True)
   model = folder / published.MODEL
   convert.save(model, arrays)
-  given = run_dir.complete(run_dir.flatten(experiment.config))
+  given = flat_config.of(experiment.config)
   given = given if found.about is None else found.about.config
   content = published.settings(
-    given if found.run is None else run_dir.stored_config(found.run),
+    given if found.run is None else flat_config.stored(found.run),
     {**weights, 'sha256': location.digest(model)},
     described.describe(experiment.source) | {'label_names': _class_names(experiment, found)},
   )

@@ -9,7 +9,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card, multihost, scorers
-from diversedit_jax.experiment import run_dir
+from diversedit_jax.experiment import flat_config
 from diversedit_jax.modes import run_context
 from diversedit_jax.sampling import trajectory
 
@@ -39,7 +39,7 @@ def make(
         'class_token_scale': sampler.class_token_scale,
         # In 0.1 these scales did not guide.
         **({'guidance': card.GUIDANCE} if sampler.guided and sampler.guidance_scale <= 1 else {}),
-        'network': run_dir.network(experiment.config.to_dict()),
+        'network': flat_config.network(experiment.config.to_dict()),
       },
       'compared': scorer.compared(),
     }
@@ -52,7 +52,7 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
   A key of the network that an identity lacks, because the key came later, means its default.
   """
   stored, given = (_flat(_complete(identity)) for identity in (stored, given))
-  return run_dir.differences(stored, given)
+  return flat_config.differences(stored, given)
 
 
 def is_of(path: pathlib.Path, identity: Mapping[str, Any], what: str) -> bool:
@@ -89,7 +89,7 @@ def check_card(path: pathlib.Path, facts: Mapping[str, Any], way_on: str) -> Non
     given = _plain(facts)
     # Another device or version makes the same samples but for rounding; older cards say less.
     same = [k for k in stored if k in given and k not in _OF_THE_MAKING]
-    changed = run_dir.differences(*(_flat({k: of[k] for k in same}) for of in (stored, given)))
+    changed = flat_config.differences(*(_flat({k: of[k] for k in same}) for of in (stored, given)))
     if changed:
       fault = f'{archive} holds samples of another protocol: {_listed(changed)}'
   elif archive.is_file():
@@ -104,7 +104,7 @@ _OF_THE_MAKING = ('seconds', 'device', 'versions', 'batch_size')
 
 def _flat(facts):
   """Facts by whole key, without the files of networks: the digests beside them say which it was."""
-  return {k: v for k, v in run_dir.flatten(facts).items() if not k.endswith('.file')}
+  return {k: v for k, v in flat_config.flatten(facts).items() if not k.endswith('.file')}
 
 
 def _listed(changed):
@@ -136,4 +136,4 @@ def _complete(identity):
     return {**identity, 'samples': _complete(identity['samples'])}
   if 'network' not in identity:
     return identity
-  return {**identity, 'network': run_dir.decisive(run_dir.complete(identity['network']))}
+  return {**identity, 'network': flat_config.decisive(flat_config.complete(identity['network']))}

@@ -16,9 +16,9 @@ import numpy as np
 from diversedit_jax import checkpoint, convert, paths, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
-from diversedit_jax.experiment import declarations, run_dir
+from diversedit_jax.experiment import declarations, flat_config
 from diversedit_jax.frozen import encoders, inception_files, vae_files
-from diversedit_jax.modes import evaluate, origins, run_context
+from diversedit_jax.modes import evaluate, origins, restoring, run_context
 from diversedit_jax.training import writers
 from diversedit_jax.weights import array_files, likely, location, misfits, opening, summary
 
@@ -52,7 +52,7 @@ def run(
     )
   given = origin or workdir
   if '://' not in given and _is_run(folder := paths.path(given).absolute()):
-    steps = origins.steps(folder)
+    steps = checkpoint.steps(folder / 'checkpoints')
     lines = _describe_run(folder, steps, config)
     lines += _items(folder / 'checkpoints' / str(steps[-1]), whole) if steps else []
     return '\n'.join(lines)
@@ -160,13 +160,13 @@ def _fit(arrays, config) -> str:
   experiment = experiment_lib.build(config)
   mesh = run_context.make_mesh(experiment)
   wanted = trees.named_leaves(run_context.make_trainable(experiment, mesh, heads=False).params)
-  faults = run_context.faults(arrays, wanted)
+  faults = restoring.faults(arrays, wanted)
   return f'does not fit: {"; ".join(faults)}' if faults else 'fits'
 
 
 def _describe_run(folder, steps, config) -> list[str]:
   of_run = origins.Origin(path=folder / 'checkpoints' / '0', step=0)
-  stored = run_dir.flatten(of_run.recorded('config.json'))
+  stored = flat_config.flatten(of_run.recorded('config.json'))
   versions = of_run.recorded('versions.json', list) or [{}]
   made = [f'{name} {version}' for name, version in versions[-1].items()]
   planned = stored.get('train.steps', declarations.keys()['train.steps'].default)
@@ -206,8 +206,8 @@ def _card(stored, data) -> list[str]:
 
 def _differences(stored, config) -> str:
   known = declarations.keys()
-  theirs = run_dir.complete({key: value for key, value in stored.items() if key in known})
-  changed = run_dir.differences(theirs, run_dir.complete(run_dir.flatten(config)))
+  theirs = flat_config.complete({key: value for key, value in stored.items() if key in known})
+  changed = flat_config.differences(theirs, flat_config.of(config))
   listed = [f'{key}: stored {old!r}, given {new!r}' for key, (old, new) in changed.items()]
   return f'differs in {misfits.first_few(listed)}' if listed else 'is that of the run'
 

@@ -9,8 +9,7 @@ from absl import logging
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
-from diversedit_jax.data import files
-from diversedit_jax.experiment import run_dir
+from diversedit_jax.experiment import flat_config, run_dir
 from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
 
@@ -25,9 +24,7 @@ def dropped(share: float, beginning: Mapping[str, Any]) -> float | None:
 
 def dropped_by(run: pathlib.Path) -> float | None:
   """`dropped` of the run in a directory."""
-  file = run / 'init.json'
-  beginning = files.read_json(file) if file.is_file() else {}
-  return dropped(run_dir.stored_value(run, 'train.label_dropout'), beginning)
+  return dropped(flat_config.stored(run)['train.label_dropout'], run_dir.beginning(run))
 
 
 def dropped_for(origin: origins.Origin) -> float | None:

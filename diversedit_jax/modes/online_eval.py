@@ -18,7 +18,7 @@ from diversedit_jax.data import files
 from diversedit_jax.evaluation import card, feature_network, scorers
 from diversedit_jax.evaluation import decoder as decoder_lib
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import evaluate, identity, null_label, opening, run_context
+from diversedit_jax.modes import evaluate, identity, null_label, opening, restoring, run_context
 from diversedit_jax.training import average, loop, state, writers
 from diversedit_jax.weights import array_files
 
@@ -96,8 +96,13 @@ def hook(
       finished = scorer.finish(generator(state.ema, labels_N, indices_N))
       seconds = time.monotonic() - started
       found = scorer.score([finished], labels_N)
-    weights = run_context.Weights(
-      trainable.graphdef, state.ema, trainable.mesh, step, f'checkpoints/{step}', 'ema'
+    weights = restoring.Weights(
+      graphdef=trainable.graphdef,
+      params=state.ema,
+      mesh=trainable.mesh,
+      step=step,
+      origin=f'checkpoints/{step}',
+      kind='ema',
     )
     protocol = run_context.protocol(
       experiment,

@@ -47,10 +47,7 @@ class Origin:
     Raises:
       UserError: it is damaged.
     """
-    file = None if self.run is None else self.run / name
-    if file is None or not file.is_file():
-      return kind()
-    return files.read_json(file, kind)
+    return kind() if self.run is None else files.read_json(self.run / name, kind, may_lack=True)
 
   def arrays(self, item: str) -> dict[str, np.ndarray]:
     """All arrays by slash-joined path, on the host.
@@ -83,17 +80,12 @@ def find(origin: str) -> Origin:
     return Origin(path=path, step=int(path.name))
   if not path.exists():
     raise types.UserError(f'no weights at {path}: there is no such file or folder')
-  steps = [int(p.name) for p in (*path.glob('checkpoints/*'), *path.glob('*')) if p.name.isdigit()]
+  steps = checkpoint.steps(path / 'checkpoints') or checkpoint.steps(path)
   if steps:
     inside = '' if path.name == 'checkpoints' else 'checkpoints/'
     raise types.UserError(
-      f'{path} holds checkpoints of steps {sorted(steps)}; name one, as {path}/{inside}{max(steps)}'
+      f'{path} holds checkpoints of steps {steps}; name one, as {path}/{inside}{max(steps)}'
     )
   raise types.UserError(
     f'{path} is neither a file of weights nor a folder checkpoints/STEP of a run'
   )
-
-
-def steps(run: pathlib.Path) -> list[int]:
-  """Steps of the checkpoints of a run, oldest first."""
-  return sorted(int(path.name) for path in run.glob('checkpoints/*') if path.name.isdigit())

@@ -1,64 +1,20 @@
-"""What several modes need: mesh, shapes of the state, weights to look at, samples, grids."""
+"""What several modes need: mesh, shapes of the state, facts of data, samples, grids."""
 
-from collections.abc import Mapping
 import contextlib
-import dataclasses
 import functools
-import pathlib
-from typing import Any
 
-from absl import logging
-from flax import nnx
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import checkpoint, rng, sharding, trees, types
+from diversedit_jax import checkpoint, rng, sharding, types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import learned, run_dir
-from diversedit_jax.modes import null_label, origins
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import average, initial, state, step
-from diversedit_jax.weights import misfits
+from diversedit_jax.training import state, step
 
 _NAME = 20  # Letters of a class's name beside a row.
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-  """Parameters to look at, and where they come from.
-
-  step: training steps behind them; None for a file.
-  origin: checkpoint or file, without folders; of a file of the hub its place.
-  kind: one of `card.WEIGHTS`.
-  label_dropout: share of labels that was dropped in their training, or in that of the weights that
-    it started from; for a file that of the config; None if it is not known.
-  label_names: names of the classes that they were trained on; () if they are not known.
-  remarks: sentences that make their samples doubtful.
-  """
-
-  graphdef: nnx.GraphDef
-  params: Mapping[str, Any]
-  mesh: jax.sharding.Mesh
-  step: int | None
-  origin: str
-  kind: str
-  label_dropout: float | None = None
-  label_names: tuple[str, ...] = ()
-  remarks: tuple[str, ...] = ()
-
-  @property
-  def label(self) -> str:
-    """The step, or the file's name, for names of results."""
-    file = pathlib.PurePath(self.origin.partition('#')[0])
-    return file.name if self.step is None else str(self.step)
-
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """Digest of the parameters, see `trees.fingerprint`; made once for all settings of a sweep."""
-    return trees.fingerprint(self.params)
 
 
 def make_mesh(experiment):
@@ -98,103 +54,6 @@ def make_step(experiment, trainable):
     accumulate=experiment.train.accumulate,
     fixed=trainable.fixed,
   )
-
-
-def open_weights(experiment, workdir, origin):
-  """The directory for results, and the weights to look at.
-
-  Args:
-    experiment: whose model the weights must fit.
-    workdir: directory of the run, or for results if there is an origin.
-    origin: a folder checkpoints/STEP, or a file of weights, here or on the hub; None takes the
-      run's newest checkpoint.
-
-  Raises:
-    UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
-  """
-  mesh = make_mesh(experiment)
-  wanted = experiment.sample.weights
-  dropout = experiment.train.label_dropout or (None if experiment.init_from else 0.0)
-  names = tuple(experiment.source.label_names)
-  if origin is None:
-    path = run_dir.open_for_reading(workdir, experiment.config, space_facts(experiment.source))
-    run_dir.check_results(path)
-    folder, number = path / 'checkpoints', None
-    dropout = null_label.dropped_by(path)
-    names = learned.label_names(path, experiment.source.digest, names)
-  else:
-    found = origins.find(origin)
-    path = run_dir.open_for_output(workdir)
-    if found.step is None:
-      kind, step = 'file', None
-      if found.about is not None:
-        found.about.check(experiment.config, space_facts(experiment.source))
-        kind, step = (found.about.weights[fact] for fact in ('kind', 'step'))
-        dropout = found.about.label_dropout
-        names = tuple(found.about.data['label_names'])
-      held = 'params' if kind == 'params' else 'ema'
-      if wanted != held:
-        raise types.UserError(
-          f'sample.weights={wanted} chooses among those of a checkpoint, but {found.name} is '
-          f'a file, which holds one set: give sample.weights={held}'
-        )
-      trainable = make_trainable(experiment, mesh, heads=False)
-      params, has_null = _from_file(found, trainable)
-      dropout = dropout if has_null else 0.0
-      return path, Weights(trainable.graphdef, params, mesh, step, found.name, kind, dropout, names)
-    folder, number = found.path.parent, found.step
-    if found.run is not None:
-      # Refuses another model, and one of other latents.
-      run_dir.open_for_reading(str(found.run), experiment.config, space_facts(experiment.source))
-      dropout = null_label.dropped_by(found.run)
-      names = learned.label_names(found.run, experiment.source.digest, names)
-  if not folder.is_dir():
-    raise types.UserError(f'no checkpoint in {folder}; train first')
-  trainable = make_trainable(experiment, mesh)
-  with contextlib.closing(checkpoint.Checkpoints(str(folder), read_only=True)) as checkpoints:
-    found, items, _ = checkpoints.restore(trainable.targets(wanted), number)
-  logging.info('%s weights of step %d', wanted, found)
-  return path, Weights(
-    trainable.graphdef,
-    items[wanted],
-    mesh,
-    found,
-    f'checkpoints/{found}',
-    wanted,
-    dropout,
-    names,
-    _remarks(folder.parent, found, wanted),
-  )
-
-
-def _remarks(path, number, kind):
-  """What is doubtful about weights of a step of the run in a directory, if there is one."""
-  if kind != 'ema' or not (path / 'config.json').exists():
-    return ()
-  decay, warmup = (run_dir.stored_value(path, f'train.ema_{key}') for key in ('decay', 'warmup'))
-  return tuple(filter(None, [average.remark(decay, warmup, number)]))
-
-
-def _from_file(origin, trainable):
-  """Weights that `python -m diversedit_jax.convert` wrote, and whether they have a null label.
-
-  A row of zeros stands for the null label of a model that never learned one.
-  """
-  flat = origin.arrays('ema')
-  wanted = trees.named_leaves(trainable.params)
-  if problems := faults(flat, wanted):
-    raise types.UserError(f'{origin.path} does not fit the config: {"; ".join(problems)}')
-  leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
-  params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
-  params = jax.tree.map(jax.device_put, params, trainable.shardings.params)
-  return params, bool(flat[initial.TABLE][-1].any())
-
-
-def faults(flat, wanted, *, finite=False):
-  """How arrays by name do not fit the leaves of a model; heads are left out: they only train it."""
-  shapes = {name: x.shape for name, x in wanted.items()}
-  is_head = lambda name: name.startswith('heads/')
-  return misfits.find(flat, shapes, unused=is_head, finite=finite)
 
 
 def data_facts(source):

@@ -11,7 +11,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import progress
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card, samples
-from diversedit_jax.modes import evaluate, identity, null_label, opening, run_context
+from diversedit_jax.modes import evaluate, identity, null_label, opening, restoring, run_context
 from diversedit_jax.sampling import generate
 
 _KEY = 'sample.labels'
@@ -29,7 +29,7 @@ def run(
     UserError: there are samples of another protocol in the folder.
   """
   decoder = opening.open_decoder(experiment, run_context.make_mesh(experiment))
-  path, weights = run_context.open_weights(experiment, workdir, origin)
+  path, weights = restoring.open_weights(experiment, workdir, origin)
   options, count = experiment.sample, experiment.sample.number
   classes = experiment.architecture.num_classes
   labels = generate.make_labels(options.labels, np.arange(count), classes, options.seed)

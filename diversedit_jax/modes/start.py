@@ -9,7 +9,7 @@ import ml_collections
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import trees, types
-from diversedit_jax.experiment import continuing, learned, run_dir
+from diversedit_jax.experiment import continuing, flat_config, learned, run_dir
 from diversedit_jax.modes import null_label, origins, run_context
 from diversedit_jax.training import initial
 from diversedit_jax.training import state as state_lib
@@ -46,20 +46,22 @@ def with_checkpoint(config: ml_collections.ConfigDict, origin: str) -> ml_collec
 
 def begin(
   experiment: experiment_lib.Experiment, trainable: state_lib.Trainable, workdir: str
-) -> tuple[experiment_lib.Experiment, Beginning | None]:
+) -> tuple[experiment_lib.Experiment, Beginning | None, Mapping[str, Any]]:
   """What a run starts from.
 
   A run that goes on is not started again: it needs neither the weights nor the keys that name them,
   and weights that have moved are known by their digest.
 
   Returns:
-    The experiment, with the keys by which the workdir's run started where it need not say them; and
-    the weights to start from, None for random ones or a run that goes on.
+    The experiment, with the keys by which the workdir's run started where it need not say them; the
+    weights to start from, None for random ones or a run that goes on; and what init.json says of
+    them, {} for random ones.
 
   Raises:
     UserError: no such weights, or they do not fit; or the workdir's run started from others.
   """
-  path, stored, recorded = run_dir.started_from(workdir)
+  path, stored = run_dir.started_from(workdir)
+  recorded = run_dir.beginning(path)
   if stored is not None:
     if not experiment.init_from:
       experiment = _with_keys(experiment, stored)
@@ -67,22 +69,14 @@ def begin(
       _check_same_weights(experiment, path, stored, recorded)
       experiment = _with_keys(experiment, {'init_from': stored['init_from']})
   if not experiment.init_from or continuing.newest_step(path):
-    return experiment, None
+    return experiment, None, recorded
   found = _begin(experiment, trainable)
   if recorded and recorded['sha256'] != found.facts['sha256']:
     raise types.UserError(
       f'init_from={experiment.init_from} is not what the run in {path} started from: SHA-256 '
       f'{recorded["sha256"]}, now {found.facts["sha256"]}. Restore it, or choose another workdir'
     )
-  return experiment, found
-
-
-def label_dropout(
-  experiment: experiment_lib.Experiment, found: Beginning | None, workdir: str
-) -> float | None:
-  """See `null_label.dropped`, of a run that begins, or goes on in a workdir."""
-  facts = run_dir.started_from(workdir)[2] if found is None else found.facts
-  return null_label.dropped(experiment.train.label_dropout, facts)
+  return experiment, found, found.facts
 
 
 def tell(found: Beginning, trainable: state_lib.Trainable) -> None:
@@ -171,12 +165,12 @@ def _differences(origin, experiment):
   stored, data = _known(origin)
   found = {}
   if stored:
-    given = run_dir.complete(run_dir.flatten(experiment.config))
-    theirs, ours = (run_dir.decisive(flat) for flat in (stored, given))
+    given = flat_config.of(experiment.config)
+    theirs, ours = flat_config.decisive(stored), flat_config.decisive(given)
     shown = {'model.time_input', 'interpolant.path', 'interpolant.prediction', 'model.heads'}
     if theirs['model.skip.enabled'] and ours['model.skip.enabled']:
       shown.add('model.skip.placement')
-    found = {k: v for k, v in run_dir.differences(theirs, ours).items() if k in shown}
+    found = {k: v for k, v in flat_config.differences(theirs, ours).items() if k in shown}
   for key in _FIXED:
     if key in found:
       theirs, ours = found[key]
@@ -186,8 +180,8 @@ def _differences(origin, experiment):
       )
   here = run_context.space_facts(experiment.source)
   known = [name for name in run_dir.SPACE if data.get(name) and name in here]
-  flat = (run_dir.flatten({name: of[name] for name in known}) for of in (data, here))
-  return found | run_dir.differences(*flat)
+  flat = (flat_config.flatten({name: of[name] for name in known}) for of in (data, here))
+  return found | flat_config.differences(*flat)
 
 
 def _known(origin):
@@ -195,7 +189,7 @@ def _known(origin):
   if origin.about is not None:
     return origin.about.config, origin.about.data
   if origin.run is not None:
-    return run_dir.stored_config(origin.run), learned.read(origin.run) or {}
+    return flat_config.stored(origin.run), learned.read(origin.run)
   return None, {}
 
 

@@ -12,7 +12,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.analysis import figures
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import evaluate, null_label, opening, run_context
+from diversedit_jax.modes import evaluate, null_label, opening, restoring
 from diversedit_jax.sampling import trajectory
 
 
@@ -27,7 +27,7 @@ def run(
     UserError: a guided setting for a model without classes or for MeanFlow; see `evaluate`.
   """
   options = experiment.sweep
-  path, weights = run_context.open_weights(experiment, workdir, origin)
+  path, weights = restoring.open_weights(experiment, workdir, origin)
   folder = path / 'eval'
   name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.label)
   base = null_label.sampler_for(experiment, evaluate.KEY)

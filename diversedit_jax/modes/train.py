@@ -47,8 +47,8 @@ def run(
   mesh = run_context.make_mesh(experiment)
   experiment_lib.check_devices(experiment, mesh)
   trainable = run_context.make_trainable(experiment, mesh)
-  experiment, beginning = start.begin(experiment, trainable, workdir)
-  dropout = start.label_dropout(experiment, beginning, workdir)
+  experiment, beginning, facts = start.begin(experiment, trainable, workdir)
+  dropout = null_label.dropped(experiment.train.label_dropout, facts)
   if experiment.preview.every:
     null_label.check_trained(experiment, dropout, [experiment.sampler])
   # Before the workdir is touched: these name a missing file of weights.
@@ -70,7 +70,7 @@ def _begun(trainable, beginning, path):
     return state.AT_RANDOM
   if jax.process_index() == 0:
     start.tell(beginning, trainable)
-    run_dir.record_start(path, beginning.facts)
+    run_dir.record_beginning(path, beginning.facts)
   return trainable.place(beginning.start)
 
 
@@ -140,7 +140,7 @@ def _check_machine(experiment, mesh, trainable, workdir):
 def _check_space(experiment, trainable, path):
   """Refuses a disk without room for the checkpoints that are kept at once, and the one after."""
   options, steps, folder = experiment.checkpoint, experiment.train.steps, path / 'checkpoints'
-  there = [int(step.name) for step in folder.glob('*') if step.name.isdigit()]
+  there = checkpoint.steps(folder)
   newest = max(there, default=0)
   to_come = max(-(-steps // options.every) - newest // options.every, 0) if newest < steps else 0
   # The oldest goes when the newest is there.

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.experiment import continuing, declarations, run_dir
+from diversedit_jax.experiment import continuing, declarations, flat_config, run_dir
 
 DATA = {'name': 'store/a', 'examples': 5, 'sha256': '1' * 64}
 
@@ -73,7 +73,7 @@ def test_the_refusal_of_another_value_shows_the_flag_with_which_it_is_accepted(r
   (kept,) = run.glob('config.until-40-*.json')
   assert json.loads(kept.read_text()) == old
   (entry,) = json.loads((run / 'changes.json').read_text())
-  stored = run_dir.flatten(old)[key]
+  stored = flat_config.flatten(old)[key]
   assert entry == {'step': 40, 'changed': {key: {'old': stored, 'new': value}}}
   # The job is requeued; then somebody types the old command.
   start(run, {key: value}, keys=[key])

@@ -13,7 +13,7 @@ from diversedit_jax import checkpoint, options, trees
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.modes import run_context
+from diversedit_jax.modes import restoring, run_context
 
 STEPS, WIDTH, DEPTH = 30, 16, 2
 SMALL = {
@@ -108,8 +108,13 @@ def untrained(workdir, step=30, **changes):
   )
   with contextlib.closing(checkpoint.Checkpoints(str(workdir / 'checkpoints'))) as checkpoints:
     checkpoints.save(step, trees_by_item | {'opt': {'count': np.int32(step)}}, {})
-  weights = run_context.Weights(
-    trainable.graphdef, trees_by_item['ema'], mesh, step, f'checkpoints/{step}', 'ema'
+  weights = restoring.Weights(
+    graphdef=trainable.graphdef,
+    params=trees_by_item['ema'],
+    mesh=mesh,
+    step=step,
+    origin=f'checkpoints/{step}',
+    kind='ema',
   )
   protocol = run_context.protocol(
     experiment, weights, np.arange(20), label_policy='balanced', seconds=1.0

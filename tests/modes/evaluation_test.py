@@ -10,7 +10,7 @@ from diversedit_jax import modes, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card, multihost, picture_metrics, reference
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.modes import evaluate, identity, opening, run_context
+from diversedit_jax.modes import evaluate, identity, opening, restoring, run_context
 from diversedit_jax.sampling import generate
 
 tiny_inception, files = picture_eval.tiny_inception, picture_eval.files
@@ -60,7 +60,7 @@ def test_the_archive_holds_the_samples_shuffled_with_their_labels(whole, files):
   assert set(found) == {'arr_0', 'arr_1'}
   assert found['arr_0'].shape == (N, 16, 16, 3) and found['arr_0'].dtype == np.uint8
   experiment = picture_eval.make(files)
-  _, weights = run_context.open_weights(experiment, str(files), str(files / 'weights.safetensors'))
+  _, weights = restoring.open_weights(experiment, str(files), str(files / 'weights.safetensors'))
   labels = generate.make_labels('random', np.arange(N), 3, experiment.sample.seed)
   generator = run_context.make_generator(experiment, weights.graphdef, weights.mesh, N)
   with run_context.sampling(experiment, weights.mesh):

@@ -16,7 +16,7 @@ import pytest
 
 from diversedit_jax import cli, config_file, convert, main, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.experiment import published, run_dir
+from diversedit_jax.experiment import flat_config, published
 from diversedit_jax.frozen import inception_files, vae, vae_files
 from diversedit_jax.modes import export, identity, inspect, run_context, sample
 from diversedit_jax.weights import array_files, location
@@ -81,10 +81,10 @@ def test_the_folder_has_the_weights_and_names_no_place_of_the_machine(run, folde
     'sha256': location.digest(folder / 'model.safetensors'),
   }
   told, given = (
-    run_dir.complete(run_dir.flatten(of))
+    flat_config.complete(flat_config.flatten(of))
     for of in (content['config'], json.loads(json.dumps(run.experiment.config.to_dict())))
   )
-  assert run_dir.differences(given, told) == {
+  assert flat_config.differences(given, told) == {
     'data.source': (f'arrays:{run.workdir.parent}/data.npz', 'arrays:data.npz'),
     'eval.inception': (f'{run.workdir.parent}/inception.pth', ''),
   }

@@ -18,7 +18,7 @@ from diversedit_jax import checkpoint, convert, modes, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import run_dir
+from diversedit_jax.experiment import flat_config, run_dir
 from diversedit_jax.methods import diverse, reg, registry
 from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
@@ -457,7 +457,7 @@ OTHER_SECTIONS = {*registry.sections(), 'sweep', 'init'} - {'diversity'}
 
 
 def test_every_key_is_read_after_it_was_checked(run):
-  keys = set(run_dir.flatten(experiment_lib.defaults().to_dict())) - ELSEWHERE
+  keys = set(flat_config.flatten(experiment_lib.defaults().to_dict())) - ELSEWHERE
   unread = {key for key in keys - run.seen if key.split('.')[0] not in OTHER_SECTIONS}
   assert not unread
 

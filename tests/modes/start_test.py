@@ -135,10 +135,10 @@ def test_a_run_that_drops_no_label_may_have_the_null_label_of_its_weights(source
   ):
     experiment, workdir = make(train__label_dropout=0.0, **begins), tmp_path / 'run'
     found = begun(experiment, workdir)[1]
-    assert start.label_dropout(experiment, found, str(workdir)) == dropped
+    assert null_label.dropped(0.0, found.facts) == dropped
     run = small_runs.untrained(tmp_path / str(dropped), 2, train__label_dropout=0.0)
     assert null_label.dropped_by(run.workdir) == 0
-    run_dir.record_start(run.workdir, found.facts)
+    run_dir.record_beginning(run.workdir, found.facts)
     assert null_label.dropped_by(run.workdir) == dropped
     origin = origins.find(str(run.workdir / 'checkpoints' / '2'))
     assert null_label.dropped_for(origin) == dropped
@@ -171,7 +171,7 @@ def test_a_run_that_had_saved_nothing_starts_from_its_weights_again(source, star
   shutil.copytree(started, workdir, ignore=shutil.ignore_patterns('checkpoints'))
   experiment = make(**ADDED)  # Without the key.
   trainable = run_context.make_trainable(experiment, run_context.make_mesh(experiment))
-  experiment, found = start.begin(experiment, trainable, str(workdir))
+  experiment, found, _ = start.begin(experiment, trainable, str(workdir))
   assert experiment.init_from == source.checkpoint and len(found.start.new) == 4
   facts = json.loads((workdir / 'init.json').read_text())
   (workdir / 'init.json').write_text(json.dumps(facts | {'sha256': '0' * 64}))

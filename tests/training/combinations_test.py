@@ -15,7 +15,7 @@ from configs import digits
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes
 from diversedit_jax.methods import registry
-from diversedit_jax.modes import run_context
+from diversedit_jax.modes import restoring
 
 METHODS = (
   'flow',
@@ -55,7 +55,7 @@ def make(method):
 
 
 def final_parameters(workdir, experiment):
-  _, weights = run_context.open_weights(experiment, str(workdir), None)
+  _, weights = restoring.open_weights(experiment, str(workdir), None)
   assert weights.step == STEPS
   return [np.asarray(x) for x in jax.tree.leaves(weights.params)]
 

@@ -1,0 +1,167 @@
+"""Weights to look at: of the workdir's run, of another checkpoint, or of a file."""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from absl import logging
+from flax import nnx
+import jax
+
+from diversedit_jax import checkpoint, trees, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.experiment import flat_config, learned, run_dir
+from diversedit_jax.modes import null_label, origins, run_context
+from diversedit_jax.training import average, initial
+from diversedit_jax.weights import misfits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+  """Parameters to look at, and where they come from.
+
+  step: training steps behind them; None for a file.
+  origin: checkpoint or file, without folders; of a file of the hub its place.
+  kind: one of `card.WEIGHTS`.
+  label_dropout: share of labels that was dropped in their training, or in that of the weights that
+    it started from; for a file that of the config; None if it is not known.
+  label_names: names of the classes that they were trained on; () if they are not known.
+  remarks: sentences that make their samples doubtful.
+  """
+
+  graphdef: nnx.GraphDef
+  params: Mapping[str, Any]
+  mesh: jax.sharding.Mesh
+  step: int | None
+  origin: str
+  kind: str
+  label_dropout: float | None = None
+  label_names: tuple[str, ...] = ()
+  remarks: tuple[str, ...] = ()
+
+  @property
+  def label(self) -> str:
+    """The step, or the file's name, for names of results."""
+    file = pathlib.PurePath(self.origin.partition('#')[0])
+    return file.name if self.step is None else str(self.step)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the parameters, see `trees.fingerprint`; made once for all settings of a sweep."""
+    return trees.fingerprint(self.params)
+
+
+def open_weights(
+  experiment: experiment_lib.Experiment, workdir: str, origin: str | None
+) -> tuple[pathlib.Path, Weights]:
+  """The directory for results, and the weights to look at.
+
+  Args:
+    experiment: whose model the weights must fit.
+    workdir: directory of the run, or for results if there is an origin.
+    origin: a folder checkpoints/STEP, or a file of weights, here or on the hub; None takes the
+      run's newest checkpoint.
+
+  Raises:
+    UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
+  """
+  space = run_context.space_facts(experiment.source)
+  if origin is None:
+    path = run_dir.open_for_reading(workdir, experiment.config, space)
+    run_dir.check_results(path)
+    return path, _of_checkpoint(experiment, path / 'checkpoints', None, path)
+  found = origins.find(origin)
+  path = run_dir.open_for_output(workdir)
+  if found.step is None:
+    return path, _of_file(experiment, found)
+  if found.run is not None:  # Refuses another model, and one of other latents.
+    run_dir.open_for_reading(str(found.run), experiment.config, space)
+  return path, _of_checkpoint(experiment, found.path.parent, found.step, found.run)
+
+
+def _of_checkpoint(experiment, folder, number, run):
+  """Weights of a step in a folder of checkpoints, None for the newest; of a run if it is known."""
+  if not folder.is_dir():
+    raise types.UserError(f'no checkpoint in {folder}; train first')
+  wanted, names = experiment.sample.weights, tuple(experiment.source.label_names)
+  mesh = run_context.make_mesh(experiment)
+  trainable = run_context.make_trainable(experiment, mesh)
+  with contextlib.closing(checkpoint.Checkpoints(str(folder), read_only=True)) as checkpoints:
+    step, items, _ = checkpoints.restore(trainable.targets(wanted), number)
+  logging.info('%s weights of step %d', wanted, step)
+  weights = Weights(
+    graphdef=trainable.graphdef,
+    params=items[wanted],
+    mesh=mesh,
+    step=step,
+    origin=f'checkpoints/{step}',
+    kind=wanted,
+    label_dropout=_by_config(experiment),
+    label_names=names,
+  )
+  if run is None:
+    return weights
+  return dataclasses.replace(
+    weights,
+    label_dropout=null_label.dropped_by(run),
+    label_names=learned.label_names(run, experiment.source.digest, names),
+    remarks=_remarks(run, step, wanted),
+  )
+
+
+def _of_file(experiment, found):
+  """Weights of a file that `convert` or `--mode=export` wrote."""
+  kind, step, dropout = 'file', None, _by_config(experiment)
+  names = tuple(experiment.source.label_names)
+  if found.about is not None:
+    found.about.check(experiment.config, run_context.space_facts(experiment.source))
+    kind, step = (found.about.weights[fact] for fact in ('kind', 'step'))
+    dropout, names = found.about.label_dropout, tuple(found.about.data['label_names'])
+  wanted, held = experiment.sample.weights, 'params' if kind == 'params' else 'ema'
+  if wanted != held:
+    raise types.UserError(
+      f'sample.weights={wanted} chooses among those of a checkpoint, but {found.name} is '
+      f'a file, which holds one set: give sample.weights={held}'
+    )
+  mesh = run_context.make_mesh(experiment)
+  trainable = run_context.make_trainable(experiment, mesh, heads=False)
+  flat, wanted = found.arrays('ema'), trees.named_leaves(trainable.params)
+  if problems := faults(flat, wanted):
+    raise types.UserError(f'{found.path} does not fit the config: {"; ".join(problems)}')
+  leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
+  params = jax.tree.unflatten(jax.tree.structure(trainable.params), leaves)
+  return Weights(
+    graphdef=trainable.graphdef,
+    params=jax.tree.map(jax.device_put, params, trainable.shardings.params),
+    mesh=mesh,
+    step=step,
+    origin=found.name,
+    kind=kind,
+    # A row of zeros stands for the null label of a model that never learned one.
+    label_dropout=dropout if flat[initial.TABLE][-1].any() else 0.0,
+    label_names=names,
+  )
+
+
+def _by_config(experiment):
+  """Share of labels that weights without a run were trained without, as far as the config says."""
+  return experiment.train.label_dropout or (None if experiment.init_from else 0.0)
+
+
+def _remarks(path, number, kind):
+  """What is doubtful about weights of a step of the run in a directory."""
+  if kind != 'ema':
+    return ()
+  stored = flat_config.stored(path)
+  remark = average.remark(stored['train.ema_decay'], stored['train.ema_warmup'], number)
+  return (remark,) if remark else ()
+
+
+def faults(flat, wanted, *, finite=False):
+  """How arrays by name do not fit the leaves of a model; heads are left out: they only train it."""
+  shapes = {name: x.shape for name, x in wanted.items()}
+  is_head = lambda name: name.startswith('heads/')
+  return misfits.find(flat, shapes, unused=is_head, finite=finite)
