@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,15 +59,12 @@ def cached_statistics(
     UserError: the source has no square uint8 colour pictures, or not all processes see the folder.
   """
   pictures.check_source(source)
-  facts = {
-    'inception_sha256': network.sha256,
-    'image_size': source.pixel_shape[0],
-    'resize': network.resize,
-    'source': source.name,
-    'source_sha256': source.pixels_digest(),
-    'network': network.facts(),
-    'versions': card.versions(),
-  }
+  facts = facts_of(
+    network,
+    image_size=source.pixel_shape[0],
+    source=source.name,
+    sha256=source.pixels_digest(),
+  )
   path = folder / file_name(source, network)
   if not checkpoint.all_processes(path.is_file()):
     read = pictures.batches(source, batch_size)
@@ -75,6 +73,21 @@ def cached_statistics(
       reference.write(path, summary, facts)
     multihost.wait_for(path.is_file, folder)
   return reference.read(path)
+
+
+def facts_of(
+  network: feature_network.FeatureNetwork, *, image_size: int, source: str, sha256: str
+) -> dict[str, Any]:
+  """Facts of statistics, as `reference.Reference` has them: the network, and which pictures."""
+  return {
+    'inception_sha256': network.sha256,
+    'image_size': image_size,
+    'resize': network.resize,
+    'source': source,
+    'source_sha256': sha256,
+    'network': network.facts(),
+    'versions': card.versions(),
+  }
 
 
 def file_name(source: sources.Source, network: feature_network.FeatureNetwork) -> str:

@@ -163,13 +163,9 @@ def _statistics(found, network, mesh, batch_size) -> reference.Reference:
 
   made = cached_statistics.summarise(read(), len(found), network, mesh, batch_size)
   given = {name: getattr(made, name) for name in ('n', 'mu', 'sigma', 'mu_s', 'sigma_s', 'pool_ND')}
-  facts = {
-    'inception_sha256': network.sha256,
-    'image_size': found.image_shape[0],
-    'resize': network.resize,
-    'source': found.name,
-    'source_sha256': digest.hexdigest(),
-  }
+  facts = cached_statistics.facts_of(
+    network, image_size=found.image_shape[0], source=found.name, sha256=digest.hexdigest()
+  )
   return reference.Reference(name=found.name, sha256=digest.hexdigest(), facts=facts, **given)
 
 
