@@ -6,6 +6,7 @@ Each ends with one message on stderr and exit code 2, and writes nothing. They a
 
 import dataclasses
 import re
+import shlex
 import zlib
 
 from helpers import command_server
@@ -17,40 +18,36 @@ from diversedit_jax.experiment import declarations
 
 KEYS = declarations.keys()
 _LOG = re.compile(r'[IW]\d{4} |\w+\.py:\d+: \w*Warning')
+_VARIABLE = re.compile('[A-Z_]+=')
 _LONGEST = 900  # Characters of a message.
+ABSENT = '/nowhere/at all'
 
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
   """A command line, and words of its message. DATA is the folder of the fixture `data`."""
 
-  module: str
+  program: str
   argv: tuple[str, ...]
   words: str
-  env: tuple[tuple[str, str | None], ...] = ()
+  env: tuple[tuple[str, str], ...] = ()
 
   def __str__(self):
-    return ' '.join([self.module.rpartition('.')[2], *self.argv, *(name for name, _ in self.env)])
+    return ' '.join([self.program, *self.argv, *(name for name, _ in self.env)])
 
 
-def main(words, *argv, config='digits', **env):
-  given = [] if config is None else [f'--config={config}']
-  return Mistake('diversedit_jax.main', (*given, *argv), words, tuple(env.items()))
+def main(words, *argv, config='digits'):
+  return Mistake('main', (f'--config={config}', *argv, '--mode=plan'), words)
 
 
-def prepare(words, *argv, source='DATA/pictures', output='store'):
-  where = [f'--{k}={v}' for k, v in (('source', source), ('output', output)) if v is not None]
-  return Mistake('diversedit_jax.prepare', (*where, *argv), words)
-
-
-def convert(words, *argv, given='DATA/plain.npz', output='out.npz'):
-  where = [f'--{k}={v}' for k, v in (('input', given), ('output', output)) if v is not None]
-  return Mistake('diversedit_jax.convert', (*where, *argv), words)
-
-
-def evaluate(words, *argv, samples='DATA/samples.npz', reference='DATA/samples.npz'):
-  where = [f'--{k}={v}' for k, v in (('samples', samples), ('reference', reference)) if v]
-  return Mistake('diversedit_jax.evaluate_npz', (*where, *argv), words)
+def listed(program, table, *more):
+  """Mistakes from lines of words, '|', variables and arguments; ABSENT is a file that is not."""
+  for line in table.strip().splitlines():
+    words, _, given = (part.strip() for part in line.partition('|'))
+    tokens = [token.replace('ABSENT', ABSENT) for token in shlex.split(given)]
+    argv = tuple(token for token in tokens if not _VARIABLE.match(token))
+    env = tuple(tuple(token.split('=')) for token in tokens if _VARIABLE.match(token))
+    yield Mistake(program, (*argv, *more), words.replace('ABSENT', ABSENT), env)
 
 
 # From the declarations: one wrong value for every key, an unknown key in every section.
@@ -84,74 +81,72 @@ def of_keys():
   for name, key in KEYS.items():
     text = wrong_value(key)
     if text is not None:
-      yield main(name, f'--config.{name}={text}', '--mode=plan')
+      yield main(name, f'--config.{name}={text}')
   sections = {name.rpartition('.')[0] for name in KEYS} - {''}
   for section in sorted(sections):
     first = next(name for name in KEYS if name.startswith(f'{section}.'))
-    yield main('did you mean', f'--config.{first}z=1', '--mode=plan')
+    yield main('did you mean', f'--config.{first}z=1')
 
 
 # Written down: what excludes each other, files, flags, configs, surroundings.
 
-ABSENT = '/nowhere/at all'
-PICTURES = ('--config.data.source=folder:DATA/pictures', '--config.data.size=8')
-LATENTS = ('--config.data.source=synthetic:8x8x4:10',)
+TOGETHER = """
+guidance_scale | --config=digits:method=meanflow --config.sampler.guidance_scale=2.0
+average velocities | --config=digits:method=flow --config.sampler.kind=average_velocity
+class_token_scale | --config=digits:method=flow --config.sampler.class_token_scale=2
+meanflow | --config=digits:method=flow+meanflow
+reg | --config=digits:method=reg+meanflow
+diverse | --config=digits:method=diverse+diverse
+repa | --config=digits:method=flow+repaa
+block | --config=digits:method=sra --config.sra.teacher_block=99
+block | --config=digits:method=dispersive --config.dispersive.block=99
+diversity.layers | --config=digits:method=diverse --config.diversity.layers=0,3
+diversity.layers | --config=digits:method=diverse --config.diversity.layers=first
+no encoder 'dino' | --config=digits:method=repa --config.repa.pairs=dino@3
+repa.pairs | --config=digits:method=repa --config.repa.pairs=pca@99
+heads | --config=digits:skips=False --config.model.width=97
+depth | --config=digits:skips --config.model.depth=5
+patch_size | --config=digits --config.model.patch_size=3
+model.size | --config=digits --config.model.size=S/2
+accumulate | --config=digits --config.train.accumulate=3
+batch_size | --config=digits --config.train.batch_size=5000
+warmup | --config=digits --config.optimizer.warmup_steps=5000
+workers | --config=digits --config.data.workers=2
+guidance | --config=digits --config.sampler.guidance_low=0.8 --config.sampler.guidance_high=0.2
+train.label_dropout | --config=digits --config.train.label_dropout=1
+optimizer.freeze | --config=digits --config.optimizer.freeze=nothing_like_it
+sample.labels | --config=digits --config.sample.labels=11
+sample.labels | --config=digits --config.sample.labels=balancd
+eval.name | --config=digits --config.eval.name=../x
+eval.encoder_weights | --config=digits --config.eval.encoder=dinov2-vit-b
+plan.compile_for | --config=digits --config.plan.compile_for=h2000:8
+data.space | --config=digits --config.data.space=latents
+crop | --config=digits --config.data.crop=center
+data source | --config=digits --config.data.source=folders:x
+data.size | --config=digits --config.data.source=folder:DATA/pictures
+ABSENT | --config=digits --config.data.source=folder:ABSENT --config.data.size=8
+ABSENT | --config=digits --config.data.source=zip:ABSENT --config.data.size=8
+ABSENT | --config=digits --config.data.source=csv:ABSENT --config.data.size=8
+ABSENT | --config=digits --config.data.source=store:ABSENT
+ABSENT | --config=digits --config.data.source=arrays:ABSENT
+plain.npz | --config=digits --config.data.source=arrays:DATA/plain.npz
+text.npz | --config=digits --config.data.source=arrays:DATA/text.npz
+text.npz | --config=digits --config.data.source=tar:DATA/text.npz --config.data.size=8
+text.npz | --config=digits --config.data.source=zip:DATA/text.npz --config.data.size=8
+tfds | --config=digits --config.data.source=tfds:no_such_set --config.data.size=8
+synthetic | --config=digits --config.data.source=synthetic:8x8
+ABSENT | --config=digits --config.data.source=folder:DATA/pictures --config.data.size=8 \
+  --config.data.classes=ABSENT
+num_classes | --config=digits --config.data.source=folder:DATA/pictures --config.data.size=8 \
+  --config.data.num_classes=3
+"""
 
-TOGETHER = [
-  ('method=meanflow', 'guidance_scale', '--config.sampler.guidance_scale=2.0'),
-  ('method=flow', 'average velocities', '--config.sampler.kind=average_velocity'),
-  ('method=flow', 'class_token_scale', '--config.sampler.class_token_scale=2'),
-  ('method=flow+meanflow', 'meanflow'),
-  ('method=reg+meanflow', 'reg'),
-  ('method=diverse+diverse', 'diverse'),
-  ('method=flow+repaa', 'repa'),
-  ('method=sra', 'block', '--config.sra.teacher_block=99'),
-  ('method=dispersive', 'block', '--config.dispersive.block=99'),
-  ('method=diverse', 'diversity.layers', '--config.diversity.layers=0,3'),
-  ('method=diverse', 'diversity.layers', '--config.diversity.layers=first'),
-  ('method=repa', "no encoder 'dino'", '--config.repa.pairs=dino@3'),
-  ('method=repa', 'repa.pairs', '--config.repa.pairs=pca@99'),
-  ('skips=False', 'heads', '--config.model.width=97'),
-  ('skips', 'depth', '--config.model.depth=5'),
-  ('', 'patch_size', '--config.model.patch_size=3'),
-  ('', 'model.size', '--config.model.size=S/2'),
-  ('', 'accumulate', '--config.train.accumulate=3'),
-  ('', 'batch_size', '--config.train.batch_size=5000'),
-  ('', 'warmup', '--config.optimizer.warmup_steps=5000'),
-  ('', 'workers', '--config.data.workers=2'),
-  ('', 'guidance', '--config.sampler.guidance_low=0.8', '--config.sampler.guidance_high=0.2'),
-  ('', 'train.label_dropout', '--config.train.label_dropout=1'),
-  ('', 'optimizer.freeze', '--config.optimizer.freeze=nothing_like_it'),
-  ('', 'sample.labels', '--config.sample.labels=11'),
-  ('', 'sample.labels', '--config.sample.labels=balancd'),
-  ('', 'eval.name', '--config.eval.name=../x'),
-  ('', 'eval.encoder_weights', '--config.eval.encoder=dinov2-vit-b'),
-  ('', 'plan.compile_for', '--config.plan.compile_for=h2000:8'),
-  ('', 'data.space', '--config.data.space=latents'),
-  ('', 'crop', '--config.data.crop=center'),
-  ('', 'data source', '--config.data.source=folders:x'),
-  ('', 'data.size', '--config.data.source=folder:DATA/pictures'),
-  ('', ABSENT, f'--config.data.source=folder:{ABSENT}', '--config.data.size=8'),
-  ('', ABSENT, f'--config.data.source=zip:{ABSENT}', '--config.data.size=8'),
-  ('', ABSENT, f'--config.data.source=csv:{ABSENT}', '--config.data.size=8'),
-  ('', ABSENT, f'--config.data.source=store:{ABSENT}'),
-  ('', ABSENT, f'--config.data.source=arrays:{ABSENT}'),
-  ('', 'plain.npz', '--config.data.source=arrays:DATA/plain.npz'),
-  ('', 'text.npz', '--config.data.source=arrays:DATA/text.npz'),
-  ('', 'text.npz', '--config.data.source=tar:DATA/text.npz', '--config.data.size=8'),
-  ('', 'text.npz', '--config.data.source=zip:DATA/text.npz', '--config.data.size=8'),
-  ('', 'tfds', '--config.data.source=tfds:no_such_set', '--config.data.size=8'),
-  ('', 'synthetic', '--config.data.source=synthetic:8x8'),
-  ('', ABSENT, *PICTURES, f'--config.data.classes={ABSENT}'),
-  ('', 'num_classes', *PICTURES, '--config.data.num_classes=3'),
-]
-
-
-def of_combinations():
-  for argument, words, *argv in TOGETHER:
-    yield main(words, '--mode=plan', *argv, config=f'digits:{argument}'.removesuffix(':'))
-
-
+_CHANGING = """
+from configs import common
+def get_config():
+  c = common.base(); {}
+  return c
+"""
 CONFIGS = {
   'syntax': ('def get_config(:', 'line 1'),
   'fault': ('def get_config():\n  return {}["forgotten"]\n', 'line 2'),
@@ -160,132 +155,140 @@ CONFIGS = {
   'empty': ('', 'get_config'),
   'argument': ('def get_config(size):\n  return {}\n', 'size'),
   'number': ('def get_config():\n  return 3\n', 'get_config'),
-  'key': (
-    'from configs import common\ndef get_config():\n  c = common.base()\n  c.train.stepz = 1\n'
-    '  return c\n',
-    'stepz',
-  ),
-  'type': (
-    'from configs import common\ndef get_config():\n  c = common.base()\n  c.train.steps = "a"\n'
-    '  return c\n',
-    'line 4',
-  ),
+  'key': (_CHANGING.format('c.train.stepz = 1'), 'stepz'),
+  'type': (_CHANGING.format('c.train.steps = "a"'), 'line 4'),
   'bytes': ('x = "\0"', 'null bytes'),
 }
 
-FLAGS = [
-  main('no config', config=None),
-  main('no config', '--config.seed=1', '--mode=keys', config=None),
-  main('twice', '--config=digits'),
-  main('did you mean', config='configs/digts.py'),
-  main(ABSENT, config=f'{ABSENT}.py'),
-  main('names no file', config=''),
-  main('is a folder', config='DATA'),
-  main("did you mean 'method'", '--mode=plan', config='digits:metod=flow'),
-  main("did you mean 'skips'", '--mode=plan', config='digits:skip'),
-  main('steps', '--mode=plan', config='digits:steps=many'),
-  main('nearest', '--mode=plan', config='paper:table1/SiT-B+DiverseDit2'),
-  main('many experiments', '--mode=plan', config='paper'),
-  main('nothing to list', '--mode=list'),
-  main("did you mean 'plan'", '--mode=pln'),
-  main("did you mean '--workdir'", '--wrkdir=x'),
-  main('unexpected arguments', 'mode=plan'),
-  main('no workdir', '--mode=train'),
-  main('is a file', '--workdir=DATA/plain.npz'),
-  main('cannot be written', '--workdir=DATA/plain.npz/run'),
-  main('URL', '--workdir=gs://bucket/run'),
-  main('--checkpoint is not for', '--checkpoint=x', '--mode=plan'),
-  main('--continue_with is not for', '--continue_with=seed', '--mode=plan'),
-  main('holds no run', '--workdir=run', '--mode=eval'),
-  main('', '--mode=inspect', config=None),
-  main(ABSENT, '--mode=inspect', f'--checkpoint={ABSENT}', config=None),
-  main('text.pt', '--mode=inspect', '--checkpoint=DATA/text.pt', config=None),
-  main('give one', '--mode=eval', '--workdir=a', '--output=b', '--checkpoint=DATA/plain.npz'),
-  main('square pictures', '--workdir=run', '--config.eval.every=9', '--config.eval.reference=x'),
-  main('--output', '--mode=export', '--workdir=run'),
-  main('hf://', '--mode=sample', '--workdir=run', '--checkpoint=hf://one'),
-  main(ABSENT, '--workdir=run', '--mode=sample', f'--checkpoint={ABSENT}'),
-  main(ABSENT, '--mode=sample', '--workdir=run', *LATENTS, f'--config.vae.weights={ABSENT}'),
-  main('optimizer', '--mode=keys', 'optimiser'),
-  main('no value', '--mode=plan', '--config.seed'),
-  main('--noconfig', '--mode=plan', '--noconfig.seed'),
-  main('is a section', '--mode=plan', '--config.model=1'),
-  main('without keys below', '--mode=plan', '--config.seed.x=1'),
-  main('absent.flags', '--mode=plan', '--flagfile=absent.flags'),
-  main('home folder', '--workdir=~nobody_of_this_name/run'),
-  main('JAX_PLATFORMS', '--workdir=run', JAX_PLATFORMS='cudaa'),
-  main('JAX_COORDINATOR_ADDRESS', '--distributed', '--workdir=run'),
-  main('JAX_NUM_PROCESSES', '--distributed', '--workdir=run', JAX_NUM_PROCESSES='two'),
-  main(
-    'expected less', '--distributed', '--workdir=run', JAX_NUM_PROCESSES='2', JAX_PROCESS_ID='2'
-  ),
-  main('not HOST:PORT', '--distributed', '--workdir=run', JAX_COORDINATOR_ADDRESS='here'),
-  prepare('--source', source=None),
-  prepare('--output', output=None),
-  prepare('did you mean', '--siz=8', '--store=pixels'),
-  prepare('did you mean', '--store=pixel'),
-  prepare('did you mean', '--store=pixels', '--crop=centre'),
-  prepare('orientation', '--store=pixels', '--orientation=up'),
-  prepare('needs --vae'),
-  prepare(ABSENT, f'--vae={ABSENT}'),
-  prepare('does not go with', '--store=pixels', '--twins'),
-  prepare('does not go with', '--store=pixels', '--dtype=float16'),
-  prepare('--size', '--store=pixels', '--size=0'),
-  prepare('--size', '--store=pixels', '--size=big'),
-  prepare('--threads', '--store=pixels', '--threads=-1'),
-  prepare('--batch_size', '--store=pixels', '--batch_size=nan'),
-  prepare('i/n', '--store=pixels', '--shard=1'),
-  prepare('counted from 0', '--store=pixels', '--shard=4/4'),
-  prepare('--shard', '--store=pixels', '--shard=0/2', '--distributed'),
-  prepare('numbers', '--vae=x', '--vae_scale=a'),
-  prepare('takes --output alone', '--verify'),
-  prepare('store', '--verify', source=None),
-  prepare('lies in --source', '--store=pixels', output='DATA/pictures/store'),
-  prepare('is a file', '--store=pixels', output='DATA/plain.npz'),
-  prepare('URL', '--store=pixels', output='gs://bucket/x'),
-  prepare('did you mean', '--store=pixels', source='foldr:x'),
-  prepare(ABSENT, '--store=pixels', source=ABSENT),
-  prepare('text.npz', '--store=pixels', source='DATA/text.npz'),
-  prepare(ABSENT, '--store=pixels', f'--classes={ABSENT}'),
-  prepare('no pictures', '--store=pixels', source='DATA/empty'),
-  convert('--input', given=None),
-  convert('--output', output=None),
-  convert('did you mean', '--famly=dit'),
-  convert(ABSENT, given=ABSENT + '.pt'),
-  convert('text.npz', given='DATA/text.npz'),
-  convert('text.safetensors', given='DATA/text.safetensors'),
-  convert('text.pt', given='DATA/text.pt'),
-  convert('does not fit'),
-  convert('dit', '--family=dut'),
-  convert('--patch_size', '--patch_size=2'),
-  convert('--patch_size', '--to=torch', '--patch_size=two'),
-  convert('ROWS', '--grid=4y4'),
-  convert('--to', '--to=onnx'),
-  convert('exists', output='DATA/plain.npz'),
-  convert('cannot hold our weights', output='out.pt'),
-  convert('.zip', output='out.zip'),
-  evaluate('--samples is needed', samples=None),
-  evaluate('--reference is needed', reference=None),
-  evaluate('did you mean', '--samplse=x'),
-  evaluate('unexpected', 'x'),
-  evaluate('exists', '--output=DATA/plain.npz'),
-  evaluate(ABSENT, f'--inception={ABSENT}'),
-  evaluate(ABSENT, '--inception=random:0', samples=f'{ABSENT}.npz'),
-  evaluate(ABSENT, '--inception=random:0', reference=f'{ABSENT}.npz'),
-  evaluate('text.npz', '--inception=random:0', samples='DATA/text.npz'),
-  evaluate('did you mean', '--precision_recall=float61'),
-  evaluate('batch_size', '--batch_size=0'),
-  evaluate('kid_subsets', '--kid_subsets=-1'),
-  evaluate('kid_subsets', '--kid_subsets=some'),
-]
+MAIN = """
+no config |
+no config | --config.seed=1 --mode=keys
+twice | --config=digits --config=digits
+did you mean | --config=configs/digts.py
+ABSENT | --config=ABSENT.py
+names no file | --config=
+is a folder | --config=DATA
+did you mean 'method' | --config=digits:metod=flow --mode=plan
+did you mean 'skips' | --config=digits:skip --mode=plan
+steps | --config=digits:steps=many --mode=plan
+nearest | --config=paper:table1/SiT-B+DiverseDit2 --mode=plan
+many experiments | --config=paper --mode=plan
+nothing to list | --config=digits --mode=list
+did you mean 'plan' | --config=digits --mode=pln
+did you mean '--workdir' | --config=digits --wrkdir=x
+unexpected arguments | --config=digits mode=plan
+no workdir | --config=digits --mode=train
+is a file | --config=digits --workdir=DATA/plain.npz
+cannot be written | --config=digits --workdir=DATA/plain.npz/run
+URL | --config=digits --workdir=gs://bucket/run
+--checkpoint is not for | --config=digits --checkpoint=x --mode=plan
+--continue_with is not for | --config=digits --continue_with=seed --mode=plan
+holds no run | --config=digits --workdir=run --mode=eval
+looks at a run or at weights | --mode=inspect
+ABSENT | --mode=inspect --checkpoint=ABSENT
+text.pt | --mode=inspect --checkpoint=DATA/text.pt
+give one | --config=digits --mode=eval --workdir=a --output=b --checkpoint=DATA/plain.npz
+square pictures | --config=digits --workdir=run --config.eval.every=9 --config.eval.reference=x
+--output | --config=digits --mode=export --workdir=run
+hf:// | --config=digits --mode=sample --workdir=run --checkpoint=hf://one
+ABSENT | --config=digits --workdir=run --mode=sample --checkpoint=ABSENT
+ABSENT | --config=digits --mode=sample --workdir=run --config.data.source=synthetic:8x8x4:10 \
+  --config.vae.weights=ABSENT
+optimizer | --config=digits --mode=keys optimiser
+no value | --config=digits --mode=plan --config.seed
+--noconfig | --config=digits --mode=plan --noconfig.seed
+is a section | --config=digits --mode=plan --config.model=1
+without keys below | --config=digits --mode=plan --config.seed.x=1
+absent.flags | --config=digits --mode=plan --flagfile=absent.flags
+home folder | --config=digits --workdir=~nobody_of_this_name/run
+JAX_PLATFORMS | JAX_PLATFORMS=cudaa --config=digits --workdir=run
+JAX_COORDINATOR_ADDRESS | --config=digits --distributed --workdir=run
+JAX_NUM_PROCESSES | JAX_NUM_PROCESSES=two --config=digits --distributed --workdir=run
+expected less | JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=2 --config=digits --distributed --workdir=run
+not HOST:PORT | JAX_COORDINATOR_ADDRESS=here --config=digits --distributed --workdir=run
+"""
+
+PREPARE = """
+--source | --output=store
+--output | --source=DATA/pictures
+did you mean | --source=DATA/pictures --output=store --siz=8 --store=pixels
+did you mean | --source=DATA/pictures --output=store --store=pixel
+did you mean | --source=DATA/pictures --output=store --store=pixels --crop=centre
+orientation | --source=DATA/pictures --output=store --store=pixels --orientation=up
+needs --vae | --source=DATA/pictures --output=store
+ABSENT | --source=DATA/pictures --output=store --vae=ABSENT
+does not go with | --source=DATA/pictures --output=store --store=pixels --twins
+does not go with | --source=DATA/pictures --output=store --store=pixels --dtype=float16
+--size | --source=DATA/pictures --output=store --store=pixels --size=0
+--size | --source=DATA/pictures --output=store --store=pixels --size=big
+--threads | --source=DATA/pictures --output=store --store=pixels --threads=-1
+--batch_size | --source=DATA/pictures --output=store --store=pixels --batch_size=nan
+i/n | --source=DATA/pictures --output=store --store=pixels --shard=1
+counted from 0 | --source=DATA/pictures --output=store --store=pixels --shard=4/4
+--shard | --source=DATA/pictures --output=store --store=pixels --shard=0/2 --distributed
+numbers | --source=DATA/pictures --output=store --vae=x --vae_scale=a
+takes --output alone | --source=DATA/pictures --output=store --verify
+store | --output=store --verify
+lies in --source | --source=DATA/pictures --output=DATA/pictures/store --store=pixels
+is a file | --source=DATA/pictures --output=DATA/plain.npz --store=pixels
+URL | --source=DATA/pictures --output=gs://bucket/x --store=pixels
+did you mean | --source=foldr:x --output=store --store=pixels
+ABSENT | --source=ABSENT --output=store --store=pixels
+text.npz | --source=DATA/text.npz --output=store --store=pixels
+ABSENT | --source=DATA/pictures --output=store --store=pixels --classes=ABSENT
+no pictures | --source=DATA/empty --output=store --store=pixels
+"""
+
+CONVERT = """
+--input | --output=out.npz
+--output | --input=DATA/plain.npz
+did you mean | --input=DATA/plain.npz --output=out.npz --famly=dit
+ABSENT | --input=ABSENT.pt --output=out.npz
+text.npz | --input=DATA/text.npz --output=out.npz
+text.safetensors | --input=DATA/text.safetensors --output=out.npz
+text.pt | --input=DATA/text.pt --output=out.npz
+does not fit | --input=DATA/plain.npz --output=out.npz
+dit | --input=DATA/plain.npz --output=out.npz --family=dut
+--patch_size | --input=DATA/plain.npz --output=out.npz --patch_size=2
+--patch_size | --input=DATA/plain.npz --output=out.npz --to=torch --patch_size=two
+ROWS | --input=DATA/plain.npz --output=out.npz --grid=4y4
+--to | --input=DATA/plain.npz --output=out.npz --to=onnx
+exists | --input=DATA/plain.npz --output=DATA/plain.npz
+cannot hold our weights | --input=DATA/plain.npz --output=out.pt
+.zip | --input=DATA/plain.npz --output=out.zip
+"""
+
+EVALUATE_NPZ = """
+--samples is needed | --reference=DATA/samples.npz
+--reference is needed | --samples=DATA/samples.npz
+did you mean | --samples=DATA/samples.npz --reference=DATA/samples.npz --samplse=x
+unexpected | --samples=DATA/samples.npz --reference=DATA/samples.npz x
+exists | --samples=DATA/samples.npz --reference=DATA/samples.npz --output=DATA/plain.npz
+ABSENT | --samples=DATA/samples.npz --reference=DATA/samples.npz --inception=ABSENT
+ABSENT | --samples=ABSENT.npz --reference=DATA/samples.npz --inception=random:0
+ABSENT | --samples=DATA/samples.npz --reference=ABSENT.npz --inception=random:0
+text.npz | --samples=DATA/text.npz --reference=DATA/samples.npz --inception=random:0
+did you mean | --samples=DATA/samples.npz --reference=DATA/samples.npz --precision_recall=float61
+batch_size | --samples=DATA/samples.npz --reference=DATA/samples.npz --batch_size=0
+kid_subsets | --samples=DATA/samples.npz --reference=DATA/samples.npz --kid_subsets=-1
+kid_subsets | --samples=DATA/samples.npz --reference=DATA/samples.npz --kid_subsets=some
+"""
 
 
 def of_configs():
   for name, (_, words) in CONFIGS.items():
-    yield main(words, '--mode=plan', config=f'DATA/{name}.py')
+    yield main(words, config=f'DATA/{name}.py')
 
 
-MISTAKES = [*of_keys(), *of_combinations(), *of_configs(), *FLAGS]
+MISTAKES = [
+  *of_keys(),
+  *listed('main', TOGETHER, '--mode=plan'),
+  *of_configs(),
+  *listed('main', MAIN),
+  *listed('prepare', PREPARE),
+  *listed('convert', CONVERT),
+  *listed('evaluate_npz', EVALUATE_NPZ),
+]
 
 
 @pytest.fixture(scope='module')
@@ -332,7 +335,9 @@ def test_a_mistake_ends_with_one_message_and_nothing_written(server, data, tmp_p
   before = held(data)
   argv = [text.replace('DATA', str(data)) for text in mistake.argv]
   env = {'XDG_CACHE_HOME': str(tmp_path / 'cache'), **dict(mistake.env)}
-  done = server.run(mistake.module, argv, tmp_path, JAX_COMPILATION_CACHE_DIR=None, **env)
+  done = server.run(
+    f'diversedit_jax.{mistake.program}', argv, tmp_path, JAX_COMPILATION_CACHE_DIR=None, **env
+  )
   lines = [line for line in done['err'].splitlines() if not _LOG.match(line)]
   assert len(lines) == 1 and done['code'] == 2, done
   assert re.match(r'(error|prepare|convert): \S', lines[0]) and len(lines[0]) < _LONGEST
