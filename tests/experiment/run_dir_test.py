@@ -5,26 +5,19 @@ import json
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.experiment import declarations, learned, run_dir
+from diversedit_jax.experiment import declarations, learned, published, run_dir
 
 VERSIONS = {'jax': '1'}
 KEYS = declarations.keys()
+SMALL = {'model.size': '', 'model.depth': 2, 'model.width': 8, 'model.heads': 2}
+SMALL |= {'model.patch_size': 2, 'train.steps': 10}
 DATA = {'name': 'store/a', 'examples': 5, 'sha256': '1' * 64}
 
 
 def config(**changes):
   """A small model and ten steps, and changes as `train__steps=20`."""
-  made = declarations.defaults()
-  small = dict(size='', depth=2, width=8, heads=2, patch_size=2)
-  made.model.update(small)
-  made.train.steps = 10
-  for key, value in changes.items():
-    *sections, last = key.split('__')
-    section = made
-    for name in sections:
-      section = section[name]
-    section[last] = value
-  return made
+  flat = {key.replace('__', '.'): value for key, value in changes.items()}
+  return published.nested({**SMALL, **flat})
 
 
 def train(path, config, data=None):

@@ -1,8 +1,5 @@
 """Small things to evaluate: pictures, weights, and a narrow network in Inception's place."""
 
-import contextlib
-
-from absl import logging
 from helpers import small_runs
 import jax
 import numpy as np
@@ -102,15 +99,6 @@ def write_weights(experiment, file, seed=0):
     },
   )
   return file
-
-
-@contextlib.contextmanager
-def warnings_noted():
-  """A list of the warnings that are logged within."""
-  told = []
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(logging, 'warning', lambda line, *values: told.append(line % values))
-    yield told
 
 
 @pytest.fixture(scope='module', autouse=True)

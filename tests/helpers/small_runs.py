@@ -4,11 +4,11 @@ import contextlib
 import sys
 import types
 
+from helpers import config_changes
 import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from diversedit_jax import checkpoint, options, trees
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.evaluation import card
@@ -43,12 +43,8 @@ SMALL = {
 
 def make_config(**changes):
   """The small config, with values by key, 'model__depth' for model.depth."""
-  config = digits.get_config()
   flat = {key.replace('__', '.'): value for key, value in changes.items()}
-  for key, value in {**SMALL, **flat}.items():
-    section, _, last = key.rpartition('.')
-    (config[section] if section else config)[last] = value
-  return config
+  return config_changes.changed({**SMALL, **flat})
 
 
 def make(**changes):

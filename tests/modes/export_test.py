@@ -6,10 +6,9 @@ import re
 import shutil
 
 from absl import flags as flags_lib
-from absl import logging
 from absl.testing import flagsaver
 from helpers import hub as hub_lib
-from helpers import small_runs
+from helpers import logs, small_runs
 import huggingface_hub
 import numpy as np
 import pytest
@@ -157,15 +156,15 @@ def test_nothing_is_overwritten_and_what_cannot_be_exported_is_refused(run, fold
       export.run(run.experiment, str(output), run.checkpoint)
 
 
-def test_weights_that_are_not_those_described_are_warned_of(run, folder, tmp_path, monkeypatch):
-  copy, told = shutil.copytree(folder, tmp_path / 'copy'), []
-  monkeypatch.setattr(logging, 'warning', lambda line, *values: told.append(line % values))
+def test_weights_that_are_not_those_described_are_warned_of(run, folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / 'copy')
   about = published.read(copy)
-  about.check(run.experiment.config, {})
-  assert not told
-  (copy / 'model.safetensors').unlink()
-  convert.save(copy / 'model.safetensors', run.items['params'])
-  about.check(run.experiment.config, {})
+  with logs.noted() as told:
+    about.check(run.experiment.config, {})
+    assert not told
+    (copy / 'model.safetensors').unlink()
+    convert.save(copy / 'model.safetensors', run.items['params'])
+    about.check(run.experiment.config, {})
   assert len(told) == 1 and 'its SHA-256 is another' in told[0]
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import types as python_types
 
-from helpers import picture_eval, small_runs
+from helpers import logs, picture_eval, small_runs
 import numpy as np
 import pytest
 
@@ -33,7 +33,7 @@ def make(files, **changes):
 def run(files, tmp_path_factory):
   """A run that nothing disturbed, and the keys of `eval` that it read."""
   workdir = tmp_path_factory.mktemp('during') / 'run'
-  with picture_eval.warnings_noted() as told, small_runs.keys_read() as seen:
+  with logs.noted() as told, small_runs.keys_read() as seen:
     modes.train.run(make(files), str(workdir))
   return python_types.SimpleNamespace(
     workdir=workdir, folder=workdir / online_eval.FOLDER, seen=seen, told=told

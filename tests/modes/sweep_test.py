@@ -2,7 +2,7 @@
 
 import json
 
-from helpers import picture_eval, small_runs
+from helpers import logs, picture_eval, small_runs
 import numpy as np
 from PIL import Image
 import pytest
@@ -31,7 +31,7 @@ def swept_by(files, workdir, **changes):
 def swept(files, tmp_path_factory):
   """Folder `eval` of a sweep, its table, the keys that were read, and the warnings in the log."""
   workdir = tmp_path_factory.mktemp('sweep')
-  with picture_eval.warnings_noted() as told, small_runs.keys_read() as seen:
+  with logs.noted() as told, small_runs.keys_read() as seen:
     table, plot = swept_by(files, workdir)
   assert (table.name, plot.name) == ('sweep-fid.json', 'sweep-fid.png')
   return workdir / 'eval', json.loads(table.read_text()), seen, told

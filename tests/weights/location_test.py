@@ -5,8 +5,8 @@ import json
 import pathlib
 import sys
 
-from absl import logging
 from helpers import hub as hub_lib
+from helpers import logs
 import numpy as np
 import pytest
 
@@ -45,14 +45,6 @@ def hub(tmp_path_factory):
     yield hub
 
 
-@pytest.fixture
-def told(monkeypatch):
-  """What is logged."""
-  lines = []
-  monkeypatch.setattr(logging, 'info', lambda line, *values: lines.append(line % values))
-  return lines
-
-
 def test_paths_here(monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   assert location.resolve('~/w/x.npz') == tmp_path / 'w' / 'x.npz'
@@ -69,8 +61,9 @@ def test_paths_here(monkeypatch, tmp_path):
     (f'{PINNED}/deep/er/vae.safetensors', 'deep/er/vae.safetensors'),
   ],
 )
-def test_a_file_of_the_hub_is_read_and_named_by_commit_and_digest(hub, told, given, path):
-  file = location.resolve(given)
+def test_a_file_of_the_hub_is_read_and_named_by_commit_and_digest(hub, given, path):
+  with logs.noted('info') as told:
+    file = location.resolve(given)
   np.testing.assert_array_equal(array_files.load(given)['a'], ARRAYS['a'])
   digest = hashlib.sha256(hub.files[REPO, path]).hexdigest()
   name = location.name(file)

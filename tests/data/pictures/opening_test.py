@@ -1,7 +1,6 @@
 """Specs: kinds by name and by what is there, splits, classes, and what is malformed."""
 
-from absl import logging
-from helpers import malformed
+from helpers import logs, malformed
 import pytest
 
 from diversedit_jax import types
@@ -99,10 +98,9 @@ def test_what_cannot_be_opened_says_why(root, spec, message):
 
 
 @pytest.fixture
-def warned(monkeypatch):
-  said = []
-  monkeypatch.setattr(logging, 'warning', lambda text, *args: said.append(text % args))
-  return said
+def warned():
+  with logs.noted() as lines:
+    yield lines
 
 
 def test_a_part_of_imagenet_without_its_classes_is_told_once(root, warned):
