@@ -1,8 +1,6 @@
 """All modes end to end in one process on the shrunken digits config: files, cards, repeats."""
 
-import errno
 import json
-import pathlib
 import types as python_types
 
 from helpers import small_runs
@@ -14,13 +12,12 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from diversedit_jax import checkpoint, convert, modes, trees, types
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import modes, trees, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import flat_config, run_dir
 from diversedit_jax.methods import diverse, reg, registry
-from diversedit_jax.modes import origins
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import average, writers
 
@@ -65,20 +62,6 @@ def ema(run):
   with ocp.StandardCheckpointer() as reader:
     tree = reader.restore(run.workdir / 'checkpoints' / str(small_runs.STEPS) / 'ema')
   return {name: np.asarray(leaf) for name, leaf in trees.named_leaves(tree).items()}
-
-
-def sample(run, folder, origin='run', **changes):
-  """Samples of the run's last checkpoint, or of `origin`, made in another folder; and their card.
-
-  Without `origin=None`, the weights come through --checkpoint.
-  """
-  origin = (
-    str(run.workdir / 'checkpoints' / str(small_runs.STEPS)) if origin == 'run' else str(origin)
-  )
-  modes.sample.run(small_runs.make(**changes), str(folder), origin)
-  return small_runs.arrays(folder / 'samples' / 'samples.npz'), json.loads(
-    (folder / 'samples' / 'samples.json').read_text()
-  )
 
 
 def tiles(path, samples, columns):
@@ -187,7 +170,9 @@ def test_previews_are_of_the_average_at_their_step(run, tmp_path):
   for name in ('preview-00000015.png', 'preview-00000030.png'):
     page = Image.open(run.workdir / 'samples' / name)
     assert page.size[1] == 8 + 28 + 10 * 42 - 2 + 8
-  made, _ = sample(run, tmp_path, sample__labels='0', sample__number=2, sample__batch_size=2)
+  experiment = small_runs.make(sample__labels='0', sample__number=2, sample__batch_size=2)
+  checkpoint = str(run.workdir / 'checkpoints' / str(small_runs.STEPS))
+  made = small_runs.arrays(modes.sample.run(experiment, str(tmp_path), checkpoint)[0])
   found, expected = tiles(
     run.workdir / 'samples' / 'preview-00000030.png', np.repeat(made['images'], 10, axis=0), 2
   )
@@ -288,150 +273,6 @@ def test_sampling_again_gives_the_same_arrays(run):
   np.testing.assert_array_equal(again['images'], run.samples['images'])
 
 
-def test_checkpoint_from_elsewhere_gives_the_same_arrays(run, tmp_path):
-  made, facts = sample(run, tmp_path)
-  np.testing.assert_array_equal(made['images'], run.samples['images'])
-  assert (
-    facts['checkpoint'] == f'checkpoints/{small_runs.STEPS}' and facts['step'] == small_runs.STEPS
-  )
-  assert {p.name for p in tmp_path.iterdir()} == {'samples'}
-
-
-def differing(made, run):
-  """Which samples are other pictures than the run's; noise of float32 sums is far below 1e-4."""
-  return np.abs(made['images'] - run.samples['images']).max(axis=(1, 2, 3)) > 1e-4
-
-
-@pytest.mark.parametrize(('key', 'value'), [('weights', 'params'), ('seed', 1)])
-def test_weights_and_seed_are_those_asked_for(run, tmp_path, key, value):
-  made, facts = sample(run, tmp_path, **{f'sample__{key}': value})
-  assert differing(made, run).all() and facts[key] == value
-
-
-def test_card_tells_the_guidance_and_counts_it(run, tmp_path):
-  made, facts = sample(
-    run,
-    tmp_path,
-    sampler__guidance_low=0.2,
-    sampler__guidance_high=0.6,
-    sample__number=8,
-    sampler__guidance_channels=1,
-  )
-  expected = {'scale': 2.0, 'interval': [0.2, 0.6], 'channels': 1, 'formula': card.GUIDANCE}
-  assert facts['guidance'] == expected
-  # Steps from 1 and 3/4: 2 evaluations each; from 1/2, guided: 4; the last, from 1/4: 2.
-  assert facts['nfe'] == 2 + 2 + 4 + 2
-  assert np.abs(made['images'] - run.samples['images'][:8]).max() > 1e-4
-
-
-def test_weights_from_a_file_give_the_same_arrays(run, ema, tmp_path):
-  file = tmp_path / 'weights.safetensors'
-  convert.save(file, ema)
-  made, facts = sample(run, tmp_path / 'out', origin=file)
-  np.testing.assert_array_equal(made['images'], run.samples['images'])
-  assert facts['checkpoint'] == file.name
-  # A method's heads only train the model: a file without them will do.
-  sra = {'method': 'sra+diverse', 'sra__student_block': 1, 'sra__teacher_block': 2}
-  made, _ = sample(run, tmp_path / 'sra', origin=file, **sra)
-  np.testing.assert_array_equal(made['images'], run.samples['images'])
-
-
-def test_a_folder_of_weights_is_its_file(ema, tmp_path):
-  """As libraries write it, here in shards."""
-  names, index = list(ema), tmp_path / 'diffusion_pytorch_model.safetensors.index.json'
-  for i, part in enumerate((names[:5], names[5:])):
-    convert.save(tmp_path / f'{i}.safetensors', {name: ema[name] for name in part})
-  table = {name: f'{int(i > 4)}.safetensors' for i, name in enumerate(names)}
-  index.write_text(json.dumps({'weight_map': table}))
-  origin = origins.find(str(tmp_path))
-  assert origin.path == index and origin.step is None
-  assert set(origin.arrays('ema')) == set(ema)
-
-
-def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path):
-  kernel, missing = 'model/patch_embed/kernel', 'model/patch_embed/bias'
-  wrong = {**ema, kernel: ema[kernel].T}
-  del wrong[missing]
-  convert.save(tmp_path / 'wrong.safetensors', wrong)
-  with pytest.raises(types.UserError) as error:
-    sample(run, tmp_path, origin=tmp_path / 'wrong.safetensors')
-  message = str(error.value)
-  assert f'missing: {missing}' in message and 'not expected' not in message
-  assert f'{kernel} has shape (16, 4) instead of (4, 16)' in message
-  theirs = {'ema.x_embedder.proj.weight': ema[kernel], 'ema.blocks.0.mlp.fc1.bias': ema[missing]}
-  convert.save(tmp_path / 'theirs.safetensors', theirs)
-  with pytest.raises(types.UserError, match='names of SiT and DiT; convert it: python -m'):
-    sample(run, tmp_path, origin=tmp_path / 'theirs.safetensors')
-  # A null label that was never learned has a row of zeros.
-  table = ema['model/label_embed/embedding'].copy()
-  table[-1] = 0
-  convert.save(tmp_path / 'labels.safetensors', {**ema, 'model/label_embed/embedding': table})
-  with pytest.raises(types.UserError, match=r'with train\.label_dropout=0 the model never learns'):
-    sample(run, tmp_path, origin=tmp_path / 'labels.safetensors')
-
-
-def test_checkpoint_that_is_none_is_refused(run, tmp_path):
-  (tmp_path / 'empty' / '5').mkdir(parents=True)
-  for origin, message in {
-    tmp_path / 'absent': 'no weights at .*: there is no such file or folder',
-    run.workdir: r'holds checkpoints of steps \[15, 30\]; name one, as .*/run/checkpoints/30',
-    run.workdir / 'checkpoints': 'name one, as .*/run/checkpoints/30',
-    run.workdir / 'samples': 'neither a file of weights nor a folder checkpoints/STEP',
-    run.workdir / 'checkpoints' / '7': 'no weights at',
-    run.workdir / 'config.json': 'not an index of shards: it has no "weight_map"',
-    tmp_path / 'empty' / '5': 'no readable checkpoint in .*/empty: 5: ',
-  }.items():
-    with pytest.raises(types.UserError, match=message):
-      sample(run, tmp_path / 'out', origin=origin)
-
-
-def test_checkpoint_of_another_model_is_refused(run, tmp_path):
-  with pytest.raises(types.UserError, match=r'model\.width: stored 16, given 32'):
-    modes.sample.run(small_runs.make(model__width=32), str(run.workdir), None)
-  with pytest.raises(types.UserError, match=r'model\.width: stored 16, given 32'):
-    sample(run, tmp_path, model__width=32)
-  with pytest.raises(types.UserError, match="interpolant.path: stored 'linear', given 'cosine'"):
-    modes.sample.run(small_runs.make(interpolant__path='cosine'), str(run.workdir), None)
-
-
-@pytest.mark.parametrize('mode', [modes.sample, modes.evaluate, modes.sweep, modes.analyze])
-def test_a_run_that_one_may_only_read_is_refused_at_once_and_read_elsewhere(
-  run, mode, tmp_path, monkeypatch
-):
-  """The tests may run as root, whom no mode of a file keeps from writing."""
-  folders, touch = [run.workdir, run.workdir / 'samples'], pathlib.Path.touch
-
-  def refuse(path, *values, **more):
-    if folders[0] == path.parent:
-      raise PermissionError(errno.EACCES, 'Permission denied')
-    touch(path, *values, **more)
-
-  monkeypatch.setattr(pathlib.Path, 'touch', refuse)
-  monkeypatch.setattr(checkpoint.Checkpoints, 'restore', None)
-  origin = f'{run.workdir}/checkpoints/{small_runs.STEPS}'
-  for _ in range(2):
-    with pytest.raises(types.UserError) as refused:
-      mode.run(run.experiment, str(run.workdir), None)
-    assert str(refused.value) == (
-      f'workdir {run.workdir} cannot be written: Permission denied; --output=DIR writes results '
-      f'elsewhere, and --checkpoint={origin} --workdir=DIR does too'
-    )
-    folders.reverse()
-  assert run_dir.newest_checkpoint(str(run.workdir)) == origin
-  with pytest.raises(types.UserError, match='no checkpoint in .*; train first'):
-    run_dir.newest_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize('mode', [modes.sample.run, modes.evaluate.run, modes.analyze.run])
-def test_workdir_without_a_run_or_a_checkpoint_is_refused(mode, tmp_path):
-  with pytest.raises(types.UserError, match=r'holds no run \(no config.json\); train first'):
-    mode(small_runs.make(), str(tmp_path), None)
-  (tmp_path / 'config.json').write_text(json.dumps(small_runs.make_config().to_dict()))
-  with pytest.raises(types.UserError, match='no checkpoint in .*; train first'):
-    mode(small_runs.make(), str(tmp_path), None)
-  assert [p.name for p in tmp_path.iterdir()] == ['config.json']
-
-
 # Keys that make something else when the config is read.
 MADE_INTO_PARTS = {
   'seed',
@@ -469,53 +310,3 @@ def test_conditional_keys_are_read_under_their_condition():
     for options in ({'layers': 'random', 'num_layers': 2}, {'layers': 'authors'}):
       diverse.Diverse(**options).select(12, jax.random.key(0))
   assert seen >= CONDITIONAL
-
-
-def test_latents_of_a_file_end_to_end(tmp_path):
-  """Data in a latent space: no pictures, but the same files as arrays."""
-  rng = np.random.default_rng(0)
-  np.savez(
-    tmp_path / 'data.npz',
-    latents=rng.normal(size=(64, 8, 8, 4)).astype(np.float32),
-    labels=np.arange(64) % 5,
-  )
-  experiment = small_runs.make(
-    method='flow',
-    data__source=f'arrays:{tmp_path}/data.npz',
-    train__steps=4,
-    train__batch_size=16,
-    optimizer__warmup_steps=0,
-    log__every=2,
-    log__telemetry_every=0,
-    log__tensorboard=False,
-    checkpoint__every=4,
-    preview__every=4,
-    sampler__kind='euler_maruyama',
-    sampler__steps=3,
-    sampler__guidance_scale=1.0,
-    sample__number=7,
-  )
-  workdir = tmp_path / 'run'
-  modes.train.run(experiment, str(workdir))
-  assert not (workdir / 'tensorboard').exists() and not (workdir / 'telemetry').exists()
-  preview = small_runs.arrays(workdir / 'samples' / 'preview-00000004.npz')
-  assert set(preview) == {'latents', 'labels'}
-  assert preview['latents'].shape == (10, 8, 8, 4)  # As many rows as there are classes.
-  np.testing.assert_array_equal(preview['labels'], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-
-  written = modes.sample.run(experiment, str(workdir), None)
-  assert [path.name for path in written] == ['samples.npz', 'samples.json']
-  made = small_runs.arrays(written[0])
-  assert set(made) == {'latents', 'labels'} and made['latents'].shape == (7, 8, 8, 4)
-  np.testing.assert_array_equal(made['labels'], [0, 1, 2, 3, 4, 0, 1])
-  facts = json.loads(written[1].read_text())
-  assert (facts['nfe'], facts['guidance']['scale']) == (3, 1.0)
-  assert sorted(p.name for p in (workdir / 'samples').iterdir()) == [
-    'preview-00000004.npz',
-    'samples.json',
-    'samples.npz',
-  ]
-  with pytest.raises(types.UserError, match='scores samples of data.source=digits, got arrays:'):
-    modes.evaluate.run(experiment, str(workdir), None)
-  with pytest.raises(types.UserError, match="write '{split}' in the path"):
-    modes.analyze.run(experiment, str(workdir), None)

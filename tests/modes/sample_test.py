@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import modes, trees, types
+from diversedit_jax.evaluation import card as card_lib
 from diversedit_jax.modes import null_label, run_context, sample
 from diversedit_jax.sampling import generate
 from diversedit_jax.weights import array_files
@@ -72,6 +73,23 @@ def test_the_same_protocol_and_other_folders_are_written(made, weights):
   # Without a class nothing is guided, whatever the config's scale.
   assert (facts['nfe'], facts['guidance']['scale'], facts['label_policy']) == (2, 1.0, 'null')
   assert np.abs(found['images'] - arrays['images']).max() > 0.1
+
+
+def test_another_seed_makes_other_pictures(made, weights, tmp_path):
+  experiment = small_runs.make(**CHANGES, sample__seed=1)
+  archive, card, _ = modes.sample.run(experiment, str(tmp_path), weights)
+  apart = np.abs(small_runs.arrays(archive)['images'] - made[1]['images']).max(axis=(1, 2, 3))
+  assert (apart > 1e-4).all() and json.loads(card.read_text())['seed'] == 1
+
+
+def test_the_card_tells_the_guidance_and_counts_it(made, weights, tmp_path):
+  changes = {f'sampler__guidance_{k}': v for k, v in dict(low=0.2, high=0.6, channels=1).items()}
+  archive, card, _ = modes.sample.run(small_runs.make(**CHANGES, **changes), str(tmp_path), weights)
+  facts = json.loads(card.read_text())
+  expected = {'scale': 2.0, 'interval': [0.2, 0.6], 'channels': 1, 'formula': card_lib.GUIDANCE}
+  assert facts['guidance'] == expected
+  assert facts['nfe'] == 1 + 2  # The step from 1, and that from 1/2, which is guided.
+  assert np.abs(small_runs.arrays(archive)['images'] - made[1]['images']).max() > 1e-4
 
 
 REFUSED = {
