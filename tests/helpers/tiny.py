@@ -12,7 +12,7 @@ import numpy as np
 
 from diversedit_jax import interpolants, types
 from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, flow, reg, repa, sra
+from diversedit_jax.methods import base, flow, meanflow, reg, repa, sra
 from diversedit_jax.models import config, taps
 from diversedit_jax.sampling import trajectory
 
@@ -35,6 +35,14 @@ SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
 def reg_flow(**fields):
   """REG on the linear path."""
   return reg.Reg(**({'null_label': CLASSES, 'encoder': 'enc'} | fields))
+
+
+MEANFLOW_TIMES = times.LogitNormal(mean=-0.4)
+
+
+def mean_flow(**fields):
+  """MeanFlow with its defaults."""
+  return meanflow.MeanFlow(**({'time_law': MEANFLOW_TIMES, 'null_label': CLASSES} | fields))
 
 
 EXECUTION = config.Execution(attention='xla')
