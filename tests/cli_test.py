@@ -116,7 +116,7 @@ def test_the_cache_of_programs_keeps_what_was_used_last(tmp_path):
 
 
 def test_a_cache_below_a_home_that_may_not_be_entered_cannot_be_written(tmp_path):
-  """As below /root, in a container that is not run as root."""
+  """The home may be /root in a container that is not run as root."""
   (tmp_path / 'home').mkdir(mode=0)
   is_root = os.getuid() == 0
   if is_root:

@@ -23,17 +23,25 @@ def refusal(monkeypatch, *values, timeout=0.0):
 @pytest.mark.parametrize(
   ('values', 'words'),
   [
-    ((None, None, None), ''),  # JAX's own words, which depend on whether it is in use already.
     ((None, 'two', '0'), "JAX_NUM_PROCESSES='two' is no whole number"),
     ((None, '2', '-1'), "JAX_PROCESS_ID='-1' is no whole number"),
     (('here', '2', '0'), "JAX_COORDINATOR_ADDRESS='here' is not HOST:PORT"),
     (('here:99999', '2', '0'), "JAX_COORDINATOR_ADDRESS='here:99999' is not HOST:PORT"),
   ],
 )
-def test_missing_and_malformed_variables_are_named_with_all_three(monkeypatch, values, words):
+def test_malformed_variables_are_named_with_all_three(monkeypatch, values, words):
   told = refusal(monkeypatch, *values)
   assert told.startswith('--distributed: ') and words in told
   assert all(name in told for name in VARIABLES)
+
+
+def test_without_variables_jax_says_what_it_misses(monkeypatch):
+  told = refusal(monkeypatch, None, None, None)
+  with pytest.raises((ValueError, RuntimeError)) as error:  # Another where JAX is in use already.
+    jax.distributed.initialize()
+  said, _, way = told.removeprefix('--distributed: ').partition('; ')
+  assert said and said in ' '.join(str(error.value).split())
+  assert all(name in way for name in VARIABLES)
 
 
 def test_numbers_that_contradict_each_other(monkeypatch):

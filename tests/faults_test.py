@@ -101,7 +101,7 @@ sys.exit(cli.status(lambda: print(*(['caf\\u00e9 \\udcff', 1][:1] * 200_000), se
 
 
 def test_output_that_nobody_reads_and_names_in_no_encoding_are_no_faults():
-  """As by `| head`, on a console that is not UTF-8."""
+  """The command is piped into `head`, or its console is not UTF-8."""
   env = {**os.environ, 'PYTHONIOENCODING': 'ascii'}
   with subprocess.Popen(
     [sys.executable, '-c', PRINTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env

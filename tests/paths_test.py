@@ -56,7 +56,8 @@ def test_flags_expand_theirs():
 def test_an_unknown_home_is_told(monkeypatch):
   with pytest.raises(types.UserError, match='home folder is not known; give the path without ~'):
     paths.path('~nobody_of_this_name/x')
-  monkeypatch.setattr(paths.os.path, 'expanduser', lambda path: path)  # As without HOME and user.
+  # What it gives where neither HOME nor the user is known.
+  monkeypatch.setattr(paths.os.path, 'expanduser', lambda path: path)
   with pytest.raises(types.UserError, match='set HOME, or give the path without ~'):
     paths.path('~/x')
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)

@@ -99,7 +99,7 @@ def test_what_dit_cannot_hold_is_refused(theirs):
 
 
 def test_a_folder_goes_in_and_out(tmp_path, dit, theirs, capsys):
-  """As in a pipeline's folder, in `.bin`; written as safetensors with its settings."""
+  """A pipeline's folder with a `.bin` is read; safetensors with its settings are written."""
   run = lambda **flags: cli.main([f'--{name}={value}' for name, value in flags.items()])
   folder, ours, out = tmp_path / 'pipeline' / 'transformer', tmp_path / 'a.npz', tmp_path / 'out'
   folder.mkdir(parents=True)

@@ -69,7 +69,7 @@ def test_order_by_class_is_found_with_and_without_labels(labels):
   rng = np.random.default_rng(0)
   seen = np.where(rng.random(3000) < 0.5, labels, rng.integers(1000, size=3000))  # Half are right.
   assert 'sorted by label' in checks.order_warnings(labels)[0]
-  assert 'sorted by label' in checks.order_warnings(np.roll(labels, 150))[0]  # In blocks.
+  assert 'sorted by label' in checks.order_warnings(np.roll(labels, 150))[0]  # Still in blocks.
   (told,) = checks.alike_warnings(seen)
   assert told.startswith(checks.ALIKE) and 'the score is too small' in told
   for shuffled in (rng.permutation(labels), np.arange(3000) % 30, np.zeros(3000, int)):

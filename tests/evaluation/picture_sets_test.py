@@ -117,4 +117,4 @@ def test_every_form_is_a_reference(made, monkeypatch):
     one = statistics(made / 'floats.npz', quantiser=rule)
     assert one.facts['source_sha256'] == digest
   monkeypatch.undo()
-  assert statistics(made / 'dit.npz').images_NHWC is not None  # As ADM's evaluator has it.
+  assert statistics(made / 'dit.npz').images_NHWC is not None  # So few pictures are kept.

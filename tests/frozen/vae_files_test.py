@@ -120,7 +120,7 @@ def test_older_names_give_the_same_parameters(source, arrays):
 
 
 def test_files_of_compvis_give_the_same_parameters(tmp_path, source, arrays):
-  """As a file of the VAE alone, as one of its training, and in a whole Stable Diffusion."""
+  """Files of the VAE alone, of its training and of a whole Stable Diffusion."""
   theirs = compvis(arrays)
   assert 'encoder.mid.attn_1.proj_out.weight' in theirs and len(theirs) == len(arrays)
   assert (

@@ -37,7 +37,7 @@ def test_cards_name_the_classes_that_occur(tmp_path):
   assert facts == {'1': 'été', '3': 'b\udcff'}
   card.write_json(tmp_path / 'x.json', facts)
   assert json.loads((tmp_path / 'x.json').read_bytes()) == facts
-  assert 'été' in (tmp_path / 'x.json').read_text('utf-8')  # For a reader of the file.
+  assert 'été' in (tmp_path / 'x.json').read_text('utf-8')  # Whoever reads the file sees it.
   many = card.label_names(np.arange(1000), [f'n{k:08d}' for k in range(1000)])
   assert many.pop('0') == 'n00000000' and many.pop('999') == 'n00000999' and len(many) == 1
 

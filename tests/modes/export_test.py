@@ -92,7 +92,7 @@ def test_the_folder_has_the_weights_and_names_no_place_of_the_machine(run, folde
 
 
 def test_the_hub_reads_the_card(folder):
-  """By its own client."""
+  """The hub's own client reads it."""
   card = huggingface_hub.ModelCard.load(folder / 'README.md').data
   assert (card.library_name, card.license) == ('diversedit_jax', None)
   assert card.tags[-1] == 'diverse' and card.model_name == 'small-digits'

@@ -63,7 +63,7 @@ def test_weights_from_a_file_give_the_same_arrays(run, ema, tmp_path):
 
 
 def test_a_folder_of_weights_is_its_file(ema, tmp_path):
-  """As libraries write it, here in shards."""
+  """The folder is as libraries write it, in shards with an index."""
   names, index = list(ema), tmp_path / 'diffusion_pytorch_model.safetensors.index.json'
   for i, part in enumerate((names[:5], names[5:])):
     convert.save(tmp_path / f'{i}.safetensors', {name: ema[name] for name in part})

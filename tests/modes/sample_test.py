@@ -111,7 +111,7 @@ def test_a_model_that_dropped_no_label_is_not_asked_for_samples_without(name, we
 
 
 def test_every_mode_asks_whether_labels_were_dropped(weights, tmp_path):
-  """By the run's own config where there is one; training asks for what it would draw itself."""
+  """The run's own config tells, where there is one; training asks for what it would draw itself."""
   experiment = small_runs.make(train__label_dropout=0.0)
   refusal = 'with train.label_dropout=0 the model never'
   for mode in (modes.evaluate, modes.sweep):

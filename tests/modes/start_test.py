@@ -169,7 +169,7 @@ def test_a_run_goes_on_exactly_without_its_weights(source, started, given, tmp_p
 def test_a_run_that_had_saved_nothing_starts_from_its_weights_again(source, started, tmp_path):
   workdir = tmp_path / 'early'
   shutil.copytree(started, workdir, ignore=shutil.ignore_patterns('checkpoints'))
-  experiment = make(**ADDED)  # Without the key.
+  experiment = make(**ADDED)  # The key is not given again.
   trainable = run_context.make_trainable(experiment, run_context.make_mesh(experiment))
   experiment, found, _ = start.begin(experiment, trainable, str(workdir))
   assert experiment.init_from == source.checkpoint and len(found.start.new) == 4

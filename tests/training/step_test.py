@@ -268,7 +268,7 @@ def test_frozen_parameters_stay_and_have_no_moments(batch):
     if name in fixed:
       np.testing.assert_array_equal(names(after.params)[name], x, err_msg=name)
       np.testing.assert_array_equal(names(after.ema)[name], 2 * x, err_msg=name)
-    else:  # As where all are trained: nothing is clipped here.
+    else:  # They move as where all are trained: nothing is clipped here.
       np.testing.assert_allclose(names(after.params)[name], names(whole.params)[name], atol=1e-5)
       assert np.any(names(after.params)[name] != x)
   (adam,) = [s for s in jax.tree.leaves(after.opt_state, is_leaf=is_adam) if is_adam(s)]

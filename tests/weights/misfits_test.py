@@ -37,7 +37,7 @@ def test_long_lists_are_cut():
 
 
 def test_arrays_of_which_none_fits_are_named():
-  """By one name of each kind; half-fitting weights are of the right kind."""
+  """One name of each kind is told; half-fitting weights are of the right kind."""
   expected = {'x_embedder.proj.weight': (2, 3), 'x': (2, 3)}
   for name, kind in {
     'model/patch_embed/kernel': 'a model of this project: give them as --checkpoint',

@@ -95,7 +95,7 @@ def test_several_networks_must_be_chosen_from():
 
 
 def test_anchors_find_a_network_among_others():
-  """As in checkpoints of Lightning, with losses and frozen networks beside the one that counts."""
+  """Checkpoints of Lightning have losses and frozen networks beside the one that counts."""
   anchor = _NAMES[:1]
   names = ['loss.logvar', 'initted', *named('model.{}'), 'vae.conv.weight']
   choice = parts.choose(names, anchors=anchor)

@@ -59,7 +59,7 @@ def test_what_is_no_plain_file_in_a_tar_is_skipped_by_name(tmp_path):
   member = tarfile.TarInfo('a/huge.png')
   member.size = 2**30 + 1
   path = write(tmp_path, start + member.tobuf())
-  os.truncate(path, path.stat().st_size + 2**30 + 512 + 1024)  # As a hole.
+  os.truncate(path, path.stat().st_size + 2**30 + 512 + 1024)  # The rest is a hole.
   listing = archives.open_tar(path, ('a', 'abs')).listing
   assert {s.name: s.reason for s in listing.skipped} == {
     'a/0.png': 'a link to a/1.png',
@@ -235,11 +235,11 @@ def test_archives_as_the_tools_of_every_system_make_them(tmp_path, kind, data):
 
 @pytest.mark.parametrize('written,read', [('été', 'été'), ('日本', '日本'), ('\x82t\x82', 'été')])
 def test_names_in_a_zip_are_utf_8_or_code_page_437(tmp_path, written, read):
-  """As macOS writes UTF-8 without saying so, and DOS wrote its own code page."""
+  """macOS writes UTF-8 without saying so, and DOS wrote its own code page."""
   raw = written.encode('latin-1' if written[0] < '\xa0' else 'utf-8')
   data = malformed.zip_bytes({'x' * len(raw) + '/1.png': b'1'}).replace(b'x' * len(raw), raw)
   assert archives.open_zip(write(tmp_path, data, 'x.zip')).listing.label_names == (read,)
-  said = malformed.zip_bytes({f'{read}/1.png': b'1'})  # With the flag that says UTF-8.
+  said = malformed.zip_bytes({f'{read}/1.png': b'1'})  # The flag says UTF-8.
   assert archives.open_zip(write(tmp_path, said, 'x.zip')).listing.label_names == (read,)
 
 

@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_opened_is_told_so(copy, monkeypatch, number):
 
 
 def test_a_shard_of_other_records_is_named_when_it_is_read(copy):
-  """As many records, but of another store."""
+  """The file has as many records, but of another store."""
   foreign = writer.Example(
     key='0', label=0, sha256='', columns={'pixels': np.zeros((1, 2, 2, 3), np.uint8)}
   )

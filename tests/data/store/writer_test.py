@@ -53,7 +53,7 @@ def test_the_same_examples_give_the_same_bytes_in_any_order_of_shards(store, tmp
 
 
 def test_a_shard_that_fails_in_the_middle_leaves_nothing(tmp_path):
-  """As at a record that is not as planned, which is named by its key."""
+  """A record that is not as planned ends it so, and is named by its key."""
   example = store_files.example(1)
   wrong = {**example.columns, 'moments': example.columns['moments'][:1]}
   made = [store_files.example(0), dataclasses.replace(example, columns=wrong)]
