@@ -75,6 +75,9 @@ def test_labels_that_cannot_be_read_are_refused(tmp_path, images):
   np.testing.assert_array_equal(sample_files.SampleFile(tmp_path / 'b.npz').labels(), labels)
   np.savez(tmp_path / 'e.npz', images=images, labels=labels)
   np.testing.assert_array_equal(sample_files.SampleFile(tmp_path / 'e.npz').labels(), labels)
+  for others in (labels / 2, labels[:10]):  # They are no labels of these images.
+    np.savez(tmp_path / 'f.npz', arr_0=images, arr_1=others)
+    assert sample_files.SampleFile(tmp_path / 'f.npz').labels() is None
   np.savez(tmp_path / 'c.npz', arr_0=images, arr_1=labels.astype(object))
   data = bytearray((tmp_path / 'b.npz').read_bytes())
   data[data.rindex(labels.tobytes())] ^= 1

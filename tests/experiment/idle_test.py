@@ -25,14 +25,15 @@ READ = [
   ('sweep', 'sweep.number', 70),
   ('train', 'eval.number', 70),
   ('train', 'train.label_dropout', 0.2),
-  ('sample', 'sample.number', 64),  # The default.
+  ('eval', 'sample.number', 64),  # The default, which a script may repeat.
 ]
 
 
-def told(mode, key, value):
+def told(mode, key, value, others=()):
   config = digits.get_config('method=flow,skips=False')
-  section, _, name = key.partition('.')
-  config[section][name] = value
+  for whole, given in [(key, value), *others]:
+    section, _, name = whole.partition('.')
+    config[section][name] = given
   return idle.remarks(experiment_lib.build(config), mode, [key])
 
 
@@ -45,3 +46,8 @@ def test_keys_without_effect_are_named(mode, key, value, reason):
 @pytest.mark.parametrize(('mode', 'key', 'value'), READ)
 def test_keys_that_act_are_not(mode, key, value):
   assert told(mode, key, value) == []
+
+
+def test_a_decoders_keys_act_with_its_weights():
+  others = [('vae.weights', 'vae.safetensors'), ('data.source', 'synthetic:8x8x4:10')]
+  assert told('sample', 'vae.tile', 32, others) == []

@@ -81,6 +81,7 @@ def test_the_file_of_a_folder(tmp_path):
   array_files.save(tmp_path / 'other.npz', {'x': np.ones(2, np.float32)})
   refused(tmp_path, 'several files of weights: mine.safetensors, other.npz; name one')
   array_files.save(tmp_path / 'model.safetensors', _ARRAYS)
+  (tmp_path / 'pytorch_model.bin').write_text('')  # The same again, as older programs read it.
   same(array_files.load(tmp_path))
   (tmp_path / 'dcp').mkdir()
   (tmp_path / 'dcp' / '__0_0.distcp').write_text('')

@@ -46,13 +46,14 @@ def test_what_all_names_begin_with_is_dropped(form):
 def test_names_of_wrappers_within_names_are_dropped():
   names = [
     '_fsdp_wrapped_module.x_embedder._orig_mod.proj.weight',
-    '_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module._checkpoint_wrapped_module.mlp.fc1.weight',
+    '_fsdp_wrapped_module.blocks.0._fpw_module._checkpoint_wrapped_module.mlp.fc1.weight',
     '_fsdp_wrapped_module.blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.mlp.fc1.weight',
   ]
   choice = parts.choose(names)
   assert choice.names == dict(zip(_NAMES, names, strict=True))
   assert choice.notes == (
-    "dropped '_checkpoint_wrapped_module.', '_fsdp_wrapped_module.', '_orig_mod.' from 3 names",
+    "dropped '_checkpoint_wrapped_module.', '_fpw_module.', '_fsdp_wrapped_module.', '_orig_mod.' "
+    'from 3 names',
   )
   mixed = {'module.a': 'module.a', 'b': '_orig_mod.b', 'd.weight': 'd._orig_mod.weight'}
   mixed |= {'e.module.weight': 'e.module.weight'}

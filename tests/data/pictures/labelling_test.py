@@ -92,6 +92,14 @@ def test_pictures_without_classes_are_of_one_and_it_is_said(make, caplog, files)
     pictures.open_pictures(make(files), classes=('a', 'b'), labels='none')
 
 
+def test_names_count_from_the_folder_of_dataset_json(make):
+  names = ('0/a.png', '1/a.png')
+  files = {f'images/{name}': PNG for name in names}
+  files['images/dataset.json'] = dataset_json([1, 0], names)
+  found, _ = labels(pictures.open_pictures(make(files)))
+  assert found == {'images/0/a.png': 1, 'images/1/a.png': 0}
+
+
 def test_other_files_by_these_names_say_nothing(make):
   files = {'a/1.png': PNG, 'b/2.png': PNG, 'dataset.json': b'{"name": "mine"}', 'a/1.json': b'[1]'}
   assert labels(pictures.open_pictures(make(files)))[1] == ('a', 'b')
