@@ -139,3 +139,11 @@ def test_what_systems_leave_behind_is_no_class(tmp_path, monkeypatch, caplog, na
 def test_files_that_programs_leave_behind_are_no_pictures(name):
   assert system.foreign(f'cat/{name}') == f'cat/{name}'
   assert not any(map(system.foreign, ('cat/1.jpg', '../cat/1.jpg', 'cat.bak/1.jpg', 'cat.orig/')))
+
+
+@pytest.mark.parametrize(
+  ('name', 'stem'),
+  [('a.b/1.png', 'a.b/1'), ('1.5.JPG', '1.5'), ('a/1.txt', 'a/1.txt'), ('a/.png', 'a/.png')],
+)
+def test_a_stem_lacks_the_suffix_of_a_picture_alone(name, stem):
+  assert kinds.stem(name) == stem
