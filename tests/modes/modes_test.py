@@ -16,7 +16,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes, trees, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import flat_config, run_dir
+from diversedit_jax.experiment import flat_config
 from diversedit_jax.methods import diverse, reg, registry
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import average, writers
