@@ -20,7 +20,7 @@ class Hub:
 
   files: bytes by (repository, path), of every revision in `revisions`.
   tokens: the values of the header 'Authorization' that came with requests of files.
-  asked: paths that were asked for.
+  asked: (revision, path) of what was asked for.
   """
 
   def __init__(self):
@@ -31,7 +31,7 @@ class Hub:
     """Status, headers and body for the path of a request."""
     match = _REQUEST.fullmatch(line)
     repo, revision, path = match.groups() if match else ('', '', '')
-    self.asked.append(path)
+    self.asked.append((revision, path))
     if repo in self.gated:
       return 403, {'X-Error-Code': 'GatedRepo'}, b''
     if repo not in {one for one, _ in self.files}:

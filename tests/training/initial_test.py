@@ -110,6 +110,15 @@ def test_the_parts_of_a_method_are_new_and_zero_where_that_keeps_the_function():
   assert random['model/interval_embed/fc2/kernel'].any()
 
 
+def test_a_new_variance_starts_at_zero():
+  _, found = network(**FOUR)
+  _, random = network(seed=2, **FOUR, learn_sigma=True)
+  start = fit(found, random)
+  for name in ('model/final/linear/kernel', 'model/final/linear/bias'):
+    assert not start.values[name][..., 1::2].any()  # Each follows the prediction of its pixel.
+    np.testing.assert_array_equal(start.values[name][..., ::2], found[name])
+
+
 def test_a_larger_picture_needs_nothing():
   """Positions are computed, so no array depends on the number of tokens."""
   _, found = network()

@@ -83,6 +83,9 @@ def test_what_belongs_to_a_file_lies_beside_it(hub):
   assert json.loads(deep.with_name('config.json').read_text()) == {'there': 2}
   read = array_files.read('hf://lab/pipeline', within=('transformer',))
   np.testing.assert_array_equal(read.arrays['a'], ARRAYS['a'])
+  # It is asked for by commit: the branch may have moved since the weights came.
+  settings = 'transformer/config.json'
+  assert {at for at, path in hub.asked if path == settings} == {hub_lib.COMMIT}
   index = location.resolve('hf://lab/parts')
   assert index.name == 'model.safetensors.index.json'
   assert {p.name for p in index.parent.iterdir()} == {
