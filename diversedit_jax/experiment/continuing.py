@@ -19,6 +19,7 @@ from diversedit_jax import checkpoint, trees, types
 from diversedit_jax.data import files
 from diversedit_jax.experiment import declarations, flat_config
 from diversedit_jax.methods import registry
+from diversedit_jax.training import nonfinite
 
 CHANGES = 'changes.json'
 SET_ASIDE = 'set_aside'
@@ -137,6 +138,9 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   folder.mkdir(parents=True)
   if (path / 'metrics.jsonl').exists():  # Its later rows are dropped when the run goes on.
     shutil.copy(path / 'metrics.jsonl', folder)
+  if (path / nonfinite.FILE).exists():
+    shutil.copy(path / nonfinite.FILE, folder)
+    nonfinite.forget_after(path, step)
   for one in later:
     target = folder / one.relative_to(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,8 @@ def _why(made, mode, name):
     return 'eval.reference=digits needs no network that looks at pictures'
   if name == 'train.label_dropout' and not made.architecture.num_classes:
     return 'the data have no classes'
+  if name == 'train.max_skipped' and made.train.on_nonfinite == 'stop':
+    return 'train.on_nonfinite=stop leaves nothing out'
   return ''
 
 

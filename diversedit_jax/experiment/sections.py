@@ -8,6 +8,7 @@ from diversedit_jax.data import sources
 from diversedit_jax.data.pictures import crop, decode
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import sizes
+from diversedit_jax.training import nonfinite
 
 RESIDENT = ('none', 'host', 'device')
 PRECISIONS = ('default', 'high', 'highest')
@@ -241,6 +242,16 @@ class TrainOptions(options.Section, section='train'):
     doc="Decays by (1 + n) / (10 + n) after n steps while that is less (TensorFlow's "
     'ExponentialMovingAverage), so that the average of a short run is not its random start.',
   )
+  on_nonfinite: str = options.option(
+    'stop',
+    choices=nonfinite.POLICIES,
+    may_change=True,
+    doc='Where a loss or a gradient is not finite: stop; skip, which leaves out its update; or '
+    'rollback, which goes back to the newest checkpoint and leaves it out; see docs/going_on.md.',
+  )
+  max_skipped: int = options.option(
+    10, at_least=1, may_change=True, doc='Updates that a whole run may leave out so.'
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,6 +283,12 @@ class LogOptions(options.Section, section='log', may_change=True):
   )
   telemetry_examples: int = options.option(8, at_least=1, doc='Examples that these look at.')
   tensorboard: bool = options.option(True, doc='Writes TensorBoard events beside metrics.jsonl.')
+  spike: float = options.option(
+    10.0,
+    at_least=0,
+    doc='Warns, with the examples, of a loss so many robust deviations above the median of the '
+    'last 100; 0 is off.',
+  )
   profile_at: int = options.option(
     0, at_least=0, doc='Step at which a trace for TensorBoard or XProf begins; 0 is off.'
   )

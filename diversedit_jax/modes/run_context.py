@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from diversedit_jax import checkpoint, rng, sharding, types
-from diversedit_jax.data import images, sources
+from diversedit_jax.data import images, order, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
@@ -43,7 +43,7 @@ def make_trainable(experiment, mesh, *, heads=True):
 
 def make_step(experiment, trainable):
   """The training step of the run, not compiled yet."""
-  return step.make_step(
+  made = step.make_step(
     experiment.objective,
     trainable.graphdef,
     experiment.transformation(),
@@ -53,6 +53,14 @@ def make_step(experiment, trainable):
     learning_rate=experiment.schedule(),
     accumulate=experiment.train.accumulate,
     fixed=trainable.fixed,
+  )
+  return step.skipping(made) if experiment.train.on_nonfinite == 'skip' else made
+
+
+def examples_of(experiment, step):
+  """Indices of the examples in the batch of a step that is counted from 1, over all processes."""
+  return order.batch_indices(
+    experiment.seed, step - 1, experiment.train.batch_size, len(experiment.source)
   )
 
 

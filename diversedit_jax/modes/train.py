@@ -16,8 +16,10 @@ from diversedit_jax.modes import null_label, online_eval, opening, run_context, 
 from diversedit_jax.training import (
   average,
   loop,
+  nonfinite,
   overview,
   profiling,
+  spikes,
   state,
   step,
   telemetry,
@@ -80,6 +82,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
   scorer = online_eval.open_scorer(experiment, mesh, path, decoder, networks)
   key = jax.random.key(experiment.seed)
   step_fn = run_context.make_step(experiment, trainable)
+  examples = lambda step: run_context.examples_of(experiment, step)
   logging.info(
     '%s, %s: %s parameters, mesh %s, batch %d',
     experiment.method,
@@ -106,7 +109,10 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       folder=path / 'tensorboard',
     ) as compiled,
   ):
-    state_after = loop.train(
+    left_out = nonfinite.LeftOut(
+      path / nonfinite.FILE, most=experiment.train.max_skipped, write=first, examples=examples
+    )
+    attempt = lambda placed: loop.train(
       experiment.loop(),
       trainable=trainable,
       step_fn=lambda state, batch: compiled(state, batch, frozen),
@@ -114,6 +120,8 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       placed=placed,
       open_batches=lambda start: _open_batches(experiment, mesh, start),
       checkpoints=checkpoints,
+      left_out=left_out,
+      watched=spikes.Spikes(experiment.log.spike, examples),
       open_writer=lambda start: writers.Writer(
         path, start_step=start, tensorboard=experiment.log.tensorboard, active=first
       ),
@@ -121,6 +129,13 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
         *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),
         online_eval.hook(experiment, trainable, scorer, path, writer),
       ],
+    )
+    state_after = nonfinite.with_rollback(
+      attempt,
+      placed,
+      active=experiment.train.on_nonfinite == 'rollback',
+      left_out=left_out,
+      checkpoints=checkpoints,
     )
     return int(state_after.step) >= experiment.train.steps
 
@@ -163,14 +178,17 @@ def _way_on_told(experiment, checkpoints):
   """Adds to the message of numbers that are not finite how the run can go on."""
   try:
     yield
-  except (loop.NonFiniteLoss, checkpoint.NotFinite) as error:
+  except (nonfinite.NonFiniteLoss, checkpoint.NotFinite) as error:
     rate, seed = experiment.optimizer.learning_rate, experiment.seed
     steps = ', '.join(map(str, checkpoints.steps()))
     earlier = f'; --continue_from=STEP goes back to a checkpoint: {steps}' if steps else ''
+    leaving = ''
+    if experiment.train.on_nonfinite == 'stop':
+      leaving = '; --config.train.on_nonfinite=rollback leaves out such a step'
     raise types.UserError(
       f'{error}. Unchanged, the run would come to the same. It goes on with other values, as '
       f'--continue_with=optimizer.learning_rate --config.optimizer.learning_rate={rate / 2:g} or '
-      f'--continue_with=seed --config.seed={seed + 1}{earlier}'
+      f'--continue_with=seed --config.seed={seed + 1}{earlier}{leaving}'
     ) from error
 
 

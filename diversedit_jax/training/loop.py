@@ -2,11 +2,13 @@
 
 Order of one iteration (it decides what a checkpoint holds, so keep it):
   1. fetch batch k            a function of (seed, k)
-  2. dispatch step k          asynchronous
-  3. read metrics of step k-1 while step k computes; stop if they are not finite
+  2. dispatch step k          asynchronous; one that is left out is only counted
+  3. read metrics of step k-1 while step k computes; stop if they are not finite, unless the step
+     itself has left its update out
   4. when something is due after step k, read its metrics too, then:
      report, save, hooks (telemetry, previews), stop if a signal asks for it
 Resuming: restore the newest readable checkpoint, drop later metrics, go on at its step.
+`nonfinite.with_rollback` does the same within the process.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ from absl import logging
 import jax
 
 from diversedit_jax import checkpoint, signals, types
-from diversedit_jax.training import progress, writers
+from diversedit_jax.training import nonfinite, progress, spikes, writers
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import step as step_lib
 
@@ -46,10 +48,6 @@ class Hook:
   run: Callable[[int, state_lib.TrainState, types.Batch], None]
 
 
-class NonFiniteLoss(types.UserError):
-  """A metric became NaN or infinite."""
-
-
 def train(
   config: LoopConfig,
   *,
@@ -59,6 +57,8 @@ def train(
   placed: state_lib.Placed = state_lib.AT_RANDOM,
   open_batches: Callable[[int], contextlib.AbstractContextManager[Iterator[types.Batch]]],
   checkpoints: checkpoint.Checkpoints,
+  left_out: nonfinite.LeftOut,
+  watched: spikes.Spikes,
   open_writer: Callable[[int], writers.Writer],
   hooks: Callable[[writers.Writer], Sequence[Hook]],
 ) -> state_lib.TrainState:
@@ -70,7 +70,8 @@ def train(
     step_fn: compiled; donates the state.
     init_key: for the initial parameters. placed: those that are not random.
     open_batches: start step -> context manager of an iterator of batches on the devices.
-    checkpoints: the run's checkpoints.
+    checkpoints: the run's checkpoints. left_out: steps without an update.
+    watched: is shown every loss.
     open_writer: start step -> where metrics go.
     hooks: writer -> what else is done at intervals.
 
@@ -90,14 +91,20 @@ def train(
   writer = open_writer(start)
   scheduled = hooks(writer)
 
+  def read(of_step):
+    _absorb(of_step, accumulator, checkpoints, left_out, watched)
+
   with contextlib.ExitStack() as stack:
     stack.callback(writer.close)
     stopped_by = stack.enter_context(signals.stop_requested())
     batches = stack.enter_context(open_batches(start))
     for step in range(start + 1, config.steps + 1):
       batch = next(batches)
-      state, metrics = step_fn(state, batch)
-      _absorb(pending, accumulator, checkpoints)
+      if step in left_out:
+        state, metrics = nonfinite.passed_over(state), None
+      else:
+        state, metrics = step_fn(state, batch)
+      read(pending)
       pending = (step, metrics)
       last = step == config.steps
       stop = stopped_by() or ('SIGTERM' if checkpoints.preempted(step) else '')
@@ -112,7 +119,7 @@ def train(
       due = [hook for hook in scheduled if hook.every and (step % hook.every == 0 or last)]
       if not (report or save or due):
         continue
-      _absorb(pending, accumulator, checkpoints)
+      read(pending)
       pending = None
       if report:
         _report(step, config, accumulator, writer, clock, step - timed_from)
@@ -140,20 +147,32 @@ def _start(trainable, init_key, placed, checkpoints):
   return trainable.assemble(step, items), progress.Accumulator(meta['metrics'])
 
 
-def _absorb(pending, accumulator, checkpoints):
+def _absorb(pending, accumulator, checkpoints, left_out, watched):
   if pending is None:
     return
   step, metrics = pending
+  if metrics is None:  # Left out before it was computed.
+    accumulator.leave_out()
+    return
   values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  skipped = values.pop('skipped', 0)
   bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-  if bad:
-    checkpoints.wait()
-    listed = ', '.join(f'{name} is {value}' for name, value in bad.items())
-    raise NonFiniteLoss(
-      f'step {step}: {listed}; the run is stopped and nothing of this step is saved; '
-      f'last good checkpoint: {checkpoints.name(checkpoints.latest())}'
-    )
-  accumulator.add(values)
+  if not bad:
+    accumulator.add(values)
+    watched.look(step, values['loss'])
+    return
+  listed = ', '.join(f'{name} is {value}' for name, value in bad.items())
+  if skipped:
+    left_out.add(step, listed)
+    accumulator.leave_out()
+    return
+  checkpoints.wait()
+  raise nonfinite.NonFiniteLoss(
+    step,
+    listed,
+    'the run is stopped and nothing of this step is saved; '
+    f'last good checkpoint: {checkpoints.name(checkpoints.latest())}',
+  )
 
 
 def _report(step, config, accumulator, writer, clock, steps_timed):

@@ -16,6 +16,7 @@ class Accumulator:
   def __init__(self, state: Mapping[str, Any] | None = None):
     state = state or {'count': 0, 'sums': {}}
     self._count, self._sums = int(state['count']), dict(state['sums'])
+    self._left_out = int(state.get('left_out', 0))
 
   def add(self, metrics: Mapping[str, float]) -> None:
     """Takes the scalars of one step."""
@@ -24,15 +25,21 @@ class Accumulator:
       earlier = 0.0 if name in LAST_VALUE else self._sums.get(name, 0.0)
       self._sums[name] = earlier + float(value)
 
+  def leave_out(self) -> None:
+    """Counts a step that has no scalars."""
+    self._left_out += 1
+
   def state(self) -> dict[str, Any]:
     """What the constructor takes; JSON keeps it exactly."""
-    return {'count': self._count, 'sums': dict(self._sums)}
+    return {'count': self._count, 'sums': dict(self._sums), 'left_out': self._left_out}
 
   def pop(self) -> dict[str, float]:
-    """Means since the last report, then starts anew."""
-    means = {k: v if k in LAST_VALUE else v / self._count for k, v in self._sums.items()}
-    self._count, self._sums = 0, {}
-    return means
+    """Means since the last report, and 'skipped', the steps without any; then starts anew."""
+    row = {k: v if k in LAST_VALUE else v / self._count for k, v in self._sums.items()}
+    if self._left_out:
+      row['skipped'] = self._left_out
+    self._count, self._sums, self._left_out = 0, {}, 0
+    return row
 
 
 class Clock:
@@ -65,7 +72,7 @@ def line(step: int, steps: int, row: Mapping[str, float]) -> str:
   rate = row['steps_per_second']
   parts = [f'step {step}/{steps} ({100 * step / steps:.0f}%)']
   of_terms = [name for name in row if name.endswith(('/loss', '/weight'))]
-  shown = [name for name in ('loss', 'velocity', *of_terms, 'grad_norm') if name in row]
+  shown = [name for name in ('loss', 'velocity', *of_terms, 'grad_norm', 'skipped') if name in row]
   parts += [f'{name} {row[name]:.4g}' for name in shown]
   parts.append(f'{rate:.3g} steps/s, {row["images_per_second"]:.4g} images/s')
   parts.append(f'ETA {progress.duration((steps - step) / rate)}')

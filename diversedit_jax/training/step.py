@@ -96,6 +96,22 @@ def make_step(
   return step
 
 
+def skipping(step: Step) -> Step:
+  """The step, which where it is not finite leaves the state as it was and only counts on.
+
+  The metric 'skipped' says whether. What is known before the update decides, so that nothing waits
+  for the new parameters, whose norm the loop looks at.
+  """
+
+  def guarded(state, batch, frozen):
+    after, metrics = step(state, batch, frozen)
+    fine = trees.all_finite({k: x for k, x in metrics.items() if k != 'param_norm'})
+    kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
+    return kept.replace(step=after.step), metrics | {'skipped': 1 - fine.astype(jnp.int32)}
+
+  return guarded
+
+
 def compile_step(step: Step, shardings: state_lib.TrainState, mesh: jax.sharding.Mesh) -> Step:
   """Jits the step over the mesh; the state that goes in is donated."""
   return jax.jit(

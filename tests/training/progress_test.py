@@ -14,6 +14,20 @@ def test_means_and_last_values():
   assert accumulator.pop() == {'loss': 7.0, 'learning_rate': 1.0}
 
 
+def test_steps_without_scalars_are_counted_apart_and_through_json():
+  accumulator = progress.Accumulator()
+  accumulator.add({'loss': 4.0})
+  accumulator.leave_out()
+  resumed = progress.Accumulator(json.loads(json.dumps(accumulator.state())))
+  resumed.leave_out()
+  resumed.add({'loss': 5.0})
+  assert resumed.pop() == {'loss': 4.5, 'skipped': 2}
+  resumed.leave_out()
+  assert resumed.pop() == {'skipped': 1} and resumed.pop() == {}
+  resumed = progress.Accumulator({'count': 1, 'sums': {'loss': 3.0}})  # Of an older run.
+  assert resumed.pop() == {'loss': 3.0}
+
+
 def test_accumulator_continues_exactly_through_json():
   values = [0.1, 0.2, 0.7, 1e-17, 3.3]
   straight, first = progress.Accumulator(), progress.Accumulator()
