@@ -120,6 +120,8 @@ sample.labels | --config=digits --config.sample.labels=balancd
 eval.name | --config=digits --config.eval.name=../x
 eval.encoder_weights | --config=digits --config.eval.encoder=dinov2-vit-b
 plan.compile_for | --config=digits --config.plan.compile_for=h2000:8
+FIRST:LAST | --config=digits --config.log.profile=7
+FIRST:LAST | --config=digits --config.log.profile=9:7
 data.space | --config=digits --config.data.space=latents
 crop | --config=digits --config.data.crop=center
 data source | --config=digits --config.data.source=folders:x

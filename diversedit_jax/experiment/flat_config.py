@@ -86,6 +86,9 @@ def understood(file: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]
   blocks = flat.get('diversity.layers', '')
   if flat.pop(WRITTEN_BY, None) is None and blocks[:1].isdecimal():  # 0.1 counted from 0.
     flat['diversity.layers'] = ','.join(str(int(block) + 1) for block in blocks.split(','))
+  if at := flat.pop('log.profile_at', 0):  # Until 0.3.
+    flat['log.profile'] = f'{at}:{at + flat.get("log.profile_steps", 3) - 1}'
+  flat.pop('log.profile_steps', None)
   return complete(_known(file, flat))
 
 

@@ -60,6 +60,8 @@ def _why(made, mode, name):
   scores = mode in ('eval', 'sweep') or (mode == 'train' and made.evaluation.every)
   if scores and section == 'eval' and key in _OF_PICTURES and made.evaluation.reference == 'digits':
     return 'eval.reference=digits needs no network that looks at pictures'
+  if name == 'log.profile' and made.log.profiled[0] > made.train.steps:
+    return f'the run ends at step {made.train.steps}'
   if name == 'train.label_dropout' and not made.architecture.num_classes:
     return 'the data have no classes'
   if name == 'train.max_skipped' and made.train.on_nonfinite == 'stop':

@@ -289,10 +289,23 @@ class LogOptions(options.Section, section='log', may_change=True):
     doc='Warns, with the examples, of a loss so many robust deviations above the median of the '
     'last 100; 0 is off.',
   )
-  profile_at: int = options.option(
-    0, at_least=0, doc='Step at which a trace for TensorBoard or XProf begins; 0 is off.'
+  profile: str = options.option(
+    '', doc="FIRST:LAST, the steps of which a trace for XProf is recorded, as '100:102'; '' is none."
   )
-  profile_steps: int = options.option(3, at_least=1, doc='Steps of that trace.')
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.profile and not (self.profiled and 1 <= self.profiled[0] <= self.profiled[1]):
+      raise types.UserError(
+        f'log.profile={self.profile!r}, expected FIRST:LAST, the first and the last step of a '
+        "trace, counted from 1, as '100:102'"
+      )
+
+  @property
+  def profiled(self) -> tuple[int, int] | None:
+    """The first and the last step of the trace; None without one."""
+    found = re.fullmatch(r'(\d+):(\d+)', self.profile, re.ASCII)
+    return found and (int(found[1]), int(found[2]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

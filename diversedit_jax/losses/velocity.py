@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
+@jax.named_scope('velocity_loss')
 def velocity_loss(pred_NHWC: jax.Array, target_NHWC: jax.Array) -> jax.Array:
   """Mean of (pred - target)^2 over all axes but the first.
 

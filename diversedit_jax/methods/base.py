@@ -293,7 +293,8 @@ class Objective:
     def features(pixels_NHWC):
       added = {}
       for encoder in self.encoders:
-        found = encoder.apply(frozen[encoder.name], pixels_NHWC)
+        with jax.named_scope(encoder.name):
+          found = encoder.apply(frozen[encoder.name], pixels_NHWC)
         named = {f'{encoder.name}/{k}': v for k, v in found._asdict().items()}
         added |= {k: v for k, v in named.items() if v is not None}
       return added
@@ -307,6 +308,7 @@ class Objective:
       added = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), added)
     return {**batch, **jax.lax.stop_gradient(added)}
 
+  @jax.named_scope('draw')
   def draw(self, batch: types.Batch, key: jax.Array) -> NoisyBatch:
     """All randomness of a step that belongs to single examples."""
     batch = sample_latents(batch, rng.stream(key, 'posterior'), self.scaling)
@@ -338,7 +340,8 @@ class Objective:
     """
     depth = network.model.architecture.depth
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
-    features, loss_N, metrics = self.flow.forward(network, noisy, tap)
+    with jax.named_scope(self.flow.name):
+      features, loss_N, metrics = self.flow.forward(network, noisy, tap)
 
     def teach(t_N, block):
       if teacher is None:
@@ -355,7 +358,8 @@ class Objective:
         teacher=teach,
         step=step,
       )
-      value, parts = term.loss(features[term.name], context)
+      with jax.named_scope(term.name):
+        value, parts = term.loss(features[term.name], context)
       loss = loss + value
       metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}
     return loss, {'loss': loss, **metrics}

@@ -92,6 +92,7 @@ class Attention(nnx.Module):
       self.q_norm, self.k_norm = norm(), norm()
     self.qk_norm = architecture.qk_norm
 
+  @jax.named_scope('attention')
   def __call__(self, x_NTD: jax.Array) -> jax.Array:
     n, t, d = x_NTD.shape
     qkv = jnp.split(self.qkv(x_NTD), 3, axis=-1)
@@ -112,6 +113,7 @@ class Mlp(nnx.Module):
     self.fc1 = linear.Linear(width, hidden, ('embed', 'mlp'), dtype=dtype, rngs=rngs)
     self.fc2 = linear.Linear(hidden, width, ('mlp', 'embed'), dtype=dtype, rngs=rngs)
 
+  @jax.named_scope('mlp')
   def __call__(self, x_NTD: jax.Array) -> jax.Array:
     h_NTE = checkpoint_name(self.fc1(x_NTD), tuning.HIDDEN)
     return self.fc2(jax.nn.gelu(h_NTE, approximate=True))
@@ -147,6 +149,7 @@ class Block(nnx.Module):
     self.mlp = Mlp(architecture, execution, rngs=rngs)
     self.adaln = adaln(architecture, execution, 6, rngs=rngs)
 
+  @jax.named_scope('block')
   def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.adaln, c_ND, 6, x_NTD.dtype)
     x_NTD = add_gated(x_NTD, gate1, self.attn(modulate(x_NTD, shift1, scale1)))
@@ -166,6 +169,7 @@ class Fuse(nnx.Module):
       2 * width, width, (None, 'embed'), dtype=execution.compute_dtype, rngs=rngs
     )
 
+  @jax.named_scope('fuse')
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
     both_NTE = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
     return self.linear(self.norm(both_NTE)).astype(x_NTD.dtype)
@@ -188,6 +192,7 @@ class ResidualFuse(nnx.Module):
       rngs=rngs,
     )
 
+  @jax.named_scope('fuse')
   def __call__(self, x_NTD: jax.Array, skip_NTD: jax.Array) -> jax.Array:
     both_NTE = jnp.concatenate([x_NTD, skip_NTD], axis=-1)
     return x_NTD + self.update(self.norm(both_NTE)).astype(x_NTD.dtype)
@@ -213,6 +218,7 @@ class Final(nnx.Module):
     if architecture.class_token:
       self.class_linear = head(architecture.class_token)
 
+  @jax.named_scope('final')
   def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     shift, scale = modulation(self.adaln, c_ND, 2, x_NTD.dtype)
     x_NTD = modulate(x_NTD, shift, scale)

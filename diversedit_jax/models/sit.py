@@ -42,6 +42,7 @@ class SiT(nnx.Module):
     self.blocks = stack.Stack(architecture, execution, rngs=rngs)
     self.final = block.Final(architecture, execution, rngs=rngs)
 
+  @jax.named_scope('embed')
   def tokens(self, x_NHWC: jax.Array, class_token_NZ: jax.Array | None = None) -> jax.Array:
     """Patch tokens with their positions, [N, T, D] in the dtype of the residual stream.
 
@@ -57,6 +58,7 @@ class SiT(nnx.Module):
     first_ND = self.class_token_embed(class_token_NZ).astype(x_NTD.dtype)
     return jnp.concatenate([first_ND[:, None], x_NTD], axis=1)
 
+  @jax.named_scope('embed')
   def condition(self, t_N: jax.Array, y_N: jax.Array, h_N: jax.Array | None = None) -> jax.Array:
     """The conditioning vector c_ND, the sum of the embeddings of time, label and interval."""
     time_input = embed.TIME_INPUTS[self.architecture.time_input]
@@ -65,6 +67,7 @@ class SiT(nnx.Module):
       c_ND = c_ND + self.interval_embed(h_N)
     return sharding.constrain_batch(c_ND)
 
+  @jax.named_scope('model')
   def __call__(
     self,
     x_NHWC: jax.Array,

@@ -104,8 +104,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
     _way_on_told(experiment, checkpoints),
     profiling.traced(
       step.compile_step(step_fn, trainable.shardings, mesh),
-      at=experiment.log.profile_at,
-      steps=experiment.log.profile_steps,
+      steps=experiment.log.profiled,
       folder=path / 'tensorboard',
     ) as compiled,
   ):

@@ -1,4 +1,9 @@
-"""A trace of a few training steps, to look at in TensorBoard's profile plugin or in XProf."""
+"""A trace of a few training steps, to look at in XProf or in TensorBoard's profile plugin.
+
+Operations have the names of what they belong to, by `jax.named_scope` where that is computed: draw,
+the encoder's, the flow's (model, in it embed, block, attention, mlp, fuse and final, and then the
+loss), the term's, optimizer, ema.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,7 +17,7 @@ from diversedit_jax.training import step as step_lib
 
 @contextlib.contextmanager
 def traced(
-  step_fn: step_lib.Step, *, at: int, steps: int, folder: pathlib.Path
+  step_fn: step_lib.Step, *, steps: tuple[int, int] | None, folder: pathlib.Path
 ) -> Iterator[step_lib.Step]:
   """Yields the step; once, it records a trace of some steps of the run.
 
@@ -21,14 +26,13 @@ def traced(
 
   Args:
     step_fn: what a training step calls.
-    at: number of the first step to record, counted from 1 as everywhere; 0 records nothing.
-    steps: how many to record.
+    steps: the first and the last to record, counted from 1 as everywhere; None records nothing.
     folder: holds `plugins/profile/TIME/` afterwards; it is what `tensorboard --logdir` is given.
   """
-  if not at:
+  if steps is None:
     yield step_fn
     return
-  trace = _Trace(step_fn, at, steps, folder)
+  trace = _Trace(step_fn, *steps, folder)
   try:
     yield trace
   finally:
@@ -38,8 +42,8 @@ def traced(
 class _Trace:
   """A step that counts its calls and records some of them."""
 
-  def __init__(self, step_fn, at, steps, folder):
-    self._step_fn, self._first, self._last, self._folder = step_fn, at, at + steps - 1, folder
+  def __init__(self, step_fn, first, last, folder):
+    self._step_fn, self._first, self._last, self._folder = step_fn, first, last, folder
     self._step = self._metrics = None
 
   def __call__(self, state, *inputs):

@@ -22,6 +22,7 @@ Step = Callable[
 ]
 
 
+@jax.named_scope('ema')
 def update_ema(
   ema: state_lib.Params, params: state_lib.Params, decay: float | jax.Array
 ) -> state_lib.Params:
@@ -77,8 +78,9 @@ def make_step(
     draw = objective.draw(objective.encode(frozen, batch, accumulate), step_key)
     grads, metrics = gradients(state, draw, step_key)
     trained = trees.without(state.params, fixed)
-    updates, opt_state = tx.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    with jax.named_scope('optimizer'):
+      updates, opt_state = tx.update(grads, state.opt_state, trained)
+      trained = optax.apply_updates(trained, updates)
     params = trees.joined(trained, state.params)
     metrics |= {
       'grad_norm': trees.global_norm(grads),  # Before clipping.

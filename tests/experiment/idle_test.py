@@ -17,6 +17,7 @@ IDLE = [
   ('train', 'meanflow.omega', 0.7, 'method=flow does not read it'),
   ('sample', 'vae.tile', 32, 'without vae.weights'),
   ('eval', 'eval.inception', 'a.pth', 'digits needs no network'),
+  ('train', 'log.profile', '9001:9002', 'the run ends at step '),
 ]
 READ = [
   ('sample', 'sample.labels', '3'),
@@ -25,6 +26,7 @@ READ = [
   ('sweep', 'sweep.number', 70),
   ('train', 'eval.number', 70),
   ('train', 'train.label_dropout', 0.2),
+  ('train', 'log.profile', '9:9002'),
   ('eval', 'sample.number', 64),  # The default, which a script may repeat.
 ]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.experiment import declarations, learned, published, run_dir
+from diversedit_jax.experiment import declarations, flat_config, learned, published, run_dir
 
 VERSIONS = {'jax': '1'}
 KEYS = declarations.keys()
@@ -109,6 +109,17 @@ def test_a_key_that_this_version_does_not_have_is_left_out(run):
   rewrite(run, lambda stored: stored.update(method='flow+unheard_of'))
   with pytest.raises(types.UserError, match="this version has no method 'unheard_of'"):
     train(run, config())
+
+
+def test_a_trace_was_asked_for_by_two_keys(run, caplog):
+  def as_before(stored):
+    del stored['log']['profile']
+    stored['log'] |= {'profile_at': 7, 'profile_steps': 3}
+
+  rewrite(run, as_before)
+  assert flat_config.stored(run)['log.profile'] == '7:9'
+  assert train(run, config()) == run
+  assert 'has no log.profile' not in caplog.text
 
 
 def test_methods_are_the_same_in_any_order_and_other_methods_do_not_matter(tmp_path):

@@ -17,7 +17,8 @@ from diversedit_jax import checkpoint
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('straight') / 'run'
-  done = killed_runs.run(workdir)
+  # A trace changes no bit: the runs that are compared with this one have none.
+  done = killed_runs.run(workdir, '--config.log.profile=30:31')
   assert done.returncode == 0, done.stderr
   return workdir, done.stderr
 
@@ -26,6 +27,7 @@ def test_run_reports_progress_and_describes_itself(straight):
   workdir, log = straight
   assert re.search(r'step 28/60 \(47%\) \| loss [\d.]+ .*diverse/weight .*steps/s.*ETA', log)
   assert 'first step after' in log
+  assert len(list(workdir.glob('tensorboard/plugins/profile/*/*.xplane.pb'))) == 1
   assert 'async_checkpointer' not in log
   assert [row['step'] for row in killed_runs.rows(workdir)] == [
     7,
