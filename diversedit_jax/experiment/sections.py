@@ -290,7 +290,8 @@ class LogOptions(options.Section, section='log', may_change=True):
     'last 100; 0 is off.',
   )
   profile: str = options.option(
-    '', doc="FIRST:LAST, the steps of which a trace for XProf is recorded, as '100:102'; '' is none."
+    '',
+    doc="FIRST:LAST, the steps of which a trace for XProf is recorded, as '100:102'; '' is none.",
   )
 
   def __post_init__(self):

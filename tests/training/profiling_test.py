@@ -87,8 +87,8 @@ def test_all_of_a_step_has_names():
   state = state_lib.TrainState(
     step=jnp.int32(0), params=trainable.params, ema=trainable.params, opt_state=trainable.opt_state
   )
-  text = jax.jit(step).lower(state, experiment.source.gather(np.arange(4)), {}).as_text(
-    debug_info=True
+  text = (
+    jax.jit(step).lower(state, experiment.source.gather(np.arange(4)), {}).as_text(debug_info=True)
   )
   # Names in a loop are those within it.
   scopes = [re.findall(r'\w+', name) for name in set(re.findall(r'"([\w()]+/[^"]*)"', text))]
