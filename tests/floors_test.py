@@ -12,7 +12,7 @@ FLOORS = {
     (
       'types',
       'rng trees progress signals locks paths cores faults',
-      'options cli cluster',
+      'options cli cluster together',
       'sharding interpolants losses data weights',
       'models checkpoint',
       'frozen sampling',

@@ -6,7 +6,7 @@ import dataclasses
 from absl import logging
 import ml_collections
 
-from diversedit_jax import cli, cluster, types
+from diversedit_jax import cli, cluster, together, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import declarations, idle, run_dir
 from diversedit_jax.modes import (
@@ -109,9 +109,16 @@ def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
     cli.stay_on_cpu()
   cli.keep_programs()
   cli.keep_memory()
-  if asked.distributed:
-    cluster.join()
-    cli.let_first_process_log()
+  if not asked.distributed:
+    return _run(asked, config)
+  cluster.join()
+  cli.let_first_process_log()
+  with together.together():
+    return _run(asked, config)
+
+
+def _run(asked, config):
+  mode, workdir = asked.mode, asked.workdir
   if mode == 'train' and asked.checkpoint is not None:
     config = start.with_checkpoint(config, asked.checkpoint)
   experiment = experiment_lib.build(config, planned=mode == 'plan')

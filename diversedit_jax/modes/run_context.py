@@ -7,7 +7,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import checkpoint, rng, sharding, types
+from diversedit_jax import faults, rng, sharding, together, types
 from diversedit_jax.data import images, order, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.sampling import generate, trajectory
@@ -97,24 +97,26 @@ def check_same_everywhere(sha256, what):
     )
 
 
-def on_all_processes(action, refusal):
+def on_all_processes(action):
   """The result of an action of this process, unless one of the processes fails in theirs.
 
-  None waits for one that has failed. refusal: what those say that have not.
+  None waits for one that has failed.
 
   Raises:
-    UserError: another process failed.
+    UserError: another process failed, with its message.
   """
   failure = None
   try:
     result = action()
   except Exception as error:
     failure = error
-  agreed = checkpoint.all_processes(failure is None)
+  told = '' if failure is None else faults.told(failure) or f'{type(failure).__name__}: {failure}'
+  others = together.texts(told)
   if failure is not None:
     raise failure
-  if not agreed:
-    raise types.UserError(f'{refusal}; its message says why')
+  for number, line in enumerate(others):
+    if line:
+      raise types.UserError(f'process {number}: {line}')
   return result
 
 

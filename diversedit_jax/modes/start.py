@@ -110,9 +110,7 @@ def tell(found: Beginning, trainable: state_lib.Trainable) -> None:
 def _begin(experiment, trainable):
   """Reads and fits the weights."""
   options = experiment.init
-  origin, differs, arrays = run_context.on_all_processes(
-    lambda: _read(experiment), f'another process refused init_from={experiment.init_from}'
-  )
+  origin, differs, arrays = run_context.on_all_processes(lambda: _read(experiment))
   digest = array_files.digest(arrays.items())
   run_context.check_same_everywhere(digest, f'init_from={experiment.init_from}')
   start = initial.fit(

@@ -232,9 +232,7 @@ def _opened(experiment, workdir, **how):
       return opened(True)
 
     first = jax.process_index() == 0
-    path = run_context.on_all_processes(
-      claim_and_open if first else lambda: None, 'the first process refused the workdir'
-    )
+    path = run_context.on_all_processes(claim_and_open if first else lambda: None)
     yield path if first else opened(False)  # The others look when it has been written.
 
 
