@@ -1,7 +1,7 @@
 """The directory of a run: what it is made of, and when a command may use it.
 
 config.json    resolved config                versions.json  of the packages, at each start
-metrics.jsonl  one row per report             telemetry/     similarities of the blocks
+metrics.jsonl  one row per report             telemetry/     similarities, sizes of blocks
 checkpoints/   Orbax                          samples/       grids, .npz with cards
 tensorboard/   events                         eval/          scores; analysis/ figures
 data.json      which examples it learns from  audit.json     what --mode=audit found

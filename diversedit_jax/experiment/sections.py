@@ -279,7 +279,10 @@ class LogOptions(options.Section, section='log', may_change=True):
     100, at_least=1, doc='Steps between console lines and rows of metrics.jsonl.'
   )
   telemetry_every: int = options.option(
-    5_000, at_least=0, doc='Steps between L x L similarity matrices of the blocks; 0 is off.'
+    5_000,
+    at_least=0,
+    doc='Steps between L x L similarity matrices of the blocks, and sizes of their outputs and '
+    'gradients; 0 is off.',
   )
   telemetry_examples: int = options.option(8, at_least=1, doc='Examples that these look at.')
   tensorboard: bool = options.option(True, doc='Writes TensorBoard events beside metrics.jsonl.')

@@ -13,6 +13,11 @@ def at_least_float32(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def rms(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+  """Root mean square over some axes, or over all."""
+  return jnp.sqrt(jnp.mean(jnp.square(at_least_float32(x)), axis=axis))
+
+
 def unit(x: jax.Array, axis: int = -1) -> jax.Array:
   """x / |x| along an axis; vectors shorter than `SHORTEST` become 0 with gradient 0."""
   return x * inverse_length(jnp.sum(jnp.square(x), axis=axis, keepdims=True))

@@ -6,7 +6,7 @@ being block L-1-k beside `fuse[k]`, and scanned in reverse: so the stored output
 are consumed in place, without a flipped copy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -36,6 +36,27 @@ def _head(stacked: Any, n: int) -> Any:
 
 def _tail(stacked: Any, n: int) -> Any:
   return jax.tree.map(lambda leaf: leaf[leaf.shape[0] - n :], stacked)
+
+
+def norms(parts: Mapping[str, Any], depth: int) -> jax.Array:
+  """The Euclidean norm of each block's arrays, float32 [depth] in depth order.
+
+  parts: parameters or gradients of a `Stack`, plain nested dicts; 0 where some are not there. A
+  long skip counts to the block that it leads to.
+  """
+
+  def squares(name, n):
+    wide = [
+      x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(parts.get(name))
+    ]
+    summed = [jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))) for x in wide]
+    return sum(summed, start=jnp.zeros(n, jnp.float32))
+
+  if not parts.keys() & {'first', 'second', 'fuse'}:
+    return jnp.sqrt(squares('layers', depth))
+  half = depth // 2
+  second = squares('second', half) + squares('fuse', half)
+  return jnp.sqrt(jnp.concatenate([squares('first', half), jnp.flip(second)]))
 
 
 def _plain(x_NTD, c_ND, block):

@@ -244,17 +244,18 @@ def _checkpoints(path, experiment):
 
 
 def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> Sequence[loop.Hook]:
-  similar = telemetry.make_similarity(
-    experiment.objective.flow_only(),
-    trainable,
-    frozen,
-    key=key,
-    examples=experiment.log.telemetry_examples,
+  log, folder = experiment.log, path / 'telemetry'
+  similar, sizes = (
+    make(
+      experiment.objective.flow_only(), trainable, frozen, key=key, examples=log.telemetry_examples
+    )
+    for make in (telemetry.make_similarity, telemetry.make_sizes)
   )
-  watch = telemetry.hook(
-    experiment.log.telemetry_every, similar, path / 'telemetry', writer, active=first
-  )
-  return [watch, _preview(experiment, trainable, decoder, path, writer, first)]
+  return [
+    telemetry.hook(log.telemetry_every, similar, folder, writer, active=first),
+    telemetry.sizes_hook(log.telemetry_every, sizes, folder, writer, active=first),
+    _preview(experiment, trainable, decoder, path, writer, first),
+  ]
 
 
 def _preview(experiment, trainable, decoder, path, writer, first):

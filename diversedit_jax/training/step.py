@@ -30,22 +30,18 @@ def update_ema(
   return jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
 
 
-def make_step(
+def make_gradients(
   objective: base.Objective,
   graphdef: nnx.GraphDef,
-  tx: optax.GradientTransformation,
   *,
   key: jax.Array,
-  ema_decay: float,
-  ema_warmup: bool = False,
-  learning_rate: optax.Schedule,
   accumulate: int = 1,
   fixed: Collection[str] = (),
-) -> Step:
-  """Makes the step, a pure function.
-
-  Parameters whose paths are in `fixed` stay as they are, in the average too; nothing is derived
-  by them.
+) -> Callable[
+  [state_lib.TrainState, types.Batch, Frozen],
+  tuple[state_lib.Params, base.Metrics, base.NoisyBatch],
+]:
+  """Makes the first half of a step: gradients of what is trained, metrics, and what was drawn.
 
   All randomness of a step is drawn for the whole batch from (key, step), before it is cut into
   `accumulate` microbatches. A loss that is a mean over examples does not depend on that number; a
@@ -73,10 +69,35 @@ def make_step(
     grads, metrics = jax.lax.scan(body, zeros, base.microbatches(draw, accumulate))
     return jax.tree.map(lambda g: g / accumulate, grads), base.mean_metrics(metrics)
 
-  def step(state, batch, frozen):
+  def run(state, batch, frozen):
     step_key = rng.stream(key, 'step', state.step)
     draw = objective.draw(objective.encode(frozen, batch, accumulate), step_key)
-    grads, metrics = gradients(state, draw, step_key)
+    return *gradients(state, draw, step_key), draw
+
+  return run
+
+
+def make_step(
+  objective: base.Objective,
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  *,
+  key: jax.Array,
+  ema_decay: float,
+  ema_warmup: bool = False,
+  learning_rate: optax.Schedule,
+  accumulate: int = 1,
+  fixed: Collection[str] = (),
+) -> Step:
+  """Makes the step, a pure function; see `make_gradients`.
+
+  Parameters whose paths are in `fixed` stay as they are, in the average too; nothing is derived
+  by them.
+  """
+  gradients = make_gradients(objective, graphdef, key=key, accumulate=accumulate, fixed=fixed)
+
+  def step(state, batch, frozen):
+    grads, metrics, _ = gradients(state, batch, frozen)
     trained = trees.without(state.params, fixed)
     with jax.named_scope('optimizer'):
       updates, opt_state = tx.update(grads, state.opt_state, trained)

@@ -1,4 +1,8 @@
-"""How similar the blocks are while training: the L x L matrix of mean cosines, every K steps."""
+"""What the blocks do while training, every K steps: how similar they are, and how large.
+
+Both look at the first examples of a batch, at the same times and noise; the L x L matrices of mean
+cosines, and for each block the root mean square of its output and the norm of its gradient.
+"""
 
 from collections.abc import Callable, Mapping
 import pathlib
@@ -6,13 +10,15 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import rng, sharding, types
+from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.data import files
+from diversedit_jax.losses import arithmetic
 from diversedit_jax.methods import base
 from diversedit_jax.methods.diverse import definition
-from diversedit_jax.models import taps
+from diversedit_jax.models import stack, taps, tuning
 from diversedit_jax.training import loop, writers
 from diversedit_jax.training import state as state_lib
 
@@ -30,18 +36,87 @@ def make_similarity(
   One forward pass of the trained weights at the step's own times and noise; see
   `methods.diverse.definition.similarity_matrices`.
   """
-  divisor = sharding.batch_divisor(trainable.mesh)
-  rows = -(-examples // divisor) * divisor
+  draw_few = _draw_of(objective, trainable.mesh, key, examples)
 
   def similarity(params, batch, step, frozen):
-    few = objective.encode(frozen, {name: x[:rows] for name, x in batch.items()})
-    draw = objective.draw(few, rng.stream(key, 'telemetry', step))
+    draw = draw_few(batch, step, frozen)
     network = nnx.merge(trainable.graphdef, params)
     features = objective.flow.run(network, draw, taps.every()).features
     return definition.similarity_matrices(features[:, :examples])
 
   run = jax.jit(similarity, out_shardings=sharding.replicated(trainable.mesh))
   return lambda params, batch, step: run(params, batch, step, frozen)
+
+
+def make_sizes(
+  objective: base.Objective,
+  trainable: state_lib.Trainable,
+  frozen: Mapping[str, Any],
+  *,
+  key: jax.Array,
+  examples: int,
+) -> Callable[[state_lib.Params, types.Batch, jax.Array], dict[str, jax.Array]]:
+  """(params, batch, step) -> {'activation_rms', 'gradient_norm'} [L] of the first examples.
+
+  The gradient is that of the flow's loss, without terms, by what is trained.
+  """
+  draw_few = _draw_of(objective, trainable.mesh, key, examples)
+  rms = taps.every(lambda f_NTD: arithmetic.rms(f_NTD[:examples]))
+
+  def sizes(params, batch, step, frozen):
+    draw = draw_few(batch, step, frozen)
+
+    def loss(trained):
+      network = tuning.cast_products(nnx.merge(trainable.graphdef, trees.joined(trained, params)))
+      features, loss_N, _ = objective.flow.forward(network, draw, rms)
+      return jnp.mean(loss_N[:examples]), features
+
+    grads, rms_L = jax.grad(loss, has_aux=True)(trainable.trained(params))
+    of_blocks = grads.get('model', {}).get('blocks', {})
+    return {'activation_rms': rms_L, 'gradient_norm': stack.norms(of_blocks, rms_L.shape[0])}
+
+  run = jax.jit(sizes, out_shardings=sharding.replicated(trainable.mesh))
+  return lambda params, batch, step: run(params, batch, step, frozen)
+
+
+def _draw_of(objective, mesh, key, examples):
+  """(batch, step, frozen) -> what is drawn for the first rows of a batch, as many as mesh and
+  `examples` need."""
+  rows = sharding.round_up(examples, mesh)
+
+  def draw(batch, step, frozen):
+    few = objective.encode(frozen, {name: x[:rows] for name, x in batch.items()})
+    return objective.draw(few, rng.stream(key, 'telemetry', step))
+
+  return draw
+
+
+def sizes_hook(
+  every: int,
+  sizes: Callable[..., dict[str, jax.Array]],
+  folder: pathlib.Path,
+  writer: writers.Writer,
+  *,
+  active: bool,
+) -> loop.Hook:
+  """Writes `blocks-STEP.npz`, and each block's numbers beside the other metrics."""
+
+  def run(step, state, batch):
+    found = {k: np.asarray(v) for k, v in sizes(state.params, batch, state.step).items()}
+    if not active:
+      return
+    with files.atomic(folder / f'blocks-{step:08d}.npz') as path:
+      np.savez(path, step=step, **found)
+    writer.row(
+      step,
+      {
+        f'{name}/block_{block:02d}': float(value)
+        for name, value_L in found.items()
+        for block, value in enumerate(value_L, 1)
+      },
+    )
+
+  return loop.Hook(every=every, run=run)
 
 
 def hook(

@@ -99,6 +99,8 @@ def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
     'metrics.jsonl',
     'samples/preview-00000015.png',
     'samples/preview-00000030.png',
+    'telemetry/blocks-00000015.npz',
+    'telemetry/blocks-00000030.npz',
     'telemetry/similarity-00000015.npz',
     'telemetry/similarity-00000030.npz',
   }

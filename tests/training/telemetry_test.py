@@ -86,6 +86,64 @@ def test_only_the_first_examples_and_the_step_count(parts):
   assert np.abs(np.asarray(other['token'] - found['token'])).max() > 1e-3
 
 
+def test_sizes_of_blocks_are_those_of_their_outputs_and_gradients(parts):
+  """Long skips: the second half is stored mirrored, `second[k]` and `fuse[k]` being block 3 - k."""
+  objective, trainable, params, batch, _ = parts
+  sizes = telemetry.make_sizes(objective, trainable, {}, key=KEY, examples=EXAMPLES)
+  found = sizes(params, batch, jnp.asarray(40))
+  draw = objective.draw(
+    {k: x[:EXAMPLES] for k, x in batch.items()}, rng.stream(KEY, 'telemetry', 40)
+  )
+
+  @jax.jit
+  def direct(params):
+    def loss(params):
+      output = nnx.merge(trainable.graphdef, params).model(
+        draw.x_t, draw.t, draw.y, tap=taps.every()
+      )
+      return jnp.mean(jnp.square(output.pred - draw.target)), output.features
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  grads, features = direct(params)
+  rms = np.sqrt(np.mean(np.square(np.asarray(features, np.float64)), axis=(1, 2, 3)))
+  np.testing.assert_allclose(found['activation_rms'], rms, rtol=1e-5)
+  squares = np.zeros(4)
+  places = {'first': [(0, 0), (1, 1)], 'second': [(0, 3), (1, 2)], 'fuse': [(0, 3), (1, 2)]}
+  for part, tree in grads['model']['blocks'].items():
+    for k, block in places[part]:
+      for x in jax.tree.leaves(tree):
+        squares[block] += np.sum(np.square(np.asarray(x[k], np.float64)))
+  np.testing.assert_allclose(found['gradient_norm'], np.sqrt(squares), rtol=1e-4)
+  assert len(set(np.round(squares, 6))) == 4 and found['gradient_norm'].dtype == jnp.float32
+
+
+def test_sizes_hook_writes_a_file_and_a_number_for_each_block(tmp_path):
+  found = {
+    'activation_rms': np.array([1.5, 2.5], np.float32),
+    'gradient_norm': np.array([0.25, np.inf], np.float32),
+  }
+  state = state_lib.TrainState(step=jnp.asarray(5), params={}, ema={}, opt_state=())
+  writer = Pictures(tmp_path, start_step=0, tensorboard=False, active=True)
+  telemetry.sizes_hook(5, lambda *_: found, tmp_path, writer, active=True).run(5, state, {})
+  telemetry.sizes_hook(5, lambda *_: found, tmp_path / 'no', writer, active=False).run(6, state, {})
+  writer.close()
+  assert not (tmp_path / 'no').exists()
+  with np.load(tmp_path / 'blocks-00000005.npz') as file:
+    assert int(file['step']) == 5
+    for name, value in found.items():
+      np.testing.assert_array_equal(file[name], value)
+  assert writers.read_jsonl(tmp_path / 'metrics.jsonl') == [
+    {
+      'step': 5,
+      'activation_rms/block_01': 1.5,
+      'activation_rms/block_02': 2.5,
+      'gradient_norm/block_01': 0.25,
+      'gradient_norm/block_02': float('inf'),
+    }
+  ]
+
+
 class Pictures(writers.Writer):
   """A writer that also remembers the images."""
 
