@@ -8,6 +8,7 @@ data.json      which examples it learns from  audit.json     what --mode=audit f
 changes.json   values that changed on the way, beside the config.until-STEP-*.json before each
 init.json      from which weights it started, if not from random ones
 left_out.json  steps whose updates were not finite and are left out
+goodput.jsonl  where the seconds of each start went
 set_aside/     what was made after a step to which the run went back
 """
 
@@ -22,7 +23,7 @@ from diversedit_jax import __version__, locks, paths, types
 from diversedit_jax.data import files
 from diversedit_jax.experiment import continuing, declarations, flat_config, learned
 from diversedit_jax.methods import registry
-from diversedit_jax.training import nonfinite
+from diversedit_jax.training import goodput, nonfinite
 
 AUDIT = 'audit.json'
 _INIT = 'init.json'
@@ -40,6 +41,7 @@ _OF_A_RUN = (
   _INIT,
   'versions.json',
   nonfinite.FILE,
+  goodput.FILE,
   'samples/preview-*',
   'eval/during',
 )

@@ -15,6 +15,7 @@ from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import null_label, online_eval, opening, run_context, start
 from diversedit_jax.training import (
   average,
+  goodput,
   loop,
   nonfinite,
   overview,
@@ -106,7 +107,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       step.compile_step(step_fn, trainable.shardings, mesh),
       steps=experiment.log.profiled,
       folder=path / 'tensorboard',
-    ) as compiled,
+    ) as traced,
   ):
     left_out = nonfinite.LeftOut(
       path / nonfinite.FILE, most=experiment.train.max_skipped, write=first, examples=examples
@@ -114,13 +115,14 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
     attempt = lambda placed: loop.train(
       experiment.loop(),
       trainable=trainable,
-      step_fn=lambda state, batch: compiled(state, batch, frozen),
+      step_fn=lambda step, state, batch: traced(step, state, batch, frozen),
       init_key=rng.stream(key, 'init'),
       placed=placed,
       open_batches=lambda start: _open_batches(experiment, mesh, start),
       checkpoints=checkpoints,
       left_out=left_out,
       watched=spikes.Spikes(experiment.log.spike, examples),
+      account=goodput.Account(path / goodput.FILE if first else None),
       open_writer=lambda start: writers.Writer(
         path, start_step=start, tensorboard=experiment.log.tensorboard, active=first
       ),

@@ -20,9 +20,9 @@ from absl import logging
 import jax
 
 from diversedit_jax import checkpoint, signals, types
-from diversedit_jax.training import nonfinite, progress, spikes, writers
+from diversedit_jax.methods import base
+from diversedit_jax.training import goodput, nonfinite, progress, spikes, writers
 from diversedit_jax.training import state as state_lib
-from diversedit_jax.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,14 @@ def train(
   config: LoopConfig,
   *,
   trainable: state_lib.Trainable,
-  step_fn: step_lib.Step,
+  step_fn: Callable[..., tuple[state_lib.TrainState, base.Metrics]],
   init_key: jax.Array,
   placed: state_lib.Placed = state_lib.AT_RANDOM,
   open_batches: Callable[[int], contextlib.AbstractContextManager[Iterator[types.Batch]]],
   checkpoints: checkpoint.Checkpoints,
   left_out: nonfinite.LeftOut,
   watched: spikes.Spikes,
+  account: goodput.Account,
   open_writer: Callable[[int], writers.Writer],
   hooks: Callable[[writers.Writer], Sequence[Hook]],
 ) -> state_lib.TrainState:
@@ -67,11 +68,11 @@ def train(
   Args:
     config: lengths and intervals.
     trainable: makes, places and restores the state.
-    step_fn: compiled; donates the state.
+    step_fn: (number of the step, state, batch) -> (state, metrics); compiled, donates the state.
     init_key: for the initial parameters. placed: those that are not random.
     open_batches: start step -> context manager of an iterator of batches on the devices.
     checkpoints: the run's checkpoints. left_out: steps without an update.
-    watched: is shown every loss.
+    watched: is shown every loss. account: of the seconds; its clock runs already.
     open_writer: start step -> where metrics go.
     hooks: writer -> what else is done at intervals.
 
@@ -87,7 +88,7 @@ def train(
   if start >= config.steps:
     logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
     return state
-  clock, pending, timed_from = progress.Clock(), None, start
+  clock, pending, timed_from = account.clock, None, start
   writer = open_writer(start)
   scheduled = hooks(writer)
 
@@ -95,15 +96,18 @@ def train(
     _absorb(of_step, accumulator, checkpoints, left_out, watched)
 
   with contextlib.ExitStack() as stack:
+    stack.enter_context(account.opened(start, config.steps))
     stack.callback(writer.close)
     stopped_by = stack.enter_context(signals.stop_requested())
     batches = stack.enter_context(open_batches(start))
+    clock.reached('setup')
     for step in range(start + 1, config.steps + 1):
-      batch = next(batches)
+      with clock.waiting(behind=pending is not None):
+        batch = next(batches)
       if step in left_out:
         state, metrics = nonfinite.passed_over(state), None
       else:
-        state, metrics = step_fn(state, batch)
+        state, metrics = step_fn(step, state, batch)
       read(pending)
       pending = (step, metrics)
       last = step == config.steps
@@ -111,6 +115,7 @@ def train(
       report = step % config.log_every == 0 or last
       if step == start + 1:
         jax.block_until_ready(metrics)
+        clock.reached('compile')
         logging.info('first step after %.1f s, compilation included', clock.total())
         if not report:
           clock.lap()
@@ -119,21 +124,26 @@ def train(
       due = [hook for hook in scheduled if hook.every and (step % hook.every == 0 or last)]
       if not (report or save or due):
         continue
-      read(pending)
+      with clock.one_step():
+        read(pending)
       pending = None
       if report:
         _report(step, config, accumulator, writer, clock, step - timed_from)
+        account.note(step)
         timed_from = step
-      with clock.paused():
-        if save:
+      if save:
+        with clock.paused('save'):
           checkpoints.save(step, state.items(), {'step': step, 'metrics': accumulator.state()})
+      with clock.paused('hooks'):
         for hook in () if stop else due:  # Whoever sends a signal does not wait for pictures.
           hook.run(step, state, batch)
-      if stop and not last:
-        checkpoints.wait()
-        logging.info('%s: saved step %d to %s', stop, step, checkpoints.name(step))
+      if stop or last:
         break
-    checkpoints.wait()
+    with clock.paused('save'):
+      checkpoints.wait()
+    if not last:
+      logging.info('%s: saved step %d to %s', stop, step, checkpoints.name(step))
+    account.note(step, ended='finished' if last else stop)
   return state
 
 

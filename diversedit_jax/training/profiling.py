@@ -5,9 +5,10 @@ the encoder's, the flow's (model, in it embed, block, attention, mlp, fuse and f
 loss), the term's, optimizer, ema.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import pathlib
+from typing import Any
 
 from absl import logging
 import jax
@@ -18,8 +19,8 @@ from diversedit_jax.training import step as step_lib
 @contextlib.contextmanager
 def traced(
   step_fn: step_lib.Step, *, steps: tuple[int, int] | None, folder: pathlib.Path
-) -> Iterator[step_lib.Step]:
-  """Yields the step; once, it records a trace of some steps of the run.
+) -> Iterator[Callable[..., Any]]:
+  """Yields the step with its number in front; once, it records a trace of some steps of the run.
 
   The devices are waited for before and after, so that the trace holds whole steps. If training ends
   within them, the trace ends there too. A run that continues after them records nothing.
@@ -30,7 +31,7 @@ def traced(
     folder: holds `plugins/profile/TIME/` afterwards; it is what `tensorboard --logdir` is given.
   """
   if steps is None:
-    yield step_fn
+    yield lambda step, *inputs: step_fn(*inputs)
     return
   trace = _Trace(step_fn, *steps, folder)
   try:
@@ -40,23 +41,25 @@ def traced(
 
 
 class _Trace:
-  """A step that counts its calls and records some of them."""
+  """A step some of whose calls are recorded."""
 
   def __init__(self, step_fn, first, last, folder):
-    self._step_fn, self._first, self._last, self._folder = step_fn, first, last, folder
-    self._step = self._metrics = None
+    self._step_fn, self._wanted, self._folder = step_fn, range(first, last + 1), folder
+    self._recorded: list[int] = []
+    self._metrics, self._done = None, False
 
-  def __call__(self, state, *inputs):
-    # The state is asked once: later it would have to be waited for.
-    self._step = int(state.step) + 1 if self._step is None else self._step + 1
-    if not self._first <= self._step <= self._last:
+  def __call__(self, step, state, *inputs):
+    if step not in self._wanted:
+      self.stop()  # The last one may have been left out.
+    if self._done or step not in self._wanted:
       return self._step_fn(state, *inputs)
+    self._recorded.append(step)
     if self._metrics is None:
       jax.block_until_ready(state)
       jax.profiler.start_trace(self._folder)
-    with jax.profiler.StepTraceAnnotation('train', step_num=self._step):
+    with jax.profiler.StepTraceAnnotation('train', step_num=step):
       state, self._metrics = results = self._step_fn(state, *inputs)
-    if self._step == self._last:
+    if step == self._wanted[-1]:
       self.stop()
     return results
 
@@ -65,5 +68,6 @@ class _Trace:
       return
     jax.block_until_ready(self._metrics)
     jax.profiler.stop_trace()
-    self._metrics = None
-    logging.info('trace of steps %d to %d: %s', self._first, self._step, self._folder)
+    self._metrics, self._done = None, True
+    first, last = self._recorded[0], self._recorded[-1]
+    logging.info('trace of steps %d to %d: %s', first, last, self._folder)

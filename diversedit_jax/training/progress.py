@@ -1,8 +1,6 @@
-"""Metrics between two reports, and the clock behind rate and ETA."""
+"""Metrics between two reports, and the line of one."""
 
-from collections.abc import Iterator, Mapping
-import contextlib
-import time
+from collections.abc import Mapping
 from typing import Any
 
 from diversedit_jax import progress
@@ -40,31 +38,6 @@ class Accumulator:
       row['skipped'] = self._left_out
     self._count, self._sums, self._left_out = 0, {}, 0
     return row
-
-
-class Clock:
-  """Seconds spent on training steps since a mark, leaving out what runs under `paused`."""
-
-  def __init__(self):
-    self._start = self._mark = time.monotonic()
-    self._paused = 0.0
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Previews, telemetry and saving do not count as training."""
-    before = time.monotonic()
-    yield
-    self._paused += time.monotonic() - before
-
-  def lap(self) -> float:
-    """Training seconds since the last lap."""
-    now = time.monotonic()
-    seconds, self._mark, self._paused = now - self._mark - self._paused, now, 0.0
-    return max(seconds, 1e-9)
-
-  def total(self) -> float:
-    """Seconds since the clock was made, pauses included."""
-    return time.monotonic() - self._start
 
 
 def line(step: int, steps: int, row: Mapping[str, float]) -> str:

@@ -97,6 +97,7 @@ def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
     'versions.json',
     'data.json',
     'metrics.jsonl',
+    'goodput.jsonl',
     'samples/preview-00000015.png',
     'samples/preview-00000030.png',
     'telemetry/blocks-00000015.npz',

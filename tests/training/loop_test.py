@@ -12,6 +12,7 @@ from helpers import killed_runs
 import pytest
 
 from diversedit_jax import checkpoint
+from diversedit_jax.training import goodput, writers
 
 
 @pytest.fixture(scope='module')
@@ -21,6 +22,10 @@ def straight(tmp_path_factory):
   done = killed_runs.run(workdir, '--config.log.profile=30:31')
   assert done.returncode == 0, done.stderr
   return workdir, done.stderr
+
+
+def _goodput(workdir):
+  return goodput.summary(writers.read_jsonl(workdir / goodput.FILE))
 
 
 def test_run_reports_progress_and_describes_itself(straight):
@@ -68,6 +73,12 @@ def test_killed_run_continues_bit_for_bit(straight, tmp_path):
   done = killed_runs.run(workdir)
   assert done.returncode == 0, done.stderr
   assert f'continuing at step {saved}' in done.stderr
+  killed, whole = goodput.starts(writers.read_jsonl(workdir / goodput.FILE))
+  assert (killed.first, killed.last, killed.ended) == (0, 35, '')
+  assert (whole.first, whole.last, whole.ended) == (saved, killed_runs.STEPS, 'finished')
+  # What the run itself told of is told at its end.
+  assert f'goodput {_goodput(workdir)["goodput"]:.1%} of ' in done.stderr
+  assert _goodput(workdir)['lost_steps'] == max(35 - saved, 0)
   killed_runs.assert_same_run(straight[0], workdir)
 
 
@@ -80,6 +91,8 @@ def test_sigterm_saves_exits_as_told_and_continues_bit_for_bit(straight, tmp_pat
   step = int(re.search(r'SIGTERM: saved step (\d+)', log).group(1))
   assert 21 <= step < killed_runs.STEPS
   assert killed_runs.run(workdir, told).returncode == 0  # Finished.
+  assert [start['ended'] for start in _goodput(workdir)['starts']] == ['SIGTERM', 'finished']
+  assert _goodput(workdir)['lost_steps'] == 0
   killed_runs.assert_same_run(straight[0], workdir)
 
 

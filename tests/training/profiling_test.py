@@ -15,8 +15,8 @@ from diversedit_jax.training import profiling
 from diversedit_jax.training import state as state_lib
 
 
-def run(folder, *, steps, start=0, end=6):
-  """The counts that steps start + 1 to end return, and whether a trace was written after each."""
+def run(folder, *, steps, start=0, end=6, left_out=()):
+  """Calls steps start + 1 to end but some; returns whether a trace was written after each."""
   program = jax.jit(lambda step, x: (step + 1, x @ x))
   written = []
 
@@ -27,11 +27,12 @@ def run(folder, *, steps, start=0, end=6):
   state = types.SimpleNamespace(step=jnp.asarray(start))
   x = jnp.ones((8, 8))
   with profiling.traced(step_fn, steps=steps, folder=folder) as traced:
-    for _ in range(start, end):
-      state, metrics = traced(state, x)
+    for number in range(start + 1, end + 1):
+      if number not in left_out:
+        state, metrics = traced(number, state, x)
       assert metrics['loss'].shape == (8, 8)
       written.append(len(list(folder.rglob('*.xplane.pb'))))
-  assert int(state.step) == end
+  assert int(state.step) == end - len(left_out)
   return written
 
 
@@ -42,6 +43,7 @@ def run(folder, *, steps, start=0, end=6):
     (dict(steps=(3, 4), start=2), [0, 1, 1, 1]),
     (dict(steps=(3, 4), start=4), [0, 0]),
     (dict(steps=None), [0] * 6),
+    (dict(steps=(3, 4), left_out=[4]), [0, 0, 0, 0, 1, 1]),
   ],
 )
 def test_a_trace_is_of_its_steps_alone(tmp_path, words, written):
@@ -72,7 +74,7 @@ def test_a_trace_names_what_its_operations_belong_to(tmp_path):
   x = jnp.ones((8, 8))
   step_fn = lambda state: (state, {'loss': program(x)})
   with profiling.traced(step_fn, steps=(1, 1), folder=tmp_path) as traced:
-    traced(types.SimpleNamespace(step=0))
+    traced(1, types.SimpleNamespace(step=0))
   (path,) = tmp_path.rglob('*.xplane.pb')
   assert b'/of_ours/dot_general' in path.read_bytes()
 

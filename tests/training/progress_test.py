@@ -41,20 +41,6 @@ def test_accumulator_continues_exactly_through_json():
   assert resumed.pop() == straight.pop()
 
 
-def test_clock_leaves_pauses_out(monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
-  clock = progress.Clock()
-  now[0] = 3.0
-  with clock.paused():
-    now[0] = 13.0
-  now[0] = 15.0
-  assert clock.lap() == 5.0
-  now[0] = 16.0
-  assert clock.lap() == 1.0
-  assert clock.total() == 16.0
-
-
 def test_line_shows_losses_rate_and_eta():
   row = {
     'loss': 0.5,
