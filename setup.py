@@ -44,6 +44,7 @@ setuptools.setup(
   ],
   extras_require={
     'cuda': ['jax[cuda13]>=0.10.2'],
+    'gcs': ['gcsfs>=2026.1'],  # Runs in a bucket of Google's, as gs://BUCKET/FOLDER.
     'heif': ['pillow-heif>=1.0'],  # Reading HEIC.
     'hub': ['huggingface_hub>=1.0'],  # Weights from Hugging Face's hub, as hf://ORG/REPO.
     'tpu': ['jax[tpu]>=0.10.2'],
@@ -54,6 +55,8 @@ setuptools.setup(
     ],
     'torch': ['torch>=2.5'],  # Writing .pt files and cross-checks; nothing else needs it.
     'test': [
+      'gcp-storage-emulator>=2026.7',  # A bucket on the loopback address.
+      'gcsfs>=2026.1',
       'huggingface_hub>=1.0',
       'importlib_resources>=6.0',
       'pytest>=8.0',

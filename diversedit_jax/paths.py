@@ -1,15 +1,22 @@
 """One rule for all paths that people write: `~` is expanded, all else counts from where one stands.
 
 Shells leave the `~` of `--flag=~/x` and of `folder:~/x` as it is, so each flag, option and spec of
-data that names a path comes through here.
+data that names a path comes through here. So do paths in buckets, gs://BUCKET/PATH and
+s3://BUCKET/PATH: whatever takes them gets an `epath.Path`, and whatever cannot refuses them here.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
 
 from diversedit_jax import types
 
+_PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}  # By the scheme of a bucket: what `epath` reads it with.
+_EXTRAS = {'gs': 'gcs', 's3': 's3'}
+# Where TensorFlow is installed, `epath` would take it instead, which knows s3:// by yet another
+# package; it looks once, when the first path of any kind is used.
+os.environ.setdefault('EPATH_USE_TF', 'false')
 _KIND = re.compile(r'(?P<kind>\w{2,}:)?(?P<path>~.*)', re.DOTALL)
 
 
@@ -30,9 +37,53 @@ def expanded(text: str | os.PathLike[str]) -> str:
   return (found['kind'] or '') + path
 
 
-def path(text: str | os.PathLike[str]) -> pathlib.Path:
-  """`expanded`, as a path."""
-  return pathlib.Path(expanded(text))
+def is_bucket(path: str | os.PathLike[str]) -> bool:
+  """Whether a path lies in a bucket, and not on a disk."""
+  scheme, colon, _ = str(path).partition('://')
+  return bool(colon) and scheme in _PACKAGES
+
+
+def path(text: str | os.PathLike[str], *, bucket: bool = False) -> pathlib.Path:
+  """`expanded`, as a path; an `epath.Path` if it lies in a bucket.
+
+  bucket: whether it may.
+
+  Raises:
+    UserError: it lies in a bucket, and may not, or the package that reads it is not installed.
+  """
+  text = expanded(text)
+  if not is_bucket(text):
+    return pathlib.Path(text)
+  if not bucket:
+    raise types.UserError(
+      f'{text} lies in a bucket, expected a path on a disk: copy it, or mount the bucket (gcsfuse, '
+      'say) and give the path of the mount'
+    )
+  return _in_bucket(text)
+
+
+def absolute(path: pathlib.Path) -> pathlib.Path:
+  """The path from the root; one in a bucket, which `epath` would look for below the folder, is."""
+  return path if is_bucket(path) else path.absolute()
+
+
+def _in_bucket(text):
+  import fsspec  # Here, for `etils` and `fsspec` take a moment that few commands need.
+  from etils import epath
+
+  scheme, _, rest = text.partition('://')
+  bucket, _, name = rest.partition('/')
+  if not bucket or not name.strip('/'):
+    raise types.UserError(f'{text} names no folder of a bucket: give {scheme}://BUCKET/FOLDER')
+  if importlib.util.find_spec(_PACKAGES[scheme]) is None:
+    raise types.UserError(
+      f'{text}: this needs the package {_PACKAGES[scheme]}, which is not installed: pip install '
+      f"'diversedit_jax[{_EXTRAS[scheme]}]'"
+    )
+  # Other processes write there too; what a listing said may be old by now.
+  for known in {scheme, 'gcs' if scheme == 'gs' else scheme}:
+    fsspec.config.conf.setdefault(known, {}).setdefault('use_listings_cache', False)
+  return epath.Path(text)
 
 
 def utf8(path: pathlib.Path) -> pathlib.Path:

@@ -87,3 +87,32 @@ def test_a_path_in_a_meta_argument_may_hold_commas(argument, data, rest):
 def test_what_is_no_part_of_a_path_is_still_refused(argument):
   with pytest.raises(types.UserError, match='unknown config argument'):
     common.parse_arg(argument, data='', skips=True)
+
+
+@pytest.mark.parametrize(
+  ('given', 'is_one'),
+  [('gs://b/x', True), ('s3://b/x', True), ('hf://a/b', False), ('gs:/b/x', False), ('gs', False)],
+)
+def test_a_bucket_is_known_by_its_scheme(given, is_one):
+  assert paths.is_bucket(given) == is_one
+
+
+def test_a_path_in_a_bucket_is_kept_whole_and_other_paths_are_what_they_were():
+  path = paths.path('gs://bucket/run/', bucket=True) / 'x.json'
+  assert str(path) == str(paths.absolute(path)) == 'gs://bucket/run/x.json'
+  assert paths.path('x', bucket=True) == pathlib.Path('x')
+  assert paths.absolute(pathlib.Path('x')) == pathlib.Path.cwd() / 'x'
+
+
+@pytest.mark.parametrize(
+  ('given', 'may', 'words'),
+  [
+    ('gs://bucket/run', False, 'lies in a bucket, expected a path on a disk'),
+    ('gs://bucket/', True, 'gs://BUCKET/FOLDER'),
+    ('s3://bucket/run', True, r"pip install 'diversedit_jax\[s3\]'"),
+  ],
+)
+def test_paths_in_buckets_that_cannot_be_used_are_refused(given, may, words, monkeypatch):
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(types.UserError, match=words):
+    paths.path(given, bucket=may)
