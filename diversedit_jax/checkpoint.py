@@ -1,13 +1,13 @@
 """Orbax checkpoints: `params`, `ema`, `opt` and `meta` as separate items, written asynchronously.
 
-Each item can be restored alone and onto any mesh. A checkpoint that cannot be read (a truncated
-file, say) is set aside with a warning and the one before it is used. Parameters are plain nested
-dicts on disk, so any Orbax reader opens them.
+Each item can be restored alone and onto any mesh. A damaged checkpoint (a truncated file, a bit
+that flipped; see `integrity`) is set aside with a warning and the one before it is used. Parameters
+are plain nested dicts on disk, so any Orbax reader opens them.
 """
 
-from collections.abc import Iterable, Mapping
-import contextlib
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -18,14 +18,14 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diversedit_jax import faults, trees, types
+from diversedit_jax import integrity, trees, types
 
 UNFINISHED = '*.orbax-checkpoint-tmp'  # Folders of checkpoints that were not written to the end.
 ITEMS = ('params', 'ema', 'opt')
 META = 'meta'
-# What a busy or closed store says; the checkpoint behind it may be whole.
-_NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED')
-_finite_sums, _all_finite = jax.jit(trees.finite_sums), jax.jit(trees.all_finite)
+all_processes = integrity.all_processes
+_looked_at = jax.jit(lambda tree: (trees.finite_sums(tree), trees.checksums(tree)))
+_all_finite = jax.jit(trees.all_finite)
 
 
 def restore_target(tree: Any, shardings: Any) -> Any:
@@ -51,16 +51,29 @@ def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
   Raises:
     UserError: it cannot be read.
   """
-  path = epath.Path(folder).resolve() / item
-  try:
+  folder = epath.Path(folder).resolve()
+  path = folder / item
+
+  def attempt():
     reader = ocp.PyTreeCheckpointHandler()
     stored = reader.metadata(path).tree
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     found = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
-  except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
-    text = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-    raise types.UserError(f'{path} cannot be read: {text}') from error
-  return trees.named_leaves(found)
+    # An item may have been given away alone.
+    return found, _read_meta(folder)[1] if (folder / META).exists() else {}
+
+  verify = lambda read: integrity.check({item: read[0]}, read[1])
+  found, failure = integrity.read(str(path), attempt, verify, alone=True)
+  if failure:
+    raise types.UserError(f'{path} cannot be read: {failure}')
+  return trees.named_leaves(found[0])
+
+
+def _read_meta(folder):
+  """Meta of a checkpoint, and its checksums."""
+  return integrity.opened(
+    ocp.JsonCheckpointHandler().restore(folder / META, ocp.args.JsonRestore())
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +85,6 @@ class OneOf:
 
 class NotFinite(types.UserError):
   """The state to save holds a NaN or an infinity."""
-
-
-def all_processes(fine: bool) -> bool:
-  """True if it is true on every process."""
-  return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
 
 
 def _barrier(name: str) -> None:
@@ -114,6 +122,7 @@ class Checkpoints:
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     handlers[META] = ocp.JsonCheckpointHandler()
     self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+    self._unsaved = ''  # Why the last save failed, until `wait` has told it.
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
@@ -126,24 +135,31 @@ class Checkpoints:
   def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Starts to write a checkpoint; returns when the arrays have been copied off the device.
 
+    If it cannot be written, to a full disk say, an error is logged, now or before the next one is
+    written, and the checkpoints before it stay; `wait` tells it too.
+
     Raises:
       NotFinite: if an item holds a NaN or an infinity; nothing is written.
-      UserError: the checkpoint, or the one before it, could not be written, to a full disk say.
     """
-    quick = {name: _finite_sums(tree) for name, tree in items.items()}
+    seen = {name: _looked_at(tree) for name, tree in items.items()}
     # Training waits for this, so numbers are looked at one by one only where their sums overflow.
-    bad = [name for name, fine in quick.items() if not (fine or _all_finite(items[name]))]
+    bad = [name for name, (fine, _) in seen.items() if not (fine or _all_finite(items[name]))]
     if bad:
       raise NotFinite(
         f'checkpoint of step {step} not written: {", ".join(bad)} not finite; '
         f'last good checkpoint: {self.name(self.latest())}'
       )
     saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(dict(meta)))
-    with self._failure_told():
-      saved = self._manager.save(step, args=args)
-    if not saved:
+    sealed = integrity.sealed(meta, {name: sums for name, (_, sums) in seen.items()})
+    args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(sealed))
+    self._unsaved = ''
+    self.settle()
+    saved = []
+    self._attempt(lambda: saved.append(self._manager.save(step, args=args)))
+    if saved == [False]:
       raise types.UserError(f'Orbax declined to save step {step}; found {self.steps()}')
+    if self._unsaved:
+      logging.error('%s; training goes on', self._unsaved)
 
   def preempted(self, step: int) -> bool:
     """True once all processes of a multi-host run have agreed to stop at this step."""
@@ -151,31 +167,49 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Blocks until everything that was started is on disk (UserError if it could not be)."""
-    with self._failure_told():
-      self._manager.wait_until_finished()
+    self._attempt(self._manager.wait_until_finished)
+    self._raise()
+
+  def settle(self) -> None:
+    """Blocks until nothing is written any more; logs an error if it could not be."""
+    self._attempt(self._manager.wait_until_finished)
+    if self._unsaved:
+      logging.error('%s; training goes on', self._unsaved)
+    self._unsaved = ''
 
   def close(self) -> None:
-    """Waits, then releases the manager's threads (UserError as `wait`)."""
-    with self._failure_told():
-      try:
-        self._manager.wait_until_finished()
-      finally:
-        self._manager.close()
-
-  @contextlib.contextmanager
-  def _failure_told(self):
-    """Turns what the disk says into a UserError; Orbax raises it later, for what it did before."""
+    """Waits for this process alone, then ends the manager's threads (UserError as `wait`)."""
     try:
-      yield
-    except Exception as error:
-      line = faults.told(error)
-      if line is None:
-        raise
+      self._note(integrity.failure(self._manager.wait_until_finished))
+    finally:
+      self._manager.close()
+    self._raise()
+
+  def _attempt(self, action: Callable[[], Any]) -> None:
+    """Does a part of saving, and notes what disks and networks say against it, on all processes.
+
+    Orbax raises later, for what it did before. Its list then lacks the checkpoint that the failed
+    one would have replaced.
+    """
+    failure = integrity.failure(action)
+    if all_processes(not failure):
+      return
+    if jax.process_index() == 0:
+      for unfinished in self.directory.glob(UNFINISHED):
+        unfinished.rmtree()  # It takes the space that the next one needs.
+    _barrier('unsaved')
+    self._manager.reload()
+    self._note(failure or 'another process could not write its part')
+
+  def _note(self, failure):
+    if failure:
       last = self.name(max(steps(self.directory), default=None))
-      raise types.UserError(
-        f'a checkpoint could not be written: {line}; last good checkpoint: {last}, from which the '
-        'same command goes on'
-      ) from error
+      self._unsaved = f'a checkpoint could not be written: {failure}; last good checkpoint: {last}'
+
+  def _raise(self):
+    unsaved, self._unsaved = self._unsaved, ''
+    if unsaved:
+      raise types.UserError(f'{unsaved}, from which the same command goes on')
 
   def name(self, step: int | None) -> str:
     """The path of a checkpoint for messages, or 'none'."""
@@ -194,29 +228,23 @@ class Checkpoints:
       (step, items, meta).
 
     Raises:
-      UserError: if there is no such checkpoint, or none can be read.
+      UserError: if there is no such checkpoint, or all are damaged, or reading fails for a reason
+        that is not the checkpoint's and does not pass.
     """
     known = self.steps()
     if step is not None and step not in known:
       raise types.UserError(f'no checkpoint of step {step} in {self.directory}; found {known}')
-    candidates = known[::-1] if step is None else [step]
     failures = []
-    for candidate in candidates:
-      try:
-        found = self._read(candidate, self._fitting(candidate, targets))
-        failure = ''
-      except types.UserError:
-        raise
-      except Exception as error:  # Orbax and TensorStore raise many types for a damaged file.
-        text = f'{type(error).__name__}: {error}'
-        if any(word in text for word in _NOT_DAMAGE):
-          raise
-        failure = ' '.join(text.split())[:200]
-      if all_processes(not failure):
-        return candidate, *found
-      failures.append(f'{candidate}: {failure or "unreadable to another process"}')
+    for candidate in known[::-1] if step is None else [step]:
+      name = self.name(candidate)
+      read = functools.partial(self._read, candidate, targets)
+      verify = lambda found: integrity.check(found[0], found[2])
+      found, failure = integrity.read(f'checkpoint {name}', read, verify)
+      if not failure:
+        return candidate, *found[:2]
+      failures.append(f'{candidate}: {failure}')
       hope = '; trying the one before it' if step is None else ''
-      logging.warning('checkpoint %s cannot be read (%s)%s', self.name(candidate), failure, hope)
+      logging.warning('checkpoint %s cannot be read (%s)%s', name, failure, hope)
     if failures:
       raise types.UserError(f'no readable checkpoint in {self.directory}: ' + '; '.join(failures))
     raise types.UserError(f'no checkpoint in {self.directory}')
@@ -234,11 +262,14 @@ class Checkpoints:
     _barrier('set_aside')
     self._manager.reload()
 
-  def _fitting(self, step, targets):
+  def _fitting(self, step, targets, sums):
     """The targets in the form that a checkpoint has.
+
+    sums: its checksums, as far as it has any, which name its arrays as well.
 
     Raises:
       UserError: it has other arrays, by name, before anything is read.
+      Damaged: its metadata name others than were written.
     """
     metadata, fitting = self._manager.item_metadata(step), {}
     shapes = lambda tree: {k: tuple(v.shape) for k, v in trees.named_leaves(tree).items()}
@@ -249,6 +280,8 @@ class Checkpoints:
       if stored is None:
         continue  # Unreadable metadata is damage, which reading will find.
       found = shapes(stored.tree)
+      if item in sums and found.keys() != sums[item].keys():
+        raise integrity.Damaged(f'{item} names other arrays than were written')
       fitting[item] = next((form for form in forms if shapes(form) == found), forms[0])
       wanted = shapes(fitting[item])
       wrong += [
@@ -264,8 +297,14 @@ class Checkpoints:
     return fitting
 
   def _read(self, step, targets):
-    wanted = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-    found = self._manager.restore(
-      step, args=ocp.args.Composite(**wanted, meta=ocp.args.JsonRestore())
-    )
-    return {name: found[name] for name in targets}, found[META]
+    """Items, meta and checksums; by handlers, which do not wait for processes that have failed.
+
+    Raises:
+      UserError: other arrays were asked for. Whatever Orbax and TensorStore raise.
+    """
+    folder = self.directory / str(step)
+    found, (meta, sums) = {}, _read_meta(folder)
+    for name, target in self._fitting(step, targets, sums).items():
+      args = ocp.args.StandardRestore(target)
+      found[name] = ocp.StandardCheckpointHandler().restore(folder / name, args=args)
+    return found, meta, sums

@@ -1,9 +1,10 @@
-"""Errors that a user or the machine causes, in one line with the way on.
+"""Errors that a user or the machine causes, in one line with the way on; and those that pass.
 
 `told` knows them by their types; what it does not know is a fault of the program, whose traceback
 helps. Texts of XLA, TensorStore and Orbax are recognised where these raise no type of their own.
 """
 
+from collections.abc import Iterator
 import errno
 import re
 import signal
@@ -35,6 +36,25 @@ _SAID = {
   'Read-only file system': errno.EROFS,
   'Too many open files': errno.EMFILE,
 }
+# What a disk, a file server or a bucket says that cannot be reached just now: nothing is said about
+# what lies there.
+_PASSING = (
+  *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR),
+  *(errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENODEV, errno.ENXIO, errno.EPIPE),
+  *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN),
+  *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
+)
+_SAID_PASSING = re.compile(
+  r'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|HTTP response code: (?:408|429|5\d\d)|'
+  'timed out|Connection (?:reset|refused|aborted)|Could not resolve host|Stale file handle|'
+  'Input/output error|Too many open files'
+)
+_DENIED = (errno.EACCES, errno.EPERM, errno.ENOMEM)  # To this user, or this machine.
+_SAID_DENIED = re.compile(
+  'PERMISSION_DENIED|UNAUTHENTICATED|HTTP response code: 40[13]|Permission denied|'
+  'Operation not permitted|[Oo]ut of memory|Cannot allocate memory'
+)
+_OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # As TensorStore names it.
 # Why a worker process may be gone, by its exit code.
 _KILLED = {
   -signal.SIGBUS: '/dev/shm is full; enlarge it (docker run --shm-size=...), or set data.workers=0 '
@@ -55,14 +75,38 @@ _PLATFORMS = (
 
 def told(error: BaseException) -> str | None:
   """An error in one line; None for a fault of the program."""
+  lines = (line for one in _chain(error) if (line := _line(one)) is not None)
+  return next((' '.join(line.split('\n')) for line in lines), None)
+
+
+def passes(error: BaseException) -> bool:
+  """Whether an error of reading may be gone at the next try, and says nothing of what was read."""
+  return any(_is(one, _PASSING, _SAID_PASSING) for one in _chain(error))
+
+
+def denied(error: BaseException) -> bool:
+  """Whether this user may not read, or this machine cannot: no fault of what was read either."""
+  return any(_is(one, _DENIED, _SAID_DENIED) for one in _chain(error))
+
+
+def said(error: BaseException) -> str:
+  """An error as it is, in at most 200 letters of one line."""
+  return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+
+
+def _chain(error) -> Iterator[BaseException]:
   seen = []
   while error is not None and error not in seen:
     seen.append(error)
-    line = _line(error)
-    if line is not None:
-      return ' '.join(line.split('\n'))
+    yield error
     error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
-  return None
+
+
+def _is(error, numbers, words):
+  number = error.errno if isinstance(error, OSError) else _OS_ERROR.search(str(error))
+  if number is None:
+    return bool(words.search(f'{type(error).__name__}: {error}'))
+  return int(number if isinstance(number, int) else number[1]) in numbers
 
 
 def _line(error):

@@ -97,6 +97,15 @@ def fingerprint(tree: Any) -> str:
   return hashed.hexdigest()[:16]
 
 
+def checksums(tree: Any) -> dict[str, jax.Array]:
+  """A checksum of each leaf by path, uint32; the same however the leaves are placed. Traceable.
+
+  The sum over the values' bits, each times an odd number of its place. One value that differs is
+  always seen, several but for one chance in 2**32. A fifth of the work of `fingerprint`.
+  """
+  return {name: _weighted_bits(jnp.asarray(leaf)) for name, leaf in named_leaves(tree).items()}
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
   """'; did you mean X?' for the nearest of the known names, or the first of all if none is near."""
   known = sorted(known)
@@ -117,10 +126,23 @@ def check_known(name: str, value: object, known: Iterable[str]) -> None:
     raise types.UserError(f'unknown {name} {value!r}{did_you_mean(str(value), known)}')
 
 
+def _bits(x):
+  return jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
+
+
+def _weighted_bits(x):
+  bits, place, stride = _bits(x), jnp.uint32(0), 1
+  for axis in reversed(range(x.ndim)):  # Not one long iota, which the devices could not split.
+    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+    stride *= x.shape[axis]
+  # A sign alone would be the highest bit of the product, where two of them cancel.
+  return jnp.sum((bits ^ (bits >> 15)) * (2 * place + 1), dtype=jnp.uint32)
+
+
 @jax.jit
 def _scrambled_sums(x):
   """Two sums; scrambled, because of plain bits two changed signs may cancel."""
-  bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
+  bits = _bits(x)
   places = _scramble(jax.lax.iota(jnp.uint32, x.size).reshape(x.shape))
   total = lambda h: jnp.sum(_scramble(h), dtype=jnp.uint32)
   return total(bits ^ places), total(bits + places)

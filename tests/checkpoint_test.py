@@ -1,13 +1,26 @@
 """Checkpoints: exact, item by item, never spoiled, and readable when the newest is damaged."""
 
+import contextlib
+import errno
+import json
 import pathlib
+import re
+import resource
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import checkpoint, sharding, types
+from diversedit_jax import checkpoint, integrity, sharding, trees, types
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+  """How long reads waited, without waiting."""
+  waited = []
+  monkeypatch.setattr(integrity.time, 'sleep', waited.append)
+  return waited
 
 
 @pytest.fixture
@@ -135,29 +148,38 @@ def test_other_arrays_are_named_and_not_taken_for_damage(tmp_path, items, caplog
   assert 'cannot be read' not in caplog.text
 
 
-def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, items, monkeypatch):
-  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+@contextlib.contextmanager
+def no_larger_files(size):
+  """Writes beyond a size fail with EFBIG, as they do with ENOSPC on a full disk."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_nothing_and_the_last_good_checkpoint_stays_known(tmp_path, caplog):
+  items = {'params': {'w': jax.random.normal(jax.random.key(0), (256, 256))}}
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep=1)
   checkpoints.save(1, items, {})
   checkpoints.wait()
-  (tmp_path / 'c' / '2.orbax-checkpoint-tmp').mkdir()
-
-  def full():
-    """What TensorStore says."""
-    raise ValueError('RESOURCE: write() failed: /c/2/params/x: No space left on device')
-
-  with monkeypatch.context() as patched:
-    patched.setattr(checkpoints._manager, 'wait_until_finished', full)
-    with pytest.raises(types.UserError) as failed:
-      checkpoints.wait()
-  assert str(failed.value) == (
-    'a checkpoint could not be written: /c/2/params/x: No space left on device; free space there, '
-    f'or give a folder on another disk; last good checkpoint: {tmp_path}/c/1, from which the same '
-    'command goes on'
+  told = (
+    rf'a checkpoint could not be written: .*File too large; .*last good checkpoint: {tmp_path}/c/1'
   )
+  with no_larger_files(1 << 16):
+    checkpoints.save(2, items, {})
+    checkpoints.settle()
+    assert re.search(f'{told}; training goes on', caplog.text)
+    assert checkpoints.steps() == [1] and (tmp_path / 'c' / '1').is_dir()
+    checkpoints.save(3, items, {})
+    with pytest.raises(types.UserError, match=f'{told}, from which the same command goes on'):
+      checkpoints.wait()
+  assert [path.name for path in (tmp_path / 'c').iterdir()] == ['1']  # Half of 2 takes no space.
+  checkpoints.save(4, items, {'step': 4})
   checkpoints.close()
-  again = checkpoint.Checkpoints(tmp_path / 'c')
-  assert again.restore(targets(items))[0] == 1
-  assert not (tmp_path / 'c' / '2.orbax-checkpoint-tmp').exists()
+  assert checkpoints.steps() == [4]
+  assert checkpoint.Checkpoints(tmp_path / 'c').restore(targets(items))[2] == {'step': 4}
 
 
 def test_of_several_forms_that_is_read_which_is_there(tmp_path, items):
@@ -174,16 +196,107 @@ def test_of_several_forms_that_is_read_which_is_there(tmp_path, items):
     checkpoints.restore({'params': checkpoint.OneOf((other,))})
 
 
-def test_busy_store_is_not_taken_for_damage(tmp_path, items, monkeypatch):
+def failing(monkeypatch, *errors):
+  """Makes reads raise these errors, and then succeed."""
+  left, read = list(errors), checkpoint.Checkpoints._read
+
+  def attempt(self, *args):
+    if left:
+      raise left.pop(0)
+    return read(self, *args)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, '_read', attempt)
+
+
+STALE = OSError(errno.ESTALE, 'Stale file handle')
+PASSING = [
+  STALE,
+  OSError(errno.EIO, 'Input/output error'),
+  TimeoutError('timed out'),
+  ValueError('UNAVAILABLE: Error reading "a/0" in OCDBT database'),
+  ValueError("Error reading local file [os_error_code='116']"),
+  RuntimeError('RESOURCE_EXHAUSTED: too many requests'),
+]
+
+
+@pytest.mark.parametrize('error', PASSING, ids=str)
+def test_an_error_that_passes_is_waited_for(tmp_path, items, monkeypatch, pauses, error):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
-  checkpoints.save(1, items, {})
-  checkpoints.save(2, items, {})
+  for step in (1, 2):
+    checkpoints.save(step, items, {})
   checkpoints.wait()
-
-  def busy(self, step, wanted):
-    raise RuntimeError('RESOURCE_EXHAUSTED: too many requests')
-
-  monkeypatch.setattr(checkpoint.Checkpoints, '_read', busy)
-  with pytest.raises(RuntimeError, match='RESOURCE_EXHAUSTED'):
+  failing(monkeypatch, error, error, error)
+  assert checkpoints.restore(targets(items))[0] == 2
+  assert pauses == [1, 2, 5]
+  failing(monkeypatch, *[error] * 7)
+  with pytest.raises(types.UserError, match=r'c/2 cannot be read just now: .*nothing was changed'):
     checkpoints.restore(targets(items))
   assert checkpoints.steps() == [1, 2]
+
+
+def test_what_may_not_be_read_is_no_damage_and_nothing_to_wait_for(
+  tmp_path, items, monkeypatch, pauses
+):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, items, {})
+  checkpoints.wait()
+  failing(monkeypatch, PermissionError(errno.EACCES, 'Permission denied', '/c/1'))
+  with pytest.raises(types.UserError, match='c/1 cannot be read: /c/1: Permission denied; give'):
+    checkpoints.restore(targets(items))
+  assert pauses == []
+
+
+def test_damage_must_be_seen_twice(tmp_path, items, monkeypatch, pauses):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  for step in (1, 2):
+    checkpoints.save(step, items, {})
+  checkpoints.wait()
+  damage = ValueError('DATA_LOSS: CRC-32C checksum verification failed')
+  failing(monkeypatch, damage, STALE, damage)
+  assert checkpoints.restore(targets(items))[0] == 2
+  failing(monkeypatch, damage, STALE, damage, damage)
+  assert checkpoints.restore(targets(items))[0] == 1
+
+
+def largest(folder):
+  return max((f for f in folder.rglob('*') if f.is_file()), key=lambda file: file.stat().st_size)
+
+
+def flip(file, place):
+  data = bytearray(file.read_bytes())
+  data[place] ^= 4
+  file.write_bytes(data)
+
+
+def test_a_bit_that_flips_among_the_numbers_is_found_which_orbax_does_not(tmp_path, items, caplog):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  for step in (1, 2):
+    checkpoints.save(step, items, {'step': step})
+  checkpoints.close()
+  data = largest(tmp_path / 'c' / '2' / 'ema')
+  flip(data, data.stat().st_size // 2)
+  again = checkpoint.Checkpoints(tmp_path / 'c')
+  assert again.restore(targets(items))[0] == 1
+  assert 'c/2 cannot be read (Damaged: not as written: ema/model/w)' in caplog.text
+  assert again.restore(targets(items, 'params'))[0] == 2
+  with pytest.raises(types.UserError, match='c/2/ema cannot be read: .*not as written: ema/model'):
+    checkpoint.read(tmp_path / 'c' / '2', 'ema')
+  checkpoint.read(tmp_path / 'c' / '2', 'params')
+  flip(tmp_path / 'c' / '1' / 'meta' / 'metadata', 9)  # A digit or a name, and JSON as before.
+  with pytest.raises(types.UserError, match=r'1: Damaged: meta is not what was written'):
+    again.restore(targets(items))
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path, items):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, items, {'step': 1, 'metrics': {}})
+  checkpoints.wait()
+  meta = tmp_path / 'c' / '1' / 'meta' / 'metadata'
+  assert set(json.loads(meta.read_text())) == {'step', 'metrics', 'checksums', 'seal'}
+  meta.write_text('{"step": 1, "metrics": {}}')
+  _, got, found = checkpoints.restore(targets(items))
+  assert found == {'step': 1, 'metrics': {}}
+  jax.tree.map(np.testing.assert_array_equal, got, items)
+  assert (
+    checkpoint.read(tmp_path / 'c' / '1', 'ema').keys() == trees.named_leaves(items['ema']).keys()
+  )

@@ -13,7 +13,7 @@ FLOORS = {
       'types',
       'rng trees progress signals locks paths cores faults',
       'options cli cluster together',
-      'sharding interpolants losses data weights',
+      'sharding interpolants losses data weights integrity',
       'models checkpoint',
       'frozen sampling',
       'methods convert evaluation preparation',

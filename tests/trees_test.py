@@ -127,3 +127,25 @@ def test_fingerprint_of_any_tree():
   assert trees.fingerprint(TREE | {'a': [TREE['a'][0], jnp.ones((), jnp.int32)]}) != first
   half = TREE['a'][0].at[2].set(1.0078125)  # The last bit of a bfloat16.
   assert trees.fingerprint(TREE | {'a': [half, TREE['a'][1]]}) != first
+
+
+def test_checksums_of_other_values_differ():
+  found = {name: int(trees.checksums(leaf(x))['w']) for name, x in CHANGES.items()}
+  found['same'] = int(trees.checksums(leaf(VALUES))['w'])
+  del found['shape']  # A checkpoint knows its shapes.
+  assert len(set(found.values())) == len(found)
+  assert int(trees.checksums({'w': VALUES})['w']) == found['same']  # On the host.
+  bits = VALUES.view(np.uint32).ravel()
+  bits = bits ^ (bits >> 15)
+  places = np.arange(bits.size, dtype=np.uint32)
+  assert int(np.sum(bits * (2 * places + 1), dtype=np.uint32)) == found['same']
+
+
+@pytest.mark.parametrize('tree', [TREE, {'n': jnp.int32(7), 'h': jnp.ones((2, 3), jnp.bfloat16)}])
+def test_a_checksum_sees_each_bit_of_each_value(tree):
+  first = trees.checksums(tree)
+  for name, x in trees.named_leaves(tree).items():
+    bits = np.asarray(x).view(f'uint{8 * x.dtype.itemsize}')
+    for bit in range(8 * x.dtype.itemsize):
+      changed = bits ^ bits.dtype.type(1 << bit)
+      assert int(trees.checksums({name: changed})[name]) != int(first[name]), (name, bit)

@@ -176,7 +176,7 @@ def _absorb(pending, accumulator, checkpoints, left_out, watched):
     left_out.add(step, listed)
     accumulator.leave_out()
     return
-  checkpoints.wait()
+  checkpoints.settle()
   raise nonfinite.NonFiniteLoss(
     step,
     listed,
