@@ -90,8 +90,9 @@ def denied(error: BaseException) -> bool:
 
 
 def said(error: BaseException) -> str:
-  """An error as it is, in at most 200 letters of one line."""
-  return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+  """The cause of an error as it is, in at most 200 letters of one line."""
+  *_, cause = _chain(error)
+  return ' '.join(f'{type(cause).__name__}: {cause}'.split())[:200]
 
 
 def _chain(error) -> Iterator[BaseException]:
