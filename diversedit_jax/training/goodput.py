@@ -100,7 +100,7 @@ class Account:
 
   @contextlib.contextmanager
   def opened(self, step: int, steps: int) -> Iterator[None]:
-    """Writes the first row, and a last one if something is raised. step, steps: done, and in all."""
+    """Writes the first row, and a last one if something is raised. steps: in all; step: done."""
     self._step = step
     if self._path is not None:
       self._lines = writers.JsonLines(self._path, start_step=math.inf)
