@@ -6,9 +6,12 @@ tries again with the file that has the name now.
 Some file systems have no locks, or locks that other hosts do not see. The file of a `claim`
 therefore says who holds it, and changes every few seconds. Whoever gets the lock of a file that
 another host has written looks whether it changes: if so, that host is alive.
+
+A bucket has no locks at all. There the file of a claim is an object that is only made, changed and
+taken over while it is what was seen, so that one of several that try comes through.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import datetime
 import errno
@@ -20,10 +23,11 @@ import socket
 import threading
 import time
 from typing import Any
+import uuid
 
 from absl import logging
 
-from diversedit_jax import types
+from diversedit_jax import buckets, paths, types
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _BEAT = 15.0  # Seconds between two changes of a claim's file.
@@ -75,22 +79,16 @@ def claim(path: pathlib.Path, what: str, way_on: str) -> Iterator[None]:
     UserError: another process holds it; host, process and since when are named.
   """
   busy = lambda held: types.UserError(f'{what} by {_in_words(held or holder(path))}; {way_on}')
-  try:
-    descriptor, works, found = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except Busy as error:
-    raise busy({}) from error
+  taken = _taken_object if paths.is_bucket(path) else _taken_file
   ended, me = threading.Event(), _me()
+  with taken(path, me, busy) as write:
 
-  def beat():
-    number = 0
-    while not ended.wait(_BEAT):
-      number += 1
-      _write(descriptor, {**me, 'beat': number})
+    def beat():
+      number = 0
+      while not ended.wait(_BEAT):
+        number += 1
+        write({**me, 'beat': number})
 
-  try:
-    if found and (alive := _sign_of_life(path, works)):
-      raise busy(alive)
-    _write(descriptor, me)
     thread = threading.Thread(target=beat, name='claim', daemon=True)
     thread.start()
     try:
@@ -98,14 +96,72 @@ def claim(path: pathlib.Path, what: str, way_on: str) -> Iterator[None]:
     finally:
       ended.set()
       thread.join()
+
+
+@contextlib.contextmanager
+def _taken_file(path, me, busy) -> Iterator[Callable[[dict], None]]:
+  """Holds a claim's file, and removes it; yields what writes it anew."""
+  try:
+    descriptor, works, found = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except Busy as error:
+    raise busy({}) from error
+  try:
+    if found and (alive := _sign_of_life(path, works)):
+      raise busy(alive)
+    _write(descriptor, me)
+    try:
+      yield lambda facts: _write(descriptor, facts)
+    finally:
       path.unlink(missing_ok=True)
   finally:
     os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _taken_object(path, me, busy) -> Iterator[Callable[[dict], None]]:
+  """`_taken_file` in a bucket."""
+  me['claim'] = uuid.uuid4().hex  # No two write the same.
+  try:
+    held = buckets.Object(str(path))
+    seen = held.read()
+    alive = seen.value is not None and _sign_of_life(path, works=False)
+    generation = None if alive else held.write(_text(me), seen.generation)
+  except (ValueError, RuntimeError) as error:
+    text = ' '.join(str(error).split())[:300]
+    raise types.UserError(f'{path.parent} cannot be written: {text}') from error
+  if generation is None:
+    raise busy(alive or {})
+
+  def write(facts):
+    nonlocal generation
+    with contextlib.suppress(RuntimeError):  # The network may be there again at the next beat.
+      generation = held.write(_text(facts), generation)
+    if generation is None:
+      _lost(path)
+
+  try:
+    yield write
+  finally:
+    with contextlib.suppress(ValueError, RuntimeError):
+      held.write(None, generation)
+
+
+def _lost(path):
+  """Ends the process, whose claim another has taken over after a silence, before both write."""
+  logging.error(
+    '%s: this process was not heard of for %.0f s, and %s has taken over; it ends here',
+    path.parent,
+    _SILENCE,
+    _in_words(holder(path)),
+  )
+  os._exit(1)
+
+
 def holder(path: pathlib.Path) -> dict[str, Any]:
   """Who a claim's file says holds it: 'host', 'pid', 'since', ...; {} if nobody."""
   try:
+    if paths.is_bucket(path):
+      return json.loads(buckets.Object(str(path)).read().value or b'')
     return json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
@@ -160,9 +216,13 @@ def _in_words(held):
   return f'process {held["pid"]} on {held["host"]}{job} since {held["since"]}'
 
 
+def _text(facts):
+  return json.dumps(facts).encode() + b'\n'
+
+
 def _write(descriptor, facts):
   """Writes the file anew in its place, which takes no space of a full disk."""
-  text = json.dumps(facts).encode() + b'\n'
+  text = _text(facts)
   with contextlib.suppress(OSError):
     os.pwrite(descriptor, text, 0)
     os.ftruncate(descriptor, len(text))

@@ -68,8 +68,8 @@ def absolute(path: pathlib.Path) -> pathlib.Path:
 
 
 def _in_bucket(text):
-  import fsspec  # Here, for `etils` and `fsspec` take a moment that few commands need.
   from etils import epath
+  import fsspec  # Here, for `etils` and `fsspec` take a moment that few commands need.
 
   scheme, _, rest = text.partition('://')
   bucket, _, name = rest.partition('/')

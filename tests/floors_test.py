@@ -11,8 +11,8 @@ FLOORS = {
   for floor, names in enumerate(
     (
       'types',
-      'rng trees progress signals locks paths cores faults',
-      'options cli cluster together',
+      'rng trees progress signals paths buckets cores faults',
+      'locks options cli cluster together',
       'sharding interpolants losses data weights integrity',
       'models checkpoint',
       'frozen sampling',
