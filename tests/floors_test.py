@@ -12,8 +12,8 @@ FLOORS = {
     (
       'types',
       'rng trees progress signals paths buckets cores faults',
-      'locks options cli cluster together',
-      'sharding interpolants losses data weights integrity',
+      'locks options cli together',
+      'cluster sharding interpolants losses data weights integrity',
       'models checkpoint',
       'frozen sampling',
       'methods convert evaluation preparation',

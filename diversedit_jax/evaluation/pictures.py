@@ -26,6 +26,7 @@ def check_source(source: sources.Source) -> None:
 
 def batches(source: sources.Source, size: int) -> Iterator[np.ndarray]:
   """All pictures of a source in its order, uint8 [n, H, W, 3]; the next batch is read meanwhile."""
+  source.fetch()
   read = lambda start: _pixels(source.gather(np.arange(start, min(start + size, len(source)))))
   with futures.ThreadPoolExecutor(1) as thread:
     waiting = thread.submit(read, 0)

@@ -41,9 +41,9 @@ class DataOptions(options.Section, section='data'):
   source: str = options.option(
     'digits',
     path=True,
-    doc='digits | store:DIR | folder:DIR | tar:FILE | zip:FILE | csv:FILE | parquet:FILE | '
-    'tfds:NAME[:SPLIT] | arrays:FILE.npz | synthetic:HxWxC:CLASSES; '
-    "'{split}' in a path becomes train or test.",
+    doc='digits | store:DIR, store:gs://BUCKET/DIR or store:s3://BUCKET/DIR | folder:DIR | '
+    'tar:FILE | zip:FILE | csv:FILE | parquet:FILE | tfds:NAME[:SPLIT] | arrays:FILE.npz | '
+    "synthetic:HxWxC:CLASSES; '{split}' in a path becomes train or test.",
   )
   num_classes: int | None = options.option(
     None,
@@ -90,6 +90,13 @@ class DataOptions(options.Section, section='data'):
     False,
     doc='Mirrors each example in each epoch by a fair coin; latents need mirrored twins in their '
     'store.',
+  )
+  cache: str | None = options.option(
+    None,
+    path=True,
+    may_change=True,
+    doc='For stores, in a bucket or on a slow disk: a folder on a disk of this host to which what '
+    'is read is copied first, once for all processes of the host, and verified.',
   )
   resident: str = options.option(
     'none',
@@ -161,8 +168,9 @@ class DataOptions(options.Section, section='data'):
       crop=self.crop,
       orientation=self.orientation,
       pixels=pixels,
+      cache=self.cache,
     )
-    for name in ('classes', 'labels', 'crop', 'orientation'):
+    for name in ('classes', 'labels', 'crop', 'orientation', 'cache'):
       if getattr(self, name) is not None and name not in source.options:
         raise types.UserError(f'data.{name}={getattr(self, name)!r} is not for {source.name}')
     if self.space is not None and source.space != self.space:

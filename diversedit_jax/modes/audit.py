@@ -38,6 +38,7 @@ def gather(experiment: experiment_lib.Experiment) -> dict[str, Any]:
   """All facts, and the 'faults' and 'remarks' found in them, in words."""
   source, batch_size = experiment.source, experiment.train.batch_size
   data = run_context.data_facts(source)  # Refuses processes with different data.
+  source.fetch()
   order = audit_lib.order_facts(
     len(source),
     seed=experiment.seed,

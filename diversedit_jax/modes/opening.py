@@ -103,6 +103,7 @@ def open_scorer(
     orientation=data.orientation,
     classes=data.classes,
     labels='any',
+    cache=data.cache,
   )
   metrics = {}
   for prefix, network in networks.items():

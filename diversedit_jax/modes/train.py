@@ -144,6 +144,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
 def _check_machine(experiment, mesh, trainable, workdir):
   """Refuses a machine that the run would fail on at its first checkpoint or batch (UserError)."""
   options = experiment.data
+  run_context.on_all_processes(experiment.source.fetch)
   pipeline.check_shared_memory(
     experiment.source,
     len(sharding.process_rows(mesh, experiment.train.batch_size)),

@@ -74,7 +74,7 @@ def _parser():
     f'a path, or KIND:PATH with one of {kinds}; tfds:NAME[:SPLIT]',
     paths.expanded,
   )
-  add('--output', 'FOLDER', 'folder of the store', paths.path, required=True)
+  add('--output', 'FOLDER', 'folder of the store; with --verify also its URL', _root, required=True)
   add('--vae', 'FILE', 'weights of the autoencoder, their folder, or hf://ORG/REPO', paths.expanded)
   add('--vae_scale', 'S', 'scale of latents, 1 or C numbers (default: of the weights)', _numbers)
   add('--vae_shift', 'S', 'shift of latents, 1 or C numbers (default: of the weights)', _numbers)
@@ -111,6 +111,10 @@ def _parser():
   switch('--strict', 'end at the first picture that cannot be used; ignore files that are none')
   switch('--verify', 'read a finished store and check every file; only with --output')
   return parser
+
+
+def _root(text):
+  return text if paths.is_bucket(text) else paths.path(text)
 
 
 def _or(known):

@@ -88,8 +88,11 @@ class Options:
         f'0/{self.workers} to {self.workers - 1}/{self.workers}'
       )
     if re.match(r'\w+:/', str(self.output)):
+      scheme, _, path = str(self.output).partition(':')
+      copies = 'aws s3 cp --recursive' if scheme == 's3' else 'gcloud storage cp -r'
       raise types.UserError(
-        f'--output={self.output} is a URL, expected a folder; mount the bucket and give the path'
+        f'--output={self.output} is a URL, expected a folder: a store is made on a disk; then '
+        f'`{copies} FOLDER {scheme}://{path.lstrip("/")}` copies it'
       )
     self._check_vae()
 

@@ -28,6 +28,13 @@ def test_all_pictures_come_in_order(colours, size):
   np.testing.assert_array_equal(np.concatenate(found), colours)
 
 
+def test_a_source_is_fetched_before_all_of_it_is_read(colours):
+  source, calls = array_source(colours), []
+  object.__setattr__(source, 'fetch', lambda: calls.append('fetched'))
+  next(pictures.batches(source, 2))
+  assert calls == ['fetched']
+
+
 def test_a_reader_that_stops_leaves_no_thread(colours):
   before = threading.active_count()
   batches = pictures.batches(array_source(colours), 2)

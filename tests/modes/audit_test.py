@@ -43,6 +43,16 @@ def of_store(stores, name, **changes):
   return make(data__source=f'store:{stores}/{name}', **more)
 
 
+def test_a_store_is_audited_in_its_copy(stores, tmp_path):
+  report = lambda **more: [
+    line
+    for line in modes.audit.run(of_store(stores, 'moments', **more), '').splitlines()
+    if 'examples/s' not in line
+  ]
+  assert report(data__cache=str(tmp_path)) == report()
+  assert list(tmp_path.glob('moments-*/shards/moments-*'))
+
+
 def test_digits():
   found = lines(modes.audit.run(make(seed=3), ''))
   assert found['data'] == 'digits/train, 1,442 examples, batch 32'

@@ -4,6 +4,7 @@ from helpers import small_runs
 import pytest
 
 from diversedit_jax import trees, types
+from diversedit_jax.data import files
 from diversedit_jax.modes import run_context, train
 
 
@@ -13,6 +14,17 @@ def test_a_disk_without_room_for_checkpoints(monkeypatch, tmp_path):
   with pytest.raises(types.UserError, match=message):
     train.run(small_runs.make(), str(tmp_path / 'run'))
   assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_cannot_be_copied(monkeypatch, tmp_path):
+  experiment = small_runs.make()
+  (tmp_path / 'cache').write_text('')
+  folder = tmp_path / 'cache' / 'copy'
+  refuse = lambda self: files.make_writable(folder, f'data.cache={folder}')
+  monkeypatch.setattr(type(experiment.source), 'fetch', refuse)
+  with pytest.raises(types.UserError, match='data.cache=.* cannot be written'):
+    train.run(experiment, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,11 @@ BASE = ['--source=PICTURES', '--output=OUT']
     ({'orientation': 'up'}, "unknown --orientation 'up'"),
     ({'batch_size': 0}, '--batch_size=0, expected a whole number of at least 1'),
     ({'worker': 2, 'workers': 2}, '--shard=2/2: workers are counted from 0, expected 0/2 to 1/2'),
-    ({'output': pathlib.Path('gs://bucket/store')}, 'is a URL, expected a folder'),
+    (
+      {'output': pathlib.Path('gs://bucket/store')},
+      'is a URL, .* then `gcloud storage cp -r FOLDER gs://bucket/store` copies it',
+    ),
+    ({'output': 's3://bucket/store'}, '`aws s3 cp --recursive FOLDER s3://bucket/store`'),
   ],
 )
 def test_what_does_not_go_together_is_refused_by_name(changes, words):

@@ -147,6 +147,12 @@ def folder_of(spec: str | os.PathLike[str], split: str = 'train') -> str | None:
 
 def _parse(spec):
   kind, colon, rest = spec.partition(':')
+  if '://' in spec:
+    raise types.UserError(
+      f'pictures {spec!r} lie behind a URL, expected a path: copy them to a disk (`gcloud storage '
+      'cp -r`, `aws s3 cp --recursive`) or mount the bucket; a store that prepare made of them is '
+      'read from a bucket, --config.data.source=store:gs://BUCKET/FOLDER'
+    )
   if colon and kind in KINDS:
     if not rest:
       raise types.UserError(f'pictures {spec!r} are malformed; expected one of {_FORMS}')

@@ -67,6 +67,13 @@ class Source(Protocol):
       BadExample: an example turns out to be bad.
     """
 
+  def fetch(self) -> None:
+    """Copies the examples to a disk of this host where `data.cache` asks for it; else nothing.
+
+    Raises:
+      UserError: they cannot be copied.
+    """
+
   def mirrored_latents(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Latents that were encoded from mirror images, by key; {} if pixels are mirrored instead."""
     del indices
@@ -96,6 +103,7 @@ class Request:
   num_classes, classes, labels, size, crop, orientation: see `opening.open_source`; None leaves it
     open.
   pixels: whether pixels that lie beside latents are read.
+  cache: folder on a disk of this host for copies of stores; None for none.
   """
 
   spec: str
@@ -108,6 +116,7 @@ class Request:
   crop: str | None = None
   orientation: str | None = None
   pixels: bool = True
+  cache: str | None = None
 
   def path(self) -> str:
     """The path in `rest`, '{split}' filled in.

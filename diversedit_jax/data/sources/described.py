@@ -45,7 +45,7 @@ class DescribedSource(base.Source):
   latents: dict[str, Any] | None = None
   can_mirror: bool = True
   # What was asked of the data holds of their description.
-  options: tuple[str, ...] = ('classes', 'crop', 'orientation')
+  options: tuple[str, ...] = ('classes', 'crop', 'orientation', 'cache')
   reads_files: bool = True
 
   def __len__(self) -> int:

@@ -19,12 +19,14 @@ def open_source(
   crop: str | None = None,
   orientation: str | None = None,
   pixels: bool = True,
+  cache: str | None = None,
 ) -> base.Source:
   """Opens the source that a spec names.
 
     digits                             scikit-learn's digits
     arrays:PATH                        an .npz file
-    store:PATH                         a folder that `python -m diversedit_jax.prepare` made
+    store:PATH                         a folder that `python -m diversedit_jax.prepare` made, or
+                                         its URL in a bucket, gs://BUCKET/... or s3://BUCKET/...
     folder:PATH  tar:  zip:  csv:      pictures, decoded and cropped as they are used; see
     parquet:PATH  tfds:NAME[:SPLIT]      `pictures.open_pictures`
     synthetic:HxWxC:CLASSES[:N]        Gaussian latents; N defaults to the size of ImageNet's split
@@ -40,6 +42,7 @@ def open_source(
     size, crop, orientation: how pictures are made; None is 'adm' and 'exif', see `pictures.crop`
       and `pictures.decode`. A store must have been made so.
     pixels: whether pixels that lie beside latents are read.
+    cache: folder to which a store is copied before it is read.
 
   Raises:
     UserError: an unknown kind or split, a malformed spec, or another number of classes.
@@ -64,6 +67,7 @@ def open_source(
       crop=crop,
       orientation=orientation,
       pixels=pixels,
+      cache=cache,
     )
   )
   if num_classes is not None and source.num_classes != num_classes:

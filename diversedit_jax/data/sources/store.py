@@ -16,21 +16,29 @@ class StoreSource(base.Source):
   """See `base.Source`. If there are moments, they are what is learned, and pixels lie beside."""
 
   reads_files = True
-  options = ('crop', 'orientation')
+  options = ('crop', 'orientation', 'cache')
 
-  def __init__(self, path: str | pathlib.Path, *, pixels: bool = True):
+  def __init__(
+    self,
+    path: str | pathlib.Path,
+    *,
+    pixels: bool = True,
+    cache: str | pathlib.Path | None = None,
+  ):
     """Opens a finished store.
 
     Args:
-      path: folder of the store.
+      path: folder of the store, or its URL.
       pixels: whether to read pixels beside moments; only encoders need them.
+      cache: folder on a disk of this host to which `fetch` copies the store.
 
     Raises:
       UserError: there is no store, it is unfinished, or a file is damaged, which is named.
     """
     self.store = reader.Store(path)
     plan = self.plan
-    self.name = f'store/{pathlib.Path(path).name}'
+    self._cache = None if cache is None else pathlib.Path(cache)
+    self.name = f'store/{self.store.root.name}'
     self.space: base.Space = 'latents' if 'moments' in plan.columns else 'pixels'
     self.num_classes = len(plan.label_names)
     self.scaling = None
@@ -63,6 +71,11 @@ class StoreSource(base.Source):
 
   def __len__(self) -> int:
     return len(self.store)
+
+  def fetch(self) -> None:
+    """See `base.Source`."""
+    if self._cache is not None:
+      self.store.fetch(self._cache, self._columns)
 
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`. Mirror images are those that were encoded, not mirrored latents."""
@@ -150,7 +163,7 @@ class StoreSource(base.Source):
 def _open(request: base.Request) -> StoreSource:
   if not request.rest:
     raise types.UserError("data 'store' is malformed; expected 'store:FOLDER'")
-  source = StoreSource(request.path(), pixels=request.pixels)
+  source = StoreSource(request.path(), pixels=request.pixels, cache=request.cache)
   source.check_made(size=request.size, crop=request.crop, orientation=request.orientation)
   return source
 

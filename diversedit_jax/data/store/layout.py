@@ -13,7 +13,6 @@ are those of its shards one after the other, in the order of their keys.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.data import files
+from diversedit_jax.data.store import places
 
 VERSION = 1
 FILES = ('plan.json', 'manifest.json', 'labels.npy', 'skipped.csv')
@@ -89,7 +89,7 @@ class Plan:
 
   def digest(self) -> str:
     """SHA-256 of the whole plan, the same after writing and reading it."""
-    return hashlib.sha256(_text(self).encode('utf-8', 'surrogateescape')).hexdigest()
+    return _digest(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,13 +139,17 @@ class Manifest:
   content_sha256: str
   versions: dict[str, str]
 
+  def digest(self) -> str:
+    """SHA-256 of the whole manifest, as of a plan."""
+    return _digest(self)
 
-def shard_file(root: pathlib.Path, column: str, shard: int) -> pathlib.Path:
+
+def shard_file(root: places.Root, column: str, shard: int) -> places.Root:
   """The ArrayRecord file of a column of a shard."""
   return root / 'shards' / f'{column}-{shard:05d}.array_record'
 
 
-def facts_file(root: pathlib.Path, shard: int) -> pathlib.Path:
+def facts_file(root: places.Root, shard: int) -> places.Root:
   """The facts of a shard; the file exists when the shard is finished."""
   return root / 'shards' / f'{shard:05d}.json'
 
@@ -156,7 +160,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.write_text(_text(value))
 
 
-def read_plan(root: pathlib.Path) -> Plan:
+def read_plan(root: places.Root) -> Plan:
   """The plan of a store that may be unfinished, from plan.json or else from the manifest.
 
   Raises:
@@ -170,7 +174,7 @@ def read_plan(root: pathlib.Path) -> Plan:
   raise types.UserError(f'{root} is no store: it has no plan.json')
 
 
-def read_facts(root: pathlib.Path, shard: int) -> ShardFacts:
+def read_facts(root: places.Root, shard: int) -> ShardFacts:
   """The facts of a finished shard.
 
   Raises:
@@ -184,7 +188,7 @@ def read_facts(root: pathlib.Path, shard: int) -> ShardFacts:
   return ShardFacts(**fields)
 
 
-def read_manifest(root: pathlib.Path) -> Manifest:
+def read_manifest(root: places.Root) -> Manifest:
   """The manifest of a finished store.
 
   Raises:
@@ -211,13 +215,15 @@ def read_manifest(root: pathlib.Path) -> Manifest:
   return Manifest(**fields)
 
 
-def digest(path: str | os.PathLike[str]) -> str:
-  """SHA-256 of a file.
+def digest(path: places.Root) -> str:
+  """SHA-256 of a file, of which a bucket gives all bytes at once.
 
   Raises:
     UserError: it cannot be read.
   """
   try:
+    if isinstance(path, places.Place):
+      return hashlib.sha256(path.read_bytes()).hexdigest()
     with open(path, 'rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()
   except OSError as error:
@@ -233,6 +239,10 @@ def _read(path):
     raise types.UserError(
       f'{path}: damaged, not JSON: {error}; remove it and prepare again with the same arguments'
     ) from error
+
+
+def _digest(value):
+  return hashlib.sha256(_text(value).encode('utf-8', 'surrogateescape')).hexdigest()
 
 
 def _text(value):

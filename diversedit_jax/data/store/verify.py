@@ -7,12 +7,12 @@ moments are read: they must be finite. Files that belong to no store are faults 
 from collections.abc import Iterator
 import csv
 import dataclasses
-import pathlib
+import io
 
 import numpy as np
 
 from diversedit_jax import progress, types
-from diversedit_jax.data.store import layout, statistics, writer
+from diversedit_jax.data.store import layout, places, remote, statistics, writer
 
 _RECORDS = 256  # Records read at once.
 
@@ -21,14 +21,14 @@ _RECORDS = 256  # Records read at once.
 class Report:
   """What was found in a store.
 
-  root: folder of the store.
+  root: folder of the store, or its URL.
   faults: (file, what is wrong with it) pairs; a file is given by its path in the store.
   examples, classes: number of examples, in all and of each label, by the facts of the shards.
   mean, std: mean and standard deviation of each channel of scaled latents, see `statistics`; empty
     without latents.
   """
 
-  root: pathlib.Path
+  root: places.Root
   faults: tuple[tuple[str, str], ...]
   examples: int
   classes: tuple[int, ...]
@@ -53,13 +53,13 @@ class Report:
     return '\n'.join(lines)
 
 
-def verify(root: str | pathlib.Path) -> Report:
-  """Reads all of a store, finished or not.
+def verify(root: str | places.Root) -> Report:
+  """Reads all of a store, finished or not, on a disk or in a bucket.
 
   Raises:
     UserError: there is no store, or neither plan.json nor the manifest has its plan.
   """
-  root, faults = pathlib.Path(root), []
+  root, faults = places.root(root), []
   plan = _read_plan(root, faults)
   manifest = _manifest(root, plan, faults)
   facts = {shard: _facts(root, plan, manifest, shard, faults) for shard in range(plan.shards)}
@@ -79,7 +79,8 @@ def verify(root: str | pathlib.Path) -> Report:
   for shard in _with_progress(facts):
     for name in plan.columns:
       path = layout.shard_file(root, name, shard)
-      faults += [(_name(root, path), f) for f in _column(path, plan, name, facts[shard], sums)]
+      found = _column(root, path, plan, name, facts[shard], sums)
+      faults += [(_name(root, path), fault) for fault in found]
   faults += [(name, 'belongs to no store') for name in _strangers(root, plan)]
   mean, std = sums.scaled(plan.vae) if sums.count else ((), ())
   return Report(
@@ -160,13 +161,14 @@ def _check_whole(root, manifest, facts, labels, classes) -> Iterator[tuple[str, 
   try:
     if layout.digest(root / 'labels.npy') != manifest.labels:
       yield 'labels.npy', 'its SHA-256 is not that in the manifest'
-    if not np.array_equal(np.load(root / 'labels.npy', allow_pickle=False), labels):
+    stored = io.BytesIO((root / 'labels.npy').read_bytes())
+    if not np.array_equal(np.load(stored, allow_pickle=False), labels):
       yield 'labels.npy', "labels are not those in the shards' facts"
   except (types.UserError, OSError, ValueError, EOFError) as error:
     yield 'labels.npy', f'cannot be read: {error}'
   try:
-    with open(root / 'skipped.csv', encoding='utf-8', errors='surrogateescape', newline='') as file:
-      rows = [tuple(row) for row in csv.reader(file)][1:]
+    text = (root / 'skipped.csv').read_bytes().decode('utf-8', 'surrogateescape')
+    rows = [tuple(row) for row in csv.reader(io.StringIO(text, newline=''))][1:]
   except (OSError, csv.Error) as error:
     yield 'skipped.csv', f'cannot be read: {error}'
     return
@@ -175,51 +177,65 @@ def _check_whole(root, manifest, facts, labels, classes) -> Iterator[tuple[str, 
     yield 'skipped.csv', "pictures are not those of the manifest and the shards' facts"
 
 
-def _column(path, plan, column, facts, sums) -> Iterator[str]:
+def _column(root, path, plan, column, facts, sums) -> Iterator[str]:
   """Yields the faults of one file of records; adds the moments of a sound file to the sums."""
   known = facts.columns.get(column, {})
   if not path.is_file():
     yield 'is missing'
     return
-  if path.stat().st_size != known.get('bytes'):
-    yield f'has {path.stat().st_size} bytes, its facts say {known.get("bytes")}'
+  size, digest = places.measure(path, known.get('bytes', 0))
+  if size != known.get('bytes'):
+    yield f'has {size} bytes, its facts say {known.get("bytes")}'
     return
-  if layout.digest(path) != known.get('sha256'):
+  if digest != known.get('sha256'):
     yield 'its SHA-256 is not that in its facts'
     return
   if column != 'moments':
     return
-  # Imported where it is used, see `reader`.
-  from array_record.python import array_record_module
-
-  of = plan.columns[column]
-  dtype = np.dtype(of.dtype).newbyteorder('<')
-  reader = array_record_module.ArrayRecordReader(str(path), 'readahead_buffer_size:0')
+  of, start = plan.columns[column], 0
   try:
-    for start in range(0, reader.num_records(), _RECORDS):
-      records = reader.read(start, min(start + _RECORDS, reader.num_records()))
-      moments = np.frombuffer(b''.join(records), dtype).reshape(-1, *of.shape)
+    for moments in _batches(root, path, plan, facts):
       finite = np.isfinite(moments).all((1, 2, 3))
       if not finite.all():
         key = facts.keys[(start + int(np.argmin(finite))) // (1 + of.twins)]
         yield f'moments of {key!r} are not finite'
         return
       sums.add(moments)
-  except (RuntimeError, ValueError) as error:
+      start += len(moments)
+  except (RuntimeError, ValueError, types.UserError) as error:
     yield f'cannot be read: {error}'
+
+
+def _batches(root, path, plan, facts) -> Iterator[np.ndarray]:
+  """The moments of a shard."""
+  of = plan.columns['moments']
+  dtype = np.dtype(of.dtype).newbyteorder('<')
+  if isinstance(root, places.Place):
+    records, count = remote.Records(root, plan), facts.count * (1 + of.twins)
+    for start in range(0, count, _RECORDS):
+      rows = np.arange(start, min(start + _RECORDS, count))
+      found = records.read('moments', np.full(len(rows), facts.shard), rows)
+      yield np.ascontiguousarray(found).view(dtype).reshape(-1, *of.shape)
+    return
+  # Imported where it is used, see `local`.
+  from array_record.python import array_record_module
+
+  reader = array_record_module.ArrayRecordReader(str(path), 'readahead_buffer_size:0')
+  try:
+    for start in range(0, reader.num_records(), _RECORDS):
+      records = reader.read(start, min(start + _RECORDS, reader.num_records()))
+      yield np.frombuffer(b''.join(records), dtype).reshape(-1, *of.shape)
   finally:
     reader.close()
 
 
 def _strangers(root, plan):
   """Files that are not in a store of this plan."""
-  known = {root / name for name in layout.FILES}
+  known = set(layout.FILES)
   for shard in range(plan.shards):
-    known.add(layout.facts_file(root, shard))
-    known |= {layout.shard_file(root, column, shard) for column in plan.columns}
-  return [
-    _name(root, path) for path in sorted(root.rglob('*')) if path.is_file() and path not in known
-  ]
+    files = [layout.shard_file(root, column, shard) for column in plan.columns]
+    known |= {_name(root, path) for path in (layout.facts_file(root, shard), *files)}
+  return sorted(set(places.files(root)) - known)
 
 
 def _with_progress(facts) -> Iterator[int]:

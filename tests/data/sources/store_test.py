@@ -10,6 +10,7 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.data import latents, pipeline, sources
 from diversedit_jax.data.store import layout, writer
+from diversedit_jax.experiment import sections
 
 EXAMPLES = 5
 MOMENTS = np.stack([store_files.moments(i) for i in range(EXAMPLES)])  # [5, 2, *shape]
@@ -120,6 +121,31 @@ def test_a_store_of_a_split_is_opened_and_indices_outside_are_refused(roots, tmp
   for index in (-1, EXAMPLES):
     with pytest.raises(IndexError, match='store/test has 5 examples'):
       source.gather(np.array([0, index]))
+
+
+@pytest.mark.parametrize(
+  ('pixels', 'columns'), [(False, ['moments']), (True, ['moments', 'pixels'])]
+)
+def test_a_copy_has_what_is_read_and_changes_nothing(roots, tmp_path, pixels, columns):
+  here = sources.StoreSource(roots['alone'], pixels=pixels)
+  source = sources.open_source(f'store:{roots["alone"]}', pixels=pixels, cache=str(tmp_path))
+  assert not list(tmp_path.iterdir())
+  source.fetch()
+  copied = sorted({path.name.partition('-')[0] for path in tmp_path.rglob('*.array_record')})
+  assert copied == columns and source.store._records.root.is_relative_to(tmp_path)
+  assert (source.name, source.digest()) == (here.name, here.digest())
+  other = pickle.loads(pickle.dumps(source))  # As worker processes get it.
+  expected = here.gather(np.array([4, 1]))
+  for found in (source, other):
+    batch = found.gather(np.array([4, 1]))
+    assert batch.keys() == expected.keys()
+    for key, array in expected.items():
+      np.testing.assert_array_equal(batch[key], array)
+
+
+def test_a_cache_is_for_stores():
+  with pytest.raises(types.UserError, match="data.cache='x' is not for digits"):
+    sections.DataOptions(cache='x').open(pixels=False)
 
 
 def test_what_was_made_otherwise_is_refused(opened):
