@@ -124,15 +124,23 @@ def keep_programs() -> None:
 
   A restart is quicker, and a GPU's programs are tuned once: tuned again, they could round otherwise
   in the middle of a run. Below ~/.cache, what was not used for longest is deleted beyond 4 GiB.
+  Nobody else may write there, since JAX runs what it finds.
   """
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   cache = pathlib.Path(given) if given else paths.user_cache()
   folder = cache and (cache if given else cache / 'diversedit_jax' / 'xla')
-  if folder is None or not ('://' in str(given) or _can_write(folder)):
+  why = ''
+  if folder is None:
+    why = 'there is no home folder'
+  elif not ('://' in str(given) or _can_write(folder)):
+    why = f'{folder} cannot be written'
+  elif not (given or _made_private(folder)):
+    why = f'{folder} or the folder above belongs to another user'
+  if why:
     logging.warning(
       'compiled programs are not kept: %s; set JAX_COMPILATION_CACHE_DIR to a folder that is yours',
-      'there is no home folder' if folder is None else f'{folder} cannot be written',
+      why,
     )
     jax.config.update('jax_enable_compilation_cache', False)
   elif not given:
@@ -145,6 +153,18 @@ def _can_write(folder):
   # Not Path.exists, which raises where a folder above may not be entered, as /root in a container.
   there = next(filter(os.path.exists, (folder, *folder.absolute().parents)))
   return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def _made_private(folder):
+  """Makes a folder and the one above for this user alone; whether they belong to this user."""
+  for path in (folder.parent, folder):
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = path.stat()
+    if facts.st_uid != os.getuid():
+      return False
+    if facts.st_mode & 0o077:
+      path.chmod(0o700)
+  return True
 
 
 def trim(folder: pathlib.Path, limit: int) -> None:

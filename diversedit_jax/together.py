@@ -222,7 +222,17 @@ def _met() -> Bond | None:
   return Bond(index, names, peers) if peers else None
 
 
+def loopback() -> str | None:
+  """The name of the loopback interface by which all processes, then of one host, meet; or None."""
+  host = os.environ.get('JAX_COORDINATOR_ADDRESS', '').rpartition(':')[0].strip('[]')
+  return host if host in ('localhost', '127.0.0.1', '::1') else None
+
+
 def _listening():
+  here = loopback()
+  if here is not None:  # No other host can reach it.
+    family = socket.AF_INET6 if ':' in here else socket.AF_INET
+    return socket.create_server((here, 0), family=family)
   try:
     return socket.create_server(('', 0), family=socket.AF_INET6, dualstack_ipv6=True)
   except (OSError, ValueError):  # Without IPv6.
