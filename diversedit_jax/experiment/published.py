@@ -36,7 +36,8 @@ class Published:
   file: its config.json.
   config: flat and complete, in this version's terms.
   weights: 'kind', one of `card.WEIGHTS`; 'step', training steps or None; 'sha256' of the file;
-    'label_dropout', share of labels that was dropped in training or before it, see `null_label`.
+    'label_dropout', share of labels that was dropped in training or before it, see `null_label`;
+    'attention', kernels that they were trained with, by platform.
   data: see `described.describe`.
   """
 

@@ -7,6 +7,7 @@ tensorboard/   events                         eval/          scores; analysis/ f
 data.json      which examples it learns from  audit.json     what --mode=audit found
 changes.json   values that changed on the way, beside the config.until-STEP-*.json before each
 init.json      from which weights it started, if not from random ones
+attention.json its kernel of attention on each platform
 left_out.json  steps whose updates were not finite and are left out
 goodput.jsonl  where the seconds of each start went
 set_aside/     what was made after a step to which the run went back
@@ -21,7 +22,7 @@ import ml_collections
 
 from diversedit_jax import __version__, locks, paths, types
 from diversedit_jax.data import files
-from diversedit_jax.experiment import continuing, declarations, flat_config, learned
+from diversedit_jax.experiment import continuing, declarations, flat_config, kernels, learned
 from diversedit_jax.methods import registry
 from diversedit_jax.training import goodput, nonfinite
 
@@ -39,6 +40,7 @@ _OF_A_RUN = (
   'tensorboard',
   learned.FILE,
   _INIT,
+  kernels.FILE,
   'versions.json',
   nonfinite.FILE,
   goodput.FILE,

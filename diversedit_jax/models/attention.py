@@ -9,6 +9,7 @@ nothing can be tried: 'auto' is then the first implementation that nothing is kn
 
 from collections.abc import Callable
 from concurrent import futures
+import dataclasses
 import functools
 import time
 from typing import Any, NamedTuple
@@ -98,6 +99,20 @@ def implementation(architecture: config.Architecture, execution: config.Executio
   return _decided(execution.attention, _shape(architecture, execution), execution.platform)
 
 
+def chosen(
+  architecture: config.Architecture, execution: config.Execution, remembered: str = ''
+) -> config.Execution:
+  """The execution with its attention decided, see `implementation`.
+
+  remembered: what an 'auto' was before, for a run that goes on: another kernel rounds otherwise. It
+    is taken again without a comparison if it can run here, and the first process' word counts.
+  """
+  name = execution.attention
+  if name == 'auto':
+    name = _decided(name, _shape(architecture, execution), execution.platform, remembered)
+  return dataclasses.replace(execution, attention=name)
+
+
 def check(architecture: config.Architecture, execution: config.Execution) -> None:
   """Refuses attention asked for by name that is known not to run; probes nothing.
 
@@ -127,7 +142,7 @@ def _shape(architecture, execution):
 
 
 @functools.cache
-def _decided(name, shape, platform):
+def _decided(name, shape, platform, remembered=''):
   """See `implementation`. platform: of a machine that is not here; '' is this one."""
   if name == 'xla':
     return 'xla'
@@ -136,7 +151,7 @@ def _decided(name, shape, platform):
   backend = jax.default_backend()
   if name == 'auto':
     tried = candidates(shape.head_dim, backend)
-    return _agreed(lambda: _fastest(tried, shape)) if tried else 'xla'
+    return _agreed(lambda: _again(remembered, tried, shape)) if tried else 'xla'
   if reason := mismatch(name, shape, backend):
     raise types.UserError(f'attention={name} cannot run here: {reason}')
   reasons = []  # Filled on the first process only.
@@ -162,6 +177,19 @@ def _apart(function: Callable[[], Any]) -> Any:
   """Calls a function in a thread of its own, which has neither the caller's mesh nor its trace."""
   with futures.ThreadPoolExecutor(1) as pool:
     return pool.submit(function).result()
+
+
+def _again(remembered, tried, shape):
+  """What is remembered, if it is a kernel that can run here, or the fastest."""
+  if remembered == 'xla':
+    return remembered
+  if not remembered:
+    return _fastest(tried, shape)
+  reason = _fault(remembered, shape) if remembered in tried else 'it is not known here'
+  if reason is None:
+    return remembered
+  logging.warning('attention: %s, which was used before, cannot run: %s', remembered, reason)
+  return _fastest(tried, shape)
 
 
 def _fastest(tried, shape):
@@ -225,6 +253,7 @@ def mismatch(name: str, shape: _Shape, platform: str) -> str | None:
   return None
 
 
+@functools.cache
 def _fault(name, shape):
   """Why an implementation cannot be used here; None if it ran forward and backward."""
   if reason := mismatch(name, shape, jax.default_backend()):

@@ -12,7 +12,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files
 from diversedit_jax.data.sources import described
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import flat_config, learned, published, run_dir
+from diversedit_jax.experiment import flat_config, kernels, learned, published, run_dir
 from diversedit_jax.modes import inspect, model_card, null_label, origins, restoring, run_context
 from diversedit_jax.weights import location
 
@@ -49,6 +49,9 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
   weights = {'kind': kind, 'step': step, 'origin': found.name}
   if found.about is not None or found.run is not None:
     weights['label_dropout'] = null_label.dropped_for(found)
+  known = {} if found.run is None else kernels.read(found.run)
+  known = known if found.about is None else found.about.weights.get('attention')
+  weights |= {'attention': known} if known else {}
   arrays = _arrays(experiment, found, kind)
   folder_of = found.path.parent if found.about is not None else found.run
   scores = {} if folder_of is None else _of_these(inspect.scores(folder_of), step, kind)
@@ -63,7 +66,7 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
 def _arrays(experiment, found, kind) -> dict[str, np.ndarray]:
   """The arrays of the model alone, in float32."""
   flat = found.arrays(kind)
-  mesh = run_context.make_mesh(experiment)
+  mesh, experiment = run_context.make_mesh(experiment), run_context.unprobed(experiment)
   wanted = trees.named_leaves(run_context.make_trainable(experiment, mesh, heads=False).params)
   if problems := restoring.faults(flat, wanted, finite=True):
     raise types.UserError(f'{found.path} cannot be exported: {"; ".join(problems)}')

@@ -99,7 +99,7 @@ def check_card(path: pathlib.Path, facts: Mapping[str, Any], way_on: str) -> Non
     raise types.UserError(f'{fault}. {way_on}')
 
 
-_OF_THE_MAKING = ('seconds', 'device', 'versions', 'batch_size')
+_OF_THE_MAKING = ('seconds', 'device', 'attention', 'versions', 'batch_size')
 
 
 def _flat(facts):

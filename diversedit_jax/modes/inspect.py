@@ -16,7 +16,7 @@ import numpy as np
 from diversedit_jax import checkpoint, convert, paths, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
-from diversedit_jax.experiment import declarations, flat_config
+from diversedit_jax.experiment import declarations, flat_config, kernels
 from diversedit_jax.frozen import encoders, inception_files, vae_files
 from diversedit_jax.modes import evaluate, origins, restoring, run_context
 from diversedit_jax.training import writers
@@ -157,7 +157,7 @@ def _read(path) -> tuple[dict[str, np.ndarray], Sequence[str]]:
 
 
 def _fit(arrays, config) -> str:
-  experiment = experiment_lib.build(config)
+  experiment = run_context.unprobed(experiment_lib.build(config))
   mesh = run_context.make_mesh(experiment)
   wanted = trees.named_leaves(run_context.make_trainable(experiment, mesh, heads=False).params)
   faults = restoring.faults(arrays, wanted)
@@ -174,11 +174,16 @@ def _describe_run(folder, steps, config) -> list[str]:
     _line('run', folder),
     *_card(stored, of_run.recorded('data.json')),
     _line('made by', ', '.join(made) or 'unknown'),
+    _line('attention', _on_platforms(of_run.recorded(kernels.FILE)) or 'unknown'),
     _line('steps', f'{planned:,}, {_last_report(folder)}'),
     _line('checkpoints', ', '.join(map(str, steps)) or 'none yet'),
   ]
   lines += [] if config is None else [_line('--config', _differences(stored, config))]
   return lines + _score_lines(folder)
+
+
+def _on_platforms(kernels) -> str:
+  return ', '.join(f'{kernel} on a {platform.upper()}' for platform, kernel in kernels.items())
 
 
 def _card(stored, data) -> list[str]:

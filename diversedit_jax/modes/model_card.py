@@ -86,6 +86,7 @@ def text(
     'method': method,
     'model': _model(config['model']),
     'makes': f'{data["space"]} {"x".join(map(str, data["shape"]))}, {data["num_classes"]} classes',
+    **_attention(weights.get('attention')),
     'learned from': f'{data["name"]}, {data["examples"]:,} examples',
     'SHA-256': weights['sha256'],
   }
@@ -97,6 +98,13 @@ def text(
     scores=_table(scores) if scores else 'None yet.',
     example=example,
   )
+
+
+def _attention(kernels):
+  said = ', '.join(
+    f'{kernel} on a {platform.upper()}' for platform, kernel in (kernels or {}).items()
+  )
+  return {'attention': f'trained with {said}'} if said else {}
 
 
 def _model(options):
@@ -122,9 +130,8 @@ def _index(name, data, scores):
 
 def _arguments(protocol):
   guidance = protocol['guidance']['scale']
-  return {k: protocol[k] for k in ('sampler', 'nfe', 'num_samples', 'seed')} | {
-    'guidance_scale': guidance
-  }
+  facts = ('sampler', 'nfe', 'num_samples', 'seed', 'attention')  # Older cards lack the last.
+  return {k: protocol[k] for k in facts if k in protocol} | {'guidance_scale': guidance}
 
 
 def _table(scores):

@@ -103,6 +103,7 @@ def hook(
       step=step,
       origin=f'checkpoints/{step}',
       kind='ema',
+      attention=experiment.execution.attention,
     )
     protocol = run_context.protocol(
       experiment,

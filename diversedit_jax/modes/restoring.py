@@ -13,7 +13,7 @@ import jax
 
 from diversedit_jax import checkpoint, trees, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.experiment import flat_config, learned, run_dir
+from diversedit_jax.experiment import flat_config, kernels, learned, run_dir
 from diversedit_jax.modes import null_label, origins, run_context
 from diversedit_jax.training import average, initial
 from diversedit_jax.weights import misfits
@@ -26,6 +26,7 @@ class Weights:
   step: training steps behind them; None for a file.
   origin: checkpoint or file, without folders; of a file of the hub its place.
   kind: one of `card.WEIGHTS`.
+  attention: kernel that the model runs with.
   label_dropout: share of labels that was dropped in their training, or in that of the weights that
     it started from; for a file that of the config; None if it is not known.
   label_names: names of the classes that they were trained on; () if they are not known.
@@ -38,6 +39,7 @@ class Weights:
   step: int | None
   origin: str
   kind: str
+  attention: str
   label_dropout: float | None = None
   label_names: tuple[str, ...] = ()
   remarks: tuple[str, ...] = ()
@@ -88,6 +90,8 @@ def _of_checkpoint(experiment, folder, number, run):
     raise types.UserError(f'no checkpoint in {folder}; train first')
   wanted, names = experiment.sample.weights, tuple(experiment.source.label_names)
   mesh = run_context.make_mesh(experiment)
+  known = {} if run is None else kernels.read(run)
+  experiment = run_context.with_attention(experiment, known)
   trainable = run_context.make_trainable(experiment, mesh)
   with contextlib.closing(checkpoint.Checkpoints(str(folder), read_only=True)) as checkpoints:
     step, items, _ = checkpoints.restore(trainable.targets(wanted), number)
@@ -99,6 +103,7 @@ def _of_checkpoint(experiment, folder, number, run):
     step=step,
     origin=f'checkpoints/{step}',
     kind=wanted,
+    attention=experiment.execution.attention,
     label_dropout=_by_config(experiment),
     label_names=names,
   )
@@ -127,6 +132,8 @@ def _of_file(experiment, found):
       f'a file, which holds one set: give sample.weights={held}'
     )
   mesh = run_context.make_mesh(experiment)
+  known = {} if found.about is None else found.about.weights.get('attention', {})
+  experiment = run_context.with_attention(experiment, known)
   trainable = run_context.make_trainable(experiment, mesh, heads=False)
   flat, wanted = found.arrays('ema'), trees.named_leaves(trainable.params)
   if problems := faults(flat, wanted):
@@ -140,6 +147,7 @@ def _of_file(experiment, found):
     step=step,
     origin=found.name,
     kind=kind,
+    attention=experiment.execution.attention,
     # A row of zeros stands for the null label of a model that never learned one.
     label_dropout=dropout if flat[initial.TABLE][-1].any() else 0.0,
     label_names=names,

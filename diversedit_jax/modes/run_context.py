@@ -1,6 +1,7 @@
 """What several modes need: mesh, shapes of the state, facts of data, samples, grids."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from diversedit_jax import faults, rng, sharding, together, types
 from diversedit_jax.data import images, order, sources
 from diversedit_jax.evaluation import card
+from diversedit_jax.models import attention
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import state, step
 
@@ -21,6 +23,22 @@ def make_mesh(experiment):
   """The mesh of a run, over all devices."""
   mesh = experiment.mesh
   return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+
+
+def with_attention(experiment, known):
+  """The experiment with its attention decided, before a mesh is set or a model made.
+
+  known: kernels that were used before, by platform, see `kernels.read`.
+  """
+  remembered = known.get(jax.default_backend(), '')
+  execution = attention.chosen(experiment.architecture, experiment.execution, remembered)
+  return dataclasses.replace(experiment, execution=execution)
+
+
+def unprobed(experiment):
+  """The experiment for those who look at shapes alone: no kernel is tried."""
+  execution = dataclasses.replace(experiment.execution, attention='xla')
+  return dataclasses.replace(experiment, execution=execution)
 
 
 def make_trainable(experiment, mesh, *, heads=True):
@@ -187,6 +205,7 @@ def protocol(experiment, weights, labels, *, sampler=None, **extra):
     weights=weights.kind,
     step=weights.step,
     checkpoint=weights.origin,
+    attention=weights.attention,
     num_samples=len(labels),
   )
   if weights.label_names:

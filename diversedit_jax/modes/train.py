@@ -11,7 +11,7 @@ from diversedit_jax import checkpoint, paths, rng, sharding, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import run_dir
+from diversedit_jax.experiment import kernels, run_dir
 from diversedit_jax.modes import null_label, online_eval, opening, run_context, start
 from diversedit_jax.training import (
   average,
@@ -49,6 +49,9 @@ def run(
   """
   mesh = run_context.make_mesh(experiment)
   experiment_lib.check_devices(experiment, mesh)
+  experiment = run_context.with_attention(
+    experiment, kernels.read(run_dir.started_from(workdir)[0])
+  )
   trainable = run_context.make_trainable(experiment, mesh)
   experiment, beginning, facts = start.begin(experiment, trainable, workdir)
   dropout = null_label.dropped(experiment.train.label_dropout, facts)
@@ -62,6 +65,8 @@ def run(
   _check_machine(experiment, mesh, trainable, workdir)
   how = {'data': data, 'continue_with': continue_with, 'continue_from': continue_from}
   with _opened(experiment, workdir, **how) as path:
+    if jax.process_index() == 0:
+      kernels.record(path, jax.default_backend(), experiment.execution.attention)
     placed = _begun(trainable, beginning, path)
     del beginning  # Arrays on the host, as large as the network.
     return _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)

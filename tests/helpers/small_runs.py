@@ -111,6 +111,7 @@ def untrained(workdir, step=30, **changes):
     step=step,
     origin=f'checkpoints/{step}',
     kind='ema',
+    attention='xla',
   )
   protocol = run_context.protocol(
     experiment, weights, np.arange(20), label_policy='balanced', seconds=1.0

@@ -19,6 +19,7 @@ SHAPE = (128, 2, 72, 'bfloat16')
 def choose(name, tokens, heads, head_dim, dtype, platform=''):
   """What a model of that shape gets; without the cache, which would outlive the pretence."""
   attention._decided.cache_clear()
+  attention._fault.cache_clear()
   parts = networks.parts(
     input_size=(1, tokens),
     depth=1,

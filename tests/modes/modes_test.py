@@ -95,6 +95,7 @@ def test_every_mode_says_what_it_wrote_and_leaves_nothing_else(run):
   assert rest == said | {
     'config.json',
     'versions.json',
+    'attention.json',
     'data.json',
     'metrics.jsonl',
     'goodput.jsonl',
@@ -142,6 +143,7 @@ def test_card_of_the_samples(run):
       'formula': card.GUIDANCE,
     },
     'quantiser': None,
+    'attention': 'xla',
     'precision': {
       'model': 'float32',
       'residual': 'float32',
