@@ -1,8 +1,24 @@
-"""Objects in a bucket that are only written if they are what was seen: of two writers, one does."""
+"""Buckets as TensorStore opens them; objects that are only written if they are what was seen."""
 
+import os
 from typing import NamedTuple
 
 import tensorstore
+
+
+def opened(url: str, context: tensorstore.Context | None = None) -> tensorstore.KvStore:
+  """The objects below 'SCHEME://BUCKET/FOLDER/'.
+
+  AWS_ENDPOINT_URL names storage that is not Amazon's, as for Amazon's own libraries.
+  """
+  spec, endpoint = url, os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
+  scheme, _, rest = url.partition('://')
+  if scheme == 's3' and endpoint:
+    bucket, _, path = rest.partition('/')
+    region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION') or 'us-east-1'
+    spec = {'driver': 's3', 'bucket': bucket, 'path': path}
+    spec |= {'endpoint': endpoint, 'aws_region': region}
+  return tensorstore.KvStore.open(spec, context=context).result()
 
 
 class Seen(NamedTuple):
@@ -13,14 +29,14 @@ class Seen(NamedTuple):
 
 
 class Object:
-  """An object in a bucket, or a file.
+  """An object in a bucket, or a file: of two that write what they saw, one does.
 
   Errors are those of TensorStore: ValueError if there is no such bucket, or no right to it.
   """
 
   def __init__(self, url: str):
     folder, _, self._key = url.rpartition('/')
-    self._store = tensorstore.KvStore.open(f'{folder}/').result()
+    self._store = opened(f'{folder}/')
 
   def read(self) -> Seen:
     """What is there now."""

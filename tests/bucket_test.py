@@ -100,3 +100,12 @@ def test_who_was_silent_and_is_replaced_ends(lock, quick, monkeypatch):
     while there.write(b'{}', there.read().generation) is None:
       pass  # It beats.
     assert lost.wait(30)
+
+
+def test_storage_that_is_not_amazons_is_asked_where_it_is(monkeypatch):
+  monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://127.0.0.1:9')
+  monkeypatch.setenv('AWS_REGION', 'here')
+  monkeypatch.setenv('AWS_EC2_METADATA_DISABLED', 'true')
+  found = buckets.opened('s3://lab/runs/').spec().to_json()
+  assert (found['bucket'], found['path']) == ('lab', 'runs/')
+  assert (found['endpoint'], found['aws_region']) == ('http://127.0.0.1:9', 'here')

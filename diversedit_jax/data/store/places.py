@@ -203,12 +203,8 @@ def _bucket(url):
   # Imported where it is used: most runs read from a disk.
   import tensorstore
 
+  from diversedit_jax import buckets
+
   limit = {'limit': _REQUESTS}
   context = tensorstore.Context({'gcs_request_concurrency': limit, 's3_request_concurrency': limit})
-  scheme, _, bucket = url.rstrip('/').partition('://')
-  endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
-  spec = url
-  if scheme == 's3' and endpoint:  # Of storage that is not Amazon's; TensorStore has to be told.
-    region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION') or 'us-east-1'
-    spec = {'driver': 's3', 'bucket': bucket, 'endpoint': endpoint, 'aws_region': region}
-  return tensorstore.KvStore.open(spec, context=context).result(timeout=_PATIENCE)
+  return buckets.opened(url, context)
