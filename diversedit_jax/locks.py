@@ -38,6 +38,10 @@ class Busy(Exception):
   """Another process holds the lock."""
 
 
+class Held(types.UserError):
+  """Another process holds a claim; it is named."""
+
+
 @contextlib.contextmanager
 def lock(path: pathlib.Path, *, wait: bool) -> Iterator[None]:
   """Makes a lock file, holds it during the block, and removes it.
@@ -76,9 +80,10 @@ def claim(path: pathlib.Path, what: str, way_on: str) -> Iterator[None]:
     path: lock file. what: is in use, for the message. way_on: ends the message.
 
   Raises:
-    UserError: another process holds it; host, process and since when are named.
+    Held: another process holds it; host, process and since when are named.
+    UserError: the file cannot be made.
   """
-  busy = lambda held: types.UserError(f'{what} by {_in_words(held or holder(path))}; {way_on}')
+  busy = lambda held: Held(f'{what} by {_in_words(held or holder(path))}; {way_on}')
   taken = _taken_object if paths.is_bucket(path) else _taken_file
   ended, me = threading.Event(), _me()
   with taken(path, me, busy) as write:

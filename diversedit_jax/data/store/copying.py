@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import pathlib
 import threading
+import time
 
 from absl import logging
 
@@ -20,6 +21,8 @@ from diversedit_jax import faults, locks, progress, types
 from diversedit_jax.data import files
 from diversedit_jax.data.store import layout, places, writer
 
+_LOCK = '.copy.lock'
+_POLL = 0.5  # Seconds between two looks whether another process has ended copying.
 _THREADS = 8  # Files that are copied at once; each holds two pieces of 8 MiB.
 
 
@@ -105,15 +108,16 @@ def _shards(folder, manifest, columns):
 
 
 def _missing(folder: pathlib.Path, wanted: Iterable[_File]) -> list[_File]:
-  """Those that are not there; what has its name was compared with its digest."""
+  """Those that are not there; what has its name was compared with its digest when it came."""
   return [file for file in wanted if not _is_there(folder / file.path, file)]
 
 
 def _is_there(path, file):
-  try:
-    return path.stat().st_size == file.size if file.size is not None else path.is_file()
-  except OSError:
+  if not path.is_file():
     return False
+  if file.size is None:  # Of the small ones the digest is looked at each time.
+    return layout.digest(path) == file.sha256
+  return path.stat().st_size == file.size
 
 
 def _check_space(cache, folder, needed):
@@ -132,15 +136,28 @@ def _check_space(cache, folder, needed):
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the lock of the copy; waits while another process copies."""
-  path = folder / '.copy.lock'
+  """Claims the copy; waits while another process copies, and says how far that is."""
+  meter = None
   with contextlib.ExitStack() as held:
-    try:
-      held.enter_context(locks.lock(path, wait=False))
-    except locks.Busy:
-      logging.info('%s: another process copies the store; waiting for it', folder)
-      held.enter_context(locks.lock(path, wait=True))
+    while True:
+      try:
+        held.enter_context(locks.claim(folder / _LOCK, f'{folder} is copied', 'waiting for it'))
+        break
+      except locks.Held as error:
+        if meter is None:
+          logging.info('%s', error)
+          meter = progress.Progress(f'waiting for the copy {folder}', done=_bytes_in(folder))
+      time.sleep(_POLL)
+      meter.at(_bytes_in(folder))
     yield
+
+
+def _bytes_in(folder):
+  sizes = []
+  for path in folder.rglob('*'):
+    with contextlib.suppress(OSError):  # It has got its name meanwhile.
+      sizes.append(path.stat().st_size)
+  return sum(sizes)
 
 
 def _copy_all(root, folder, missing, meter=None, done=0):

@@ -18,13 +18,22 @@ _OPTIONS = 'readahead_buffer_size:16384,max_parallelism:0'
 class Records:
   """Opens the files of some columns. Several threads may read, and it can be pickled."""
 
-  def __init__(self, root: pathlib.Path, manifest: layout.Manifest, columns: Sequence[str]):
+  def __init__(
+    self,
+    root: pathlib.Path,
+    manifest: layout.Manifest,
+    columns: Sequence[str],
+    *,
+    is_copy: bool = False,
+  ):
     """Opens every file of the columns.
+
+    is_copy: whether they are copies, which the next start makes anew where they are missing.
 
     Raises:
       UserError: a file is missing, damaged or foreign; it is named.
     """
-    self.root, self._manifest = root, manifest
+    self.root, self._manifest, self._is_copy = root, manifest, is_copy
     for column in columns:
       for shard in range(manifest.plan.shards):
         self._check(column, shard)
@@ -54,9 +63,12 @@ class Records:
           )
         out[place] = np.frombuffer(record, np.uint8)
     except (RuntimeError, IndexError) as error:
-      raise types.UserError(
-        f'{layout.shard_file(self.root, column, shard)} cannot be read: {error}; '
+      way = (
         f'`python -m diversedit_jax.prepare --verify --output={self.root}` checks the whole store'
+      )
+      way = 'remove it, and the next start copies it again' if self._is_copy else way
+      raise types.UserError(
+        f'{layout.shard_file(self.root, column, shard)} cannot be read: {error}; {way}'
       ) from error
     return out
 
@@ -95,7 +107,10 @@ class Records:
     reader = self._reader(column, shard)
     if not reader.ok() or reader.num_records() != expected:
       found = f'{reader.num_records()} records' if reader.ok() else 'a damaged file'
-      raise types.UserError(
-        f"{path}: found {found}, expected {expected} records; remove it and the store's "
-        'manifest.json and prepare again with the same arguments to make what is missing'
+      way = "remove it and the store's manifest.json and prepare again with the same arguments to "
+      way = (
+        'remove it, and the next start copies it again'
+        if self._is_copy
+        else f'{way}make what is missing'
       )
+      raise types.UserError(f'{path}: found {found}, expected {expected} records; {way}')

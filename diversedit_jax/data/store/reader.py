@@ -49,7 +49,8 @@ class Store:
       UserError: see `copying.copy`.
     """
     copy = copying.copy(self.root, self.manifest, columns, cache)
-    self._records = local.Records(copy, self.manifest, columns)
+    self._records = None  # Its files are closed first: a process may not open many.
+    self._records = local.Records(copy, self.manifest, columns, is_copy=True)
 
   def read(
     self, column: layout.Column, indices: np.ndarray, flips: np.ndarray | None = None

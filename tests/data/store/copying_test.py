@@ -193,7 +193,26 @@ def test_one_waits_for_another_that_copies(root, cache, reads, monkeypatch, capl
     thread.join(0.2)
     assert thread.is_alive() and not any('pixels' in name for name in reads)
   thread.join()
-  assert names(folder) == names(root) and 'another process copies' in caplog.text
+  assert names(folder) == names(root)
+  assert f'{folder} is copied by another process; waiting for it' in caplog.text
+
+
+def test_a_damaged_copy_is_told_with_the_way_on(root, cache):
+  folder, path = copy(root, cache), 'shards/moments-00001.array_record'
+  (folder / 'shards' / '00001.json').write_text('{}')
+  data = (folder / path).read_bytes()
+  (folder / path).write_bytes(data[:70] + bytes([data[70] ^ 1]) + data[71:])  # In its first record.
+  store = reader.Store(root)
+  store.fetch(cache, COLUMNS)
+  assert filecmp.cmp(
+    folder / 'shards' / '00001.json', root / 'shards' / '00001.json', shallow=False
+  )
+  with pytest.raises(types.UserError, match=f'{folder / path} cannot be read: .*; remove it, and'):
+    store.read('moments', np.array([3]))
+  (folder / path).unlink()
+  again = reader.Store(root)
+  again.fetch(cache, COLUMNS)
+  np.testing.assert_array_equal(again.read('moments', np.array([3]))[0], store_files.moments(3)[0])
 
 
 def test_another_version_of_a_store_has_a_folder_of_its_own(root, cache):
