@@ -187,6 +187,8 @@ URL | --config=digits --workdir=gs://bucket/run
 --continue_with is not for | --config=digits --continue_with=seed --mode=plan
 holds no run | --config=digits --workdir=run --mode=eval
 looks at a run or at weights | --mode=inspect
+holds no run | --mode=report --workdir=run
+no workdir | --mode=report
 ABSENT | --mode=inspect --checkpoint=ABSENT
 text.pt | --mode=inspect --checkpoint=DATA/text.pt
 give one | --config=digits --mode=eval --workdir=a --output=b --checkpoint=DATA/plain.npz

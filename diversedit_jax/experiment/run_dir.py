@@ -171,18 +171,27 @@ def open_for_reading(
   Raises:
     UserError: if there is no run, or they differ (what differs is listed).
   """
-  path = _checked(workdir)
-  stored = flat_config.stored(path)
-  if stored is None:
-    raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
+  path = open_recorded(workdir)
   check_same_network(
     f'workdir {path}',
-    stored,
+    flat_config.stored(path),
     config,
     there=learned.read(path),
     given=data or {},
     remedy='Choose another workdir, or give the stored values',
   )
+  return path
+
+
+def open_recorded(workdir: str) -> pathlib.Path:
+  """The directory of an existing run, whatever its config is: to look at what it recorded.
+
+  Raises:
+    UserError: there is no run.
+  """
+  path = _checked(workdir)
+  if not (path / flat_config.FILE).is_file():
+    raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
   return path
 
 

@@ -17,6 +17,7 @@ from diversedit_jax.modes import (
   inspect,
   listing,
   plan,
+  report,
   sample,
   start,
   stats,
@@ -32,11 +33,11 @@ _OF_WEIGHTS = {
   'analyze': analyze.run,
   'export': export.run,
 }
-MODES = ('train', *_OF_WEIGHTS, 'inspect', 'stats', 'plan', 'audit', 'list', 'keys')
+MODES = ('train', *_OF_WEIGHTS, 'inspect', 'report', 'stats', 'plan', 'audit', 'list', 'keys')
 # Flags that only some modes have a use for.
 _MODES_OF = {
   'checkpoint': ('train', *_OF_WEIGHTS, 'inspect'),
-  'output': tuple(_OF_WEIGHTS),
+  'output': (*_OF_WEIGHTS, 'report'),
   'full': ('inspect',),
   'continue_with': ('train',),
   'continue_from': ('train',),
@@ -95,7 +96,7 @@ def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
     SystemExit: a signal has ended training before its last step, and that has a status of its own.
   """
   mode, workdir = asked.mode, asked.workdir
-  if config is None and (asked.given or mode not in ('keys', 'inspect')):
+  if config is None and (asked.given or mode not in ('keys', 'inspect', 'report')):
     raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
   if config is not None and mode != 'list':
     listing.check_is_experiment(config)
@@ -103,6 +104,8 @@ def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
     return declarations.document(*asked.words, config=config).removesuffix('\n')
   if mode == 'inspect':
     return inspect.run(workdir, asked.checkpoint, config, whole=asked.full)
+  if mode == 'report':
+    return report.run(workdir, asked.output)
   if mode == 'list':
     return listing.listing(config)
   if mode == 'plan' and config.get('plan', {}).get('compile_for'):

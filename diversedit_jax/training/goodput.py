@@ -7,8 +7,8 @@
   hooks    telemetry, previews, scores
   train    all else: steps, of which those are lost that a later start made again
 
-goodput.jsonl has rows of the first process: at the beginning of a start the time of day, at each
-report the seconds since, and at the end its reason. A start that has none was killed.
+goodput.jsonl has rows of the first process: one when a start goes on from a step, at each report
+the seconds since it began, and at the end the reason. A start that has none was killed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,7 +95,7 @@ class Account:
   """
 
   def __init__(self, path: pathlib.Path | None):
-    self.clock = Clock()
+    self.clock, self._began = Clock(), time.time()
     self._path, self._lines, self._step = path, None, 0
 
   @contextlib.contextmanager
@@ -105,7 +105,7 @@ class Account:
     if self._path is not None:
       self._lines = writers.JsonLines(self._path, start_step=math.inf)
     try:
-      self._write(step, began=True, steps=steps)
+      self._write(step, began=self._began, steps=steps)
       yield
     except BaseException as error:
       self._write(self._step, seconds=self.clock.spent(), ended=type(error).__name__)
@@ -122,8 +122,13 @@ class Account:
       logging.info('%s', in_words(summary(writers.read_jsonl(self._path))))
 
   def _write(self, step, **facts):
-    if self._lines is not None:
+    if self._lines is None:
+      return
+    try:
       self._lines.write({'step': step, 'time': time.time(), **facts})
+    except OSError as error:  # A full disk: no account is worth a run.
+      logging.warning('training goes on without %s: %s', self._path, error)
+      self._lines = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +166,7 @@ def _start(first, rows):
   return Start(
     first=first['step'],
     last=last['step'],
-    began=first['time'],
+    began=first['began'],
     until=last['time'],
     ended=last.get('ended', ''),
     seconds=dict.fromkeys(KINDS, 0.0) | last.get('seconds', {}),

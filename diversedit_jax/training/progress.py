@@ -5,6 +5,7 @@ from typing import Any
 
 from diversedit_jax import progress
 
+RATES = ('steps_per_second', 'images_per_second')
 LAST_VALUE = ('learning_rate', 'param_norm')  # Reported as they are at the end; the rest are means.
 
 
@@ -42,11 +43,16 @@ class Accumulator:
 
 def line(step: int, steps: int, row: Mapping[str, float]) -> str:
   """One console line: how far, the losses, the rate and the time left."""
-  rate = row['steps_per_second']
+  rate, images = (row[name] for name in RATES)
   parts = [f'step {step}/{steps} ({100 * step / steps:.0f}%)']
-  of_terms = [name for name in row if name.endswith(('/loss', '/weight'))]
-  shown = [name for name in ('loss', 'velocity', *of_terms, 'grad_norm', 'skipped') if name in row]
-  parts += [f'{name} {row[name]:.4g}' for name in shown]
-  parts.append(f'{rate:.3g} steps/s, {row["images_per_second"]:.4g} images/s')
+  parts += [f'{name} {value:.4g}' for name, value in losses(row).items()]
+  parts.append(f'{rate:.3g} steps/s, {images:.4g} images/s')
   parts.append(f'ETA {progress.duration((steps - step) / rate)}')
   return ' | '.join(parts)
+
+
+def losses(row: Mapping[str, float]) -> dict[str, float]:
+  """What is shown of a row: the losses and weights of all terms, and the norm of the gradient."""
+  of_terms = [name for name in row if name.endswith(('/loss', '/weight'))]
+  names = ('loss', 'velocity', *of_terms, 'grad_norm', 'skipped')
+  return {name: row[name] for name in names if name in row}

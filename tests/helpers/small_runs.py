@@ -67,6 +67,7 @@ _NOT_USING = {
 def keys_read():
   """The set of config keys that are read within, as 'section.key'; checks do not count."""
   seen = set()
+  jax.clear_caches()  # What was traced before would not be read again.
 
   def read(self, name):
     if sys._getframe(1).f_code.co_name not in _NOT_USING:

@@ -92,14 +92,14 @@ def row(step, time, train=None, **facts):
 
 def test_steps_that_were_made_again_are_lost():
   rows = [
-    row(0, 1000.0, began=True, steps=100),
+    row(0, 1004.0, began=1000.0, steps=100),
     row(20, 1030.0, train=20.0),
     row(40, 1060.0, train=60.0),  # Killed; the checkpoint was of step 30.
-    row(30, 1100.0, began=True, steps=100),
+    row(30, 1104.0, began=1100.0, steps=100),
     row(60, 1140.0, train=30.0, ended='SIGTERM'),
-    row(60, 1130.0, began=True, steps=100),  # The time of day was set back.
+    row(60, 1131.0, began=1130.0, steps=100),  # The time of day was set back.
     row(70, 1150.0, train=10.0, ended='OSError'),  # Went back, by --continue_from, to step 10.
-    row(10, 1160.0, began=True, steps=100),
+    row(10, 1161.0, began=1160.0, steps=100),
     row(100, 1300.0, train=90.0, ended='finished'),
   ]
   found = goodput.summary(rows)
@@ -116,7 +116,7 @@ def test_steps_that_were_made_again_are_lost():
 
 def test_an_account_tells_how_a_start_ended(tmp_path, now):
   path = tmp_path / goodput.FILE
-  path.write_text('{"step": 0, "time": 5.0, "began": true}\n{"step": 3, "ti')  # Killed in a row.
+  path.write_text('{"step": 0, "time": 5.0, "began": 4.0}\n{"step": 3, "ti')  # Killed in a row.
   with pytest.raises(KeyError):
     account = goodput.Account(path)
     with account.opened(2, 10):
