@@ -16,8 +16,7 @@ import optax
 import timing
 
 from diversedit_jax.models import attention, config
-from diversedit_jax.training import optim
-from diversedit_jax.training import step as step_lib
+from diversedit_jax.training import average, optim
 
 ON_CPU = jax.default_backend() == 'cpu'
 
@@ -103,7 +102,7 @@ def optimizers(d, depth, rounds) -> dict:
     def run(grads, params, ema, state):
       updates, state = tx.update(grads, state, params)
       params = optax.apply_updates(params, updates)
-      return params, step_lib.update_ema(ema, params, 0.9999), state
+      return params, average.decayed(ema, params, 0.9999), state
 
     return run
 

@@ -40,13 +40,32 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
   return sorted(int(path.name) for path in epath.Path(folder).glob('*') if path.name.isdigit())
 
 
+def items(folder: str | os.PathLike[str]) -> list[str]:
+  """The items of arrays that a checkpoint holds: those of `ITEMS`, then the others by name."""
+  found = {path.name for path in epath.Path(folder).glob('*') if path.is_dir()} - {META}
+  return [*(name for name in ITEMS if name in found), *sorted(found - {*ITEMS})]
+
+
+def read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
+  """What a checkpoint says beside its arrays.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  path = epath.Path(folder).resolve() / META
+  try:
+    return ocp.JsonCheckpointHandler().restore(path, args=ocp.args.JsonRestore())
+  except (OSError, ValueError) as error:
+    raise types.UserError(f'{path} cannot be read: {error}') from error
+
+
 def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
   """The arrays of one item of a checkpoint by slash-joined path, on the host.
 
   For weights whose network is not known, saved from whatever devices. Every process reads all.
 
   Args:
-    folder: a checkpoint, checkpoints/STEP. item: one of `ITEMS`.
+    folder: a checkpoint, checkpoints/STEP. item: one of `items`.
 
   Raises:
     UserError: it cannot be read.
@@ -83,6 +102,13 @@ class OneOf:
   forms: tuple[Any, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class IfThere:
+  """The restore target of an item that a checkpoint may lack, and then is left out."""
+
+  target: Any
+
+
 class NotFinite(types.UserError):
   """The state to save holds a NaN or an infinity."""
 
@@ -98,6 +124,7 @@ class Checkpoints:
     self,
     directory: str,
     *,
+    more: Iterable[str] = (),
     keep: int = 3,
     keep_every: int | None = None,
     read_only: bool = False,
@@ -106,6 +133,7 @@ class Checkpoints:
 
     Args:
       directory: folder of the run's checkpoints.
+      more: items of arrays beside `ITEMS`.
       keep: how many of the latest to keep.
       keep_every: also keep every checkpoint whose step is a multiple of this, for ever.
       read_only: nothing is saved; the directory, which may be another's, stays as it is.
@@ -119,7 +147,7 @@ class Checkpoints:
       enable_async_checkpointing=not read_only,
     )
     # Named here, so that what a checkpoint holds can be asked before it is read.
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
+    handlers = {name: ocp.StandardCheckpointHandler() for name in (*ITEMS, *more)}
     handlers[META] = ocp.JsonCheckpointHandler()
     self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
     self._unsaved = ''  # Why the last save failed, until `wait` has told it.
@@ -220,7 +248,7 @@ class Checkpoints:
 
     Args:
       targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `restore_target`, or
-        `OneOf` several.
+        `OneOf` several, or `IfThere`.
       step: step of the checkpoint; None takes the newest that can be read, warning about any that
         cannot.
 
@@ -275,6 +303,10 @@ class Checkpoints:
     shapes = lambda tree: {k: tuple(v.shape) for k, v in trees.named_leaves(tree).items()}
     wrong = []
     for item, target in targets.items():
+      if isinstance(target, IfThere):
+        if item not in items(self.directory / str(step)):
+          continue
+        target = target.target
       forms, stored = target.forms if isinstance(target, OneOf) else (target,), metadata[item]
       fitting[item] = forms[0]
       if stored is None:

@@ -187,10 +187,19 @@ def read(key: Key, text: str) -> Any:
     return None
   for kind in sorted(allowed, key=lambda kind: kind is str):  # Every text is a text.
     with contextlib.suppress(ValueError, SyntaxError, KeyError, TypeError):
-      value = READ[typing.get_origin(kind) or kind](text)
+      read_one = READ.get(kind) or READ[typing.get_origin(kind)]
+      value = read_one(text)
       if _is_a(value, kind):
         return value
   raise types.UserError(f'{key.name} must be {key.kind}, got {text!r}')
+
+
+def _read_texts(text):
+  """Python's form, or without its quotes: "('a', 'b')", 'a,b'."""
+  with contextlib.suppress(ValueError, SyntaxError):
+    if _is_a(value := _read_tuple(text), tuple[str, ...]):
+      return value
+  return tuple(part for one in text.strip('()[]').split(',') if (part := one.strip(' \'"')))
 
 
 def _read_tuple(text):
@@ -204,6 +213,7 @@ READ = {
   int: lambda text: int(text, 0) if text[:2].lower() == '0x' else int(text),
   float: float,
   tuple: _read_tuple,
+  tuple[str, ...]: _read_texts,
   str: str,
 }
 """How a text becomes a value of a type; ValueError or KeyError if it is none."""
@@ -331,7 +341,8 @@ def _words(kind) -> str:
     if typing.get_origin(one) is tuple:
       args = typing.get_args(one)
       count = '' if Ellipsis in args else f'{len(args)} '
-      words.append(f'{count}numbers' if args[0] in (int, float) else f'{count}values')
+      named = {int: 'numbers', float: 'numbers', str: 'texts'}
+      words.append(f'{count}{named.get(args[0], "values")}')
     else:
       words.append(plain.get(one) or one.__name__)
   return ' or '.join(words)

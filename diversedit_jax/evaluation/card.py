@@ -19,7 +19,6 @@ from diversedit_jax.data import files, images
 from diversedit_jax.types import UserError
 
 _NAMES = 100
-WEIGHTS = ('ema', 'params', 'file')
 GUIDANCE = 'v_null + scale (v_class - v_null)'
 """What the scale of guidance means: 1 is none, 0 samples without a class."""
 
@@ -54,7 +53,8 @@ def protocol_card(
     guidance_channels: guided latent channels from the first; None means all.
     label_policy: how labels were chosen, such as 'balanced' or 'uniform'.
     quantiser: quantiser of `data.images.to_uint8`; None if the samples were not quantised.
-    weights: 'ema' or 'params' of a checkpoint; 'file' for weights whose file does not say which.
+    weights: 'ema', 'params' or 'ema@AVERAGE' of a checkpoint; 'file' for weights whose file does
+      not say which.
     step: training steps of the checkpoint; None for weights from elsewhere.
     checkpoint: its path inside the run directory, or its place on the hub. An absolute path is cut
       to its last two parts, so that no card names a machine's folders.
@@ -65,7 +65,7 @@ def protocol_card(
   Raises:
     UserError: unknown weights or quantiser, an inverted interval, or negative numbers.
   """
-  trees.check_known('weights', weights, WEIGHTS)
+  check_weights(weights)
   if quantiser is not None:
     trees.check_known('quantiser', quantiser, images.QUANTISERS)
   low, high = guidance_interval
@@ -106,6 +106,12 @@ def protocol_card(
     'versions': versions(),
     **extra,
   }
+
+
+def check_weights(weights: str) -> None:
+  """Refuses what is no kind of weights (UserError), see `protocol_card`."""
+  kind, at, _ = weights.partition('@')
+  trees.check_known('weights', kind, ('ema',) if at else ('ema', 'params', 'file'))
 
 
 def label_names(labels_N: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

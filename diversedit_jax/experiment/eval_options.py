@@ -29,7 +29,9 @@ class EvalOptions(picture_metrics.MetricOptions):
   """How samples are scored; see docs/evaluation.md."""
 
   name: str = options.option(
-    'fid-{step}', doc="Name of the files eval/NAME.json and .npz; '{step}' becomes the step."
+    'fid-{step}',
+    doc="Name of the files eval/NAME.json and .npz; '{step}' becomes the step, '{weights}' the name "
+    'of the weights.',
   )
   reference: str = options.option(
     '',
@@ -78,9 +80,11 @@ class EvalOptions(picture_metrics.MetricOptions):
 
   def __post_init__(self):
     super().__post_init__()
-    if not re.fullmatch(r'[\w.+=-]+', self.name.replace('{step}', '0')):
+    name = self.name.replace('{step}', '0').replace('{weights}', '0')
+    if not re.fullmatch(r'[\w.+=@-]+', name):
       raise types.UserError(
-        f"eval.name={self.name!r} names a file: letters, digits, '.+=-_' and '{{step}}' only"
+        f"eval.name={self.name!r} names a file: letters, digits, '.+=@-_', '{{step}}' and "
+        "'{weights}' only"
       )
     for name in ('number', 'every_number'):
       self.check_number(f'eval.{name}', getattr(self, name))

@@ -14,6 +14,7 @@ from diversedit_jax.data import files
 from diversedit_jax.experiment import declarations
 from diversedit_jax.methods import registry
 from diversedit_jax.models import sizes
+from diversedit_jax.training import average
 
 FILE = 'config.json'
 WRITTEN_BY = 'diversedit_jax'
@@ -122,6 +123,9 @@ def complete(flat: Mapping[str, Any]) -> dict[str, Any]:
   size = flat.get('model.size')
   if size in sizes.SIZES:
     flat |= {f'model.{k}': v for k, v in vars(sizes.size(size)).items()} | {'model.size': ''}
+  with contextlib.suppress(types.UserError):  # What names nothing is refused elsewhere.
+    key = 'train.averages'
+    flat[key] = sorted(str(average.parse(text, key)) for text in flat[key])
   with contextlib.suppress(types.UserError):  # A part that is not here is refused elsewhere.
     flat['method'] = '+'.join(registry.parse(flat['method']))
   return flat

@@ -19,7 +19,7 @@ from typing import Any
 from absl import logging
 import ml_collections
 
-from diversedit_jax import __version__, trees, types
+from diversedit_jax import __version__, types
 from diversedit_jax.data.sources import described
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import declarations, flat_config, run_dir
@@ -35,7 +35,7 @@ class Published:
 
   file: its config.json.
   config: flat and complete, in this version's terms.
-  weights: 'kind', one of `card.WEIGHTS`; 'step', training steps or None; 'sha256' of the file;
+  weights: 'kind', see `card.protocol_card`; 'step', training steps or None; 'sha256' of the file;
     'label_dropout', share of labels that was dropped in training or before it, see `null_label`;
     'attention', kernels that they were trained with, by platform.
   data: see `described.describe`.
@@ -110,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> Published | None:
     config = flat_config.understood(file, {**content['config'], LIBRARY: content['version']})
     parts = {name: dict(content[name]) for name in ('weights', 'data')}
     described.from_facts(parts['data'])
-    trees.check_known('weights', parts['weights']['kind'], card.WEIGHTS)
+    card.check_weights(parts['weights']['kind'])
     parts['weights'] = {'step': None, 'sha256': None, **parts['weights']}
   except (KeyError, TypeError, ValueError) as error:
     raise types.UserError(f'{file} is not whole: {error}') from error

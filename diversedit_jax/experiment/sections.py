@@ -8,7 +8,7 @@ from diversedit_jax.data import sources
 from diversedit_jax.data.pictures import crop, decode
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import sizes
-from diversedit_jax.training import nonfinite
+from diversedit_jax.training import average, nonfinite
 
 RESIDENT = ('none', 'host', 'device')
 PRECISIONS = ('default', 'high', 'highest')
@@ -260,6 +260,33 @@ class TrainOptions(options.Section, section='train'):
   max_skipped: int = options.option(
     10, at_least=1, may_change=True, doc='Updates that a whole run may leave out so.'
   )
+  averages: tuple[str, ...] = options.option(
+    (),
+    doc="Further averages that are kept: decays as '0.999', or widths of power functions as "
+    "'std=0.05' (arXiv 2312.02696, section 3; two of these give all others afterwards); see "
+    'docs/averages.md.',
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.tracked()
+
+  def tracked(self) -> list[average.Average]:
+    """The further averages.
+
+    Raises:
+      UserError: a text that names none, or the same average twice.
+    """
+    found = [average.parse(text, 'train.averages') for text in self.averages]
+    for i, one in enumerate(found):
+      if one in (self.main(), *found[:i]):
+        beside = ', which train.ema_decay makes' if one == self.main() else ' twice'
+        raise types.UserError(f'train.averages={self.averages} has {one}{beside}: leave it out')
+    return found
+
+  def main(self) -> average.Decay:
+    """The average that all else reads unless told otherwise."""
+    return average.Decay(self.ema_decay)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -346,9 +373,15 @@ class SampleOptions(options.Section, section='sample', may_change=True):
 
   seed: int = options.option(0, at_least=0, below=2**32, doc='Decides noise and random labels.')
   batch_size: int = options.option(128, at_least=1, doc='Samples made at a time, of all devices.')
-  weights: str = options.option('ema', choices=('ema', 'params'), doc='Averaged weights, or not.')
+  weights: str = options.option(
+    'ema',
+    doc="ema (the average), params (without it), or another average: 'ema@0.999', 'ema@std=0.10'; "
+    'see docs/averages.md.',
+  )
   name: str = options.option(
-    '', doc="Folder below samples/ for those of --mode=sample; '{step}' becomes the step."
+    '',
+    doc="Folder below samples/ for those of --mode=sample; '{step}' becomes the step, '{weights}' "
+    'their name.',
   )
   number: int = options.option(64, at_least=1, doc='Samples of --mode=sample.')
   labels: str = options.option(
@@ -363,7 +396,10 @@ class SampleOptions(options.Section, section='sample', may_change=True):
 
   def __post_init__(self):
     super().__post_init__()
-    if not re.fullmatch(r'([\w+=-][\w.+=-]*)?', self.name.replace('{step}', '0')):
+    average.chosen(self.weights, 'sample.weights')
+    name = self.name.replace('{step}', '0').replace('{weights}', '0')
+    if not re.fullmatch(r'([\w+=@-][\w.+=@-]*)?', name):
       raise types.UserError(
-        f"sample.name={self.name!r} names a folder: letters, digits, '.+=-_' and '{{step}}' only"
+        f"sample.name={self.name!r} names a folder: letters, digits, '.+=@-_', '{{step}}' and "
+        "'{weights}' only"
       )

@@ -41,7 +41,7 @@ def run(
   """
   path, weights = restoring.open_weights(experiment, workdir, origin)
   options, folder = experiment.evaluation, path / 'eval'
-  name = options.name.replace('{step}', weights.label)
+  name = weights.named(options.name)
   labels_N = make_labels(experiment, options.number)
   sampler = null_label.sampler_for(experiment, KEY)
   null_label.check_trained(experiment, weights.label_dropout, [sampler], KEY)

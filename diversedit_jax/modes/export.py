@@ -38,21 +38,22 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
   folder, found = paths.path(output).absolute(), origins.find(origin)
   _check_free(folder)
   space = run_context.space_facts(experiment.source)
-  kind, step = experiment.sample.weights, found.step
+  step = found.step
   if found.run is not None:
     run_dir.open_for_reading(str(found.run), experiment.config, space)
+  choice = None if step is None else found.choice(experiment.sample.weights)
   if found.about is not None:
     found.about.check(experiment.config, space)
     kind, step = (found.about.weights[fact] for fact in ('kind', 'step'))
-  elif step is None:
-    kind = 'file'
+  else:
+    kind = 'file' if choice is None else choice.kind
   weights = {'kind': kind, 'step': step, 'origin': found.name}
   if found.about is not None or found.run is not None:
     weights['label_dropout'] = null_label.dropped_for(found)
   known = {} if found.run is None else kernels.read(found.run)
   known = known if found.about is None else found.about.weights.get('attention')
   weights |= {'attention': known} if known else {}
-  arrays = _arrays(experiment, found, kind)
+  arrays = _arrays(experiment, found, choice)
   folder_of = found.path.parent if found.about is not None else found.run
   scores = {} if folder_of is None else _of_these(inspect.scores(folder_of), step, kind)
   if jax.process_index() != 0:
@@ -63,9 +64,9 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
     raise types.UserError(f'--output={folder} cannot be written: {error.strerror}') from error
 
 
-def _arrays(experiment, found, kind) -> dict[str, np.ndarray]:
+def _arrays(experiment, found, choice) -> dict[str, np.ndarray]:
   """The arrays of the model alone, in float32."""
-  flat = found.arrays(kind)
+  flat = found.arrays(choice)
   mesh, experiment = run_context.make_mesh(experiment), run_context.unprobed(experiment)
   wanted = trees.named_leaves(run_context.make_trainable(experiment, mesh, heads=False).params)
   if problems := restoring.faults(flat, wanted, finite=True):

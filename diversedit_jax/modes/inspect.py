@@ -265,7 +265,8 @@ def _how(protocol) -> str:
 def _items(path, whole) -> list[str]:
   """The average in full, and a line for each other part."""
   title = f'{path.parent.name}/{path.name}'
-  order = ('ema', 'params', 'opt')
+  further = [name for name in checkpoint.items(path) if name not in checkpoint.ITEMS]
+  order = ('ema', 'params', *further, 'opt')
   read = {f'{item} of {title}': (lambda item=item: checkpoint.read(path, item)) for item in order}
   return _tables(read, whole)
 

@@ -80,9 +80,11 @@ def text(
     **_index(name, data['name'], scores),
   }
   trained = 'weights' if step is None else f'weights of step {step:,}'
-  kinds = {'ema': f'averaged {trained}', 'params': trained, 'file': trained}
+  kind, at, of = weights['kind'].partition('@')
+  averaged = f'averaged {trained}' + (f' ({of})' if at else '')
+  kinds = {'ema': averaged, 'params': trained, 'file': trained}
   facts = {
-    'weights': f'{kinds[weights["kind"]]}, {parameters:,} parameters, float32',
+    'weights': f'{kinds[kind]}, {parameters:,} parameters, float32',
     'method': method,
     'model': _model(config['model']),
     'makes': f'{data["space"]} {"x".join(map(str, data["shape"]))}, {data["num_classes"]} classes',

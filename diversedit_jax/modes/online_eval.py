@@ -1,8 +1,8 @@
-"""Evaluation while training: a few samples of the averaged weights, scored at intervals.
+"""Evaluation while training: a few samples of `sample.weights`, scored at intervals.
 
 For watching a run, not for quoting: few samples make every Fréchet distance too large. The numbers
-are kept apart from final ones, in `eval/during/`, each with its own protocol, and the averaged
-weights of the best so far beside them.
+are kept apart from final ones, in `eval/during/`, each with its own protocol, and the weights of
+the best so far beside them.
 """
 
 import pathlib
@@ -81,9 +81,9 @@ def hook(
   generator = run_context.make_generator(
     experiment, trainable.graphdef, trainable.mesh, options.every_number, sampler
   )
-  facts = evaluate.label_facts(experiment, labels_N)
+  facts, wanted = evaluate.label_facts(experiment, labels_N), restoring.kept(experiment)
   known = identity.make(
-    experiment, sampler, scorer, options.every_number, {**facts, 'weights': 'ema'}
+    experiment, sampler, scorer, options.every_number, {**facts, 'weights': wanted}
   )
   indices_N = evaluate.file_order(experiment, len(labels_N))
   labels_N = labels_N[indices_N]
@@ -93,16 +93,17 @@ def hook(
     del batch
     started = time.monotonic()
     with run_context.sampling(experiment, trainable.mesh):
-      finished = scorer.finish(generator(state.ema, labels_N, indices_N))
+      params = state.weights(wanted)
+      finished = scorer.finish(generator(params, labels_N, indices_N))
       seconds = time.monotonic() - started
       found = scorer.score([finished], labels_N)
     weights = restoring.Weights(
       graphdef=trainable.graphdef,
-      params=state.ema,
+      params=params,
       mesh=trainable.mesh,
       step=step,
       origin=f'checkpoints/{step}',
-      kind='ema',
+      kind=wanted,
       attention=experiment.execution.attention,
     )
     protocol = run_context.protocol(
@@ -115,8 +116,7 @@ def hook(
       **scorer.facts(),
       **scorer.compared(),
     )
-    train = experiment.train
-    if remark := average.remark(train.ema_decay, train.ema_warmup, step):
+    if remark := _remark(experiment, wanted, step):
       found['warnings'] = [*found['warnings'], remark]
     writer.row(step, {f'eval/{name}': value for name, value in found['scores'].items()})
     logging.info('step %d, %d samples: %s', step, len(labels_N), evaluate.in_words(found['scores']))
@@ -128,9 +128,18 @@ def hook(
     best = {'score': options.best, 'value': found['scores'][options.best], 'step': step}
     if _is_best(folder, best, known):
       best |= {name: found[name] for name in ('scores', 'warnings')} | {'identity': known}
-      _keep(folder, best, state.ema, trainable.mesh)
+      _keep(folder, best, params, trainable.mesh)
 
   return loop.Hook(every=options.every, run=run)
+
+
+def _remark(experiment, wanted, step):
+  """What is doubtful about an average after so many steps."""
+  train = experiment.train
+  averages = {'ema': train.main(), **{average.item(str(one)): one for one in train.tracked()}}
+  if wanted not in averages:
+    return ''
+  return average.remark(averages[wanted], train.ema_warmup, step)
 
 
 def _is_best(folder, found, of):
@@ -146,7 +155,7 @@ def _is_best(folder, found, of):
 
 
 def _keep(folder, best, params, mesh):
-  """Writes the averaged weights as a file that --checkpoint takes, and which step they are from."""
+  """Writes the weights as a file that --checkpoint takes, and which step they are from."""
   whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))  # Parts lie elsewhere.
   flat = {name: np.asarray(whole(x)) for name, x in trees.named_leaves(params).items()}
   if jax.process_index() == 0:

@@ -8,7 +8,8 @@ import numpy as np
 
 from diversedit_jax import checkpoint, convert, types
 from diversedit_jax.data import files
-from diversedit_jax.experiment import published
+from diversedit_jax.experiment import flat_config, published
+from diversedit_jax.modes import averages
 from diversedit_jax.weights import folders, location
 
 # In a folder of other programs, also where a pipeline has the networks that are read here.
@@ -49,18 +50,29 @@ class Origin:
     """
     return kind() if self.run is None else files.read_json(self.run / name, kind, may_lack=True)
 
-  def arrays(self, item: str) -> dict[str, np.ndarray]:
+  def choice(self, weights: str, key: str = 'sample.weights') -> averages.Choice:
+    """What a text names among the weights of a checkpoint, see `averages.find`."""
+    return averages.find(self.path, weights, main_decay(self.run), key)
+
+  def arrays(self, choice: averages.Choice | None = None) -> dict[str, np.ndarray]:
     """All arrays by slash-joined path, on the host.
 
-    Args:
-      item: 'ema' or 'params' of a checkpoint; a file holds one set.
+    choice: which weights of a checkpoint; a file holds one set.
 
     Raises:
       UserError: they cannot be read.
     """
-    if self.step is None:
+    if choice is None:
       return convert.load(str(self.path))
-    return checkpoint.read(self.path, item)
+    return averages.total(
+      choice, lambda step, item: checkpoint.read(self.path.with_name(str(step)), item)
+    )
+
+
+def main_decay(run: pathlib.Path | None) -> float | None:
+  """The decay of the main average of a run, None if it is not known."""
+  stored = None if run is None else flat_config.stored(run)
+  return None if stored is None else stored['train.ema_decay']
 
 
 def find(origin: str) -> Origin:

@@ -33,6 +33,7 @@ def run(experiment: experiment_lib.Experiment) -> str:
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
     average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
     data_bytes=_resident_bytes(experiment),
+    averages=1 + len(trainable.averages),
   )
   table = plan_lib.table(numbers, options, experiment.train.steps)
   if target is None:

@@ -14,7 +14,7 @@ import jax
 from diversedit_jax import checkpoint, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import flat_config, kernels, learned, run_dir
-from diversedit_jax.modes import null_label, origins, run_context
+from diversedit_jax.modes import averages, null_label, origins, run_context
 from diversedit_jax.training import average, initial
 from diversedit_jax.weights import misfits
 
@@ -25,12 +25,13 @@ class Weights:
 
   step: training steps behind them; None for a file.
   origin: checkpoint or file, without folders; of a file of the hub its place.
-  kind: one of `card.WEIGHTS`.
+  kind: what cards call them, see `card.protocol_card`.
   attention: kernel that the model runs with.
   label_dropout: share of labels that was dropped in their training, or in that of the weights that
     it started from; for a file that of the config; None if it is not known.
   label_names: names of the classes that they were trained on; () if they are not known.
   remarks: sentences that make their samples doubtful.
+  made_of: of an average that was not tracked, see `averages.Choice.facts`.
   """
 
   graphdef: nnx.GraphDef
@@ -43,12 +44,17 @@ class Weights:
   label_dropout: float | None = None
   label_names: tuple[str, ...] = ()
   remarks: tuple[str, ...] = ()
+  made_of: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def label(self) -> str:
     """The step, or the file's name, for names of results."""
     file = pathlib.PurePath(self.origin.partition('#')[0])
     return file.name if self.step is None else str(self.step)
+
+  def named(self, pattern: str) -> str:
+    """The name of results by `eval.name` or `sample.name`."""
+    return pattern.replace('{step}', self.label).replace('{weights}', self.kind)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -68,7 +74,7 @@ def open_weights(
       run's newest checkpoint.
 
   Raises:
-    UserError: no such weights, weights of another model, or `sample.weights=params` of a file.
+    UserError: no such weights, weights of another model, or `sample.weights` that a file is not of.
   """
   space = run_context.space_facts(experiment.source)
   if origin is None:
@@ -88,24 +94,24 @@ def _of_checkpoint(experiment, folder, number, run):
   """Weights of a step in a folder of checkpoints, None for the newest; of a run if it is known."""
   if not folder.is_dir():
     raise types.UserError(f'no checkpoint in {folder}; train first')
-  wanted, names = experiment.sample.weights, tuple(experiment.source.label_names)
+  names = tuple(experiment.source.label_names)
   mesh = run_context.make_mesh(experiment)
   known = {} if run is None else kernels.read(run)
   experiment = run_context.with_attention(experiment, known)
   trainable = run_context.make_trainable(experiment, mesh)
-  with contextlib.closing(checkpoint.Checkpoints(str(folder), read_only=True)) as checkpoints:
-    step, items, _ = checkpoints.restore(trainable.targets(wanted), number)
-  logging.info('%s weights of step %d', wanted, step)
+  chosen, step, params = _restored(experiment, trainable, folder, number, run)
+  logging.info('%s weights of step %d', chosen.kind, step)
   weights = Weights(
     graphdef=trainable.graphdef,
-    params=items[wanted],
+    params=params,
     mesh=mesh,
     step=step,
     origin=f'checkpoints/{step}',
-    kind=wanted,
+    kind=chosen.kind,
     attention=experiment.execution.attention,
     label_dropout=_by_config(experiment),
     label_names=names,
+    made_of=chosen.facts,
   )
   if run is None:
     return weights
@@ -113,8 +119,47 @@ def _of_checkpoint(experiment, folder, number, run):
     weights,
     label_dropout=null_label.dropped_by(run),
     label_names=learned.label_names(run, experiment.source.digest, names),
-    remarks=_remarks(run, step, wanted),
+    remarks=_remarks(run, folder / str(step), chosen.kind),
   )
+
+
+def _restored(experiment, trainable, folder, number, run):
+  """What `sample.weights` chose, the step, and the parameters; see `_of_checkpoint`."""
+  step = max(checkpoint.steps(folder), default=0) if number is None else number
+  chosen = averages.find(folder / str(step), experiment.sample.weights, origins.main_decay(run))
+  items = {item for _, item, _ in chosen.parts}
+  with contextlib.closing(
+    checkpoint.Checkpoints(str(folder), more=items - {*checkpoint.ITEMS}, read_only=True)
+  ) as checkpoints:
+    if chosen.stored:  # Where the newest cannot be read, the one before it can.
+      (item,) = items
+      step, found, _ = checkpoints.restore(trainable.targets(item), number)
+      return chosen, step, found[item]
+
+    def read(step, item):
+      return checkpoints.restore(trainable.targets(item), step)[1][item]
+
+    return chosen, step, averages.total(chosen, read)
+
+
+def kept(experiment: experiment_lib.Experiment) -> str:
+  """The item of the state that `sample.weights` names while training.
+
+  Raises:
+    UserError: an average that training does not keep.
+  """
+  weights, train = experiment.sample.weights, experiment.train
+  wanted = average.chosen(weights, 'sample.weights')
+  if wanted == train.main():
+    return 'ema'
+  if isinstance(wanted, str):
+    return wanted
+  if wanted not in train.tracked():
+    raise types.UserError(
+      f'sample.weights={weights} is not kept while training, whose previews and scores are of it: '
+      f'give --config.train.averages={wanted} too'
+    )
+  return average.item(str(wanted))
 
 
 def _of_file(experiment, found):
@@ -125,8 +170,8 @@ def _of_file(experiment, found):
     found.about.check(experiment.config, run_context.space_facts(experiment.source))
     kind, step = (found.about.weights[fact] for fact in ('kind', 'step'))
     dropout, names = found.about.label_dropout, tuple(found.about.data['label_names'])
-  wanted, held = experiment.sample.weights, 'params' if kind == 'params' else 'ema'
-  if wanted != held:
+  wanted, held = experiment.sample.weights, kind if kind != 'file' else 'ema'
+  if wanted != held.partition('@')[0] and average.chosen(wanted, '') != average.chosen(held, ''):
     raise types.UserError(
       f'sample.weights={wanted} chooses among those of a checkpoint, but {found.name} is '
       f'a file, which holds one set: give sample.weights={held}'
@@ -135,7 +180,7 @@ def _of_file(experiment, found):
   known = {} if found.about is None else found.about.weights.get('attention', {})
   experiment = run_context.with_attention(experiment, known)
   trainable = run_context.make_trainable(experiment, mesh, heads=False)
-  flat, wanted = found.arrays('ema'), trees.named_leaves(trainable.params)
+  flat, wanted = found.arrays(), trees.named_leaves(trainable.params)
   if problems := faults(flat, wanted):
     raise types.UserError(f'{found.path} does not fit the config: {"; ".join(problems)}')
   leaves = [flat[name].astype(x.dtype) for name, x in wanted.items()]
@@ -159,12 +204,17 @@ def _by_config(experiment):
   return experiment.train.label_dropout or (None if experiment.init_from else 0.0)
 
 
-def _remarks(path, number, kind):
-  """What is doubtful about weights of a step of the run in a directory."""
-  if kind != 'ema':
+def _remarks(run, folder, kind):
+  """What is doubtful about weights of a checkpoint of the run in a directory."""
+  stored, of = flat_config.stored(run), average.chosen(kind, 'weights')
+  if of == 'params':
     return ()
-  stored = flat_config.stored(path)
-  remark = average.remark(stored['train.ema_decay'], stored['train.ema_warmup'], number)
+  began = 0
+  if of == 'ema':
+    of = average.Decay(stored['train.ema_decay'])
+  else:
+    began = average.beginnings(checkpoint.read_meta(folder)).get(str(of), 0)
+  remark = average.remark(of, stored['train.ema_warmup'], int(folder.name), began)
   return (remark,) if remark else ()
 
 

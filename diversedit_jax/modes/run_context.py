@@ -52,6 +52,7 @@ def make_trainable(experiment, mesh, *, heads=True):
     mesh,
     shard_over_data=experiment.optimizer.shard_over_data,
     freeze=experiment.optimizer.freeze if heads else '',
+    averages=experiment.train.tracked(),
   )
   sharding.check_split(
     trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
@@ -71,6 +72,7 @@ def make_step(experiment, trainable):
     learning_rate=experiment.schedule(),
     accumulate=experiment.train.accumulate,
     fixed=trainable.fixed,
+    averages=trainable.averages,
   )
   return step.skipping(made) if experiment.train.on_nonfinite == 'skip' else made
 
@@ -208,6 +210,8 @@ def protocol(experiment, weights, labels, *, sampler=None, **extra):
     attention=weights.attention,
     num_samples=len(labels),
   )
+  if weights.made_of:
+    facts['average'] = dict(weights.made_of)
   if weights.label_names:
     facts['label_names'] = card.label_names(labels, weights.label_names)
   if experiment.architecture.class_token:

@@ -35,7 +35,7 @@ def run(
   labels = generate.make_labels(options.labels, np.arange(count), classes, options.seed)
   sampler = null_label.sampler_for(experiment, _KEY)
   null_label.check_trained(experiment, weights.label_dropout, [sampler], _KEY)
-  folder = path / 'samples' / options.name.replace('{step}', weights.label)
+  folder = path / 'samples' / weights.named(options.name)
   archive, known = folder / 'samples.npz', folder / 'samples.json'
   generator = run_context.make_generator(experiment, weights.graphdef, weights.mesh, count, sampler)
   finished = {}

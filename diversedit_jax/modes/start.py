@@ -146,12 +146,13 @@ def _dropped(origin, fitted):
 def _read(experiment):
   """The origin, what else differs, and the arrays by path."""
   origin, wanted = origins.find(experiment.init_from), experiment.init.weights
+  choice = None if origin.step is None else origin.choice(wanted, 'init.weights')
   if origin.step is None and wanted != 'ema':
     raise types.UserError(
       f'init.weights={wanted} chooses among those of a checkpoint, but {origin.name} is a file, '
       'which holds one set: leave it out'
     )
-  return origin, _differences(origin, experiment), origin.arrays(wanted)
+  return origin, _differences(origin, experiment), origin.arrays(choice)
 
 
 def _differences(origin, experiment):
@@ -195,7 +196,9 @@ def _check_same_weights(experiment, path, stored, recorded):
   """Refuses weights by another path that are not those that the workdir's run started from."""
   began = stored['init_from']
   if began:
-    arrays = origins.find(experiment.init_from).arrays(stored['init.weights'])
+    origin = origins.find(experiment.init_from)
+    choice = None if origin.step is None else origin.choice(stored['init.weights'], 'init.weights')
+    arrays = origin.arrays(choice)
     if recorded.get('sha256') == array_files.digest(arrays.items()):
       return
   raise types.UserError(

@@ -29,7 +29,7 @@ def run(
   options = experiment.sweep
   path, weights = restoring.open_weights(experiment, workdir, origin)
   folder = path / 'eval'
-  name = 'sweep-' + experiment.evaluation.name.replace('{step}', weights.label)
+  name = 'sweep-' + weights.named(experiment.evaluation.name)
   base = null_label.sampler_for(experiment, evaluate.KEY)
   token = dataclasses.replace(base, guidance_scale=1.0).guided
   samplers = [_sampler(experiment, base, *point) for point in options.points(guided_at_1=token)]

@@ -12,7 +12,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import kernels, run_dir
-from diversedit_jax.modes import null_label, online_eval, opening, run_context, start
+from diversedit_jax.modes import null_label, online_eval, opening, restoring, run_context, start
 from diversedit_jax.training import (
   average,
   goodput,
@@ -55,6 +55,8 @@ def run(
   trainable = run_context.make_trainable(experiment, mesh)
   experiment, beginning, facts = start.begin(experiment, trainable, workdir)
   dropout = null_label.dropped(experiment.train.label_dropout, facts)
+  if experiment.preview.every or experiment.evaluation.every:
+    restoring.kept(experiment)
   if experiment.preview.every:
     null_label.check_trained(experiment, dropout, [experiment.sampler])
   # Before the workdir is touched: these name a missing file of weights.
@@ -102,11 +104,12 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
   if first:
     overview.log(trainable.params)
     train = experiment.train
-    if remark := average.remark(train.ema_decay, train.ema_warmup, train.steps):
-      logging.warning('%s', remark)
+    for one in (train.main(), *trainable.averages.values()):
+      if remark := average.remark(one, train.ema_warmup, train.steps):
+        logging.warning('%s', remark)
   with (
     jax.set_mesh(mesh),
-    contextlib.closing(_checkpoints(path, experiment)) as checkpoints,
+    contextlib.closing(_checkpoints(path, experiment, trainable)) as checkpoints,
     _way_on_told(experiment, checkpoints),
     profiling.traced(
       step.compile_step(step_fn, trainable.shardings, mesh),
@@ -167,7 +170,8 @@ def _check_space(experiment, trainable, path):
   to_come = max(-(-steps // options.every) - newest // options.every, 0) if newest < steps else 0
   # The oldest goes when the newest is there.
   count = min(max(options.keep + 1 - len(there), 1), to_come)
-  size = 2 * trees.num_bytes(trainable.params) + trees.num_bytes(trainable.opt_state)
+  copies = 2 + len(trainable.averages)
+  size = copies * trees.num_bytes(trainable.params) + trees.num_bytes(trainable.opt_state)
   leftovers = (file for left in folder.glob(checkpoint.UNFINISHED) for file in left.rglob('*'))
   free = files.free_space(path) + sum(file.stat().st_size for file in leftovers if file.is_file())
   if count * size <= free:
@@ -244,10 +248,13 @@ def _opened(experiment, workdir, **how):
     yield path if first else opened(False)  # The others look when it has been written.
 
 
-def _checkpoints(path, experiment):
+def _checkpoints(path, experiment, trainable):
   options = experiment.checkpoint
   return checkpoint.Checkpoints(
-    str(path / 'checkpoints'), keep=options.keep, keep_every=options.keep_every or None
+    str(path / 'checkpoints'),
+    more=map(average.item, trainable.averages),
+    keep=options.keep,
+    keep_every=options.keep_every or None,
   )
 
 
@@ -267,8 +274,8 @@ def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> 
 
 
 def _preview(experiment, trainable, decoder, path, writer, first):
-  """Grids of samples of the averaged weights, always with the same labels and noise."""
-  options = experiment.preview
+  """Grids of samples of `sample.weights`, always with the same labels and noise."""
+  options, wanted = experiment.preview, restoring.kept(experiment)
   rows = min(options.rows, max(experiment.architecture.num_classes, 1))
   labels = np.repeat(np.arange(rows, dtype=np.int32), options.columns)
   generator = run_context.make_generator(
@@ -278,7 +285,7 @@ def _preview(experiment, trainable, decoder, path, writer, first):
   def run(step, state, batch):
     del batch
     with run_context.sampling(experiment, trainable.mesh):  # As `--mode=sample` does.
-      made = generator(state.ema, labels)
+      made = generator(state.weights(wanted), labels)
       pictures = made if decoder is None else decoder(made)
     if not first:
       return

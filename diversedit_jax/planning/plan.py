@@ -114,6 +114,7 @@ def plan(
   average_bytes: int | None = None,
   trained: int | None = None,
   data_bytes: int = 0,
+  averages: int = 1,
 ) -> dict[str, Any]:
   """Computes the numbers of the plan; memory is per device.
 
@@ -130,6 +131,7 @@ def plan(
     average_bytes: bytes of their average, or of a moment, on a device; None is `shard_bytes`.
     trained: how many of them are trained, and have gradients and moments; None is all.
     data_bytes: bytes of the examples that every device holds.
+    averages: how many are kept.
 
   Raises:
     UserError: if the batch does not fit the devices.
@@ -156,7 +158,7 @@ def plan(
     'method': {name: flops / plain for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
     'training_gflops_per_image': training / 1e9,
-    'state_gib_per_device': (shard_bytes + gradients + average_bytes + moments) / 2**30,
+    'state_gib_per_device': (shard_bytes + gradients + averages * average_bytes + moments) / 2**30,
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,

@@ -45,7 +45,7 @@ class Options(options.Section, section='init'):
   """How a new run takes over the weights that `init_from` names; see docs/weights.md."""
 
   weights: str = options.option(
-    'ema', choices=('ema', 'params'), doc='Weights of a checkpoint: the average, or the others.'
+    'ema', doc='Weights of a checkpoint: the average, or others as in sample.weights.'
   )
   classes: str = options.option(
     'auto',

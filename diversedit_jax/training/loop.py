@@ -21,7 +21,7 @@ import jax
 
 from diversedit_jax import checkpoint, signals, types
 from diversedit_jax.methods import base
-from diversedit_jax.training import goodput, nonfinite, progress, spikes, writers
+from diversedit_jax.training import average, goodput, nonfinite, progress, spikes, writers
 from diversedit_jax.training import state as state_lib
 
 
@@ -83,7 +83,7 @@ def train(
   Raises:
     NonFiniteLoss: naming the step, the terms and the last good checkpoint.
   """
-  state, accumulator = _start(trainable, init_key, placed, checkpoints)
+  state, accumulator, begun = _start(trainable, init_key, placed, checkpoints)
   start = int(state.step)
   if start >= config.steps:
     logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
@@ -133,7 +133,8 @@ def train(
         timed_from = step
       if save:
         with clock.paused('save'):
-          checkpoints.save(step, state.items(), {'step': step, 'metrics': accumulator.state()})
+          meta = {'step': step, 'metrics': accumulator.state(), **begun}
+          checkpoints.save(step, state.items(), meta)
       with clock.paused('hooks'):
         for hook in () if stop else due:  # Whoever sends a signal does not wait for pictures.
           hook.run(step, state, batch)
@@ -148,13 +149,22 @@ def train(
 
 
 def _start(trainable, init_key, placed, checkpoints):
+  """The state, the metrics since the last report, and what is noted of further averages."""
   if checkpoints.latest() is None:
-    return trainable.init(init_key, placed), progress.Accumulator()
+    begun = average.begun(trainable.averages, {}, 0)
+    return trainable.init(init_key, placed), progress.Accumulator(), begun
   known = checkpoints.steps()
   step, items, meta = checkpoints.restore(trainable.targets())
   checkpoints.set_aside(s for s in known if s > step)
   logging.info('continuing at step %d from %s', step, checkpoints.name(step))
-  return trainable.assemble(step, items), progress.Accumulator(meta['metrics'])
+  begun = average.begun(trainable.averages, meta, step)
+  written = map(average.item, average.beginnings(meta).keys() & trainable.averages.keys())
+  if lost := sorted(set(written) - items.keys()):
+    raise types.UserError(
+      f'{checkpoints.name(step)} lacks {", ".join(lost)}, which was written: restore it, or go on '
+      'from another checkpoint by --continue_from=STEP'
+    )
+  return trainable.assemble(step, items), progress.Accumulator(meta['metrics']), begun
 
 
 def _absorb(pending, accumulator, checkpoints, left_out, watched):

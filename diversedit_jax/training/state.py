@@ -1,6 +1,6 @@
 """The train state: step, parameters, their average and the optimizer's moments, as plain trees."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -10,23 +10,32 @@ import jax.numpy as jnp
 import optax
 
 from diversedit_jax import checkpoint, sharding, trees, types
-from diversedit_jax.training import initial, optim, patterns
+from diversedit_jax.training import average, initial, optim, patterns
 
 Params = dict[str, Any]
 
 
 @struct.dataclass
 class TrainState:
-  """step: updates made, int32. params, ema: nested dicts, float32. opt_state: optax."""
+  """step: updates made, int32. params, ema: nested dicts, float32. opt_state: optax.
+
+  averages: further ones by name, each like ema.
+  """
 
   step: jax.Array
   params: Params
   ema: Params
   opt_state: Any
+  averages: dict[str, Params] = struct.field(default_factory=dict)
 
   def items(self) -> dict[str, Any]:
     """The checkpoint's items of arrays; the step is the checkpoint's own."""
-    return {'params': self.params, 'ema': self.ema, 'opt': self.opt_state}
+    more = {average.item(name): tree for name, tree in self.averages.items()}
+    return {'params': self.params, 'ema': self.ema, 'opt': self.opt_state, **more}
+
+  def weights(self, name: str) -> Params:
+    """The parameters that `sample.weights` names: those of an item."""
+    return self.items()[name]
 
 
 class Placed(NamedTuple):
@@ -50,6 +59,7 @@ class Trainable:
     *,
     shard_over_data: bool = False,
     freeze: str = '',
+    averages: Sequence[average.Average] = (),
   ):
     """Traces the network once, without allocating it.
 
@@ -59,11 +69,13 @@ class Trainable:
       mesh: from `sharding.make_mesh`.
       shard_over_data: splits moments and average over 'data' as well.
       freeze: patterns of parameters that are not trained, see `patterns`.
+      averages: those that are kept beside the main one.
 
     Raises:
       UserError: a pattern of no parameter, or nothing is left to train.
     """
     self._make, self._tx, self.mesh = make_network, tx, mesh
+    self.averages = {str(one): one for one in averages}
     self.graphdef, variables, rest = nnx.split(
       nnx.eval_shape(lambda: make_network(nnx.Rngs(0))), nnx.Param, ...
     )
@@ -101,7 +113,13 @@ class Trainable:
       self.trained(placed),
       transform_non_params=lambda _: whole,
     )
-    return TrainState(step=whole, params=self.param_shardings, ema=placed, opt_state=of_opt)
+    return TrainState(
+      step=whole,
+      params=self.param_shardings,
+      ema=placed,
+      opt_state=of_opt,
+      averages=dict.fromkeys(self.averages, placed),
+    )
 
   def place(self, start: initial.Start) -> Placed:
     """The arrays of a start on the devices, each where its parameter will be; `init` takes them."""
@@ -112,7 +130,7 @@ class Trainable:
     return Placed(arrays, parts)
 
   def init(self, key: jax.Array, placed: Placed = AT_RANDOM) -> TrainState:
-    """A fresh state, each array created in its place; the average starts as a copy.
+    """A fresh state, each array created in its place; averages start as copies.
 
     placed: what takes the place of random parameters; its arrays become those of the state.
     """
@@ -125,26 +143,44 @@ class Trainable:
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=self._tx.init(self.trained(params)),
+        averages={name: jax.tree.map(jnp.copy, params) for name in self.averages},
       )
 
     return jax.jit(create, out_shardings=self.shardings, donate_argnums=1)(key, *placed)
 
   def targets(self, *names: str) -> dict[str, Any]:
-    """Restore targets of the checkpoint items 'params', 'ema', 'opt' (all by default)."""
-    shapes = {'params': self.params, 'ema': self.params, 'opt': self.opt_state}
-    placed = self.shardings.items()
-    found = {k: checkpoint.restore_target(shapes[k], placed[k]) for k in names or shapes}
-    if 'opt' in found:
-      found['opt'] = checkpoint.OneOf((found['opt'], optim.other_form(found['opt'])))
+    """Restore targets of checkpoint items: 'params', averages by `average.item`, 'opt'.
+
+    All by default; then an average that a checkpoint lacks is left out.
+    """
+    shardings, found = self.shardings, {}
+    for name in names or (*checkpoint.ITEMS, *map(average.item, self.averages)):
+      if name == 'opt':
+        target = checkpoint.restore_target(self.opt_state, shardings.opt_state)
+        found[name] = checkpoint.OneOf((target, optim.other_form(target)))
+        continue
+      placed = shardings.params if name == 'params' else shardings.ema
+      found[name] = checkpoint.restore_target(self.params, placed)
+      if not names and name not in checkpoint.ITEMS:
+        found[name] = checkpoint.IfThere(found[name])
     return found
 
   def assemble(self, step: int, items: Mapping[str, Any]) -> TrainState:
-    """A state from restored items."""
+    """A state from restored items; an average that is not among them begins as the parameters."""
     step = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
     opt_state = items['opt']
     if jax.tree.structure(opt_state) != jax.tree.structure(self.opt_state):
       opt_state = optim.other_form(opt_state)
-    return TrainState(step=step, params=items['params'], ema=items['ema'], opt_state=opt_state)
+    copied = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=self.ema_shardings)
+    given = {name: items.get(average.item(name)) for name in self.averages}
+    averages = {k: copied(items['params']) if x is None else x for k, x in given.items()}
+    return TrainState(
+      step=step,
+      params=items['params'],
+      ema=items['ema'],
+      opt_state=opt_state,
+      averages=averages,
+    )
 
 
 def _replaced(params, arrays, parts):

@@ -22,14 +22,6 @@ Step = Callable[
 ]
 
 
-@jax.named_scope('ema')
-def update_ema(
-  ema: state_lib.Params, params: state_lib.Params, decay: float | jax.Array
-) -> state_lib.Params:
-  """decay * ema + (1 - decay) * params, with 1 - decay of a number in double precision."""
-  return jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
-
-
 def make_gradients(
   objective: base.Objective,
   graphdef: nnx.GraphDef,
@@ -88,11 +80,12 @@ def make_step(
   learning_rate: optax.Schedule,
   accumulate: int = 1,
   fixed: Collection[str] = (),
+  averages: Mapping[str, average.Average] | None = None,
 ) -> Step:
   """Makes the step, a pure function; see `make_gradients`.
 
-  Parameters whose paths are in `fixed` stay as they are, in the average too; nothing is derived
-  by them.
+  Parameters whose paths are in `fixed` stay as they are, in all averages too; nothing is derived
+  by them. averages: those beside the main one, see `state.Trainable`.
   """
   gradients = make_gradients(objective, graphdef, key=key, accumulate=accumulate, fixed=fixed)
 
@@ -108,12 +101,17 @@ def make_step(
       'param_norm': trees.global_norm(params),
       'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32),
     }
-    decay = average.decay_at(ema_decay, ema_warmup, state.step)
+
+    def follow(of, ema):
+      free = average.updated(of, trees.without(ema, fixed), trained, ema_warmup, state.step)
+      return trees.joined(free, ema)
+
     return state_lib.TrainState(
       step=state.step + 1,
       params=params,
-      ema=trees.joined(update_ema(trees.without(state.ema, fixed), trained, decay), state.ema),
+      ema=follow(average.Decay(ema_decay), state.ema),
       opt_state=opt_state,
+      averages={name: follow(of, state.averages[name]) for name, of in (averages or {}).items()},
     ), metrics
 
   return step

@@ -20,7 +20,7 @@ from configs import digits
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import rng, sharding, trees
 from diversedit_jax.data import pipeline
-from diversedit_jax.training import state, step
+from diversedit_jax.training import average, state, step
 
 config = digits.get_config(f'method={method}')
 config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
@@ -41,7 +41,13 @@ def away_from_zero(params):
 
 
 def trained(mesh, shard_over_data):
-  trainable = state.Trainable(experiment.network, tx, mesh, shard_over_data=shard_over_data)
+  trainable = state.Trainable(
+    experiment.network,
+    tx,
+    mesh,
+    shard_over_data=shard_over_data,
+    averages=[average.PowerFunction(0.1)],
+  )
   made = trainable.init(key)
   moved, layout = away_from_zero(made.params), trainable.shardings
   made = made.replace(
@@ -55,18 +61,21 @@ def trained(mesh, shard_over_data):
       key=rng.stream(key, 'train'),
       ema_decay=0.9,
       learning_rate=experiment.schedule(),
+      averages=trainable.averages,
     ),
     layout,
     mesh,
   )
-  losses, frozen = [], experiment.objective.frozen()
+  losses, history, frozen = [], {}, experiment.objective.frozen()
   steps = pipeline.Steps(source=experiment.source, seed=0, batch_size=32)
   with jax.set_mesh(mesh), pipeline.batches(steps, start_step=0) as batches:
     for _ in range(3):
       made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32), frozen)
       losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
+      history[f'after_{len(losses)}'] = jax.tree.map(np.asarray, made.params)
   whole = jax.device_put(noise(trainable.params, seed=0), layout.params)
-  arrays = trees.named_leaves({'params': made.params, 'ema': made.ema})
+  (power,) = made.averages.values()
+  arrays = trees.named_leaves({'params': made.params, 'ema': made.ema, 'power': power, **history})
   return {
     'losses': losses,
     'bytes': state.bytes_per_device(made),

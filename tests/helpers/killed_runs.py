@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diversedit_jax import trees
+from diversedit_jax import checkpoint, trees
 from diversedit_jax.training import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMING = ('steps_per_second', 'images_per_second', 'seconds')
 STEPS = 60
+ITEMS = {'params', 'ema', 'opt', 'ema@0.9', 'ema@std=0.05'}
 
 
 def command(workdir, *flags):
@@ -29,6 +30,7 @@ def command(workdir, *flags):
     '--config.checkpoint.every=10',
     '--config.checkpoint.keep=10',
     '--config.preview.every=0',
+    '--config.train.averages=0.9,std=0.05',
     '--config.diversity.layers=random',
     '--config.diversity.num_layers=2',
   ]
@@ -62,7 +64,7 @@ def arrays(workdir, step):
   """Every array of a checkpoint, read as plain trees."""
   folder = workdir / 'checkpoints' / str(step)
   with ocp.StandardCheckpointer() as reader:
-    parts = {name: reader.restore(folder / name) for name in ('params', 'ema', 'opt')}
+    parts = {name: reader.restore(folder / name) for name in checkpoint.items(folder)}
   return {k: np.asarray(v) for k, v in trees.named_leaves(parts).items()}
 
 
@@ -74,7 +76,7 @@ def rows(workdir):
 def assert_same_run(one, other):
   assert rows(one) == rows(other)
   a, b = arrays(one, STEPS), arrays(other, STEPS)
-  assert a.keys() == b.keys() and len(a) > 50
+  assert a.keys() == b.keys() and {k.partition('/')[0] for k in a} == ITEMS
   for name in a:
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
   for file in (one / 'telemetry').iterdir():

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from diversedit_jax.training import average
+
 HERE = pathlib.Path(__file__).parent
 # Sizes of the axes 'data', 'fsdp' and 'tensor', and whether the state is split over 'data'.
 MESHES = {
@@ -76,6 +78,16 @@ def test_the_three_steps_moved_the_parameters(runs):
   assert min(distance) > 1e-6
 
 
+def test_a_further_average_is_of_the_parameters_after_each_step(runs):
+  """By the integrals of t^gamma over the steps, and nothing of where it began."""
+  power = average.PowerFunction(0.1).gamma + 1
+  weights = np.diff((np.arange(4) / 3) ** power)
+  for key in (k for k in runs['one'] if k.startswith('power/')):
+    after = [runs['one'][key.replace('power/', f'after_{n}/')].astype('float64') for n in (1, 2, 3)]
+    expected = sum(w * x for w, x in zip(weights, after, strict=True))
+    np.testing.assert_allclose(runs['one'][key], expected, rtol=0, atol=1e-6, err_msg=key)
+
+
 def test_a_fingerprint_does_not_depend_on_where_parameters_lie(runs):
   assert len({str(run['fingerprint']) for run in runs.values()}) == 1
 
@@ -88,7 +100,7 @@ def test_fsdp_splits_the_state(runs):
 
 def test_zero1_splits_moments_and_average(runs):
   whole = int(runs['one']['bytes'])
-  # A quarter, the parameters, is whole; three quarters are split in eight.
-  least = whole / 4 + whole * 3 / 4 / 8
+  # A fifth, the parameters, is whole; moments and both averages are split in eight.
+  least = whole / 5 + whole * 4 / 5 / 8
   assert least <= int(runs['zero1']['bytes']) < 1.05 * least
   assert int(runs['zero1_fsdp_tp']['bytes']) < int(runs['zero1']['bytes'])

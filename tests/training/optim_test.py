@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.training import optim
-from diversedit_jax.training import step as step_lib
+from diversedit_jax.training import average, optim
 
 
 def adamw_numpy(config, grads, x):
@@ -78,7 +77,7 @@ def test_ema_agrees_with_the_reference(decay, golden):
   ema = {name: jnp.asarray(arrays[f'init/{name}']) for name in names}
   for i in range(5):
     params = {name: jnp.asarray(arrays[f'params/{name}'][i]) for name in names}
-    ema = step_lib.update_ema(ema, params, decay)
+    ema = average.decayed(ema, params, decay)
     for name in names:
       # Two roundings of float32 an update.
       np.testing.assert_allclose(ema[name], arrays[f'ema_{decay}/{name}'][i], rtol=3e-7, atol=1e-7)
