@@ -30,8 +30,8 @@ class EvalOptions(picture_metrics.MetricOptions):
 
   name: str = options.option(
     'fid-{step}',
-    doc="Name of the files eval/NAME.json and .npz; '{step}' becomes the step, '{weights}' the name "
-    'of the weights.',
+    doc="Name of the files eval/NAME.json and .npz; '{step}' becomes the step, '{weights}' their "
+    'name.',
   )
   reference: str = options.option(
     '',

@@ -6,6 +6,7 @@ and in those before it that were kept, see `post_hoc`. They are read one after t
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 import operator
 import pathlib
 from typing import Any
@@ -88,7 +89,7 @@ def _made(folder, wanted, lacks):
   steps = sorted({step for step, _, _ in found})
   if fitted.error > _MOST:
     raise types.UserError(
-      f'{lacks}; what the checkpoints of steps {", ".join(map(str, steps))} have makes this '
+      f'{lacks}; what {len(steps)} checkpoints of steps {steps[0]} to {steps[-1]} have makes this '
       f'average with an error of {fitted.error:.0%} of its profile, expected {_MOST:.0%} at most; '
       'checkpoint.keep_every keeps more of them, and train.averages=std=0.05,std=0.1 has widths '
       'on both sides of most'
@@ -114,13 +115,14 @@ def _power_functions(folder):
       yield name, one
 
 
-def total(choice: Choice, read: Callable[[int, str], Any]) -> Any:
-  """The weights. read: (step, item) -> tree of arrays; the trees are held two at a time."""
-  (step, item, _), *_ = choice.parts
-  if choice.stored:
-    return read(step, item)
-  found = None
-  for step, item, coefficient in choice.parts:
-    scaled = jax.tree.map(lambda x, c=coefficient: x * np.float32(c), read(step, item))
-    found = scaled if found is None else jax.tree.map(operator.add, found, scaled)
+def total(choice: Choice, read: Callable[[int, Sequence[str]], Mapping[str, Any]]) -> Any:
+  """The weights. read: (step, items) -> a tree of arrays by item; one step is held at a time."""
+  found, parts = None, itertools.groupby(choice.parts, key=lambda part: part[0])
+  for step, at_step in parts:
+    factors = {item: coefficient for _, item, coefficient in at_step}
+    for item, tree in read(step, list(factors)).items():
+      if choice.stored:
+        return tree
+      scaled = jax.tree.map(lambda x, c=factors[item]: x * np.float32(c), tree)
+      found = scaled if found is None else jax.tree.map(operator.add, found, scaled)
   return found

@@ -65,7 +65,8 @@ class Origin:
     if choice is None:
       return convert.load(str(self.path))
     return averages.total(
-      choice, lambda step, item: checkpoint.read(self.path.with_name(str(step)), item)
+      choice,
+      lambda step, items: {k: checkpoint.read(self.path.with_name(str(step)), k) for k in items},
     )
 
 

@@ -136,8 +136,8 @@ def _restored(experiment, trainable, folder, number, run):
       step, found, _ = checkpoints.restore(trainable.targets(item), number)
       return chosen, step, found[item]
 
-    def read(step, item):
-      return checkpoints.restore(trainable.targets(item), step)[1][item]
+    def read(step, items):
+      return checkpoints.restore(trainable.targets(*items), step)[1]
 
     return chosen, step, averages.total(chosen, read)
 

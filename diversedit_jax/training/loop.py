@@ -158,6 +158,8 @@ def _start(trainable, init_key, placed, checkpoints):
   checkpoints.set_aside(s for s in known if s > step)
   logging.info('continuing at step %d from %s', step, checkpoints.name(step))
   begun = average.begun(trainable.averages, meta, step)
+  for name in trainable.averages.keys() - average.beginnings(meta).keys():
+    logging.warning('the average %s begins at step %d, as a copy of the parameters', name, step)
   written = map(average.item, average.beginnings(meta).keys() & trainable.averages.keys())
   if lost := sorted(set(written) - items.keys()):
     raise types.UserError(

@@ -42,10 +42,14 @@ def test_room_is_for_those_kept_at_once_and_what_a_failed_save_left_is_room(
   monkeypatch, tmp_path, there, steps, every, keep, count
 ):
   experiment = small_runs.make(
-    train__steps=steps, checkpoint__every=every, checkpoint__keep=keep, optimizer__warmup_steps=0
+    train__steps=steps,
+    checkpoint__every=every,
+    checkpoint__keep=keep,
+    optimizer__warmup_steps=0,
+    train__averages=('0.5', 'std=0.1'),
   )
   trainable = run_context.make_trainable(experiment, run_context.make_mesh(experiment))
-  size = 2 * trees.num_bytes(trainable.params) + trees.num_bytes(trainable.opt_state)
+  size = 4 * trees.num_bytes(trainable.params) + trees.num_bytes(trainable.opt_state)
   for name in (*map(str, there), '7.orbax-checkpoint-tmp/params'):
     (tmp_path / 'checkpoints' / name).mkdir(parents=True)
   (tmp_path / 'checkpoints' / '7.orbax-checkpoint-tmp' / 'params' / 'x').write_bytes(b'x' * 100)

@@ -155,7 +155,7 @@ def test_card_of_the_samples(run):
     'start': 1.0,
     'dtype': 'float32',
     'device': {'kind': 'cpu', 'count': 1},
-    'warnings': [average.remark(0.9, False, small_runs.STEPS)],  # 4 % of its start.
+    'warnings': [average.remark(average.Decay(0.9), False, small_runs.STEPS)],  # 4 % of its start.
   }
   found = dict(run.card)
   assert found.pop('seconds') > 0 and len(found.pop('parameters')) == 16
@@ -227,7 +227,7 @@ def test_tensorboard_has_the_losses_and_the_pictures(run):
 
 def test_scores(run):
   result = json.loads((run.workdir / 'eval' / 'digits.json').read_text())
-  assert average.remark(0.9, False, small_runs.STEPS) in result['warnings']
+  assert average.remark(average.Decay(0.9), False, small_runs.STEPS) in result['warnings']
   assert 0 <= result['class_consistency'] <= 1
   assert result['classifier_test_accuracy'] > 0.95
   # Thirty steps make nothing like a digit.

@@ -71,7 +71,7 @@ def test_a_folder_of_weights_is_its_file(ema, tmp_path):
   index.write_text(json.dumps({'weight_map': table}))
   origin = origins.find(str(tmp_path))
   assert origin.path == index and origin.step is None
-  assert set(origin.arrays('ema')) == set(ema)
+  assert set(origin.arrays()) == set(ema)
 
 
 def test_file_that_does_not_fit_is_refused_with_what_differs(run, ema, tmp_path):

@@ -41,6 +41,7 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
     parameters=678,
     trained=226,
     shard_bytes=12345,
+    averages=3,
   )
   images_per_second = 8 * 100e12 * 0.5 / counted.training
   expected = {
@@ -51,7 +52,7 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
     'method': {},
     'forward_gflops_per_image': counted.forward / 1e9,
     'training_gflops_per_image': 3 * counted.forward / 1e9,
-    'state_gib_per_device': (2 + 3 / 3) * 12345 / 2**30,  # A third has gradients and moments.
+    'state_gib_per_device': (4 + 3 / 3) * 12345 / 2**30,  # A third has gradients and moments.
     'frozen_gib_per_device': 0,
     'data_gib_per_device': 0,
     'activations_of': 'CPU, attention xla, blocks in a loop',
