@@ -52,11 +52,13 @@ def read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     UserError: it cannot be read.
   """
-  path = epath.Path(folder).resolve() / META
-  try:
-    return ocp.JsonCheckpointHandler().restore(path, args=ocp.args.JsonRestore())
-  except (OSError, ValueError) as error:
-    raise types.UserError(f'{path} cannot be read: {error}') from error
+  path = epath.Path(folder).resolve()
+  found, failure = integrity.read(
+    str(path / META), lambda: _read_meta(path), lambda _: None, alone=True
+  )
+  if failure:
+    raise types.UserError(f'{path / META} cannot be read: {failure}')
+  return found[0]
 
 
 def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
@@ -297,7 +299,7 @@ class Checkpoints:
 
     Raises:
       UserError: it has other arrays, by name, before anything is read.
-      Damaged: its metadata name others than were written.
+      Damaged: an item or its metadata lack what was written.
     """
     metadata, fitting = self._manager.item_metadata(step), {}
     shapes = lambda tree: {k: tuple(v.shape) for k, v in trees.named_leaves(tree).items()}
@@ -305,6 +307,8 @@ class Checkpoints:
     for item, target in targets.items():
       if isinstance(target, IfThere):
         if item not in items(self.directory / str(step)):
+          if item in sums:
+            raise integrity.Damaged(f'{item} is missing, which was written')
           continue
         target = target.target
       forms, stored = target.forms if isinstance(target, OneOf) else (target,), metadata[item]

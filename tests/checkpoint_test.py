@@ -46,6 +46,25 @@ def truncate(folder):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def test_an_item_that_was_never_there_is_left_out_and_one_that_was_lost_is_damage(
+  tmp_path, items, caplog
+):
+  more = 'ema@std=0.1'
+  with contextlib.closing(checkpoint.Checkpoints(tmp_path / 'c', more=[more])) as checkpoints:
+    checkpoints.save(1, items, {'step': 1})
+    checkpoints.save(2, items | {more: items['ema']}, {'step': 2})
+  assert checkpoint.items(tmp_path / 'c' / '2') == ['params', 'ema', more]
+  wanted = targets(items) | {more: checkpoint.IfThere(targets(items)['ema'])}
+  for lost, expected in ((False, 2), (True, 1)):
+    if lost:
+      (tmp_path / 'c' / '2' / more).rename(tmp_path / 'lost')
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / 'c', more=[more])) as checkpoints:
+      step, got, _ = checkpoints.restore(wanted)
+    assert step == expected and (more in got) == (not lost)
+  assert f'{more} is missing, which was written' in caplog.text
+  assert checkpoint.read_meta(tmp_path / 'c' / '1') == {'step': 1}
+
+
 def test_round_trip_is_exact_and_items_stand_alone(tmp_path, items):
   checkpoints = checkpoint.Checkpoints(tmp_path / 'c')
   checkpoints.save(3, items, {'step': 3, 'metrics': {'sums': {'loss': 0.1 + 0.2}}})

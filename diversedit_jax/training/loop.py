@@ -158,14 +158,8 @@ def _start(trainable, init_key, placed, checkpoints):
   checkpoints.set_aside(s for s in known if s > step)
   logging.info('continuing at step %d from %s', step, checkpoints.name(step))
   begun = average.begun(trainable.averages, meta, step)
-  for name in trainable.averages.keys() - average.beginnings(meta).keys():
+  for name in [n for n in trainable.averages if average.item(n) not in items]:
     logging.warning('the average %s begins at step %d, as a copy of the parameters', name, step)
-  written = map(average.item, average.beginnings(meta).keys() & trainable.averages.keys())
-  if lost := sorted(set(written) - items.keys()):
-    raise types.UserError(
-      f'{checkpoints.name(step)} lacks {", ".join(lost)}, which was written: restore it, or go on '
-      'from another checkpoint by --continue_from=STEP'
-    )
   return trainable.assemble(step, items), progress.Accumulator(meta['metrics']), begun
 
 

@@ -212,8 +212,3 @@ def test_a_run_takes_up_averages_on_the_way(tmp_path):
   assert any('the average std=0.1 begins at step 10, as a copy' in line for line in told)
   (remark,) = opened(python_types.SimpleNamespace(workdir=workdir), 'ema@0.5').remarks
   assert 'the average 0.5 began at step 10: 3% of it at step 15' in remark
-  # One that was written is never begun anew.
-  (folder / 'ema@0.5').rename(tmp_path / 'lost')
-  longer = small_runs.make(**small | dict(train__steps=20), train__averages=('0.5', 'std=0.1'))
-  with pytest.raises(types.UserError, match='lacks ema@0.5, which was written'):
-    modes.train.run(longer, workdir)
