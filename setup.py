@@ -53,6 +53,8 @@ setuptools.setup(
       'tensorflow-cpu>=2.18; platform_machine == "x86_64"',
       'tensorflow>=2.18; platform_machine != "x86_64"',
     ],
+    'trackio': ['trackio>=0.43'],  # log.tracker; so does wandb.
+    'wandb': ['wandb>=0.31'],
     'torch': ['torch>=2.5'],  # Writing .pt files and cross-checks; nothing else needs it.
     'test': [
       'gcp-storage-emulator>=2026.7',  # A bucket on the loopback address.

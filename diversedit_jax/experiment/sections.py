@@ -8,7 +8,7 @@ from diversedit_jax.data import sources
 from diversedit_jax.data.pictures import crop, decode
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import sizes
-from diversedit_jax.training import average, nonfinite
+from diversedit_jax.training import average, nonfinite, trackers
 
 RESIDENT = ('none', 'host', 'device')
 PRECISIONS = ('default', 'high', 'highest')
@@ -321,6 +321,12 @@ class LogOptions(options.Section, section='log', may_change=True):
   )
   telemetry_examples: int = options.option(8, at_least=1, doc='Examples that these look at.')
   tensorboard: bool = options.option(True, doc='Writes TensorBoard events beside metrics.jsonl.')
+  tracker: str = options.option(
+    'none',
+    choices=trackers.NAMES,
+    doc='Shows the run in Weights & Biases or Trackio, too: offline, unless WANDB_MODE or '
+    'TRACKIO_SPACE_ID say otherwise.',
+  )
   spike: float = options.option(
     10.0,
     at_least=0,

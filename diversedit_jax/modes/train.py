@@ -11,7 +11,7 @@ from diversedit_jax import checkpoint, paths, rng, sharding, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files, images, pipeline
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import kernels, run_dir
+from diversedit_jax.experiment import flat_config, kernels, run_dir
 from diversedit_jax.modes import null_label, online_eval, opening, restoring, run_context, start
 from diversedit_jax.training import (
   average,
@@ -24,6 +24,7 @@ from diversedit_jax.training import (
   state,
   step,
   telemetry,
+  trackers,
   writers,
 )
 
@@ -49,6 +50,7 @@ def run(
   """
   mesh = run_context.make_mesh(experiment)
   experiment_lib.check_devices(experiment, mesh)
+  trackers.check(experiment.log.tracker)
   experiment = run_context.with_attention(
     experiment, kernels.read(run_dir.started_from(workdir)[0])
   )
@@ -132,7 +134,11 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       watched=spikes.Spikes(experiment.log.spike, examples),
       account=goodput.Account(path / goodput.FILE if first else None),
       open_writer=lambda start: writers.Writer(
-        path, start_step=start, tensorboard=experiment.log.tensorboard, active=first
+        path,
+        start_step=start,
+        tensorboard=experiment.log.tensorboard,
+        active=first,
+        tracker=trackers.opener(experiment.log.tracker, path, flat_config.of(experiment.config)),
       ),
       hooks=lambda writer: [
         *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),

@@ -24,6 +24,8 @@ from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.summary.writer import record_writer
 
+from diversedit_jax.training import writers
+
 
 class EventFile:
   """A new event file in a folder; whatever is written is on its way to the disk at once.
@@ -76,7 +78,7 @@ def _images(tag, x_NHWC):
   metadata = image_metadata.create_summary_metadata(display_name=None, description=None)
   metadata.data_class = summary_pb2.DATA_CLASS_BLOB_SEQUENCE
   _, height, width, _ = x_NHWC.shape
-  strings = [str(width).encode(), str(height).encode(), *map(_png, _levels(x_NHWC))]
+  strings = [str(width).encode(), str(height).encode(), *map(_png, writers.levels(x_NHWC))]
   tensor = tensor_pb2.TensorProto(
     dtype=types_pb2.DT_STRING,
     tensor_shape=tensor_shape_pb2.TensorShapeProto(
@@ -85,13 +87,6 @@ def _images(tag, x_NHWC):
     string_val=strings,
   )
   return summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-
-
-def _levels(x_NHWC):
-  """Levels 0..255; each of them takes as much of [0, 1] as any other."""
-  if x_NHWC.dtype == np.uint8:
-    return x_NHWC
-  return np.clip(x_NHWC * 255.5, 0, 255).astype(np.uint8)
 
 
 def _png(x_HWC):

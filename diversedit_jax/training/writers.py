@@ -1,10 +1,10 @@
-"""Where metrics go: `metrics.jsonl` always, and an event file for TensorBoard beside it."""
+"""Where metrics go: `metrics.jsonl` always; beside it an event file for TensorBoard, a tracker."""
 
 from collections.abc import Callable, Mapping
 import contextlib
 import json
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 import numpy as np
@@ -44,72 +44,105 @@ class JsonLines:
     self._file.close()
 
 
-class TensorBoard:
-  """Scalars and images for TensorBoard; a failure is reported once and ends these, not the run."""
-
-  def __init__(self, folder: pathlib.Path):
-    self._events = None
-    self._attempt(lambda: self._open(folder))
+class Sink(Protocol):
+  """What shows metrics beside the run's own files; a method may raise."""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes scalars of a step."""
-    if self._events:
-      self._attempt(lambda: self._events.scalars(step, values))
 
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes images of a step, [N, H, W, C], uint8 or float in [0, 1]."""
-    if self._events:
-      self._attempt(lambda: self._events.images(step, images))
+    """Writes images of a step, [N, H, W, C], uint8 or float in [0, 1]; C is 1, 3 or 4."""
 
   def close(self) -> None:
-    """Closes the event file."""
-    if self._events:
-      self._attempt(self._events.close)
+    """Ends the record."""
 
-  def _open(self, folder):
-    # Here, because its import takes half a second that runs without TensorBoard need not pay.
-    from diversedit_jax.training import events
 
-    self._events = events.EventFile(folder)
+class Dispensable:
+  """A sink that a run can do without: a failure is reported once and ends it, not the run."""
+
+  def __init__(self, name: str, open_sink: Callable[[], Sink]):
+    """Opens the sink. name: for the message."""
+    self._name, self._sink = name, None
+    self._attempt(lambda: setattr(self, '_sink', open_sink()))
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """See `Sink`."""
+    if self._sink:
+      self._attempt(lambda: self._sink.scalars(step, values))
+
+  def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """See `Sink`."""
+    if self._sink:
+      self._attempt(lambda: self._sink.images(step, images))
+
+  def close(self) -> None:
+    """See `Sink`."""
+    if self._sink:
+      self._attempt(self._sink.close)
 
   def _attempt(self, action: Callable[[], None]):
     try:
       action()
     except Exception as error:  # A full disk, a missing package: nothing of it is worth a run.
       logging.warning(
-        'training goes on without TensorBoard events: %s: %s', type(error).__name__, error
+        'training goes on without %s: %s: %s', self._name, type(error).__name__, error
       )
-      failed, self._events = self._events, None
+      failed, self._sink = self._sink, None
       if failed:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
           failed.close()
 
 
+def _events(folder):
+  # Here, because its import takes half a second that runs without TensorBoard need not pay.
+  from diversedit_jax.training import events
+
+  return events.EventFile(folder)
+
+
 class Writer:
-  """Everything a run records in its directory.
+  """Everything a run records in its directory, and what else shows it.
 
   active: whether this process records anything; only the first of a run does.
+  tracker: its name, and what opens it; None without one.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, start_step: int, tensorboard: bool, active: bool):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    start_step: int,
+    tensorboard: bool,
+    active: bool,
+    tracker: tuple[str, Callable[[], Sink]] | None = None,
+  ):
     self._jsonl = JsonLines(workdir / 'metrics.jsonl', start_step=start_step) if active else None
-    self._board = TensorBoard(workdir / 'tensorboard') if active and tensorboard else None
+    board = ('TensorBoard events', lambda: _events(workdir / 'tensorboard'))
+    wanted = [board] * tensorboard + [tracker] * (tracker is not None)
+    self._sinks = [Dispensable(*sink) for sink in wanted] if active else []
 
   def row(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one row of scalars."""
     if self._jsonl:
       self._jsonl.write({'step': step, **values})
-    if self._board:
-      self._board.scalars(step, values)
+    for sink in self._sinks:
+      sink.scalars(step, values)
 
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Shows images in TensorBoard; the run keeps files of its own."""
-    if self._board:
-      self._board.images(step, images)
+    """Shows images elsewhere; the run keeps files of its own."""
+    for sink in self._sinks:
+      sink.images(step, images)
 
   def close(self) -> None:
     """Closes the files."""
     if self._jsonl:
       self._jsonl.close()
-    if self._board:
-      self._board.close()
+    for sink in self._sinks:
+      sink.close()
+
+
+def levels(x_NHWC: np.ndarray) -> np.ndarray:
+  """Levels 0..255 of images; each of them takes as much of [0, 1] as any other."""
+  if x_NHWC.dtype == np.uint8:
+    return x_NHWC
+  return np.clip(x_NHWC * 255.5, 0, 255).astype(np.uint8)
