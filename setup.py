@@ -61,6 +61,7 @@ setuptools.setup(
       'gcsfs>=2026.1',
       'huggingface_hub>=1.0',
       'importlib_resources>=6.0',
+      'kubeflow-trainer-api>=2.3',  # Fields and types of JobSet and of Kubernetes' jobs and pods.
       'pytest>=8.0',
       'pytest-xdist>=3.6',
       'ruff>=0.17',

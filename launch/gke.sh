@@ -6,7 +6,9 @@
 #   launch/gke.sh run    ... --hosts=2 --chips=8 -- ...                # GPUs: no --tpu
 #   launch/gke.sh logs   --context=KUBECTL_CONTEXT --name=xl           # of the first host
 #   launch/gke.sh delete --context=KUBECTL_CONTEXT --name=xl           # stop: training saves; `run` continues
-# --chips are those of one host. The claim (ReadWriteMany, as of Filestore) is at /mnt/runs. --restarts=N: how often
+#   launch/gke.sh run    ... --slices=2 --hosts=4 --chips=4 --tpu=... --topology=... -- ...   # several slices: no --pool
+# --hosts are those of one slice, --chips those of one host. Several slices are as many node pools of that --tpu and
+# --topology, which JobSet finds, one for each; JAX hears from GKE which slice a host is in (MEGASCALE_*). The claim (ReadWriteMany, as of Filestore) is at /mnt/runs. --restarts=N: how often
 # the pods are made anew (100). --dry-run prints each command and the JobSet, and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,8 +17,8 @@ source launch/commands.sh
 action="${1:-}"
 [ $# -eq 0 ] || shift
 # shellcheck disable=SC2034  # `jobset` reads them by their names.
-context='' name='' pool='' image='' claim='' hosts='' chips='' tpu='' topology='' extra='' restarts=100
-parse 'context name pool image claim hosts chips tpu topology extra restarts' "$@"
+context='' name='' pool='' image='' claim='' slices=1 hosts='' chips='' tpu='' topology='' extra='' restarts=100
+parse 'context name pool image claim slices hosts chips tpu topology extra restarts' "$@"
 case "$action" in
   build | run | logs | delete) ;;
   *) refuse "unknown action '$action', expected build, run, logs or delete" ;;
@@ -48,7 +50,8 @@ jobset() {
   local other=tpu text key
   [ -z "$tpu" ] || other=gpu
   text="$(grep -v "# $other\$" launch/gke_jobset.yaml)"
-  for key in name pool image claim hosts chips tpu topology restarts args; do
+  [ -n "$pool" ] || text="$(grep -v '# pool$' <<< "$text")"
+  for key in name pool image claim slices hosts chips tpu topology restarts args; do
     text="${text//"\${$key}"/"${!key}"}"
   done
   echo "$text"
@@ -56,15 +59,21 @@ jobset() {
 
 case "$action" in
   run)
-    need pool POOL
     need image us-docker.pkg.dev/PROJECT/REPOSITORY/diversedit_jax:1
     need claim CLAIM
     need hosts 4
     need chips 4
     [ -z "$tpu" ] || need topology 4x4
-    for count in hosts chips restarts; do
+    for count in slices hosts chips restarts; do
       case "${!count}" in '' | *[!0-9]*) refuse "--$count=${!count} is no whole number" ;; esac
     done
+    if [ "$slices" -lt 2 ]; then
+      [ "$slices" -eq 1 ] || refuse "--slices=$slices, expected at least 1"
+      need pool POOL
+    else
+      [ -n "$tpu" ] || refuse "--slices=$slices is for TPUs, with --tpu; for GPUs give --hosts"
+      [ -z "$pool" ] || refuse "--slices=$slices with --pool=$pool: a node pool is one slice; leave --pool out"
+    fi
     need_training
     # shellcheck disable=SC2034
     args="$(json --stopped_status=75 "${ARGUMENTS[@]}")"
@@ -75,6 +84,6 @@ case "$action" in
       jobset | "${kubectl[@]}" apply --filename=-
     fi ;;
   logs)
-    run "${kubectl[@]}" logs --follow --selector="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+    run "${kubectl[@]}" logs --follow --selector="jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0" ;;
   delete) run "${kubectl[@]}" delete jobset "$name" ;;
 esac

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from kubeflow_trainer_api.models import jobset_v1alpha2_job_set as jobset
 import pytest
 import yaml
 
@@ -121,7 +122,9 @@ def test_a_tpu_host_joins_the_others_and_overlaps_when_it_is_asked(copy):
 
 
 PLACE = ['--project=p', '--zone=z', '--name=n']
-POOL = ['--context=c', '--name=n', '--pool=p', '--image=i', '--claim=v', '--hosts=4', '--chips=8']
+RUN = ['--context=c', '--name=n', '--image=i', '--claim=v', '--hosts=4', '--chips=8']
+POOL = [*RUN, '--pool=p']
+OF_V6E = ['--tpu=tpu-v6e-slice', '--topology=4x8']
 TRAINING = ['--', '--config=xl256', '--workdir=/mnt/runs/my run']
 TPU_VM, TPU_MIG = 'launch/tpu_vm.sh', 'launch/tpu_mig.sh'
 GKE, SLURM = 'launch/gke.sh', 'launch/slurm.sbatch'
@@ -149,7 +152,8 @@ DRY = [
   ([TPU_MIG, 'delete', *PLACE], ['managed delete n', 'templates delete n', 'policies delete n']),
   ([GKE, 'build', '--image=i', '--extra=tpu'], ['docker build', 'EXTRA=tpu', 'docker push i']),
   ([GKE, 'run', *POOL, *TRAINING], ['kubectl --context=c apply', 'kind: JobSet']),
-  ([GKE, 'logs', '--context=c', '--name=n'], ['kubectl --context=c logs --follow']),
+  ([GKE, 'run', *RUN, *OF_V6E, '--slices=2', *TRAINING], ['replicas: 2', 'parallelism: 4']),
+  ([GKE, 'logs', '--context=c', '--name=n'], ['kubectl --context=c logs --follow', '/job-index=0']),
   ([GKE, 'delete', '--context=c', '--name=n'], ['kubectl --context=c delete jobset n']),
   (['launch/gpu_node.sh', '--config=a b'], ['env XLA_FLAGS=', 'my-python -m', 'a\\ b']),
   (
@@ -189,6 +193,10 @@ def test_a_dry_run_prints_each_command_and_runs_none(copy, tmp_path, words, prin
     ([GKE, 'run', '--name=n'], '--context is needed'),
     ([GKE, 'run', *POOL, '--hosts=two', *TRAINING], '--hosts=two is no whole number'),
     ([GKE, 'run', *POOL, '--tpu=tpu-v6e-slice', *TRAINING], '--topology is needed'),
+    ([GKE, 'run', *RUN, *TRAINING], '--pool is needed'),
+    ([GKE, 'run', *POOL, '--slices=0', *TRAINING], '--slices=0, expected at least 1'),
+    ([GKE, 'run', *POOL, *OF_V6E, '--slices=2', *TRAINING], 'a node pool is one slice'),
+    ([GKE, 'run', *RUN, '--slices=2', *TRAINING], '--slices=2 is for TPUs'),
     ([SLURM, '--config=a'], 'training needs --workdir='),
   ],
 )
@@ -261,20 +269,62 @@ def test_slurm_queues_again_what_was_stopped_but_nothing_else(
   assert done.returncode == (0 if requeued else status)
 
 
-@pytest.mark.parametrize('tpu', [True, False])
-def test_a_jobset_has_what_jobset_and_kubernetes_ask_for(copy, tpu):
-  """Fields by jobset_types.go of v1alpha2 and batch/v1, and what refers to what."""
-  words = ['--tpu=tpu-v6e-slice', '--topology=4x8'] if tpu else []
-  done, _ = copy.run(GKE, 'run', '--dry-run', *POOL, *words, '--', '--config=a"b\\', '--workdir=w')
+def is_jobset(body):
+  """Whether all is known to JobSet v1alpha2 and Kubernetes' batch/v1 and core/v1, and of its type.
+
+  By models that are generated from their OpenAPI schemas, which leave out what they do not know.
+  """
+  try:
+    return jobset.JobsetV1alpha2JobSet.from_dict(body).to_dict() == body
+  except ValueError:
+    return False
+
+
+WRONG = {  # Where in a JobSet, and what is there instead.
+  'a field that JobSet does not have': ('spec.failurePolicy.maxRestart', 3),
+  'a field of another type': ('spec.failurePolicy.maxRestarts', '3'),
+  'a job without a template': ('spec.replicatedJobs.0.template.spec.template', None),
+  'a field that jobs do not have': ('spec.replicatedJobs.0.template.spec.parallel', 4),
+  'a field that pods do not have': (
+    'spec.replicatedJobs.0.template.spec.template.spec.nodeSelectors',
+    {'a': 'b'},
+  ),
+  'a rule without an operator': (
+    'spec.replicatedJobs.0.template.spec.podFailurePolicy.rules.0.onExitCodes',
+    {'values': [2]},
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', WRONG)
+def test_what_is_no_jobset_is_seen(copy, kind):
+  done, _ = copy.run(GKE, 'run', '--dry-run', *POOL, *TRAINING)
+  body = yaml.safe_load(done.stdout.partition('\n')[2])
+  assert is_jobset(body)
+  path, value = WRONG[kind]
+  *parents, last = path.split('.')
+  there = body
+  for name in parents:
+    there = there[int(name) if name.isdecimal() else name]
+  there[last] = value
+  assert not is_jobset(body)
+
+
+@pytest.mark.parametrize(('tpu', 'slices'), [(True, 1), (True, 3), (False, 1)])
+def test_a_jobset_has_what_jobset_and_kubernetes_ask_for(copy, tpu, slices):
+  """Fields and types, and what refers to what."""
+  words = [*(RUN if slices > 1 else POOL), *(OF_V6E if tpu else []), f'--slices={slices}']
+  done, _ = copy.run(GKE, 'run', '--dry-run', *words, '--', '--config=a"b\\', '--workdir=w')
   body = yaml.safe_load(done.stdout.partition('\n')[2])
   assert (body['apiVersion'], body['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+  assert is_jobset(body)
   assert body['metadata']['name'] == 'n' and '${' not in str(body)
   failures = body['spec']['failurePolicy']
-  assert failures.keys() <= {'maxRestarts', 'rules'} and failures['maxRestarts'] == 100
+  assert failures['maxRestarts'] == 100
   for rule in failures['rules']:
     assert rule['action'] == 'FailJobSet' and rule['onJobFailureReasons'] == ['PodFailurePolicy']
   (hosts,) = body['spec']['replicatedJobs']
-  assert hosts.keys() == {'name', 'replicas', 'template'} and hosts['replicas'] == 1
+  assert hosts['replicas'] == slices
   job = hosts['template']['spec']
   # A pod failure policy asks for restartPolicy Never, and for a container of that name.
   assert job['parallelism'] == job['completions'] == 4 and job['backoffLimit'] == 0
@@ -293,6 +343,9 @@ def test_a_jobset_has_what_jobset_and_kubernetes_ask_for(copy, tpu):
   assert (copy.root / container['command'][0]).stat().st_mode & 0o111
   assert {each['name'] for each in container['volumeMounts']} == {v['name'] for v in pod['volumes']}
   assert ('cloud.google.com/gke-tpu-topology' in pod['nodeSelector']) == tpu
+  # A node pool is one slice, and JobSet gives each job one of its own.
+  assert ('cloud.google.com/gke-nodepool' in pod['nodeSelector']) == (slices == 1)
+  assert ('alpha.jobset.sigs.k8s.io/exclusive-topology' in str(body['metadata'])) == tpu
   assert ('env' in container) == (not tpu)  # GKE tells the hosts of a slice where the others are.
 
 
