@@ -94,12 +94,14 @@ def guidance_curves(
   *,
   label: str,
   lowest_is_best: bool,
+  against: str = 'guidance scale',
+  title: str = 'interval of t',
 ) -> None:
   """Writes a score against the guidance scale as a PNG, one curve for each interval.
 
   Args:
     path: the PNG file; it appears whole or not at all.
-    curves: {scale: score} by the interval in words.
+    curves: {scale: score} by the interval in words, or what else `against` and `title` name.
     label: name of the score.
     lowest_is_best: whether the lowest of all points is marked, or the highest.
 
@@ -124,12 +126,12 @@ def guidance_curves(
   ax.annotate(
     f'{best:.4g}', (at, best), xytext=(6, 6), textcoords='offset points', fontsize=_TEXT - 1
   )
-  ax.set_xlabel('guidance scale', fontsize=_TEXT)
+  ax.set_xlabel(against, fontsize=_TEXT)
   ax.set_ylabel(label, fontsize=_TEXT)
   ax.tick_params(labelsize=_TEXT - 1, length=2)
   ax.grid(color='0.9', linewidth=0.5)
   ax.spines[['top', 'right']].set_visible(False)
-  ax.legend(title='interval of t', fontsize=_TEXT - 1, title_fontsize=_TEXT - 1, frameon=False)
+  ax.legend(title=title, fontsize=_TEXT - 1, title_fontsize=_TEXT - 1, frameon=False)
   _write(fig, path)
 
 

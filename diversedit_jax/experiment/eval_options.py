@@ -6,6 +6,7 @@ import re
 from diversedit_jax import options, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import manifold, picture_metrics
+from diversedit_jax.training import average
 
 BEST = {
   'fid': min,
@@ -115,8 +116,13 @@ class EvalOptions(picture_metrics.MetricOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepOptions(options.Section, section='sweep', may_change=True):
-  """Guidance of `--mode=sweep`: every scale with every interval low <= high."""
+  """Settings of `--mode=sweep`: all weights with every scale and interval low <= high."""
 
+  weights: tuple[str, ...] = options.option(
+    (),
+    doc="Weights as in sample.weights: 'ema@std=0.05,ema@std=0.10'; none takes those of "
+    'sample.weights.',
+  )
   guidance_scales: tuple[float, ...] = options.option(
     (1.0, 1.25, 1.5, 1.75, 2.0), at_least=0, doc='Guidance scales; 1 is none.'
   )
@@ -135,6 +141,8 @@ class SweepOptions(options.Section, section='sweep', may_change=True):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):
         raise types.UserError(f'sweep.{name} must hold different numbers, got {values}')
+    if len({average.chosen(name, 'sweep.weights') for name in self.weights}) < len(self.weights):
+      raise types.UserError(f'sweep.weights must hold different weights, got {self.weights}')
     if not self.points():
       raise types.UserError(
         f'sweep.guidance_lows={self.guidance_lows} are all above '

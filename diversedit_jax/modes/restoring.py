@@ -1,6 +1,6 @@
 """Weights to look at: of the workdir's run, of another checkpoint, or of a file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -88,6 +88,26 @@ def open_weights(
   if found.run is not None:  # Refuses another model, and one of other latents.
     run_dir.open_for_reading(str(found.run), experiment.config, space)
   return path, _of_checkpoint(experiment, found.path.parent, found.step, found.run)
+
+
+def check_weights(workdir: str, origin: str | None, names: Sequence[str], key: str) -> None:
+  """Refuses names of weights that are not there, before any is read.
+
+  Args:
+    workdir, origin: as of `open_weights`. names: each as in `sample.weights`.
+    key: of which they are the values.
+
+  Raises:
+    UserError: a checkpoint has no such weights, and they cannot be made; or it is a file.
+  """
+  found = origins.find(run_dir.newest_checkpoint(workdir) if origin is None else origin)
+  if found.step is None:
+    raise types.UserError(
+      f'{key} chooses among the weights of a checkpoint, but {found.name} is a file, which holds '
+      'one set'
+    )
+  for name in names:
+    found.choice(name, key)
 
 
 def _of_checkpoint(experiment, folder, number, run):

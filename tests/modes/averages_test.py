@@ -13,7 +13,16 @@ import pytest
 from diversedit_jax import checkpoint, convert, modes, trees, types
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.modes import averages, export, inspect, origins, restoring, run_context
+from diversedit_jax.modes import (
+  averages,
+  evaluate,
+  export,
+  inspect,
+  origins,
+  restoring,
+  run_context,
+  sweep,
+)
 from diversedit_jax.sampling import generate
 from diversedit_jax.training import average
 
@@ -169,6 +178,55 @@ def test_inspect_shows_each_average(run):
   page = inspect.run(str(run.workdir), None)
   for item in ('ema', 'params', 'ema@0.5', 'ema@std=0.05', 'ema@std=0.1', 'opt'):
     assert re.search(rf'^{item} of checkpoints/48: \d+ arrays.* all finite$', page, re.MULTILINE)
+
+
+def test_a_sweep_compares_weights(run, tmp_path, monkeypatch):
+  """By evaluations of each; those that are not there are refused before any."""
+  scored = []
+
+  def score(self, **_):
+    scored.append(self.result.stem)
+    found = {'scores': {'frechet_distance': float(len(scored))}, 'warnings': []}
+    card.write_json(self.result, found)
+
+  stub = python_types.SimpleNamespace(
+    names=['frechet_distance'], facts=dict, compared=dict, image_shape=(8, 8, 1)
+  )
+  monkeypatch.setattr(sweep.opening, 'open_all', lambda *_: stub)
+  monkeypatch.setattr(evaluate.Evaluation, 'run', score)
+
+  def swept(*weights):
+    made = small_runs.make(
+      sweep__weights=weights,
+      sweep__guidance_scales=(2.0, 3.0),
+      sweep__guidance_highs=(1.0,),
+      sweep__score='frechet_distance',
+    )
+    return sweep.run(made, str(tmp_path), str(run.newest))
+
+  with pytest.raises(types.UserError, match='sweep.weights=ema@std=0.25: .* holds params, ema'):
+    swept('params', 'ema@std=0.25')
+  assert not scored
+  table, _ = swept('params', 'ema@std=0.10')
+  rows = json.loads(table.read_text())['rows']
+  assert [(row['weights'], row['scale'], row['frechet_distance']) for row in rows] == [
+    ('params', 2, 1),
+    ('params', 3, 2),
+    ('ema@std=0.1', 2, 3),
+    ('ema@std=0.1', 3, 4),
+  ]
+  assert scored[1:3] == ['w3-t0-1-params', 'w2-t0-1-ema@std=0.1']
+  text = sweep.as_text(rows, 'frechet_distance', rows[0]).splitlines()
+  assert text[0].split()[:2] == ['weights', 'scale'] and text[3].split()[:2] == ['ema@std=0.1', '2']
+  assert sweep._plotted(rows, 'frechet_distance') == {
+    'curves': {'params [0, 1]': {2: 1, 3: 2}, 'ema@std=0.1 [0, 1]': {2: 3, 3: 4}}
+  }
+
+
+def test_a_sweep_over_widths_alone_is_plotted_over_the_width():
+  row = lambda std: {'weights': f'ema@std={std}', 'scale': 2, 'interval': [0, 1], 'fid': 9 * std}
+  plotted = sweep._plotted([row(0.1), row(0.2)], 'fid')
+  assert plotted['curves'] == {'scale 2': {0.1: 0.9, 0.2: 1.8}} and 'std' in plotted['against']
 
 
 def test_training_shows_only_what_it_keeps():
