@@ -51,6 +51,8 @@ def remarks(made: experiment.Experiment, mode: str, given: Iterable[str]) -> lis
 
 def _why(made, mode, name):
   section, _, key = name.partition('.')
+  if mode == 'sweep' and name == 'sample.weights' and made.sweep.weights:
+    return 'sweep.weights says which weights are compared'
   if twin := _TWINS.get(mode, {}).get(name):
     return f'--mode={mode} reads {twin}'
   if section in registry.sections() and section not in registry.used_sections(made.method):

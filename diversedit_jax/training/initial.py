@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diversedit_jax import options, types
-from diversedit_jax.training import patterns
+from diversedit_jax.training import average, patterns
 from diversedit_jax.weights import misfits
 
 TABLE = 'model/label_embed/embedding'
@@ -59,6 +59,10 @@ class Options(options.Section, section='init'):
   leave_out: str = options.option(
     '', doc="Patterns of weights that are not taken, as 'interval_embed/*'."
   )
+
+  def __post_init__(self):
+    super().__post_init__()
+    average.chosen(self.weights, 'init.weights')
 
 
 class Classes(NamedTuple):

@@ -53,3 +53,10 @@ def test_keys_that_act_are_not(mode, key, value):
 def test_a_decoders_keys_act_with_its_weights():
   others = [('vae.weights', 'vae.safetensors'), ('data.source', 'synthetic:8x8x4:10')]
   assert told('sample', 'vae.tile', 32, others) == []
+
+
+def test_a_sweep_over_weights_does_not_read_those_of_samples():
+  several = [('sweep.weights', ('ema', 'params'))]
+  (line,) = told('sweep', 'sample.weights', 'params', several)
+  assert 'sweep.weights says which' in line
+  assert not told('sweep', 'sample.weights', 'params')
