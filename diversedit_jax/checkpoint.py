@@ -18,7 +18,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diversedit_jax import integrity, trees, types
+from diversedit_jax import integrity, paths, trees, types
+from diversedit_jax.data import files
 
 UNFINISHED = '*.orbax-checkpoint-tmp'  # Folders of checkpoints that were not written to the end.
 ITEMS = ('params', 'ema', 'opt')
@@ -37,7 +38,16 @@ def restore_target(tree: Any, shardings: Any) -> Any:
 
 def steps(folder: str | os.PathLike[str]) -> list[int]:
   """Steps of the complete checkpoints in a folder of a run, oldest first; [] if there is none."""
-  return sorted(int(path.name) for path in epath.Path(folder).glob('*') if path.name.isdigit())
+  found = [path for path in epath.Path(folder).glob('*') if path.name.isdigit()]
+  # On a disk an unfinished one has another name.
+  whole = lambda path: not paths.is_bucket(path) or ocp.path.step.is_path_finalized(path)
+  return sorted(int(path.name) for path in found if whole(path))
+
+
+def _place(folder):
+  """A folder as Orbax takes it."""
+  path = epath.Path(folder)
+  return path if paths.is_bucket(path) else path.resolve()
 
 
 def items(folder: str | os.PathLike[str]) -> list[str]:
@@ -72,7 +82,7 @@ def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
   Raises:
     UserError: it cannot be read.
   """
-  folder = epath.Path(folder).resolve()
+  folder = _place(folder)
   path = folder / item
 
   def attempt():
@@ -140,7 +150,7 @@ class Checkpoints:
       keep_every: also keep every checkpoint whose step is a multiple of this, for ever.
       read_only: nothing is saved; the directory, which may be another's, stays as it is.
     """
-    self.directory = epath.Path(directory).resolve()
+    self.directory = _place(directory)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       keep_period=keep_every,
@@ -284,10 +294,9 @@ class Checkpoints:
     for step in steps if jax.process_index() == 0 else ():
       source = self.directory / str(step)
       target = self.directory.parent / 'damaged_checkpoints' / str(step)
-      target.parent.mkdir(parents=True, exist_ok=True)
       if target.exists():
         target = target.parent / f'{step}-{sum(1 for _ in target.parent.iterdir())}'
-      source.rename(target)
+      files.move(source, target)
       logging.warning('moved the unreadable checkpoint of step %d to %s', step, target)
     _barrier('set_aside')
     self._manager.reload()

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import re
+from typing import Any
 
 from diversedit_jax import types
 
@@ -65,6 +66,13 @@ def path(text: str | os.PathLike[str], *, bucket: bool = False) -> pathlib.Path:
 def absolute(path: pathlib.Path) -> pathlib.Path:
   """The path from the root; one in a bucket, which `epath` would look for below the folder, is."""
   return path if is_bucket(path) else path.absolute()
+
+
+def system(path: pathlib.Path) -> Any:
+  """What knows the bucket that a path lies in: a file system of `fsspec`."""
+  import fsspec
+
+  return fsspec.core.url_to_fs(str(path))[0]
 
 
 def _in_bucket(text):

@@ -8,11 +8,16 @@ import socket
 import threading
 
 from etils import epath
-from helpers import bucket
+from helpers import bucket, killed_runs
+import numpy as np
 import pytest
 import tensorstore
 
-from diversedit_jax import buckets, locks, paths, types
+from diversedit_jax import buckets, checkpoint, locks, paths, types
+from diversedit_jax.data import files
+from diversedit_jax.evaluation import samples
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.training import writers
 
 NOTHING = b'\2'  # TensorStore's generation of what is not there.
 
@@ -35,8 +40,13 @@ def claim(path):
 
 
 @pytest.fixture
-def lock():
-  return paths.path(f'{bucket.new()}/.lock', bucket=True)
+def folder():
+  return paths.path(bucket.new(), bucket=True)
+
+
+@pytest.fixture
+def lock(folder):
+  return folder / '.lock'
 
 
 @pytest.fixture
@@ -109,3 +119,94 @@ def test_storage_that_is_not_amazons_is_asked_where_it_is(monkeypatch):
   found = buckets.opened('s3://lab/runs/').spec().to_json()
   assert (found['bucket'], found['path']) == ('lab', 'runs/')
   assert (found['endpoint'], found['aws_region']) == ('http://127.0.0.1:9', 'here')
+
+
+def test_a_file_appears_whole_or_not_at_all(folder):
+  files.write_json(folder / 'x.json', {'a': 1})
+  with pytest.raises(KeyError), files.atomic(folder / 'x.json') as temporary:
+    temporary.write_text('half')
+    raise KeyError
+  assert files.read_json(folder / 'x.json') == {'a': 1}
+  assert files.read_json(folder / 'none.json', may_lack=True) == {}
+  assert [path.name for path in folder.iterdir()] == ['x.json']
+
+
+def test_rows_are_in_the_bucket_before_a_checkpoint_and_at_the_end(folder):
+  file = folder / 'metrics.jsonl'
+  steps = lambda: [row['step'] for row in writers.read_jsonl(file)]
+  rows = writers.JsonLines(file, start_step=0)
+  rows.write({'step': 1})
+  rows.write({'step': 2})
+  assert steps() == [1]  # The next one waits, so that not every row is an upload.
+  rows.sync()
+  assert steps() == [1, 2]
+  rows.write({'step': 3})
+  rows.close()
+  assert steps() == [1, 2, 3]
+  rows = writers.JsonLines(file, start_step=2)
+  rows.write({'step': 9})
+  rows.close()
+  assert steps() == [1, 2, 9]
+
+
+def test_samples_in_parts_go_on(folder):
+  batch = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+  samples.Parts(folder / 'parts').append(batch)
+  parts = samples.Parts(folder / 'parts')
+  parts.append(batch + 1)
+  np.testing.assert_array_equal(np.concatenate(list(parts.batches())), [*batch, *(batch + 1)])
+  parts.remove()
+  assert not len(samples.Parts(folder / 'parts'))
+
+
+def test_folders_move_and_are_listed(folder):
+  for name in ('a/x.json', 'a/b/y.json', 'a/z.npz'):
+    (folder / name).write_text(name)
+  files.move(folder / 'a', folder / 'aside' / 'a')
+  found = files.below(folder, '.json')
+  assert sorted(map(str, found)) == [f'{folder}/aside/a/{name}' for name in ('b/y.json', 'x.json')]
+  assert {path.read_text() for path in found} == {'a/x.json', 'a/b/y.json'}
+
+
+def test_a_checkpoint_that_was_not_written_to_the_end_is_none(folder):
+  for name in ('7/meta/metadata', '8/meta/metadata', '8/commit_success.txt', 'x'):
+    (folder / name).write_text('{}')
+  assert checkpoint.steps(folder) == [8]
+
+
+def test_a_bucket_that_is_not_there_is_refused_in_a_line(folder):
+  with pytest.raises(types.UserError, match='workdir gs://none/x: there is no bucket none'):
+    run_dir.open_for_output(paths.path('gs://none/x', bucket=True))
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_what_it_is_on_a_disk_although_it_is_killed(folder, tmp_path):
+  done = killed_runs.run(tmp_path)
+  assert done.returncode == 0, done.stderr
+  process = killed_runs.start_and_wait_for(folder, 'step 42/')
+  process.kill()
+  process.wait()
+  saved = checkpoint.steps(folder / 'checkpoints')
+  assert saved and max(saved) < killed_runs.STEPS and (folder / '.training.lock').exists()
+  done = killed_runs.run(folder)
+  assert done.returncode == 0 and f'continuing at step {max(saved)}' in done.stderr, done.stderr
+  assert not (folder / '.training.lock').exists()
+  assert killed_runs.rows(folder) == killed_runs.rows(tmp_path)
+  ours, theirs = (killed_runs.arrays(run, killed_runs.STEPS) for run in (folder, tmp_path))
+  assert ours.keys() == theirs.keys() and len(ours) > 50
+  for name in ours:
+    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+  with run_dir.claimed(folder):
+    refused = killed_runs.run(folder)
+  assert refused.returncode == 2
+  assert f'workdir {folder} is trained in by process {os.getpid()} on' in refused.stderr
+
+  mode = ('--config.sample.number=4', '--config.eval.number=40')
+  for flags in (('--mode=sample',), ('--mode=eval',), ('--mode=eval', f'--output={folder}/out')):
+    done = killed_runs.run(folder, *mode, *flags)
+    assert done.returncode == 0, done.stderr
+  with files.local(folder / 'samples' / 'samples.npz') as there, np.load(there) as made:
+    assert len(made['images']) == 4
+  scores = [files.read_json(place / 'eval' / 'digits.json') for place in (folder, folder / 'out')]
+  assert scores[0]['scores'] == scores[1]['scores']

@@ -182,7 +182,7 @@ unexpected arguments | --config=digits mode=plan
 no workdir | --config=digits --mode=train
 is a file | --config=digits --workdir=DATA/plain.npz
 cannot be written | --config=digits --workdir=DATA/plain.npz/run
-URL | --config=digits --workdir=gs://bucket/run
+URL | --config=digits --workdir=https://host/run
 --checkpoint is not for | --config=digits --checkpoint=x --mode=plan
 --continue_with is not for | --config=digits --continue_with=seed --mode=plan
 holds no run | --config=digits --workdir=run --mode=eval

@@ -1,4 +1,8 @@
-"""Files that appear whole or not at all, even after a power cut: written aside, synced, renamed."""
+"""Files that appear whole or not at all, even after a power cut: written aside, synced, renamed.
+
+A bucket renames nothing, but an object appears when it was sent whole; so what goes into one is
+written on a disk first, in the folder of TMPDIR.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,19 +10,30 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
+import time
 from typing import Any
 import uuid
 
-from diversedit_jax import types
+from diversedit_jax import paths, types
+
+_INTERVAL = 30.0  # Seconds between two uploads of a file that grows.
+_SHARE = 0.05  # Of the time, which uploads may take.
 
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Yields a temporary path beside `path`, which is renamed to `path` if the block ends well.
+  """Yields a temporary path on a disk, which is moved to `path` if the block ends well.
 
   Missing folders are made. After an exception the temporary file is removed and an older file at
   `path` stays as it was. The temporary name keeps the suffix: writers choose the format by it.
   """
+  if paths.is_bucket(path):
+    with tempfile.TemporaryDirectory() as folder:
+      temporary = pathlib.Path(folder) / os.path.basename(path)
+      yield temporary
+      _upload(temporary, path)
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}')
@@ -60,6 +75,124 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     temporary.write_text(json.dumps(content, indent=2) + '\n')
 
 
+@contextlib.contextmanager
+def local(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The path of a file on a disk with the same content: its own, or during the block a copy's."""
+  if not paths.is_bucket(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copied = pathlib.Path(folder) / path.name
+    paths.system(path).get_file(str(path), str(copied))
+    yield copied
+
+
+@contextlib.contextmanager
+def local_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder on a disk for new files: itself; of one in a bucket, a copy that is uploaded after.
+
+  The oldest file is uploaded first.
+  """
+  if not paths.is_bucket(folder):
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as place:
+    copied = pathlib.Path(place) / folder.name
+    copied.mkdir()
+    yield copied
+    for file in below(copied):
+      _upload(file, folder / file.relative_to(copied))
+
+
+def below(folder: pathlib.Path, suffix: str = '') -> list[pathlib.Path]:
+  """All files in a folder and the folders in it, the oldest first."""
+  if not paths.is_bucket(folder):
+    found = [path for path in folder.rglob(f'*{suffix}') if path.is_file()]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+  _, _, within = str(folder).partition('://')
+  found = paths.system(folder).find(str(folder), detail=True)
+  named = [(facts.get('mtime') or facts.get('LastModified'), name) for name, facts in found.items()]
+  return [
+    folder / name.removeprefix(f'{within}/') for _, name in sorted(named) if name.endswith(suffix)
+  ]
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a small file, whole or not at all."""
+  with atomic(target) as temporary:
+    temporary.write_bytes(source.read_bytes())
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a file or a folder, within a disk or a bucket, to a name that nothing has.
+
+  In a bucket one object after the other is moved.
+  """
+  target.parent.mkdir(parents=True, exist_ok=True)
+  if paths.is_bucket(source):
+    paths.system(source).mv(str(source), str(target), recursive=source.is_dir())
+  else:
+    source.rename(target)
+
+
+def remove_folder(folder: pathlib.Path) -> None:
+  """Removes a folder and what is in it, as far as that can be done."""
+  if paths.is_bucket(folder):
+    folder.rmtree(missing_ok=True)
+  else:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Growing:
+  """A file of bytes to which more is written at its end.
+
+  On a disk it is there once it is flushed. In a bucket, where an object is written whole, it is
+  uploaded now and then: so that uploads are a small part of the time, and at the end.
+
+  Raises:
+    OSError: from every method, if it cannot be written.
+  """
+
+  def __init__(self, path: pathlib.Path, *, new: bool):
+    """new: whether the file must not be there yet."""
+    self._path, self._due, self._spooled = path, 0.0, False
+    if paths.is_bucket(path):
+      self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115
+      if not new and path.exists():
+        self._file.write(path.read_bytes())
+    else:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self._file = path.open('xb' if new else 'ab')
+
+  def write(self, data: bytes) -> None:
+    """Writes at the end."""
+    self._file.write(data)
+    self._spooled = paths.is_bucket(self._path)
+
+  def flush(self) -> None:
+    """Brings what was written on its way."""
+    self._file.flush()
+    if time.monotonic() >= self._due:
+      self.sync()
+
+  def sync(self) -> None:
+    """Uploads what is not in the bucket yet."""
+    self._file.flush()
+    if not self._spooled:
+      return
+    before = time.monotonic()
+    _upload(self._file.name, self._path)
+    now = time.monotonic()
+    self._spooled, self._due = False, now + max(_INTERVAL, (now - before) / _SHARE)
+
+  def close(self) -> None:
+    """Closes the file, which is then whole."""
+    try:
+      self.sync()
+    finally:
+      self._file.close()
+
+
 def make_writable(folder: pathlib.Path, name: str, way_on: str = '') -> None:
   """Makes a folder if it is missing, and sees whether files can be written in it.
 
@@ -71,11 +204,29 @@ def make_writable(folder: pathlib.Path, name: str, way_on: str = '') -> None:
   """
   probe = folder / f'.probe-{uuid.uuid4().hex}'
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    if not paths.is_bucket(folder):  # A bucket has no folders, and is not to be made here.
+      folder.mkdir(parents=True, exist_ok=True)
     probe.touch()
     probe.unlink()
-  except OSError as error:
-    raise types.UserError(f'{name} cannot be written: {error.strerror}{way_on}') from error
+  except Exception as error:  # The libraries of buckets raise many types.
+    if not paths.is_bucket(folder) and not isinstance(error, OSError):
+      raise
+    raise types.UserError(f'{name} cannot be written: {_why(error)}{way_on}') from error
+
+
+def check_bucket(folder: pathlib.Path, name: str) -> None:
+  """Refuses a folder in a bucket that is not there, or that cannot be read (UserError).
+
+  name: what the user calls it.
+  """
+  try:
+    next(folder.glob('*'), None)
+  except FileNotFoundError as error:
+    raise types.UserError(
+      f'{name}: there is no bucket {folder.parts[2]}; make it first, or see to the spelling'
+    ) from error
+  except Exception as error:
+    raise types.UserError(f'{name} cannot be read: {_why(error)}') from error
 
 
 def free_space(folder: str | os.PathLike[str]) -> int:
@@ -83,6 +234,16 @@ def free_space(folder: str | os.PathLike[str]) -> int:
   folder = pathlib.Path(folder)
   there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
   return shutil.disk_usage(there).free
+
+
+def _why(error):
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+
+
+def _upload(file, path):
+  paths.system(path).put_file(str(file), str(path))
 
 
 def _sync(path):

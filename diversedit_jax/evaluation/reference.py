@@ -13,12 +13,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from typing import Any
 import zipfile
 
 import numpy as np
 
+from diversedit_jax import paths
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import accumulate
 from diversedit_jax.types import UserError
@@ -65,15 +65,16 @@ def read(path: str | os.PathLike[str]) -> Reference:
     UserError: naming the file, what was found and what was expected, if it is missing, not an
       archive of plain arrays, holds none of them, or holds arrays that cannot be right.
   """
-  path = pathlib.Path(path)
+  path = paths.path(path, bucket=True)
   if not path.is_file():
     raise UserError(f'no file {path}')
   try:
-    with zipfile.ZipFile(path):
-      pass  # Else numpy would take other files for arrays or pickles.
-    with np.load(path, allow_pickle=False) as archive:
-      found = archive.files
-      arrays = {name: archive[name] for name in found if name in _NAMES}
+    with files.local(path) as there:
+      with zipfile.ZipFile(there):
+        pass  # Else numpy would take other files for arrays or pickles.
+      with np.load(there, allow_pickle=False) as archive:
+        found = archive.files
+        arrays = {name: archive[name] for name in found if name in _NAMES}
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path} is not a .npz archive of plain arrays: {error}') from error
   foreign = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
@@ -116,7 +117,7 @@ def write(
   Raises:
     UserError: for facts that are missing, too many pool features or another suffix.
   """
-  path = pathlib.Path(path)
+  path = paths.path(path, bucket=True)
   missing = [name for name in FACTS if facts.get(name) is None]
   if missing:
     raise UserError(f'reference statistics need the facts {", ".join(missing)}')

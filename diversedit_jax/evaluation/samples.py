@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import os
 import pathlib
-import shutil
 import tempfile
 from typing import IO
 import zipfile
 
 import numpy as np
 
+from diversedit_jax import paths
 from diversedit_jax.data import files
 from diversedit_jax.types import UserError
 
@@ -86,7 +86,7 @@ def write_arrays(
   with (
     files.atomic(path) as temporary,
     zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive,
-    tempfile.TemporaryDirectory(prefix='.', dir=pathlib.Path(path).parent) as waiting,
+    tempfile.TemporaryDirectory(prefix='.', dir=temporary.parent) as waiting,
   ):
     with contextlib.ExitStack() as stack:
       columns: dict[str, _Column] = {}
@@ -147,7 +147,7 @@ class Parts:
     Raises:
       UserError: a file is damaged.
     """
-    self.folder = pathlib.Path(folder)
+    self.folder = paths.path(folder, bucket=True)
     self._files: list[pathlib.Path] = []
     self._count = 0
     for file in sorted(self.folder.glob('[0-9]*.npy')):
@@ -171,17 +171,18 @@ class Parts:
   def batches(self) -> Iterator[np.ndarray]:
     """All samples so far in their order, as they were kept; each file is read once."""
     for file in list(self._files):
-      yield np.load(file, allow_pickle=False)
+      with files.local(file) as there:
+        yield np.load(there, allow_pickle=False)
 
   def remove(self) -> None:
     """Forgets all samples, and the folder with whatever else is in it."""
-    shutil.rmtree(self.folder, ignore_errors=True)
+    files.remove_folder(self.folder)
     self._files, self._count = [], 0
 
 
 def _rows(file: pathlib.Path) -> int:
   """Number of rows of the array in an `.npy` file, from its header."""
-  with open(file, 'rb') as opened:
+  with file.open('rb') as opened:
     try:
       shape, _, _ = read_header(opened)
       return shape[0]

@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 import pathlib
 import re
 import shlex
-import shutil
 from typing import Any
 import uuid
 
@@ -97,7 +96,7 @@ def record_changes(path: pathlib.Path, changed: flat_config.Changed) -> None:
   """Keeps the stored config, which held until now, under another name, and lists what changes."""
   step = newest_step(path)
   logging.info('the run goes on at step %d with %s', step, flat_config.listed(changed))
-  shutil.copy(path / flat_config.FILE, path / f'config.until-{step}-{uuid.uuid4().hex[:8]}.json')
+  files.copy(path / flat_config.FILE, path / f'config.until-{step}-{uuid.uuid4().hex[:8]}.json')
   record(
     path,
     {'step': step, 'changed': {k: {'old': old, 'new': new} for k, (old, new) in changed.items()}},
@@ -137,14 +136,12 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   folder = path / SET_ASIDE / f'after-{step}-{uuid.uuid4().hex[:8]}'
   folder.mkdir(parents=True)
   if (path / 'metrics.jsonl').exists():  # Its later rows are dropped when the run goes on.
-    shutil.copy(path / 'metrics.jsonl', folder)
+    files.copy(path / 'metrics.jsonl', folder / 'metrics.jsonl')
   if (path / nonfinite.FILE).exists():
-    shutil.copy(path / nonfinite.FILE, folder)
+    files.copy(path / nonfinite.FILE, folder / nonfinite.FILE)
     nonfinite.forget_after(path, step)
   for one in later:
-    target = folder / one.relative_to(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    one.rename(target)
+    files.move(one, folder / one.relative_to(path))
   aside = str(folder.relative_to(path))
   record(path, {'step': max(steps), 'rewound_to': step, 'set_aside': aside})
   logging.info('the run goes back to step %d; what came later is in %s', step, folder)

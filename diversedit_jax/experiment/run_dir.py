@@ -274,12 +274,14 @@ def check_results(path: pathlib.Path) -> None:
 def _checked(workdir):
   if not workdir:
     raise types.UserError('no workdir: give --workdir=DIR, where the run is or shall be')
-  if '://' in str(workdir):
+  if '://' in str(workdir) and not paths.is_bucket(workdir):
     raise types.UserError(
-      f'workdir {workdir} is a URL, expected a directory; mount the bucket (gcsfuse, say) and give '
-      'the path of the mount'
+      f'workdir {workdir} is a URL, expected a directory, or one in a bucket as gs://BUCKET/FOLDER '
+      'or s3://BUCKET/FOLDER'
     )
-  path = paths.utf8(paths.path(workdir).absolute())
+  path = paths.utf8(paths.absolute(paths.path(workdir, bucket=True)))
+  if paths.is_bucket(path):
+    files.check_bucket(path, f'workdir {path}')
   if path.exists() and not path.is_dir():
     raise types.UserError(f'workdir {path} is a file, expected a directory')
   return path

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import hashlib
 import json
 import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import progress, types
-from diversedit_jax.data import order
+from diversedit_jax.data import files, order
 from diversedit_jax.evaluation import card, multihost, samples, scorers
 from diversedit_jax.experiment import eval_options
 from diversedit_jax.modes import identity, null_label, opening, restoring, run_context
@@ -97,7 +96,7 @@ class Evaluation:
     if self._finished:
       logging.info('%s has the scores of this protocol already', self.result)
       if first:
-        shutil.rmtree(self._folder, ignore_errors=True)  # The run may have been killed late.
+        files.remove_folder(self._folder)  # The run may have been killed late.
       if keep_samples and are_pictures and not self.archive.is_file():
         logging.warning('%s was not kept; remove %s to make it', self.archive, self.result)
       return [path for path in (self.result, self.archive) if first and path.is_file()]

@@ -31,11 +31,12 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
     UserError: no such weights, weights of another model or that are not finite, or the folder has
       such files.
   """
-  if '://' in output:
+  if '://' in output and not paths.is_bucket(output):
     raise types.UserError(
-      f'--output={output} is a URL, expected a folder; export to a folder, then `hf upload` it'
+      f'--output={output} is a URL, expected a folder, or one in a bucket as gs://BUCKET/FOLDER; '
+      'export to a folder, then `hf upload` it'
     )
-  folder, found = paths.path(output).absolute(), origins.find(origin)
+  folder, found = paths.absolute(paths.path(output, bucket=True)), origins.find(origin)
   _check_free(folder)
   space = run_context.space_facts(experiment.source)
   step = found.step
@@ -58,8 +59,11 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
   scores = {} if folder_of is None else _of_these(inspect.scores(folder_of), step, kind)
   if jax.process_index() != 0:
     return []
+  files.make_writable(folder, f'--output={folder}')
   try:
-    return _write(folder, experiment, found, weights, arrays, scores)
+    with files.local_folder(folder) as place:
+      written = _write(place, experiment, found, weights, arrays, scores)
+    return [folder / path.relative_to(place) for path in written]
   except OSError as error:
     raise types.UserError(f'--output={folder} cannot be written: {error.strerror}') from error
 

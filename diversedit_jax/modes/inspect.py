@@ -16,6 +16,7 @@ import numpy as np
 from diversedit_jax import checkpoint, convert, paths, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
+from diversedit_jax.data import files
 from diversedit_jax.experiment import declarations, flat_config, kernels
 from diversedit_jax.frozen import encoders, inception_files, vae_files
 from diversedit_jax.modes import evaluate, origins, restoring, run_context
@@ -51,7 +52,9 @@ def run(
       '--mode=inspect looks at a run or at weights: give --workdir=DIR, or --checkpoint=FILE'
     )
   given = origin or workdir
-  if '://' not in given and _is_run(folder := paths.path(given).absolute()):
+  if ('://' not in given or paths.is_bucket(given)) and _is_run(
+    folder := paths.absolute(paths.path(given, bucket=True))
+  ):
     steps = checkpoint.steps(folder / 'checkpoints')
     lines = _describe_run(folder, steps, config)
     lines += _items(folder / 'checkpoints' / str(steps[-1]), whole) if steps else []
@@ -229,9 +232,8 @@ def _last_report(folder) -> str:
 
 def scores(folder: pathlib.Path) -> dict[str, Mapping[str, Any]]:
   """The contents of all files with scores and their protocol in a run, by path, oldest first."""
-  files = sorted((folder / 'eval').rglob('*.json'), key=lambda file: file.stat().st_mtime)
   found = {}
-  for file in files:
+  for file in files.below(folder / 'eval', '.json'):
     try:
       content = json.loads(file.read_bytes())
     except ValueError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diversedit_jax import checkpoint, convert, types
+from diversedit_jax import checkpoint, convert, paths, types
 from diversedit_jax.data import files
 from diversedit_jax.experiment import flat_config, published
 from diversedit_jax.modes import averages
@@ -84,7 +84,7 @@ def find(origin: str) -> Origin:
   """
   if not origin:
     raise types.UserError('--checkpoint is empty: give a file of weights or checkpoints/STEP')
-  path = location.resolve(origin, _NAMES).absolute()
+  path = paths.absolute(location.resolve(origin, _NAMES))
   path = next((path / name for name in _NAMES if (path / name).is_file()), path)
   if path.is_file():
     about = published.read(path) if path.name == published.MODEL else None

@@ -165,7 +165,8 @@ def _check_machine(experiment, mesh, trainable, workdir):
     prefetch=options.prefetch,
     workers=options.workers,
   )
-  _check_space(experiment, trainable, paths.path(workdir))
+  if not paths.is_bucket(workdir):
+    _check_space(experiment, trainable, paths.path(workdir))
 
 
 def _check_space(experiment, trainable, path):

@@ -118,7 +118,8 @@ class Account:
     """Writes a row. ended: why this is the last, after which all starts are summed up in a line."""
     self._step = step
     self._write(step, seconds=self.clock.spent(), **({'ended': ended} if ended else {}))
-    if ended and self._path is not None:
+    if ended and self._lines is not None:
+      self._lines.sync()
       logging.info('%s', in_words(summary(writers.read_jsonl(self._path))))
 
   def _write(self, step, **facts):

@@ -133,6 +133,7 @@ def train(
         timed_from = step
       if save:
         with clock.paused('save'):
+          writer.sync()
           meta = {'step': step, 'metrics': accumulator.state(), **begun}
           checkpoints.save(step, state.items(), meta)
       with clock.paused('hooks'):

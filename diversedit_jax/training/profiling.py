@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 import jax
 
+from diversedit_jax.data import files
 from diversedit_jax.training import step as step_lib
 
 
@@ -46,6 +47,7 @@ class _Trace:
   def __init__(self, step_fn, first, last, folder):
     self._step_fn, self._wanted, self._folder = step_fn, range(first, last + 1), folder
     self._recorded: list[int] = []
+    self._stack = contextlib.ExitStack()
     self._metrics, self._done = None, False
 
   def __call__(self, step, state, *inputs):
@@ -56,7 +58,7 @@ class _Trace:
     self._recorded.append(step)
     if self._metrics is None:
       jax.block_until_ready(state)
-      jax.profiler.start_trace(self._folder)
+      jax.profiler.start_trace(self._stack.enter_context(files.local_folder(self._folder)))
     with jax.profiler.StepTraceAnnotation('train', step_num=step):
       state, self._metrics = results = self._step_fn(state, *inputs)
     if step == self._wanted[-1]:
@@ -68,6 +70,7 @@ class _Trace:
       return
     jax.block_until_ready(self._metrics)
     jax.profiler.stop_trace()
+    self._stack.close()
     self._metrics, self._done = None, True
     first, last = self._recorded[0], self._recorded[-1]
     logging.info('trace of steps %d to %d: %s', first, last, self._folder)

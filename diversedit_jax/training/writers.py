@@ -10,12 +10,14 @@ from absl import logging
 import numpy as np
 
 from diversedit_jax import types
+from diversedit_jax.data import files
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
   """Reads the complete rows of a metrics file; a last line cut short by a kill is left out."""
   rows = []
-  for text in path.read_text(errors='replace').splitlines() if path.exists() else []:
+  whole = path.read_bytes().decode(errors='replace') if path.exists() else ''
+  for text in whole.splitlines():
     try:
       row = json.loads(text)
     except json.JSONDecodeError:
@@ -31,14 +33,17 @@ class JsonLines:
 
   def __init__(self, path: pathlib.Path, *, start_step: int):
     rows = [row for row in read_jsonl(path) if row['step'] <= start_step]
-    temporary = path.with_suffix('.jsonl.tmp')
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    temporary.replace(path)
-    self._file = path.open('a')
+    with files.atomic(path) as temporary:
+      temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    self._file = files.Growing(path, new=False)
 
   def write(self, row: Mapping[str, Any]) -> None:
-    self._file.write(json.dumps(row) + '\n')
+    self._file.write(json.dumps(row).encode() + b'\n')
     self._file.flush()
+
+  def sync(self) -> None:
+    """Brings all rows to where they belong, before a checkpoint is there that counts on them."""
+    self._file.sync()
 
   def close(self) -> None:
     self._file.close()
@@ -132,6 +137,11 @@ class Writer:
     """Shows images elsewhere; the run keeps files of its own."""
     for sink in self._sinks:
       sink.images(step, images)
+
+  def sync(self) -> None:
+    """See `JsonLines.sync`."""
+    if self._jsonl:
+      self._jsonl.sync()
 
   def close(self) -> None:
     """Closes the files."""

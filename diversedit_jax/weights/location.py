@@ -1,13 +1,15 @@
-"""Where weights are: a path on this machine, or a place on Hugging Face's hub.
+"""Where weights are: a path on this machine, in a bucket, or a place on Hugging Face's hub.
 
   ~/weights/sit.safetensors                               '~' is the home, the rest as it stands
   hf://stabilityai/sd-vae-ft-mse                          the weights in a repository
   hf://ORG/REPO@REVISION/FOLDER/FILE#sha256=HEX           of a branch, tag or commit, with a digest
+  gs://BUCKET/FOLDER/FILE, s3://...                       in a bucket; copied while the program runs
 
 Every path of weights goes through `resolve`. What is on the hub is fetched by `huggingface_hub`
 into its own cache, with its own settings: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
 """
 
+import atexit
 from collections.abc import Iterator, Sequence
 import contextlib
 import functools
@@ -15,6 +17,7 @@ import hashlib
 import os
 import pathlib
 import re
+import tempfile
 import urllib.parse
 
 from absl import logging
@@ -42,8 +45,9 @@ def resolve(given: str | os.PathLike[str], names: Sequence[str] = folders.NAMES)
     names: files that are looked for where a place on the hub is a folder, the best first.
 
   Returns:
-    A path, which may not exist if it was given as one. A file that was fetched has `config.json`
-    beside it, if the hub has it, and the parts that an index names.
+    A path, which may not exist if it was given as one, or is that of a folder in a bucket without
+    such a file. A file that was fetched has `config.json` beside it, if it is there, and the parts
+    that an index names.
 
   Raises:
     UserError: what is given is malformed or another URL, or cannot be fetched.
@@ -51,6 +55,11 @@ def resolve(given: str | os.PathLike[str], names: Sequence[str] = folders.NAMES)
   text = os.fspath(given)
   if '://' not in text:
     return paths.path(text)
+  if paths.is_bucket(text):
+    given = paths.path(text, bucket=True)
+    candidates = (given, *(given / name for name in names))
+    file = next((path for path in candidates if path.is_file()), None)
+    return given if file is None else _copied(file)
   place = _PLACE.fullmatch(text)
   if place is None:
     raise types.UserError(_malformed(text))
@@ -63,6 +72,26 @@ def resolve(given: str | os.PathLike[str], names: Sequence[str] = folders.NAMES)
     raise types.UserError(f'{text} is another file: its SHA-256 is {found}')
   logging.info('%s: %.1f MB, SHA-256 %s', place_of(file), file.stat().st_size / 1e6, found)
   return file
+
+
+@functools.cache
+def _copied(file):
+  """A copy of a file in a bucket, of what belongs to it too, until the program ends."""
+  place = tempfile.TemporaryDirectory()
+  atexit.register(place.cleanup)
+  folder = pathlib.Path(place.name) / file.parent.name
+  folder.mkdir()
+
+  def get(path):
+    paths.system(path).get_file(str(path), str(folder / path.name))
+
+  get(file)
+  beside = [SETTINGS] if (file.parent / SETTINGS).is_file() else []
+  if file.name.endswith(folders.INDEX):
+    beside += sorted(set(opening.shards(folder / file.name).values()))
+  for one in beside:
+    get(file.parent / one)
+  return folder / file.name
 
 
 def name(path: pathlib.Path) -> str:

@@ -198,7 +198,7 @@ def test_impossible_workdirs_are_refused(tmp_path):
   (tmp_path / 'file').write_text('x')
   for workdir, message in (
     ('', 'no workdir'),
-    ('gs://bucket/run', 'gs://bucket/run is a URL'),
+    ('https://host/run', 'https://host/run is a URL'),
     (tmp_path / 'file', 'is a file, expected a directory'),
     (tmp_path / 'file' / 'run', 'cannot be written'),
   ):
