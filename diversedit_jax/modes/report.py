@@ -81,8 +81,11 @@ def _missing(facts) -> Iterator[str]:
     yield f'where its seconds went: it has no {goodput.FILE}, which runs write since 0.3'
   elif account['unrecorded_steps']:
     yield f'where the seconds of steps 1 to {account["unrecorded_steps"]} went'
-  if account and any(start['ended'] is None for start in account['starts']):
-    yield 'the seconds after the last report of a start that was killed, or that still trains'
+  *before, last = account['starts'] if account else [{'ended': ''}]
+  if any(start['ended'] is None for start in before):
+    yield 'the seconds after the last report of a start that was killed'
+  if last['ended'] is None:
+    yield 'the end of the last start: it was killed, or it still trains'
   if facts['versions'] is None:
     yield 'the versions of its packages'
 

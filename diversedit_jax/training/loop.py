@@ -128,8 +128,8 @@ def train(
         read(pending)
       pending = None
       if report:
-        _report(step, config, accumulator, writer, clock, step - timed_from)
         account.note(step)
+        _report(step, config, accumulator, writer, clock, step - timed_from)
         timed_from = step
       if save:
         with clock.paused('save'):
