@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from diversedit_jax import integrity, paths, trees, types
 from diversedit_jax.data import files
+from diversedit_jax.weights import forms as forms_lib
 
 UNFINISHED = '*.orbax-checkpoint-tmp'  # Folders of checkpoints that were not written to the end.
 ITEMS = ('params', 'ema', 'opt')
@@ -97,7 +98,7 @@ def read(folder: str | os.PathLike[str], item: str) -> dict[str, np.ndarray]:
   found, failure = integrity.read(str(path), attempt, verify, alone=True)
   if failure:
     raise types.UserError(f'{path} cannot be read: {failure}')
-  return trees.named_leaves(found[0])
+  return forms_lib.current(trees.named_leaves(found[0]))
 
 
 def _read_meta(folder):
@@ -281,7 +282,8 @@ class Checkpoints:
       verify = lambda found: integrity.check(found[0], found[2])
       found, failure = integrity.read(f'checkpoint {name}', read, verify)
       if not failure:
-        return candidate, *found[:2]
+        items, meta, _, wanted = found
+        return candidate, {n: forms_lib.restored(x, wanted[n]) for n, x in items.items()}, meta
       failures.append(f'{candidate}: {failure}')
       hope = '; trying the one before it' if step is None else ''
       logging.warning('checkpoint %s cannot be read (%s)%s', name, failure, hope)
@@ -302,7 +304,7 @@ class Checkpoints:
     self._manager.reload()
 
   def _fitting(self, step, targets, sums):
-    """The targets in the form that a checkpoint has.
+    """The targets that a checkpoint fits, and the same in the form in which it is stored.
 
     sums: its checksums, as far as it has any, which name its arrays as well.
 
@@ -311,6 +313,7 @@ class Checkpoints:
       Damaged: an item or its metadata lack what was written.
     """
     metadata, fitting = self._manager.item_metadata(step), {}
+    as_stored = {}
     shapes = lambda tree: {k: tuple(v.shape) for k, v in trees.named_leaves(tree).items()}
     wrong = []
     for item, target in targets.items():
@@ -321,14 +324,16 @@ class Checkpoints:
           continue
         target = target.target
       forms, stored = target.forms if isinstance(target, OneOf) else (target,), metadata[item]
-      fitting[item] = forms[0]
+      fitting[item] = as_stored[item] = forms[0]
       if stored is None:
         continue  # Unreadable metadata is damage, which reading will find.
       found = shapes(stored.tree)
       if item in sums and found.keys() != sums[item].keys():
         raise integrity.Damaged(f'{item} names other arrays than were written')
-      fitting[item] = next((form for form in forms if shapes(form) == found), forms[0])
-      wanted = shapes(fitting[item])
+      pairs = [(form, its) for form in forms for its in (form, forms_lib.targets_before(form))]
+      fits = (pair for pair in pairs if shapes(pair[1]) == found)
+      fitting[item], as_stored[item] = next(fits, pairs[0])
+      wanted = shapes(as_stored[item])
       wrong += [
         f'{item}/{k}: found {found.get(k, "nothing")}, expected {wanted.get(k, "nothing")}'
         for k in sorted({*found, *wanted})
@@ -339,17 +344,20 @@ class Checkpoints:
       raise types.UserError(
         f'checkpoint {self.name(step)} does not fit the config: {"; ".join(wrong[:5])}{more}'
       )
-    return fitting
+    return fitting, as_stored
 
   def _read(self, step, targets):
-    """Items, meta and checksums; by handlers, which do not wait for processes that have failed.
+    """Items as stored, meta, checksums and the targets that they fit.
+
+    By handlers, which do not wait for processes that have failed.
 
     Raises:
       UserError: other arrays were asked for. Whatever Orbax and TensorStore raise.
     """
     folder = self.directory / str(step)
     found, (meta, sums) = {}, _read_meta(folder)
-    for name, target in self._fitting(step, targets, sums).items():
+    fitting, as_stored = self._fitting(step, targets, sums)
+    for name, target in as_stored.items():
       args = ocp.args.StandardRestore(target)
       found[name] = ocp.StandardCheckpointHandler().restore(folder / name, args=args)
-    return found, meta, sums
+    return found, meta, sums, fitting

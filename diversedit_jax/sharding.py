@@ -165,6 +165,13 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
+def axis_size(axis: str, *, of: int) -> int:
+  """Parts into which the mesh that is set splits an axis of size `of`; 1 where none is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  size = 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
+  return size if of % size == 0 else 1
+
+
 def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
   """Rows of a global batch that the devices of this process hold, sorted, int64."""
   slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()

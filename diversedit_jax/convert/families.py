@@ -113,7 +113,7 @@ _BODY = (
   _rule('x_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
   *_linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
   _rule('y_embedder.embedding_table.weight', 'model/label_embed/embedding', 'R', 'D'),
-  *_linear(f'{_BLOCK}.attn.qkv', f'{_OURS}/attn/qkv', 'D', '3*D'),
+  *_linear(f'{_BLOCK}.attn.qkv', f'{_OURS}/attn/qkv', 'D', '3*D', layout='qkv', bias='parted'),
   *_norm(f'{_BLOCK}.attn.q_norm', f'{_OURS}/attn/q_norm', 'E', part='qk_norm'),
   *_norm(f'{_BLOCK}.attn.k_norm', f'{_OURS}/attn/k_norm', 'E', part='qk_norm'),
   *_linear(f'{_BLOCK}.attn.proj', f'{_OURS}/attn/proj', 'D', 'D'),
@@ -147,11 +147,13 @@ _SRA_HEAD = (
 )
 
 
-def _flax(theirs: str, ours: str, fan_in: str, fan_out: str) -> tuple[Rule, ...]:
+def _flax(
+  theirs: str, ours: str, fan_in: str, fan_out: str, layout: str = 'same'
+) -> tuple[Rule, ...]:
   """MeanFlow's linear layer, a Flax one inside a module of PyTorch's name."""
   theirs = f'net/{theirs}/_flax_linear'
-  kernel = _rule(f'{theirs}/kernel', f'{ours}/kernel', fan_in, fan_out)
-  return kernel, _rule(f'{theirs}/bias', f'{ours}/bias', fan_out)
+  kernel = _rule(f'{theirs}/kernel', f'{ours}/kernel', fan_in, fan_out, layout=layout)
+  return kernel, _rule(f'{theirs}/bias', f'{ours}/bias', fan_out, layout=layout)
 
 
 _FLAX_BLOCK = 'blocks/layers_{block}'
@@ -169,7 +171,7 @@ _MEANFLOW = (
     'R',
     'D',
   ),
-  *_flax(f'{_FLAX_BLOCK}/attn/qkv', f'{_OURS}/attn/qkv', 'D', '3*D'),
+  *_flax(f'{_FLAX_BLOCK}/attn/qkv', f'{_OURS}/attn/qkv', 'D', '3*D', layout='parted'),
   *_flax(f'{_FLAX_BLOCK}/attn/proj', f'{_OURS}/attn/proj', 'D', 'D'),
   *_flax(f'{_FLAX_BLOCK}/mlp/fc1', f'{_OURS}/mlp/fc1', 'D', 'M'),
   *_flax(f'{_FLAX_BLOCK}/mlp/fc2', f'{_OURS}/mlp/fc2', 'M', 'D'),

@@ -84,6 +84,17 @@ LAYOUTS = {
   'same': Layout(lambda terms: terms, lambda x, _: x, lambda x, shape, _: x),
   # [out, in] -> [in, out].
   'linear': Layout(lambda terms: terms[::-1], lambda x, _: x.T, lambda x, shape, _: x.T),
+  # [3*D, in] -> [in, 3, D], and [..., 3*D] -> [..., 3, D]: what makes q, k and v.
+  'qkv': Layout(
+    lambda terms: (terms[1], *terms[0].split('*')),
+    lambda x, _: x.T.reshape(x.shape[1], 3, -1),
+    lambda x, shape, _: x.reshape(len(x), -1).T,
+  ),
+  'parted': Layout(
+    lambda terms: (*terms[:-1], *terms[-1].split('*')),
+    lambda x, _: x.reshape(*x.shape[:-1], 3, -1),
+    lambda x, shape, _: x.reshape(shape),
+  ),
   # [D, C, p, p] -> [p*p*C, D], rows ordered (row in patch, column in patch, channel).
   'patches': Layout(
     _patch_terms,

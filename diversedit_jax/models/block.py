@@ -69,7 +69,7 @@ def add_gated(x_NTD: jax.Array, gate_ND: jax.Array, h_NTD: jax.Array) -> jax.Arr
 
 
 class Attention(nnx.Module):
-  """Multi-head self-attention, [N, T, D] -> [N, T, D]; one projection makes [q | k | v]."""
+  """Multi-head self-attention, [N, T, D] -> [N, T, D]; one projection makes q, k and v."""
 
   def __init__(
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
@@ -77,7 +77,8 @@ class Attention(nnx.Module):
     width, dtype = architecture.width, execution.compute_dtype
     self.heads = architecture.heads
     self.implementation = attention.implementation(architecture, execution)
-    self.qkv = linear.Linear(width, 3 * width, ('embed', 'heads'), dtype=dtype, rngs=rngs)
+    # An axis of its own for the three, so that devices share each of them by heads.
+    self.qkv = linear.Linear(width, (3, width), ('embed', None, 'heads'), dtype=dtype, rngs=rngs)
     self.proj = linear.Linear(width, width, ('heads', 'embed'), dtype=dtype, rngs=rngs)
     if architecture.qk_norm:
       norm = lambda: nnx.LayerNorm(
@@ -95,7 +96,7 @@ class Attention(nnx.Module):
   @jax.named_scope('attention')
   def __call__(self, x_NTD: jax.Array) -> jax.Array:
     n, t, d = x_NTD.shape
-    qkv = jnp.split(self.qkv(x_NTD), 3, axis=-1)
+    qkv = jnp.split(self.qkv(x_NTD), 3, axis=2)
     q, k, v = (x.reshape(n, t, self.heads, d // self.heads) for x in qkv)
     if self.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
@@ -127,7 +128,7 @@ def adaln(
     architecture.width,
     parts * architecture.width,
     ('embed', None),
-    init=embed.zeros,
+    init=nnx.initializers.zeros,
     dtype=execution.compute_dtype,
     rngs=rngs,
   )
@@ -187,7 +188,7 @@ class ResidualFuse(nnx.Module):
       2 * width,
       width,
       (None, 'embed'),
-      init=embed.zeros,
+      init=nnx.initializers.zeros,
       dtype=execution.compute_dtype,
       rngs=rngs,
     )
@@ -209,7 +210,7 @@ class Final(nnx.Module):
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
     head = lambda out: linear.Linear(
-      architecture.width, out, ('embed', None), init=embed.zeros, rngs=rngs
+      architecture.width, out, ('embed', None), init=nnx.initializers.zeros, rngs=rngs
     )
     outputs = architecture.channels * (2 if architecture.learn_sigma else 1)
     self.adaln = adaln(architecture, execution, 2, rngs=rngs)

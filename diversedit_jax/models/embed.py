@@ -16,10 +16,13 @@ MAX_PERIOD = 10_000.0
 TIME_INPUTS = {'unit': lambda t_N: t_N, 'ddpm': ddpm.index}
 """What the sinusoids of time see: t itself (SiT and its kin), or the step of DiT's diffusion."""
 
+XAVIER = nnx.initializers.xavier_uniform()
+"""On the [in, out] matrix, as every linear layer of DiT that is not zeroed."""
+
 
 def xavier(*axes: str | None) -> nnx.Initializer:
-  """Xavier uniform on the [in, out] matrix, as every linear layer of DiT that is not zeroed."""
-  return sharding.annotated(nnx.initializers.xavier_uniform(), *axes)
+  """`XAVIER` that carries logical axis names."""
+  return sharding.annotated(XAVIER, *axes)
 
 
 def zeros(*axes: str | None) -> nnx.Initializer:

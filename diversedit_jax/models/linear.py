@@ -1,12 +1,13 @@
 """The linear layer of all networks that are trained here."""
 
-from collections.abc import Callable
+import math
 
 from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from diversedit_jax import sharding
 from diversedit_jax.models import embed, tuning
 
 
@@ -15,24 +16,28 @@ class Linear(nnx.Linear):
 
   Gradients of both parameters are sums over all rows, taken in float32 at least.
 
-  axes: logical names of the axes of W, see `sharding`. init: initialiser of W; b starts at zero.
+  out_features: E, or the shape [E, F] of what comes out, which W [D, E, F] and b have too.
+  axes: logical names of the axes of W, see `sharding`.
+  init: initialiser of W as a matrix; b starts at zero.
   """
 
   def __init__(
     self,
     in_features: int,
-    out_features: int,
-    axes: tuple[str | None, str | None],
+    out_features: int | tuple[int, ...],
+    axes: tuple[str | None, ...],
     *,
-    init: Callable[..., nnx.Initializer] = embed.xavier,
+    init: nnx.Initializer = embed.XAVIER,
     dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs,
   ):
+    shape = (out_features,) if isinstance(out_features, int) else out_features
+    shaped = lambda init, *shape: lambda key, matrix, dtype: init(key, matrix, dtype).reshape(shape)
     super().__init__(
       in_features,
-      out_features,
-      kernel_init=init(*axes),
-      bias_init=embed.zeros(axes[1]),
+      math.prod(shape),
+      kernel_init=sharding.annotated(shaped(init, in_features, *shape), *axes),
+      bias_init=sharding.annotated(shaped(nnx.initializers.zeros, *shape), *axes[1:]),
       dtype=dtype,
       rngs=rngs,
     )
@@ -40,4 +45,7 @@ class Linear(nnx.Linear):
   def __call__(self, x: jax.Array) -> jax.Array:
     x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
     x = checkpoint_name(x, tuning.OPERAND)
-    return checkpoint_name(tuning.add_bias(tuning.matmul(x, kernel), bias), tuning.PRODUCT)
+    shape = kernel.shape[1:]
+    kernel, bias = tuning.joined(kernel, len(shape)), tuning.joined(bias, len(shape))
+    y = checkpoint_name(tuning.add_bias(tuning.matmul(x, kernel), bias), tuning.PRODUCT)
+    return tuning.parted(y, shape)

@@ -18,7 +18,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax import trees
+from diversedit_jax import sharding, trees
 from diversedit_jax.models import config
 
 # Names of values in the network, for `jax.ad_checkpoint.checkpoint_name`.
@@ -108,6 +108,30 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
   else:
     out = rows @ w
   return out.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def joined(w: jax.Array, axes: int) -> jax.Array:
+  """w [..., K, E] -> [..., KE], for a product as one matrix; as it is where one axis comes out.
+
+  Where 'tensor' splits E, each device's part of all K comes first, then the next one's: so the
+  matrix is split along E as w is, and what a device holds stays where it lies.
+  """
+  if axes == 1:
+    return w
+  *rest, k, e = w.shape
+  parts = sharding.axis_size('tensor', of=e)
+  w = w.reshape(*rest, k, parts, e // parts)
+  return w.swapaxes(-3, -2).reshape(*rest, k * e)
+
+
+def parted(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """y [..., KE] -> [..., K, E], the inverse of `joined`."""
+  if len(shape) == 1:
+    return y
+  k, e = shape
+  parts = sharding.axis_size('tensor', of=e)
+  y = y.reshape(*y.shape[:-1], parts, k, e // parts)
+  return y.swapaxes(-3, -2).reshape(*y.shape[:-3], k, e)
 
 
 @jax.custom_jvp

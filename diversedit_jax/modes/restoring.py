@@ -16,7 +16,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import flat_config, kernels, learned, run_dir
 from diversedit_jax.modes import averages, null_label, origins, run_context
 from diversedit_jax.training import average, initial
-from diversedit_jax.weights import misfits
+from diversedit_jax.weights import forms, misfits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Weights:
   @functools.cached_property
   def fingerprint(self) -> str:
     """Digest of the parameters, see `trees.fingerprint`; made once for all settings of a sweep."""
-    return trees.fingerprint(self.params)
+    return trees.fingerprint(self.params, forms.before)
 
 
 def open_weights(

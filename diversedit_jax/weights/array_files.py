@@ -21,14 +21,15 @@ import numpy as np
 import safetensors.numpy
 
 from diversedit_jax import types
-from diversedit_jax.weights import folders, location, misfits, opening
+from diversedit_jax.weights import folders, forms, location, misfits, opening
 from diversedit_jax.weights import parts as parts_lib
 
 
 class Read(NamedTuple):
   """What was read.
 
-  arrays: in the dtypes of the file; those from a PyTorch file or a pickle are read-only views.
+  arrays: in the dtypes of the file, and in today's form (`forms`); those from a PyTorch file or a
+    pickle are read-only views.
   notes: what was taken, dropped and left out, in sentences.
   path: the file.
   """
@@ -76,7 +77,7 @@ def read(
       )
     except types.UserError as error:
       raise types.UserError(f'{path} {error}') from error
-    arrays = {name: opened.readers[its]() for name, its in chosen.names.items()}
+    arrays = forms.current({name: opened.readers[its]() for name, its in chosen.names.items()})
   notes = list(chosen.notes)
   if opened.odd:
     odd = [f'{name} ({what})' for name, what in opened.odd.items()]
@@ -183,7 +184,7 @@ def digest(named: Iterable[tuple[str, np.ndarray]]) -> str:
   """SHA-256 over the sorted names, shapes and little-endian float32 values."""
   hashed = hashlib.sha256()
   for name, array in sorted(named, key=lambda pair: pair[0]):
-    hashed.update(f'{name} {array.shape}\n'.encode())
+    hashed.update(f'{name} {forms.before(name, array.shape)}\n'.encode())
     hashed.update(np.ascontiguousarray(array, '<f4').tobytes())
   return hashed.hexdigest()
 

@@ -95,7 +95,8 @@ def parameters(architecture, terms=(), dtype=np.float32, seed=1):
   def fill(path, shape):
     value, name = generator.standard_normal(shape.shape), path[-1].key
     if name == 'kernel':
-      value = value / np.sqrt(shape.shape[-2])
+      fan_in = shape.shape[-3 if path[-2].key == 'qkv' else -2]
+      value = value / np.sqrt(fan_in)
     else:
       value = 0.3 * value + (name == 'scale')
     return jnp.asarray(value, dtype)

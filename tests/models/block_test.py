@@ -30,7 +30,7 @@ def layer_norm(x_NTD, epsilon):
 
 
 def linear(layer, x):
-  return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+  return np.tensordot(x, np.asarray(layer.kernel[...]), 1) + np.asarray(layer.bias[...])
 
 
 def plain_attention(q_NTHd, k_NTHd, v_NTHd):
@@ -44,8 +44,8 @@ def test_a_block_is_its_equations():
     x, c = (np.asarray(a) for a in arrays((N, T, D), (N, D)))
     parts = linear(ours.adaln, c / (1 + np.exp(-c)))[:, None]
     s1, k1, g1, s2, k2, g2 = np.split(parts, 6, axis=-1)
-    qkv = np.split(linear(ours.attn.qkv, layer_norm(x, 1e-6) * (1 + k1) + s1), 3, axis=-1)
-    attended = plain_attention(*(part.reshape(N, T, 2, D // 2) for part in qkv))
+    qkv = linear(ours.attn.qkv, layer_norm(x, 1e-6) * (1 + k1) + s1)
+    attended = plain_attention(*(qkv[:, :, i].reshape(N, T, 2, D // 2) for i in range(3)))
     wanted = x + g1 * linear(ours.attn.proj, np.asarray(attended).reshape(N, T, D))
     hidden = linear(ours.mlp.fc1, layer_norm(wanted, 1e-6) * (1 + k2) + s2)
     hidden = hidden / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
