@@ -153,6 +153,8 @@ def _may_change(key, given, same_data):
     return same_data
   if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
     return False  # The learning rate jumps.
+  if key == 'train.accumulate' and registry.needs(given['method'], 'couples_examples'):
+    return False  # Such a loss is that of each microbatch.
   section, declared = key.partition('.')[0], declarations.keys()
   if section in registry.sections() and section not in registry.used_sections(given['method']):
     return True

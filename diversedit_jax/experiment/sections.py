@@ -238,7 +238,12 @@ class TrainOptions(options.Section, section='train'):
     doc='Updates; a run may change it where the learning rate does not follow from it.',
   )
   batch_size: int = options.option(256, at_least=1, doc='Examples of a step, over all devices.')
-  accumulate: int = options.option(1, at_least=1, doc='Microbatches of a step.')
+  accumulate: int = options.option(
+    1,
+    at_least=1,
+    may_change=True,
+    doc='Microbatches of a step; a run may change it where the loss is a mean over examples.',
+  )
   label_dropout: float = options.option(
     0.1, at_least=0, below=1, doc='Probability of the null label, for guidance.'
   )

@@ -128,6 +128,7 @@ class Part(options.Section, abc.ABC):
   reads: ClassVar[tuple[str, ...]] = ()  # Further sections whose options it looks at.
   needs_pixels: ClassVar[bool] = False  # Whether it shows pixels to a frozen encoder.
   needs_teacher: ClassVar[bool] = False  # Whether it runs the averaged network.
+  couples_examples: ClassVar[bool] = False  # Whether its loss is no mean over examples.
   recipe: ClassVar[Mapping[str, Any]] = {}  # What its paper sets otherwise, by key of the config.
 
   def prepare(self, setup: Setup) -> 'Part':
@@ -226,7 +227,12 @@ class Context:
 
 
 class Term(Part):
-  """One additional loss on the block outputs; a subclass has `loss` and overrides what it needs."""
+  """One additional loss on the block outputs; a subclass has `loss` and overrides what it needs.
+
+  It says so if its loss is a mean over examples, which microbatches do not change.
+  """
+
+  couples_examples = True
 
   def check(self, architecture: model_config.Architecture, examples: int) -> None:
     """Refuses a model, or a number of examples per microbatch, that the term cannot use."""

@@ -67,7 +67,7 @@ def trained_parts(method: str) -> tuple[str, ...]:
 
 
 def needs(method: str, what: str) -> bool:
-  """Whether any part of a method has a trait: 'needs_pixels', 'needs_teacher'."""
+  """Whether any part of a method has a trait, such as 'needs_pixels' or 'couples_examples'."""
   return any(getattr(METHODS[name], what) for name in parse(method))
 
 

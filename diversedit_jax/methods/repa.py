@@ -66,6 +66,7 @@ class Repa(base.Term):
   aligned: tuple[Pair, ...] = ()
   class_token: bool = False
   needs_pixels: ClassVar[bool] = True
+  couples_examples: ClassVar[bool] = False
 
   def prepare(self, setup: base.Setup) -> 'Repa':
     """With its encoders opened; see `open_pairs`."""

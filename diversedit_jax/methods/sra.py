@@ -81,6 +81,7 @@ class Sra(base.Term):
   )
   steps_per_epoch: int | None = None
   needs_teacher: ClassVar[bool] = True
+  couples_examples: ClassVar[bool] = False
 
   def __post_init__(self):
     super().__post_init__()

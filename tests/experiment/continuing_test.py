@@ -83,6 +83,17 @@ def test_the_refusal_of_another_value_shows_the_flag_with_which_it_is_accepted(r
   assert f'{key}: stored {value!r}, given {stored!r}' in str(refused.value)
 
 
+def test_microbatches_change_by_themselves_where_they_change_nothing(run):
+  more = {'train.accumulate': 4}
+  with pytest.raises(types.UserError, match='add --continue_with=train.accumulate;'):
+    start(run, more)  # The method is diverse, whose loss is that of a microbatch.
+  for method, named in (('flow', []), ('sra', []), ('dispersive', ['train.accumulate'])):
+    workdir = run.parent / method
+    start(workdir, {'method': method})
+    start(workdir, {'method': method, **more}, keys=named)
+    assert flat_config.stored(workdir)['train.accumulate'] == 4
+
+
 def test_only_what_is_named_changes(run):
   before = (run / 'config.json').read_bytes()
   with pytest.raises(types.UserError, match='it differs in seed: stored 0, given 1. To') as refused:

@@ -180,3 +180,26 @@ def test_gradient_of_meanflow_is_that_of_a_square_with_target_and_weight_held(me
   # What is held matters: the loss itself has another slope, nearly none where p = 1.
   free = run(moved(params, direction, H))[0][0] - run(moved(params, direction, -H))[0][0]
   assert abs(free / (2 * H) - wanted) > 1e-3 * abs(wanted)
+
+
+@pytest.mark.parametrize(
+  ('flow', 'terms'),
+  [
+    (SCORE, (REPA, SRA)),
+    (MEANFLOWS['meanflow'][0], ()),
+    (METHODS['flow'][0], (DIVERSE,)),
+    (METHODS['flow'][0], (DISPERSIVE,)),
+  ],
+)
+def test_losses_that_say_that_they_are_means_over_examples_are(flow, terms):
+  """Microbatches change no other, so that a run may change their number."""
+  graphdef, params, draw, _ = setting(flow, terms)
+  objective, network = base.Objective(flow=flow, terms=terms), nnx.merge(graphdef, params)
+
+  def loss(draw):
+    more = dict(key=jax.random.key(2), step=jnp.int32(0), teacher=network)
+    return objective.loss(network, draw, **more)[0]
+
+  halves = jax.jit(lambda: jax.lax.map(loss, base.microbatches(draw, 2)))()
+  coupled = any(part.couples_examples for part in (flow, *terms))
+  assert coupled == (abs(halves.mean() / jax.jit(loss)(draw) - 1) > 1e-12)

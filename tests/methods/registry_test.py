@@ -71,6 +71,7 @@ def test_traits_are_those_of_any_part():
   for trait, methods in (
     ('needs_pixels', {'repa', 'reg'}),
     ('needs_teacher', {'sra'}),
+    ('couples_examples', {'diverse', 'dispersive'}),
   ):
     for name in registry.METHODS:
       assert registry.needs(name, trait) == (name in methods), (name, trait)
