@@ -15,6 +15,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
+from diversedit_jax import slices as slices_lib
 from diversedit_jax import trees, types
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
@@ -48,17 +49,30 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
 
 
 def make_mesh(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  *,
+  devices: Sequence[jax.Device] | None = None,
+  slices: int = -1,
 ) -> jax.sharding.Mesh:
-  """Mesh over some devices, or all of all processes; see `mesh_sizes` for sizes and errors."""
+  """Mesh over some devices, or all of all processes.
+
+  See `mesh_sizes` for sizes, `slices.groups` for slices, and both for errors.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(data, fsdp, tensor, len(devices))
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  arranged = slices_lib.arrange(devices, sizes, slices)
+  return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def planned_mesh(data: int, fsdp: int, tensor: int, devices: int) -> jax.sharding.AbstractMesh:
-  """The mesh of as many devices as one plans to have; holds shapes only."""
-  return jax.sharding.AbstractMesh(mesh_sizes(data, fsdp, tensor, devices), MESH_AXES)
+def planned_mesh(
+  data: int, fsdp: int, tensor: int, devices: int, *, slices: int = -1
+) -> jax.sharding.AbstractMesh:
+  """The mesh of as many devices as one plans to have; holds shapes only. See `make_mesh`."""
+  sizes = mesh_sizes(data, fsdp, tensor, devices)
+  slices_lib.check(sizes, max(slices, 1))
+  return jax.sharding.AbstractMesh(sizes, MESH_AXES)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -137,6 +151,23 @@ def shard_bytes(shapes: Any, shardings: Any) -> int:
     lambda x, s: int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize, shapes, shardings
   )
   return sum(jax.tree.leaves(sizes))
+
+
+def check_tensor(mesh: jax.sharding.Mesh, heads: int, hidden: int) -> None:
+  """Refuses a 'tensor' axis that does not divide the heads and the hidden layer of the MLP.
+
+  Raises:
+    UserError: naming a size that does.
+  """
+  tensor = mesh.shape['tensor']
+  shares = lambda size: heads % size == hidden % size == tensor % size == 0
+  if shares(tensor):
+    return
+  best = max(size for size in range(1, tensor + 1) if shares(size))
+  raise types.UserError(
+    f'mesh.tensor={tensor} does not divide the {heads} heads and the {hidden} hidden features of '
+    f'the MLP, which are what it shares; use mesh.tensor={best} and give the rest to mesh.data'
+  )
 
 
 def check_split(shapes: Any, shardings: Any, mesh: jax.sharding.Mesh, width: int) -> None:

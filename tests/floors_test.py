@@ -12,7 +12,7 @@ FLOORS = {
     (
       'types',
       'rng trees progress signals paths buckets cores faults',
-      'locks options cli together',
+      'locks options cli slices together',
       'cluster sharding interpolants losses data weights integrity',
       'models checkpoint',
       'frozen sampling',

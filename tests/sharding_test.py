@@ -50,6 +50,20 @@ def test_fsdp_that_splits_nothing_is_refused_with_a_size_that_does():
     sharding.check_split(shapes, split(256), sharding.planned_mesh(-1, 256, 1, 256), 1152)
 
 
+@pytest.mark.parametrize(
+  ('tensor', 'heads', 'hidden', 'best'),
+  [(5, 16, 4608, 1), (4, 6, 1536, 2), (32, 16, 4608, 16), (4, 12, 90, 2)],
+)
+def test_tensor_must_divide_heads_and_mlp(tensor, heads, hidden, best):
+  """Of XL/2 and S/2, and a narrow MLP."""
+  mesh = lambda size: sharding.planned_mesh(-1, 1, size, 160)
+  with pytest.raises(
+    types.UserError, match=f'tensor={tensor} does .* {heads} heads .*mesh.tensor={best} and'
+  ):
+    sharding.check_tensor(mesh(tensor), heads, hidden)
+  sharding.check_tensor(mesh(best), heads, hidden)
+
+
 def test_batch_keeps_its_rows_and_order():
   mesh = sharding.make_mesh()
   rows = sharding.process_rows(mesh, 6)

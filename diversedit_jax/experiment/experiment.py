@@ -197,8 +197,8 @@ def check_devices(experiment: Experiment, mesh) -> None:
   train, divisor = experiment.train, sharding.batch_divisor(mesh)
   if train.batch_size % (divisor * train.accumulate):
     raise types.UserError(
-      f'train.batch_size={train.batch_size} is not divisible by {divisor} devices times '
-      f'train.accumulate={train.accumulate}'
+      f'train.batch_size={train.batch_size} is not divisible by {divisor} devices (mesh.data times '
+      f'mesh.fsdp) times train.accumulate={train.accumulate}'
     )
 
 

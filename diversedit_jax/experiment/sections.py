@@ -302,11 +302,21 @@ class MeshOptions(options.Section, section='mesh', may_change=True):
   fsdp: int = options.option(
     1, at_least=-1, doc='Devices that share one copy of the state; must divide the width.'
   )
-  tensor: int = options.option(1, at_least=-1, doc='Devices that share each matrix product.')
+  tensor: int = options.option(
+    1,
+    at_least=-1,
+    doc='Devices that share each matrix product; must divide the heads and the width of the MLP.',
+  )
+  slices: int = options.option(
+    -1,
+    at_least=-1,
+    doc='Groups of devices with a fast network of their own, over which data alone is split: -1 '
+    'asks the TPUs, 1 is none, and other devices are grouped as told.',
+  )
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ('data', 'fsdp', 'tensor'):
+    for name in ('data', 'fsdp', 'tensor', 'slices'):
       if getattr(self, name) == 0:
         raise types.UserError(f'mesh.{name} must be positive or -1, got 0')
 

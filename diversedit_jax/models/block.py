@@ -109,8 +109,8 @@ class Mlp(nnx.Module):
   def __init__(
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
-    width, dtype = architecture.width, execution.compute_dtype
-    hidden = int(width * architecture.mlp_ratio)
+    width, hidden = architecture.width, architecture.hidden
+    dtype = execution.compute_dtype
     self.fc1 = linear.Linear(width, hidden, ('embed', 'mlp'), dtype=dtype, rngs=rngs)
     self.fc2 = linear.Linear(hidden, width, ('mlp', 'embed'), dtype=dtype, rngs=rngs)
 

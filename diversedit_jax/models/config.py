@@ -128,6 +128,11 @@ class Architecture(options.Section, section='model', decides_network=True):
     return rows * cols
 
   @property
+  def hidden(self) -> int:
+    """Features of the MLP's hidden layer."""
+    return int(self.width * self.mlp_ratio)
+
+  @property
   def sequence(self) -> int:
     """Tokens that go through the blocks: the patches and, for REG, the class token."""
     return self.tokens + bool(self.class_token)

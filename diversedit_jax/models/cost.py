@@ -30,8 +30,7 @@ def forward_flops(architecture: config.Architecture) -> float:
   """FLOPs of one forward pass of one example; elementwise work is left out."""
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
   patch = architecture.patch_size**2 * architecture.channels
-  hidden = int(d * architecture.mlp_ratio)
-  block = 2 * t * (4 * d * d + 2 * d * hidden) + 4 * t * t * d + 2 * 6 * d * d
+  block = 2 * t * (4 * d * d + 2 * d * architecture.hidden) + 4 * t * t * d + 2 * 6 * d * d
   skips = depth // 2 * 4 * d * d * t if architecture.skip.enabled else 0
   times = 2 if architecture.interval else 1
   out = patch * (2 if architecture.learn_sigma else 1)
@@ -40,11 +39,14 @@ def forward_flops(architecture: config.Architecture) -> float:
   return float(depth * block + skips + ends)
 
 
-def activation_bytes(architecture: config.Architecture, execution: config.Execution) -> float:
+def activation_bytes(
+  architecture: config.Architecture, execution: config.Execution, tensor: int = 1
+) -> float:
   """Bytes per example that the backward pass finds in memory, an estimate.
 
   Each token of a block keeps values of width D, whose number is known from what
-  `tuning.recomputed` keeps. The compiler for an H200 needs 0.9 to 1.1 times as much for XL/2
+  `tuning.recomputed` keeps; of those between the two products of attention or MLP each of `tensor`
+  devices has its share. The compiler for an H200 needs 0.9 to 1.1 times as much for XL/2
   (benchmarks/ahead.py); `plan.compile_for` asks it.
   """
   t, d, depth, ratio = (
@@ -56,25 +58,27 @@ def activation_bytes(architecture: config.Architecture, execution: config.Execut
   product = 4 if execution.dtype == 'float32' else 2
   residual = 4 if execution.residual_dtype == 'float32' else 2
   unrolled = tuning.blocks_per_step(execution, depth) == depth
-  operands = 2 + ratio if unrolled else 0
-  products, residuals = {
-    'none': (6 + ratio + operands, 2),
-    'dots': (5 + ratio, 1),
-    'names': (4 + ratio, 1),
-    'full': (0, 1),
+  whole, shared, residuals = {
+    'none': (4, 4 + 2 * ratio, 2) if unrolled else (2, 4 + ratio, 2),
+    'dots': (2, 3 + ratio, 1),
+    'names': (0, 4 + ratio, 1),
+    'full': (0, 0, 1),
   }[execution.remat]
-  kept = d * (products * product + residuals * residual)
+  kept = d * ((whole + shared / tensor) * product + residuals * residual)
   # Where it runs on this machine, what 'auto' takes is known only when it has been tried.
   by_xla = not execution.platform or attention.implementation(architecture, execution) == 'xla'
   if by_xla and execution.remat == 'none':
-    kept += architecture.heads * t * 4
+    kept += architecture.heads * t * 4 / tensor
   skips = depth // 2 * d * residual if architecture.skip.enabled else 0
-  one_block = d * (4 + 2 * ratio) * residual  # While it is differentiated.
+  one_block = d * (4 + 2 * ratio / tensor) * residual  # While it is differentiated.
   return float(t * (depth * kept + skips + one_block))
 
 
-def cost(architecture: config.Architecture, execution: config.Execution) -> Cost:
-  """The cost of a network; traces it for its parameters and compiles nothing."""
+def cost(architecture: config.Architecture, execution: config.Execution, tensor: int = 1) -> Cost:
+  """The cost of a network; traces it for its parameters and compiles nothing.
+
+  tensor: devices that share each product.
+  """
   unprobed = dataclasses.replace(execution, attention='xla')
   model = nnx.eval_shape(lambda: sit.SiT(architecture, unprobed, rngs=nnx.Rngs(0)))
   parameters = trees.count(nnx.state(model, nnx.Param))
@@ -83,5 +87,5 @@ def cost(architecture: config.Architecture, execution: config.Execution) -> Cost
     parameters=parameters,
     forward=forward,
     training=forward * (4 if execution.remat == 'full' else 3),
-    activation_bytes=activation_bytes(architecture, execution),
+    activation_bytes=activation_bytes(architecture, execution, tensor),
   )

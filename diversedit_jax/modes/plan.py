@@ -17,13 +17,14 @@ def run(experiment: experiment_lib.Experiment) -> str:
   options, mesh = experiment.plan, experiment.mesh
   target = devices.find(options.compile_for) if options.compile_for else None
   count = options.count(target)
-  planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, count)
+  planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, count, slices=mesh.slices)
+  experiment_lib.check_devices(experiment, planned)
   trainable = run_context.make_trainable(experiment, planned)
   numbers = plan_lib.plan(
     experiment.architecture,
     experiment.execution,
     options,
-    count,
+    planned,
     objective=experiment.objective,
     steps=experiment.train.steps,
     batch_size=experiment.train.batch_size,
@@ -43,9 +44,8 @@ def run(experiment: experiment_lib.Experiment) -> str:
 
 def _compiled(experiment, target, estimate):
   """The report of the run's step, compiled for a target. estimate: GiB that the plan expects."""
-  axes, batch_size = experiment.mesh, experiment.train.batch_size
-  mesh = sharding.make_mesh(axes.data, axes.fsdp, axes.tensor, devices=target.devices)
-  experiment_lib.check_devices(experiment, mesh)
+  batch_size = experiment.train.batch_size
+  mesh = run_context.make_mesh(experiment, target.devices)
   trainable = run_context.make_trainable(experiment, mesh)
   step_fn = step.compile_step(
     run_context.make_step(experiment, trainable), trainable.shardings, mesh

@@ -19,10 +19,10 @@ _NAME = 20  # Letters of a class's name beside a row.
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
 
 
-def make_mesh(experiment):
-  """The mesh of a run, over all devices."""
+def make_mesh(experiment, devices=None):
+  """The mesh of a run, over all devices or over some."""
   mesh = experiment.mesh
-  return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+  return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices=devices, slices=mesh.slices)
 
 
 def with_attention(experiment, known):
@@ -46,6 +46,8 @@ def make_trainable(experiment, mesh, *, heads=True):
 
   heads: whether the network has what its terms bring, which no sample needs.
   """
+  architecture = experiment.architecture
+  sharding.check_tensor(mesh, architecture.heads, architecture.hidden)
   trainable = state.Trainable(
     functools.partial(experiment.network, heads=heads),
     experiment.transformation(),
@@ -54,9 +56,7 @@ def make_trainable(experiment, mesh, *, heads=True):
     freeze=experiment.optimizer.freeze if heads else '',
     averages=experiment.train.tracked(),
   )
-  sharding.check_split(
-    trainable.params, trainable.param_shardings, mesh, experiment.architecture.width
-  )
+  sharding.check_split(trainable.params, trainable.param_shardings, mesh, architecture.width)
   return trainable
 
 

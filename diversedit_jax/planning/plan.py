@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from diversedit_jax import options, progress, trees, types
+from diversedit_jax import options, progress, sharding, trees, types
 from diversedit_jax.methods import base
 from diversedit_jax.models import attention, tuning
 from diversedit_jax.models import config as config_lib
@@ -103,7 +103,7 @@ def plan(
   architecture: config_lib.Architecture,
   execution: config_lib.Execution,
   config: PlanConfig,
-  devices: int,
+  mesh: jax.sharding.AbstractMesh,
   *,
   objective: base.Objective,
   steps: int,
@@ -123,7 +123,7 @@ def plan(
   Args:
     architecture, execution: the network.
     config: assumptions about the hardware.
-    devices: number of devices.
+    mesh: the devices, from `sharding.planned_mesh`, among which the batch is to be divisible.
     objective: the method.
     steps, batch_size, accumulate: length and batch of the run.
     parameters: number of parameters, heads included.
@@ -132,20 +132,13 @@ def plan(
     trained: how many of them are trained, and have gradients and moments; None is all.
     data_bytes: bytes of the examples that every device holds.
     averages: how many are kept.
-
-  Raises:
-    UserError: if the batch does not fit the devices.
   """
-  if batch_size % (devices * accumulate):
-    raise types.UserError(
-      f'train.batch_size={batch_size} is not divisible by plan.devices={devices} times '
-      f'train.accumulate={accumulate}'
-    )
+  devices = mesh.size
   average_bytes = shard_bytes if average_bytes is None else average_bytes
   trained = parameters if trained is None else trained
   gradients, moments = (n * trained // parameters for n in (shard_bytes, 2 * average_bytes))
-  cost = cost_lib.cost(architecture, execution)
-  per_device = batch_size // devices // accumulate
+  cost = cost_lib.cost(architecture, execution, tensor=mesh.shape['tensor'])
+  per_device = batch_size // sharding.batch_divisor(mesh) // accumulate
   added = method_flops(objective, architecture, batch_size // accumulate)
   plain = cost_lib.cost(plain_architecture(architecture), execution).training
   training = plain + sum(added.values())

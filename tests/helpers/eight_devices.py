@@ -1,10 +1,13 @@
 """Three training steps on meshes of simulated devices; writes losses, parameters, state bytes.
 
+Also what the compiled step sends, and one block by itself, forwards and with its gradients.
+
 Run by devices_test.py in a process of its own, since the number of devices is fixed at start:
   python eight_devices.py DEVICES METHOD FOLDER NAME:DATA,FSDP,TENSOR,ZERO1 ...
-writes FOLDER/NAME.npz for each mesh.
+writes FOLDER/NAME.npz and FOLDER/NAME.json for each mesh, and FOLDER/block.json.
 """
 
+import json
 import os
 import pathlib
 import sys
@@ -13,13 +16,18 @@ devices, method, folder, *layouts = sys.argv[1:]
 simulated = f'--xla_force_host_platform_device_count={devices}'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {simulated}'
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import rng, sharding, trees
 from diversedit_jax.data import pipeline
+from diversedit_jax.models import block
+from diversedit_jax.models import config as model_config
+from diversedit_jax.planning import collectives
 from diversedit_jax.training import average, state, step
 
 config = digits.get_config(f'method={method}')
@@ -40,7 +48,11 @@ def away_from_zero(params):
   return jax.tree.map(lambda x, n: np.asarray(x) + 0.05 * n, params, noise(params, seed=1))
 
 
-def trained(mesh, shard_over_data):
+def write(name, found):
+  (pathlib.Path(folder) / f'{name}.json').write_text(json.dumps(found))
+
+
+def trained(name, mesh, shard_over_data):
   trainable = state.Trainable(
     experiment.network,
     tx,
@@ -69,10 +81,15 @@ def trained(mesh, shard_over_data):
   losses, history, frozen = [], {}, experiment.objective.frozen()
   steps = pipeline.Steps(source=experiment.source, seed=0, batch_size=32)
   with jax.set_mesh(mesh), pipeline.batches(steps, start_step=0) as batches:
+    program = None
     for _ in range(3):
-      made, metrics = step_fn(made, sharding.put_batch(next(batches), mesh, 32), frozen)
+      given = made, sharding.put_batch(next(batches), mesh, 32), frozen
+      program = program or step_fn.lower(*given).compile()
+      made, metrics = program(*given)
       losses.append([float(metrics[k]) for k in ('loss', 'velocity', 'diverse/loss', 'grad_norm')])
       history[f'after_{len(losses)}'] = jax.tree.map(np.asarray, made.params)
+  sent = collectives.collectives(program.as_text())
+  write(name, {kind: [sums['count'], sums['bytes']] for kind, sums in sent.items()})
   whole = jax.device_put(noise(trainable.params, seed=0), layout.params)
   (power,) = made.averages.values()
   arrays = trees.named_leaves({'params': made.params, 'ema': made.ema, 'power': power, **history})
@@ -90,5 +107,43 @@ for layout in layouts:
   data, fsdp, tensor, zero1 = map(int, sizes.split(','))
   np.savez(
     pathlib.Path(folder) / f'{name}.npz',
-    **trained(sharding.make_mesh(data, fsdp, tensor), bool(zero1)),
+    **trained(name, sharding.make_mesh(data, fsdp, tensor), bool(zero1)),
   )
+
+
+# As block_test.py and devices_test.py have them: 16 examples of 16 tokens, width 32, 8 heads.
+BLOCK = model_config.Architecture(
+  depth=1, width=32, heads=8, patch_size=2, input_size=(8, 8), channels=1, num_classes=1
+)
+
+
+def of_a_block(*sizes):
+  """Count and bytes of what a block sends, by kind: forwards, and with its gradients."""
+  mesh = sharding.make_mesh(*sizes)
+  make = lambda: block.Block(BLOCK, model_config.Execution(attention='xla'), rngs=nnx.Rngs(0))
+  graphdef, variables = nnx.split(nnx.eval_shape(make))
+  placed, rows = (
+    nnx.to_pure_dict(sharding.shardings_of(variables, mesh)),
+    sharding.batch_sharding(mesh),
+  )
+
+  def forward(params, x_NTD, c_ND):
+    return sharding.constrain_batch(nnx.merge(graphdef, params)(x_NTD, c_ND))
+
+  def gradients(params, x_NTD, c_ND):
+    loss = lambda params, x_NTD: jnp.sum(jnp.square(forward(params, x_NTD, c_ND)))
+    return jax.grad(loss, argnums=(0, 1))(params, x_NTD)
+
+  given = nnx.to_pure_dict(variables), jnp.zeros((16, 16, 32)), jnp.zeros((16, 32))
+  found = {}
+  for name, function, out in (('forward', forward, rows), ('gradients', gradients, (placed, rows))):
+    jitted = jax.jit(function, in_shardings=(placed, rows, rows), out_shardings=out)
+    with jax.set_mesh(mesh):
+      sent = collectives.collectives(jitted.lower(*given).compile().as_text())
+    found[name] = {kind: [sums['count'], sums['bytes']] for kind, sums in sent.items()}
+  return found
+
+
+if len(jax.devices()) == 8 and method == 'flow+diverse':
+  sizes = (8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 1, 8), (1, 4, 2)
+  write('block', {','.join(map(str, each)): of_a_block(*each) for each in sizes})

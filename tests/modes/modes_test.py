@@ -13,11 +13,12 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import modes, trees, types
+from diversedit_jax import modes, sharding, trees, types
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import flat_config
 from diversedit_jax.methods import diverse, reg, registry
+from diversedit_jax.modes import run_context
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import average, writers
 
@@ -268,8 +269,29 @@ def test_plan_counts_the_trained_parameters(run, ema):
   assert text['tokens per image'] == '16'
   assert text['hardware'].startswith('1 devices of 0.1 TFLOP/s')
   assert text['time'].endswith('for 30 steps')
-  with pytest.raises(types.UserError, match=r'batch_size=32 .* plan\.devices=3'):
+  with pytest.raises(types.UserError, match=r'batch_size=32 .* by 3 devices '):
     modes.plan.run(small_runs.make(plan__devices=3))
+
+
+def test_a_plan_refuses_what_a_run_refuses_and_nothing_else():
+  """Devices that share each product share their examples too."""
+  made = small_runs.make(plan__devices=16, mesh__tensor=2, train__batch_size=8)
+  assert '16 devices' in modes.plan.run(made)
+  run_context.make_trainable(made, sharding.planned_mesh(-1, 1, 2, 16))
+  for sizes, of, message in (
+    ((-1, 1, 3), 6, r'mesh.tensor=3 does not divide the 2 heads .* use mesh.tensor=1 and'),
+    ((2, 1, 1), 2, r'batch_size=7 is not divisible by 2 devices'),
+  ):
+    names = dict(zip(('mesh__data', 'mesh__fsdp', 'mesh__tensor'), sizes, strict=True))
+    batch = {} if sizes[2] == 3 else {'train__batch_size': 7}
+    made = small_runs.make(plan__devices=of, **names, **batch)
+    with pytest.raises(types.UserError, match=message) as of_plan:
+      modes.plan.run(made)
+    mesh = sharding.planned_mesh(*sizes, of)
+    with pytest.raises(types.UserError) as of_run:
+      experiment_lib.check_devices(made, mesh)
+      run_context.make_trainable(made, mesh)
+    assert str(of_run.value) == str(of_plan.value)
 
 
 def test_sampling_again_gives_the_same_arrays(run):

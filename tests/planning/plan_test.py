@@ -4,7 +4,7 @@ from helpers import networks
 import numpy as np
 import pytest
 
-from diversedit_jax import interpolants, types
+from diversedit_jax import interpolants, sharding, types
 from diversedit_jax.methods import base, flow
 from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import cost, sizes
@@ -33,7 +33,7 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
   numbers = plan_lib.plan(
     *SMALL,
     hardware,
-    8,
+    sharding.planned_mesh(-1, 1, 1, 8),
     objective=objective(),
     steps=1000,
     batch_size=64,
@@ -91,7 +91,7 @@ def test_plan_in_words(hardware):
     sizes.architecture('XL/2', input_size=(32, 32)),
     config_lib.Execution(),
     hardware,
-    8,
+    sharding.planned_mesh(-1, 1, 1, 8),
     objective=objective(),
     steps=400_000,
     batch_size=256,
@@ -105,8 +105,15 @@ def test_plan_in_words(hardware):
   np.testing.assert_allclose(numbers['seconds'], 182.2e3, rtol=1e-3)
 
 
-@pytest.mark.parametrize('fields', [dict(batch_size=60), dict(batch_size=24, accumulate=2)])
-def test_plan_refuses_a_batch_that_does_not_fit(hardware, fields):
-  arguments = dict(steps=10, batch_size=64, accumulate=1, parameters=1, shard_bytes=1) | fields
-  with pytest.raises(types.UserError, match=f'train.batch_size={fields["batch_size"]} is not div'):
-    plan_lib.plan(*SMALL, hardware, 8, objective=objective(), **arguments)
+def test_devices_that_share_products_have_more_examples_each(hardware):
+  """Four groups of two, each of which has its examples once."""
+  more = dict(steps=10, batch_size=64, accumulate=1, parameters=1, shard_bytes=1)
+  plan = lambda *sizes: plan_lib.plan(
+    *SMALL, hardware, sharding.planned_mesh(*sizes, 8), objective=objective(), **more
+  )
+  alone, shared = plan(8, 1, 1), plan(4, 1, 2)
+  whole, part = (cost.activation_bytes(*SMALL, tensor) for tensor in (1, 2))
+  assert whole / 2 < part < whole
+  ratio = shared['activation_gib_per_device'] / alone['activation_gib_per_device']
+  np.testing.assert_allclose(ratio, 2 * part / whole, rtol=1e-12)
+  assert shared['images_per_second'] == alone['images_per_second']

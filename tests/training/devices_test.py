@@ -1,5 +1,6 @@
 """Eight simulated devices compute what one does; FSDP and ZeRO-1 split the state among them."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -34,7 +35,7 @@ def run(folder, devices, meshes, method='flow+diverse'):
   found = {}
   for name in meshes:
     with np.load(folder / f'{name}.npz') as file:
-      found[name] = dict(file)
+      found[name] = dict(file) | {'sent': json.loads((folder / f'{name}.json').read_text())}
   return found
 
 
@@ -43,8 +44,13 @@ def one_and_eight(folder, meshes, method='flow+diverse'):
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-  return one_and_eight(tmp_path_factory.mktemp('devices'), MESHES)
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('devices')
+
+
+@pytest.fixture(scope='module')
+def runs(folder):
+  return one_and_eight(folder, MESHES)
 
 
 @pytest.mark.parametrize('name', MESHES)
@@ -64,7 +70,7 @@ def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
 def check_equal(one, many):
   assert one['devices'] == 1 and many['devices'] == 8
   for key in one:
-    if key not in ('bytes', 'devices', 'fingerprint'):
+    if key not in ('bytes', 'devices', 'fingerprint', 'sent'):
       # Sums over devices are taken in another order: float32 rounding, through three Adam steps.
       np.testing.assert_allclose(many[key], one[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
@@ -104,3 +110,47 @@ def test_zero1_splits_moments_and_average(runs):
   least = whole / 5 + whole * 4 / 5 / 8
   assert least <= int(runs['zero1']['bytes']) < 1.05 * least
   assert int(runs['zero1_fsdp_tp']['bytes']) < int(runs['zero1']['bytes'])
+
+
+def test_a_block_sends_what_the_rules_imply(runs, folder):
+  """In bytes: K of a kernel [D, D], B of a vector [D], X of the residual stream [N, T, D].
+
+  A block has qkv (3 K), proj (1), both layers of the MLP (4 and 4) and adaLN (6). 'fsdp' splits
+  them all, and the biases [D] of the two layers that give width D; 'tensor' splits the first four.
+  What is split by 'fsdp' is gathered, once, and gradients are added over those who have other
+  examples; 'tensor' adds two products with width D forwards, and two gradients of inputs backwards.
+  """
+  K, B, X = 4 * 32 * 32, 4 * 32, 4 * 16 * 16 * 32
+  kernels, biases = 18 * K, (3 + 1 + 4 + 1 + 6) * B
+  gathered = {'all-gather': [7, kernels + 2 * B]}
+  shared = {'all-gather': [7, 6 * K + 12 * K // 2 + 2 * B]}
+  gradients = 6 * K + 12 * K // 2 + 6 * B + 2 * B + (3 + 4) * B // 2
+  assert json.loads((folder / 'block.json').read_text()) == {
+    '8,1,1': {'forward': {}, 'gradients': {'all-reduce': [1, kernels + biases]}},
+    '1,8,1': {
+      'forward': gathered,
+      'gradients': gathered | {'all-reduce': [1, kernels + biases]},
+    },
+    '4,1,2': {
+      'forward': {'all-reduce': [2, 2 * X // 4]},
+      'gradients': {'all-reduce': [5, 4 * X // 4 + gradients]},
+    },
+    '1,1,8': {'forward': {'all-reduce': [2, 2 * X]}, 'gradients': {'all-reduce': [4, 4 * X]}},
+    '1,4,2': {
+      'forward': shared | {'all-reduce': [2, 2 * X // 4]},
+      'gradients': shared | {'all-reduce': [5, 4 * X // 4 + gradients]},
+    },
+  }
+
+
+def test_a_step_sends_gradients_once_and_gathers_what_is_split(runs):
+  """Beside them what the losses and norms add, which is small."""
+  leaves = {key: x for key, x in runs['one'].items() if key.startswith('params/')}
+  whole = sum(4 * x.size for x in leaves.values())
+  assert runs['one']['sent'] == {}
+  assert set(runs['dp']['sent']) == {'all-reduce'}
+  for name in ('dp', 'zero1'):
+    assert whole <= runs[name]['sent']['all-reduce'][1] < 1.1 * whole
+  # The updated parameters, of which each device has its part, where eight divides an axis.
+  split = sum(4 * x.size for x in leaves.values() if any(n % 8 == 0 for n in x.shape))
+  assert split <= runs['zero1']['sent']['all-gather'][1] < 1.1 * split
