@@ -1,5 +1,7 @@
 """`--mode=plan`: what a run will cost, by arithmetic and by the compiler."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -14,16 +16,36 @@ from diversedit_jax.training import step
 
 def run(experiment: experiment_lib.Experiment) -> str:
   """The cost of the config, in words; with `plan.compile_for`, the compiler's word beside it."""
-  options, mesh = experiment.plan, experiment.mesh
+  options = experiment.plan
   target = devices.find(options.compile_for) if options.compile_for else None
-  count = options.count(target)
+  planned = numbers(experiment, options.count(target))
+  table = plan_lib.table(planned, options, experiment.train.steps)
+  if target is None:
+    return table
+  found, estimate = report(experiment, target), plan_lib.memory_gib(planned)
+  share = estimate / found.needed * devices.GIB
+  rows = [
+    *compile_report.rows(found),
+    ('estimate above', f"{estimate:.2f} GiB, {share:.0%} of the compiler's"),
+    ('attention', _attention(experiment)),
+  ]
+  return f'{table}\n\n{plan_lib.aligned(rows)}'
+
+
+def numbers(experiment: experiment_lib.Experiment, count: int) -> dict[str, Any]:
+  """The numbers of the plan for so many devices.
+
+  Raises:
+    UserError: for a mesh that a run would not take.
+  """
+  mesh = experiment.mesh
   planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, count, slices=mesh.slices)
   experiment_lib.check_devices(experiment, planned)
   trainable = run_context.make_trainable(experiment, planned)
-  numbers = plan_lib.plan(
+  return plan_lib.plan(
     experiment.architecture,
     experiment.execution,
-    options,
+    experiment.plan,
     planned,
     objective=experiment.objective,
     steps=experiment.train.steps,
@@ -36,14 +58,10 @@ def run(experiment: experiment_lib.Experiment) -> str:
     data_bytes=_resident_bytes(experiment),
     averages=1 + len(trainable.averages),
   )
-  table = plan_lib.table(numbers, options, experiment.train.steps)
-  if target is None:
-    return table
-  return f'{table}\n\n{_compiled(experiment, target, plan_lib.memory_gib(numbers))}'
 
 
-def _compiled(experiment, target, estimate):
-  """The report of the run's step, compiled for a target. estimate: GiB that the plan expects."""
+def report(experiment: experiment_lib.Experiment, target: devices.Target) -> compile_report.Report:
+  """What the compiler says of the run's step on a target."""
   batch_size = experiment.train.batch_size
   mesh = run_context.make_mesh(experiment, target.devices)
   trainable = run_context.make_trainable(experiment, mesh)
@@ -57,14 +75,7 @@ def _compiled(experiment, target, estimate):
   # Its devices cannot run anything, which JAX would let them do with small things under `set_mesh`.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     lowered = step_fn.lower(state, batch, frozen)
-  report = compile_report.compile_for(target, lowered, beside=_resident_bytes(experiment))
-  found = report.needed / devices.GIB
-  rows = [
-    *compile_report.rows(report),
-    ('estimate above', f"{estimate:.2f} GiB, {estimate / found:.0%} of the compiler's"),
-    ('attention', _attention(experiment)),
-  ]
-  return plan_lib.aligned(rows)
+  return compile_report.compile_for(target, lowered, beside=_resident_bytes(experiment))
 
 
 def _attention(experiment):

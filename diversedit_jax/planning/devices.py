@@ -1,6 +1,7 @@
 """Accelerators by name, which programs can be compiled for although they are not here.
 
-'h200' is one GPU and 'h200:8' is a node of eight; 'v5e:2x2' is libtpu's name for a slice of TPUs.
+'h200' is one GPU and 'h200:8' is a node of eight; 'v5e:2x2' is libtpu's name for a slice of TPUs,
+and 'v5e:2x2:2' are two such slices.
 XLA compiles for a GPU from a description of it, and libtpu for any slice that it knows. Neither
 needs the device or its driver, only the package that holds the compiler.
 """
@@ -118,9 +119,10 @@ def parse(name: str) -> tuple[str, str]:
   trees.check_known('plan.compile_for device', kind, (*GPUS, *TPUS))
   if kind in GPUS and not re.fullmatch(r'(:[1-9]\d*)?', name[len(kind) :]):
     raise types.UserError(f"{name!r} does not give a number of GPUs; write '{kind}' or '{kind}:8'")
-  if kind in TPUS and not re.fullmatch(r'\d+(x\d+)+', rest):
+  if kind in TPUS and not re.fullmatch(r'\d+(x\d+)+(:[1-9]\d*)?', rest):
     raise types.UserError(
-      f"{name!r} does not name a slice of TPUs; add its topology, as in 'v5e:2x2' or 'v5p:2x2x1'"
+      f"{name!r} does not name a slice of TPUs; add its topology, as in 'v5e:2x2' or 'v5p:2x2x1', "
+      "and behind that the number of slices, if there are several: 'v6e:4x4:2'"
     )
   return kind, rest
 
@@ -209,8 +211,10 @@ def _description(gpu):
 
 
 def _tpus(name):
+  kind, rest = parse(name)
+  topology, _, number = rest.partition(':')
   try:
-    found = topologies.get_topology_desc(name, 'tpu')
+    found = topologies.get_topology_desc(f'{kind}:{topology}', 'tpu', num_slices=int(number or 1))
   except RuntimeError as error:  # A JaxRuntimeError is one.
     if 'not installed' in str(error):
       raise types.UserError(

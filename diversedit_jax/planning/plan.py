@@ -38,8 +38,8 @@ class PlanConfig(options.Section, section='plan', may_change=True):
   compile_for: str = options.option(
     '',
     doc='Also compiles the step for what is not here, which tells whether it fits: a100-40, '
-    "a100-80, h100, h200, rtx4090, a number of them as 'h200:8', or TPUs as 'v5e:2x2'; see "
-    'docs/memory.md.',
+    "a100-80, h100, h200, rtx4090, a number of them as 'h200:8', or TPUs as 'v5e:2x2', two slices "
+    "of them as 'v5e:2x2:2'; see docs/memory.md.",
   )
 
   def __post_init__(self):

@@ -16,6 +16,7 @@ def test_names_of_devices():
     ('a100-40:16', ('a100-40', '16'), 'gpu', 16),
     ('v5e:2x2', ('v5e', '2x2'), 'tpu', None),
     ('v5p:2x2x1', ('v5p', '2x2x1'), 'tpu', None),
+    ('v6e:4x4:2', ('v6e', '4x4:2'), 'tpu', None),
   ):
     found = devices.parse(name), devices.platform(name), devices.gpus(name)
     assert found == (parsed, platform, gpus)
@@ -31,6 +32,7 @@ def test_names_of_devices():
     ('h200:2x2', "'h200:2x2' does not give a number of GPUs"),
     ('h200:0', "'h200:0' does not give a number of GPUs"),
     ('v5e:4', "'v5e:4' does not name a slice of TPUs; add its topology"),
+    ('v5e:2x2:0', "'v5e:2x2:0' does not name a slice of TPUs; .* 'v6e:4x4:2'"),
     ('h200:12', "'h200:12' does not fill nodes of 8 GPUs; write 'h200:8' or 'h200:16'"),
   ],
 )
