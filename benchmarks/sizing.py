@@ -20,7 +20,7 @@ import common
 from configs import imagenet
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.modes import plan as plan_mode
-from diversedit_jax.planning import compile_report, devices
+from diversedit_jax.planning import devices
 from diversedit_jax.planning import plan as plan_lib
 
 _HERE = pathlib.Path(__file__).parent
