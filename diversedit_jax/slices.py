@@ -27,7 +27,7 @@ def groups(devices: Sequence[jax.Device], number: int) -> list[list[jax.Device]]
   """
   told: dict[int, list[jax.Device]] = {}
   for device in devices:
-    its = device.slice_index if device.platform == 'tpu' else 0
+    its = getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0
     told.setdefault(its, []).append(device)
   if number in (-1, len(told)):
     found = [told[index] for index in sorted(told)]

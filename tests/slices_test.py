@@ -61,6 +61,14 @@ def test_tpus_tell_how_many_slices_there_are():
     slices.groups(sorted(devices, key=lambda device: device.id)[:-1], -1)
 
 
+def test_the_only_slice_need_not_have_a_number():
+  devices = chips(16, platform='tpu')
+  for device in devices:
+    del device.slice_index
+  found = slices.arrange(devices, (4, 2, 2), -1)
+  assert found.shape == (4, 2, 2) and len({device.id for device in found.flat}) == 16
+
+
 def test_a_plan_without_devices_knows_what_it_is_told():
   assert sharding.planned_mesh(-1, 8, 1, 32, slices=4).shape['data'] == 4
   with pytest.raises(types.UserError, match='8 devices of each of 4 slices'):
