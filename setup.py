@@ -47,6 +47,7 @@ setuptools.setup(
     'gcs': ['gcsfs>=2026.1'],  # Runs in a bucket of Google's, as gs://BUCKET/FOLDER.
     'heif': ['pillow-heif>=1.0'],  # Reading HEIC.
     'hub': ['huggingface_hub>=1.0'],  # Weights from Hugging Face's hub, as hf://ORG/REPO.
+    's3': ['s3fs>=2026.1'],  # Results and weights in a bucket of Amazon's, as s3://BUCKET/FOLDER.
     'tpu': ['jax[tpu]>=0.10.2'],
     'tfds': [  # Preparing a dataset with TFDS; reading one that is prepared does not need it.
       'importlib_resources>=6.0',

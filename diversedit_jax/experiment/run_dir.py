@@ -76,6 +76,11 @@ def open_for_training(
       another config or of other data.
   """
   path = _checked(workdir)
+  if str(path).startswith('s3://'):
+    raise types.UserError(
+      f'workdir {path}: Orbax writes no checkpoints to s3://; give a folder on a disk or of a mount, '
+      'or gs://BUCKET/FOLDER (--output and --checkpoint of other modes may be in s3://)'
+    )
   held = sorted(name for name in _OF_A_RUN if any(map(_is_content, path.glob(name))))
   stored, given = flat_config.stored(path), flat_config.of(config)
   if held and stored is None:
@@ -276,8 +281,7 @@ def _checked(workdir):
     raise types.UserError('no workdir: give --workdir=DIR, where the run is or shall be')
   if '://' in str(workdir) and not paths.is_bucket(workdir):
     raise types.UserError(
-      f'workdir {workdir} is a URL, expected a directory, or one in a bucket as gs://BUCKET/FOLDER '
-      'or s3://BUCKET/FOLDER'
+      f'workdir {workdir} is a URL, expected a directory, or one in a bucket: gs://BUCKET/FOLDER'
     )
   path = paths.utf8(paths.absolute(paths.path(workdir, bucket=True)))
   if paths.is_bucket(path):
