@@ -78,7 +78,7 @@ def open_for_training(
   path = _checked(workdir)
   if str(path).startswith('s3://'):
     raise types.UserError(
-      f'workdir {path}: Orbax writes no checkpoints to s3://; give a folder on a disk or of a mount, '
+      f'workdir {path}: Orbax writes no checkpoints to s3://; give a folder on a disk, '
       'or gs://BUCKET/FOLDER (--output and --checkpoint of other modes may be in s3://)'
     )
   held = sorted(name for name in _OF_A_RUN if any(map(_is_content, path.glob(name))))
