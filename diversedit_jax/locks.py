@@ -139,7 +139,8 @@ def _taken_object(path, me, busy) -> Iterator[Callable[[dict], None]]:
 
   def write(facts):
     nonlocal generation
-    with contextlib.suppress(RuntimeError):  # The network may be there again at the next beat.
+    # The network may be there again at the next beat.
+    with contextlib.suppress(ValueError, RuntimeError, OSError):
       generation = held.write(_text(facts), generation)
     if generation is None:
       _lost(path)
@@ -147,7 +148,7 @@ def _taken_object(path, me, busy) -> Iterator[Callable[[dict], None]]:
   try:
     yield write
   finally:
-    with contextlib.suppress(ValueError, RuntimeError):
+    with contextlib.suppress(ValueError, RuntimeError, OSError):
       held.write(None, generation)
 
 

@@ -149,6 +149,20 @@ def test_rows_are_in_the_bucket_before_a_checkpoint_and_at_the_end(folder):
   assert steps() == [1, 2, 9]
 
 
+def test_an_upload_that_fails_is_made_up_for_and_at_the_end_told(folder, monkeypatch, caplog):
+  rows = writers.JsonLines(folder / 'metrics.jsonl', start_step=0)
+  with monkeypatch.context() as cut_off:
+    cut_off.setattr(files, '_upload', lambda *_: {}['gone'])
+    rows.write({'step': 1})
+    assert "metrics.jsonl cannot be written: KeyError: 'gone'; it is tried again" in caplog.text
+  rows.sync()
+  assert [row['step'] for row in writers.read_jsonl(folder / 'metrics.jsonl')] == [1]
+  rows.write({'step': 2})
+  monkeypatch.setattr(files, '_upload', lambda *_: {}['gone'])
+  with pytest.raises(types.UserError, match='gone'):
+    rows.close()
+
+
 def test_samples_in_parts_go_on(folder):
   batch = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
   samples.Parts(folder / 'parts').append(batch)

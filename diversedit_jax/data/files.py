@@ -15,6 +15,8 @@ import time
 from typing import Any
 import uuid
 
+from absl import logging
+
 from diversedit_jax import paths, types
 
 _INTERVAL = 30.0  # Seconds between two uploads of a file that grows.
@@ -147,10 +149,12 @@ class Growing:
   """A file of bytes to which more is written at its end.
 
   On a disk it is there once it is flushed. In a bucket, where an object is written whole, it is
-  uploaded now and then: so that uploads are a small part of the time, and at the end.
+  uploaded now and then, so that uploads are a small part of the time, and at the end. If one fails,
+  a warning says so, and the next has everything.
 
   Raises:
-    OSError: from every method, if it cannot be written.
+    OSError: from every method, if it cannot be written on the disk.
+    UserError: from `close`, if the last upload fails.
   """
 
   def __init__(self, path: pathlib.Path, *, new: bool):
@@ -177,20 +181,32 @@ class Growing:
 
   def sync(self) -> None:
     """Uploads what is not in the bucket yet."""
-    self._file.flush()
-    if not self._spooled:
-      return
-    before = time.monotonic()
-    _upload(self._file.name, self._path)
-    now = time.monotonic()
-    self._spooled, self._due = False, now + max(_INTERVAL, (now - before) / _SHARE)
+    if failure := self._sent():
+      logging.warning('%s; it is tried again', failure)
 
   def close(self) -> None:
     """Closes the file, which is then whole."""
     try:
-      self.sync()
+      failure = self._sent()
     finally:
       self._file.close()
+    if failure:
+      raise types.UserError(failure)
+
+  def _sent(self):
+    """Uploads, unless the bucket has everything; what went wrong, in words."""
+    self._file.flush()
+    if not self._spooled:
+      return ''
+    before, failure = time.monotonic(), ''
+    try:
+      _upload(self._file.name, self._path)
+      self._spooled = False
+    except Exception as error:  # The libraries of buckets raise many types.
+      failure = f'{self._path} cannot be written: {_why(error)}'
+    now = time.monotonic()
+    self._due = now + max(_INTERVAL, (now - before) / _SHARE)
+    return failure
 
 
 def make_writable(folder: pathlib.Path, name: str, way_on: str = '') -> None:
