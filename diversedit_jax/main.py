@@ -48,6 +48,7 @@ _STOPPED_STATUS = flags.DEFINE_integer(
   upper_bound=255,
 )
 _FULL = flags.DEFINE_bool('full', False, 'With --mode=inspect: a line for each array.')
+_STEP = flags.DEFINE_integer('step', None, 'With --mode=replay: the step, counted from 1.')
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
 )
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> None:
     continue_with=tuple(_CONTINUE_WITH.value),
     continue_from=_CONTINUE_FROM.value,
     full=_FULL.value,
+    step=_STEP.value,
     distributed=_DISTRIBUTED.value,
     stopped_status=_STOPPED_STATUS.value,
   )

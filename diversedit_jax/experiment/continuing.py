@@ -46,7 +46,7 @@ def check(
   Raises:
     UserError: with the way on; or a name is unknown, or of a key that does not change.
   """
-  free = {key for key in changed if _may_change(key, given, same_data)}
+  free = {key for key in changed if may_change(key, given, same_data=same_data)}
   asked = _asked(named, changed, given, history(path))
   held = {key: pair for key, pair in changed.items() if key not in free}
   fixed = {key: why for key in held if (why := _fixed(key, held[key], same_data))}
@@ -65,6 +65,20 @@ def check(
       f'To go on from step {newest_step(path)} with what is given, add --continue_with={keys}; to '
       f'go on as before, give {_flags(unasked)}; or choose another workdir'
     )
+
+
+def may_change(key: str, given: Mapping[str, Any], *, same_data: bool) -> bool:
+  """Whether a run may continue with another value of a key that nobody named; see `check`."""
+  if key in ('data.source', 'data.classes', 'data.labels'):
+    return same_data
+  if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
+    return False  # The learning rate jumps.
+  if key == 'train.accumulate' and registry.needs(given['method'], 'couples_examples'):
+    return False  # Such a loss is that of each microbatch.
+  section, declared = key.partition('.')[0], declarations.keys()
+  if section in registry.sections() and section not in registry.used_sections(given['method']):
+    return True
+  return key in declared and declared[key].may_change
 
 
 def from_weights(path: pathlib.Path) -> str:
@@ -145,20 +159,6 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   aside = str(folder.relative_to(path))
   record(path, {'step': max(steps), 'rewound_to': step, 'set_aside': aside})
   logging.info('the run goes back to step %d; what came later is in %s', step, folder)
-
-
-def _may_change(key, given, same_data):
-  """Whether a run may continue with another value of a key that nobody named."""
-  if key in ('data.source', 'data.classes', 'data.labels'):
-    return same_data
-  if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
-    return False  # The learning rate jumps.
-  if key == 'train.accumulate' and registry.needs(given['method'], 'couples_examples'):
-    return False  # Such a loss is that of each microbatch.
-  section, declared = key.partition('.')[0], declarations.keys()
-  if section in registry.sections() and section not in registry.used_sections(given['method']):
-    return True
-  return key in declared and declared[key].may_change
 
 
 def _fixed(key, pair, same_data):

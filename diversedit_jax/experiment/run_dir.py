@@ -10,6 +10,7 @@ init.json      from which weights it started, if not from random ones
 attention.json its kernel of attention on each platform
 left_out.json  steps whose updates were not finite and are left out
 goodput.jsonl  where the seconds of each start went
+replay/        steps that were computed again
 set_aside/     what was made after a step to which the run went back
 """
 

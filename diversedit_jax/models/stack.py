@@ -38,6 +38,11 @@ def _tail(stacked: Any, n: int) -> Any:
   return jax.tree.map(lambda leaf: leaf[leaf.shape[0] - n :], stacked)
 
 
+def block_of(part: str, k: int, depth: int) -> int:
+  """Index, from 0, of the block that the k-th module of a part of a `Stack` belongs to."""
+  return k if part in ('layers', 'first') else depth - 1 - k
+
+
 def norms(parts: Mapping[str, Any], depth: int) -> jax.Array:
   """The Euclidean norm of each block's arrays, float32 [depth] in depth order.
 

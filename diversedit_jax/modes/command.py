@@ -17,6 +17,7 @@ from diversedit_jax.modes import (
   inspect,
   listing,
   plan,
+  replay,
   report,
   sample,
   start,
@@ -33,12 +34,24 @@ _OF_WEIGHTS = {
   'analyze': analyze.run,
   'export': export.run,
 }
-MODES = ('train', *_OF_WEIGHTS, 'inspect', 'report', 'stats', 'plan', 'audit', 'list', 'keys')
+MODES = (
+  'train',
+  *_OF_WEIGHTS,
+  'inspect',
+  'report',
+  'replay',
+  'stats',
+  'plan',
+  'audit',
+  'list',
+  'keys',
+)
 # Flags that only some modes have a use for.
 _MODES_OF = {
   'checkpoint': ('train', *_OF_WEIGHTS, 'inspect'),
   'output': (*_OF_WEIGHTS, 'report'),
   'full': ('inspect',),
+  'step': ('replay',),
   'continue_with': ('train',),
   'continue_from': ('train',),
   'stopped_status': ('train',),
@@ -64,6 +77,7 @@ class Command:
   continue_with: Sequence[str] = ()
   continue_from: int | None = None
   full: bool = False
+  step: int | None = None
   distributed: bool = False
   stopped_status: int = 0
 
@@ -76,6 +90,9 @@ class Command:
         raise types.UserError(
           f'--{field.name} is not for --mode={self.mode}, but for {", ".join(modes)}'
         )
+
+    if self.mode == 'replay' and self.step is None:
+      raise types.UserError('--mode=replay needs --step=N, the step to replay, counted from 1')
 
   def places(self) -> tuple[str, str | None]:
     """Where results go, and the weights from elsewhere if there are some."""
@@ -135,6 +152,8 @@ def _run(asked, config):
     return None
   if mode == 'plan':
     return plan.run(experiment)
+  if mode == 'replay':
+    return replay.run(experiment, workdir, asked.step)
   if mode == 'audit':
     return audit.run(experiment, workdir)
   if mode == 'stats':

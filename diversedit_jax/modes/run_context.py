@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from diversedit_jax import faults, rng, sharding, together, types
-from diversedit_jax.data import images, order, sources
+from diversedit_jax.data import images, order, pipeline, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.models import attention
 from diversedit_jax.sampling import generate, trajectory
@@ -156,6 +156,30 @@ def resident(experiment, mesh):
     return held
   whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return sources.DeviceSource(held, whole=whole, batch=batch)
+
+
+@contextlib.contextmanager
+def open_batches(experiment, mesh, start):
+  """Batches of a run on the devices, from that after so many steps on."""
+  source = resident(experiment, mesh)
+  options, batch_size = experiment.data, experiment.train.batch_size
+  steps = pipeline.Steps(
+    source=source,
+    seed=experiment.seed,
+    batch_size=batch_size,
+    rows=sharding.process_rows(mesh, batch_size),
+    flip=options.flip,
+  )
+  with pipeline.batches(
+    steps,
+    start_step=start,
+    put=lambda batch: sharding.put_batch(batch, mesh, batch_size),
+    prefetch=options.prefetch,
+    threads=options.threads,
+    workers=options.workers,
+  ) as batches:
+    # Here and not in the background: all processes start programs in the same order.
+    yield map(source.look_up, batches) if options.resident == 'device' else batches
 
 
 def make_generator(experiment, graphdef, mesh, count, sampler=None):

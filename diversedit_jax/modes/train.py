@@ -128,7 +128,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       step_fn=lambda step, state, batch: traced(step, state, batch, frozen),
       init_key=rng.stream(key, 'init'),
       placed=placed,
-      open_batches=lambda start: _open_batches(experiment, mesh, start),
+      open_batches=lambda start: run_context.open_batches(experiment, mesh, start),
       checkpoints=checkpoints,
       left_out=left_out,
       watched=spikes.Spikes(experiment.log.spike, examples),
@@ -208,30 +208,6 @@ def _way_on_told(experiment, checkpoints):
       f'--continue_with=optimizer.learning_rate --config.optimizer.learning_rate={rate / 2:g} or '
       f'--continue_with=seed --config.seed={seed + 1}{earlier}{leaving}'
     ) from error
-
-
-@contextlib.contextmanager
-def _open_batches(experiment, mesh, start):
-  """Batches on the devices from a step on."""
-  source = run_context.resident(experiment, mesh)
-  options, batch_size = experiment.data, experiment.train.batch_size
-  steps = pipeline.Steps(
-    source=source,
-    seed=experiment.seed,
-    batch_size=batch_size,
-    rows=sharding.process_rows(mesh, batch_size),
-    flip=options.flip,
-  )
-  with pipeline.batches(
-    steps,
-    start_step=start,
-    put=lambda batch: sharding.put_batch(batch, mesh, batch_size),
-    prefetch=options.prefetch,
-    threads=options.threads,
-    workers=options.workers,
-  ) as batches:
-    # Here and not in the background: all processes start programs in the same order.
-    yield map(source.look_up, batches) if options.resident == 'device' else batches
 
 
 @contextlib.contextmanager

@@ -74,6 +74,11 @@ class Source(Protocol):
       UserError: they cannot be copied.
     """
 
+  def name_of(self, index: int) -> str:
+    """What an example is called where it comes from, a file say; '' if it has no name."""
+    del index
+    return ''
+
   def mirrored_latents(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Latents that were encoded from mirror images, by key; {} if pixels are mirrored instead."""
     del indices

@@ -69,6 +69,10 @@ class PictureSource(base.Source):
   def __len__(self) -> int:
     return len(self.collection.listing)
 
+  def name_of(self, index: int) -> str:
+    """The file's name in the collection."""
+    return self.collection.listing.names[index]
+
   def __getstate__(self):
     return {name: value for name, value in self.__dict__.items() if name != '_pool'}
 

@@ -77,6 +77,10 @@ class StoreSource(base.Source):
     if self._cache is not None:
       self.store.fetch(self._cache, self._columns)
 
+  def name_of(self, index: int) -> str:
+    """The name of the picture that the example was made of."""
+    return self.store.key(index)
+
   def gather(self, indices: np.ndarray, flips: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """See `base.Source`. Mirror images are those that were encoded, not mirrored latents."""
     base.check_indices(self.name, indices, len(self))

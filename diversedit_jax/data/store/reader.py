@@ -52,6 +52,11 @@ class Store:
     self._records = None  # Its files are closed first: a process may not open many.
     self._records = local.Records(copy, self.manifest, columns, is_copy=True)
 
+  def key(self, index: int) -> str:
+    """The key of an example."""
+    shard = int(np.searchsorted(self._first, index, side='right')) - 1
+    return layout.read_facts(self.root, shard).keys[index - int(self._first[shard])]
+
   def read(
     self, column: layout.Column, indices: np.ndarray, flips: np.ndarray | None = None
   ) -> np.ndarray:

@@ -49,6 +49,7 @@ def test_examples_are_the_pictures_in_the_order_of_their_keys(source, folder):
   expected = by_hand(folder)
   np.testing.assert_array_equal(batch['images'], expected)
   np.testing.assert_array_equal(batch['labels'], source.labels)
+  assert [source.name_of(i) for i in (0, 24)] == ['ant/000.jpg', 'cat/024.jpg']
   some = np.array([25, 3, 3, 0])
   np.testing.assert_array_equal(source.gather(some)['images'], expected[some])
   np.testing.assert_array_equal(source.gather(some)['labels'], source.labels[some])

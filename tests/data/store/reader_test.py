@@ -43,6 +43,7 @@ def refusal(root):
 def test_any_indices_in_any_order_are_what_was_written(written, indices):
   store, indices = reader.Store(written), np.array(indices, np.int64)
   np.testing.assert_array_equal(store.labels, store_files.LABELS)
+  assert [store.key(i) for i in range(EXAMPLES)] == ['0', '1', '3', '4', '5']
   moments, pixels = store.read('moments', indices), store.read('pixels', indices)
   assert moments.dtype == np.float16 and pixels.dtype == np.uint8
   np.testing.assert_array_equal(moments, MOMENTS[indices, 0])

@@ -1,0 +1,298 @@
+"""`--mode=replay --step=N`: one step of a run computed again, compared, and taken apart.
+
+  newest checkpoint before step N -> the steps up to N, by the program of training -> diagnosis
+
+All of a run is a function of (seed, step), so step N comes to the same bits as it did in training,
+on the same machine and versions. Rows of metrics.jsonl and a checkpoint of step N, where there are
+such, say whether it did. Nothing is written but `replay/step-N.json`.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import math
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diversedit_jax import checkpoint, rng, sharding, trees, types
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.data import files
+from diversedit_jax.experiment import continuing, flat_config, kernels, learned, run_dir
+from diversedit_jax.modes import run_context
+from diversedit_jax.training import average, diagnosis, nonfinite, optim, progress, writers
+from diversedit_jax.training import step as step_lib
+
+_WORST = 8  # Examples in the table.
+
+
+def run(experiment: experiment_lib.Experiment, workdir: str, step: int) -> str:
+  """Replays a step, counted from 1; returns a report, and writes it as JSON.
+
+  Raises:
+    UserError: the workdir holds no such run, or no checkpoint before the step.
+  """
+  path = run_dir.open_for_reading(
+    workdir, experiment.config, run_context.space_facts(experiment.source)
+  )
+  run_dir.check_results(path)
+  _check_run(experiment, path, step)
+  experiment = run_context.with_attention(experiment, kernels.read(path))
+  mesh = run_context.make_mesh(experiment)
+  experiment_lib.check_devices(experiment, mesh)
+  trainable = run_context.make_trainable(experiment, mesh)
+  folder = path / 'checkpoints'
+  if not folder.is_dir():
+    raise types.UserError(f'no {folder}; train first')
+  more = map(average.item, trainable.averages)
+  with (
+    jax.set_mesh(mesh),
+    contextlib.closing(
+      checkpoint.Checkpoints(str(folder), more=more, read_only=True)
+    ) as checkpoints,
+  ):
+    facts = _replay(experiment, path, step, trainable, checkpoints)
+  if jax.process_index() == 0:
+    files.write_json(path / 'replay' / f'step-{step}.json', _plain(facts))
+  return table(facts)
+
+
+def table(facts: Mapping[str, Any]) -> str:
+  """The report in lines."""
+  rows = [('step', f'{facts["step"]}, replayed from {facts["from"]}')]
+  rows += [('recorded', line) for line in facts['recorded']]
+  rows += [('not finite', line) for line in facts['findings'] or ['nothing']]
+  rows.append(('metrics', ', '.join(f'{k} {v:.6g}' for k, v in facts['metrics'].items())))
+  lines = [f'{name:<12}{text}' for name, text in rows]
+  lines += ['', f'{"block":>5}{"output rms":>14}{"gradient":>14}{"parameters":>14}']
+  lines += [
+    f'{b["block"]:>5}{b["activation_rms"]:>14.5g}{b["gradient_norm"]:>14.5g}'
+    f'{b["parameter_norm"]:>14.5g}'
+    for b in facts['blocks']
+  ]
+  lines += ['', f'{"example":>9}{"row":>6}{"label":>7}{"t":>9}{"loss":>13}  name']
+  lines += [
+    f'{e["example"]:>9}{e["row"]:>6}{e["label"]:>7}{e["t"]:>9.5f}{e["loss"]:>13.5g}  {e["name"]}'
+    for e in facts['examples'][:_WORST]
+  ]
+  if len(facts['examples']) > _WORST:
+    lines.append(f'{"":>9}  ({len(facts["examples"])} in all)')
+  return '\n'.join(line.rstrip() for line in lines)
+
+
+def _check_run(experiment, path, step):
+  """Refuses a step that the run does not have, another config and other data (UserError)."""
+  if not 1 <= step <= experiment.train.steps:
+    raise types.UserError(
+      f'--step={step}: steps are counted from 1 to train.steps={experiment.train.steps}'
+    )
+  stored, given = flat_config.stored(path), flat_config.of(experiment.config)
+  data, known = run_context.data_facts(experiment.source), learned.read(path)
+  same_data = not known or known['sha256'] == data['sha256']
+  if not same_data:
+    raise types.UserError(
+      f'workdir {path} learns from other data: {learned.changes(known, data)}. Restore them: a '
+      'step is replayed on its own examples'
+    )
+  changed = {
+    key: pair
+    for key, pair in flat_config.differences(stored, given).items()
+    if not continuing.may_change(key, given, same_data=True)
+  }
+  if changed:
+    raise types.UserError(
+      f'workdir {path} belongs to another config; it differs in {flat_config.listed(changed)}. '
+      f'A step is replayed as it was: {path / flat_config.FILE} has its values'
+    )
+  later = [e for e in continuing.history(path) if 'changed' in e and e['step'] >= step]
+  if later:
+    logging.warning(
+      'the run had other values at step %d (%s): it is replayed with those of today',
+      step,
+      ', '.join(key for entry in later for key in entry['changed']),
+    )
+
+
+def _replay(experiment, path, step, trainable, checkpoints):
+  """All that is known of the step; see `run`."""
+  key, mesh = jax.random.key(experiment.seed), trainable.mesh
+  begun, state, sums = _before(path, step, trainable, checkpoints, rng.stream(key, 'init'))
+  began = checkpoints.name(begun) if begun else 'the beginning'
+  logging.info('replaying steps %d to %d from %s', begun + 1, step, began)
+  frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
+  compiled = step_lib.compile_step(
+    run_context.make_step(experiment, trainable), trainable.shardings, mesh
+  )
+  diagnose = diagnosis.make(
+    experiment.objective,
+    trainable,
+    key=rng.stream(key, 'train'),
+    depth=experiment.architecture.depth,
+    accumulate=experiment.train.accumulate,
+  )
+  left_out = {e['step']: e for e in files.read_json(path / nonfinite.FILE, list, may_lack=True)}
+  rows = _Rows(path, sums)
+  with run_context.open_batches(experiment, mesh, begun) as batches:
+    for number in range(begun + 1, step):
+      batch = next(batches)
+      if number in left_out:
+        state = nonfinite.passed_over(state)
+        rows.leave_out(number)
+      else:
+        state, metrics = compiled(state, batch, frozen)
+        rows.add(number, metrics)
+    batch = next(batches)
+    found = jax.device_get(diagnose(state, batch, frozen))
+    if step in left_out:  # It is computed all the same, after what became of the run without it.
+      compared = _compare(trainable, checkpoints, nonfinite.passed_over(state), step)
+      _, metrics = compiled(state, batch, frozen)
+      rows.leave_out(step)
+    else:
+      state, metrics = compiled(state, batch, frozen)
+      rows.add(step, metrics)
+      compared = _compare(trainable, checkpoints, state, step)
+  recorded = [*rows.lines(), *compared]
+  metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  if step in left_out:
+    recorded.append(f'left out of the run, because {left_out[step]["because"]}')
+  return {
+    'step': step,
+    'from': began,
+    'recorded': recorded or ['neither a row nor a checkpoint to compare with'],
+    **_described(experiment, step, found),
+    'metrics': metrics,
+  }
+
+
+def _before(path, step, trainable, checkpoints, init_key):
+  """(steps done, state, sums of metrics) of the newest checkpoint before a step, or at the start.
+
+  Raises:
+    UserError: there is no such checkpoint, and the run started from weights.
+  """
+  known = checkpoints.steps()
+  before = [number for number in known if number < step]
+  if before:
+    number, items, meta = checkpoints.restore(trainable.targets(), before[-1])
+    return number, trainable.assemble(number, items), meta['metrics']
+  if run_dir.beginning(path):
+    raise types.UserError(
+      f'--step={step}: the run has no checkpoint before that step, found '
+      f'{", ".join(map(str, known)) or "none"}, and it began from other weights; give a step after '
+      'one of these, or keep more checkpoints (checkpoint.keep, checkpoint.keep_every)'
+    )
+  return 0, trainable.init(init_key), None
+
+
+class _Rows:
+  """Rows of metrics.jsonl, compared with those that the replayed steps come to."""
+
+  def __init__(self, path, sums):
+    self._sums = progress.Accumulator(sums)
+    rows = writers.read_jsonl(path / 'metrics.jsonl')
+    self._rows = {row['step']: row for row in rows if 'steps_per_second' in row}
+    self._same, self._differ = [], []
+
+  def add(self, step, metrics):
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    skipped = values.pop('skipped', 0)
+    if skipped or not all(map(math.isfinite, values.values())):
+      self.leave_out(step)
+      return
+    self._sums.add(values)
+    self._look(step)
+
+  def leave_out(self, step):
+    self._sums.leave_out()
+    self._look(step)
+
+  def _look(self, step):
+    if step not in self._rows:
+      return
+    row = self._rows[step]
+    differ = [
+      f'{k} {row.get(k)} there, {v} here' for k, v in self._sums.pop().items() if row.get(k) != v
+    ]
+    if differ:
+      self._differ.append(f'the row of step {step} differs: {", ".join(differ)}')
+    else:
+      self._same.append(str(step))
+
+  def lines(self):
+    """What was found, in words."""
+    if not self._same:
+      return self._differ
+    same = f'rows of metrics.jsonl, step {", ".join(self._same)}: the same to the bit'
+    return [same, *self._differ]
+
+
+def _compare(trainable, checkpoints, state, step):
+  """How a state differs from a checkpoint of its step, in words; [] without one.
+
+  Item after item, since both have to be in memory.
+  """
+  if step not in checkpoints.steps():
+    return []
+  differ, count = [], 0
+  held = checkpoint.items(checkpoints.name(step))  # An average may be younger than that.
+  for item, mine in ((name, tree) for name, tree in state.items().items() if name in held):
+    theirs = checkpoints.restore(trainable.targets(item), step)[1][item]
+    if jax.tree.structure(theirs) != jax.tree.structure(mine):
+      theirs = optim.other_form(theirs)
+    found = trees.named_leaves(_other_values(mine, theirs))
+    count += len(found)
+    differ += [f'{item}/{name} in {int(n)} values' for name, n in found.items() if n]
+  if not differ:
+    return [f'checkpoint of step {step}: all {count} arrays the same to the bit']
+  more = f' and {len(differ) - 5} more' if len(differ) > 5 else ''
+  return [f'checkpoint of step {step} differs: {", ".join(differ[:5])}{more}']
+
+
+@jax.jit
+def _other_values(tree, other):
+  """How many values of each array have other bits."""
+  bits = lambda x: jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+  return jax.tree.map(lambda x, y: jnp.sum(bits(x) != bits(y)), tree, other)
+
+
+def _described(experiment, step, found):
+  """Findings, blocks and examples, worst first, of a diagnosis."""
+  source, indices = experiment.source, run_context.examples_of(experiment, step).tolist()
+  names = [f'{index}{f" ({name})" if (name := source.name_of(index)) else ""}' for index in indices]
+  rms_L = np.sqrt(np.mean(np.square(found['rms'].astype(np.float64)), axis=0))
+  loss_N = found['loss']
+  worst = np.argsort(np.where(np.isfinite(loss_N), -loss_N, -np.inf), kind='stable').tolist()
+  return {
+    'findings': diagnosis.findings(found, names),
+    'blocks': [
+      {
+        'block': block + 1,
+        'activation_rms': float(rms_L[block]),
+        'gradient_norm': float(found['gradient_norm'][block]),
+        'parameter_norm': float(found['parameter_norm'][block]),
+      }
+      for block in range(len(rms_L))
+    ],
+    'examples': [
+      {
+        'example': indices[row],
+        'row': row,
+        'label': int(found['label'][row]),
+        't': float(found['t'][row]),
+        'loss': float(loss_N[row]),
+        'name': source.name_of(indices[row]),
+      }
+      for row in worst
+    ],
+  }
+
+
+def _plain(value):
+  """The value with words for numbers that JSON does not have."""
+  if isinstance(value, dict):
+    return {k: _plain(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_plain(v) for v in value]
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
