@@ -137,6 +137,8 @@ def plan(
   average_bytes = shard_bytes if average_bytes is None else average_bytes
   trained = parameters if trained is None else trained
   gradients, moments = (n * trained // parameters for n in (shard_bytes, 2 * average_bytes))
+  if execution.platform == 'gpu' and sharding.batch_divisor(mesh) > 1:
+    gradients *= 2  # While they are added, those of a device and the sums are there.
   cost = cost_lib.cost(architecture, execution, tensor=mesh.shape['tensor'])
   per_device = batch_size // sharding.batch_divisor(mesh) // accumulate
   added = method_flops(objective, architecture, batch_size // accumulate)

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import imagenet
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes, types
 from diversedit_jax.models import attention
 from diversedit_jax.planning import compile_report, devices
+from diversedit_jax.planning import plan as plan_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -135,6 +137,7 @@ def test_kernels_of_a_planned_run_are_those_of_its_target():
 EIGHT = """
 import json
 import jax
+from configs import imagenet
 from helpers import planned_runs
 from diversedit_jax import modes
 from diversedit_jax import experiment as experiment_lib
@@ -218,3 +221,19 @@ def test_a_run_compiles_for_tpus_that_are_not_here():
     int(done.stdout.split(f'\n{name} ')[1].split()[0]) for name in ('float32', 'bfloat16')
   )
   assert narrow < 0.1 * wide
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('size', 'batch', 'target'),
+  [*((size, 64, 'h200') for size in ('S/2', 'B/2', 'L/2', 'XL/2')), ('S/2', 256, 'h200:8')],
+)
+def test_a_plan_is_within_15_percent_of_the_compiler(size, batch, target):
+  pytest.importorskip('jax_plugins')
+  made = imagenet.get('method=flow', size=size, resolution=256)
+  made.train.batch_size, made.plan.devices, made.plan.compile_for = batch, None, target
+  experiment = experiment_lib.build(made, planned=True)
+  found = devices.find(target)
+  numbers = modes.plan.numbers(experiment, experiment.plan.count(found))
+  needed = modes.plan.report(experiment, found).needed / devices.GIB
+  assert 0.85 < plan_lib.memory_gib(numbers) / needed < 1.15

@@ -1,5 +1,7 @@
 """Plans: arithmetic on the cost, and what they refuse."""
 
+import dataclasses
+
 from helpers import networks
 import numpy as np
 import pytest
@@ -67,6 +69,25 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
       assert numbers[name] == value
     else:
       np.testing.assert_allclose(numbers[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_gpus_that_add_gradients_hold_them_twice():
+  more = dict(objective=objective(), steps=10, batch_size=64, accumulate=1, parameters=3)
+  architecture, execution = SMALL
+  execution = dataclasses.replace(execution, platform='gpu')
+  config = plan_lib.PlanConfig(devices=8, peak_tflops=1.0, mfu=0.5, compile_for='')
+  state = {
+    count: plan_lib.plan(
+      architecture,
+      execution,
+      config,
+      sharding.planned_mesh(-1, 1, 1, count),
+      shard_bytes=2**30,
+      **more,
+    )['state_gib_per_device']
+    for count in (1, 8)
+  }
+  assert state == {1: 5.0, 8: 6.0}
 
 
 def test_devices_of_a_plan_are_those_of_its_target():
