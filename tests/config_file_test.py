@@ -96,6 +96,8 @@ def test_overrides_are_read_by_the_declared_type():
     '--config.sweep.guidance_scales=1',
     '--config.sweep.guidance_scales=(2, 3)',
     '--config.diversity.weights=[1, 0.5, 0]',
+    '--config.train.averages=0.9, std=0.05',
+    '--config.sweep.weights=("ema", \'ema@0.9\')',
     '--config.data.source=folder:/a=b,c',
     '--config.eval.reference=',
   )
@@ -106,6 +108,8 @@ def test_overrides_are_read_by_the_declared_type():
   assert (config.vae.scale, config.vae.shift) == ((1, 2.5), 0.5)
   assert config.sweep.guidance_highs == (0.5,) and config.sweep.guidance_scales == (1, 2, 3)
   assert config.diversity.weights == (1, 0.5, 0)
+  assert config.train.averages == ('0.9', 'std=0.05')
+  assert config.sweep.weights == ('ema', 'ema@0.9')
   assert (config.data.source, config.eval.reference) == ('folder:/a=b,c', '')
 
 

@@ -168,6 +168,14 @@ MEANFLOW = {'method': 'meanflow', 'sampler.guidance_scale': 1.0}
 
 # Settings that contradict each other, the data or the model: changes -> what the message holds.
 REFUSED = [
+  # Averages.
+  ({'train.averages': ('0.99', '0.990')}, ['train.averages', 'has 0.99 twice: leave it out']),
+  ({'train.averages': ('0.995',)}, ['has 0.995, which train.ema_decay makes: leave it out']),
+  ({'train.averages': ('std=0.05', 'x')}, ["train.averages has 'x', expected a decay as '0.999'"]),
+  ({'sample.weights': 'emma'}, ["unknown sample.weights 'emma'; did you mean 'ema'"]),
+  ({'sample.weights': 'ema@1'}, ["sample.weights has '1', expected a decay"]),
+  ({'sweep.weights': ('ema@0.9', 'ema@0.90')}, ['sweep.weights must hold different weights']),
+  ({'init.weights': 'emma', 'init_from': 'x'}, ["unknown init.weights 'emma'"]),
   # Methods.
   ({'method': 'sra', 'train.ema_decay': 0.0}, ['ema_decay=0', 'teacher would be the student']),
   ({'method': 'repa', 'repa.weight': 0.0}, ['repa.weight=0', 'leave repa out']),

@@ -130,6 +130,13 @@ def test_methods_are_the_same_in_any_order_and_other_methods_do_not_matter(tmp_p
     train(run, config(method='sra+diverse', sra__weight=0.5))
 
 
+def test_averages_are_the_same_in_any_order_and_spelling(tmp_path):
+  run = train(tmp_path / 'run', config(train__averages=('std=0.10', '0.9')))
+  assert train(run, config(train__averages=('0.90', 'std=0.1'))) == run
+  with pytest.raises(types.UserError, match='--continue_with=train.averages'):
+    train(run, config(train__averages=('std=0.1',)))
+
+
 def test_blocks_of_the_first_version_counted_from_zero(tmp_path):
   made = lambda layers, steps=10: config(
     method='diverse', diversity__layers=layers, train__steps=steps
