@@ -242,7 +242,8 @@ def check_bucket(folder: pathlib.Path, name: str) -> None:
       f'{name}: there is no bucket {folder.parts[2]}; make it first, or see to the spelling'
     ) from error
   except Exception as error:
-    raise types.UserError(f'{name} cannot be read: {_why(error)}') from error
+    way_on = 'credentials come from `gcloud auth application-default login`, or as AWS has them'
+    raise types.UserError(f'{name} cannot be read: {_why(error)}; {way_on}') from error
 
 
 def free_space(folder: str | os.PathLike[str]) -> int:

@@ -43,6 +43,7 @@ def _started():
     TENSORSTORE_GCS_HTTP_URL=url,
     GOOGLE_AUTH_TOKEN_FOR_TESTING='token',  # TensorStore.
     GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT='false',  # Asks another API what kind of a bucket it is.
+    NO_GCE_CHECK='true',  # Nobody looks for a machine of Google's to get credentials from.
   )
   until = time.monotonic() + 60
   while True:
