@@ -69,7 +69,7 @@ def test_what_is_one_split_cannot_be_another(root):
     ('', 'have no name'),
     ('folder:', 'malformed; expected one of folder:PATH'),
     ('foldr:/x', "did you mean 'folder'"),
-    ('gs://bucket/x', 'unknown kind'),
+    ('gs://bucket/x', 'lie behind a URL, expected a path: copy them to a disk'),
     ('{}/none', 'no such file; found nothing there'),
     ('folder:{}/none', 'no such folder; found nothing there'),
     ('zip:{}/folder', 'no such file; found a folder'),
