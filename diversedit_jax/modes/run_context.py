@@ -62,7 +62,7 @@ def make_trainable(experiment, mesh, *, heads=True):
 
 def make_step(experiment, trainable):
   """The training step of the run, not compiled yet."""
-  made = step.make_step(
+  return step.make_step(
     experiment.objective,
     trainable.graphdef,
     experiment.transformation(),
@@ -73,8 +73,8 @@ def make_step(experiment, trainable):
     accumulate=experiment.train.accumulate,
     fixed=trainable.fixed,
     averages=trainable.averages,
+    skip=experiment.train.on_nonfinite == 'skip',
   )
-  return step.skipping(made) if experiment.train.on_nonfinite == 'skip' else made
 
 
 def examples_of(experiment, step):

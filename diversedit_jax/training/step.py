@@ -81,20 +81,30 @@ def make_step(
   accumulate: int = 1,
   fixed: Collection[str] = (),
   averages: Mapping[str, average.Average] | None = None,
+  skip: bool = False,
 ) -> Step:
   """Makes the step, a pure function; see `make_gradients`.
 
   Parameters whose paths are in `fixed` stay as they are, in all averages too; nothing is derived
   by them. averages: those beside the main one, see `state.Trainable`.
+
+  skip: where loss or gradient are not finite, the state stays as it was and only counts on, and the
+  metric 'skipped' is 1. What is known before the update decides, so that nothing waits for the new
+  parameters; that these are finite, their norm says.
   """
   gradients = make_gradients(objective, graphdef, key=key, accumulate=accumulate, fixed=fixed)
 
   def step(state, batch, frozen):
     grads, metrics, _ = gradients(state, batch, frozen)
+    kept = lambda new, old: new
+    if skip:
+      fine = trees.all_finite(metrics | {'grad_norm': trees.global_norm(grads)})
+      kept = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+      metrics['skipped'] = 1 - fine.astype(jnp.int32)
     trained = trees.without(state.params, fixed)
     with jax.named_scope('optimizer'):
       updates, opt_state = tx.update(grads, state.opt_state, trained)
-      trained = optax.apply_updates(trained, updates)
+      trained = kept(optax.apply_updates(trained, updates), trained)
     params = trees.joined(trained, state.params)
     metrics |= {
       'grad_norm': trees.global_norm(grads),  # Before clipping.
@@ -104,33 +114,17 @@ def make_step(
 
     def follow(of, ema):
       free = average.updated(of, trees.without(ema, fixed), trained, ema_warmup, state.step)
-      return trees.joined(free, ema)
+      return kept(trees.joined(free, ema), ema)
 
     return state_lib.TrainState(
       step=state.step + 1,
       params=params,
       ema=follow(average.Decay(ema_decay), state.ema),
-      opt_state=opt_state,
+      opt_state=kept(opt_state, state.opt_state),
       averages={name: follow(of, state.averages[name]) for name, of in (averages or {}).items()},
     ), metrics
 
   return step
-
-
-def skipping(step: Step) -> Step:
-  """The step, which where it is not finite leaves the state as it was and only counts on.
-
-  The metric 'skipped' says whether. What is known before the update decides, so that nothing waits
-  for the new parameters, whose norm the loop looks at.
-  """
-
-  def guarded(state, batch, frozen):
-    after, metrics = step(state, batch, frozen)
-    fine = trees.all_finite({k: x for k, x in metrics.items() if k != 'param_norm'})
-    kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
-    return kept.replace(step=after.step), metrics | {'skipped': 1 - fine.astype(jnp.int32)}
-
-  return guarded
 
 
 def compile_step(step: Step, shardings: state_lib.TrainState, mesh: jax.sharding.Mesh) -> Step:
