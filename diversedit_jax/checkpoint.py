@@ -220,10 +220,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for this process alone, then ends the manager's threads (UserError as `wait`)."""
-    try:
-      self._note(integrity.failure(self._manager.wait_until_finished))
-    finally:
-      self._manager.close()
+    self._note(integrity.failure(self._manager.wait_until_finished))
+    integrity.failure(self._manager.close)  # Orbax says the same again.
     self._raise()
 
   def _attempt(self, action: Callable[[], Any]) -> None:

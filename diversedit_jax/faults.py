@@ -49,6 +49,8 @@ _SAID_PASSING = re.compile(
   'timed out|Connection (?:reset|refused|aborted)|Could not resolve host|Stale file handle|'
   'Input/output error|Too many open files'
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAID_FULL = re.compile('No space left on device|Disk quota exceeded|File too large')
 _DENIED = (errno.EACCES, errno.EPERM, errno.ENOMEM)  # To this user, or this machine.
 _SAID_DENIED = re.compile(
   'PERMISSION_DENIED|UNAUTHENTICATED|HTTP response code: 40[13]|Permission denied|'
@@ -82,6 +84,11 @@ def told(error: BaseException) -> str | None:
 def passes(error: BaseException) -> bool:
   """Whether an error of reading may be gone at the next try, and says nothing of what was read."""
   return any(_is(one, _PASSING, _SAID_PASSING) for one in _chain(error))
+
+
+def no_space(error: BaseException) -> bool:
+  """Whether a disk or a quota is full, or a file may not grow."""
+  return any(_is(one, _FULL, _SAID_FULL) for one in _chain(error))
 
 
 def denied(error: BaseException) -> bool:

@@ -161,16 +161,22 @@ class Growing:
     """new: whether the file must not be there yet."""
     self._path, self._due, self._spooled = path, 0.0, False
     if paths.is_bucket(path):
-      self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115
+      self._file = tempfile.NamedTemporaryFile(buffering=0)  # noqa: SIM115
       if not new and path.exists():
         self._file.write(path.read_bytes())
     else:
       path.parent.mkdir(parents=True, exist_ok=True)
-      self._file = path.open('xb' if new else 'ab')
+      self._file = path.open('xb' if new else 'ab', buffering=0)
 
   def write(self, data: bytes) -> None:
-    """Writes at the end."""
-    self._file.write(data)
+    """Writes at the end, all or nothing."""
+    end, rest = self._file.seek(0, os.SEEK_END), data
+    try:
+      while rest:
+        rest = rest[self._file.write(rest) :]
+    except OSError:
+      self._file.truncate(end)
+      raise
     self._spooled = paths.is_bucket(self._path)
 
   def flush(self) -> None:

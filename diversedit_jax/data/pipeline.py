@@ -6,6 +6,7 @@ step k, so a batch is read in one go and the order cannot depend on threads or w
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import gc
 import mmap
 import os
@@ -17,7 +18,7 @@ import grain
 import numpy as np
 
 from diversedit_jax import signals
-from diversedit_jax.data import order
+from diversedit_jax.data import bad_records, order
 from diversedit_jax.data.sources import base
 from diversedit_jax.types import UserError
 
@@ -36,6 +37,7 @@ class Steps:
   batch_size: examples of all processes together.
   rows: rows of the global batch that this process holds, see `sharding.process_rows`; None is all.
   flip: whether each example is mirrored or not by a fair coin of (seed, epoch, index).
+  max_bad: how many distinct bad examples are replaced, see `bad_records`; 0 refuses the first.
   """
 
   source: base.Source
@@ -43,6 +45,7 @@ class Steps:
   batch_size: int
   rows: np.ndarray | None = None
   flip: bool = False
+  max_bad: int = 0
 
   def __post_init__(self):
     name, n = self.source.name, len(self.source)
@@ -66,7 +69,12 @@ class Steps:
     if self.rows is not None:
       indices = indices[self.rows]
       flips = None if flips is None else flips[self.rows]
-    return self.source.gather(indices) if flips is None else self.source.gather(indices, flips)
+    source = self._replacing if self.max_bad else self.source
+    return source.gather(indices) if flips is None else source.gather(indices, flips)
+
+  @functools.cached_property
+  def _replacing(self):
+    return bad_records.Replacing(self.source, self.max_bad)
 
 
 class Batches(Iterator[Mapping[str, Any]]):

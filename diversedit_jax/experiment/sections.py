@@ -116,6 +116,13 @@ class DataOptions(options.Section, section='data'):
   workers: int = options.option(
     0, at_least=0, may_change=True, doc='Processes that gather a batch each instead.'
   )
+  max_bad: int = options.option(
+    0,
+    at_least=0,
+    may_change=True,
+    doc='Distinct bad records that a run bears: each is named and the next good one takes its '
+    'place; 0 ends at the first.',
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -123,6 +130,11 @@ class DataOptions(options.Section, section='data'):
       raise types.UserError(
         f'data.workers={self.workers} with data.resident={self.resident!r}: what is in memory '
         'needs no worker processes'
+      )
+    if self.max_bad and self.resident != 'none':
+      raise types.UserError(
+        f'data.max_bad={self.max_bad} with data.resident={self.resident!r}: all examples are read '
+        'at the start, and a bad one ends the run; make a new store, or set data.resident=none'
       )
     if self.workers and self.threads > 1:
       raise types.UserError(

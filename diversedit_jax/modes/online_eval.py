@@ -75,7 +75,7 @@ def hook(
   """Scores at intervals; always with the same labels and noise, so that scores are comparable."""
   options = experiment.evaluation
   if scorer is None:
-    return loop.Hook(every=0, run=lambda step, state, batch: None)
+    return loop.Hook(every=0, run=lambda step, state, batch: None, made=lambda step: True)
   labels_N = evaluate.make_labels(experiment, options.every_number)
   sampler = null_label.sampler_for(experiment, evaluate.KEY)
   generator = run_context.make_generator(
@@ -88,6 +88,8 @@ def hook(
   indices_N = evaluate.file_order(experiment, len(labels_N))
   labels_N = labels_N[indices_N]
   told: set[str] = set()
+  folder = path / FOLDER
+  file = lambda step: folder / f'step-{step:08d}.json'
 
   def run(step, state, batch):
     del batch
@@ -122,15 +124,14 @@ def hook(
     logging.info('step %d, %d samples: %s', step, len(labels_N), evaluate.in_words(found['scores']))
     evaluate.warn(f'step {step}', [line for line in found['warnings'] if line not in told])
     told.update(found['warnings'])
-    folder = path / FOLDER
     if jax.process_index() == 0:
-      card.write_json(folder / f'step-{step:08d}.json', {**found, 'protocol': protocol})
+      card.write_json(file(step), {**found, 'protocol': protocol})
     best = {'score': options.best, 'value': found['scores'][options.best], 'step': step}
     if _is_best(folder, best, known):
       best |= {name: found[name] for name in ('scores', 'warnings')} | {'identity': known}
       _keep(folder, best, params, trainable.mesh)
 
-  return loop.Hook(every=options.every, run=run)
+  return loop.Hook(every=options.every, run=run, made=lambda step: file(step).exists())
 
 
 def _remark(experiment, wanted, step):

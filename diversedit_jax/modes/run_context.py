@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from diversedit_jax import faults, rng, sharding, together, types
-from diversedit_jax.data import images, order, pipeline, sources
+from diversedit_jax.data import bad_records, images, order, pipeline, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.models import attention
 from diversedit_jax.sampling import generate, trajectory
@@ -159,8 +159,11 @@ def resident(experiment, mesh):
 
 
 @contextlib.contextmanager
-def open_batches(experiment, mesh, start):
-  """Batches of a run on the devices, from that after so many steps on."""
+def open_batches(experiment, mesh, start, bad=None):
+  """Batches of a run on the devices, from that after so many steps on.
+
+  bad: counts bad records, a `bad_records.Count`; None does not.
+  """
   source = resident(experiment, mesh)
   options, batch_size = experiment.data, experiment.train.batch_size
   steps = pipeline.Steps(
@@ -169,17 +172,22 @@ def open_batches(experiment, mesh, start):
     batch_size=batch_size,
     rows=sharding.process_rows(mesh, batch_size),
     flip=options.flip,
+    max_bad=options.max_bad,
   )
   with pipeline.batches(
     steps,
     start_step=start,
-    put=lambda batch: sharding.put_batch(batch, mesh, batch_size),
+    put=lambda batch: (
+      batch.pop(bad_records.KEY, None),
+      sharding.put_batch(batch, mesh, batch_size),
+    ),
     prefetch=options.prefetch,
     threads=options.threads,
     workers=options.workers,
   ) as batches:
     # Here and not in the background: all processes start programs in the same order.
-    yield map(source.look_up, batches) if options.resident == 'device' else batches
+    alone = bad.counted(batches, start) if bad else (batch for _, batch in batches)
+    yield map(source.look_up, alone) if options.resident == 'device' else alone
 
 
 def make_generator(experiment, graphdef, mesh, count, sampler=None):

@@ -9,7 +9,7 @@ import numpy as np
 
 from diversedit_jax import checkpoint, paths, rng, sharding, trees, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.data import files, images, pipeline
+from diversedit_jax.data import bad_records, files, images, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import flat_config, kernels, run_dir
 from diversedit_jax.modes import null_label, online_eval, opening, restoring, run_context, start
@@ -122,13 +122,14 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
     left_out = nonfinite.LeftOut(
       path / nonfinite.FILE, most=experiment.train.max_skipped, write=first, examples=examples
     )
+    bad = bad_records.Count(path=path / bad_records.FILE, limit=experiment.data.max_bad)
     attempt = lambda placed: loop.train(
       experiment.loop(),
       trainable=trainable,
       step_fn=lambda step, state, batch: traced(step, state, batch, frozen),
       init_key=rng.stream(key, 'init'),
       placed=placed,
-      open_batches=lambda start: run_context.open_batches(experiment, mesh, start),
+      open_batches=lambda start: run_context.open_batches(experiment, mesh, start, bad),
       checkpoints=checkpoints,
       left_out=left_out,
       watched=spikes.Spikes(experiment.log.spike, examples),
@@ -143,6 +144,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       hooks=lambda writer: [
         *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),
         online_eval.hook(experiment, trainable, scorer, path, writer),
+        _bad_records(experiment, bad, writer, first),
       ],
     )
     state_after = nonfinite.with_rollback(
@@ -256,6 +258,20 @@ def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> 
   ]
 
 
+def _bad_records(experiment, bad, writer, first):
+  """How many distinct bad records all processes have met; written again, it is the same."""
+
+  def run(step, state, batch):
+    del state, batch
+    bad.join()
+    if first:
+      bad.write()
+      writer.row(step, {'data/bad_records': float(len(bad.met))})
+
+  every = experiment.log.every if experiment.data.max_bad else 0
+  return loop.Hook(every=every, run=run, made=lambda step: False)
+
+
 def _preview(experiment, trainable, decoder, path, writer, first):
   """Grids of samples of `sample.weights`, always with the same labels and noise."""
   options, wanted = experiment.preview, restoring.kept(experiment)
@@ -265,6 +281,8 @@ def _preview(experiment, trainable, decoder, path, writer, first):
     experiment, trainable.graphdef, trainable.mesh, len(labels)
   )
 
+  folder = path / 'samples'
+
   def run(step, state, batch):
     del batch
     with run_context.sampling(experiment, trainable.mesh):  # As `--mode=sample` does.
@@ -272,7 +290,6 @@ def _preview(experiment, trainable, decoder, path, writer, first):
       pictures = made if decoder is None else decoder(made)
     if not first:
       return
-    folder = path / 'samples'
     if decoder is not None or experiment.source.space == 'pixels':
       title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
       run_context.save_grid(
@@ -290,4 +307,7 @@ def _preview(experiment, trainable, decoder, path, writer, first):
       with files.atomic(folder / f'preview-{step:08d}.npz') as temporary:
         np.savez(temporary, latents=made, labels=labels)
 
-  return loop.Hook(every=options.every, run=run)
+  made = lambda step: any(
+    (folder / f'preview-{step:08d}{end}').exists() for end in ('.png', '.npz')
+  )
+  return loop.Hook(every=options.every, run=run, made=made)

@@ -7,7 +7,8 @@ Order of one iteration (it decides what a checkpoint holds, so keep it):
      itself has left its update out
   4. when something is due after step k, read its metrics too, then:
      report, save, hooks (telemetry, previews), stop if a signal asks for it
-Resuming: restore the newest readable checkpoint, drop later metrics, go on at its step.
+Resuming: restore the newest readable checkpoint, drop later metrics, run those hooks of its step
+that had not come to their end, go on at its step.
 `nonfinite.with_rollback` does the same within the process.
 """
 
@@ -19,7 +20,7 @@ import math
 from absl import logging
 import jax
 
-from diversedit_jax import checkpoint, signals, types
+from diversedit_jax import checkpoint, faults, signals, types
 from diversedit_jax.methods import base
 from diversedit_jax.training import average, goodput, nonfinite, progress, spikes, writers
 from diversedit_jax.training import state as state_lib
@@ -42,10 +43,18 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hook:
-  """Something done every so many steps, and after the last, with the state and the last batch."""
+  """Something done every so many steps, and after the last, with the state and the last batch.
+
+  made: whether it has been done at a step, before an interruption; the first process says.
+  """
 
   every: int
   run: Callable[[int, state_lib.TrainState, types.Batch], None]
+  made: Callable[[int], bool]
+
+  def due(self, step: int, last: bool) -> bool:
+    """Whether it is done after a step."""
+    return bool(self.every) and (step % self.every == 0 or last)
 
 
 def train(
@@ -85,12 +94,14 @@ def train(
   """
   state, accumulator, begun = _start(trainable, init_key, placed, checkpoints)
   start = int(state.step)
-  if start >= config.steps:
-    logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
-    return state
   clock, pending, timed_from = account.clock, None, start
   writer = open_writer(start)
   scheduled = hooks(writer)
+  _catch_up(start, config.steps, state, scheduled, open_batches)
+  if start >= config.steps:
+    writer.close()
+    logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
+    return state
 
   def read(of_step):
     _absorb(of_step, accumulator, checkpoints, left_out, watched)
@@ -121,7 +132,7 @@ def train(
           clock.lap()
           timed_from = step
       save = step % config.checkpoint_every == 0 or last or stop
-      due = [hook for hook in scheduled if hook.every and (step % hook.every == 0 or last)]
+      due = [hook for hook in scheduled if hook.due(step, last)]
       if not (report or save or due):
         continue
       with clock.one_step():
@@ -138,7 +149,7 @@ def train(
           checkpoints.save(step, state.items(), meta)
       with clock.paused('hooks'):
         for hook in () if stop else due:  # Whoever sends a signal does not wait for pictures.
-          hook.run(step, state, batch)
+          _run(hook, step, state, batch)
       if stop or last:
         break
     with clock.paused('save'):
@@ -162,6 +173,29 @@ def _start(trainable, init_key, placed, checkpoints):
   for name in [n for n in trainable.averages if average.item(n) not in items]:
     logging.warning('the average %s begins at step %d, as a copy of the parameters', name, step)
   return trainable.assemble(step, items), progress.Accumulator(meta['metrics']), begun
+
+
+def _catch_up(step, steps, state, scheduled, open_batches):
+  """Runs hooks of the restored step that a kill or a signal has kept from their end."""
+  due = [hook for hook in scheduled if step and hook.due(step, step == steps)]
+  first = jax.process_index() == 0
+  due = [hook for hook in due if not checkpoint.all_processes(not first or hook.made(step))]
+  if not due:
+    return
+  logging.info('step %d: what was left undone after it is done now', step)
+  with open_batches(step - 1) as batches:
+    batch = next(batches)
+  for hook in due:
+    _run(hook, step, state, batch)
+
+
+def _run(hook, step, state, batch):
+  try:
+    hook.run(step, state, batch)
+  except Exception as error:
+    if jax.process_count() > 1 or not faults.no_space(error):
+      raise  # Several processes wait for each other in a hook.
+    logging.error('not written after step %d: %s; training goes on', step, faults.told(error))
 
 
 def _absorb(pending, accumulator, checkpoints, left_out, watched):

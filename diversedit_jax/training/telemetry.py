@@ -101,11 +101,13 @@ def sizes_hook(
 ) -> loop.Hook:
   """Writes `blocks-STEP.npz`, and each block's numbers beside the other metrics."""
 
+  file = lambda step: folder / f'blocks-{step:08d}.npz'
+
   def run(step, state, batch):
     found = {k: np.asarray(v) for k, v in sizes(state.params, batch, state.step).items()}
     if not active:
       return
-    with files.atomic(folder / f'blocks-{step:08d}.npz') as path:
+    with files.atomic(file(step)) as path:
       np.savez(path, step=step, **found)
     writer.row(
       step,
@@ -116,7 +118,7 @@ def sizes_hook(
       },
     )
 
-  return loop.Hook(every=every, run=run)
+  return loop.Hook(every=every, run=run, made=lambda step: file(step).exists())
 
 
 def hook(
@@ -129,12 +131,14 @@ def hook(
 ) -> loop.Hook:
   """Writes `similarity-STEP.npz` and the mean off-diagonal cosines beside the other metrics."""
 
+  file = lambda step: folder / f'similarity-{step:08d}.npz'
+
   def run(step, state, batch):
     matrices = {k: np.asarray(v) for k, v in similarity(state.params, batch, state.step).items()}
     if not active:
       return
     depth = len(matrices['token'])
-    with files.atomic(folder / f'similarity-{step:08d}.npz') as path:
+    with files.atomic(file(step)) as path:
       np.savez(path, step=step, **matrices)
     if depth > 1:
       off_diagonal = ~np.eye(depth, dtype=bool)
@@ -144,4 +148,4 @@ def hook(
     shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
     writer.images(step, {'similarity_matrix/token': shown[None, :, :, None]})
 
-  return loop.Hook(every=every, run=run)
+  return loop.Hook(every=every, run=run, made=lambda step: file(step).exists())

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 import contextlib
 import json
 import pathlib
+import sys
 from typing import Any, Protocol
 
 from absl import logging
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import faults, types
 from diversedit_jax.data import files
 
 
@@ -29,16 +30,34 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-  """Appends to `metrics.jsonl`; on a restart, rows after the restored step are dropped first."""
+  """Appends to `metrics.jsonl`; on a restart, rows after the restored step are dropped first.
+
+  A row that stood there before is not written twice. While the disk is full, rows are kept.
+  """
 
   def __init__(self, path: pathlib.Path, *, start_step: int):
     rows = [row for row in read_jsonl(path) if row['step'] <= start_step]
     with files.atomic(path) as temporary:
       temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    self._there = {frozenset(row) for row in rows if row['step'] == start_step}
+    self._start, self._waiting = start_step, b''
     self._file = files.Growing(path, new=False)
 
   def write(self, row: Mapping[str, Any]) -> None:
-    self._file.write(json.dumps(row).encode() + b'\n')
+    """Writes a row, after those that could not be written before."""
+    if row['step'] == self._start and frozenset(row) in self._there:
+      return
+    self._waiting += json.dumps(row).encode() + b'\n'
+    try:
+      self._write_waiting()
+    except OSError as error:
+      if not faults.no_space(error):
+        raise
+      logging.error('metrics.jsonl: %s; its rows are kept for now', faults.told(error))
+
+  def _write_waiting(self):
+    self._file.write(self._waiting)
+    self._waiting = b''
     self._file.flush()
 
   def sync(self) -> None:
@@ -46,7 +65,14 @@ class JsonLines:
     self._file.sync()
 
   def close(self) -> None:
-    self._file.close()
+    """Closes the file; an OSError means that rows are lost, unless training failed before."""
+    try:
+      self._write_waiting()
+    except OSError:
+      if sys.exception() is None:
+        raise
+    finally:
+      self._file.close()
 
 
 class Sink(Protocol):
@@ -66,33 +92,34 @@ class Dispensable:
   """A sink that a run can do without: a failure is reported once and ends it, not the run."""
 
   def __init__(self, name: str, open_sink: Callable[[], Sink]):
-    """Opens the sink. name: for the message."""
-    self._name, self._sink = name, None
-    self._attempt(lambda: setattr(self, '_sink', open_sink()))
+    """name: for the message. open_sink: called when there is something to show."""
+    self._name, self._open, self._sink = name, open_sink, None
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """See `Sink`."""
-    if self._sink:
-      self._attempt(lambda: self._sink.scalars(step, values))
+    self._attempt(lambda sink: sink.scalars(step, values))
 
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """See `Sink`."""
-    if self._sink:
-      self._attempt(lambda: self._sink.images(step, images))
+    self._attempt(lambda sink: sink.images(step, images))
 
   def close(self) -> None:
     """See `Sink`."""
     if self._sink:
-      self._attempt(self._sink.close)
+      self._attempt(lambda sink: sink.close())
 
-  def _attempt(self, action: Callable[[], None]):
+  def _attempt(self, action: Callable[[Sink], None]):
+    if self._open is None:
+      return
     try:
-      action()
+      if self._sink is None:
+        self._sink = self._open()
+      action(self._sink)
     except Exception as error:  # A full disk, a missing package: nothing of it is worth a run.
       logging.warning(
         'training goes on without %s: %s: %s', self._name, type(error).__name__, error
       )
-      failed, self._sink = self._sink, None
+      failed, self._sink, self._open = self._sink, None, None
       if failed:
         with contextlib.suppress(Exception):
           failed.close()

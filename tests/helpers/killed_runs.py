@@ -1,8 +1,10 @@
 """The shipped digits config, shrunk and run as a command: started, killed, compared."""
 
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -45,8 +47,32 @@ def command(workdir, *flags):
   ]
 
 
-def run(workdir, *flags):
-  return subprocess.run(command(workdir, *flags), cwd=ROOT, capture_output=True, text=True)
+def run(workdir, *flags, **environment):
+  return subprocess.run(
+    command(workdir, *flags),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ | environment,
+  )
+
+
+def start(workdir, *flags, **environment):
+  """Starts a run whose log nobody reads before its end."""
+  log, name = tempfile.mkstemp()
+  process = subprocess.Popen(
+    command(workdir, *flags), cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment
+  )
+  os.close(log)
+  process.log = pathlib.Path(name)
+  return process
+
+
+def ended(process):
+  """Waits for a run that `start` has made; its exit status and its log."""
+  status, log = process.wait(), process.log.read_text()
+  process.log.unlink()
+  return status, log
 
 
 def start_and_wait_for(workdir, text, *flags):

@@ -111,6 +111,22 @@ def test_truncated_newest_checkpoint_costs_steps_not_the_run(straight, tmp_path)
   killed_runs.assert_same_run(straight[0], workdir)
 
 
+def test_what_a_kill_left_undone_at_the_step_of_a_checkpoint_is_done_by_the_next_start(
+  straight, tmp_path
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(straight[0], workdir)
+  (workdir / 'telemetry' / f'similarity-{killed_runs.STEPS:08d}.npz').unlink()
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  undone = next(i for i, line in enumerate(lines) if '"step": 60' in line and 'similarity/' in line)
+  path.write_text(''.join(lines[:undone]))
+  done = killed_runs.run(workdir)
+  assert done.returncode == 0, done.stderr
+  assert 'step 60: what was left undone after it is done now' in done.stderr
+  killed_runs.assert_same_run(straight[0], workdir)
+
+
 def test_finished_run_says_so_and_is_left_as_it_is(straight):
   workdir, _ = straight
   before = killed_runs.rows(workdir)

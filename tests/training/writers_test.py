@@ -28,6 +28,35 @@ def test_jsonl_drops_rows_after_the_restored_step_and_a_cut_line(tmp_path):
   assert writers.read_jsonl(path) == [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.5}]
 
 
+def test_rows_are_kept_while_the_disk_is_full_and_none_is_cut(tmp_path, caplog):
+  path = tmp_path / 'metrics.jsonl'
+  lines, rows = writers.JsonLines(path, start_step=0), [{'step': s, 'loss': 0.1} for s in range(4)]
+  lines.write(rows[0])
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 9, before[1]))
+  try:
+    lines.write(rows[1])
+    lines.write(rows[2])
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert writers.read_jsonl(path) == rows[:1] and path.read_text().endswith('}\n')
+  assert caplog.text.count('its rows are kept for now') == 2
+  lines.write(rows[3])
+  lines.close()
+  assert writers.read_jsonl(path) == rows
+
+
+def test_a_row_that_is_there_is_not_written_again(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  rows = [{'step': 2, 'loss': 1.0}, {'step': 2, 'eval/fid': 3.0}]
+  for again in range(2):
+    lines = writers.JsonLines(path, start_step=2 * again)
+    for row in rows[: 1 + again]:
+      lines.write(row)
+    lines.close()
+  assert writers.read_jsonl(path) == rows
+
+
 def read(folder):
   return event_accumulator.EventAccumulator(str(folder), {'tensors': 0}).Reload()
 

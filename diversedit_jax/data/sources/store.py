@@ -9,7 +9,7 @@ import numpy as np
 from diversedit_jax import types
 from diversedit_jax.data import latents
 from diversedit_jax.data.sources import base
-from diversedit_jax.data.store import layout, reader
+from diversedit_jax.data.store import layout, local, reader
 
 
 class StoreSource(base.Source):
@@ -90,11 +90,17 @@ class StoreSource(base.Source):
       )
     batch: dict[str, Any] = {'labels': self.labels[indices]}
     if 'moments' in self._columns:
-      batch['moments'] = self.store.read('moments', indices, flips)
+      batch['moments'] = self._read('moments', indices, flips)
     if 'pixels' in self._columns:
       key = 'pixels' if 'moments' in batch else 'images'
-      batch[key] = base.mirrored(self.store.read('pixels', indices), flips)
+      batch[key] = base.mirrored(self._read('pixels', indices), flips)
     return batch
+
+  def _read(self, column, indices, flips=None):
+    try:
+      return self.store.read(column, indices, flips)
+    except local.BadRecord as error:
+      raise base.BadExample(self.name, error.reason, error.way) from error
 
   @property
   def label_names(self) -> tuple[str, ...]:
@@ -122,7 +128,7 @@ class StoreSource(base.Source):
     if self.space == 'pixels':
       return {}
     everywhere = np.ones(len(indices), bool)
-    return {'moments': self.store.read('moments', indices, everywhere)}
+    return {'moments': self._read('moments', indices, everywhere)}
 
   def preparation(self) -> dict[str, str]:
     """How the store was made, in words."""

@@ -15,6 +15,14 @@ from diversedit_jax.data.store import layout
 _OPTIONS = 'readahead_buffer_size:16384,max_parallelism:0'
 
 
+class BadRecord(types.UserError):
+  """A record that is not what was written. reason: its file, number and fault; way: on."""
+
+  def __init__(self, reason: str, way: str):
+    super().__init__(f'{reason}; {way}')
+    self.reason, self.way = reason, way
+
+
 class Records:
   """Opens the files of some columns. Several threads may read, and it can be pickled."""
 
@@ -45,31 +53,28 @@ class Records:
     """The bytes, uint8 [n, size], of records `rows` of the files of `shards`.
 
     Raises:
-      UserError: a file cannot be read; it is named.
+      BadRecord: a record is damaged; it and its file are named.
+      UserError: a file cannot be opened; it is named.
     """
     size = self._manifest.plan.columns[column].record_bytes
     out = np.empty((len(rows), size), np.uint8)
     # Sorted by shard and by position in the shard, so that the disk is read in one direction.
     order = np.lexsort((rows, shards))
     places = zip(order.tolist(), shards[order].tolist(), rows[order].tolist(), strict=True)
+    way = f'`python -m diversedit_jax.prepare --verify --output={self.root}` checks the whole store'
+    way = 'remove it, and the next start copies it again' if self._is_copy else way
+    bad = lambda what: BadRecord(
+      f'{layout.shard_file(self.root, column, shard)}: record {row} {what}', way
+    )
     try:
       for place, shard, row in places:
         # Ranges of one: a list of rows takes ArrayRecord three times as long (benchmarks/data.py).
         record = self._reader(column, shard).read(row, row + 1)[0]
         if len(record) != size:
-          raise types.UserError(
-            f'{layout.shard_file(self.root, column, shard)}: a record has {len(record)} bytes, '
-            f'expected {size}'
-          )
+          raise bad(f'has {len(record)} bytes, expected {size}')
         out[place] = np.frombuffer(record, np.uint8)
     except (RuntimeError, IndexError) as error:
-      way = (
-        f'`python -m diversedit_jax.prepare --verify --output={self.root}` checks the whole store'
-      )
-      way = 'remove it, and the next start copies it again' if self._is_copy else way
-      raise types.UserError(
-        f'{layout.shard_file(self.root, column, shard)} cannot be read: {error}; {way}'
-      ) from error
+      raise bad(f'cannot be read: {error}') from error
     return out
 
   def _reader(self, column, shard):
