@@ -425,8 +425,10 @@ def test_a_worker_process_that_dies(pictures, tmp_path):
 def test_corrupt_records_of_a_store(pictures, tmp_path):
   """The first ends a run and is named; as many as are borne are replaced, whenever it restarts."""
   root = tmp_path / 'store'
-  prepare = [sys.executable, '-m', 'diversedit_jax.prepare', f'--source=folder:{pictures[2]}/train']
-  subprocess.run([*prepare, '--size=8', f'--output={root}'], cwd=killed_runs.ROOT, check=True)
+  prepare = [sys.executable, '-m', 'diversedit_jax.prepare', f'--source={pictures[2]}/train']
+  subprocess.run(
+    [*prepare, '--size=8', '--store=pixels', f'--output={root}'], cwd=killed_runs.ROOT, check=True
+  )
   shard = layout.shard_file(root, 'pixels', 0)
   data = bytearray(shard.read_bytes())
   for record in store.StoreSource(root).gather(np.array([5, 17]))['images']:

@@ -119,7 +119,7 @@ class Count:
   def _check(self, step):
     if len(self.met) > self.limit:
       raise types.UserError(
-        f'{len(self.met)} bad records were met by step {step}; data.max_bad={self.limit} are borne: '
+        f'{len(self.met)} bad records were met by step {step}, data.max_bad={self.limit} borne: '
         f'{", ".join(map(str, sorted(self.met)[:20]))}'
       )
 

@@ -107,8 +107,6 @@ def sizes_hook(
     found = {k: np.asarray(v) for k, v in sizes(state.params, batch, state.step).items()}
     if not active:
       return
-    with files.atomic(file(step)) as path:
-      np.savez(path, step=step, **found)
     writer.row(
       step,
       {
@@ -117,6 +115,9 @@ def sizes_hook(
         for block, value in enumerate(value_L, 1)
       },
     )
+    # Last, for it says that all has been done.
+    with files.atomic(file(step)) as path:
+      np.savez(path, step=step, **found)
 
   return loop.Hook(every=every, run=run, made=lambda step: file(step).exists())
 
@@ -138,8 +139,6 @@ def hook(
     if not active:
       return
     depth = len(matrices['token'])
-    with files.atomic(file(step)) as path:
-      np.savez(path, step=step, **matrices)
     if depth > 1:
       off_diagonal = ~np.eye(depth, dtype=bool)
       writer.row(
@@ -147,5 +146,7 @@ def hook(
       )
     shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
     writer.images(step, {'similarity_matrix/token': shown[None, :, :, None]})
+    with files.atomic(file(step)) as path:
+      np.savez(path, step=step, **matrices)
 
   return loop.Hook(every=every, run=run, made=lambda step: file(step).exists())

@@ -57,7 +57,7 @@ def test_records_are_counted_once_as_they_are_used_and_again_after_a_restart(tmp
   assert next(again.counted(batches[3:], 3)) == 4 and again.met == {3: 1, 7: 4}
   earlier = bad_records.Count(path=count.path, limit=2)  # A checkpoint before it was met.
   assert next(earlier.counted(batches[2:], 2)) == 3 and earlier.met == {3: 1}
-  with pytest.raises(types.UserError, match='3 bad records were met by step 9; data.max_bad=2'):
+  with pytest.raises(types.UserError, match='3 bad records were met by step 9, data.max_bad=2'):
     again.note(9, np.array([0, -1]))
 
 
