@@ -437,7 +437,7 @@ def test_corrupt_records_of_a_store(pictures, tmp_path):
   source = f'--config.data.source=store:{root}'
   done = killed_runs.run(tmp_path / 'first', source)
   assert done.returncode == 2
-  assert re.search(rf'{shard.name}: record \d+ cannot be', done.stderr)
+  assert re.search(rf'{shard.name} cannot be read: record \d+ is damaged', done.stderr)
   done = killed_runs.run(tmp_path / 'one', source, '--config.data.max_bad=1')
   assert done.returncode == 2 and 'data.max_bad=1 are borne' in done.stderr
   flags = (source, '--config.data.max_bad=2')

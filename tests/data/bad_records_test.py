@@ -70,7 +70,7 @@ def test_a_store_names_the_shard_and_the_record_and_the_pipeline_replaces_it(tmp
   data[data.index(store_files.pixels(1).tobytes()[:16])] ^= 1
   shard.write_bytes(data)
   torn = store.StoreSource(tmp_path / 'store')
-  with pytest.raises(base.BadExample, match=rf'{shard.name}: record 1 cannot be read'):
+  with pytest.raises(base.BadExample, match=rf'{shard.name} cannot be read: record 1 is damaged'):
     torn.gather(np.arange(5))
   steps = pipeline.Steps(source=torn, seed=0, batch_size=5, max_bad=1)
   found, order = steps(0), pipeline.order.batch_indices(0, 0, 5, 5)

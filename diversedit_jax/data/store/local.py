@@ -64,7 +64,7 @@ class Records:
     way = f'`python -m diversedit_jax.prepare --verify --output={self.root}` checks the whole store'
     way = 'remove it, and the next start copies it again' if self._is_copy else way
     bad = lambda what: BadRecord(
-      f'{layout.shard_file(self.root, column, shard)}: record {row} {what}', way
+      f'{layout.shard_file(self.root, column, shard)} cannot be read: record {row} {what}', way
     )
     try:
       for place, shard, row in places:
@@ -74,7 +74,7 @@ class Records:
           raise bad(f'has {len(record)} bytes, expected {size}')
         out[place] = np.frombuffer(record, np.uint8)
     except (RuntimeError, IndexError) as error:
-      raise bad(f'cannot be read: {error}') from error
+      raise bad(f'is damaged: {error}') from error
     return out
 
   def _reader(self, column, shard):

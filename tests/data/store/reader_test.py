@@ -147,7 +147,7 @@ def test_a_shard_of_other_records_is_named_when_it_is_read(copy):
   np.testing.assert_array_equal(store.read('pixels', np.arange(3)), PIXELS[:3])
   with pytest.raises(types.UserError) as error:
     store.read('pixels', np.array([0, 3]))
-  found = f'{path}: record 0 has 12 bytes, expected 48; '
+  found = f'{path} cannot be read: record 0 has 12 bytes, expected 48; '
   assert str(error.value).startswith(found)
 
 
