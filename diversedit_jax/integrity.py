@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import faults, trees, types
+from diversedit_jax import faults, together, trees, types
 
 PAUSES = (1, 2, 5, 10, 20, 40)
 """Seconds before each new try where an error may pass."""
@@ -93,15 +93,15 @@ def read(
   pauses, was_damaged = list(PAUSES), False
   while True:
     found, error = _caught(attempt)
-    verdict = _verdict(error) if alone else _worst(_verdict(error))
+    verdict, elsewhere = _worst(error, alone)
     if verdict == _FINE:
       _, error = _caught(lambda found=found: verify(found))
       verdict = _verdict(error)
-    text = 'unreadable to another process' if error is None else faults.said(error)
+    text = elsewhere if error is None else faults.said(error)
     if verdict == _FINE:
       return found, ''
     if verdict == _REFUSED:
-      raise _refusal(name, error) from error
+      raise _refusal(name, error, elsewhere) from error
     if verdict == _DAMAGED and was_damaged:
       return None, text
     if not pauses:
@@ -141,13 +141,19 @@ def _verdict(error):
   return _PASSES if faults.passes(error) else _DAMAGED
 
 
-def _worst(verdict):
-  return int(np.max(multihost_utils.process_allgather(np.int32(verdict))))
+def _worst(error, alone):
+  """The worst verdict of all processes, and what that process says for it."""
+  said = '' if error is None else faults.told(error) or faults.said(error)
+  if alone:
+    return _verdict(error), said
+  every = together.texts(f'{_verdict(error)}{said}')
+  number = max(range(len(every)), key=lambda i: every[i][0])
+  return int(every[number][0]), f'process {number}: {every[number][1:]}'
 
 
-def _refusal(name, error):
+def _refusal(name, error, elsewhere):
   if error is None:
-    return types.UserError(f'another process refused {name}; its message says why')
+    return types.UserError(elsewhere)
   if isinstance(error, types.UserError):
     return error
   return types.UserError(f'{name} cannot be read: {faults.told(error) or faults.said(error)}')

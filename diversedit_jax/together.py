@@ -29,6 +29,7 @@ from diversedit_jax import faults
 LOST = 1
 """Exit status where another process is gone; no mistake (2), so a scheduler starts all again."""
 
+_BONDS: list['Bond'] = []  # That of this process, if it has others.
 _TEXT = 2048  # Bytes of a text that is exchanged.
 _MEETING = 20.0  # Seconds in which all must have connected.
 _GRACE = 1.0  # Seconds for an error that all find by themselves, each of which then tells its own.
@@ -47,6 +48,7 @@ def together() -> Iterator[None]:
   it does. At the end it waits until all have come to theirs.
   """
   bond = _met() if jax.process_count() > 1 else None
+  _BONDS[:] = [bond] if bond else []
   if bond is None:
     yield
     return
@@ -59,6 +61,17 @@ def together() -> Iterator[None]:
     bond.failed(error)
     raise
   bond.finished()
+
+
+@contextlib.contextmanager
+def told_early() -> Iterator[None]:
+  """Tells the others an exception of the block before whatever waits for them at its end."""
+  try:
+    yield
+  except Exception as error:
+    for bond in _BONDS:
+      bond.failed(error)
+    raise
 
 
 def texts(mine: str) -> list[str]:
@@ -113,6 +126,8 @@ class Bond:
 
   def failed(self, error: BaseException) -> None:
     """Tells an error of this process; returns to raise it, unless another one's is behind it."""
+    if self._failing:
+      return
     line, status = faults.told(error), 130 if isinstance(error, KeyboardInterrupt) else 2
     if line is None:
       with self._changed:
@@ -124,7 +139,12 @@ class Bond:
     self._judge(Verdict(line=f'{self._names[self._index]}: {line}', status=status))
     # JAX would wait at the exit for processes that have gone.
     atexit.register(self._part, status)
-    threading.Thread(target=self._part, args=(status, True), daemon=True).start()
+    threading.Thread(target=self._late, args=(line, status), daemon=True).start()
+
+  def _late(self, line, status):
+    """Ends this process where its error does not come to its end."""
+    time.sleep(_PARTING)
+    self._end(Verdict(line=line, status=status))
 
   def _listen(self, number):
     with contextlib.suppress(OSError), self._peers[number].makefile('rb') as lines:
@@ -177,10 +197,8 @@ class Bond:
     os.write(2, f'error: {verdict.line}\n'.encode('utf-8', 'backslashreplace'))
     self._part(verdict.status)
 
-  def _part(self, status, late=False):
+  def _part(self, status):
     """Ends this process; the first one when the others have, because JAX ends them with it."""
-    if late:
-      time.sleep(_PARTING)
     with self._changed:
       self._changed.wait_for(lambda: self._index or not self._open, _PARTING)
     for worker in multiprocessing.active_children():

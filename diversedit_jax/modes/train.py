@@ -7,7 +7,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import checkpoint, paths, rng, sharding, trees, types
+from diversedit_jax import checkpoint, paths, rng, sharding, together, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import bad_records, files, images, pipeline
 from diversedit_jax.evaluation import card
@@ -112,6 +112,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
   with (
     jax.set_mesh(mesh),
     contextlib.closing(_checkpoints(path, experiment, trainable)) as checkpoints,
+    together.told_early(),
     _way_on_told(experiment, checkpoints),
     profiling.traced(
       step.compile_step(step_fn, trainable.shardings, mesh),

@@ -1,17 +1,18 @@
-"""What schedulers do, rehearsed with two local processes: from a script to a run that goes on."""
+"""What schedulers do, rehearsed with local processes: from a script to a run that goes on."""
 
 import http.server
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 
-from helpers import killed_runs
+from helpers import killed_runs, several
 import pytest
 import yaml
+
+from diversedit_jax import together
 
 ROOT = killed_runs.ROOT
 STEPS = 150
@@ -20,8 +21,9 @@ TRAINING += [f'--config.train.steps={STEPS}', '--config.checkpoint.keep=2']
 # srun starts the tasks of a step; their ids are noted for whoever sends them signals.
 SRUN = """#!/usr/bin/env bash
 while [[ "$1" == --* ]]; do shift; done
-export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0
-for i in 0 1; do
+export SLURM_STEP_NODELIST=localhost SLURM_NODEID=0
+export SLURM_NTASKS=$TASKS SLURM_STEP_TASKS_PER_NODE=$TASKS
+for ((i = 0; i < TASKS; i++)); do
   SLURM_PROCID=$i SLURM_LOCALID=$i "$@" &
   tasks+=($!)
 done
@@ -55,33 +57,18 @@ def flags(workdir):
   return killed_runs.command(workdir, *TRAINING)[3:]
 
 
-def free_port():
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    return str(probe.getsockname()[1])
-
-
-def until(process, text):
-  """The log of a process until it says `text`."""
-  log = ''
-  for line in process.stderr:
-    log += line
-    if text in line:
-      return log
-  raise AssertionError(f'ended before saying {text!r}: {log[-3000:]}')
-
-
 def first_step(log):
   return int(re.search(r'continuing at step (\d+)', log)[1])
 
 
 @pytest.mark.slow
-def test_slurm_queues_a_stopped_run_again_and_it_goes_on(tmp_path):
+@pytest.mark.parametrize('count', [2, 4])
+def test_slurm_queues_a_stopped_run_again_and_it_goes_on(tmp_path, count):
   script(tmp_path / 'srun', SRUN)
   job, asked = str(os.getpid()), tmp_path / 'scontrol-calls'
   script(tmp_path / 'scontrol', f'#!/usr/bin/env bash\necho "$*" >> "{asked}"\n')
   environment = os.environ | {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'NOTES': str(tmp_path)}
-  environment |= {'SLURM_JOB_ID': job, 'PYTHON': sys.executable}
+  environment |= {'SLURM_JOB_ID': job, 'PYTHON': sys.executable, 'TASKS': str(count)}
 
   def submit():
     return subprocess.Popen(
@@ -98,15 +85,15 @@ def test_slurm_queues_a_stopped_run_again_and_it_goes_on(tmp_path):
       os.kill(int(tasks[index]), number)
 
   job_1 = submit()
-  until(job_1, 'step 14/')
-  send(signal.SIGUSR1, 0, 1)  # `--signal=USR1@300` goes to every task.
+  several.until(job_1, 'step 14/')
+  send(signal.SIGUSR1, *range(count))  # `--signal=USR1@300` goes to every task.
   saved = int(re.search(r'saved step (\d+)', job_1.communicate()[1])[1])
   assert job_1.returncode == 0 and asked.read_text() == f'requeue {job}\n'
   job_2 = submit()
-  log = until(job_2, f'step {saved + 28 - saved % 7}/')
+  log = several.until(job_2, f'step {saved + 28 - saved % 7}/')
   assert first_step(log) == saved
   send(signal.SIGKILL, 1)
-  assert 'process 1 of 2' in job_2.communicate()[1]
+  assert f'process 1 of {count} (pid ' in job_2.communicate()[1]
   assert job_2.returncode not in (0, 75) and asked.read_text() == f'requeue {job}\n'
   job_3 = submit()
   log = job_3.communicate()[1]
@@ -139,31 +126,31 @@ def metadata():
     server.shutdown()
 
 
-def hosts_of_a_slice(workdir, metadata):
-  """Command line and environment of two hosts that tpu_vm.sh or tpu_mig.sh starts."""
-  port = free_port()
-  for index in range(2):
+def hosts_of_a_slice(workdir, count, metadata):
+  """Command line and environment of the hosts that tpu_vm.sh or tpu_mig.sh starts."""
+  port = several.free_port()
+  for index in range(count):
     attributes = {'agent-worker-number': str(index), 'tpu-env': ''}
-    attributes |= {'worker-network-endpoints': 'localhost,localhost'}
+    attributes |= {'worker-network-endpoints': ','.join(['localhost'] * count)}
     given = {'GCE_METADATA_IP': metadata(attributes), 'JAX_COORDINATOR_PORT': port}
     yield ['launch/tpu_host.sh', '--stopped_status=75', *flags(workdir)], given
 
 
-def pods(workdir, kind, metadata):
-  """Command line and environment of both pods, from the JobSet that gke.sh writes."""
+def pods(workdir, count, kind, metadata):
+  """Command line and environment of the pods, from the JobSet that gke.sh writes."""
   command = ['launch/gke.sh', 'run', '--dry-run', '--context=c', '--name=digits', '--pool=p']
-  command += ['--image=i', '--claim=c', '--hosts=2', '--chips=4']
-  command += ['--tpu=tpu-v6e-slice', '--topology=2x4'] if kind == 'tpu' else []
+  command += ['--image=i', '--claim=c', f'--hosts={count}', '--chips=4']
+  command += ['--tpu=tpu-v6e-slice', f'--topology={count}x4'] if kind == 'tpu' else []
   done = subprocess.run(
     [ROOT / command[0], *command[1:], '--', *flags(workdir)], capture_output=True, text=True
   )
   job = yaml.safe_load(done.stdout.partition('\n')[2])['spec']['replicatedJobs'][0]['template']
   assert job['spec']['completionMode'] == 'Indexed'
   (container,) = job['spec']['template']['spec']['containers']
-  port = free_port()
-  for index in range(2):
+  port = several.free_port()
+  for index in range(count):
     if kind == 'tpu':  # As GKE's webhook sets them.
-      given = {'TPU_WORKER_ID': str(index), 'TPU_WORKER_HOSTNAMES': 'localhost,localhost'}
+      given = {'TPU_WORKER_ID': str(index), 'TPU_WORKER_HOSTNAMES': ','.join(['localhost'] * count)}
       given |= {'GCE_METADATA_IP': metadata({'tpu-env': ''}), 'JAX_COORDINATOR_PORT': port}
     else:
       given = {each['name']: each.get('value', str(index)) for each in container['env']}
@@ -174,12 +161,15 @@ def pods(workdir, kind, metadata):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 @pytest.mark.parametrize('kind', ['gpu', 'tpu', 'tpu_vm'])
-def test_hosts_that_are_made_anew_go_on(tmp_path, kind, metadata):
+def test_hosts_that_are_made_anew_go_on(tmp_path, kind, count, metadata):
   script(tmp_path / 'python', ON_A_TPU)
   python = sys.executable if kind == 'gpu' else str(tmp_path / 'python')
   hosts = lambda path: (
-    hosts_of_a_slice(path, metadata) if kind == 'tpu_vm' else pods(path, kind, metadata)
+    hosts_of_a_slice(path, count, metadata)
+    if kind == 'tpu_vm'
+    else pods(path, count, kind, metadata)
   )
   environment = os.environ | {'PYTHON': python, 'REAL_PYTHON': sys.executable}
 
@@ -191,18 +181,17 @@ def test_hosts_that_are_made_anew_go_on(tmp_path, kind, metadata):
       for command, given in hosts(tmp_path / 'run')
     ]
 
-  first, other = start()
-  until(first, 'step 49/')
-  for pod in (other, first):  # One is lost, and the scheduler ends the rest.
-    pod.kill()
-    pod.communicate()
-  first, other = start()
-  assert first_step(until(first, 'step 63/')) in (20, 40)
-  other.terminate()  # Its node is taken away.
-  saved = int(re.search(r'saved step (\d+)', first.communicate()[1])[1])
-  other.communicate()
-  assert (first.returncode, other.returncode) == (75, 75)
-  first, other = start()
-  log = first.communicate()[1]
-  other.communicate()
-  assert (first.returncode, other.returncode) == (0, 0) and first_step(log) == saved
+  first, *others = start()
+  several.until(first, 'step 49/')
+  others[-1].kill()  # One is lost, and the rest end by themselves: the scheduler makes all anew.
+  statuses, logs = several.ended([first, *others[:-1]])
+  assert set(statuses) == {together.LOST}
+  assert all(f'process {count - 1} of {count} (pid ' in log.splitlines()[-1] for log in logs)
+  first, *others = start()
+  assert first_step(several.until(first, 'step 63/')) in (20, 40)
+  others[-1].terminate()  # Its node is taken away.
+  statuses, logs = several.ended([first, *others])
+  saved = int(re.search(r'saved step (\d+)', logs[0])[1])
+  assert statuses == [75] * count
+  statuses, logs = several.ended(start())
+  assert statuses == [0] * count and first_step(logs[0]) == saved
