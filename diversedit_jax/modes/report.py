@@ -10,7 +10,6 @@ import pathlib
 from typing import Any
 
 from diversedit_jax import checkpoint
-from diversedit_jax import progress as durations
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import continuing, flat_config, learned, run_dir
@@ -125,9 +124,8 @@ def _change(entry):
 
 
 def _account(account):
-  total, count = account['total'], len(account['starts'])
-  of = f'{durations.duration(total)} in {count} start{"s" * (count > 1)}'
-  yield 'goodput', f'{account["goodput"]:.1%} of {of}'
+  total = account['total']
+  yield 'goodput', goodput.share_in_words(account)
   for kind, seconds in account['seconds'].items():
     note = (
       f'  {account["lost_steps"]:,} steps were made again' if kind == 'lost' and seconds else ''

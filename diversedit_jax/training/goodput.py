@@ -22,7 +22,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from diversedit_jax import progress
+from diversedit_jax import progress, types
 from diversedit_jax.training import writers
 
 FILE = 'goodput.jsonl'
@@ -111,23 +111,34 @@ class Account:
       self._write(self._step, seconds=self.clock.spent(), ended=type(error).__name__)
       raise
     finally:
-      if self._lines is not None:
-        self._lines.close()
+      with self._dispensable():
+        if self._lines is not None:
+          self._lines.close()
+
+  def at(self, step: int) -> None:
+    """Remembers how many steps are done, for the row of an error."""
+    self._step = step
 
   def note(self, step: int, ended: str = '') -> None:
     """Writes a row. ended: why this is the last, after which all starts are summed up in a line."""
     self._step = step
     self._write(step, seconds=self.clock.spent(), **({'ended': ended} if ended else {}))
     if ended and self._lines is not None:
-      self._lines.sync()
-      logging.info('%s', in_words(summary(writers.read_jsonl(self._path))))
+      with self._dispensable():
+        self._lines.sync()
+        logging.info('%s', in_words(summary(writers.read_jsonl(self._path))))
 
   def _write(self, step, **facts):
-    if self._lines is None:
-      return
+    with self._dispensable():
+      if self._lines is not None:
+        self._lines.write({'step': step, 'time': time.time(), **facts})
+
+  @contextlib.contextmanager
+  def _dispensable(self):
+    """Gives the account up where its file cannot be written or read: it is not worth a run."""
     try:
-      self._lines.write({'step': step, 'time': time.time(), **facts})
-    except OSError as error:  # A full disk: no account is worth a run.
+      yield
+    except (OSError, types.UserError) as error:
       logging.warning('training goes on without %s: %s', self._path, error)
       self._lines = None
 
@@ -227,6 +238,11 @@ def in_words(found: Mapping[str, Any]) -> str:
     for kind, seconds in found['seconds'].items()
     if kind != 'train' and (share := seconds / max(found['total'], 1e-9)) >= 0.0005
   ]
+  return f'goodput {share_in_words(found)}; {", ".join(shares)}'
+
+
+def share_in_words(found: Mapping[str, Any]) -> str:
+  """Goodput of a summary, of how long and of how many starts."""
   count = len(found['starts'])
   of = f'{progress.duration(found["total"])} in {count} start{"s" * (count > 1)}'
-  return f'goodput {found["goodput"]:.1%} of {of}; {", ".join(shares)}'
+  return f'{found["goodput"]:.1%} of {of}'

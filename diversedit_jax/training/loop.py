@@ -113,6 +113,7 @@ def train(
     batches = stack.enter_context(open_batches(start))
     clock.reached('setup')
     for step in range(start + 1, config.steps + 1):
+      account.at(step - 1)
       with clock.waiting(behind=pending is not None):
         batch = next(batches)
       if step in left_out:

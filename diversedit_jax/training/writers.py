@@ -30,7 +30,7 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-  """Appends to `metrics.jsonl`; on a restart, rows after the restored step are dropped first.
+  """Appends to a file of rows; on a restart, rows after the restored step are dropped first.
 
   A row that stood there before is not written twice. While the disk is full, rows are kept.
   """
@@ -41,7 +41,7 @@ class JsonLines:
       temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     self._there = {frozenset(row) for row in rows if row['step'] == start_step}
     self._start, self._waiting = start_step, b''
-    self._file = files.Growing(path, new=False)
+    self._name, self._file = path.name, files.Growing(path, new=False)
 
   def write(self, row: Mapping[str, Any]) -> None:
     """Writes a row, after those that could not be written before."""
@@ -53,7 +53,7 @@ class JsonLines:
     except OSError as error:
       if not faults.no_space(error):
         raise
-      logging.error('metrics.jsonl: %s; its rows are kept for now', faults.told(error))
+      logging.error('%s: %s; its rows are kept for now', self._name, faults.told(error))
 
   def _write_waiting(self):
     self._file.write(self._waiting)

@@ -122,13 +122,15 @@ def test_an_account_tells_how_a_start_ended(tmp_path, now):
     with account.opened(2, 10):
       now[0] += 4.0
       account.note(6)
+      now[0] += 2.0
+      account.at(8)
       raise KeyError
   with goodput.Account(path).opened(6, 10):
     pass
   first, second, third = goodput.starts(writers.read_jsonl(path))
   assert (first.first, first.last, first.ended) == (0, 0, '')
-  assert (second.first, second.last, second.ended) == (2, 6, 'KeyError')
-  assert second.seconds['train'] == 4.0 and third.ended == ''
+  assert (second.first, second.last, second.ended) == (2, 8, 'KeyError')
+  assert second.seconds['train'] == 6.0 and third.ended == ''
   with goodput.Account(None).opened(0, 10):
     pass
   assert list(tmp_path.iterdir()) == [path]
