@@ -34,6 +34,10 @@ class AnalysisConfig(options.Section, section='analysis', may_change=True):
   bandwidth: float = options.option(
     1.0, above=0, doc='Width of the RBF kernel, in median distances.'
   )
+  full: bool = options.option(
+    False,
+    doc='Draws both kernels and both estimators, not only linear unbiased CKA; the .npz has all.',
+  )
 
   def __post_init__(self):
     super().__post_init__()
