@@ -67,8 +67,7 @@ def load(spec: str) -> ml_collections.ConfigDict:
   Raises:
     UserError: no such file, one that is not a config, or a fault in it, with its line.
   """
-  folder = paths.path(spec or 'none')
-  if spec.startswith(location.SCHEME) or (folder.is_dir() and published.read(folder)):
+  if spec.startswith(location.SCHEME) or _is_published(spec):
     return published.config(spec).lock()
   file, argument = find(spec)
   source = file.read_bytes()
@@ -93,6 +92,11 @@ def load(spec: str) -> ml_collections.ConfigDict:
       f'{file}: get_config returned {type(config).__name__}, expected a ConfigDict'
     )
   return ml_collections.ConfigDict(config).lock()
+
+
+def _is_published(spec):
+  folder = paths.path(spec or 'none')
+  return folder.is_dir() and published.read(folder) is not None
 
 
 def find(spec: str) -> tuple[pathlib.Path, str | None]:

@@ -141,7 +141,12 @@ def _taken_object(path, me, busy) -> Iterator[Callable[[dict], None]]:
     nonlocal generation
     # The network may be there again at the next beat.
     with contextlib.suppress(ValueError, RuntimeError, OSError):
-      generation = held.write(_text(facts), generation)
+      written = held.write(_text(facts), generation)
+      if written is None:  # Of a beat whose answer got lost, or removed by hand: still ours.
+        now = held.read()
+        ours = now.value is None or json.loads(now.value).get('claim') == me['claim']
+        written = held.write(_text(facts), now.generation) if ours else None
+      generation = written
     if generation is None:
       _lost(path)
 
@@ -169,7 +174,7 @@ def holder(path: pathlib.Path) -> dict[str, Any]:
     if paths.is_bucket(path):
       return json.loads(buckets.Object(str(path)).read().value or b'')
     return json.loads(path.read_text())
-  except (OSError, ValueError):
+  except (OSError, ValueError, RuntimeError):
     return {}
 
 
@@ -179,7 +184,7 @@ def _sign_of_life(path, works):
   An empty file may be that of one that has made it just now.
   """
   found, host = holder(path), socket.gethostname()
-  if found and found['host'] == host and (works or not _runs(found['pid'])):
+  if found and found['host'] == host and (works or (_is_here(found) and not _runs(found['pid']))):
     return {}
   logging.info(
     '%s was left by %s; looking for %.0f s whether it is alive', path, _in_words(found), _SILENCE
@@ -191,6 +196,17 @@ def _sign_of_life(path, works):
     if now and now != found:
       return now
   return {}
+
+
+def _is_here(found):
+  """Whether a process was of this machine since it was started; another may have its name."""
+  return found.get('boot') == _boot()
+
+
+def _boot():
+  with contextlib.suppress(OSError):
+    return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  return ''
 
 
 def _runs(pid):
@@ -210,6 +226,7 @@ def _me():
   return {
     'host': socket.gethostname(),
     'pid': os.getpid(),
+    'boot': _boot(),
     'since': now.strftime('%Y-%m-%d %H:%M:%S UTC'),
     **({'job': job} if job else {}),
   }

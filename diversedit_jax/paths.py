@@ -18,6 +18,8 @@ _EXTRAS = {'gs': 'gcs', 's3': 's3'}
 # Where TensorFlow is installed, `epath` would take it instead, which knows s3:// by yet another
 # package; it looks once, when the first path of any kind is used.
 os.environ.setdefault('EPATH_USE_TF', 'false')
+# With one slash it is a slip of the pen, or a URL that `pathlib` has seen; no folder is named so.
+_URL = re.compile(r'[a-zA-Z][\w+.-]+://|(gs|s3):/')
 _KIND = re.compile(r'(?P<kind>\w{2,}:)?(?P<path>~.*)', re.DOTALL)
 
 
@@ -50,10 +52,14 @@ def path(text: str | os.PathLike[str], *, bucket: bool = False) -> pathlib.Path:
   bucket: whether it may.
 
   Raises:
-    UserError: it lies in a bucket, and may not, or the package that reads it is not installed.
+    UserError: it is a URL, but for one of a bucket if it may be; or the package that reads the
+      bucket is not installed.
   """
   text = expanded(text)
   if not is_bucket(text):
+    if _URL.match(text):
+      way_on = ', or one in a bucket: gs://BUCKET/FOLDER' if bucket else ''
+      raise types.UserError(f'{text} is a URL, expected a path on a disk{way_on}')
     return pathlib.Path(text)
   if not bucket:
     raise types.UserError(

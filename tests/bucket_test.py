@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 
 from etils import epath
 from helpers import bucket, killed_runs
@@ -112,6 +113,22 @@ def test_who_was_silent_and_is_replaced_ends(lock, quick, monkeypatch):
     assert lost.wait(30)
 
 
+def test_who_was_not_told_that_a_beat_was_written_or_whose_lock_was_removed_goes_on(
+  lock, quick, monkeypatch
+):
+  monkeypatch.setattr(locks, '_lost', lambda path: pytest.fail('it ended'))
+  there = buckets.Object(str(lock))
+  with claim(lock):
+    for left in ({**locks.holder(lock), 'beat': -1}, None):
+      value = left and json.dumps(left).encode()
+      while there.write(value, there.read().generation) is None:
+        pass
+      beat = locks.holder(lock)
+      while locks.holder(lock) in ({}, beat):
+        time.sleep(0.01)
+  assert not lock.exists()
+
+
 def test_storage_that_is_not_amazons_is_asked_where_it_is(monkeypatch):
   monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://127.0.0.1:9')
   monkeypatch.setenv('AWS_REGION', 'here')
@@ -160,6 +177,23 @@ def test_an_upload_that_fails_is_made_up_for_and_at_the_end_told(folder, monkeyp
   rows.write({'step': 2})
   monkeypatch.setattr(files, '_upload', lambda *_: {}['gone'])
   with pytest.raises(types.UserError, match='gone'):
+    rows.close()
+
+
+def test_rows_that_were_not_uploaded_go_with_the_checkpoint(folder, monkeypatch):
+  file = folder / 'metrics.jsonl'
+  rows = writers.JsonLines(file, start_step=0)
+  rows.write({'step': 1})
+  assert rows.sync() == []
+  with monkeypatch.context() as cut_off:
+    cut_off.setattr(files, '_upload', lambda *_: {}['gone'])
+    rows.write({'step': 2, 'loss': 0.1})
+    rows.write({'step': 3})
+    unsent = rows.sync()
+  assert [row['step'] for row in writers.read_jsonl(file)] == [1]  # It is killed here.
+  for _ in range(2):  # The second time they are there.
+    rows = writers.JsonLines(file, start_step=3, unsent=unsent)
+    assert writers.read_jsonl(file) == [{'step': 1}, {'step': 2, 'loss': 0.1}, {'step': 3}]
     rows.close()
 
 

@@ -204,6 +204,9 @@ no value | --config=digits --mode=plan --config.seed
 is a section | --config=digits --mode=plan --config.model=1
 without keys below | --config=digits --mode=plan --config.seed.x=1
 absent.flags | --config=digits --mode=plan --flagfile=absent.flags
+lies in a bucket | --config=gs://bucket/x.py --workdir=run
+is a URL | --config=s3:/bucket/x.py --workdir=run
+store:gs://bucket/x | --config=digits --config.data.source=gs://bucket/x --workdir=run
 home folder | --config=digits --workdir=~nobody_of_this_name/run
 JAX_PLATFORMS | JAX_PLATFORMS=cudaa --config=digits --workdir=run
 JAX_COORDINATOR_ADDRESS | --config=digits --distributed --workdir=run
@@ -236,6 +239,7 @@ store | --output=store --verify
 lies in --source | --source=DATA/pictures --output=DATA/pictures/store --store=pixels
 is a file | --source=DATA/pictures --output=DATA/plain.npz --store=pixels
 URL | --source=DATA/pictures --output=gs://bucket/x --store=pixels
+is a URL | --source=DATA/pictures --output=gs:/bucket/x --store=pixels
 did you mean | --source=foldr:x --output=store --store=pixels
 ABSENT | --source=ABSENT --output=store --store=pixels
 text.npz | --source=DATA/text.npz --output=store --store=pixels

@@ -108,6 +108,8 @@ def test_a_path_in_a_bucket_is_kept_whole_and_other_paths_are_what_they_were():
   ('given', 'may', 'words'),
   [
     ('gs://bucket/run', False, 'lies in a bucket, expected a path on a disk'),
+    ('gs:/bucket/run', False, 'is a URL, expected a path on a disk'),
+    ('az://bucket/run', True, 'or one in a bucket: gs://BUCKET/FOLDER'),
     ('gs://bucket/', True, 'gs://BUCKET/FOLDER'),
     ('s3://bucket/run', True, r"pip install 'diversedit_jax\[s3\]'"),
   ],

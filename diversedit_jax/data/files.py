@@ -159,11 +159,12 @@ class Growing:
 
   def __init__(self, path: pathlib.Path, *, new: bool):
     """new: whether the file must not be there yet."""
-    self._path, self._due, self._spooled = path, 0.0, False
+    self._path, self._due = path, 0.0
+    self._uploaded = 0  # Bytes.
     if paths.is_bucket(path):
       self._file = tempfile.NamedTemporaryFile(buffering=0)  # noqa: SIM115
       if not new and path.exists():
-        self._file.write(path.read_bytes())
+        self._uploaded = self._file.write(path.read_bytes())
     else:
       path.parent.mkdir(parents=True, exist_ok=True)
       self._file = path.open('xb' if new else 'ab', buffering=0)
@@ -177,7 +178,6 @@ class Growing:
     except OSError:
       self._file.truncate(end)
       raise
-    self._spooled = paths.is_bucket(self._path)
 
   def flush(self) -> None:
     """Brings what was written on its way."""
@@ -189,6 +189,13 @@ class Growing:
     """Uploads what is not in the bucket yet."""
     if failure := self._sent():
       logging.warning('%s; it is tried again', failure)
+
+  def unsent(self) -> bytes:
+    """What the bucket lacks, and the end of this process would lose."""
+    if not paths.is_bucket(self._path):
+      return b''
+    self._file.seek(self._uploaded)
+    return self._file.read()
 
   def close(self) -> None:
     """Closes the file, which is then whole."""
@@ -202,12 +209,13 @@ class Growing:
   def _sent(self):
     """Uploads, unless the bucket has everything; what went wrong, in words."""
     self._file.flush()
-    if not self._spooled:
+    unsent = len(self.unsent())
+    if not unsent:
       return ''
     before, failure = time.monotonic(), ''
     try:
       _upload(self._file.name, self._path)
-      self._spooled = False
+      self._uploaded += unsent
     except Exception as error:  # The libraries of buckets raise many types.
       failure = f'{self._path} cannot be written: {_why(error)}'
     now = time.monotonic()

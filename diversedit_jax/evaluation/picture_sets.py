@@ -21,6 +21,7 @@ import zipfile
 import jax
 import numpy as np
 
+from diversedit_jax import paths
 from diversedit_jax.data import pictures as pictures_lib
 from diversedit_jax.data import sources
 from diversedit_jax.evaluation import (
@@ -250,7 +251,7 @@ class _Joined:
 
 
 def _open(spec, quantiser):
-  path = pathlib.Path(spec)
+  path = paths.path(spec)
   if path.suffix.lower() in _ARRAYS or not (path.exists() or ':' in spec):
     return sample_files.SampleFile(path, quantiser)
   if path.is_dir() and (files := [*path.glob('*.np[yz]'), *path.glob('*/*.np[yz]')]):

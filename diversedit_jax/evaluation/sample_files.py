@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 import contextlib
 import os
-import pathlib
 import zipfile
 import zlib
 
 import numpy as np
 
+from diversedit_jax import paths
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import samples
 from diversedit_jax.types import UserError
@@ -35,7 +35,7 @@ class SampleFile:
     Raises:
       UserError: no such file, another file, or no images [N, H, W, 1 or 3].
     """
-    self.path, self._quantiser = pathlib.Path(path), quantiser
+    self.path, self._quantiser = paths.path(path), quantiser
     self.name, self.remarks, self._member = self.path.name, [], ''
     with self._opened(self._choose()) as (_, shape, dtype, fortran):
       what = f'{self.path}: {self._member or "the array"} is {dtype} {shape}'

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import progress, types
+from diversedit_jax import paths, progress, types
 from diversedit_jax.data import files, order
 from diversedit_jax.evaluation import card, multihost, samples, scorers
 from diversedit_jax.experiment import eval_options
@@ -207,8 +207,9 @@ def make_labels(experiment: experiment_lib.Experiment, number: int) -> np.ndarra
   policy, classes = experiment.evaluation.labels, experiment.architecture.num_classes
   if not policy.startswith(eval_options.LABELS_FILE):
     return generate.make_labels(policy, np.arange(number), classes, experiment.sample.seed, key=KEY)
+  path = paths.path(policy.removeprefix(eval_options.LABELS_FILE))
   try:
-    with open(policy.removeprefix(eval_options.LABELS_FILE), 'rb') as file:
+    with path.open('rb') as file:
       labels = np.lib.format.read_array(file, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise types.UserError(f'eval.labels={policy!r} cannot be read as .npy: {error}') from error

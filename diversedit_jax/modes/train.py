@@ -135,9 +135,10 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
       left_out=left_out,
       watched=spikes.Spikes(experiment.log.spike, examples),
       account=goodput.Account(path / goodput.FILE if first else None),
-      open_writer=lambda start: writers.Writer(
+      open_writer=lambda start, unsent: writers.Writer(
         path,
         start_step=start,
+        unsent=unsent,
         tensorboard=experiment.log.tensorboard,
         active=first,
         tracker=trackers.opener(experiment.log.tracker, path, flat_config.of(experiment.config)),

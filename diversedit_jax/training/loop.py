@@ -69,7 +69,7 @@ def train(
   left_out: nonfinite.LeftOut,
   watched: spikes.Spikes,
   account: goodput.Account,
-  open_writer: Callable[[int], writers.Writer],
+  open_writer: Callable[[int, Sequence[str]], writers.Writer],
   hooks: Callable[[writers.Writer], Sequence[Hook]],
 ) -> state_lib.TrainState:
   """Trains to `config.steps`, continuing whatever the checkpoints hold.
@@ -82,7 +82,7 @@ def train(
     open_batches: start step -> context manager of an iterator of batches on the devices.
     checkpoints: the run's checkpoints. left_out: steps without an update.
     watched: is shown every loss. account: of the seconds; its clock runs already.
-    open_writer: start step -> where metrics go.
+    open_writer: start step, rows that only its checkpoint has -> where metrics go.
     hooks: writer -> what else is done at intervals.
 
   Returns:
@@ -92,10 +92,10 @@ def train(
   Raises:
     NonFiniteLoss: naming the step, the terms and the last good checkpoint.
   """
-  state, accumulator, begun = _start(trainable, init_key, placed, checkpoints)
+  state, accumulator, begun, unsent = _start(trainable, init_key, placed, checkpoints)
   start = int(state.step)
   clock, pending, timed_from = account.clock, None, start
-  writer = open_writer(start)
+  writer = open_writer(start, unsent)
   scheduled = hooks(writer)
   _catch_up(start, config.steps, state, scheduled, open_batches)
   if start >= config.steps:
@@ -145,8 +145,9 @@ def train(
         timed_from = step
       if save:
         with clock.paused('save'):
-          writer.sync()
+          unsent = writer.sync()
           meta = {'step': step, 'metrics': accumulator.state(), **begun}
+          meta |= {'rows': unsent} if unsent else {}
           checkpoints.save(step, state.items(), meta)
       with clock.paused('hooks'):
         for hook in () if stop else due:  # Whoever sends a signal does not wait for pictures.
@@ -162,10 +163,10 @@ def train(
 
 
 def _start(trainable, init_key, placed, checkpoints):
-  """The state, the metrics since the last report, and what is noted of further averages."""
+  """The state, metrics since the last report, what is noted of further averages, unsent rows."""
   if checkpoints.latest() is None:
     begun = average.begun(trainable.averages, {}, 0)
-    return trainable.init(init_key, placed), progress.Accumulator(), begun
+    return trainable.init(init_key, placed), progress.Accumulator(), begun, []
   known = checkpoints.steps()
   step, items, meta = checkpoints.restore(trainable.targets())
   checkpoints.set_aside(s for s in known if s > step)
@@ -173,7 +174,8 @@ def _start(trainable, init_key, placed, checkpoints):
   begun = average.begun(trainable.averages, meta, step)
   for name in [n for n in trainable.averages if average.item(n) not in items]:
     logging.warning('the average %s begins at step %d, as a copy of the parameters', name, step)
-  return trainable.assemble(step, items), progress.Accumulator(meta['metrics']), begun
+  state, accumulator = trainable.assemble(step, items), progress.Accumulator(meta['metrics'])
+  return state, accumulator, begun, meta.get('rows', [])
 
 
 def _catch_up(step, steps, state, scheduled, open_batches):

@@ -1,6 +1,6 @@
 """Where metrics go: `metrics.jsonl` always; beside it an event file for TensorBoard, a tracker."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import json
 import pathlib
@@ -33,10 +33,14 @@ class JsonLines:
   """Appends to a file of rows; on a restart, rows after the restored step are dropped first.
 
   A row that stood there before is not written twice. While the disk is full, rows are kept.
+
+  unsent: lines that `sync` returned for the checkpoint of that step.
   """
 
-  def __init__(self, path: pathlib.Path, *, start_step: int):
+  def __init__(self, path: pathlib.Path, *, start_step: int, unsent: Sequence[str] = ()):
     rows = [row for row in read_jsonl(path) if row['step'] <= start_step]
+    there = set(map(json.dumps, rows))
+    rows += [json.loads(line) for line in unsent if line not in there]
     with files.atomic(path) as temporary:
       temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     self._there = {frozenset(row) for row in rows if row['step'] == start_step}
@@ -60,9 +64,13 @@ class JsonLines:
     self._waiting = b''
     self._file.flush()
 
-  def sync(self) -> None:
-    """Brings all rows to where they belong, before a checkpoint is there that counts on them."""
+  def sync(self) -> list[str]:
+    """Uploads all rows before a checkpoint is written; returns the lines that could not be.
+
+    The checkpoint keeps them: a run that goes on from it would have a gap otherwise.
+    """
     self._file.sync()
+    return (self._file.unsent() + self._waiting).decode().splitlines()
 
   def close(self) -> None:
     """Closes the file; an OSError means that rows are lost, unless training failed before."""
@@ -137,6 +145,7 @@ class Writer:
 
   active: whether this process records anything; only the first of a run does.
   tracker: its name, and what opens it; None without one.
+  unsent: see `JsonLines`.
   """
 
   def __init__(
@@ -147,8 +156,10 @@ class Writer:
     tensorboard: bool,
     active: bool,
     tracker: tuple[str, Callable[[], Sink]] | None = None,
+    unsent: Sequence[str] = (),
   ):
-    self._jsonl = JsonLines(workdir / 'metrics.jsonl', start_step=start_step) if active else None
+    rows = lambda: JsonLines(workdir / 'metrics.jsonl', start_step=start_step, unsent=unsent)
+    self._jsonl = rows() if active else None
     board = ('TensorBoard events', lambda: _events(workdir / 'tensorboard'))
     wanted = [board] * tensorboard + [tracker] * (tracker is not None)
     self._sinks = [Dispensable(*sink) for sink in wanted] if active else []
@@ -165,10 +176,9 @@ class Writer:
     for sink in self._sinks:
       sink.images(step, images)
 
-  def sync(self) -> None:
+  def sync(self) -> list[str]:
     """See `JsonLines.sync`."""
-    if self._jsonl:
-      self._jsonl.sync()
+    return self._jsonl.sync() if self._jsonl else []
 
   def close(self) -> None:
     """Closes the files."""

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import json
 import os
-import pathlib
 
-from diversedit_jax import types
+from diversedit_jax import paths, types
 from diversedit_jax.data.pictures import base, devkit, kinds, rows
 
 WORDS = ('none', 'folders', 'prefix', 'any')
@@ -92,7 +91,7 @@ def read(spec: str | None) -> Labels:
   if devkit.is_devkit(spec):
     ids, classes = devkit.read(spec)
     return Labels(given=spec, in_order=ids, classes=classes)
-  path = pathlib.Path(spec)
+  path = paths.path(spec)
   if rows.is_table(path):
     pairs = ((file, label) for _, file, label in rows.read(path, collection=False))
     return Labels(given=spec, by_name=_once(pairs, spec))

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import pathlib
 
-from diversedit_jax import types
+from diversedit_jax import paths, types
 
 _IMAGENET = 'datasets/imagenet2012/labels.txt'
 
@@ -23,7 +23,7 @@ def read_classes(spec: str | os.PathLike[str]) -> tuple[str, ...]:
   if spec == 'imagenet':
     return _imagenet()
   try:
-    text = pathlib.Path(spec).read_bytes().decode('utf-8-sig')
+    text = paths.path(spec).read_bytes().decode('utf-8-sig')
   except OSError as error:
     raise types.UserError(
       f'classes {str(spec)!r}: cannot be read: {error.strerror}; expected a text file with one '

@@ -6,12 +6,11 @@ can build the model and sample without the data.
 
 import dataclasses
 import json
-import pathlib
 from typing import Any, NoReturn
 
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import paths, types
 from diversedit_jax.data import latents
 from diversedit_jax.data.sources import base
 
@@ -100,7 +99,7 @@ def from_facts(facts: dict[str, Any]) -> DescribedSource:
 
 
 def _open(request: base.Request) -> DescribedSource:
-  file = pathlib.Path(request.rest)
+  file = paths.path(request.rest)
   try:
     facts = json.loads(file.read_text(encoding='utf-8'))['data']
   except (OSError, ValueError, KeyError, TypeError) as error:

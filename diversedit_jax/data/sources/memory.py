@@ -8,6 +8,7 @@ import zipfile
 from absl import logging
 import numpy as np
 
+from diversedit_jax import paths
 from diversedit_jax.data import latents
 from diversedit_jax.data.pictures import remarks
 from diversedit_jax.data.sources import base, layouts
@@ -111,7 +112,7 @@ def arrays(
   Raises:
     UserError: naming the file, the array, what was found and what was expected.
   """
-  path = pathlib.Path(path)
+  path = paths.path(path)
   if not path.is_file():
     raise UserError(f'{path}: no such file; expected an .npz with images or latents, and labels')
   data_name, data, labels, beside, layout = _read_npz(path, pixels)

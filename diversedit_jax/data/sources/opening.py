@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import os
 
-from diversedit_jax import trees
+from diversedit_jax import paths, trees
 from diversedit_jax.data.sources import base
 from diversedit_jax.types import UserError
 
@@ -49,6 +49,8 @@ def open_source(
   """
   trees.check_known('split', split, base.SPLITS)
   kind, _, rest = spec.partition(':')
+  if paths.is_bucket(spec):
+    raise UserError(f'data {spec!r} is a URL without its kind; write store:{spec}')
   if kind not in base.KINDS and os.path.exists(spec):
     raise UserError(
       f'data {spec!r} is a path without its kind; write folder:{spec}, or another of '

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diversedit_jax import types
+from diversedit_jax import paths, types
 from diversedit_jax.data import latents
 from diversedit_jax.data.sources import base
 from diversedit_jax.data.store import layout, local, reader
@@ -37,7 +37,7 @@ class StoreSource(base.Source):
     """
     self.store = reader.Store(path)
     plan = self.plan
-    self._cache = None if cache is None else pathlib.Path(cache)
+    self._cache = None if cache is None else paths.path(cache)
     self.name = f'store/{self.store.root.name}'
     self.space: base.Space = 'latents' if 'moments' in plan.columns else 'pixels'
     self.num_classes = len(plan.label_names)
