@@ -5,8 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from diversedit_jax import types
-from diversedit_jax.data.store import layout, places, ranges
+from diversedit_jax.data.store import layout, local, places, ranges
 
+_WAY = (
+  'copy the store there once more from where it was made, as by `gcloud storage cp -r` or '
+  '`aws s3 cp --recursive`'
+)
 _RUN = 8 * 2**20  # Bytes of neighbouring records that one request asks for.
 
 
@@ -22,7 +26,8 @@ class Records:
     A record whose checksum is wrong is read once more.
 
     Raises:
-      UserError: a file cannot be read, or a record is damaged; the file is named.
+      local.BadRecord: a record is damaged; it and its file are named.
+      UserError: a file cannot be read; it is named.
     """
     size = self._plan.columns[column].record_bytes
     found = self._chunks(column, shards, rows, size)
@@ -31,7 +36,8 @@ class Records:
       found[again] = self._chunks(column, shards[again], rows[again], size)
       bad = again[~ranges.sound(found[again], size)]
       if bad.size:
-        self._refuse(column, shards[bad[0]], f'record {rows[bad[0]]} is damaged')
+        what = f'record {rows[bad[0]]} is damaged'
+        raise local.BadRecord(self._reason(column, shards[bad[0]], what), _WAY)
     return ranges.records(found, size)
 
   def _chunks(self, column, shards, rows, size):
@@ -48,19 +54,18 @@ class Records:
     for positions, shard, first, reading in runs:
       try:
         chunks = ranges.chunks(reading.result(), size, first, len(positions))
+      except types.UserError:
+        raise  # The bucket, not the file, cannot be read; it says so.
       except (ValueError, FileNotFoundError) as error:
-        self._refuse(column, shard, getattr(error, 'strerror', None) or error)
+        reason = self._reason(column, shard, getattr(error, 'strerror', None) or error)
+        raise types.UserError(f'{reason}; {_WAY}') from error
       if out is None:
         out = np.empty((len(rows), chunks.shape[1]), np.uint8)
       out[positions] = chunks
     return np.empty((0, size), np.uint8) if out is None else out
 
-  def _refuse(self, column, shard, what):
-    file = layout.shard_file(self.root, column, shard)
-    raise types.UserError(
-      f'{file} cannot be read: {what}; copy the store there once more from where it was made, as '
-      f'by `gcloud storage cp -r` or `aws s3 cp --recursive`'
-    )
+  def _reason(self, column, shard, what):
+    return f'{layout.shard_file(self.root, column, shard)} cannot be read: {what}'
 
 
 def _runs(shards: np.ndarray, rows: np.ndarray, most: int) -> Iterator[range]:

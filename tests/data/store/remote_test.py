@@ -1,13 +1,14 @@
 """A store in a bucket read by ranges: the same records, their bytes alone, and damage is found."""
 
 import pickle
+from unittest import mock
 
 from helpers import bucket, store_files
 import numpy as np
 import pytest
 
 from diversedit_jax import paths, types
-from diversedit_jax.data.store import places, ranges, reader, remote, verify
+from diversedit_jax.data.store import local, places, ranges, reader, remote, verify
 
 
 @pytest.fixture
@@ -63,9 +64,17 @@ def test_a_damaged_record_is_read_again_and_then_refused(root, asked):
   path.write_bytes(sound[:place] + bytes([sound[place] ^ 4]) + sound[place + 1 :])
   store.read('moments', np.array([3]))
   del asked[:]
-  with pytest.raises(types.UserError, match=f'{path} cannot be read: record 2 is damaged'):
+  with pytest.raises(local.BadRecord, match=f'{path} cannot be read: record 2 is damaged'):
     store.read('moments', np.array([3, 4]))
   assert asked[2:] == [('moments-00001.array_record', *ranges.span(32, 2, 1))]
+
+
+def test_a_bucket_that_does_not_answer_is_not_taken_for_a_wrong_file(root, monkeypatch):
+  store = reader.Store(places.Place(f'file://{root}'))
+  silence = types.UserError('no answer')
+  monkeypatch.setattr(places.Reading, 'result', mock.Mock(side_effect=silence))
+  with pytest.raises(types.UserError, match='^no answer$'):
+    store.read('pixels', np.array([2]))
 
 
 def test_a_record_damaged_on_its_way_is_read_again(root, monkeypatch):
