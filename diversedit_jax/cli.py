@@ -95,6 +95,9 @@ class Parser(argparse.ArgumentParser):
   """Argparse whose errors are UserErrors, in one line like all others."""
 
   def error(self, message: str) -> NoReturn:
+    cause = getattr(sys.exception(), '__context__', None)
+    if isinstance(cause, types.UserError):  # A value's own, which argparse hides.
+      raise cause
     unknown = re.match(r'unrecognized arguments: (--\w+)', message)
     if unknown:
       hint = _hint(unknown[1], self._option_string_actions)

@@ -147,7 +147,8 @@ class Bond:
     self._end(Verdict(line=line, status=status))
 
   def _listen(self, number):
-    with contextlib.suppress(OSError), self._peers[number].makefile('rb') as lines:
+    # A line that a kill has cut short is no message.
+    with contextlib.suppress(OSError, ValueError), self._peers[number].makefile('rb') as lines:
       for line in lines:
         self._hear(json.loads(line))
     with self._changed:

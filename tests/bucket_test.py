@@ -169,15 +169,17 @@ def test_rows_are_in_the_bucket_before_a_checkpoint_and_at_the_end(folder):
 def test_an_upload_that_fails_is_made_up_for_and_at_the_end_told(folder, monkeypatch, caplog):
   rows = writers.JsonLines(folder / 'metrics.jsonl', start_step=0)
   with monkeypatch.context() as cut_off:
-    cut_off.setattr(files, '_upload', lambda *_: {}['gone'])
+    cut_off.setattr(paths, 'system', lambda _: {}['gone'])
     rows.write({'step': 1})
     assert "metrics.jsonl cannot be written: KeyError: 'gone'; it is tried again" in caplog.text
   rows.sync()
   assert [row['step'] for row in writers.read_jsonl(folder / 'metrics.jsonl')] == [1]
   rows.write({'step': 2})
-  monkeypatch.setattr(files, '_upload', lambda *_: {}['gone'])
-  with pytest.raises(types.UserError, match='gone'):
+  monkeypatch.setattr(paths, 'system', lambda _: {}['gone'])
+  with pytest.raises(files.Unsent, match='gone'):
     rows.close()
+  with pytest.raises(files.Unsent, match='x.json cannot be written: .*gone'):
+    files.write_json(folder / 'x.json', {})
 
 
 def test_rows_that_were_not_uploaded_go_with_the_checkpoint(folder, monkeypatch):
@@ -186,7 +188,7 @@ def test_rows_that_were_not_uploaded_go_with_the_checkpoint(folder, monkeypatch)
   rows.write({'step': 1})
   assert rows.sync() == []
   with monkeypatch.context() as cut_off:
-    cut_off.setattr(files, '_upload', lambda *_: {}['gone'])
+    cut_off.setattr(paths, 'system', lambda _: {}['gone'])
     rows.write({'step': 2, 'loss': 0.1})
     rows.write({'step': 3})
     unsent = rows.sync()

@@ -24,9 +24,10 @@ def quick(monkeypatch):
   monkeypatch.setattr(locks, '_SILENCE', 0.5)
 
 
-def left_by(path, host, pid=1 << 30, beat=0):
+def left_by(path, host, pid=1 << 30, beat=0, boot=None):
   """A claim's file as another process left it."""
-  facts = {'host': host, 'pid': pid, 'since': '2026-01-01 00:00:00 UTC', 'beat': beat}
+  boot = locks._boot() if boot is None else boot
+  facts = {'host': host, 'pid': pid, 'boot': boot, 'since': '2026-01-01 00:00:00 UTC', 'beat': beat}
   path.write_text(json.dumps(facts))
 
 
@@ -95,6 +96,18 @@ def test_of_two_that_start_at_once_that_goes_on_which_made_the_file(tmp_path, mo
   monkeypatch.setattr(time, 'sleep', lambda _: left_by(path, 'elsewhere'))
   with pytest.raises(types.UserError, match='lived in by process .* on elsewhere since'):
     claim(path).__enter__()
+
+
+def test_a_process_of_another_machine_of_this_name_is_not_taken_for_dead(
+  tmp_path, monkeypatch, quick
+):
+  monkeypatch.setattr(locks.fcntl, 'flock', lambda *_: raise_no_locks())
+  lock = tmp_path / 'lock'
+  again = lambda _: left_by(lock, socket.gethostname(), beat=1, boot='another')
+  left_by(lock, socket.gethostname(), boot='another')
+  monkeypatch.setattr(time, 'sleep', again)
+  with pytest.raises(locks.Held):
+    claim(lock).__enter__()
 
 
 def test_a_dead_process_of_this_host_is_known_without_locks(tmp_path, monkeypatch):

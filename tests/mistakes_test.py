@@ -263,6 +263,7 @@ ROWS | --input=DATA/plain.npz --output=out.npz --grid=4y4
 --to | --input=DATA/plain.npz --output=out.npz --to=onnx
 exists | --input=DATA/plain.npz --output=DATA/plain.npz
 cannot hold our weights | --input=DATA/plain.npz --output=out.pt
+lies in a bucket | --input=DATA/plain.npz --output=gs://bucket/out.npz
 .zip | --input=DATA/plain.npz --output=out.zip
 """
 

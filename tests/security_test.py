@@ -60,6 +60,7 @@ def test_nothing_runs_what_it_reads_unpacks_or_listens():
   assert not wrong
 
 
+@pytest.mark.slow
 def test_programs_are_kept_where_this_user_alone_can_put_them(tmp_path):
   code = 'from diversedit_jax import cli; cli.keep_programs(); import jax; '
   code += 'print(jax.config.jax_compilation_cache_dir); jax.jit(lambda x: x + 1)(1.0)'
@@ -86,6 +87,7 @@ def test_programs_of_somebody_else_are_not_run(tmp_path, whose):
   assert not cli._made_private(folder)
 
 
+@pytest.mark.slow
 def test_processes_of_one_host_meet_where_no_other_host_can_reach_them():
   code = """
 import jax, socket

@@ -1,5 +1,6 @@
 """Processes end together: with the error of one, or with the name of a lost one."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -67,6 +68,17 @@ def test_a_killed_process_is_named_and_the_others_end_at_once(tmp_path, lost):
     assert ended[i] == together.LOST
     assert messages[i].startswith(f'error: process {lost} of 3 is gone: it was killed')
   assert ended[lost] == -signal.SIGKILL and seconds < 30
+
+
+def test_a_process_killed_amid_a_message_is_lost_too(tmp_path):
+  def cut_short():
+    bond = next(x for x in gc.get_objects() if isinstance(x, together.Bond))
+    bond._peers[0].sendall(b'{"finish')
+    killed()
+
+  ended, messages, _ = three(tmp_path, [wait, wait, cut_short])
+  assert ended[:2] == [together.LOST] * 2
+  assert messages[0].startswith('error: process 2 of 3 is gone')
 
 
 @pytest.mark.parametrize('failing', [0, 2])
@@ -139,6 +151,7 @@ sys.exit(cli.status(work))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_jax_of_which_one_fails_before_a_collective():
   with socket.socket() as probe:
     probe.bind(('localhost', 0))

@@ -23,12 +23,19 @@ _INTERVAL = 30.0  # Seconds between two uploads of a file that grows.
 _SHARE = 0.05  # Of the time, which uploads may take.
 
 
+class Unsent(types.UserError):
+  """A file could not be uploaded; what was in its place is still there."""
+
+
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Yields a temporary path on a disk, which is moved to `path` if the block ends well.
 
   Missing folders are made. After an exception the temporary file is removed and an older file at
   `path` stays as it was. The temporary name keeps the suffix: writers choose the format by it.
+
+  Raises:
+    Unsent: a bucket does not take it.
   """
   if paths.is_bucket(path):
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +161,7 @@ class Growing:
 
   Raises:
     OSError: from every method, if it cannot be written on the disk.
-    UserError: from `close`, if the last upload fails.
+    Unsent: from `close`, if the last upload fails.
   """
 
   def __init__(self, path: pathlib.Path, *, new: bool):
@@ -204,7 +211,7 @@ class Growing:
     finally:
       self._file.close()
     if failure:
-      raise types.UserError(failure)
+      raise Unsent(failure)
 
   def _sent(self):
     """Uploads, unless the bucket has everything; what went wrong, in words."""
@@ -216,8 +223,8 @@ class Growing:
     try:
       _upload(self._file.name, self._path)
       self._uploaded += unsent
-    except Exception as error:  # The libraries of buckets raise many types.
-      failure = f'{self._path} cannot be written: {_why(error)}'
+    except Unsent as error:
+      failure = str(error)
     now = time.monotonic()
     self._due = now + max(_INTERVAL, (now - before) / _SHARE)
     return failure
@@ -274,7 +281,10 @@ def _why(error):
 
 
 def _upload(file, path):
-  paths.system(path).put_file(str(file), str(path))
+  try:
+    paths.system(path).put_file(str(file), str(path))
+  except Exception as error:  # The libraries of buckets raise many types.
+    raise Unsent(f'{path} cannot be written: {_why(error)}') from error
 
 
 def _sync(path):

@@ -21,6 +21,7 @@ from absl import logging
 import jax
 
 from diversedit_jax import checkpoint, faults, signals, types
+from diversedit_jax.data import files
 from diversedit_jax.methods import base
 from diversedit_jax.training import average, goodput, nonfinite, progress, spikes, writers
 from diversedit_jax.training import state as state_lib
@@ -196,7 +197,8 @@ def _run(hook, step, state, batch):
   try:
     hook.run(step, state, batch)
   except Exception as error:
-    if jax.process_count() > 1 or not faults.no_space(error):
+    passes = isinstance(error, files.Unsent) or faults.no_space(error)
+    if jax.process_count() > 1 or not passes:
       raise  # Several processes wait for each other in a hook.
     logging.error('not written after step %d: %s; training goes on', step, faults.told(error))
 
