@@ -9,7 +9,7 @@ import time
 from absl import logging
 import jax
 
-from diversedit_jax import together, types
+from diversedit_jax import meeting, types
 
 ADDRESS, COUNT, INDEX = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
 _TASKS = 'SLURM_STEP_TASKS_PER_NODE'
@@ -44,7 +44,7 @@ def join(timeout: float = _TIMEOUT) -> None:
     logging.info('%s processes meet at %s, within %d s', count or 'the', address, timeout)
   given = {} if None in (count, index) else {'num_processes': count, 'process_id': index}
   given |= {'local_device_ids': slurm_gpus(os.environ)}
-  if together.loopback() is not None:  # Else JAX listens on all interfaces.
+  if meeting.loopback() is not None:  # Else JAX listens on all interfaces.
     given |= {'coordinator_bind_address': address}
   try:
     jax.distributed.initialize(**given, initialization_timeout=int(timeout))

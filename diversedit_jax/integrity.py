@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import faults, together, trees, types
+from diversedit_jax import faults, meeting, trees, types
 
 PAUSES = (1, 2, 5, 10, 20, 40)
 """Seconds before each new try where an error may pass."""
@@ -146,7 +146,7 @@ def _worst(error, alone):
   said = '' if error is None else faults.told(error) or faults.said(error)
   if alone:
     return _verdict(error), said
-  every = together.texts(f'{_verdict(error)}{said}')
+  every = meeting.texts(f'{_verdict(error)}{said}')
   number = max(range(len(every)), key=lambda i: every[i][0])
   return int(every[number][0]), f'process {number}: {every[number][1:]}'
 

@@ -11,7 +11,7 @@ FLOORS = {
   for floor, names in enumerate(
     (
       'types',
-      'rng trees progress signals paths buckets cores faults',
+      'rng trees progress signals paths buckets cores faults meeting',
       'locks options cli slices together',
       'cluster sharding interpolants losses data weights integrity',
       'models checkpoint',

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from diversedit_jax import cli, together
+from diversedit_jax import cli, meeting
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Functions by the end of their dotted names: what runs code or a shell, writes entries of an
@@ -32,7 +32,7 @@ _EXTRACTS = ('extractall', 'archive.extract', 'unpack_archive')
 _LISTENS = ('start_server', 'HTTPServer', 'socket.bind', 'create_server', 'serve_forever', 'listen')
 _MAY = {
   'config_file.py': {'exec'},  # A config that the user names.
-  'together.py': {'socket.create_server'},  # See below.
+  'meeting.py': {'socket.create_server'},  # See below.
 }
 
 
@@ -129,7 +129,7 @@ for name in ('tcp', 'tcp6'):
 def test_the_first_process_waits_for_others_where_they_can_be(monkeypatch, address, everywhere):
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', address)
   with contextlib.suppress(OSError):  # A machine without IPv6.
-    with together._listening() as server:
+    with meeting.listening() as server:
       host, port = server.getsockname()[:2]
     assert port and (host in ('::', '0.0.0.0')) == everywhere
     assert everywhere or host in ('127.0.0.1', '::1')

@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 
-from diversedit_jax import together, types
+from diversedit_jax import meeting, together, types
 
 ROOT = pathlib.Path(__file__).parents[1]
 CALL = {'token': 'ours', 'hosts': ['localhost']}
@@ -21,7 +21,7 @@ NAMES = {i: f'process {i} of 3' for i in range(3)}
 
 def three(tmp_path, actions):
   """Runs an action in each of three processes; their exit statuses, messages and seconds."""
-  server = together._listening()
+  server = meeting.listening()
   call = CALL | {'port': server.getsockname()[1]}
   children, started = [], time.monotonic()
   for index, action in enumerate(actions):
@@ -29,8 +29,8 @@ def three(tmp_path, actions):
       child = os.fork()
     if not child:
       os.dup2(os.open(tmp_path / str(index), os.O_CREAT | os.O_WRONLY), 2)
-      peers = together._connect(call, {'index': index}) if index else None
-      bond = together.Bond(index, NAMES, peers or together._accept(server, 'ours', 2))
+      peers = meeting.connect(call, {'index': index}) if index else None
+      bond = together.Bond(index, NAMES, peers or meeting.accept(server, 'ours', 2))
       try:
         action()
         bond.finished()
@@ -126,27 +126,27 @@ def test_whoever_comes_to_the_end_waits_for_the_others(tmp_path):
 
 
 def test_strangers_are_not_let_in_and_do_not_hold_the_others_up(monkeypatch):
-  monkeypatch.setattr(together, '_MEETING', 2.0)
-  with together._listening() as server, socket.socket() as silent:
+  monkeypatch.setattr(meeting, '_MEETING', 2.0)
+  with meeting.listening() as server, socket.socket() as silent:
     port = server.getsockname()[1]
     silent.connect(('127.0.0.1', port))
     for hello in (b'GET / HTTP/1.1\r\n', b'{"token": "theirs", "index": 1}\n', b'[]\n'):
       with socket.create_connection(('127.0.0.1', port)) as stranger:
         stranger.sendall(hello)
-    assert together._accept(server, 'ours', 1) == {}
+    assert meeting.accept(server, 'ours', 1) == {}
 
 
 TWO = """
 import os, sys
 import jax
 jax.distributed.initialize(num_processes=2, process_id=int(os.environ['JAX_PROCESS_ID']))
-from diversedit_jax import cli, together, types
+from diversedit_jax import cli, meeting, together, types
 def work():
   with together.together():
-    assert together.texts(f'here {jax.process_index()}') == ['here 0', 'here 1']
+    assert meeting.texts(f'here {jax.process_index()}') == ['here 0', 'here 1']
     if jax.process_index() == 1:
       raise types.UserError('shard 3 cannot be read')
-    together.texts('')
+    meeting.texts('')
 sys.exit(cli.status(work))
 """
 

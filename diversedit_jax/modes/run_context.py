@@ -8,7 +8,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import faults, rng, sharding, together, types
+from diversedit_jax import faults, meeting, rng, sharding, types
 from diversedit_jax.data import bad_records, images, order, pipeline, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.models import attention
@@ -131,7 +131,7 @@ def on_all_processes(action):
   except Exception as error:
     failure = error
   told = '' if failure is None else faults.told(failure) or f'{type(failure).__name__}: {failure}'
-  others = together.texts(told)
+  others = meeting.texts(told)
   if failure is not None:
     raise failure
   for number, line in enumerate(others):
