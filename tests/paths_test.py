@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from diversedit_jax import options, paths, types
-from diversedit_jax.experiment import declarations, eval_options, run_dir, sections
+from diversedit_jax.experiment import data_options, declarations, eval_options, run_dir, sections
 from diversedit_jax.preparation import flags as prepare_flags
 
 
@@ -41,7 +41,7 @@ def test_every_key_that_names_a_path_is_declared_so_and_expanded():
   words = ('folder', 'file ', 'file:', '.npz', 'DIR', 'hf://')
   said = {k for k, key in declarations.keys().items() if any(w in key.option.doc for w in words)}
   assert said - named <= {'eval.name', 'eval.keep_samples', 'model.skip.placement', 'train.steps'}
-  assert sections.DataOptions(source='folder:~/x').source == 'folder:/home/user/x'
+  assert data_options.DataOptions(source='folder:~/x').source == 'folder:/home/user/x'
   assert eval_options.EvalOptions(inception='~/i.pth').inception == '/home/user/i.pth'
   (given,) = options.values([sections.VaeOptions], {'weights': '~/v'}, 'vae')
   assert sections.VaeOptions(**given).weights == '/home/user/v'

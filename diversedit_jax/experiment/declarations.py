@@ -12,7 +12,7 @@ import ml_collections
 
 from diversedit_jax import options, trees, types
 from diversedit_jax.analysis import blocks
-from diversedit_jax.experiment import eval_options, sections
+from diversedit_jax.experiment import data_options, eval_options, sections
 from diversedit_jax.interpolants import section as interpolant
 from diversedit_jax.methods import registry
 from diversedit_jax.models import config as model_config
@@ -39,7 +39,7 @@ def classes() -> Classes:
   found: Classes = {
     '': (sections.General,),
     'init': (initial.Options,),
-    'data': (sections.DataOptions,),
+    'data': (data_options.DataOptions,),
     'vae': (sections.VaeOptions,),
     'model': (sections.ModelSize, model_config.Architecture, model_config.Execution),
     'interpolant': (interpolant.Interpolant,),

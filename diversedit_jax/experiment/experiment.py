@@ -11,7 +11,7 @@ import optax
 from diversedit_jax import interpolants, sharding, types
 from diversedit_jax.analysis import blocks
 from diversedit_jax.data import pipeline, sources
-from diversedit_jax.experiment import declarations, eval_options, sections
+from diversedit_jax.experiment import data_options, declarations, eval_options, sections
 from diversedit_jax.methods import base, construction, registry
 from diversedit_jax.models import attention, sizes
 from diversedit_jax.models import config as model_config
@@ -29,7 +29,7 @@ class Experiment:
   method: str
   init_from: str
   init: initial.Options
-  data: sections.DataOptions
+  data: data_options.DataOptions
   source: sources.Source
   vae: sections.VaeOptions
   architecture: model_config.Architecture

@@ -10,7 +10,7 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.data import latents, pipeline, sources
 from diversedit_jax.data.store import layout, writer
-from diversedit_jax.experiment import sections
+from diversedit_jax.experiment import data_options
 
 EXAMPLES = 5
 MOMENTS = np.stack([store_files.moments(i) for i in range(EXAMPLES)])  # [5, 2, *shape]
@@ -145,7 +145,7 @@ def test_a_copy_has_what_is_read_and_changes_nothing(roots, tmp_path, pixels, co
 
 def test_a_cache_is_for_stores():
   with pytest.raises(types.UserError, match="data.cache='x' is not for digits"):
-    sections.DataOptions(cache='x').open(pixels=False)
+    data_options.DataOptions(cache='x').open(pixels=False)
 
 
 def test_what_was_made_otherwise_is_refused(opened):
