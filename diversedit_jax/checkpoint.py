@@ -6,7 +6,6 @@ are plain nested dicts on disk, so any Orbax reader opens them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-import dataclasses
 import functools
 import os
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diversedit_jax import integrity, paths, trees, types
+from diversedit_jax import restore_targets as targets_lib
 from diversedit_jax.data import files
 from diversedit_jax.weights import forms as forms_lib
 
@@ -28,13 +28,6 @@ META = 'meta'
 all_processes = integrity.all_processes
 _looked_at = jax.jit(lambda tree: (trees.finite_sums(tree), trees.checksums(tree)))
 _all_finite = jax.jit(trees.all_finite)
-
-
-def restore_target(tree: Any, shardings: Any) -> Any:
-  """The restore target of a tree of arrays or shapes: shape, dtype and sharding of each leaf."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-  )
 
 
 def steps(folder: str | os.PathLike[str]) -> list[int]:
@@ -106,20 +99,6 @@ def _read_meta(folder):
   return integrity.opened(
     ocp.JsonCheckpointHandler().restore(folder / META, ocp.args.JsonRestore())
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class OneOf:
-  """Restore targets of one item, of which that is read which the checkpoint has."""
-
-  forms: tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class IfThere:
-  """The restore target of an item that a checkpoint may lack, and then is left out."""
-
-  target: Any
 
 
 class NotFinite(types.UserError):
@@ -258,8 +237,7 @@ class Checkpoints:
     """Reads the wanted items of one checkpoint, and its meta.
 
     Args:
-      targets: item name -> tree of `jax.ShapeDtypeStruct` with shardings, from `restore_target`, or
-        `OneOf` several, or `IfThere`.
+      targets: by item, see `restore_targets`.
       step: step of the checkpoint; None takes the newest that can be read, warning about any that
         cannot.
 
@@ -280,8 +258,8 @@ class Checkpoints:
       verify = lambda found: integrity.check(found[0], found[2])
       found, failure = integrity.read(f'checkpoint {name}', read, verify)
       if not failure:
-        items, meta, _, wanted = found
-        return candidate, {n: forms_lib.restored(x, wanted[n]) for n, x in items.items()}, meta
+        items, meta, _, fits = found
+        return candidate, {n: forms_lib.restored(x, fits[n].wanted) for n, x in items.items()}, meta
       failures.append(f'{candidate}: {failure}')
       hope = '; trying the one before it' if step is None else ''
       logging.warning('checkpoint %s cannot be read (%s)%s', name, failure, hope)
@@ -301,51 +279,8 @@ class Checkpoints:
     _barrier('set_aside')
     self._manager.reload()
 
-  def _fitting(self, step, targets, sums):
-    """The targets that a checkpoint fits, and the same in the form in which it is stored.
-
-    sums: its checksums, as far as it has any, which name its arrays as well.
-
-    Raises:
-      UserError: it has other arrays, by name, before anything is read.
-      Damaged: an item or its metadata lack what was written.
-    """
-    metadata, fitting = self._manager.item_metadata(step), {}
-    as_stored = {}
-    shapes = lambda tree: {k: tuple(v.shape) for k, v in trees.named_leaves(tree).items()}
-    wrong = []
-    for item, target in targets.items():
-      if isinstance(target, IfThere):
-        if item not in items(self.directory / str(step)):
-          if item in sums:
-            raise integrity.Damaged(f'{item} is missing, which was written')
-          continue
-        target = target.target
-      forms, stored = target.forms if isinstance(target, OneOf) else (target,), metadata[item]
-      fitting[item] = as_stored[item] = forms[0]
-      if stored is None:
-        continue  # Unreadable metadata is damage, which reading will find.
-      found = shapes(stored.tree)
-      if item in sums and found.keys() != sums[item].keys():
-        raise integrity.Damaged(f'{item} names other arrays than were written')
-      pairs = [(form, its) for form in forms for its in (form, forms_lib.targets_before(form))]
-      fits = (pair for pair in pairs if shapes(pair[1]) == found)
-      fitting[item], as_stored[item] = next(fits, pairs[0])
-      wanted = shapes(as_stored[item])
-      wrong += [
-        f'{item}/{k}: found {found.get(k, "nothing")}, expected {wanted.get(k, "nothing")}'
-        for k in sorted({*found, *wanted})
-        if found.get(k) != wanted.get(k)
-      ]
-    if wrong:
-      more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
-      raise types.UserError(
-        f'checkpoint {self.name(step)} does not fit the config: {"; ".join(wrong[:5])}{more}'
-      )
-    return fitting, as_stored
-
   def _read(self, step, targets):
-    """Items as stored, meta, checksums and the targets that they fit.
+    """Items as stored, meta, checksums and how the targets fit.
 
     By handlers, which do not wait for processes that have failed.
 
@@ -354,8 +289,11 @@ class Checkpoints:
     """
     folder = self.directory / str(step)
     found, (meta, sums) = {}, _read_meta(folder)
-    fitting, as_stored = self._fitting(step, targets, sums)
-    for name, target in as_stored.items():
-      args = ocp.args.StandardRestore(target)
+    metadata = self._manager.item_metadata(step)
+    there = {name: metadata[name] for name in items(folder) if name in targets}
+    held = {name: None if its is None else its.tree for name, its in there.items()}
+    fits = targets_lib.fit(targets, held, sums, self.name(step))
+    for name, fit in fits.items():
+      args = ocp.args.StandardRestore(fit.stored)
       found[name] = ocp.StandardCheckpointHandler().restore(folder / name, args=args)
-    return found, meta, sums, fitting
+    return found, meta, sums, fits

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import checkpoint, integrity, sharding, trees, types
+from diversedit_jax import checkpoint, integrity, restore_targets, sharding, trees, types
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def items():
 def targets(items, *names):
   placed = sharding.replicated(sharding.make_mesh())
   return {
-    name: checkpoint.restore_target(items[name], jax.tree.map(lambda _: placed, items[name]))
+    name: restore_targets.make(items[name], jax.tree.map(lambda _: placed, items[name]))
     for name in names or items
   }
 
@@ -54,7 +54,7 @@ def test_an_item_that_was_never_there_is_left_out_and_one_that_was_lost_is_damag
     checkpoints.save(1, items, {'step': 1})
     checkpoints.save(2, items | {more: items['ema']}, {'step': 2})
   assert checkpoint.items(tmp_path / 'c' / '2') == ['params', 'ema', more]
-  wanted = targets(items) | {more: checkpoint.IfThere(targets(items)['ema'])}
+  wanted = targets(items) | {more: restore_targets.IfThere(targets(items)['ema'])}
   for lost, expected in ((False, 2), (True, 1)):
     if lost:
       (tmp_path / 'c' / '2' / more).rename(tmp_path / 'lost')
@@ -207,12 +207,12 @@ def test_of_several_forms_that_is_read_which_is_there(tmp_path, items):
   checkpoints.wait()
   wanted, other = targets(items)['params'], targets({'params': (items['params'],)})['params']
   for forms in ((wanted, other), (other, wanted)):
-    _, got, _ = checkpoints.restore({'params': checkpoint.OneOf(forms)})
+    _, got, _ = checkpoints.restore({'params': restore_targets.OneOf(forms)})
     jax.tree.map(np.testing.assert_array_equal, got['params'], items['params'])
   with pytest.raises(
     types.UserError, match=r'params/0/model/w: found nothing, expected \(64, 64\)'
   ):
-    checkpoints.restore({'params': checkpoint.OneOf((other,))})
+    checkpoints.restore({'params': restore_targets.OneOf((other,))})
 
 
 def failing(monkeypatch, *errors):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diversedit_jax import checkpoint, sharding, trees, types
+from diversedit_jax import checkpoint, restore_targets, sharding, trees, types
 from diversedit_jax.training import average, initial, optim, patterns
 
 Params = dict[str, Any]
@@ -156,13 +156,13 @@ class Trainable:
     shardings, found = self.shardings, {}
     for name in names or (*checkpoint.ITEMS, *map(average.item, self.averages)):
       if name == 'opt':
-        target = checkpoint.restore_target(self.opt_state, shardings.opt_state)
-        found[name] = checkpoint.OneOf((target, optim.other_form(target)))
+        target = restore_targets.make(self.opt_state, shardings.opt_state)
+        found[name] = restore_targets.OneOf((target, optim.other_form(target)))
         continue
       placed = shardings.params if name == 'params' else shardings.ema
-      found[name] = checkpoint.restore_target(self.params, placed)
+      found[name] = restore_targets.make(self.params, placed)
       if not names and name not in checkpoint.ITEMS:
-        found[name] = checkpoint.IfThere(found[name])
+        found[name] = restore_targets.IfThere(found[name])
     return found
 
   def assemble(self, step: int, items: Mapping[str, Any]) -> TrainState:
