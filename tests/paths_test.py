@@ -40,7 +40,14 @@ def test_every_key_that_names_a_path_is_declared_so_and_expanded():
   named = {name for name, key in declarations.keys().items() if key.option.path}
   words = ('folder', 'file ', 'file:', '.npz', 'DIR', 'hf://')
   said = {k for k, key in declarations.keys().items() if any(w in key.option.doc for w in words)}
-  assert said - named <= {'eval.name', 'eval.keep_samples', 'model.skip.placement', 'train.steps'}
+  others = {
+    'eval.name',
+    'eval.keep_samples',
+    'model.skip.placement',
+    'train.steps',
+    'analysis.full',
+  }
+  assert said - named <= others
   assert data_options.DataOptions(source='folder:~/x').source == 'folder:/home/user/x'
   assert eval_options.EvalOptions(inception='~/i.pth').inception == '/home/user/i.pth'
   (given,) = options.values([sections.VaeOptions], {'weights': '~/v'}, 'vae')
