@@ -39,12 +39,18 @@ def groups(devices: Sequence[jax.Device], number: int) -> list[list[jax.Device]]
   else:
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     if len(ordered) % number:
-      raise types.UserError(f'mesh.slices={number} does not divide {len(ordered)} devices')
+      raise types.UserError(
+        f'mesh.slices={number} does not divide {len(ordered)} devices; give the number of groups '
+        'with a fast network of their own, or 1 for none'
+      )
     size = len(ordered) // number
     found = [ordered[i : i + size] for i in range(0, len(ordered), size)]
   if len({len(its) for its in found}) > 1:
     counts = ', '.join(str(len(its)) for its in found)
-    raise types.UserError(f'slices of different sizes make no mesh; they have {counts} devices')
+    raise types.UserError(
+      f'slices of different sizes make no mesh; they have {counts} devices: start the run on whole '
+      'slices of one topology'
+    )
   return found
 
 

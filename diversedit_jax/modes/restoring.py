@@ -190,10 +190,10 @@ def _of_file(experiment, found):
     found.about.check(experiment.config, run_context.space_facts(experiment.source))
     kind, step = (found.about.weights[fact] for fact in ('kind', 'step'))
     dropout, names = found.about.label_dropout, tuple(found.about.data['label_names'])
-  wanted, held = experiment.sample.weights, kind if kind != 'file' else 'ema'
-  if wanted != held.partition('@')[0] and average.chosen(wanted, '') != average.chosen(held, ''):
+  asked, held = experiment.sample.weights, kind if kind != 'file' else 'ema'
+  if asked != held.partition('@')[0] and average.chosen(asked, '') != average.chosen(held, ''):
     raise types.UserError(
-      f'sample.weights={wanted} chooses among those of a checkpoint, but {found.name} is '
+      f'sample.weights={asked} chooses among those of a checkpoint, but {found.name} is '
       f'a file, which holds one set: give sample.weights={held}'
     )
   mesh = run_context.make_mesh(experiment)
