@@ -6,6 +6,7 @@ are only seen as other shapes, and a digest of weights is over the shapes of bef
 """
 
 from collections.abc import Mapping
+import math
 import re
 from typing import Any
 
@@ -54,8 +55,10 @@ def restored(tree: Any, target: Any) -> Any:
   def of(x, wanted):
     if x.shape == wanted.shape:
       return x
+    of_shard = lambda x: math.prod(x.sharding.shard_shape(x.shape))
+    donated = (0,) if of_shard(x) == of_shard(wanted) else ()  # A part of it takes no whole one.
     shaped = lambda x: x.reshape(wanted.shape)
-    return jax.jit(shaped, out_shardings=wanted.sharding, donate_argnums=0)(x)
+    return jax.jit(shaped, out_shardings=wanted.sharding, donate_argnums=donated)(x)
 
   return jax.tree.map(of, tree, target)
 
