@@ -7,6 +7,7 @@ are plain nested dicts on disk, so any Orbax reader opens them.
 
 from collections.abc import Callable, Iterable, Mapping
 import functools
+import itertools
 import os
 from typing import Any
 
@@ -56,7 +57,7 @@ def read_meta(folder: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     UserError: it cannot be read.
   """
-  path = epath.Path(folder).resolve()
+  path = _place(folder)
   found, failure = integrity.read(
     str(path / META), lambda: _read_meta(path), lambda _: None, alone=True
   )
@@ -143,6 +144,7 @@ class Checkpoints:
     handlers[META] = ocp.JsonCheckpointHandler()
     self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
     self._unsaved = ''  # Why the last save failed, until `wait` has told it.
+    self._open = False  # Whether a save was begun of which it is not known how it ended.
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
@@ -155,8 +157,8 @@ class Checkpoints:
   def save(self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Starts to write a checkpoint; returns when the arrays have been copied off the device.
 
-    If it cannot be written, to a full disk say, an error is logged, now or before the next one is
-    written, and the checkpoints before it stay; `wait` tells it too.
+    If it cannot be written, to a full disk say, an error is logged, now, by `look`, or before the
+    next one is written, and the checkpoints before it stay; `wait` tells it too.
 
     Raises:
       NotFinite: if an item holds a NaN or an infinity; nothing is written.
@@ -174,7 +176,7 @@ class Checkpoints:
     args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(sealed))
     self._unsaved = ''
     self.settle()
-    saved = []
+    saved, self._open = [], True
     self._attempt(lambda: saved.append(self._manager.save(step, args=args)))
     if saved == [False]:
       raise types.UserError(f'Orbax declined to save step {step}; found {self.steps()}')
@@ -190,8 +192,14 @@ class Checkpoints:
     self._attempt(self._manager.wait_until_finished)
     self._raise()
 
+  def look(self) -> None:
+    """Logs an error if the last save has failed by now; waits for none. All processes call it."""
+    if self._open and all_processes(not self._manager.is_saving_in_progress()):
+      self.settle()
+
   def settle(self) -> None:
     """Blocks until nothing is written any more; logs an error if it could not be."""
+    self._open = False
     self._attempt(self._manager.wait_until_finished)
     if self._unsaved:
       logging.error('%s; training goes on', self._unsaved)
@@ -271,9 +279,10 @@ class Checkpoints:
     """Renames checkpoints that cannot be read, so that their steps can be written again."""
     for step in steps if jax.process_index() == 0 else ():
       source = self.directory / str(step)
-      target = self.directory.parent / 'damaged_checkpoints' / str(step)
-      if target.exists():
-        target = target.parent / f'{step}-{sum(1 for _ in target.parent.iterdir())}'
+      folder, numbers = self.directory.parent / 'damaged_checkpoints', itertools.count(1)
+      target = folder / str(step)
+      while target.exists():
+        target = folder / f'{step}-{next(numbers)}'
       files.move(source, target)
       logging.warning('moved the unreadable checkpoint of step %d to %s', step, target)
     _barrier('set_aside')

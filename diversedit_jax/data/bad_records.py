@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -72,7 +73,10 @@ class Replacing:
 class Count:
   """The distinct bad records that a run has met, and the step at which each was first.
 
-  path: JSON file that keeps them over restarts. limit: how many are borne.
+  Each process writes what it meets at once, before a checkpoint can be there that counts on it.
+
+  path: JSON file of the first process that keeps them over restarts; those of others lie beside it.
+  limit: how many are borne.
   """
 
   path: pathlib.Path
@@ -92,9 +96,14 @@ class Count:
 
   def _start(self, step):
     """Forgets what a run had met after the step from which it goes on."""
-    known: dict[str, Any] = files.read_json(self.path, may_lack=True)
     self.met.clear()
-    self.met.update({int(index): at for index, at in known.items() if at <= step})
+    every = self.path.parent.glob(f'{self.path.stem}*{self.path.suffix}')
+    for known in [files.read_json(path, may_lack=True) for path in every]:
+      self._take((int(index), at) for index, at in known.items() if at <= step)
+
+  def _take(self, pairs):
+    for index, step in pairs:
+      self.met[index] = min(step, self.met.get(index, step))
 
   def note(self, step: int, bad: np.ndarray) -> None:
     """Takes the row `KEY` of the batch of a step.
@@ -102,8 +111,12 @@ class Count:
     Raises:
       UserError: more were met than may be.
     """
-    for index in np.unique(bad[bad >= 0]).tolist():
-      self.met.setdefault(index, step)
+    new = [index for index in np.unique(bad[bad >= 0]).tolist() if index not in self.met]
+    if new:
+      self.met.update(dict.fromkeys(new, step))
+      number = jax.process_index()
+      mine = self.path.with_stem(f'{self.path.stem}.{number}') if number else self.path
+      files.write_json(mine, self.met)
     self._check(step)
 
   def join(self) -> None:
@@ -111,9 +124,8 @@ class Count:
     mine = np.full((self.limit + 1, 2), -1, np.int64)
     met = sorted(self.met.items())
     mine[: len(met)] = np.reshape(met, (-1, 2))
-    for index, step in np.reshape(multihost_utils.process_allgather(mine), (-1, 2)).tolist():
-      if index >= 0:
-        self.met[index] = min(step, self.met.get(index, step))
+    every = np.reshape(multihost_utils.process_allgather(mine), (-1, 2)).tolist()
+    self._take((index, step) for index, step in every if index >= 0)
     self._check(max(self.met.values(), default=0))
 
   def _check(self, step):
@@ -122,8 +134,3 @@ class Count:
         f'{len(self.met)} bad records were met by step {step}, data.max_bad={self.limit} borne: '
         f'{", ".join(map(str, sorted(self.met)[:20]))}'
       )
-
-  def write(self) -> None:
-    """Writes the file."""
-    if self.met:
-      files.write_json(self.path, self.met)

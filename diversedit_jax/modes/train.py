@@ -267,7 +267,6 @@ def _bad_records(experiment, bad, writer, first):
     del state, batch
     bad.join()
     if first:
-      bad.write()
       writer.row(step, {'data/bad_records': float(len(bad.met))})
 
   every = experiment.log.every if experiment.data.max_bad else 0

@@ -143,6 +143,7 @@ def train(
       if report:
         account.note(step)
         _report(step, config, accumulator, writer, clock, step - timed_from)
+        checkpoints.look()
         timed_from = step
       if save:
         with clock.paused('save'):

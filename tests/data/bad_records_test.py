@@ -52,13 +52,21 @@ def test_records_are_counted_once_as_they_are_used_and_again_after_a_restart(tmp
   assert next(used) == 1 and count.met == {3: 1}
   assert list(used) == [2, 3, 4] and count.met == {3: 1, 7: 4}
   count.join()
-  count.write()
   again = bad_records.Count(path=count.path, limit=2)
   assert next(again.counted(batches[3:], 3)) == 4 and again.met == {3: 1, 7: 4}
   earlier = bad_records.Count(path=count.path, limit=2)  # A checkpoint before it was met.
   assert next(earlier.counted(batches[2:], 2)) == 3 and earlier.met == {3: 1}
   with pytest.raises(types.UserError, match='3 bad records were met by step 9, data.max_bad=2'):
     again.note(9, np.array([0, -1]))
+
+
+def test_what_each_process_has_met_is_kept_although_none_comes_to_a_report(tmp_path, monkeypatch):
+  for process in range(3):
+    monkeypatch.setattr(bad_records.jax, 'process_index', lambda number=process: number)
+    count = bad_records.Count(path=tmp_path / bad_records.FILE, limit=9)
+    count.note(5 - process, np.array([process, 7]))
+  one = bad_records.Count(path=tmp_path / bad_records.FILE, limit=9)
+  assert list(one.counted([(None, 'batch')], 4)) == ['batch'] and one.met == {1: 4, 2: 3, 7: 3}
 
 
 def test_a_store_names_the_shard_and_the_record_and_the_pipeline_replaces_it(tmp_path):
