@@ -218,6 +218,11 @@ def test_folders_move_and_are_listed(folder):
   assert {path.read_text() for path in found} == {'a/x.json', 'a/b/y.json'}
 
 
+def test_what_a_checkpoint_says_is_read_where_it_lies(folder):
+  (folder / 'meta' / 'metadata').write_text('{"step": 1}')
+  assert checkpoint.read_meta(str(folder)) == {'step': 1}
+
+
 def test_a_checkpoint_that_was_not_written_to_the_end_is_none(folder):
   for name in ('7/meta/metadata', '8/meta/metadata', '8/commit_success.txt', 'x'):
     (folder / name).write_text('{}')
