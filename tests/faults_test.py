@@ -266,8 +266,14 @@ def test_no_damage_is_read_as_something_else(halfway, tmp_path, monkeypatch, fil
   assert refused >= len(DAMAGES) - 1
 
 
-@pytest.mark.parametrize('number', [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
-@pytest.mark.parametrize('part', ['ema/ocdbt.process_0/d/', 'opt/manifest.ocdbt', 'meta/metadata'])
+@pytest.mark.parametrize(
+  'number, part',
+  [
+    (errno.ESTALE, 'ema/ocdbt.process_0/d/'),
+    (errno.EIO, 'opt/manifest.ocdbt'),
+    (errno.ETIMEDOUT, 'meta/metadata'),
+  ],
+)
 def test_a_read_that_fails_and_passes(straight, halfway, tmp_path, shim, number, part):
   workdir = tmp_path / 'run'
   shutil.copytree(halfway, workdir)
