@@ -24,7 +24,13 @@ CHANGES = 'changes.json'
 SET_ASIDE = 'set_aside'
 
 # Where they lie, files that have the step at the end of their name.
-_BY_STEP = ('checkpoints/*', 'samples/preview-*', 'telemetry/*', 'eval/during/step-*')
+_BY_STEP = (
+  'checkpoints/*',
+  'samples/preview-*',
+  'telemetry/*',
+  'eval/during/step-*',
+  'replay/step-*',
+)
 
 
 def check(
@@ -55,7 +61,7 @@ def check(
     raise types.UserError(
       f'workdir {path} belongs to another config; it differs in {flat_config.listed(held)}. '
       f'{", ".join(fixed)} {verb} {what}, so the run cannot go on with that: {from_weights(path)}, '
-      f'or give what is stored: {_flags(held, fixed)}'
+      f'or give what is stored: {flags(held, fixed)}'
     )
   unasked = {key: pair for key, pair in held.items() if key not in asked}
   if unasked:
@@ -63,7 +69,7 @@ def check(
     raise types.UserError(
       f'workdir {path} belongs to another config; it differs in {flat_config.listed(unasked)}. '
       f'To go on from step {newest_step(path)} with what is given, add --continue_with={keys}; to '
-      f'go on as before, give {_flags(unasked)}; or choose another workdir'
+      f'go on as before, give {flags(unasked)}; or choose another workdir'
     )
 
 
@@ -79,6 +85,12 @@ def may_change(key: str, given: Mapping[str, Any], *, same_data: bool) -> bool:
   if section in registry.sections() and section not in registry.used_sections(given['method']):
     return True
   return key in declared and declared[key].may_change
+
+
+def flags(changed: flat_config.Changed, keys: Collection[str] | None = None) -> str:
+  """The flags that give the stored values, of some keys or of all that changed."""
+  pairs = ((key, changed[key][0]) for key in keys or changed)
+  return ' '.join(shlex.quote(f'--config.{key}={value}') for key, value in pairs)
 
 
 def from_weights(path: pathlib.Path) -> str:
@@ -99,6 +111,20 @@ def history(path: pathlib.Path) -> list[dict[str, Any]]:
     UserError: the file is damaged.
   """
   return files.read_json(path / CHANGES, list, may_lack=True)
+
+
+def changes(path: pathlib.Path) -> list[tuple[int, Mapping[str, Any]]]:
+  """The changes of a run's values, oldest first: the step after which they hold, and by key
+  'old' and 'new'.
+
+  A run that goes back to an earlier step takes its values along, so they hold from there on.
+  """
+  past, found = history(path), []
+  for i, entry in enumerate(past):
+    if 'changed' in entry:
+      back = [later['rewound_to'] for later in past[i:] if 'rewound_to' in later]
+      found.append((min([entry['step'], *back]), entry['changed']))
+  return found
 
 
 def record(path: pathlib.Path, entry: Mapping[str, Any]) -> None:
@@ -196,12 +222,6 @@ def _asked(named: Sequence[str], changed: Collection[str], given, past) -> set[s
       )
     found |= keys
   return found
-
-
-def _flags(changed, keys=None):
-  """The flags that give the stored values."""
-  pairs = ((key, changed[key][0]) for key in keys or changed)
-  return ' '.join(shlex.quote(f'--config.{key}={value}') for key, value in pairs)
 
 
 def _step(path):

@@ -10,7 +10,7 @@ init.json      from which weights it started, if not from random ones
 attention.json its kernel of attention on each platform
 left_out.json  steps whose updates were not finite and are left out
 goodput.jsonl  where the seconds of each start went
-replay/        steps that were computed again
+replay/        steps computed again          report/        numbers of --mode=report
 set_aside/     what was made after a step to which the run went back
 """
 
@@ -242,14 +242,15 @@ def check_same_network(
     )
 
 
-def open_for_output(workdir: str) -> pathlib.Path:
-  """A directory for results of weights from elsewhere; created if missing.
+def open_for_output(workdir: str, folder: str = '', way_on: str = '') -> pathlib.Path:
+  """A directory for results, or a folder in it; created if missing.
 
   Raises:
-    UserError: if it cannot be written.
+    UserError: if it cannot be written; way_on ends the message.
   """
   path = _checked(workdir)
-  files.make_writable(path, f'workdir {path}')
+  path = path / folder if folder else path
+  files.make_writable(path, f'workdir {path}', way_on)
   return path
 
 

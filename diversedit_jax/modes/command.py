@@ -49,7 +49,7 @@ MODES = (
 # Flags that only some modes have a use for.
 _MODES_OF = {
   'checkpoint': ('train', *_OF_WEIGHTS, 'inspect'),
-  'output': (*_OF_WEIGHTS, 'report'),
+  'output': (*_OF_WEIGHTS, 'report', 'replay'),
   'full': ('inspect',),
   'step': ('replay',),
   'continue_with': ('train',),
@@ -90,7 +90,6 @@ class Command:
         raise types.UserError(
           f'--{field.name} is not for --mode={self.mode}, but for {", ".join(modes)}'
         )
-
     if self.mode == 'replay' and self.step is None:
       raise types.UserError('--mode=replay needs --step=N, the step to replay, counted from 1')
 
@@ -153,7 +152,7 @@ def _run(asked, config):
   if mode == 'plan':
     return plan.run(experiment)
   if mode == 'replay':
-    return replay.run(experiment, workdir, asked.step)
+    return replay.run(experiment, workdir, asked.step, asked.output)
   if mode == 'audit':
     return audit.run(experiment, workdir)
   if mode == 'stats':

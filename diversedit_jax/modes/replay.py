@@ -14,31 +14,40 @@ from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import checkpoint, rng, sharding, trees, types
+from diversedit_jax import checkpoint, rng, sharding, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.data import files
+from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import continuing, flat_config, kernels, learned, run_dir
-from diversedit_jax.modes import run_context
-from diversedit_jax.training import average, diagnosis, nonfinite, optim, progress, writers
+from diversedit_jax.modes import run_context, same_bits
+from diversedit_jax.training import average, diagnosis, nonfinite
 from diversedit_jax.training import step as step_lib
 
+FOLDER = 'replay'
 _WORST = 8  # Examples in the table.
 
 
-def run(experiment: experiment_lib.Experiment, workdir: str, step: int) -> str:
+def run(
+  experiment: experiment_lib.Experiment, workdir: str, step: int, output: str | None = None
+) -> str:
   """Replays a step, counted from 1; returns a report, and writes it as JSON.
 
+  Args:
+    experiment: that of the run. workdir: directory of the run. step: to replay.
+    output: where the file goes instead.
+
   Raises:
-    UserError: the workdir holds no such run, or no checkpoint before the step.
+    UserError: the workdir holds no such run, or no checkpoint before the step; or the file cannot
+      be written.
   """
   path = run_dir.open_for_reading(
     workdir, experiment.config, run_context.space_facts(experiment.source)
   )
-  run_dir.check_results(path)
   _check_run(experiment, path, step)
+  way_on = '' if output else '; --output=DIR writes the replay elsewhere'
+  results = run_dir.open_for_output(output or workdir, FOLDER, way_on)
   experiment = run_context.with_attention(experiment, kernels.read(path))
   mesh = run_context.make_mesh(experiment)
   experiment_lib.check_devices(experiment, mesh)
@@ -55,7 +64,7 @@ def run(experiment: experiment_lib.Experiment, workdir: str, step: int) -> str:
   ):
     facts = _replay(experiment, path, step, trainable, checkpoints)
   if jax.process_index() == 0:
-    files.write_json(path / 'replay' / f'step-{step}.json', _plain(facts))
+    files.write_json(results / f'step-{step}.json', _plain(facts))
   return table(facts)
 
 
@@ -104,15 +113,30 @@ def _check_run(experiment, path, step):
   if changed:
     raise types.UserError(
       f'workdir {path} belongs to another config; it differs in {flat_config.listed(changed)}. '
-      f'A step is replayed as it was: {path / flat_config.FILE} has its values'
+      f'A step is replayed as it was: give {continuing.flags(changed)}'
     )
-  later = [e for e in continuing.history(path) if 'changed' in e and e['step'] >= step]
+
+
+def _tell_of_changes(path, begun, step):
+  """Warns where steps after `begun` were computed with values that the run has no more."""
+  later = [(at, changed) for at, changed in continuing.changes(path) if at > begun]
   if later:
     logging.warning(
-      'the run had other values at step %d (%s): it is replayed with those of today',
+      "until step %d the run had other values (%s); steps %d to %d are replayed with today's",
+      max(at for at, _ in later),
+      ', '.join(dict.fromkeys(key for _, changed in later for key in changed)),
+      begun + 1,
       step,
-      ', '.join(key for entry in later for key in entry['changed']),
     )
+
+
+def _others(experiment, path):
+  """Values and versions that are not those of the run, in words; [] if all are."""
+  versions = files.read_json(path / 'versions.json', list, may_lack=True)
+  pairs = [(flat_config.stored(path), flat_config.of(experiment.config))]
+  pairs += [(versions[-1], card.versions())] if versions else []
+  others = [found for pair in pairs if (found := flat_config.differences(*pair))]
+  return [f'not as in the run: {flat_config.listed(found)}' for found in others]
 
 
 def _replay(experiment, path, step, trainable, checkpoints):
@@ -121,6 +145,7 @@ def _replay(experiment, path, step, trainable, checkpoints):
   begun, state, sums = _before(path, step, trainable, checkpoints, rng.stream(key, 'init'))
   began = checkpoints.name(begun) if begun else 'the beginning'
   logging.info('replaying steps %d to %d from %s', begun + 1, step, began)
+  _tell_of_changes(path, begun, step)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
   compiled = step_lib.compile_step(
     run_context.make_step(experiment, trainable), trainable.shardings, mesh
@@ -133,7 +158,7 @@ def _replay(experiment, path, step, trainable, checkpoints):
     accumulate=experiment.train.accumulate,
   )
   left_out = {e['step']: e for e in files.read_json(path / nonfinite.FILE, list, may_lack=True)}
-  rows = _Rows(path, sums)
+  rows = same_bits.Rows(path, sums)
   with run_context.open_batches(experiment, mesh, begun) as batches:
     for number in range(begun + 1, step):
       batch = next(batches)
@@ -146,14 +171,16 @@ def _replay(experiment, path, step, trainable, checkpoints):
     batch = next(batches)
     found = jax.device_get(diagnose(state, batch, frozen))
     if step in left_out:  # It is computed all the same, after what became of the run without it.
-      compared = _compare(trainable, checkpoints, nonfinite.passed_over(state), step)
+      compared = same_bits.compare(trainable, checkpoints, nonfinite.passed_over(state), step)
       _, metrics = compiled(state, batch, frozen)
       rows.leave_out(step)
     else:
       state, metrics = compiled(state, batch, frozen)
       rows.add(step, metrics)
-      compared = _compare(trainable, checkpoints, state, step)
+      compared = same_bits.compare(trainable, checkpoints, state, step)
   recorded = [*rows.lines(), *compared]
+  if any(' differs' in line for line in recorded):
+    recorded += _others(experiment, path)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
   if step in left_out:
     recorded.append(f'left out of the run, because {left_out[step]["because"]}')
@@ -184,77 +211,6 @@ def _before(path, step, trainable, checkpoints, init_key):
       'one of these, or keep more checkpoints (checkpoint.keep, checkpoint.keep_every)'
     )
   return 0, trainable.init(init_key), None
-
-
-class _Rows:
-  """Rows of metrics.jsonl, compared with those that the replayed steps come to."""
-
-  def __init__(self, path, sums):
-    self._sums = progress.Accumulator(sums)
-    rows = writers.read_jsonl(path / 'metrics.jsonl')
-    self._rows = {row['step']: row for row in rows if 'steps_per_second' in row}
-    self._same, self._differ = [], []
-
-  def add(self, step, metrics):
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    skipped = values.pop('skipped', 0)
-    if skipped or not all(map(math.isfinite, values.values())):
-      self.leave_out(step)
-      return
-    self._sums.add(values)
-    self._look(step)
-
-  def leave_out(self, step):
-    self._sums.leave_out()
-    self._look(step)
-
-  def _look(self, step):
-    if step not in self._rows:
-      return
-    row = self._rows[step]
-    differ = [
-      f'{k} {row.get(k)} there, {v} here' for k, v in self._sums.pop().items() if row.get(k) != v
-    ]
-    if differ:
-      self._differ.append(f'the row of step {step} differs: {", ".join(differ)}')
-    else:
-      self._same.append(str(step))
-
-  def lines(self):
-    """What was found, in words."""
-    if not self._same:
-      return self._differ
-    same = f'rows of metrics.jsonl, step {", ".join(self._same)}: the same to the bit'
-    return [same, *self._differ]
-
-
-def _compare(trainable, checkpoints, state, step):
-  """How a state differs from a checkpoint of its step, in words; [] without one.
-
-  Item after item, since both have to be in memory.
-  """
-  if step not in checkpoints.steps():
-    return []
-  differ, count = [], 0
-  held = checkpoint.items(checkpoints.name(step))  # An average may be younger than that.
-  for item, mine in ((name, tree) for name, tree in state.items().items() if name in held):
-    theirs = checkpoints.restore(trainable.targets(item), step)[1][item]
-    if jax.tree.structure(theirs) != jax.tree.structure(mine):
-      theirs = optim.other_form(theirs)
-    found = trees.named_leaves(_other_values(mine, theirs))
-    count += len(found)
-    differ += [f'{item}/{name} in {int(n)} values' for name, n in found.items() if n]
-  if not differ:
-    return [f'checkpoint of step {step}: all {count} arrays the same to the bit']
-  more = f' and {len(differ) - 5} more' if len(differ) > 5 else ''
-  return [f'checkpoint of step {step} differs: {", ".join(differ[:5])}{more}']
-
-
-@jax.jit
-def _other_values(tree, other):
-  """How many values of each array have other bits."""
-  bits = lambda x: jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-  return jax.tree.map(lambda x, y: jnp.sum(bits(x) != bits(y)), tree, other)
 
 
 def _described(experiment, step, found):

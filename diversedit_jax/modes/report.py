@@ -16,7 +16,7 @@ from diversedit_jax.experiment import continuing, flat_config, learned, run_dir
 from diversedit_jax.modes import evaluate, inspect
 from diversedit_jax.training import goodput, nonfinite, progress, writers
 
-FILE = pathlib.PurePosixPath('report') / 'report.json'
+FOLDER, FILE = 'report', 'report.json'
 _TITLE = 14  # Width of the words at the left.
 
 
@@ -30,11 +30,9 @@ def run(workdir: str, output: str | None = None) -> str:
     UserError: there is no run, its records are damaged, or the file cannot be written.
   """
   facts = gather(run_dir.open_recorded(workdir))
-  place = run_dir.open_for_output(output or workdir)
-  folder = place / FILE.parent
   way_on = '' if output else '; --output=DIR writes the report elsewhere'
-  files.make_writable(folder, f'workdir {place}', way_on)
-  card.write_json(folder / FILE.name, facts)
+  folder = run_dir.open_for_output(output or workdir, FOLDER, way_on)
+  card.write_json(folder / FILE, facts)
   return text(facts)
 
 
@@ -60,7 +58,7 @@ def gather(path: pathlib.Path) -> dict[str, Any]:
     'changes': continuing.history(path),
     'left_out': files.read_json(path / nonfinite.FILE, list, may_lack=True),
   }
-  facts['images'] = facts['steps']['done'] * config['train.batch_size']
+  facts['images'] = _images(facts['steps']['done'], config, continuing.changes(path))
   return facts | {'not_recorded': list(_missing(facts))}
 
 
@@ -69,6 +67,18 @@ def _done(trained, checkpoints, account):
   starts = account.get('starts', [])
   last = [starts[-1]['to_step']] if starts else []
   return max([*checkpoints, *last, *(row['step'] for row in trained[-1:])], default=0)
+
+
+def _images(done, config, changes):
+  """Examples of all steps, each with the batch size that it had."""
+  key, images, until = 'train.batch_size', 0, done
+  size = config[key]
+  for step, changed in reversed(changes):
+    if key in changed:
+      at = min(step, until)
+      images += (until - at) * size
+      until, size = at, changed[key]['old']
+  return images + until * size
 
 
 def _missing(facts) -> Iterator[str]:

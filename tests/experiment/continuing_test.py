@@ -38,7 +38,12 @@ def run(tmp_path):
   path = start(tmp_path / 'run')
   rows = []
   for step in (20, 40):
-    for name in ('checkpoints/{}/x', 'samples/preview-{:08d}.png', 'telemetry/blocks-{:08d}.npz'):
+    for name in (
+      'checkpoints/{}/x',
+      'samples/preview-{:08d}.png',
+      'telemetry/blocks-{:08d}.npz',
+      'replay/step-{}.json',
+    ):
       file = path / name.format(step)
       file.parent.mkdir(parents=True, exist_ok=True)
       file.write_text(str(step))
@@ -171,6 +176,7 @@ def test_going_back_loses_nothing_and_happens_once(run):
     'checkpoints/40/x',
     'samples/preview-00000040.png',
     'telemetry/blocks-00000040.npz',
+    'replay/step-40.json',
     'eval/during/best.json',
     'eval/during/best.safetensors',
     'metrics.jsonl',
@@ -201,3 +207,19 @@ def test_a_change_of_a_key_that_is_no_longer_there_hinders_nothing(run):
   gone = {'step': 20, 'changed': {'train.gone': {'old': 0, 'new': 1}}}
   (run / 'changes.json').write_text(json.dumps([gone]))
   start(run, {'seed': 1}, keys=['seed'])
+
+
+def test_values_hold_after_the_step_to_which_a_run_took_them(tmp_path):
+  change = lambda old, new: {'seed': {'old': old, 'new': new}}
+  past = [
+    {'step': 10, 'changed': change(0, 1)},
+    {'step': 40, 'changed': change(1, 2)},
+    {'step': 60, 'rewound_to': 30},
+    {'step': 50, 'changed': change(2, 3)},
+  ]
+  (tmp_path / 'changes.json').write_text(json.dumps(past))
+  assert continuing.changes(tmp_path) == [
+    (10, change(0, 1)),
+    (30, change(1, 2)),
+    (50, change(2, 3)),
+  ]

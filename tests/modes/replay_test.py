@@ -33,10 +33,10 @@ def copy(run, tmp_path):
   return shutil.copytree(run, tmp_path / 'run')
 
 
-def replayed(workdir, step, **changes):
+def replayed(workdir, step, output=None, **changes):
   """The facts of the file, whose findings and comparisons the text shows."""
-  text = modes.replay.run(experiment(**changes), str(workdir), step)
-  facts = json.loads((workdir / 'replay' / f'step-{step}.json').read_text())
+  text = modes.replay.run(experiment(**changes), str(workdir), step, output and str(output))
+  facts = json.loads(((output or workdir) / 'replay' / f'step-{step}.json').read_text())
   for line in (*facts['recorded'], *facts['findings']):
     assert line in text
   return facts
@@ -75,8 +75,9 @@ def small_files(workdir):
 
 
 @pytest.mark.slow
-def test_the_bad_example_of_a_step_that_was_left_out_is_named(run):
-  facts = replayed(run, BAD)
+def test_the_bad_example_of_a_step_that_was_left_out_is_named(run, tmp_path):
+  facts = replayed(run, BAD, tmp_path)  # Of a run that may only be read.
+  assert not (run / 'replay').exists()
   index = bad_runs.example_of(experiment(), BAD)
   assert facts['findings'][0] == f'images: example {index} is not finite'
   assert 'output of block 1, the first such' in facts['findings'][1]
@@ -90,15 +91,22 @@ def test_the_bad_example_of_a_step_that_was_left_out_is_named(run):
 
 
 @pytest.mark.slow
-def test_what_differs_is_told(copy):
+def test_what_differs_is_told_and_what_else_is_not_as_it_was(copy, caplog):
+  change = {'step': 7, 'changed': {'seed': {'old': 1, 'new': 0}}}
+  (copy / 'changes.json').write_text(json.dumps([change]))
+  (versions,) = json.loads((copy / 'versions.json').read_text())
+  (copy / 'versions.json').write_text(json.dumps([versions | {'jax': '0.1'}]))
   rows = [json.loads(line) for line in (copy / 'metrics.jsonl').read_text().splitlines()]
   rows[0]['velocity'] += 1e-9
   (copy / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   shutil.rmtree(copy / 'checkpoints' / '10')
   shutil.copytree(copy / 'checkpoints' / '15', copy / 'checkpoints' / '10')
-  row, state = replayed(copy, 10)['recorded']
+  row, state, values, packages = replayed(copy, 10, **{'train.max_skipped': 9})['recorded']
   assert row.startswith('the row of step 10 differs: velocity ') and 'grad_norm' not in row
   assert state.startswith('checkpoint of step 10 differs: params/')
+  assert values.startswith('not as in the run: train.max_skipped: stored ')
+  assert packages == f"not as in the run: jax: stored '0.1', given {versions['jax']!r}"
+  assert 'until step 7 the run had other values (seed); steps 6 to 10 are' in caplog.text
 
 
 @pytest.mark.slow
@@ -143,7 +151,7 @@ def test_impossible_replays_are_refused(run, copy, tmp_path):
   for step in (0, 31):
     with refuse(f'--step={step}: steps are counted from 1 to train.steps=30'):
       modes.replay.run(experiment(), str(run), step)
-  with refuse('differs in seed: stored 0, given 1'):
+  with refuse('differs in seed: stored 0, given 1.* give --config.seed=0'):
     modes.replay.run(experiment(seed=1), str(run), 12)
   with refuse('holds no run'):
     modes.replay.run(experiment(), str(tmp_path / 'none'), 12)

@@ -1,6 +1,7 @@
 """`--mode=report` on what runs of this version and of earlier ones recorded."""
 
 import json
+import pathlib
 import shutil
 
 from helpers import small_runs
@@ -35,7 +36,7 @@ def recorded(run, tmp_path):
     {'step': 30, 'eval/fid': 99.0},
   ]
   changes = [
-    {'step': 10, 'changed': {'seed': {'old': 0, 'new': 1}}},
+    {'step': 10, 'changed': {'train.batch_size': {'old': 16, 'new': 32}}},
     {'step': 25, 'rewound_to': 10},
   ]
   for name, rows in (('goodput.jsonl', accounts), ('metrics.jsonl', metrics)):
@@ -47,13 +48,12 @@ def recorded(run, tmp_path):
 def test_the_numbers_of_a_run(recorded):
   lines = report.run(str(recorded)).splitlines()
   told = {line[:14].strip(): line[14:] for line in lines if line[:14].strip()}
-  assert told['steps'] == '30 of 30 (100%), 960 images'
+  assert told['steps'] == '30 of 30 (100%), 800 images'
   assert told['last report'] == 'step 30, loss 1.5, diverse/loss 0.25, 2.5 steps/second'
   assert told['checkpoints'] == '30'
   assert told['scores'] == 'eval/digits.json: class_consistency 0.5, frechet_distance 12'
-  assert told['changes'] == 'step 10: seed 0 -> 1' and 'step 25: back to step 10' in '\n'.join(
-    lines
-  )
+  assert told['changes'] == 'step 10: train.batch_size 16 -> 32'
+  assert 'step 25: back to step 10' in '\n'.join(lines)
   assert told['goodput'] == '50.0% of 24s in 2 starts'
   assert told['lost'].split() == ['4.0', 's', '16.7%', '10', 'steps', 'were', 'made', 'again']
   assert told['train'].split() == ['12.0', 's', '50.0%']
@@ -87,4 +87,15 @@ def test_a_run_that_went_on_with_a_newer_version_says_so(recorded):
 def test_damaged_records_are_refused(recorded):
   (recorded / 'goodput.jsonl').write_text('[1]\n')
   with pytest.raises(types.UserError, match='goodput.jsonl is damaged'):
+    report.run(str(recorded))
+
+
+def test_where_a_run_may_only_be_read_the_way_on_is_shown(recorded, monkeypatch):
+  def touch(path):
+    raise PermissionError(13, 'Permission denied')
+
+  monkeypatch.setattr(pathlib.Path, 'touch', touch)
+  with pytest.raises(
+    types.UserError, match='cannot be written: .*; --output=DIR writes the report'
+  ):
     report.run(str(recorded))
