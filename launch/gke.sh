@@ -8,8 +8,9 @@
 #   launch/gke.sh delete --context=KUBECTL_CONTEXT --name=xl           # stop: training saves; `run` continues
 #   launch/gke.sh run    ... --slices=2 --hosts=4 --chips=4 --tpu=... --topology=... -- ...   # several slices: no --pool
 # --hosts are those of one slice, --chips those of one host. Several slices are as many node pools of that --tpu and
-# --topology, which JobSet finds, one for each; JAX hears from GKE which slice a host is in (MEGASCALE_*). The claim (ReadWriteMany, as of Filestore) is at /mnt/runs. --restarts=N: how often
-# the pods are made anew (100). --dry-run prints each command and the JobSet, and runs none.
+# --topology, which JobSet finds, one for each; JAX hears from GKE which slice a host is in (MEGASCALE_*). The claim
+# (ReadWriteMany, as of Filestore) is at /mnt/runs. --restarts=N: how often the pods are made anew (100). --dry-run prints
+# each command and the JobSet, and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/commands.sh

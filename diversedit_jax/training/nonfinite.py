@@ -82,7 +82,7 @@ def with_rollback(
   left_out: LeftOut,
   checkpoints: checkpoint.Checkpoints,
 ) -> state_lib.TrainState:
-  """Trains, and after a step that is not finite again from the newest checkpoint without it.
+  """Trains; after a step that is not finite, goes back to the newest checkpoint, and leaves it out.
 
   Args:
     attempt: initial parameters that are not random -> the state at the end; it goes on from the

@@ -85,8 +85,8 @@ def make_step(
 ) -> Step:
   """Makes the step, a pure function; see `make_gradients`.
 
-  Parameters whose paths are in `fixed` stay as they are, in all averages too; nothing is derived
-  by them. averages: those beside the main one, see `state.Trainable`.
+  Parameters whose paths are in `fixed` stay as they are, in all averages too, and have no gradient.
+  averages: those beside the main one, see `state.Trainable`.
 
   skip: where loss or gradient are not finite, the state stays as it was and only counts on, and the
   metric 'skipped' is 1. What is known before the update decides, so that nothing waits for the new

@@ -58,7 +58,7 @@ def make_sizes(
 ) -> Callable[[state_lib.Params, types.Batch, jax.Array], dict[str, jax.Array]]:
   """(params, batch, step) -> {'activation_rms', 'gradient_norm'} [L] of the first examples.
 
-  The gradient is that of the flow's loss, without terms, by what is trained.
+  The gradient is that of the flow's loss, without terms, with respect to what is trained.
   """
   draw_few = _draw_of(objective, trainable.mesh, key, examples)
   rms = taps.every(lambda f_NTD: arithmetic.rms(f_NTD[:examples]))
