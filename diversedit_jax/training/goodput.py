@@ -4,7 +4,7 @@
   compile  until the first step is done
   data     devices wait for a batch; what they compute meanwhile is no waiting
   save     training waits for a checkpoint
-  hooks    telemetry, previews, scores
+  hooks    reports, telemetry, previews, scores
   train    all else: steps, of which those are lost that a later start made again
 
 goodput.jsonl has rows of the first process: one when a start goes on from a step, at each report
@@ -44,7 +44,7 @@ class Clock:
 
   @contextlib.contextmanager
   def paused(self, kind: str) -> Iterator[None]:
-    """Previews, telemetry and saving do not count as training."""
+    """Reports, previews, telemetry and saving do not count as training."""
     before = time.monotonic()
     try:
       yield
@@ -66,7 +66,11 @@ class Clock:
 
   @contextlib.contextmanager
   def one_step(self) -> Iterator[None]:
-    """Waits for a step that the devices have just begun; so long they also had to do before."""
+    """Times the wait for a step that the devices have just begun.
+
+    Earlier waits for batches count as far as they were longer than such a step, which the devices
+    had to compute meanwhile.
+    """
     before = time.monotonic()
     yield
     seconds = time.monotonic() - before

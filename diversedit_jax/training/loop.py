@@ -96,20 +96,20 @@ def train(
   state, accumulator, begun, unsent = _start(trainable, init_key, placed, checkpoints)
   start = int(state.step)
   clock, pending, timed_from = account.clock, None, start
-  writer = open_writer(start, unsent)
-  scheduled = hooks(writer)
-  _catch_up(start, config.steps, state, scheduled, open_batches)
-  if start >= config.steps:
-    writer.close()
-    logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
-    return state
 
   def read(of_step):
     _absorb(of_step, accumulator, checkpoints, left_out, watched)
 
   with contextlib.ExitStack() as stack:
-    stack.enter_context(account.opened(start, config.steps))
+    writer = open_writer(start, unsent)
     stack.callback(writer.close)
+    scheduled = hooks(writer)
+    with clock.paused('hooks'):
+      _catch_up(start, config.steps, state, scheduled, open_batches)
+    if start >= config.steps:
+      logging.info('nothing to do: the run is at step %d of %d', start, config.steps)
+      return state
+    stack.enter_context(account.opened(start, config.steps))
     stopped_by = stack.enter_context(signals.stop_requested())
     batches = stack.enter_context(open_batches(start))
     clock.reached('setup')
@@ -239,5 +239,6 @@ def _report(step, config, accumulator, writer, clock, steps_timed):
     'images_per_second': rate * config.batch_size,
     'seconds': clock.total(),
   }
-  writer.row(step, row)
+  with clock.paused('hooks'):  # A tracker is opened here, and may be slow.
+    writer.row(step, row)
   logging.info('%s', progress.line(step, config.steps, row))
