@@ -415,9 +415,11 @@ def test_a_clock_that_goes_backwards(straight, tmp_path, shim):
   killed_runs.assert_same_run(straight[0], workdir)
 
 
-def children(pid):
-  found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, text=True)
-  return [int(word) for word in found.stdout.split()]
+def workers(pid):
+  """Processes of `data.workers`: the children of a run, without the one that cleans up for it."""
+  command = ['ps', '-o', 'pid=,args=', '--ppid', str(pid)]
+  found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+  return [int(line.split()[0]) for line in found if 'resource_tracker' not in line]
 
 
 @pytest.fixture(scope='module')
@@ -439,12 +441,13 @@ def test_a_worker_process_that_dies(pictures, tmp_path):
   workdir = tmp_path / 'run'
   process = killed_runs.start(workdir, *flags)
   wait_for(process, (workdir / 'checkpoints' / '20').exists)
-  for worker in children(process.pid):
+  for worker in workers(process.pid):
     os.kill(worker, signal.SIGKILL)
   status, log = killed_runs.ended(process)
   if status:  # It may have had all its batches.
     assert status == 2, log
-    assert 'a process of data.workers ended with -9: somebody killed it' in log.splitlines()[-1]
+    (error,) = [line for line in log.splitlines() if line.startswith('error: ')]
+    assert 'a process of data.workers ended with -9: somebody killed it' in error
   finish(workdir, *flags)
   killed_runs.assert_same_run(tmp_path / 'straight', workdir)
 

@@ -97,9 +97,9 @@ class Count:
   def _start(self, step):
     """Forgets what a run had met after the step from which it goes on."""
     self.met.clear()
-    every = self.path.parent.glob(f'{self.path.stem}*{self.path.suffix}')
-    for known in [files.read_json(path, may_lack=True) for path in every]:
-      self._take((int(index), at) for index, at in known.items() if at <= step)
+    for known in _kept(self.path.parent).values():
+      self._take((index, at) for index, at in known.items() if at <= step)
+    self._check(step)
 
   def _take(self, pairs):
     for index, step in pairs:
@@ -134,3 +134,15 @@ class Count:
         f'{len(self.met)} bad records were met by step {step}, data.max_bad={self.limit} borne: '
         f'{", ".join(map(str, sorted(self.met)[:20]))}'
       )
+
+
+def forget_after(folder: pathlib.Path, step: int) -> None:
+  """Takes later steps off the files in a run's directory, which goes back to this one."""
+  for path, known in _kept(folder).items():
+    files.write_json(path, {index: at for index, at in known.items() if at <= step})
+
+
+def _kept(folder):
+  """What the processes of a run have met, file by file."""
+  found = {path: files.read_json(path) for path in folder.glob(FILE.replace('.', '*.'))}
+  return {path: {int(i): at for i, at in known.items()} for path, known in found.items()}

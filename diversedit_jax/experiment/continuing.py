@@ -15,7 +15,7 @@ import uuid
 from absl import logging
 
 from diversedit_jax import checkpoint, trees, types
-from diversedit_jax.data import files
+from diversedit_jax.data import bad_records, files
 from diversedit_jax.experiment import declarations, flat_config
 from diversedit_jax.methods import registry
 from diversedit_jax.training import nonfinite
@@ -180,6 +180,7 @@ def rewind(path: pathlib.Path, step: int, *, changed: bool) -> None:
   if (path / nonfinite.FILE).exists():
     files.copy(path / nonfinite.FILE, folder / nonfinite.FILE)
     nonfinite.forget_after(path, step)
+  bad_records.forget_after(path, step)
   for one in later:
     files.move(one, folder / one.relative_to(path))
   aside = str(folder.relative_to(path))

@@ -67,6 +67,10 @@ def test_what_each_process_has_met_is_kept_although_none_comes_to_a_report(tmp_p
     count.note(5 - process, np.array([process, 7]))
   one = bad_records.Count(path=tmp_path / bad_records.FILE, limit=9)
   assert list(one.counted([(None, 'batch')], 4)) == ['batch'] and one.met == {1: 4, 2: 3, 7: 3}
+  with pytest.raises(types.UserError, match='3 bad records were met by step 4, data.max_bad=2'):
+    next(bad_records.Count(path=one.path, limit=2).counted([(None, 'batch')], 4))
+  bad_records.forget_after(tmp_path, 3)
+  assert list(one.counted([(None, 'batch')], 9)) == ['batch'] and one.met == {2: 3, 7: 3}
 
 
 def test_a_store_names_the_shard_and_the_record_and_the_pipeline_replaces_it(tmp_path):
