@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diversedit_jax import integrity, paths, trees, types
+from diversedit_jax import commits, integrity, paths, trees, types
 from diversedit_jax import restore_targets as targets_lib
 from diversedit_jax.data import files
 from diversedit_jax.weights import forms as forms_lib
@@ -132,12 +132,14 @@ class Checkpoints:
       read_only: nothing is saved; the directory, which may be another's, stays as it is.
     """
     self.directory = _place(directory)
+    self._barriers = commits.Barriers()
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       keep_period=keep_every,
       cleanup_tmp_directories=not read_only,
       create=not read_only,  # All that is written before a save; Orbax' own `read_only` warns.
       enable_async_checkpointing=not read_only,
+      async_options=ocp.AsyncOptions(barrier_sync_fn=self._barriers),
     )
     # Named here, so that what a checkpoint holds can be asked before it is read.
     handlers = {name: ocp.StandardCheckpointHandler() for name in (*ITEMS, *more)}
@@ -177,6 +179,7 @@ class Checkpoints:
     self._unsaved = ''
     self.settle()
     saved, self._open = [], True
+    self._barriers.begin()
     self._attempt(lambda: saved.append(self._manager.save(step, args=args)))
     if saved == [False]:
       raise types.UserError(f'Orbax declined to save step {step}; found {self.steps()}')

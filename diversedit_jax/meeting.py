@@ -20,11 +20,11 @@ _MEETING = 20.0  # Seconds in which all must have connected.
 _KEPT = {'TCP_KEEPIDLE': 20, 'TCP_KEEPINTVL': 10, 'TCP_KEEPCNT': 4, 'TCP_USER_TIMEOUT': 60_000}
 
 
-def met() -> tuple[int, dict[int, str], dict[int, socket.socket]] | None:
-  """Where this process can reach others: its index, all in words, and the connections by process.
+def met() -> tuple[int, dict[int, str], dict[int, socket.socket], bool] | None:
+  """Where this process can reach others: its index, all in words, connections, and if all have one.
 
-  The first process has one to every other, another one to the first. None, with a warning, where
-  there cannot be any. All must call it.
+  The first process has a connection to every other, another one to the first. None, with a
+  warning, where there cannot be any. All must call it.
   """
   index, count = jax.process_index(), jax.process_count()
   me = {'index': index, 'pid': os.getpid(), 'host': socket.gethostname()}
@@ -52,7 +52,7 @@ def met() -> tuple[int, dict[int, str], dict[int, socket.socket]] | None:
       ', '.join(call['hosts']),
       call['port'],
     )
-  return (index, names, peers) if peers else None
+  return (index, names, peers, not missing) if peers else None
 
 
 def texts(mine: str) -> list[str]:

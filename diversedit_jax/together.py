@@ -67,6 +67,25 @@ def told_early() -> Iterator[None]:
     raise
 
 
+def all_bound() -> bool:
+  """Whether what a process says reaches all others; the same on each."""
+  return any(bond.whole for bond in _BONDS)
+
+
+def say(topic: str, line: str = '') -> None:
+  """Tells the others a line about a topic, from any thread, and waits for nobody.
+
+  What is said without a line, the first process says to all, and another one to the first alone.
+  """
+  for bond in _BONDS:
+    bond.say(topic, line)
+
+
+def heard(topic: str) -> dict[int, str]:
+  """What processes, this one too, have said about a topic, by their indices."""
+  return {index: line for bond in _BONDS for index, line in bond.heard(topic).items()}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
   """Why all processes end: a line for the user, and the exit status. lost: nobody can add to it."""
@@ -79,14 +98,30 @@ class Verdict:
 class Bond:
   """The connections of one process: of the first to all others, of another to the first.
 
-  A message is a JSON object on a line: {'finished': [INDEX, ...]} or {'verdict': {...}}.
+  A message is a JSON object on a line: {'finished': [INDEX, ...]}, {'said': [TOPIC, INDEX, LINE]}
+  or {'verdict': {...}}.
   """
 
-  def __init__(self, index: int, names: Mapping[int, str], peers: Mapping[int, socket.socket]):
-    """index: of this process. names: of all in words. peers: connections by process."""
+  def __init__(
+    self,
+    index: int,
+    names: Mapping[int, str],
+    peers: Mapping[int, socket.socket],
+    whole: bool = True,
+  ):
+    """Takes connections over.
+
+    Args:
+      index: of this process.
+      names: of all in words.
+      peers: connections by process.
+      whole: whether every process has one.
+    """
+    self.whole = whole
     self._index, self._names, self._peers = index, names, peers
     self._changed = threading.Condition()
     self._finished: set[int] = set()
+    self._said: dict[str, dict[int, str]] = {}
     self._open, self._failing = set(peers), False
     self._verdict: Verdict | None = None
     for number in peers:
@@ -101,6 +136,18 @@ class Bond:
       self._changed.wait_for(self._all_finished)
     if not self._index:
       self._send_all({'finished': sorted(self._finished)})
+
+  def say(self, topic: str, line: str) -> None:
+    """Tells the others, through the first process, a line about a topic."""
+    message = {'said': [topic, self._index, line]}
+    self._hear(message)
+    if self._index:
+      self._send(0, message)
+
+  def heard(self, topic: str) -> dict[int, str]:
+    """What processes have said about a topic, by their indices."""
+    with self._changed:
+      return dict(self._said.get(topic, {}))
 
   def failed(self, error: BaseException) -> None:
     """Tells an error of this process; returns to raise it, unless another one's is behind it."""
@@ -139,6 +186,13 @@ class Bond:
   def _hear(self, message):
     if 'verdict' in message:
       self._judge(Verdict(**message['verdict']))
+      return
+    if 'said' in message:
+      topic, index, line = message['said']
+      with self._changed:
+        self._said.setdefault(topic, {})[index] = line
+      if not self._index and (line or not index):
+        self._send_all(message)
       return
     with self._changed:
       self._finished |= set(message['finished'])

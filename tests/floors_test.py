@@ -13,7 +13,7 @@ FLOORS = {
       'types',
       'rng trees progress signals paths buckets cores faults meeting',
       'locks options cli slices together',
-      'cluster sharding interpolants losses data weights integrity',
+      'cluster sharding interpolants losses data weights integrity commits',
       'models restore_targets',
       'frozen sampling checkpoint',
       'methods convert evaluation preparation',
