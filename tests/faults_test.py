@@ -305,7 +305,7 @@ def test_a_read_that_fails_on_one_process_of_two_and_passes(tmp_path, shim):
   again = start_two(workdir, constant, '--config.train.steps=65', second=fails)
   ends = [killed_runs.ended(process) for process in again]
   assert [status for status, _ in ends] == [0, 0], ends
-  assert 'unreadable to another process; reading it again' in ends[0][1]
+  assert 'process 1: Stale file handle; reading it again' in ends[0][1]
   assert 'continuing at step 60' in ends[0][1]
   assert not (workdir / 'damaged_checkpoints').exists()
 

@@ -2,7 +2,10 @@
 
    FAULT_CALL=read|write FAULT_ERRNO=N FAULT_PATH=PART [FAULT_COUNT=K] [FAULT_WHILE=FILE]: calls on
    files whose path holds PART fail, the first K of them (all by default), while FILE exists.
-   CLOCK_BACK_WHILE=FILE: the time of the day is an hour earlier while FILE exists. */
+   CLOCK_BACK_WHILE=FILE: the time of the day is an hour earlier while FILE exists. The kernel's own
+   clock is not, so threads that wait until a time of the day (TensorStore's idle ones) are woken at
+   once and spin for as long as they would have slept; a clock that is really set back lets them
+   sleep longer. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
