@@ -4,6 +4,7 @@ Orbax tells nobody that writing has failed. The others would wait for that proce
 at the barrier after theirs, until `AsyncOptions.timeout_secs` of 20 minutes have passed.
 """
 
+import itertools
 import sys
 import time
 
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from diversedit_jax import faults, together, types
 
+_SAVES = itertools.count(1)  # Of this process, whatever folder they are in.
 _ASKING = 0.1  # Seconds between two looks for what the others say.
 _OF_WRITING = ('async_write_complete', 'async_commit_complete')  # A process that failed skips them.
 
@@ -24,7 +26,7 @@ class Barriers:
 
   def begin(self) -> None:
     """Begins a save; every process begins the same ones."""
-    self._save += 1
+    self._save = next(_SAVES)
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
     """Waits for all processes.
