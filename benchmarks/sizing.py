@@ -125,7 +125,7 @@ def main() -> None:
     common.write(str(_RESULTS), facts)
   before, _, rest = _PAGE.read_text().partition(_BEGIN)
   _, _, after = rest.partition(_END)
-  _PAGE.write_text(before + _BEGIN + table(rows) + _END + after)
+  _PAGE.write_text(before + _BEGIN + table(rows) + '\n' + _END + after)
 
 
 if __name__ == '__main__':
