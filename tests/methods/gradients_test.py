@@ -188,7 +188,7 @@ def test_gradient_of_meanflow_is_that_of_a_square_with_target_and_weight_held(me
     (SCORE, (REPA, SRA)),
     (MEANFLOWS['meanflow'][0], ()),
     (METHODS['flow'][0], (DIVERSE,)),
-    (METHODS['flow'][0], (dispersive.Dispersive(block=2, groups=1),)),
+    (METHODS['flow'][0], (dispersive.Dispersive(block=2, groups=1, weight=0.5),)),
   ],
 )
 def test_losses_that_say_that_they_are_means_over_examples_are(flow, terms):
