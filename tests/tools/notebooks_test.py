@@ -1,0 +1,63 @@
+"""The notebooks of colab/ are what their text says, show what they made, and run.
+
+What they need to run is not among the requirements of the other tests: see colab/README.md.
+"""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+COLAB = pathlib.Path(__file__).parents[2] / 'colab'
+TEXTS = sorted(COLAB.glob('*.py'))
+CELL = re.compile(r'^# %%(.*)$', re.MULTILINE)
+
+
+def cells_of(notebook):
+  return json.loads(notebook.read_text())['cells']
+
+
+def plain(text):
+  """Lines without the marks that make comments of prose and of magic commands."""
+  lines = (re.sub(r'^(\s*)# ?', r'\1', line).strip() for line in text.strip().splitlines())
+  return [line for line in lines if line]
+
+
+@pytest.mark.parametrize('text', TEXTS, ids=lambda path: path.stem)
+def test_notebook_and_text_are_the_same(text):
+  notebook = cells_of(text.with_suffix('.ipynb'))
+  _, *parts = CELL.split(text.read_text())
+  kinds, sources = parts[::2], parts[1::2]
+  assert [cell['cell_type'] == 'markdown' for cell in notebook] == [
+    '[markdown]' in k for k in kinds
+  ]
+  # A heading of Markdown loses its marks here too, on both sides alike.
+  assert [plain(''.join(c['source'])) for c in notebook] == [
+    plain('\n'.join(plain(s))) for s in sources
+  ]
+
+
+@pytest.mark.parametrize('text', TEXTS, ids=lambda path: path.stem)
+def test_outputs_are_kept_and_hold_no_error(text):
+  cells = [cell for cell in cells_of(text.with_suffix('.ipynb')) if cell['cell_type'] == 'code']
+  outputs = [output for cell in cells for output in cell['outputs']]
+  assert not [output for output in outputs if output['output_type'] == 'error']
+  assert [output for output in outputs if 'image/png' in output.get('data', {})]
+  told = ''.join(line for output in outputs for line in output.get('text', ()))
+  assert 'error:' not in told and 'Traceback' not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('text', TEXTS, ids=lambda path: path.stem)
+def test_notebook_runs(text, tmp_path):
+  """With fewer steps, in an empty folder, and without installing what is installed."""
+  jupytext, nbclient = pytest.importorskip('jupytext'), pytest.importorskip('nbclient')
+  notebook = jupytext.read(text)
+  notebook.cells = [c for c in notebook.cells if 'install' not in c.metadata.get('tags', ())]
+  for cell in notebook.cells:
+    cell.source = cell.source.replace('STEPS = 1200', 'STEPS = 60')
+  place = {'metadata': {'path': str(tmp_path)}}
+  nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
+  scores = [o for c in notebook.cells if 'card[' in c.source for o in c.outputs if 'data' in o]
+  assert 'frechet_distance' in scores[0]['data']['text/plain']
