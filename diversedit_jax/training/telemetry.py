@@ -101,25 +101,15 @@ def sizes_hook(
 ) -> loop.Hook:
   """Writes `blocks-STEP.npz`, and each block's numbers beside the other metrics."""
 
-  file = lambda step: folder / f'blocks-{step:08d}.npz'
+  def tell(step, found):
+    row = {
+      f'{name}/block_{block:02d}': float(value)
+      for name, value_L in found.items()
+      for block, value in enumerate(value_L, 1)
+    }
+    writer.row(step, row)
 
-  def run(step, state, batch):
-    found = {k: np.asarray(v) for k, v in sizes(state.params, batch, state.step).items()}
-    if not active:
-      return
-    writer.row(
-      step,
-      {
-        f'{name}/block_{block:02d}': float(value)
-        for name, value_L in found.items()
-        for block, value in enumerate(value_L, 1)
-      },
-    )
-    # Last, for it says that all has been done.
-    with files.atomic(file(step)) as path:
-      np.savez(path, step=step, **found)
-
-  return loop.Hook(every=every, run=run, made=lambda step: file(step).exists())
+  return _hook(every, sizes, tell, folder / 'blocks', active)
 
 
 def hook(
@@ -132,21 +122,28 @@ def hook(
 ) -> loop.Hook:
   """Writes `similarity-STEP.npz` and the mean off-diagonal cosines beside the other metrics."""
 
-  file = lambda step: folder / f'similarity-{step:08d}.npz'
-
-  def run(step, state, batch):
-    matrices = {k: np.asarray(v) for k, v in similarity(state.params, batch, state.step).items()}
-    if not active:
-      return
+  def tell(step, matrices):
     depth = len(matrices['token'])
     if depth > 1:
       off_diagonal = ~np.eye(depth, dtype=bool)
-      writer.row(
-        step, {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
-      )
+      row = {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
+      writer.row(step, row)
     shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
     writer.images(step, {'similarity_matrix/token': shown[None, :, :, None]})
-    with files.atomic(file(step)) as path:
-      np.savez(path, step=step, **matrices)
+
+  return _hook(every, similarity, tell, folder / 'similarity', active)
+
+
+def _hook(every, compute, tell, stem, active):
+  """Computes arrays by name at a step, tells them, and writes them to `stem`-STEP.npz."""
+  file = lambda step: stem.with_name(f'{stem.name}-{step:08d}.npz')
+
+  def run(step, state, batch):
+    found = {k: np.asarray(v) for k, v in compute(state.params, batch, state.step).items()}
+    if not active:
+      return
+    tell(step, found)
+    with files.atomic(file(step)) as path:  # Last, for it says that all has been done.
+      np.savez(path, step=step, **found)
 
   return loop.Hook(every=every, run=run, made=lambda step: file(step).exists())
