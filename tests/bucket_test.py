@@ -9,6 +9,7 @@ import threading
 import time
 
 from etils import epath
+import gcsfs
 from helpers import bucket, killed_runs
 import numpy as np
 import pytest
@@ -34,6 +35,25 @@ def test_the_emulator_keeps_the_conditions_on_which_a_lock_rests():
   assert store.read('x').result().value == b'3'
   assert store.write('x', None, if_equal=changed).result().generation
   assert not epath.Path(str(store.url)).exists()
+
+
+class Asking:
+  """A store whose answers to writes get lost, so that the library asks for the same again."""
+
+  def __init__(self, store):
+    self._store, self.read = store, store.read
+
+  def write(self, *what, **how):
+    self._store.write(*what, **how).result()
+    return self._store.write(*what, **how)
+
+
+def test_what_was_written_is_known_where_the_answer_got_lost(lock):
+  there = buckets.Object(str(lock))
+  there._store = Asking(there._store)
+  made = there.write(b'1', NOTHING)
+  assert made and made == there.read().generation
+  assert there.write(b'2', NOTHING) is None and there.read().value == b'1'
 
 
 def claim(path):
@@ -232,6 +252,18 @@ def test_a_checkpoint_that_was_not_written_to_the_end_is_none(folder):
 def test_a_bucket_that_is_not_there_is_refused_in_a_line(folder):
   with pytest.raises(types.UserError, match='workdir gs://none/x: there is no bucket none'):
     run_dir.open_for_output(paths.path('gs://none/x', bucket=True))
+
+
+def test_a_bucket_that_may_not_be_read_is_refused_with_where_credentials_come_from(
+  folder, monkeypatch
+):
+  async def refused(*unused, **unused_too):
+    raise gcsfs.retry.HttpError({'code': 401, 'message': 'Anonymous caller'})
+
+  monkeypatch.setattr(gcsfs.GCSFileSystem, '_call', refused)
+  words = f'workdir {folder} cannot be read: HttpError: Anonymous caller.*; credentials come from'
+  with pytest.raises(types.UserError, match=words):
+    run_dir.open_for_output(folder)
 
 
 @pytest.mark.slow

@@ -310,21 +310,6 @@ def test_a_read_that_fails_on_one_process_of_two_and_passes(tmp_path, shim):
   assert not (workdir / 'damaged_checkpoints').exists()
 
 
-def test_a_cloud_that_takes_one_of_two_machines_back(tmp_path):
-  """Its notice is SIGTERM to the processes of one; JAX's service has all stop at one step."""
-  workdir, constant = tmp_path / 'run', '--config.optimizer.schedule=constant'
-  one, two = start_two(workdir, constant, '--config.train.steps=2000', '--stopped_status=75')
-  wait_for(one, (workdir / 'checkpoints' / '10').exists)
-  two.send_signal(signal.SIGTERM)
-  ends = [killed_runs.ended(process) for process in (one, two)]
-  assert [status for status, _ in ends] == [75, 75], ends
-  step = int(re.search(r'SIGTERM: saved step (\d+)', ends[0][1])[1])
-  for process in start_two(workdir, constant, f'--config.train.steps={step + 5}'):
-    status, log = killed_runs.ended(process)
-    assert status == 0, log
-  assert killed_runs.rows(workdir)[-1]['step'] == step + 5
-
-
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_or_quota_that_is_full_for_a_while(straight, tmp_path, shim, number):
   workdir, full = tmp_path / 'run', tmp_path / 'full'

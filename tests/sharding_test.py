@@ -55,7 +55,7 @@ def test_fsdp_that_splits_nothing_is_refused_with_a_size_that_does():
   [(5, 16, 4608, 1), (4, 6, 1536, 2), (32, 16, 4608, 16), (4, 12, 90, 2)],
 )
 def test_tensor_must_divide_heads_and_mlp(tensor, heads, hidden, best):
-  """Of XL/2 and S/2, and a narrow MLP."""
+  """Heads and MLPs of XL/2 and S/2, and a narrow MLP."""
   mesh = lambda size: sharding.planned_mesh(-1, 1, size, 160)
   with pytest.raises(
     types.UserError, match=f'tensor={tensor} does .* {heads} heads .*mesh.tensor={best} and'

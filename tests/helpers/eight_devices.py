@@ -1,16 +1,19 @@
 """Three training steps on meshes of simulated devices; writes losses, parameters, state bytes.
 
-Also what the compiled step sends, and one block by itself, forwards and with its gradients.
+Also what the compiled step sends, and one block by itself, forwards and with its gradients; and how
+parameters that versions before 0.4 stored come to their places.
 
 Run by devices_test.py in a process of its own, since the number of devices is fixed at start:
   python eight_devices.py DEVICES METHOD FOLDER NAME:DATA,FSDP,TENSOR,ZERO1 ...
-writes FOLDER/NAME.npz and FOLDER/NAME.json for each mesh, and FOLDER/block.json.
+writes FOLDER/NAME.npz, FOLDER/NAME.json and FOLDER/before-NAME.json for each mesh, and
+FOLDER/block.json.
 """
 
 import json
 import os
 import pathlib
 import sys
+import warnings
 
 devices, method, folder, *layouts = sys.argv[1:]
 simulated = f'--xla_force_host_platform_device_count={devices}'
@@ -23,12 +26,13 @@ import numpy as np
 
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import rng, sharding, trees
+from diversedit_jax import restore_targets, rng, sharding, trees
 from diversedit_jax.data import pipeline
 from diversedit_jax.models import block
 from diversedit_jax.models import config as model_config
 from diversedit_jax.planning import collectives
 from diversedit_jax.training import average, state, step
+from diversedit_jax.weights import forms
 
 config = digits.get_config(f'method={method}')
 config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
@@ -52,6 +56,25 @@ def write(name, found):
   (pathlib.Path(folder) / f'{name}.json').write_text(json.dumps(found))
 
 
+def write_of_before(name, trainable):
+  """Restores parameters from their form of before 0.4; writes warnings and what became of them."""
+  target = restore_targets.make(trainable.params, trainable.shardings.params)
+  values = noise(trainable.params, seed=2)
+  place = lambda x, its: jax.device_put(x.reshape(its.shape), its.sharding)
+  read = jax.tree.map(place, values, forms.targets_before(target))
+  with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter('always')
+    found = forms.restored(read, target)
+  same = lambda x, value, its: bool(np.array_equal(x, value)) and x.sharding == its.sharding
+  kernels = [x for path, x in trees.named_leaves(read).items() if path.endswith('qkv/kernel')]
+  facts = {
+    'warnings': [str(warning.message) for warning in told],
+    'right': all(jax.tree.leaves(jax.tree.map(same, found, values, target))),
+    'in_place': [x.is_deleted() for x in kernels],
+  }
+  write(f'before-{name}', facts)
+
+
 def trained(name, mesh, shard_over_data):
   trainable = state.Trainable(
     experiment.network,
@@ -60,6 +83,7 @@ def trained(name, mesh, shard_over_data):
     shard_over_data=shard_over_data,
     averages=[average.PowerFunction(0.1)],
   )
+  write_of_before(name, trainable)
   made = trainable.init(key)
   moved, layout = away_from_zero(made.params), trainable.shardings
   made = made.replace(

@@ -84,6 +84,17 @@ def arrays(path):
     return dict(file)
 
 
+def begin(workdir, experiment):
+  """Makes the directory of a run as its first start does, without checkpoints."""
+  run_dir.open_for_training(
+    str(workdir),
+    experiment.config,
+    card.versions(),
+    data=run_context.data_facts(experiment.source),
+    write=True,
+  )
+
+
 def untrained(workdir, step=30, **changes):
   """A run that looks as if it had been trained: random weights, and scores of them.
 
@@ -96,13 +107,7 @@ def untrained(workdir, step=30, **changes):
   rng = np.random.default_rng(0)
   random = lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype)
   trees_by_item = {item: jax.tree.map(random, trainable.params) for item in ('params', 'ema')}
-  run_dir.open_for_training(
-    str(workdir),
-    experiment.config,
-    card.versions(),
-    data=run_context.data_facts(experiment.source),
-    write=True,
-  )
+  begin(workdir, experiment)
   with contextlib.closing(checkpoint.Checkpoints(str(workdir / 'checkpoints'))) as checkpoints:
     checkpoints.save(step, trees_by_item | {'opt': {'count': np.int32(step)}}, {})
   weights = restoring.Weights(

@@ -12,7 +12,6 @@ import pytest
 
 from diversedit_jax import checkpoint, convert, modes, trees, types
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import run_dir
 from diversedit_jax.modes import (
   averages,
   evaluate,
@@ -30,7 +29,7 @@ TRACKED = ('0.5', 'std=0.05', 'std=0.10')
 
 
 def power_average(walk, std, step):
-  """Of the first parameters of a walk, in double precision, by integrals of t^gamma."""
+  """The average of the first parameters of a walk, in double precision, by integrals of t^gamma."""
   power = average.PowerFunction(std).gamma + 1
   return np.tensordot(np.diff((np.arange(step + 1) / step) ** power), walk[:step], 1)
 
@@ -44,13 +43,7 @@ def run(tmp_path_factory):
   rng, steps = np.random.default_rng(0), EVERY * COUNT
   walk = lambda x: np.cumsum(rng.normal(size=(steps, *x.shape)), axis=0) / 100
   walks = jax.tree.map(walk, trainable.params)
-  run_dir.open_for_training(
-    str(workdir),
-    experiment.config,
-    card.versions(),
-    data=run_context.data_facts(experiment.source),
-    write=True,
-  )
+  small_runs.begin(workdir, experiment)
   saved = {}
   further = ('ema@0.5', 'ema@std=0.05', 'ema@std=0.1')
   opened = checkpoint.Checkpoints(str(workdir / 'checkpoints'), more=further, keep=COUNT)

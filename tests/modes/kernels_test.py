@@ -93,5 +93,5 @@ def test_modes_that_run_no_model_try_no_kernel(run, machine, tmp_path, monkeypat
 
 def test_the_scores_of_a_model_card_name_the_kernel():
   protocol = {'guidance': {'scale': 1.0}, 'sampler': 'heun', 'nfe': 1, 'num_samples': 2, 'seed': 0}
-  assert 'attention' not in model_card._arguments(protocol)  # Of an older version.
+  assert 'attention' not in model_card._arguments(protocol)  # A card of an older version.
   assert model_card._arguments(protocol | {'attention': 'cudnn'})['attention'] == 'cudnn'

@@ -76,7 +76,7 @@ def small_files(workdir):
 
 @pytest.mark.slow
 def test_the_bad_example_of_a_step_that_was_left_out_is_named(run, tmp_path):
-  facts = replayed(run, BAD, tmp_path)  # Of a run that may only be read.
+  facts = replayed(run, BAD, tmp_path)  # The run may only be read.
   assert not (run / 'replay').exists()
   index = bad_runs.example_of(experiment(), BAD)
   assert facts['findings'][0] == f'images: example {index} is not finite'
@@ -92,8 +92,9 @@ def test_the_bad_example_of_a_step_that_was_left_out_is_named(run, tmp_path):
 
 @pytest.mark.slow
 def test_what_differs_is_told_and_what_else_is_not_as_it_was(copy, caplog):
-  change = {'step': 7, 'changed': {'seed': {'old': 1, 'new': 0}}}
-  (copy / 'changes.json').write_text(json.dumps([change]))
+  keys = {4: 'train.label_dropout', 7: 'seed', 9: 'train.clip'}
+  changes = [{'step': at, 'changed': {key: {'old': 1, 'new': 0}}} for at, key in keys.items()]
+  (copy / 'changes.json').write_text(json.dumps(changes))
   (versions,) = json.loads((copy / 'versions.json').read_text())
   (copy / 'versions.json').write_text(json.dumps([versions | {'jax': '0.1'}]))
   rows = [json.loads(line) for line in (copy / 'metrics.jsonl').read_text().splitlines()]
@@ -106,7 +107,8 @@ def test_what_differs_is_told_and_what_else_is_not_as_it_was(copy, caplog):
   assert state.startswith('checkpoint of step 10 differs: params/')
   assert values.startswith('not as in the run: train.max_skipped: stored ')
   assert packages == f"not as in the run: jax: stored '0.1', given {versions['jax']!r}"
-  assert 'until step 7 the run had other values (seed); steps 6 to 10 are' in caplog.text
+  told = 'until step 9 the run had other values (seed, train.clip); steps 6 to 10 are'
+  assert told in caplog.text
 
 
 @pytest.mark.slow

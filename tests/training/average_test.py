@@ -46,7 +46,7 @@ def test_a_power_function_weighs_the_parameters_of_step_t_by_t_to_the_gamma():
   rng, steps = np.random.default_rng(0), 4000
   walk = np.cumsum(rng.normal(size=(steps, 3)), axis=0) / 50 + 1
   of, power = average.PowerFunction(0.05), average.PowerFunction(0.05).gamma + 1
-  begun = jnp.full(3, 1e6)  # Of which nothing is left.
+  begun = jnp.full(3, 1e6)  # Nothing of it is left at the end.
 
   def body(ema, given):
     n, params = given

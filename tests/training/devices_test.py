@@ -112,6 +112,14 @@ def test_zero1_splits_moments_and_average(runs):
   assert int(runs['zero1_fsdp_tp']['bytes']) < int(runs['zero1']['bytes'])
 
 
+@pytest.mark.parametrize('name', MESHES)
+def test_parameters_of_before_come_to_their_places(runs, folder, name):
+  """In the memory of what was read, unless each device wants a part of it: no warning of either."""
+  found = json.loads((folder / f'before-{name}.json').read_text())
+  split = name == 'zero1_fsdp_tp'
+  assert found == {'warnings': [], 'right': True, 'in_place': [not split] * 2}
+
+
 def test_a_block_sends_what_the_rules_imply(runs, folder):
   """In bytes: K of a kernel [D, D], B of a vector [D], X of the residual stream [N, T, D].
 

@@ -57,7 +57,7 @@ class Devices:
     return self._free
 
 
-@pytest.mark.parametrize('seconds', [0.5, 1.0, 2.0])  # Of a step; a batch takes one.
+@pytest.mark.parametrize('seconds', [0.5, 1.0, 2.0])  # For a step; a batch takes one.
 @pytest.mark.parametrize('prefetch', [1, 3])
 @pytest.mark.parametrize('every', [1, 4, 7])
 def test_waiting_for_data_is_what_the_devices_wait(now, seconds, prefetch, every):
@@ -104,7 +104,7 @@ def test_steps_that_were_made_again_are_lost():
   ]
   found = goodput.summary(rows)
   assert [start['ended'] for start in found['starts']] == [None, 'SIGTERM', 'OSError', 'finished']
-  # Of 40 steps 10 were kept, which took half of the first 20 seconds; of the others none.
+  # 10 of the first 40 steps were kept, which took half of the first 20 seconds; none of the others.
   assert found['lost_steps'] == 30 + 30 + 10
   assert found['seconds']['lost'] == 50.0 + 30.0 + 10.0
   assert found['seconds']['train'] == 10.0 + 90.0

@@ -24,7 +24,7 @@ def test_steps_without_scalars_are_counted_apart_and_through_json():
   assert resumed.pop() == {'loss': 4.5, 'skipped': 2}
   resumed.leave_out()
   assert resumed.pop() == {'skipped': 1} and resumed.pop() == {}
-  resumed = progress.Accumulator({'count': 1, 'sums': {'loss': 3.0}})  # Of an older run.
+  resumed = progress.Accumulator({'count': 1, 'sums': {'loss': 3.0}})  # An older run's.
   assert resumed.pop() == {'loss': 3.0}
 
 

@@ -1,6 +1,7 @@
 """What a run records: rows that survive a restart, and event files that cost a run nothing."""
 
 import io
+import json
 import os
 import pathlib
 import resource
@@ -37,6 +38,7 @@ def test_rows_are_kept_while_the_disk_is_full_and_none_is_cut(tmp_path, caplog):
   try:
     lines.write(rows[1])
     lines.write(rows[2])
+    assert list(map(json.loads, lines.sync())) == rows[1:3]  # For the checkpoint.
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert writers.read_jsonl(path) == rows[:1] and path.read_text().endswith('}\n')
