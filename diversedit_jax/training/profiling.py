@@ -48,7 +48,7 @@ class _Trace:
     self._step_fn, self._wanted, self._folder = step_fn, range(first, last + 1), folder
     self._recorded: list[int] = []
     self._stack = contextlib.ExitStack()
-    self._metrics, self._done = None, False
+    self._metrics, self._on, self._done = None, False, False
 
   def __call__(self, step, state, *inputs):
     if step not in self._wanted:
@@ -56,9 +56,10 @@ class _Trace:
     if self._done or step not in self._wanted:
       return self._step_fn(state, *inputs)
     self._recorded.append(step)
-    if self._metrics is None:
+    if not self._on:
       jax.block_until_ready(state)
       jax.profiler.start_trace(self._stack.enter_context(files.local_folder(self._folder)))
+      self._on = True
     with jax.profiler.StepTraceAnnotation('train', step_num=step):
       state, self._metrics = results = self._step_fn(state, *inputs)
     if step == self._wanted[-1]:
@@ -66,11 +67,12 @@ class _Trace:
     return results
 
   def stop(self):
-    if self._metrics is None:
+    if not self._on:
       return
-    jax.block_until_ready(self._metrics)
+    self._on, self._done = False, True
+    jax.block_until_ready(self._metrics)  # None, if the first of the steps has failed.
     jax.profiler.stop_trace()
     self._stack.close()
-    self._metrics, self._done = None, True
+    self._metrics = None
     first, last = self._recorded[0], self._recorded[-1]
     logging.info('trace of steps %d to %d: %s', first, last, self._folder)

@@ -55,6 +55,16 @@ def test_the_end_of_training_ends_a_trace(tmp_path):
   assert len(list(tmp_path.glob('plugins/profile/*/*.xplane.pb'))) == 1
 
 
+def test_a_trace_whose_first_step_fails_is_ended(tmp_path):
+  state = types.SimpleNamespace(step=jnp.asarray(0))
+  with (
+    pytest.raises(ZeroDivisionError),
+    profiling.traced(lambda state: 1 // 0, steps=(1, 2), folder=tmp_path / 'failed') as traced,
+  ):
+    traced(1, state)
+  assert run(tmp_path / 'next', steps=(1, 1)) == [1] * 6  # JAX records one trace at a time.
+
+
 def test_a_trace_names_its_steps(tmp_path):
   run(tmp_path, steps=(3, 4))
   (path,) = tmp_path.rglob('*.xplane.pb')
