@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.util import tensor_util
 
+from diversedit_jax import types
 from diversedit_jax.training import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,6 +28,15 @@ def test_jsonl_drops_rows_after_the_restored_step_and_a_cut_line(tmp_path):
   lines.write({'step': 2, 'loss': 1.5})
   lines.close()
   assert writers.read_jsonl(path) == [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.5}]
+
+
+def test_a_damaged_line_before_others_is_named_and_no_row_is_lost(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1.0}\n')
+  before = path.read_text()
+  with pytest.raises(types.UserError, match=r'metrics\.jsonl is damaged at line 2'):
+    writers.JsonLines(path, start_step=3)
+  assert path.read_text() == before
 
 
 def test_rows_are_kept_while_the_disk_is_full_and_none_is_cut(tmp_path, caplog):
