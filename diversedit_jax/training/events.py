@@ -24,12 +24,12 @@ from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.summary.writer import record_writer
 
-from diversedit_jax.data import files
+from diversedit_jax.data import growing
 from diversedit_jax.training import writers
 
 
 class EventFile:
-  """A new event file in a folder; whatever is written is on its way at once, see `files.Growing`.
+  """A new event file in a folder; whatever is written is on its way at once, see `growing.Growing`.
 
   Raises:
     OSError: from every method, if the file cannot be written.
@@ -38,7 +38,7 @@ class EventFile:
   def __init__(self, folder: pathlib.Path):
     # TensorBoard knows the file by 'tfevents', and reads a folder's files in the order of time.
     name = f'events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}'
-    self._records = record_writer.RecordWriter(files.Growing(folder / name, new=True))
+    self._records = record_writer.RecordWriter(growing.Growing(folder / name, new=True))
     self._write(event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2'))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -11,20 +11,28 @@ from absl import logging
 import numpy as np
 
 from diversedit_jax import faults, types
-from diversedit_jax.data import files
+from diversedit_jax.data import files, growing
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads the complete rows of a metrics file; a last line cut short by a kill is left out."""
+  """The rows of a metrics file; a last line that was cut short by a kill is left out.
+
+  Raises:
+    UserError: another line is no row, so that rows after it would be lost.
+  """
+  texts = path.read_bytes().decode(errors='replace').splitlines() if path.exists() else []
   rows = []
-  whole = path.read_bytes().decode(errors='replace') if path.exists() else ''
-  for text in whole.splitlines():
+  for number, text in enumerate(texts, 1):
     try:
       row = json.loads(text)
     except json.JSONDecodeError:
-      break
+      if number == len(texts):
+        break
+      row = None
     if not isinstance(row, dict) or 'step' not in row:
-      raise types.UserError(f'{path} is damaged at {text[:40]!r}; mend it, or take it away')
+      raise types.UserError(
+        f'{path} is damaged at line {number}, {text[:40]!r}; mend it, or take it away'
+      )
     rows.append(row)
   return rows
 
@@ -45,7 +53,7 @@ class JsonLines:
       temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     self._there = {frozenset(row) for row in rows if row['step'] == start_step}
     self._start, self._waiting = start_step, b''
-    self._name, self._file = path.name, files.Growing(path, new=False)
+    self._name, self._file = path.name, growing.Growing(path, new=False)
 
   def write(self, row: Mapping[str, Any]) -> None:
     """Writes a row, after those that could not be written before."""
