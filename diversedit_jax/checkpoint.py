@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diversedit_jax import commits, integrity, paths, trees, types
+from diversedit_jax import commits, integrity, meeting, paths, trees, types
 from diversedit_jax import restore_targets as targets_lib
 from diversedit_jax.data import files
 from diversedit_jax.weights import forms as forms_lib
@@ -26,7 +26,6 @@ from diversedit_jax.weights import forms as forms_lib
 UNFINISHED = '*.orbax-checkpoint-tmp'  # Folders of checkpoints that were not written to the end.
 ITEMS = ('params', 'ema', 'opt')
 META = 'meta'
-all_processes = integrity.all_processes
 _looked_at = jax.jit(lambda tree: (trees.finite_sums(tree), trees.checksums(tree)))
 _all_finite = jax.jit(trees.all_finite)
 
@@ -197,7 +196,7 @@ class Checkpoints:
 
   def look(self) -> None:
     """Logs an error if the last save has failed by now; waits for none. All processes call it."""
-    if self._open and all_processes(not self._manager.is_saving_in_progress()):
+    if self._open and meeting.all_agree(not self._manager.is_saving_in_progress()):
       self.settle()
 
   def settle(self) -> None:
@@ -221,7 +220,7 @@ class Checkpoints:
     one would have replaced.
     """
     failure = integrity.failure(action)
-    if all_processes(not failure):
+    if meeting.all_agree(not failure):
       return
     if jax.process_index() == 0:
       for unfinished in self.directory.glob(UNFINISHED):

@@ -14,8 +14,6 @@ import zlib
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 
 from diversedit_jax import faults, meeting, trees, types
 
@@ -28,11 +26,6 @@ _checksums = jax.jit(trees.checksums)
 
 class Damaged(Exception):
   """A checkpoint is not what was written."""
-
-
-def all_processes(fine: bool) -> bool:
-  """True if it is true on every process."""
-  return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
 
 
 def sealed(meta: Mapping[str, Any], sums: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def texts(mine: str) -> list[str]:
   return [_decoded(row) for row in every]
 
 
+def all_agree(fine: bool) -> bool:
+  """Whether it is true on every process; all must call it."""
+  return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
+
+
 def _coded(text):
   data = np.frombuffer(text.encode('utf-8', 'replace')[:_TEXT], np.uint8)
   return np.pad(data, (0, _TEXT - len(data)))

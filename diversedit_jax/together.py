@@ -119,7 +119,7 @@ class Bond:
     """
     self.whole = whole
     self._index, self._names, self._peers = index, names, peers
-    self._changed = threading.Condition()
+    self._changed, self._sending = threading.Condition(), threading.Lock()
     self._finished: set[int] = set()
     self._said: dict[str, dict[int, str]] = {}
     self._open, self._failing = set(peers), False
@@ -223,8 +223,10 @@ class Bond:
       self._send(number, message)
 
   def _send(self, number, message):
-    with contextlib.suppress(OSError):  # It has gone; its own thread finds out.
-      self._peers[number].sendall(json.dumps(message).encode() + b'\n')
+    line = json.dumps(message).encode() + b'\n'
+    # Threads would mix their bytes. Whoever has gone, its own thread finds out.
+    with contextlib.suppress(OSError), self._sending:
+      self._peers[number].sendall(line)
 
   def _end(self, verdict):
     os.write(2, f'error: {verdict.line}\n'.encode('utf-8', 'backslashreplace'))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diversedit_jax import checkpoint
+from diversedit_jax import meeting
 from diversedit_jax.data import order, sources
 from diversedit_jax.evaluation import (
   accumulate,
@@ -66,7 +66,7 @@ def cached_statistics(
     sha256=source.pixels_digest(),
   )
   path = folder / file_name(source, network)
-  if not checkpoint.all_processes(path.is_file()):
+  if not meeting.all_agree(path.is_file()):
     read = pictures.batches(source, batch_size)
     summary = summarise(read, len(source), network, mesh, batch_size)
     if jax.process_index() == 0:

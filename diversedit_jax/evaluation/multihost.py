@@ -7,7 +7,7 @@ import time
 from jax.experimental import multihost_utils
 import numpy as np
 
-from diversedit_jax import checkpoint, types
+from diversedit_jax import meeting, types
 
 _PATIENCE_SECONDS = 10.0  # A network file system may show a new file late.
 
@@ -37,11 +37,11 @@ def wait_for(there: Callable[[], bool], path: pathlib.Path) -> None:
   Raises:
     UserError: on all processes, if it stays out of sight of one of them.
   """
-  checkpoint.all_processes(True)
+  meeting.all_agree(True)
   last = time.monotonic() + _PATIENCE_SECONDS
   while not (found := there()) and time.monotonic() < last:
     time.sleep(0.1)
-  if not checkpoint.all_processes(found):
+  if not meeting.all_agree(found):
     raise _different(path)
 
 

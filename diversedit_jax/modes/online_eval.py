@@ -12,8 +12,8 @@ from absl import logging
 import jax
 import numpy as np
 
-from diversedit_jax import checkpoint, sharding, trees
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import meeting, sharding, trees
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card, feature_network, scorers
 from diversedit_jax.evaluation import decoder as decoder_lib
@@ -152,7 +152,7 @@ def _is_best(folder, found, of):
       logging.info('the best so far was of another score or protocol; it is sought anew')
     elif known['step'] != found['step']:  # Else it is this one, before the run was interrupted.
       better = value != known['value'] and eval_options.BEST[name](value, known['value']) == value
-  return checkpoint.all_processes(better)
+  return meeting.all_agree(better)
 
 
 def _keep(folder, best, params, mesh):

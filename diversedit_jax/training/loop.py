@@ -20,7 +20,7 @@ import math
 from absl import logging
 import jax
 
-from diversedit_jax import checkpoint, faults, signals, types
+from diversedit_jax import checkpoint, faults, meeting, signals, types
 from diversedit_jax.data import files
 from diversedit_jax.methods import base
 from diversedit_jax.training import average, goodput, nonfinite, progress, spikes, writers
@@ -184,7 +184,7 @@ def _catch_up(step, steps, state, scheduled, open_batches):
   """Runs hooks of the restored step that a kill or a signal has kept from their end."""
   due = [hook for hook in scheduled if step and hook.due(step, step == steps)]
   first = jax.process_index() == 0
-  due = [hook for hook in due if not checkpoint.all_processes(not first or hook.made(step))]
+  due = [hook for hook in due if not meeting.all_agree(not first or hook.made(step))]
   if not due:
     return
   logging.info('step %d: what was left undone after it is done now', step)

@@ -59,7 +59,7 @@ if jax.process_index() == 0:
 try:
   if sys.argv[2] == 'wait':
     multihost.wait_for(file.is_file, file.parent)
-  multihost.checkpoint.all_processes(True)
+  multihost.meeting.all_agree(True)
   multihost.check_same(int(file.is_file()), file.parent)
 except types.UserError as error:
   print(error)
