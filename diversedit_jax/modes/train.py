@@ -5,14 +5,21 @@ import contextlib
 
 from absl import logging
 import jax
-import numpy as np
 
 from diversedit_jax import checkpoint, paths, rng, sharding, together, trees, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.data import bad_records, files, images, pipeline
+from diversedit_jax.data import bad_records, files, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import flat_config, kernels, run_dir
-from diversedit_jax.modes import null_label, online_eval, opening, restoring, run_context, start
+from diversedit_jax.modes import (
+  hooks,
+  null_label,
+  online_eval,
+  opening,
+  restoring,
+  run_context,
+  start,
+)
 from diversedit_jax.training import (
   average,
   goodput,
@@ -23,7 +30,6 @@ from diversedit_jax.training import (
   spikes,
   state,
   step,
-  telemetry,
   trackers,
   writers,
 )
@@ -144,9 +150,10 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
         tracker=trackers.opener(experiment.log.tracker, path, flat_config.of(experiment.config)),
       ),
       hooks=lambda writer: [
-        *_hooks(experiment, trainable, frozen, decoder, path, writer, key, first),
+        *hooks.telemetries(experiment, trainable, frozen, path, writer, key),
+        hooks.preview(experiment, trainable, decoder, path, writer),
         online_eval.hook(experiment, trainable, scorer, path, writer),
-        _bad_records(experiment, bad, writer, first),
+        hooks.bad_records(experiment, bad, writer),
       ],
     )
     state_after = nonfinite.with_rollback(
@@ -243,72 +250,3 @@ def _checkpoints(path, experiment, trainable):
     keep=options.keep,
     keep_every=options.keep_every or None,
   )
-
-
-def _hooks(experiment, trainable, frozen, decoder, path, writer, key, first) -> Sequence[loop.Hook]:
-  log, folder = experiment.log, path / 'telemetry'
-  similar, sizes = (
-    make(
-      experiment.objective.flow_only(), trainable, frozen, key=key, examples=log.telemetry_examples
-    )
-    for make in (telemetry.make_similarity, telemetry.make_sizes)
-  )
-  return [
-    telemetry.hook(log.telemetry_every, similar, folder, writer, active=first),
-    telemetry.sizes_hook(log.telemetry_every, sizes, folder, writer, active=first),
-    _preview(experiment, trainable, decoder, path, writer, first),
-  ]
-
-
-def _bad_records(experiment, bad, writer, first):
-  """How many distinct bad records all processes have met; written again, it is the same."""
-
-  def run(step, state, batch):
-    del state, batch
-    bad.join()
-    if first:
-      writer.row(step, {'data/bad_records': float(len(bad.met))})
-
-  every = experiment.log.every if experiment.data.max_bad else 0
-  return loop.Hook(every=every, run=run, made=lambda step: False)
-
-
-def _preview(experiment, trainable, decoder, path, writer, first):
-  """Grids of samples of `sample.weights`, always with the same labels and noise."""
-  options, wanted = experiment.preview, restoring.kept(experiment)
-  rows = min(options.rows, max(experiment.architecture.num_classes, 1))
-  labels = np.repeat(np.arange(rows, dtype=np.int32), options.columns)
-  generator = run_context.make_generator(
-    experiment, trainable.graphdef, trainable.mesh, len(labels)
-  )
-
-  folder = path / 'samples'
-
-  def run(step, state, batch):
-    del batch
-    with run_context.sampling(experiment, trainable.mesh):  # As `--mode=sample` does.
-      made = generator(state.weights(wanted), labels)
-      pictures = made if decoder is None else decoder(made)
-    if not first:
-      return
-    if decoder is not None or experiment.source.space == 'pixels':
-      title = f'step {step}, {generator.evaluations.per_sample} evaluations per sample'
-      run_context.save_grid(
-        folder / f'preview-{step:08d}.png',
-        pictures,
-        labels,
-        options.columns,
-        title=title,
-        names=experiment.source.label_names,
-      )
-      if pictures.dtype != np.uint8:
-        pictures = images.to_uint8(pictures, 'round_half')
-      writer.images(step, {'preview': pictures})
-    else:
-      with files.atomic(folder / f'preview-{step:08d}.npz') as temporary:
-        np.savez(temporary, latents=made, labels=labels)
-
-  made = lambda step: any(
-    (folder / f'preview-{step:08d}{end}').exists() for end in ('.png', '.npz')
-  )
-  return loop.Hook(every=options.every, run=run, made=made)

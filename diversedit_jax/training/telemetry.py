@@ -91,59 +91,50 @@ def _draw_of(objective, mesh, key, examples):
   return draw
 
 
-def sizes_hook(
-  every: int,
-  sizes: Callable[..., dict[str, jax.Array]],
-  folder: pathlib.Path,
-  writer: writers.Writer,
-  *,
-  active: bool,
-) -> loop.Hook:
-  """Writes `blocks-STEP.npz`, and each block's numbers beside the other metrics."""
-
-  def tell(step, found):
-    row = {
-      f'{name}/block_{block:02d}': float(value)
-      for name, value_L in found.items()
-      for block, value in enumerate(value_L, 1)
-    }
-    writer.row(step, row)
-
-  return _hook(every, sizes, tell, folder / 'blocks', active)
-
-
 def hook(
+  name: str,
   every: int,
-  similarity: Callable[..., dict[str, jax.Array]],
+  compute: Callable[..., dict[str, jax.Array]],
   folder: pathlib.Path,
   writer: writers.Writer,
   *,
   active: bool,
 ) -> loop.Hook:
-  """Writes `similarity-STEP.npz` and the mean off-diagonal cosines beside the other metrics."""
+  """Writes `NAME-STEP.npz` in a folder, and numbers of it beside the other metrics.
 
-  def tell(step, matrices):
-    depth = len(matrices['token'])
-    if depth > 1:
-      off_diagonal = ~np.eye(depth, dtype=bool)
-      row = {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
-      writer.row(step, row)
-    shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
-    writer.images(step, {'similarity_matrix/token': shown[None, :, :, None]})
-
-  return _hook(every, similarity, tell, folder / 'similarity', active)
-
-
-def _hook(every, compute, tell, stem, active):
-  """Computes arrays by name at a step, tells them, and writes them to `stem`-STEP.npz."""
-  file = lambda step: stem.with_name(f'{stem.name}-{step:08d}.npz')
+  name: 'similarity', mean cosines of two different blocks, or 'blocks', numbers of each block.
+  compute: of `make_similarity` or `make_sizes`.
+  """
+  file = lambda step: folder / f'{name}-{step:08d}.npz'
 
   def run(step, state, batch):
     found = {k: np.asarray(v) for k, v in compute(state.params, batch, state.step).items()}
     if not active:
       return
-    tell(step, found)
+    _TELL[name](writer, step, found)
     with files.atomic(file(step)) as path:  # Last, for it says that all has been done.
       np.savez(path, step=step, **found)
 
   return loop.Hook(every=every, run=run, made=lambda step: file(step).exists())
+
+
+def _tell_similarity(writer, step, matrices):
+  depth = len(matrices['token'])
+  if depth > 1:
+    off_diagonal = ~np.eye(depth, dtype=bool)
+    row = {f'similarity/{k}': float(v[off_diagonal].mean()) for k, v in matrices.items()}
+    writer.row(step, row)
+  shown = np.clip((matrices['token'] + 1) / 2, 0, 1).astype(np.float32)
+  writer.images(step, {'similarity_matrix/token': shown[None, :, :, None]})
+
+
+def _tell_sizes(writer, step, found):
+  row = {
+    f'{name}/block_{block:02d}': float(value)
+    for name, value_L in found.items()
+    for block, value in enumerate(value_L, 1)
+  }
+  writer.row(step, row)
+
+
+_TELL = {'similarity': _tell_similarity, 'blocks': _tell_sizes}

@@ -118,15 +118,16 @@ def test_sizes_of_blocks_are_those_of_their_outputs_and_gradients(parts):
   assert len(set(np.round(squares, 6))) == 4 and found['gradient_norm'].dtype == jnp.float32
 
 
-def test_sizes_hook_writes_a_file_and_a_number_for_each_block(tmp_path):
+def test_hook_of_sizes_writes_a_file_and_a_number_for_each_block(tmp_path):
   found = {
     'activation_rms': np.array([1.5, 2.5], np.float32),
     'gradient_norm': np.array([0.25, np.inf], np.float32),
   }
   state = state_lib.TrainState(step=jnp.asarray(5), params={}, ema={}, opt_state=())
   writer = Pictures(tmp_path, start_step=0, tensorboard=False, active=True)
-  telemetry.sizes_hook(5, lambda *_: found, tmp_path, writer, active=True).run(5, state, {})
-  telemetry.sizes_hook(5, lambda *_: found, tmp_path / 'no', writer, active=False).run(6, state, {})
+  for folder, active in ((tmp_path, True), (tmp_path / 'no', False)):
+    hook = telemetry.hook('blocks', 5, lambda *_: found, folder, writer, active=active)
+    hook.run(5, state, {})
   writer.close()
   assert not (tmp_path / 'no').exists()
   with np.load(tmp_path / 'blocks-00000005.npz') as file:
@@ -155,7 +156,7 @@ def run_hook(folder, parts, *, active):
   _, trainable, params, batch, similarity = parts
   state = state_lib.TrainState(step=jnp.asarray(40), params=params, ema=params, opt_state=())
   writer = Pictures(folder, start_step=0, tensorboard=False, active=active)
-  hook = telemetry.hook(20, similarity, folder / 'telemetry', writer, active=active)
+  hook = telemetry.hook('similarity', 20, similarity, folder / 'telemetry', writer, active=active)
   hook.run(40, state, batch)
   writer.close()
   assert hook.every == 20
@@ -188,7 +189,7 @@ def test_one_block_has_no_mean_of_pairs(tmp_path):
   one = {'token': np.ones((1, 1), np.float32), 'mean': np.ones((1, 1), np.float32)}
   state = state_lib.TrainState(step=jnp.asarray(5), params={}, ema={}, opt_state=())
   writer = Pictures(tmp_path, start_step=0, tensorboard=False, active=True)
-  telemetry.hook(5, lambda *_: one, tmp_path, writer, active=True).run(5, state, {})
+  telemetry.hook('similarity', 5, lambda *_: one, tmp_path, writer, active=True).run(5, state, {})
   writer.close()
   assert (tmp_path / 'similarity-00000005.npz').exists()
   assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
