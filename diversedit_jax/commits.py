@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from diversedit_jax import faults, together, types
 
-_SAVES = itertools.count(1)  # Of this process, whatever folder they are in.
+_SAVES = itertools.count(1)  # Numbers of the saves of this process, whatever folder they are in.
 _ASKING = 0.1  # Seconds between two looks for what the others say.
 _OF_WRITING = ('async_write_complete', 'async_commit_complete')  # A process that failed skips them.
 

@@ -142,7 +142,7 @@ def _taken_object(path, me, busy) -> Iterator[Callable[[dict], None]]:
     # The network may be there again at the next beat.
     with contextlib.suppress(ValueError, RuntimeError, OSError):
       written = held.write(_text(facts), generation)
-      if written is None:  # Of a beat whose answer got lost, or removed by hand: still ours.
+      if written is None:  # Still ours after a beat whose answer got lost, or a removal by hand.
         now = held.read()
         ours = now.value is None or json.loads(now.value).get('claim') == me['claim']
         written = held.write(_text(facts), now.generation) if ours else None

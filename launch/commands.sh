@@ -74,7 +74,7 @@ run() {
 # The hosts of a TPU slice: `send FILE` puts a file on all, `on WORKERS COMMAND` runs a shell's command on `all` or on `0`;
 # both are the caller's. What is committed goes there; the images have Python 3.10, and uv brings that of the pins.
 install_on_hosts() {
-  TEMPORARY=TEMPORARY_FOLDER  # Of a name that nobody can guess and put a link at.
+  TEMPORARY=TEMPORARY_FOLDER  # Its name is one that nobody can guess and put a link at.
   [ -n "$DRY_RUN" ] || { TEMPORARY="$(mktemp -d)"; trap 'rm -rf "$TEMPORARY"' EXIT; }
   local archive="$TEMPORARY/diversedit_jax-$1.tar.gz"
   run git archive --format=tar.gz --output="$archive" HEAD

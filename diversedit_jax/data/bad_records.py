@@ -20,7 +20,7 @@ from diversedit_jax.data.sources import base
 
 FILE = 'bad_records.json'
 KEY = 'bad'
-"""Of a batch: the index of the record that a row should hold, -1 where it does, int64 [n]."""
+"""Key of a batch: the index of the record that a row should hold, -1 where it does, int64 [n]."""
 
 
 class Replacing:

@@ -163,7 +163,7 @@ def _gpus(name, count):
     found = topologies.get_topology_desc(
       layout, 'cuda', target_config=_description(gpu), topology=layout
     )
-  except NotImplementedError as error:
+  except NotImplementedError as error:  # So JAX says that it has no compiler for this platform.
     raise types.UserError(
       f'compiling for {name!r} needs no GPU, but the CUDA compiler: pip install '
       f'"jax[cuda13]=={jax.__version__}", as \'.[cuda]\' does, or "jax[cuda12]=={jax.__version__}"'

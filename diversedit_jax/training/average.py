@@ -32,7 +32,7 @@ from diversedit_jax import trees, types
 
 _META = 'averages'
 _NOTED = 0.01  # Share of the network that it began with from which on it is worth a word.
-_WIDEST = 12**-0.5  # Of the whole run, evenly: gamma = 0.
+_WIDEST = 12**-0.5  # The width of gamma = 0, which weighs the whole run evenly.
 _GRAMMAR = "a decay as '0.999', or a power function's width as 'std=0.10'"
 
 

@@ -48,7 +48,7 @@ def fit(found: Sequence[Profile], wanted: Profile) -> Fit:
   row = Profile(*(x.T for x in column))
   products, with_wanted = inner(column, row), inner(column, wanted)[:, 0]
   norms, whole = np.sqrt(np.diag(products)), float(inner(wanted, wanted))
-  # Of unit vectors and a Lagrange multiplier: G x + l / n = g, sum(x / n) = 1.
+  # Normal equations of unit vectors, with a Lagrange multiplier l: G x + l / n = g, sum(x / n) = 1.
   gram, target, edge = products / np.outer(norms, norms), with_wanted / norms, norms.min() / norms
   system = np.block([[gram, edge[:, None]], [edge, np.zeros((1, 1))]])
   x = np.linalg.lstsq(system, np.append(target, norms.min()), rcond=1e-14)[0][:-1]

@@ -14,7 +14,7 @@ from diversedit_jax.training import nonfinite
 
 _WINDOW = 100  # Losses that are remembered.
 _FEWEST = 20  # Losses before the first one that is judged.
-_LEAST = 0.01  # Of the median; a smaller deviation counts as this one.
+_LEAST = 0.01  # Smallest deviation that counts, as a share of the median.
 _SHOWN = 256  # Indices in a line.
 
 

@@ -115,7 +115,7 @@ def _missing(folder: pathlib.Path, wanted: Iterable[_File]) -> list[_File]:
 def _is_there(path, file):
   if not path.is_file():
     return False
-  if file.size is None:  # Of the small ones the digest is looked at each time.
+  if file.size is None:  # A small one, whose digest is looked at each time.
     return layout.digest(path) == file.sha256
   return path.stat().st_size == file.size
 
@@ -204,7 +204,8 @@ def _copy_twice(root, folder, file, add, ended):
       if last:
         raise types.UserError(
           f'{root / file.path}: {error}, read twice; copy the store there once more from where it '
-          f'was made, or repair it (`python -m diversedit_jax.prepare --verify --output=STORE`)'
+          f'was made; `python -m diversedit_jax.prepare --verify --output={root}` says what else '
+          'is wrong'
         ) from error
 
 
