@@ -2,10 +2,12 @@
 
   python benchmarks/data.py
   python benchmarks/data.py --size=S/2 --train_batch=256 --dtype=bfloat16        on one GPU
+  python benchmarks/data.py --parts=reading --side=112       records as large as pixels at 256 px
 
 1. Records a second on one core, in batches and in the order of training: by the store's source, by
-   ArrayRecord itself in two ways, by Grain a record at a time, from a memory map of the same bytes,
-   from memory, and as noise. By wall clock, and by CPU seconds, where other load does not count.
+   the same as it reads a bucket, by ArrayRecord itself in two ways, by Grain a record at a time,
+   from a memory map of the same bytes, from memory, and as noise. By wall clock, and by CPU
+   seconds, where other load does not count.
 2. Input stall: steps a second of a loop that is fed as training is, over those of the same loop
    with one batch that lies on the device; with a step that only waits, and with a training step.
 
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import itertools
+import math
 import os
 import pathlib
 import sys
@@ -35,10 +38,12 @@ from configs import imagenet
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import rng, sharding
 from diversedit_jax.data import order, pipeline, sources
-from diversedit_jax.data.store import layout, writer
+from diversedit_jax.data.store import layout, places, writer
 from diversedit_jax.training import state, step
 
-SHAPE, CLASSES, SEED = (32, 32, 8), 1000, 0
+CLASSES, SEED = 1000, 0
+SIDE = 32  # Of the latents of 256 pixels.
+PARTS = ('reading', 'waiting', 'training')
 # Records a second on one core that are wanted, and the share of steps that stay.
 GOALS = {'store': 50_000, 'memmap': 200_000}
 STALL_GOAL = 0.98
@@ -50,14 +55,15 @@ SHUFFLED = 'grain, shuffled, its threads'
 Reading = Callable[[range], Iterator[np.ndarray]]
 
 
-def make_store(root: pathlib.Path, records: int, shards: int) -> None:
-  """A finished store of random moments."""
+def make_store(root: pathlib.Path, records: int, shards: int, side: int) -> None:
+  """A finished store of random moments, [side, side, 8]."""
+  shape = (side, side, 8)
   plan = layout.Plan(
     source='random',
     source_digest='',
     examples=records,
     records_per_shard=-(-records // shards),
-    columns={'moments': layout.ColumnFacts(dtype='float16', shape=SHAPE)},
+    columns={'moments': layout.ColumnFacts(dtype='float16', shape=shape)},
     label_names=tuple(str(label) for label in range(CLASSES)),
     size=256,
     crop='adm',
@@ -69,8 +75,8 @@ def make_store(root: pathlib.Path, records: int, shards: int) -> None:
   generator = np.random.default_rng(SEED)
   for shard in range(plan.shards):
     entries = plan.entries(shard)
-    moments = generator.standard_normal((len(entries), 1, *SHAPE), np.float32).astype('float16')
-    moments[..., SHAPE[-1] // 2 :] = np.abs(moments[..., SHAPE[-1] // 2 :])  # Standard deviations.
+    moments = generator.standard_normal((len(entries), 1, *shape), np.float32).astype('float16')
+    moments[..., 4:] = np.abs(moments[..., 4:])  # Standard deviations.
     examples = (
       writer.Example(key=f'{i:08d}', label=i % CLASSES, sha256='', columns={'moments': x})
       for i, x in zip(entries, moments, strict=True)
@@ -80,19 +86,25 @@ def make_store(root: pathlib.Path, records: int, shards: int) -> None:
 
 
 def readings(source: sources.StoreSource, folder: pathlib.Path, batch: int) -> dict[str, Reading]:
-  """Name -> steps -> their batches [batch, *SHAPE]."""
+  """Name -> steps -> their batches [batch, H, W, C]."""
   n, plan = len(source), source.plan
+  shape = plan.columns['moments'].shape
+  height, width, _ = shape
   held = sources.in_memory(source, flip=False)
   held.arrays['moments'].tofile(folder / 'moments')
-  mapped = np.memmap(folder / 'moments', '<f2', 'r', shape=(n, *SHAPE))
-  noise = sources.open_source(f'synthetic:32x32x4:{CLASSES}:{n}')  # float32, so as many bytes.
+  mapped = np.memmap(folder / 'moments', '<f2', 'r', shape=(n, *shape))
+  # TensorStore takes ranges of bytes, here of files on this disk, and NumPy checks them.
+  by_ranges = sources.StoreSource(places.Place(f'file://{source.store.root}'))
+  noise = sources.open_source(
+    f'synthetic:{height}x{width}x4:{CLASSES}:{n}'
+  )  # float32, so as many bytes.
   indices = lambda k: order.batch_indices(SEED, k, batch, n)
   gathered = lambda of, key: lambda steps: (of.gather(indices(k))[key] for k in steps)
   paths = [
     str(layout.shard_file(source.store.root, 'moments', shard)) for shard in range(plan.shards)
   ]
   by_grain = grain.sources.ArrayRecordDataSource(paths)
-  decode = lambda record: np.frombuffer(record, '<f2').reshape(SHAPE)
+  decode = lambda record: np.frombuffer(record, '<f2').reshape(shape)
 
   def shuffled_grain(steps):
     shuffled = grain.MapDataset.source(by_grain).shuffle(seed=steps.start)
@@ -108,7 +120,7 @@ def readings(source: sources.StoreSource, folder: pathlib.Path, batch: int) -> d
 
   def array_record(read, steps):
     for k in steps:
-      wanted, out = indices(k), np.empty((batch, int(np.prod(SHAPE))), '<f2')
+      wanted, out = indices(k), np.empty((batch, math.prod(shape)), '<f2')
       places = np.argsort(wanted)
       shards = wanted[places] // plan.records_per_shard
       for at in np.split(places, np.flatnonzero(np.diff(shards)) + 1):
@@ -116,12 +128,13 @@ def readings(source: sources.StoreSource, folder: pathlib.Path, batch: int) -> d
         records = read(readers[shard], (wanted[at] - shard * plan.records_per_shard).tolist())
         for place, record in zip(at, records, strict=True):
           out[place] = np.frombuffer(record, '<f2')
-      yield out.reshape(-1, *SHAPE)
+      yield out.reshape(-1, *shape)
 
   lists = lambda reader, rows: reader.read(rows)
   ranges = lambda reader, rows: (reader.read(row, row + 1)[0] for row in rows)
   return {
     'store': gathered(source, 'moments'),
+    'store, as from a bucket': gathered(by_ranges, 'moments'),
     'array_record, a list per shard': functools.partial(array_record, lists),
     'array_record, a range per record': functools.partial(array_record, ranges),
     SHUFFLED: shuffled_grain,
@@ -294,9 +307,22 @@ def table(title: str, rows: dict, formats: dict[str, str]) -> None:
   sys.stdout.flush()
 
 
+def reading_part(root: pathlib.Path, args) -> dict:
+  """Measures reading on one core, and shows it."""
+  with one_core() as pinned:
+    named = readings(sources.StoreSource(root), root.parent, args.batch)
+    reading = measure_reading(named, args.batch, args.batches, args.rounds, args.slices)
+  core = 'one core' if pinned else 'all cores: this system pins none'
+  formats = {'wall': ',.0f', 'cpu': ',.0f', 'over_store_cpu': '.2f'}
+  table(f'records/s, {core}', reading, formats)
+  return {'pinned': pinned, 'records_per_second': reading}
+
+
 def main() -> None:
   """Measures reading, then stalls."""
   parser = common.parser(__doc__.splitlines()[0], 'data')
+  parser.add_argument('--parts', nargs='+', default=PARTS, help=f'some of {", ".join(PARTS)}')
+  parser.add_argument('--side', type=int, default=SIDE, help='of the latents, for reading alone')
   parser.add_argument('--records', type=int, default=16384)
   parser.add_argument('--shards', type=int, default=64)
   parser.add_argument('--batch', type=int, default=256, help='but for the training step')
@@ -311,33 +337,32 @@ def main() -> None:
   parser.add_argument('--train_slices', type=int, default=8, help='turns of each in one round')
   parser.add_argument('--dtype', default='float32')
   args = parser.parse_args()
+  parts, measured = common.chosen(args.parts, PARTS), {}
+  if args.side != SIDE and set(parts) != {'reading'}:
+    raise SystemExit('--side is for --parts=reading: the model is of the latents of 256 pixels')
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     root = pathlib.Path(folder) / 'store'
-    make_store(root, args.records, args.shards)
-    with one_core() as pinned:
-      named = readings(sources.StoreSource(root), root.parent, args.batch)
-      reading = measure_reading(named, args.batch, args.batches, args.rounds, args.slices)
-    core = 'one core' if pinned else 'all cores: this system pins none'
-    table(f'records/s, {core}', reading, {'wall': ',.0f', 'cpu': ',.0f', 'over_store_cpu': '.2f'})
+    make_store(root, args.records, args.shards, args.side)
+    if 'reading' in parts:
+      measured |= reading_part(root, args)
     held = sources.in_memory(sources.StoreSource(root), flip=False)
     shown = {'over_fixed': '.3f', 'rate': '.2f'}
-    feeds = Feeds(held, args.batch, stack)
-    waiting = measure_stall(feeds, Waiting(), args.steps, args.rounds, slices=1)
-    table(f'steps/s, 10 ms, batch {args.batch}', waiting, {**shown, 'cpu_ms_more': '.1f'})
-    feeds, run = Feeds(held, args.train_batch, stack), training_step(root, args)
-    training = measure_stall(
-      feeds, run, args.train_steps, args.train_rounds, slices=args.train_slices
-    )
-    title = f'steps/s, {args.size}, batch {args.train_batch}'
-    table(title, training, {**shown, 'over_fixed_cpu': '.3f'})
+    if 'waiting' in parts:
+      feeds = Feeds(held, args.batch, stack)
+      waiting = measure_stall(feeds, Waiting(), args.steps, args.rounds, slices=1)
+      title = f'steps/s, 10 ms, batch {args.batch}'
+      table(title, waiting, {**shown, 'cpu_ms_more': '.1f'})
+      measured['waiting'] = waiting
+    if 'training' in parts:
+      feeds, run = Feeds(held, args.train_batch, stack), training_step(root, args)
+      training = measure_stall(
+        feeds, run, args.train_steps, args.train_rounds, slices=args.train_slices
+      )
+      title = f'steps/s, {args.size}, batch {args.train_batch}'
+      table(title, training, {**shown, 'over_fixed_cpu': '.3f'})
+      measured['training'] = training
   if 'tensorflow' in sys.modules:
     raise RuntimeError('TensorFlow was imported: reading latents must not need it')
-  measured = {
-    'pinned': pinned,
-    'records_per_second': reading,
-    'waiting': waiting,
-    'training': training,
-  }
   common.write(args.json, {'arguments': common.arguments(args), **measured})
 
 

@@ -38,7 +38,8 @@ class Case:
   """What decides the cost of a step.
 
   size: of `models.sizes`. variant: of `VARIANTS`. batch: examples. resolution: of the pixels, 256
-  or 512. dtype, attention, unroll, remat: see `models.config.Execution`.
+  or 512. dtype, attention, unroll, remat: see `models.config.Execution`. on_nonfinite: 'stop' or
+  'skip', as `train.on_nonfinite`.
   """
 
   size: str
@@ -49,6 +50,7 @@ class Case:
   attention: str = 'auto'
   unroll: int = 0
   remat: str = 'none'
+  on_nonfinite: str = 'stop'
 
   def architecture(self, **changes: Any) -> config_lib.Architecture:
     """What the network is. changes: other values of its fields, as another depth."""
@@ -110,9 +112,17 @@ def trainable(
 
 
 def lower(
-  of: state.Trainable, input_size: tuple[int, int], objective: base.Objective, batch: int
+  of: state.Trainable,
+  input_size: tuple[int, int],
+  objective: base.Objective,
+  batch: int,
+  *,
+  skip: bool = False,
 ) -> jax.stages.Lowered:
-  """The step on so many examples, traced for the mesh and not compiled; see `trainable`."""
+  """The step on so many examples, traced for the mesh and not compiled; see `trainable`.
+
+  skip: see `training.step.make_step`.
+  """
   made = step.make_step(
     objective,
     of.graphdef,
@@ -120,6 +130,7 @@ def lower(
     key=rng.stream(jax.random.key(0), 'train'),
     ema_decay=EMA_DECAY,
     learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
+    skip=skip,
   )
   shapes = jax.eval_shape(of.init, jax.random.key(0))
   arrays = jax.eval_shape(lambda: latents(batch, input_size))
@@ -144,6 +155,7 @@ class Step:
     states: dict[Any, state.TrainState] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     options: Mapping[str, Any] | None = None,
+    skip: bool = False,
   ):
     """Compiles, and makes the state.
 
@@ -155,12 +167,14 @@ class Step:
       mesh: None is of all devices. Of devices that are not here (`targets.find`), nothing can be
         allocated.
       options: of the compiler.
+      skip: see `training.step.make_step`.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     self.trainable = trainable(architecture, execution, objective, mesh)
     self.flops = batch * cost.cost(architecture, execution).training
     started = time.perf_counter()
-    self.program = lower(self.trainable, architecture.input_size, objective, batch).compile(options)
+    lowered = lower(self.trainable, architecture.input_size, objective, batch, skip=skip)
+    self.program = lowered.compile(options)
     self.compile_seconds = time.perf_counter() - started
     self.peak_bytes = compile_report.peak_bytes(self.program)
     self._states = {} if states is None else states
@@ -202,10 +216,18 @@ class Step:
     )
 
 
-def make(case: Case, states: dict[Any, state.TrainState] | None = None) -> Step:
-  """The step of a case. states: see `Step`."""
+def make(
+  case: Case, states: dict[Any, state.TrainState] | None = None, *, allocate: bool = True
+) -> Step:
+  """The step of a case. states, allocate: see `Step`."""
   return Step(
-    case.architecture(), case.execution(), objective(case.variant), case.batch, states=states
+    case.architecture(),
+    case.execution(),
+    objective(case.variant),
+    case.batch,
+    states=states,
+    allocate=allocate,
+    skip={'stop': False, 'skip': True}[case.on_nonfinite],
   )
 
 

@@ -5,8 +5,9 @@
   python benchmarks/train_step.py --size=XL/2 --batch=256 --dtype=bfloat16           on one GPU
 
 Everything that was asked for takes turns, a whole step (or --steps of them) each: every
-combination of --variants, --attention, --unroll and --remat, the same step in PyTorch with --peer,
-and a matrix product of random numbers, so that speeds are shares of what the device did just then.
+combination of --variants, --attention, --unroll, --remat and --on_nonfinite, the same step in
+PyTorch with --peer, and a matrix product of random numbers, so that speeds are shares of what the
+device did just then.
 Each turn of the peer is taken by a child process that lives throughout (benchmarks/peers).
 
 Memory is what the compiler says, so it can be asked for a batch that would take too long to run
@@ -19,6 +20,7 @@ the load of other processes hardly touches; on an accelerator wall seconds.
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import itertools
 import operator
@@ -56,6 +58,7 @@ def parse() -> argparse.Namespace:
   add('--attention', **several(['auto']), help='some of auto, xla, cudnn')
   add('--unroll', **several(['0']), help='see model.unroll')
   add('--remat', **several(['none']), help='some of none, full, dots, names')
+  add('--on_nonfinite', **several(['stop']), help='some of stop, skip')
   add('--peer', default='', choices=('', 'torch'), help='the same variants there')
   add('--torch_compile', **several(['']), help="modes of torch.compile; '' runs eagerly")
   add('--torch_dtype', default='', help='of its autocast, if another than --dtype')
@@ -67,7 +70,7 @@ def parse() -> argparse.Namespace:
 
 def cases(args) -> dict[str, steps.Case]:
   """Name -> case; a name tells what differs between them."""
-  options = {'attention': args.attention, 'unroll': args.unroll, 'remat': args.remat}
+  options = {name: getattr(args, name) for name in ('attention', 'unroll', 'remat', 'on_nonfinite')}
   told = [name for name, values in options.items() if len(values) > 1]
   made = {}
   for variant, *values in itertools.product(args.variants, *options.values()):
@@ -114,14 +117,13 @@ def describe(case: steps.Case, made: steps.Step, peak_batch: int) -> dict:
   architecture, execution = case.architecture(), case.execution()
   larger = made
   if peak_batch:
-    larger = steps.Step(
-      architecture, execution, steps.objective(case.variant), peak_batch, allocate=False
-    )
+    larger = steps.make(dataclasses.replace(case, batch=peak_batch), allocate=False)
   return {
     'variant': case.variant,
     'attention': attention.implementation(architecture, execution),
     'unroll': tuning.blocks_per_step(execution, architecture.depth),
     'remat': case.remat,
+    'on_nonfinite': case.on_nonfinite,
     'program': 'ours',
     'compile_seconds': made.compile_seconds,
     'peak_gib': larger.peak_bytes / 2**30,
