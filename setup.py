@@ -19,7 +19,11 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   # The experiments go with the package: `--config=xl256` finds them wherever it is installed.
-  packages=[*setuptools.find_packages(include=['diversedit_jax*']), 'diversedit_jax.configs'],
+  packages=[
+    *setuptools.find_packages(include=['diversedit_jax*']),
+    'diversedit_jax.configs',
+    'diversedit_jax.configs.tables',
+  ],
   package_dir={'diversedit_jax.configs': 'configs'},
   install_requires=[
     'absl-py>=2.1',

@@ -34,7 +34,12 @@ def test_an_installed_wheel_finds_its_configs_from_any_folder(tmp_path):
   (here / 'configs' / '__init__.py').write_text('')
   (here / 'own.py').write_text(OWN)
   env = {**os.environ, 'PYTHONPATH': str(site), 'JAX_PLATFORMS': 'cpu'}
-  for config in ('xl256:method=flow', 'configs/digits.py', 'own.py:method=flow'):
+  for config in (
+    'xl256:method=flow',
+    'configs/digits.py',
+    'paper:table1/SiT-B',
+    'own.py:method=flow',
+  ):
     command = [sys.executable, '-m', 'diversedit_jax.main', f'--config={config}', '--mode=plan']
     done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and 'images/s' in done.stdout, done.stderr
