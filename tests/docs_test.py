@@ -1,4 +1,7 @@
-"""The pages that add something are followed, with a small network, in copies of the project."""
+"""The pages that add something are followed, with a small network, in copies of the project.
+
+Links between pages lead somewhere, and examples of the library run.
+"""
 
 import os
 import pathlib
@@ -12,6 +15,15 @@ import pytest
 from diversedit_jax.experiment import declarations
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES_OF_TEXT = [
+  *sorted(path for path in ROOT.glob('*.md')),
+  *sorted(
+    path for folder in ('docs', 'benchmarks', 'colab') for path in (ROOT / folder).glob('*.md')
+  ),
+  ROOT / 'tests' / 'golden' / 'README.md',
+]
+FENCE = re.compile(r'^```.*?^```', re.DOTALL | re.MULTILINE)
+LINK = re.compile(r'\]\(([^()\s]+)\)')
 BLOCK = re.compile(r'```(python|bash)\n(.*?)```', re.DOTALL)
 PLACE = re.compile(r'# file (\S+?)(?:, (after|before): ?(.*))?\n')
 COPIED = ('diversedit_jax', 'configs')
@@ -121,3 +133,47 @@ def test_the_page_of_keys_is_fresh():
   assert page == declarations.document(), (
     'python -m diversedit_jax.main --mode=keys > docs/config.md'
   )
+
+
+def anchors(text):
+  """Names of a page's headings, as GitHub makes them."""
+  found = []
+  for heading in re.findall(r'^#+ (.+)$', FENCE.sub('', text), re.MULTILINE):
+    words = re.sub(r'[^\w\- ]', '', re.sub(r'\]\([^)]*\)', '', heading).lower())
+    found.append(words.strip().replace(' ', '-'))
+  return [name if name not in found[:i] else f'{name}-1' for i, name in enumerate(found)]
+
+
+def broken(text, folder):
+  """Links of a page in a folder that lead nowhere; those into the web are not followed."""
+  wrong = []
+  for link in LINK.findall(FENCE.sub('', text)):
+    name, _, anchor = link.partition('#')
+    if re.match(r'[a-z]+:', name):
+      continue
+    page = folder / name
+    if not page.exists():
+      wrong.append(link)
+    elif anchor and anchor not in anchors(page.read_text() if name else text):
+      wrong.append(link)
+  return wrong
+
+
+@pytest.mark.parametrize('page', PAGES_OF_TEXT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+  assert not broken(page.read_text(), page.parent)
+
+
+def test_a_link_that_leads_nowhere_is_found():
+  text = '[a](methods.md) [b](none.md) [c](methods.md#frozen-encoders) [d](methods.md#none) [e](#x)'
+  assert broken(text, ROOT / 'docs') == ['none.md', 'methods.md#none', '#x']
+
+
+def test_the_library_does_what_its_page_says():
+  (code,) = blocks('start.md', 'python')
+  names = {}
+  exec(compile(code, 'start.md', 'exec'), names)
+  assert names['output'].pred.shape == names['samples'].shape == (2, 32, 32, 4)
+  assert names['output'].features.shape == (12, 2, 384)
+  (example,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+  assert set(example.splitlines()) <= set(code.splitlines())
