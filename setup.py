@@ -22,6 +22,7 @@ setuptools.setup(
   packages=[
     *setuptools.find_packages(include=['diversedit_jax*']),
     'diversedit_jax.configs',
+    'diversedit_jax.configs.studies',
     'diversedit_jax.configs.tables',
   ],
   package_dir={'diversedit_jax.configs': 'configs'},

@@ -16,7 +16,7 @@ from absl import flags, logging
 import ml_collections
 
 from diversedit_jax import cli, options, paths, trees, types
-from diversedit_jax.experiment import declarations, published
+from diversedit_jax.experiment import declarations, published, study
 from diversedit_jax.weights import location
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -99,6 +99,11 @@ def _is_published(spec):
   return folder.is_dir() and published.read(folder) is not None
 
 
+def name(spec: str) -> str:
+  """The name of a config without folder and ending, 'xl256' of 'configs/xl256.py:skips=False'."""
+  return pathlib.PurePath(spec.partition(':')[0]).stem
+
+
 def find(spec: str) -> tuple[pathlib.Path, str | None]:
   """The file of a spec and the arguments after its colon, None without a colon.
 
@@ -127,8 +132,9 @@ def _file(name):
   path = paths.path(name)
   if path.is_file():
     return path.absolute()
-  shipped = SHIPPED / f'{path.stem}.py'
-  is_name = path.parent in (pathlib.Path(), pathlib.Path('configs')) and path.suffix in ('', '.py')
+  folder = pathlib.Path(*path.parts[path.parts[:1] == ('configs',) : -1])
+  shipped = SHIPPED / folder / f'{path.stem}.py'
+  is_name = str(folder) in ('.', 'studies') and path.suffix in ('', '.py')
   if is_name and shipped.is_file():
     logging.info('config %s', shipped)
     return shipped
@@ -138,9 +144,15 @@ def _file(name):
 def override(config: ml_collections.ConfigDict, given: Sequence[str]) -> None:
   """Sets what 'KEY=VALUE' says, in order; several values of a key that holds any number are joined.
 
+  Of a study, it is set in every variant.
+
   Raises:
     UserError: an unknown key, with the nearest, or a value of another type.
   """
+  if study.is_study(config):
+    for variant in study.variants(config):
+      override(variant, given)
+    return
   known, values = declarations.keys(), {}
   for item in given:
     key, _, text = item.partition('=')

@@ -48,6 +48,9 @@ _STOPPED_STATUS = flags.DEFINE_integer(
   upper_bound=255,
 )
 _FULL = flags.DEFINE_bool('full', False, 'With --mode=inspect: a line for each array.')
+_SHARD = flags.DEFINE_string(
+  'shard', '', 'With --mode=study: which share of the runs to train here, as 1/4 to 4/4.'
+)
 _STEP = flags.DEFINE_integer('step', None, 'With --mode=replay: the step, counted from 1.')
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join the other processes of a pod slice or cluster (jax.distributed).'
@@ -59,6 +62,7 @@ def main(argv: list[str]) -> None:
   asked = command.Command(
     mode=_MODE.value,
     words=argv[1:],
+    config_name=config_file.name(_CONFIG.value or ''),
     given=[text.partition('=')[0] for text in _OVERRIDE.value],
     workdir=_WORKDIR.value,
     checkpoint=_CHECKPOINT.value,
@@ -67,6 +71,7 @@ def main(argv: list[str]) -> None:
     continue_from=_CONTINUE_FROM.value,
     full=_FULL.value,
     step=_STEP.value,
+    shard=_SHARD.value,
     distributed=_DISTRIBUTED.value,
     stopped_status=_STOPPED_STATUS.value,
   )

@@ -22,6 +22,7 @@ from diversedit_jax.modes import (
   sample,
   start,
   stats,
+  study,
   sweep,
   train,
 )
@@ -40,6 +41,7 @@ MODES = (
   'inspect',
   'report',
   'replay',
+  'study',
   'stats',
   'plan',
   'audit',
@@ -49,12 +51,13 @@ MODES = (
 # Flags that only some modes have a use for.
 _MODES_OF = {
   'checkpoint': ('train', *_OF_WEIGHTS, 'inspect'),
-  'output': (*_OF_WEIGHTS, 'report', 'replay'),
+  'output': (*_OF_WEIGHTS, 'report', 'replay', 'study'),
   'full': ('inspect',),
   'step': ('replay',),
+  'shard': ('study',),
   'continue_with': ('train',),
   'continue_from': ('train',),
-  'stopped_status': ('train',),
+  'stopped_status': ('train', 'study'),
 }
 
 
@@ -62,7 +65,7 @@ _MODES_OF = {
 class Command:
   """The flags of `main` but for the config, by their names.
 
-  words: arguments that are no flags. given: keys of the config that the command line sets.
+  config_name: stem of the config's file. words: arguments that are no flags. given: keys of the config that the command line sets.
 
   Raises:
     UserError: a flag that the mode has no use for.
@@ -70,6 +73,7 @@ class Command:
 
   mode: str
   words: Sequence[str] = ()
+  config_name: str = ''
   given: Sequence[str] = ()
   workdir: str = ''
   checkpoint: str | None = None
@@ -78,6 +82,7 @@ class Command:
   continue_from: int | None = None
   full: bool = False
   step: int | None = None
+  shard: str = ''
   distributed: bool = False
   stopped_status: int = 0
 
@@ -114,7 +119,7 @@ def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
   mode, workdir = asked.mode, asked.workdir
   if config is None and (asked.given or mode not in ('keys', 'inspect', 'report')):
     raise types.UserError('no config: give --config=FILE, as --config=configs/digits.py')
-  if config is not None and mode != 'list':
+  if config is not None and mode not in ('list', 'study'):
     listing.check_is_experiment(config)
   if mode == 'keys':
     return declarations.document(*asked.words, config=config).removesuffix('\n')
@@ -138,6 +143,10 @@ def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
 
 def _run(asked, config):
   mode, workdir = asked.mode, asked.workdir
+  if mode == 'study':
+    how = {'part': asked.shard, 'output': asked.output}
+    written, finished = study.run(config, asked.config_name, workdir, **how)
+    return _ended(asked, finished) or '\n'.join(map(str, written))
   if mode == 'train' and asked.checkpoint is not None:
     config = start.with_checkpoint(config, asked.checkpoint)
   experiment = experiment_lib.build(config, planned=mode == 'plan')
@@ -145,10 +154,7 @@ def _run(asked, config):
     logging.warning('%s', line)
   if mode == 'train':
     goes_on = {'continue_with': asked.continue_with, 'continue_from': asked.continue_from}
-    finished = train.run(experiment, workdir, **goes_on)
-    if not finished and asked.stopped_status:
-      raise SystemExit(asked.stopped_status)
-    return None
+    return _ended(asked, train.run(experiment, workdir, **goes_on))
   if mode == 'plan':
     return plan.run(experiment)
   if mode == 'replay':
@@ -158,3 +164,9 @@ def _run(asked, config):
   if mode == 'stats':
     return '\n'.join(map(str, stats.run(experiment, workdir)))
   return '\n'.join(map(str, _OF_WEIGHTS[mode](experiment, *asked.places())))
+
+
+def _ended(asked, finished):
+  """Ends with the status that was asked for where a signal has ended training early."""
+  if not finished and asked.stopped_status:
+    raise SystemExit(asked.stopped_status)

@@ -3,6 +3,7 @@
 import ml_collections
 
 from diversedit_jax import types
+from diversedit_jax.experiment import study
 
 
 def listing(config: ml_collections.ConfigDict) -> str:
@@ -21,6 +22,10 @@ def listing(config: ml_collections.ConfigDict) -> str:
 
 def check_is_experiment(config: ml_collections.ConfigDict) -> None:
   """Refuses a config that only lists experiments, and tells how to name one (UserError)."""
+  if study.is_study(config):
+    raise types.UserError(
+      'this config file is a study of several experiments: --mode=study trains and compares them'
+    )
   if 'listing' in config:
     raise types.UserError(
       'this config file holds many experiments and none was named; name one after a colon, as in '

@@ -68,6 +68,12 @@ class DiversityOptions(base.Term):
   adaptive: bool = options.option(
     True, doc='Multiplies the loss by its adaptive weight; a constant one diverges (Table 8).'
   )
+  warmup_steps: int = options.option(
+    0,
+    at_least=0,
+    doc="Steps in which the weight rises from 0 to its value; 0 is the paper, 10,000 the authors' "
+    'newest code.',
+  )
   lo: float = options.option(
     0.1, at_least=0, doc='Loss below which the adaptive weight is 0 (Section 3.3).'
   )

@@ -48,5 +48,8 @@ class Diverse(diversity_options.DiversityOptions):
 
   def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
     """The weighted loss; metrics 'loss' (before weighting), 'weight', 'orth', 'mi', 'disp'."""
-    del context
-    return self.objective(*features)
+    added, metrics = self.objective(*features)
+    if not self.warmup_steps:
+      return added, metrics
+    risen = jnp.minimum(1, context.step / self.warmup_steps).astype(added.dtype)
+    return risen * added, {**metrics, 'weight': risen * metrics['weight']}

@@ -1,0 +1,1 @@
+"""Studies: several configs, each with the same seeds, told in one table and one figure."""

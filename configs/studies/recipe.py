@@ -1,0 +1,66 @@
+"""What the studies share: the seeds, fixed beforehand, and small runs that are scored on the way."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from configs import cifar10, digits
+from diversedit_jax.experiment import study
+
+SEEDS = (0, 1, 2, 3, 4)
+STEPS = 600  # On digits: 27 epochs.
+
+
+def study_of(
+  title: str, variants: Mapping[str, ml_collections.ConfigDict], seeds: int
+) -> ml_collections.ConfigDict:
+  """The config of a study with the first so many seeds; the first variant is the baseline."""
+  return study.config(title, variants, SEEDS[:seeds])
+
+
+def on_digits(method: str, *, steps: int, skips: bool = False, **changes: Any):
+  """A run of `configs/digits.py` as the paper's comparisons are made.
+
+  A constant learning rate, so that a score on the way is that of a shorter run; no guidance.
+
+  Args:
+    method, skips, steps: see `configs/digits.py`.
+    **changes: further keys of the config, with '__' for each dot.
+  """
+  config = digits.get_config(f'method={method},skips={skips},steps={steps}')
+  config.optimizer.schedule = 'constant'
+  config.train.ema_warmup = True
+  if config.sampler.kind == 'heun':  # MeanFlow samples in one step.
+    config.sampler.guidance_scale, config.sampler.steps = 1.0, 10  # 20 evaluations.
+  _watched(config, steps)
+  config.eval.every_number = 500
+  return _changed(config, changes)
+
+
+def on_cifar10(method: str, *, steps: int, data: str, small: bool, skips: bool = False, **changes):
+  """A run of `configs/cifar10.py`, of a size that a CPU trains if `small`."""
+  size = '' if small else 'S/2'
+  config = cifar10.get_config(f'method={method},skips={skips},steps={steps},size={size}')
+  config.data.source = data
+  if small:
+    config.model.depth, config.model.width, config.model.heads = 6, 96, 4
+    config.model.patch_size, config.model.dtype, config.train.batch_size = 4, 'float32', 64
+    config.optimizer.learning_rate = 1e-3
+  _watched(config, steps)
+  return _changed(config, changes)
+
+
+def _watched(config, steps):
+  """Scores, telemetry and losses four times in a run; nothing that is not read."""
+  every = max(steps // 4, 1)
+  config.log.every = config.log.telemetry_every = config.eval.every = every
+  config.log.tensorboard = False
+  config.preview.every = 0
+  config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every = every, 1, 0
+
+
+def _changed(config, changes):
+  flat = {key.replace('__', '.'): value for key, value in changes.items()}
+  config.update_from_flattened_dict(flat)
+  return config

@@ -1,0 +1,119 @@
+"""`--mode=study`: variants of a config with several seeds, trained, in one table and one figure.
+
+  WORKDIR/VARIANT/seed-N   a run like any other, which continues if it was stopped
+  WORKDIR/NAME.json        what all runs came to; NAME.md is the table of it, NAME.svg and .png the
+                           figure
+
+Table and figure are made of NAME.json alone; without a workdir they are made anew from one that was
+kept.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import logging
+import ml_collections
+
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import paths, types
+from diversedit_jax.analysis import studies, study_figure
+from diversedit_jax.data import files
+from diversedit_jax.evaluation import card
+from diversedit_jax.experiment import run_dir, study
+from diversedit_jax.modes import study_results, train
+from diversedit_jax.training import nonfinite
+
+
+def run(
+  given: ml_collections.ConfigDict,
+  name: str,
+  workdir: str = '',
+  *,
+  part: str = '',
+  output: str | None = None,
+) -> tuple[list[pathlib.Path], bool]:
+  """Trains what is left of a study, and writes what is known of it.
+
+  Args:
+    given: config of a study. name: name of the files.
+    workdir: directory of the runs; without one nothing is trained, and `output` has NAME.json.
+    part: share of the runs that this process trains, as '1/4'; '' is all.
+    output: folder of the files; None is the workdir.
+
+  Returns:
+    The files, and False if a signal has ended training early.
+
+  Raises:
+    UserError: as training; but losses that are not finite end only their own run, and are told.
+  """
+  asked = study.read(given)
+  if not workdir and not output:
+    raise types.UserError(
+      f'--mode=study needs --workdir=DIR for its runs, or --output=DIR with {name}.json, from '
+      'which it makes table and figure again'
+    )
+  folder = run_dir.open_for_output(output or workdir)
+  file = folder / f'{name}.json'
+  if not workdir:
+    return tell(folder / name, files.read_json(file)), True
+  _check(asked)
+  runs, home = list(asked.runs()), paths.path(workdir, bucket=True)
+  mine = study.shard(runs, part) if part else runs
+  for number, one in enumerate(mine, 1):
+    if study_results.is_done(home / one.folder, one.config):
+      continue
+    logging.info('run %d of %d: %s, seed %d', number, len(mine), one.variant, one.seed)
+    if not _train(one, home / one.folder):
+      return [], False
+  left = [one for one in runs if not study_results.is_done(home / one.folder, one.config)]
+  if left:
+    which = ', '.join(f'{one.variant} with seed {one.seed}' for one in left[:4])
+    logging.warning('%d of %d runs are not done yet: %s', len(left), len(runs), which)
+  if len(left) == len(runs):
+    return [], True
+  known = files.read_json(file, may_lack=True)
+  card.write_json(file, study_results.gather(asked, home, known))
+  return [file, *tell(folder / name, files.read_json(file))], True
+
+
+def tell(path: pathlib.Path, results: dict[str, Any]) -> list[pathlib.Path]:
+  """Writes table and figure of a study beside its results, and logs the table; their paths."""
+  table = studies.markdown(results)
+  logging.info('%s\n%s', results['title'], table)
+  target = path.with_name(f'{path.name}.md')
+  with files.atomic(target) as temporary:
+    temporary.write_text(f'{table}\n')
+  return [target, *study_figure.draw(path, results)]
+
+
+def _check(asked):
+  """Refuses variants that cannot be trained, or compared, before anything is (UserError)."""
+  compared = set()
+  for name, config in asked.variants.items():
+    try:
+      experiment = experiment_lib.build(config)
+    except types.UserError as error:
+      raise types.UserError(f'variant {name!r}: {error}') from error
+    if not experiment.evaluation.every:
+      raise types.UserError(
+        f'variant {name!r} has eval.every=0, so there would be no scores to compare; set its steps'
+      )
+    compared.add((experiment.train.steps, experiment.evaluation.best))
+  if len(compared) > 1:
+    raise types.UserError(
+      f'variants differ in (train.steps, eval.best): {sorted(compared)}; a study compares the same '
+      'score after the same number of steps'
+    )
+
+
+def _train(one, place):
+  """Trains one run to its end; True also if its losses are not finite, which is noted."""
+  try:
+    return train.run(experiment_lib.build(one.config), str(place))
+  except types.UserError as error:
+    cause = error.__cause__
+    if not isinstance(cause, nonfinite.NonFiniteLoss):
+      raise
+    logging.warning('%s, seed %d, diverged: %s', one.variant, one.seed, cause)
+    study_results.note_failure(place, cause)
+    return True

@@ -1,0 +1,148 @@
+"""What the runs of a study came to, read from their records, and what a step of each costs.
+
+title, baseline, score, best, steps   of the study; `best` is 'min' or 'max'
+floors       {score: that of real data}
+variants     {name: changes against the baseline, parameters, flops_per_step, seconds_per_step}
+runs         variant, seed, failed, scores {name: [[step, value], ...]}, series {name: the same}
+device, versions
+"""
+
+from collections.abc import Mapping
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import sharding
+from diversedit_jax.data import files
+from diversedit_jax.evaluation import card
+from diversedit_jax.experiment import eval_options, study
+from diversedit_jax.modes import online_eval, plan, run_context
+from diversedit_jax.training import nonfinite, step, writers
+
+_FAILED = 'diverged.json'
+_SERIES = ('velocity', 'diverse/loss', 'diverse/weight', 'similarity/token', 'similarity/mean')
+_FLOORS = {'frechet_floor': 'frechet_distance', 'classifier_test_accuracy': 'class_consistency'}
+_ROUNDS, _STEPS = 5, 4
+
+
+def is_done(path: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+  """Whether a run was trained and scored to its end, or its losses became not finite."""
+  return (path / _FAILED).is_file() or _scored(path, config.train.steps).is_file()
+
+
+def note_failure(path: pathlib.Path, cause: nonfinite.NonFiniteLoss) -> None:
+  """Writes down that the losses of a run are not finite, so that it is not tried again."""
+  card.write_json(path / _FAILED, {'step': cause.step, 'because': cause.because})
+
+
+def gather(asked: study.Study, home: pathlib.Path, known: Mapping[str, Any]) -> dict[str, Any]:
+  """The results of the runs that are done.
+
+  Args:
+    asked: the study. home: directory of its runs.
+    known: results that were gathered before, whose costs of a step are kept; may be empty.
+  """
+  first = asked.variants[asked.baseline]
+  done = [one for one in asked.runs() if is_done(home / one.folder, one.config)]
+  score = first.eval.best
+  device = jax.devices()[0].device_kind
+  costs = known.get('variants', {}) if known.get('device') == device else {}
+  variants = {name: {'changes': asked.changes(name)} for name in asked.variants}
+  missing = [n for n in variants if 'seconds_per_step' not in costs.get(n, {})]
+  costs = _costs(asked) if missing else costs
+  for name, facts in variants.items():
+    facts |= {key: value for key, value in costs[name].items() if key != 'changes'}
+  return {
+    'title': asked.title,
+    'baseline': asked.baseline,
+    'score': score,
+    'best': eval_options.BEST[score].__name__,
+    'steps': first.train.steps,
+    'floors': _floors(home, done),
+    'variants': variants,
+    'runs': [_records(home / one.folder, one) for one in done],
+    'device': device,
+    'versions': card.versions(),
+  }
+
+
+def _scored(path, step):
+  return path / online_eval.FOLDER / f'step-{step:08d}.json'
+
+
+def _records(path, one):
+  rows = writers.read_jsonl(path / 'metrics.jsonl')
+  failed = files.read_json(path / _FAILED, may_lack=True) or None
+  curve = lambda key: [[r['step'], float(f'{r[key]:.6g}')] for r in rows if key in r]
+  names = sorted({key for row in rows for key in row if key.startswith('eval/')})
+  return {
+    'variant': one.variant,
+    'seed': one.seed,
+    'failed': failed,
+    'scores': {name.removeprefix('eval/'): curve(name) for name in names},
+    'series': {name: curve(name) for name in _SERIES if curve(name)},
+  }
+
+
+def _floors(home, done):
+  """Scores of real data that a scorer gives beside those of samples."""
+  for one in done:
+    file = _scored(home / one.folder, one.config.train.steps)
+    if file.is_file():
+      found = files.read_json(file)
+      return {name: found[key] for key, name in _FLOORS.items() if key in found}
+  return {}
+
+
+def _costs(asked):
+  """Parameters, FLOPs and seconds of a step of each variant.
+
+  Seconds are the median over rounds in which all variants take turns, so that whatever else the
+  machine does meets them alike; compilation is not included.
+  """
+  costs, steps = {}, {}
+  for name, config in asked.variants.items():
+    experiment = experiment_lib.build(config)
+    planned = plan.numbers(experiment, jax.device_count())
+    costs[name] = {
+      'parameters': planned['parameters'],
+      'flops_per_step': planned['training_gflops_per_image'] * 1e9 * config.train.batch_size,
+    }
+    steps[name] = _stepper(experiment)
+  times = {name: [] for name in steps}
+  for _ in range(_ROUNDS):
+    for name, take in steps.items():
+      times[name].append(take(_STEPS) / _STEPS)
+  for name, seconds in times.items():
+    costs[name]['seconds_per_step'] = statistics.median(seconds)
+    costs[name]['seconds_range'] = [min(seconds), max(seconds)]
+  return costs
+
+
+def _stepper(experiment):
+  """A function that takes so many steps on one batch and returns their seconds."""
+  mesh = run_context.make_mesh(experiment)
+  experiment = run_context.with_attention(experiment, {})
+  trainable = run_context.make_trainable(experiment, mesh)
+  take = step.compile_step(run_context.make_step(experiment, trainable), trainable.shardings, mesh)
+  frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
+  with jax.set_mesh(mesh):
+    held = {'state': trainable.init(jax.random.key(experiment.seed))}
+    with run_context.open_batches(experiment, mesh, 0) as batches:
+      batch = next(iter(batches))
+
+  def run(count):
+    started = time.perf_counter()
+    with jax.set_mesh(mesh):
+      for _ in range(count):
+        held['state'], metrics = take(held['state'], batch, frozen)
+    jax.block_until_ready(metrics)
+    return time.perf_counter() - started
+
+  run(1)
+  return run
