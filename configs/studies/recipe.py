@@ -54,7 +54,8 @@ def on_cifar10(method: str, *, steps: int, data: str, small: bool, skips: bool =
 def _watched(config, steps):
   """Scores, telemetry and losses four times in a run; nothing that is not read."""
   every = max(steps // 4, 1)
-  config.log.every = config.log.telemetry_every = config.eval.every = every
+  config.log.telemetry_every = config.eval.every = every
+  config.log.every = max(every // 10, 1)
   config.log.tensorboard = False
   config.preview.every = 0
   config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every = every, 1, 0

@@ -118,7 +118,7 @@ def correlations(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-  """The table of a study in Markdown; the last row is of real data, below which nothing is better."""
+  """The table of a study in Markdown; its last row has the scores of real data."""
   main, floors = results['score'], results['floors']
   others = sorted({score for run in results['runs'] for score in run['scores']} - {main})
   by_cost = {what: scores(results, main, what) for what in EQUAL}

@@ -65,7 +65,8 @@ _MODES_OF = {
 class Command:
   """The flags of `main` but for the config, by their names.
 
-  config_name: stem of the config's file. words: arguments that are no flags. given: keys of the config that the command line sets.
+  words: arguments that are no flags. config_name: name of the config without folder and ending.
+  given: keys of the config that the command line sets.
 
   Raises:
     UserError: a flag that the mode has no use for.
