@@ -4,7 +4,7 @@
     --workdir=runs/studies/digits_methods
 
 `DiverseDiT` is long skips and the diversity loss. REPA aligns with principal components of patches,
-which need no download. MeanFlow samples in one evaluation, the others in 20.
+which need no download. MeanFlow samples in one evaluation, the others in 15.
 Hardware: two CPU cores; see docs/studies.md for what it took and what came out.
 Meta-arguments: `seeds`, the first so many; `steps`.
 """
@@ -15,7 +15,7 @@ from configs.studies import recipe
 
 def get_config(arg: str | None = None):
   """The study; see `common.parse_arg` for the meta-arguments."""
-  args = common.parse_arg(arg, seeds=3, steps=400)
+  args = common.parse_arg(arg, seeds=3, steps=300)
 
   def run(method):
     return recipe.on_digits(method, steps=args.steps, skips=common.has_skips(method))

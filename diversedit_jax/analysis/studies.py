@@ -18,7 +18,7 @@ _COST = {'time': 'seconds_per_step', 'compute': 'flops_per_step'}
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """Some numbers of the same kind, told by three. deviation: of the sample; None of a single one."""
+  """A mean and its spread. deviation: the sample's; None if there is one number only."""
 
   mean: float
   deviation: float | None
@@ -34,7 +34,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def at(curve: Sequence[tuple[float, float]], step: float) -> float | None:
-  """The value of a curve [(step, value), ...] at a step, linear in between; None beyond its ends."""
+  """The value of [(step, value), ...] at a step, linear in between; None beyond the ends."""
   steps, values = zip(*curve, strict=True) if curve else ((), ())
   if not steps or not steps[0] <= step <= steps[-1] + 1e-9:
     return None
