@@ -27,6 +27,7 @@ def draw(path: str | os.PathLike[str], results: Mapping[str, Any]) -> list[pathl
   Args:
     path: path without ending. results: see `modes.study`.
   """
+  import matplotlib
   from matplotlib import figure
 
   score, names = results['score'], list(results['variants'])
@@ -50,11 +51,13 @@ def draw(path: str | os.PathLike[str], results: Mapping[str, Any]) -> list[pathl
     ax.spines[['top', 'right']].set_visible(False)
   path = pathlib.Path(path)
   written = [path.with_name(f'{path.name}.{kind}') for kind in FORMATS]
-  for target in written:
-    with files.atomic(target) as temporary:
+  # The same results are the same file, and its words are text.
+  with matplotlib.rc_context({'svg.hashsalt': 'study', 'svg.fonttype': 'none'}):
+    for target in written:
       kind = target.suffix[1:]
-      # Without a date, so that the same results are the same file.
-      fig.savefig(temporary, format=kind, dpi=200, metadata={'Date': None} if kind == 'svg' else {})
+      undated = {'metadata': {'Date': None}} if kind == 'svg' else {}
+      with files.atomic(target) as temporary:
+        fig.savefig(temporary, format=kind, dpi=200, **undated)
   return written
 
 

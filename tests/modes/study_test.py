@@ -1,0 +1,109 @@
+"""`--mode=study` on runs of a few steps: trained, continued, gathered, told."""
+
+import json
+
+from helpers import small_runs
+import pytest
+
+from diversedit_jax import types
+from diversedit_jax.experiment import study
+from diversedit_jax.modes import study as study_mode
+from diversedit_jax.modes import study_results, train
+from diversedit_jax.training import writers
+
+_RUN = dict(train__steps=8, optimizer__warmup_steps=2, eval__every=4, eval__every_number=40)
+_RUN |= dict(log__every=4, log__telemetry_every=0, preview__every=0, checkpoint__every=8)
+
+
+def small(**changes):
+  return small_runs.make_config(**{**_RUN, **changes})
+
+
+def asked(seeds=(0,), **variants):
+  variants = variants or {'plain': small(method='flow'), 'diverse': small()}
+  return study.config('A small one', variants, seeds)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+  """A study of two variants in two parts: its folder, and what each part wrote."""
+  folder = tmp_path_factory.mktemp('study')
+  written = [study_mode.run(asked(), 'pair', str(folder), part=f'{i}/2') for i in (1, 2)]
+  return folder, written
+
+
+def test_the_parts_of_a_study_make_one_table(done):
+  folder, written = done
+  assert [finished for _, finished in written] == [True, True]
+  assert [path.name for path in written[1][0]] == ['pair.json', 'pair.md', 'pair.svg', 'pair.png']
+  results = json.loads((folder / 'pair.json').read_text())
+  assert [run['variant'] for run in results['runs']] == ['plain', 'diverse']
+  assert results['variants']['diverse']['changes'] == {'method': 'flow+diverse'}
+  assert (results['score'], results['best']) == ('frechet_distance', 'min')
+  assert set(results['floors']) == {'frechet_distance', 'class_consistency'}
+  for run in results['runs']:
+    rows = writers.read_jsonl(folder / run['variant'] / 'seed-0' / 'metrics.jsonl')
+    expected = [[r['step'], r['eval/frechet_distance']] for r in rows if len(r) == 3]
+    assert [s for s, _ in run['scores']['frechet_distance']] == [4, 8]
+    for (_, found), (_, score) in zip(run['scores']['frechet_distance'], expected, strict=True):
+      assert found == pytest.approx(score, rel=1e-5)
+  plain, diverse = results['variants']['plain'], results['variants']['diverse']
+  assert diverse['parameters'] == plain['parameters']
+  assert plain['flops_per_step'] > 0 and plain['seconds_per_step'] > 0
+  assert '| diverse | 1 |' in (folder / 'pair.md').read_text()
+
+
+def test_what_is_done_is_not_trained_again(done, monkeypatch):
+  folder, _ = done
+  monkeypatch.setattr(train, 'run', lambda *_: pytest.fail('trained again'))
+  known = json.loads((folder / 'pair.json').read_text())
+  study_mode.run(asked(), 'pair', str(folder))
+  assert json.loads((folder / 'pair.json').read_text()) == known  # Its costs are not timed again.
+
+
+def test_table_and_figure_are_made_again_from_the_results_alone(done, tmp_path):
+  folder, _ = done
+  (tmp_path / 'pair.json').write_bytes((folder / 'pair.json').read_bytes())
+  study_mode.run(asked(), 'pair', output=str(tmp_path))
+  for name in ('pair.md', 'pair.svg'):
+    assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_run_that_diverges_is_told_and_the_others_go_on(done, tmp_path, monkeypatch):
+  folder, _ = done
+  for run in ('plain', 'diverse'):
+    (tmp_path / run).symlink_to(folder / run)
+  bad = small(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
+  monkeypatch.setattr(study_results, '_costs', lambda asked: {n: {} for n in asked.variants})
+  variants = {'plain': small(method='flow'), 'wild': bad, 'diverse': small()}
+  given = asked(**variants)
+  study_mode.run(given, 'wild', str(tmp_path))
+  results = json.loads((tmp_path / 'wild.json').read_text())
+  plain, wild, diverse = results['runs']
+  assert plain['failed'] is None and diverse['failed'] is None and diverse['scores']
+  assert 1 <= wild['failed']['step'] <= 8 and 'is inf' in wild['failed']['because']
+  assert study_results.is_done(tmp_path / 'wild' / 'seed-0', bad)  # And is not tried again.
+
+
+def test_a_signal_ends_the_study(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, 'run', lambda *_: False)
+  assert study_mode.run(asked(), 'pair', str(tmp_path)) == ([], False)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'model__depth': 3, 'model__skip__enabled': True}, "variant 'other'.*"),
+    ({'eval__every': 0}, "variant 'other' has eval.every=0"),
+    ({'train__steps': 12}, r'differ in \(train.steps, eval.best\)'),
+  ],
+)
+def test_variants_are_checked_before_any_is_trained(changes, words, tmp_path, monkeypatch):
+  monkeypatch.setattr(train, 'run', lambda *_: pytest.fail('trained'))
+  with pytest.raises(types.UserError, match=words):
+    study_mode.run(asked(plain=small(), other=small(**changes)), 'bad', str(tmp_path))
+
+
+def test_neither_runs_nor_results_is_refused():
+  with pytest.raises(types.UserError, match='--mode=study needs --workdir=DIR'):
+    study_mode.run(asked(), 'pair')
