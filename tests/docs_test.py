@@ -3,6 +3,7 @@
 Links between pages lead somewhere, and examples of the library run.
 """
 
+import importlib
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import sys
 
 import pytest
 
+from configs import paper
 from diversedit_jax.experiment import declarations
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -166,6 +168,42 @@ def test_links_lead_somewhere(page):
 def test_a_link_that_leads_nowhere_is_found():
   text = '[a](methods.md) [b](none.md) [c](methods.md#frozen-encoders) [d](methods.md#none) [e](#x)'
   assert broken(text, ROOT / 'docs') == ['none.md', 'methods.md#none', '#x']
+
+
+def names_nothing(text):
+  """Names of files, rows and keys of a page that there are not."""
+  rows, keys = {row.name for row in paper.ROWS}, declarations.keys()
+  sections = {key.partition('.')[0] for key in keys}
+  wrong = []
+  for name in re.findall(r'`([^`\s]+)`', FENCE.sub('', text)):
+    if re.fullmatch(r'table\w+/[^.]\S*[^.]', name):
+      known = name in rows
+    elif re.fullmatch(r'[\w/]+/[\w.]+\.\w+', name):
+      known = (ROOT / name).is_file()
+    elif name.partition('.')[0] in sections and re.fullmatch(r'\w+\.[\w.]+', name):
+      known = name in keys
+    else:
+      continue
+    wrong += [] if known else [name]
+  return wrong
+
+
+def test_the_page_of_the_paper_names_what_is_there():
+  text = (ROOT / 'docs' / 'paper.md').read_text()
+  assert not names_nothing(text)
+  for row in re.findall(r'configs/paper.py:(\w+/[^,\s`]+)', FENCE.search(text).group()):
+    assert paper.find(row)
+  tables = {row.name.partition('/')[0] for row in paper.ROWS}
+  assert {name.partition('/')[0] for name in re.findall(r'`(table\w+/[^`]+)`', text)} == tables
+  wrong = '`table1/SiT-Q` `diversedit_jax/none.py` `diversity.none` `diversity.mi` `table1/SiT-B`'
+  assert names_nothing(wrong) == ['table1/SiT-Q', 'diversedit_jax/none.py', 'diversity.none']
+
+
+@pytest.mark.slow
+def test_the_hours_of_the_paper_are_fresh(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+  page = (ROOT / 'docs' / 'paper.md').read_text()
+  assert page == importlib.import_module('hours').page(page), 'python benchmarks/hours.py'
 
 
 @pytest.mark.slow
