@@ -26,6 +26,7 @@ setuptools.setup(
     'diversedit_jax.configs.tables',
   ],
   package_dir={'diversedit_jax.configs': 'configs'},
+  package_data={'diversedit_jax.reporting': ['page.css', 'page.js']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.8',
@@ -48,6 +49,7 @@ setuptools.setup(
     'tensorflow-datasets>=4.9.7',
   ],
   extras_require={
+    'browser': ['selenium>=4.30'],  # A test of the report's page, where Chromium is installed.
     'cuda': ['jax[cuda13]>=0.10.2'],
     'gcs': ['gcsfs>=2026.1'],  # Runs in a bucket of Google's, as gs://BUCKET/FOLDER.
     'heif': ['pillow-heif>=1.0'],  # Reading HEIC.

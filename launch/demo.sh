@@ -18,9 +18,10 @@ run --mode=train
 run --mode=sample
 run --mode=eval
 run --mode=analyze
+run --mode=report
 
 echo
 echo "Made by this run:"
-for file in samples/grid.png eval/digits.json analysis/cka.png metrics.jsonl; do
+for file in samples/grid.png eval/digits.json analysis/cka.png metrics.jsonl report/index.html; do
   echo "  $workdir/$file"
 done

@@ -20,6 +20,7 @@ FLOORS = {
       'analysis training',
       'planning',
       'experiment',
+      'reporting',
       'modes config_file',
       'main prepare evaluate_npz',
     )

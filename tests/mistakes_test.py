@@ -189,6 +189,7 @@ holds no run | --config=digits --workdir=run --mode=eval
 looks at a run or at weights | --mode=inspect
 holds no run | --mode=report --workdir=run
 no workdir | --mode=report
+--output=DIR | --mode=report one two
 ABSENT | --mode=inspect --checkpoint=ABSENT
 text.pt | --mode=inspect --checkpoint=DATA/text.pt
 give one | --config=digits --mode=eval --workdir=a --output=b --checkpoint=DATA/plain.npz

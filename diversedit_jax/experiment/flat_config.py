@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import contextlib
 import functools
+import json
 import pathlib
 from typing import Any
 
@@ -64,6 +65,15 @@ def decisive(flat: Mapping[str, Any]) -> dict[str, Any]:
 def listed(changed: Changed) -> str:
   """Changes in words."""
   return ', '.join(f'{k}: stored {old!r}, given {new!r}' for k, (old, new) in changed.items())
+
+
+def is_run(path: pathlib.Path) -> bool:
+  """Whether a folder has the config of a run; other libraries have a config.json, too."""
+  try:
+    content = json.loads((path / FILE).read_bytes())
+  except (OSError, ValueError):
+    return False
+  return isinstance(content, dict) and {'train', 'optimizer'} <= content.keys()
 
 
 def stored(path: pathlib.Path) -> dict[str, Any] | None:

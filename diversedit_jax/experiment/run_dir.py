@@ -10,7 +10,7 @@ init.json      from which weights it started, if not from random ones
 attention.json its kernel of attention on each platform
 left_out.json  steps whose updates were not finite and are left out
 goodput.jsonl  where the seconds of each start went
-replay/        steps computed again          report/        numbers of --mode=report
+replay/        steps computed again          report/        page and numbers of it
 set_aside/     what was made after a step to which the run went back
 """
 
@@ -76,7 +76,7 @@ def open_for_training(
     UserError: if it cannot be written, holds part of a run that would be overwritten, or a run of
       another config or of other data.
   """
-  path = _checked(workdir)
+  path = directory(workdir)
   if str(path).startswith('s3://'):
     raise types.UserError(
       f'workdir {path}: Orbax writes no checkpoints to s3://; give a folder on a disk, '
@@ -130,7 +130,7 @@ def claimed(workdir: str) -> Iterator[None]:
   Raises:
     UserError: a run trains there; it is named. Or the directory cannot be written.
   """
-  path = _checked(workdir)
+  path = directory(workdir)
   files.make_writable(path, f'workdir {path}')
   way_on = 'wait for its end, stop it, or choose another workdir'
   with locks.claim(path / _LOCK, f'workdir {path} is trained in', way_on):
@@ -143,7 +143,7 @@ def started_from(workdir: str) -> tuple[pathlib.Path, dict[str, Any] | None]:
   Raises:
     UserError: as `open_for_training`, for a workdir or a config that cannot be read.
   """
-  path = _checked(workdir)
+  path = directory(workdir)
   stored = flat_config.stored(path)
   if stored is None:
     return path, None
@@ -195,7 +195,7 @@ def open_recorded(workdir: str) -> pathlib.Path:
   Raises:
     UserError: there is no run.
   """
-  path = _checked(workdir)
+  path = directory(workdir)
   if not (path / flat_config.FILE).is_file():
     raise types.UserError(f'workdir {path} holds no run (no config.json); train first')
   return path
@@ -248,7 +248,7 @@ def open_for_output(workdir: str, folder: str = '', way_on: str = '') -> pathlib
   Raises:
     UserError: if it cannot be written; way_on ends the message.
   """
-  path = _checked(workdir)
+  path = directory(workdir)
   path = path / folder if folder else path
   files.make_writable(path, f'workdir {path}', way_on)
   return path
@@ -260,7 +260,7 @@ def newest_checkpoint(workdir: str) -> str:
   Raises:
     UserError: there is no run, or no checkpoint.
   """
-  path = _checked(workdir)
+  path = directory(workdir)
   step = continuing.newest_step(path)
   if not step:
     raise types.UserError(f'no checkpoint in {path}/checkpoints; train first')
@@ -278,7 +278,12 @@ def check_results(path: pathlib.Path) -> None:
       files.make_writable(folder, f'workdir {path}', way_on)
 
 
-def _checked(workdir):
+def directory(workdir: str) -> pathlib.Path:
+  """A directory as the user named it, which need not be there.
+
+  Raises:
+    UserError: it is none that a run can be in: no name, a URL, a file, a bucket that is not there.
+  """
   if not workdir:
     raise types.UserError('no workdir: give --workdir=DIR, where the run is or shall be')
   if '://' in str(workdir) and not paths.is_bucket(workdir):

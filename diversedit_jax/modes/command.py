@@ -65,7 +65,8 @@ _MODES_OF = {
 class Command:
   """The flags of `main` but for the config, by their names.
 
-  words: arguments that are no flags. config_name: name of the config without folder and ending.
+  words: arguments that are no flags: a key for mode keys, directories of runs for mode report.
+  config_name: name of the config without folder and ending.
   given: keys of the config that the command line sets.
 
   Raises:
@@ -88,7 +89,7 @@ class Command:
   stopped_status: int = 0
 
   def __post_init__(self):
-    if self.words and not (self.mode == 'keys' and len(self.words) == 1):
+    if self.words and not (self.mode == 'report' or self.mode == 'keys' and len(self.words) == 1):
       raise types.UserError(f'unexpected arguments: {" ".join(self.words)}')
     for field in dataclasses.fields(self):
       modes = _MODES_OF.get(field.name, MODES)
@@ -127,7 +128,7 @@ def run(asked: Command, config: ml_collections.ConfigDict | None) -> str | None:
   if mode == 'inspect':
     return inspect.run(workdir, asked.checkpoint, config, whole=asked.full)
   if mode == 'report':
-    return report.run(workdir, asked.output)
+    return report.run([*([workdir] if workdir else []), *asked.words], asked.output)
   if mode == 'list':
     return listing.listing(config)
   if mode == 'plan' and config.get('plan', {}).get('compile_for'):

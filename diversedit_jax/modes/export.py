@@ -13,7 +13,8 @@ from diversedit_jax.data import files
 from diversedit_jax.data.sources import described
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import flat_config, kernels, learned, published, run_dir
-from diversedit_jax.modes import inspect, model_card, null_label, origins, restoring, run_context
+from diversedit_jax.modes import model_card, null_label, origins, restoring, run_context
+from diversedit_jax.reporting import records
 from diversedit_jax.weights import location
 
 _README = 'README.md'
@@ -56,7 +57,7 @@ def run(experiment: experiment_lib.Experiment, output: str, origin: str) -> list
   weights |= {'attention': known} if known else {}
   arrays = _arrays(experiment, found, choice)
   folder_of = found.path.parent if found.about is not None else found.run
-  scores = {} if folder_of is None else _of_these(inspect.scores(folder_of), step, kind)
+  scores = {} if folder_of is None else _of_these(records.scores(folder_of), step, kind)
   if jax.process_index() != 0:
     return []
   files.make_writable(folder, f'--output={folder}')

@@ -6,8 +6,6 @@ it says whether they belong together. Nothing is compiled or written.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import json
-import pathlib
 from typing import Any
 
 import ml_collections
@@ -16,10 +14,10 @@ import numpy as np
 from diversedit_jax import checkpoint, convert, paths, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
-from diversedit_jax.data import files
 from diversedit_jax.experiment import declarations, flat_config, kernels
 from diversedit_jax.frozen import encoders, inception_files, vae_files
 from diversedit_jax.modes import evaluate, origins, restoring, run_context
+from diversedit_jax.reporting import records
 from diversedit_jax.training import writers
 from diversedit_jax.weights import array_files, likely, location, misfits, opening, summary
 
@@ -52,7 +50,7 @@ def run(
       '--mode=inspect looks at a run or at weights: give --workdir=DIR, or --checkpoint=FILE'
     )
   given = origin or workdir
-  if ('://' not in given or paths.is_bucket(given)) and _is_run(
+  if ('://' not in given or paths.is_bucket(given)) and flat_config.is_run(
     folder := paths.absolute(paths.path(given, bucket=True))
   ):
     steps = checkpoint.steps(folder / 'checkpoints')
@@ -64,15 +62,6 @@ def run(
     return '\n'.join(_describe_file(found, config, whole))
   card = [] if found.run is None else _describe_run(found.run, [found.step], config)
   return '\n'.join([*card, *_items(found.path, whole)])
-
-
-def _is_run(folder):
-  """Whether a folder has the config of a run; other libraries have a config.json, too."""
-  try:
-    content = json.loads((folder / 'config.json').read_bytes())
-  except (OSError, ValueError):
-    return False
-  return isinstance(content, dict) and {'train', 'optimizer'} <= content.keys()
 
 
 def recognise(arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -230,22 +219,9 @@ def _last_report(folder) -> str:
   return 'no report' if last is None else f'loss {last["loss"]:.4g} at step {last["step"]:,}'
 
 
-def scores(folder: pathlib.Path) -> dict[str, Mapping[str, Any]]:
-  """The contents of all files with scores and their protocol in a run, by path, oldest first."""
-  found = {}
-  for file in files.below(folder / 'eval', '.json'):
-    try:
-      content = json.loads(file.read_bytes())
-    except ValueError:
-      continue
-    if isinstance(content, dict) and {'scores', 'protocol'} <= content.keys():
-      found[file.relative_to(folder).as_posix()] = content
-  return found
-
-
 def _score_lines(folder) -> list[str]:
   lines = []
-  for name, content in scores(folder).items():
+  for name, content in records.scores(folder).items():
     lines.append(f'{name}: {evaluate.in_words(content["scores"])}{_how(content["protocol"])}')
   more = [f'... and {len(lines) - _SHOWN} older'] if len(lines) > _SHOWN else []
   shown = [*lines[-_SHOWN:], *more]

@@ -1,106 +1,65 @@
-"""`--mode=report`: the numbers of a run on a page of text, and in report/report.json.
+"""`--mode=report`: what runs came to, on a page for a browser, as text, and as report.json.
 
-Needs no config, and nothing that computes: all of it was recorded by the run. Old runs recorded
+Needs no config, and nothing that computes: all of it was recorded by the runs. Old runs recorded
 less; what is missing is said.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 import datetime
-import pathlib
 from typing import Any
 
-from diversedit_jax import checkpoint
+from diversedit_jax import types
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import continuing, flat_config, learned, run_dir
-from diversedit_jax.modes import evaluate, inspect
-from diversedit_jax.training import goodput, nonfinite, progress, writers
+from diversedit_jax.experiment import run_dir
+from diversedit_jax.modes import evaluate
+from diversedit_jax.reporting import page, runs, tables
+from diversedit_jax.training import goodput, progress
 
-FOLDER, FILE = 'report', 'report.json'
+FOLDER, FILE, PAGE = 'report', 'report.json', 'index.html'
 _TITLE = 14  # Width of the words at the left.
+_FRAMES, _FRAMES_OF_ALL, _FEWEST = 12, 60, 3  # Steps that are shown: of a run, of all, at least.
 
 
-def run(workdir: str, output: str | None = None) -> str:
-  """Writes the numbers and returns them as text.
+def run(named: Sequence[str], output: str | None = None) -> str:
+  """Writes the page and the numbers, and returns these as text.
 
   Args:
-    workdir: directory of a run. output: where the file goes instead.
+    named: directories of runs, or folders of runs. output: where the report goes; None means the
+      one directory that is named.
 
   Raises:
-    UserError: there is no run, its records are damaged, or the file cannot be written.
+    UserError: there is no run, its records are damaged, the report cannot be written, or nobody
+      said where that of several directories goes.
   """
-  facts = gather(run_dir.open_recorded(workdir))
+  named = named or ('',)
+  if output is None and len(named) > 1:
+    raise types.UserError(f'a report of {len(named)} directories needs --output=DIR, where it goes')
+  found = runs.find(named)
+  frames = max(_FEWEST, min(_FRAMES, _FRAMES_OF_ALL // len(found)))
+  report = [runs.read(name, path, frames) for name, path in found.items()]
   way_on = '' if output else '; --output=DIR writes the report elsewhere'
-  folder = run_dir.open_for_output(output or workdir, FOLDER, way_on)
-  card.write_json(folder / FILE, facts)
-  return text(facts)
+  folder = run_dir.open_for_output(output or named[0], FOLDER, way_on)
+  single = len(report) == 1
+  title = report[0].name if single else _title(named, report)
+  written = page.write(report, title, datetime.datetime.now())
+  with files.atomic(folder / PAGE) as temporary:  # A name in no encoding has surrogates.
+    temporary.write_bytes(written.encode('utf-8', 'backslashreplace'))
+  facts = {one.name: one.facts for one in report}
+  card.write_json(folder / FILE, report[0].facts if single else {'runs': facts})
+  pages = map(text, facts.values()) if single else [table(facts)]
+  return '\n'.join([*pages, _line('page', folder / PAGE)])
 
 
-def gather(path: pathlib.Path) -> dict[str, Any]:
-  """What a run recorded of itself; None, or nothing in a list, for what it did not."""
-  config = flat_config.stored(path)
-  rows = writers.read_jsonl(path / 'metrics.jsonl')
-  trained = [row for row in rows if 'loss' in row]
-  account = goodput.summary(writers.read_jsonl(path / goodput.FILE))
-  steps = checkpoint.steps(path / 'checkpoints')
-  versions = files.read_json(path / 'versions.json', list, may_lack=True)
-  facts = {
-    'run': str(path),
-    'method': config['method'],
-    'data': learned.read(path).get('name') or config['data.source'],
-    'versions': versions[-1] if versions else None,
-    'steps': {'planned': config['train.steps'], 'done': _done(trained, steps, account)},
-    'images': None,
-    'last': trained[-1] if trained else None,
-    'goodput': account or None,
-    'checkpoints': steps,
-    'scores': inspect.scores(path),
-    'changes': continuing.history(path),
-    'left_out': files.read_json(path / nonfinite.FILE, list, may_lack=True),
-  }
-  facts['images'] = _images(facts['steps']['done'], config, continuing.changes(path))
-  return facts | {'not_recorded': list(_missing(facts))}
-
-
-def _done(trained, checkpoints, account):
-  """The last step that any record tells of; the run may have gone further before it was killed."""
-  starts = account.get('starts', [])
-  last = [starts[-1]['to_step']] if starts else []
-  return max([*checkpoints, *last, *(row['step'] for row in trained[-1:])], default=0)
-
-
-def _images(done, config, changes):
-  """Examples of all steps, each with the batch size that it had."""
-  key, images, until = 'train.batch_size', 0, done
-  size = config[key]
-  for step, changed in reversed(changes):
-    if key in changed:
-      at = min(step, until)
-      images += (until - at) * size
-      until, size = at, changed[key]['old']
-  return images + until * size
-
-
-def _missing(facts) -> Iterator[str]:
-  """What the run did not record, in words."""
-  account = facts['goodput']
-  if facts['last'] is None:
-    yield 'no losses: metrics.jsonl has no row of them'
-  if account is None:
-    yield f'where its seconds went: it has no {goodput.FILE}, which runs write since 0.3'
-  elif account['unrecorded_steps']:
-    yield f'where the seconds of steps 1 to {account["unrecorded_steps"]} went'
-  *before, last = account['starts'] if account else [{'ended': ''}]
-  if any(start['ended'] is None for start in before):
-    yield 'the seconds after the last report of a start that was killed'
-  if last['ended'] is None:
-    yield 'the end of the last start: it was killed, or it still trains'
-  if facts['versions'] is None:
-    yield 'the versions of its packages'
+def _title(named, report):
+  """The name of the study, or those of a few runs."""
+  if len(named) == 1:
+    return run_dir.directory(named[0]).name
+  return ', '.join(run.name for run in report[:3]) + ', ...' * (len(report) > 3)
 
 
 def text(facts: Mapping[str, Any]) -> str:
-  """The page."""
+  """The numbers of a run."""
   steps, last, account = facts['steps'], facts['last'], facts['goodput']
   done, planned = steps['done'], steps['planned']
   lines = [
@@ -115,22 +74,40 @@ def text(facts: Mapping[str, Any]) -> str:
   lines += [('checkpoints', ', '.join(map(str, facts['checkpoints'])) or 'none')]
   scores = facts['scores'].items()
   lines += _listed('scores', (f'{k}: {evaluate.in_words(v["scores"])}' for k, v in scores))
-  lines += _listed('changes', map(_change, facts['changes']))
+  lines += _listed('changes', (f'step {e["step"]}: {tables.change(e)}' for e in facts['changes']))
   lines += _listed('left out', (f'step {e["step"]}: {e["because"]}' for e in facts['left_out']))
   lines += [] if account is None else _account(account)
   lines += _listed('not recorded', facts['not_recorded'])
-  return '\n'.join(f'{title:<{_TITLE}}{line}'.rstrip() for title, line in lines)
+  return '\n'.join(_line(title, line) for title, line in lines)
+
+
+def table(facts: Mapping[str, Mapping[str, Any]]) -> str:
+  """A line for each of several runs, by name."""
+  rows = [('run', 'method', 'steps', 'loss', 'goodput', 'scores')]
+  for name, of_one in facts.items():
+    steps, last, account = of_one['steps'], of_one['last'], of_one['goodput']
+    scores = [content['scores'] for content in of_one['scores'].values()]
+    rows.append(
+      (
+        name,
+        of_one['method'],
+        f'{steps["done"]:,} of {steps["planned"]:,}',
+        f'{last["loss"]:.4g}' if last else '-',
+        f'{account["goodput"]:.1%}' if account else '-',
+        evaluate.in_words(scores[-1]) if scores else '-',
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  padded = [[f'{cell:<{w}}' for cell, w in zip(row, widths, strict=True)] for row in rows]
+  return '\n'.join('  '.join(cells).rstrip() for cells in padded)
+
+
+def _line(title, line):
+  return f'{title:<{_TITLE}}{line}'.rstrip()
 
 
 def _listed(title, lines):
   return [(title if i == 0 else '', line) for i, line in enumerate(lines)]
-
-
-def _change(entry):
-  if 'rewound_to' in entry:
-    return f'step {entry["step"]}: back to step {entry["rewound_to"]}'
-  named = (f'{key} {to["old"]!r} -> {to["new"]!r}' for key, to in entry['changed'].items())
-  return f'step {entry["step"]}: {", ".join(named)}'
 
 
 def _account(account):

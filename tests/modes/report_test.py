@@ -9,6 +9,7 @@ import pytest
 
 from diversedit_jax import types
 from diversedit_jax.modes import report
+from diversedit_jax.reporting import records
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +47,7 @@ def recorded(run, tmp_path):
 
 
 def test_the_numbers_of_a_run(recorded):
-  lines = report.run(str(recorded)).splitlines()
+  lines = report.run([str(recorded)]).splitlines()
   told = {line[:14].strip(): line[14:] for line in lines if line[:14].strip()}
   assert told['steps'] == '30 of 30 (100%), 800 images'
   assert told['last report'] == 'step 30, loss 1.5, diverse/loss 0.25, 2.5 steps/second'
@@ -59,7 +60,8 @@ def test_the_numbers_of_a_run(recorded):
   assert told['train'].split() == ['12.0', 's', '50.0%']
   assert told['stopped'].split() == ['98.0', 's', 'between', 'starts']
   assert told['starts'].endswith(', steps 0 to 20: no end was recorded')
-  assert lines[-2].endswith(', steps 10 to 30: finished')
+  assert lines[-3].endswith(', steps 10 to 30: finished')
+  assert told['page'] == f'{recorded}/report/index.html'
   assert told['not recorded'].startswith('the seconds after the last report of a start that was')
   written = json.loads((recorded / 'report' / 'report.json').read_text())
   assert written['goodput']['lost_steps'] == 10 and written['last']['loss'] == 1.5
@@ -67,7 +69,7 @@ def test_the_numbers_of_a_run(recorded):
 
 
 def test_what_an_earlier_version_did_not_record_is_said_and_not_guessed(run, tmp_path):
-  page = report.run(str(run), str(tmp_path / 'mine'))
+  page = report.run([str(run)], str(tmp_path / 'mine'))
   assert 'no losses' in page and 'goodput.jsonl, which runs write since' in page
   written = json.loads((tmp_path / 'mine' / 'report' / 'report.json').read_text())
   assert (
@@ -80,14 +82,14 @@ def test_what_an_earlier_version_did_not_record_is_said_and_not_guessed(run, tmp
 def test_a_run_that_went_on_with_a_newer_version_says_so(recorded):
   rows = (recorded / 'goodput.jsonl').read_text().splitlines(keepends=True)
   (recorded / 'goodput.jsonl').write_text(''.join(rows[3:]))
-  facts = report.gather(recorded)
+  facts = records.gather(recorded)
   assert facts['not_recorded'] == ['where the seconds of steps 1 to 10 went']
 
 
 def test_damaged_records_are_refused(recorded):
   (recorded / 'goodput.jsonl').write_text('[1]\n')
   with pytest.raises(types.UserError, match='goodput.jsonl is damaged'):
-    report.run(str(recorded))
+    report.run([str(recorded)])
 
 
 def test_where_a_run_may_only_be_read_the_way_on_is_shown(recorded, monkeypatch):
@@ -98,4 +100,4 @@ def test_where_a_run_may_only_be_read_the_way_on_is_shown(recorded, monkeypatch)
   with pytest.raises(
     types.UserError, match='cannot be written: .*; --output=DIR writes the report'
   ):
-    report.run(str(recorded))
+    report.run([str(recorded)])

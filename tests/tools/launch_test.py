@@ -95,8 +95,10 @@ def test_the_demo_uses_every_mode_on_one_workdir(copy, given):
   folder = {'': f'{copy.root}/runs/digits', 'my runs/a': f'{copy.root}/elsewhere/my runs/a'}
   workdir = folder.get(given, given)
   main = f'python -m diversedit_jax.main --config=configs/digits.py --workdir={workdir}'
-  assert calls[-4:] == [f'{main} --mode={mode}' for mode in ('train', 'sample', 'eval', 'analyze')]
+  modes = ('train', 'sample', 'eval', 'analyze', 'report')
+  assert calls[-5:] == [f'{main} --mode={mode}' for mode in modes]
   assert f'{workdir}/samples/grid.png' in done.stdout
+  assert f'{workdir}/report/index.html' in done.stdout
 
 
 def test_a_gpu_node_hides_latency_and_a_users_flags_come_last(copy):

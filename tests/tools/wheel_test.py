@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+from helpers import recorded_runs
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,3 +45,9 @@ def test_an_installed_wheel_finds_its_configs_from_any_folder(tmp_path):
     done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and 'images/s' in done.stdout, done.stderr
     assert config == 'own.py:method=flow' or f'config {site}' in done.stderr
+  recorded_runs.write(tmp_path / 'run')  # Its page has a style and a script, which are no Python.
+  command = [sys.executable, '-m', 'diversedit_jax.main', '--mode=report', '../run']
+  done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  written = (tmp_path / 'run' / 'report' / 'index.html').read_text()
+  assert 'prefers-color-scheme' in written and "'use strict'" in written

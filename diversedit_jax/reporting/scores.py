@@ -1,0 +1,99 @@
+"""The section of scores: tables, what makes them doubtful, and their protocol cards."""
+
+from collections.abc import Mapping, Sequence
+import json
+from typing import Any
+
+from diversedit_jax.experiment import flat_config
+from diversedit_jax.reporting import curves, markup, records, runs, tables
+
+_CARDS = 8  # Protocols of a run.
+# Of a protocol, what no comparison depends on.
+_INDIFFERENT = ('seconds', 'checkpoint', 'step', 'versions.', 'device.')
+
+
+def section(report: Sequence[runs.Run]) -> list[markup.Html]:
+  """Tables of scores by the file that they stand in, with what makes them doubtful."""
+  by_file: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+  for i, run in enumerate(report):
+    for file, content in run.facts['scores'].items():
+      if not file.startswith(records.DURING):
+        by_file.setdefault(file, []).append((i, content))
+  found = [part for file, contents in by_file.items() for part in _scores(report, file, contents)]
+  cards = _cards(report)
+  if len(cards) > tables.ACROSS:
+    cards = [markup.tag('details', markup.tag('summary', 'Protocols'), cards, class_='inner')]
+  return [*found, *cards]
+
+
+def _scores(report, file, contents) -> list[markup.Html]:
+  names = list(dict.fromkeys(name for _, content in contents for name in content['scores']))
+  how = {'samples': 'num_samples', 'weights': 'weights', 'step': 'step', 'NFE': 'nfe'}
+  rows, told = [], {}
+  for i, content in contents:
+    protocol = content['protocol']
+    guidance = protocol.get('guidance') or {}
+    rows.append(
+      [
+        tables.named(report, i),
+        *(curves.number(content['scores'].get(name, '–')) for name in names),
+        *(curves.number(protocol.get(key, '–')) for key in how.values()),
+        curves.number(guidance.get('scale', '–')),
+      ]
+    )
+    for line in content.get('warnings', []):
+      told.setdefault(line, []).append(report[i].name)
+  head = ['run', *map(tables.words, names), *how, 'guidance']
+  of_rows = [{'data_run': i} for i, _ in contents]
+  warned = [
+    markup.tag('li', line, f' ({tables.listed(of, report)})' if len(report) > 1 else None)
+    for line, of in told.items()
+  ]
+  return [
+    markup.tag('h3', file),
+    markup.table(head, rows, rows_attributes=of_rows, title=f'Scores in {file}'),
+    _unlike([content['protocol'] for _, content in contents]),
+    markup.tag('ul', warned, class_='warned') if warned else None,
+  ]
+
+
+def _unlike(protocols) -> markup.Html | None:
+  """What differs between protocols, so that scores do not compare."""
+  flat = [flat_config.flatten(protocol) for protocol in protocols]
+  keys = [
+    key
+    for key in dict.fromkeys(key for one in flat for key in one)
+    if not key.startswith(_INDIFFERENT) and len({json.dumps(one.get(key)) for one in flat}) > 1
+  ]
+  if not keys:
+    return None
+  return markup.tag('p', f'Their protocols differ in {", ".join(keys)}.', class_='warned')
+
+
+def _cards(report) -> list[markup.Html]:
+  """Protocols: of each final file, and of the last online evaluation."""
+  found = []
+  for i, run in enumerate(report):
+    files = run.facts['scores']
+    shown = [file for file in files if not file.startswith(records.DURING)][-_CARDS:]
+    shown += [file for file in files if file.startswith(records.DURING)][-1:]
+    for file in shown:
+      rows = flat_config.flatten(files[file]['protocol']).items()
+      warned = [markup.tag('li', line) for line in files[file].get('warnings', [])]
+      title = f'{run.name}: {file}' if len(report) > 1 else file
+      found.append(
+        markup.tag(
+          'details',
+          markup.tag('summary', f'Protocol of {title}'),
+          markup.tag('ul', warned, class_='warned') if warned else None,
+          markup.table(
+            ['', ''], [[k, tables.as_text(v)] for k, v in rows], title=f'Protocol of {title}'
+          ),
+          data_run=i,
+        )
+      )
+    if len(files) > len(shown):
+      of = f' of {run.name}' if len(report) > 1 else ''
+      words = f'Protocols{of}: {len(shown)} of {len(files)} are shown; eval/ of the run has all.'
+      found.append(markup.tag('p', words, class_='faint', data_run=i))
+  return found
