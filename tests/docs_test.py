@@ -3,7 +3,8 @@
 Links between pages lead somewhere, and examples of the library run.
 """
 
-import importlib
+import ast
+import importlib.util
 import os
 import pathlib
 import re
@@ -168,6 +169,24 @@ def test_links_lead_somewhere(page):
 def test_a_link_that_leads_nowhere_is_found():
   text = '[a](methods.md) [b](none.md) [c](methods.md#frozen-encoders) [d](methods.md#none) [e](#x)'
   assert broken(text, ROOT / 'docs') == ['none.md', 'methods.md#none', '#x']
+
+
+def test_the_site_has_every_page():
+  """What `mkdocs build --strict` would say, without mkdocs."""
+  nav = re.findall(r'^ +- [^:]+: (\S+\.md)$', (ROOT / 'mkdocs.yml').read_text(), re.MULTILINE)
+  tree = ast.parse((ROOT / 'launch' / 'docs_pages.py').read_text())
+  tables = {
+    node.targets[0].id: ast.literal_eval(node.value)
+    for node in tree.body
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+  }
+  pages, api = tables['PAGES'], tables['API']
+  assert all((ROOT / name).is_file() for name in pages)
+  assert all(
+    importlib.util.find_spec(f'diversedit_jax.{m}') for group in api.values() for m in group
+  )
+  there = [path.name for path in (ROOT / 'docs').glob('*.md')]
+  assert sorted(nav) == sorted([*there, *pages.values(), *(f'api/{name}.md' for name in api)])
 
 
 def names_nothing(text):

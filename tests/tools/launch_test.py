@@ -351,6 +351,12 @@ def test_a_jobset_has_what_jobset_and_kubernetes_ask_for(copy, tpu, slices):
   assert ('env' in container) == (not tpu)  # GKE tells the hosts of a slice where the others are.
 
 
+def test_docs_are_built_strictly_or_served(copy):
+  done, calls = copy.run('launch/docs.sh')
+  assert done.returncode == 0 and calls == ['my-python -m mkdocs build --strict']
+  assert copy.run('launch/docs.sh', 'serve')[1] == ['my-python -m mkdocs serve']
+
+
 def test_shellcheck_finds_nothing():
   shellcheck = pathlib.Path(sys.executable).with_name('shellcheck')
   if not shellcheck.exists():
