@@ -14,7 +14,7 @@ from diversedit_jax.reporting import curves, markup
 COLOURS, DASHES = 8, 3
 _SIZE = 1000  # Of the SVG's own units, each way.
 _POINTS, _POINTS_OF_ALL = 1000, 4000  # Of a line, and of all lines of a chart together.
-_FEW = 40  # Points of a line that are marked.
+_FEW, _FEW_LINES = 40, 8  # Points are marked of as few as these.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ def chart(
   thinned = [(line, *curves.thin(line.xs, line.ys, limit)) for line in lines]
   low, high = (f(f(ys) for _, _, ys in thinned) for f in (min, max))
   first, last = ends or (min(x[0] for _, x, _ in thinned), max(x[-1] for _, x, _ in thinned))
-  across = curves.between(float(first), float(last))
+  whole = all((line.xs == line.xs.round()).all() for line in lines)
+  across = curves.between(float(first), float(last), 4 if whole else 7, whole=whole)
   up = curves.linear(float(low), float(high))
   log = curves.logarithmic(float(low), float(high)) if low > 0 and high > low else None
   words = _in_words(title, lines, along, unit)
@@ -71,7 +72,7 @@ def chart(
       'svg',
       _grid('grid lin', up, shown=True),
       _grid('grid log', log, shown=False) if log else None,
-      [_path(line, xs, ys, across, up, own_names) for line, xs, ys in thinned],
+      [_path(*one, across, up, len(lines) <= _FEW_LINES, own_names) for one in thinned],
       viewBox=f'0 0 {_SIZE} {_SIZE}',
       preserveAspectRatio='none',
       role='img',
@@ -114,12 +115,12 @@ def _in_words(title, lines, along, unit) -> str:
   return f'Line chart of {title} over {along}: {"; ".join(told)}{more}.'
 
 
-def _path(line, xs, ys, across, up, own_names):
+def _path(line, xs, ys, across, up, marked, own_names):
   x = np.asarray(across.at(xs) * _SIZE).round().astype(int)
   y = np.asarray((1 - up.at(ys)) * _SIZE).round().astype(int)
   points = list(zip(x.tolist(), y.tolist(), strict=True))
   d = 'M' + 'L'.join(f'{a} {b}' for a, b in points)
-  few = len(points) <= _FEW
+  few = marked and len(points) <= _FEW
   drawn = markup.tag('path', d=d, class_=f'line {look(line.number)}')
   dots = ''.join(f'M{a} {b}h0' for a, b in points)
   dotted = markup.tag('path', d=dots, class_=f'dots c{line.number % COLOURS}') if few else None

@@ -69,9 +69,9 @@ def linear(low: float, high: float, count: int = 4, *, whole: bool = False) -> A
   return Axis(low=ticks[0], high=ticks[-1], ticks=ticks)
 
 
-def between(low: float, high: float, count: int = 4) -> Axis:
-  """An axis that ends where the values do, with ticks at whole numbers: steps, blocks."""
-  around = linear(low, high, count, whole=True)
+def between(low: float, high: float, count: int = 4, *, whole: bool = True) -> Axis:
+  """An axis that ends where the values do. whole: ticks at whole numbers only, as for steps."""
+  around = linear(low, high, count, whole=whole)
   if low == high:
     return around
   ticks = [tick for tick in around.ticks if low <= tick <= high]

@@ -28,6 +28,7 @@ _OF_BLOCKS = {
   'gradient_norm': 'Norm of the gradient of the parameters of each block',
 }
 _MATRICES = {'token': 'token by token', 'mean': 'of mean features'}
+_FIGURES = 24  # Of other modes, of all runs.
 _STEPS_OF_ONE = 4  # Lines of blocks, for a single run.
 
 
@@ -203,8 +204,11 @@ def cka(report: Sequence[runs.Run]) -> list[markup.Html]:
 def figures(report: Sequence[runs.Run], notes: list[str]) -> list[markup.Html]:
   """Pictures that other modes made, as they are. notes: gets what cannot be shown."""
   found: list[Any] = []
+  most = max(1, _FIGURES // len(report))
   for number, run in enumerate(report):
-    for name, png in run.figures.items():
+    if len(run.figures) > most:
+      notes.append(f'{run.name}: {most} of {len(run.figures)} figures are shown')
+    for name, png in list(run.figures.items())[:most]:
       try:
         image = pictures.picture(png, f'{name} of {run.name}', _widest(report))
       except (ValueError, OSError) as error:

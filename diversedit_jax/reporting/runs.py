@@ -17,6 +17,7 @@ from diversedit_jax.training import writers
 
 _DEEP = 3  # Folders between that of a study and those of its runs, theirs included.
 _PARTS = re.compile(r'\d+|\D+').findall
+_SCHEMA = 1  # Of analysis.json.
 _NO_CURVES = ('step', 'seconds')
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -38,8 +39,9 @@ class Run:
   name: short, and no other run's. facts: of `records.gather`. config: flat and complete.
   data: data.json. attention: kernel by platform. curves: by the name of a metric.
   not_finite: how many values curves leave out. similarity, blocks: arrays by name of telemetry,
-  by step. previews, others: bytes of PNG files by step, and of other grids by name.
-  cka: similarities [L, L] by t, and of what. missing: what was not recorded or cannot be read.
+  by step. previews: bytes of PNG files by step. cka: similarities [L, L] by t. analysis: parts of
+  analysis.json by name. figures: bytes of PNG files of other modes by name.
+  missing: what was not recorded or cannot be read.
   """
 
   name: str
@@ -105,6 +107,7 @@ def read(name: str, path: pathlib.Path, frames: int) -> Run:
   found, not_finite = _curves(writers.read_jsonl(path / 'metrics.jsonl'))
   missing: list[str] = []
   series = lambda pattern, opened: _series(path, pattern, frames, opened, missing)
+  analysis = _analysis(path, missing)
   run = Run(
     name=name,
     facts=facts,
@@ -117,8 +120,8 @@ def read(name: str, path: pathlib.Path, frames: int) -> Run:
     blocks=series('telemetry/blocks-*.npz', _arrays),
     previews=series('samples/preview-*.png', pathlib.Path.read_bytes),
     cka=_cka(path, missing),
-    analysis=_analysis(path, missing),
-    figures=_figures(path),
+    analysis=analysis,
+    figures=_figures(path, analysis),
     missing=missing,
   )
   return dataclasses.replace(run, missing=[*facts['not_recorded'], *missing, *_lacking(run, path)])
@@ -192,21 +195,31 @@ def _cka(path, missing) -> Series:
 
 
 def _analysis(path, missing) -> Mapping[str, Any]:
+  """The parts of analysis.json; none of a form that this version does not know."""
   file = path / 'analysis' / 'analysis.json'
-  if not file.exists():
+  content = _attempt(lambda: files.read_json(file), file, missing) if file.exists() else None
+  if content is None:
     return {}
-  return _attempt(lambda: files.read_json(file), file, missing) or {}
+  if content.get('schema') != _SCHEMA:
+    missing.append(f'analysis.json in a form that this version knows: schema={_SCHEMA}')
+    return {}
+  return content['parts']
 
 
-def _figures(path) -> dict[str, bytes]:
-  """Figures of `--mode=analyze` beside that of CKA, which is drawn anew, and of `--mode=sweep`."""
-  there = [p for p in path.glob('analysis/*.png') if p.name != 'cka.png' or _old(path)]
+def _figures(path, analysis) -> dict[str, bytes]:
+  """Pictures of other modes that the page does not draw anew, by name.
+
+  The sheet of `--mode=analyze` shows what others show.
+  """
+  drawn = {'sheet.png'} if analysis else set()
+  drawn |= {'cka.png'} if (path / 'analysis' / 'cka.npz').exists() else set()
+  for part in analysis.values():
+    for figure in part.get('figures', {}).values():
+      kinds = {(one.get('kind'), bool(one.get('stacked'))) for one in figure.get('panels', [])}
+      drawn |= set(figure.get('files', [])) if kinds == {('curves', False)} else set()
+  there = [p for p in path.glob('analysis/*.png') if p.name not in drawn]
   there += [*path.glob('eval/sweep-*.png'), *path.glob('samples/grid.png')]
   return {f'{p.parent.name}/{p.name}': p.read_bytes() for p in sorted(there)}
-
-
-def _old(path):
-  return not (path / 'analysis' / 'cka.npz').exists()
 
 
 def _lacking(run, path):

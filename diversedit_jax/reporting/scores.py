@@ -9,7 +9,8 @@ from diversedit_jax.reporting import curves, markup, records, runs, tables
 
 _CARDS = 8  # Protocols of a run.
 # Of a protocol, what no comparison depends on.
-_INDIFFERENT = ('seconds', 'checkpoint', 'step', 'versions.', 'device.')
+_INDIFFERENT = ('seconds', 'seconds_of_scoring', 'samples_made_before', 'checkpoint', 'step')
+_INDIFFERENT += ('parameters', 'depth', 'width', 'method', 'versions', 'device')
 
 
 def section(report: Sequence[runs.Run]) -> list[markup.Html]:
@@ -52,18 +53,19 @@ def _scores(report, file, contents) -> list[markup.Html]:
   return [
     markup.tag('h3', file),
     markup.table(head, rows, rows_attributes=of_rows, title=f'Scores in {file}'),
-    _unlike([content['protocol'] for _, content in contents]),
+    unlike([content['protocol'] for _, content in contents]),
     markup.tag('ul', warned, class_='warned') if warned else None,
   ]
 
 
-def _unlike(protocols) -> markup.Html | None:
-  """What differs between protocols, so that scores do not compare."""
+def unlike(protocols: Sequence[Mapping[str, Any]]) -> markup.Html | None:
+  """What differs between protocols, so that their numbers do not compare; None for nothing."""
   flat = [flat_config.flatten(protocol) for protocol in protocols]
   keys = [
     key
     for key in dict.fromkeys(key for one in flat for key in one)
-    if not key.startswith(_INDIFFERENT) and len({json.dumps(one.get(key)) for one in flat}) > 1
+    if key.partition('.')[0] not in _INDIFFERENT
+    and len({json.dumps(one.get(key)) for one in flat}) > 1
   ]
   if not keys:
     return None

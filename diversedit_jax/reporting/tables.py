@@ -10,6 +10,10 @@ from diversedit_jax.experiment import declarations
 from diversedit_jax.reporting import charts, curves, markup, records, runs
 
 ACROSS = 4  # Runs that are columns of a table; of more, each is a row.
+_GOODPUT = (
+  'train: steps that count; their share is the goodput. hooks: reports, telemetry, previews, '
+  'scores. lost: steps that a later start made again. stopped: between starts, not in the total.'
+)
 _KINDS = ('train', 'compile', 'data', 'save', 'hooks', 'setup', 'lost')
 
 
@@ -163,6 +167,7 @@ def goodput(report: Sequence[runs.Run]) -> list[markup.Html]:
   of_rows = [{'data_run': i} for i, _ in told]
   head = ['run', 'goodput', *_KINDS, 'total', 'stopped']
   return [
+    markup.tag('p', _GOODPUT, class_='faint'),
     markup.tag('p', [_key(kind, number) for kind, number in kinds], class_='legend'),
     markup.tag('div', bars, class_='bars'),
     markup.table(head, rows, rows_attributes=of_rows, title='Seconds by what they went into'),

@@ -129,6 +129,60 @@ def test_online_scores_are_curves(two):
   assert fid and fid[0]['lines'][0]['x'] == [10, 20, 30]  # The files win over the row.
 
 
+def analysed(name, score=0.5):
+  curves = {
+    'kind': 'curves',
+    'title': name,
+    'x': [1, 2, 3],
+    'x_label': 'block',
+    'y_label': name,
+    'series': {'t = 0.1': [score, None, 0.25], 't = 0.9': [0.5, 0.5, 0.5]},
+    'reference': [0.125, 'chance'],
+    'stacked': False,
+  }
+  stacked, heat = curves | {'stacked': True}, {'kind': 'heatmap', 'title': 'M', 'values': [[1.0]]}
+  figures = {
+    'lines': {'files': ['lines.png', 'lines.pdf'], 'panels': [curves]},
+    'bars': {'files': ['bars.png'], 'panels': [stacked]},
+    'maps': {'files': ['maps.png'], 'panels': [heat, curves]},
+  }
+  part = {'protocol': {'view': 'mean', 'examples': 256}, 'figures': figures}
+  return {'schema': 1, 'parts': {name: part}}
+
+
+def test_analysis_is_drawn_anew_where_it_is_lines(tmp_path):
+  a, b = (recorded_runs.write(tmp_path / name) for name in 'ab')
+  for path, score in ((a, 0.5), (b, 0.75)):
+    content = analysed('probe', score)
+    content['parts']['probe']['protocol']['examples'] = int(100 * score)
+    (path / 'analysis' / 'analysis.json').write_text(json.dumps(content))
+    for name in ('lines', 'bars', 'maps', 'sheet', 'cka'):
+      (path / 'analysis' / f'{name}.png').write_bytes(recorded_runs.png())
+  blocks = lambda text: [json.loads(t) for kind, t in Read(text).scripts if kind.get('type')]
+  (one, _) = [c for c in blocks(write(a)) if [li['name'] for li in c['lines']][-1] == 'chance']
+  assert one['lines'][0]['x'] == [1, 3] and one['lines'][0]['y'] == [0.5, 0.25]
+  several = [
+    c for c in blocks(write(a, b)) if c['along'] == 'block' and c['lines'][0]['x'] == [1, 3]
+  ]
+  assert [li['y'][0] for li in several[0]['lines']] == [0.5, 0.75]
+  words = Read(write(a, b)).words()
+  assert 'probe: 4 charts' in words and 'Their protocols differ in examples.' in words
+  assert all(f'analysis/{name}.png' in words for name in ('bars', 'maps'))
+  assert not any(f'analysis/{name}.png' in words for name in ('lines', 'sheet', 'cka'))
+  (a / 'analysis' / 'analysis.json').write_text('{"schema": 2}')
+  words = Read(write(a)).words()
+  assert 'analysis.json in a form that this version knows' in words and 'lines.png' in words
+
+
+def test_protocols_that_differ_in_sampler_steps_do_not_compare(tmp_path):
+  for name, steps in (('a', 20), ('b', 50)):
+    path = recorded_runs.write(tmp_path / name)
+    own = {'steps': steps, 'step': steps, 'seconds': steps, 'device': {'kind': name}}
+    scored = {'scores': {'fid': 1.0}, 'protocol': {**recorded_runs.PROTOCOL, **own}}
+    (path / 'eval' / 'final.json').write_text(json.dumps(scored))
+  assert 'Their protocols differ in steps.' in Read(write(tmp_path)).words()
+
+
 def test_text_of_a_run_is_never_markup(tmp_path):
   path = recorded_runs.write(
     tmp_path / HOSTILE.replace('/', '∕'),
@@ -137,7 +191,7 @@ def test_text_of_a_run_is_never_markup(tmp_path):
   )
   scored = {'scores': {HOSTILE: 1.0}, 'warnings': [HOSTILE], 'protocol': {HOSTILE: HOSTILE}}
   (path / 'eval' / 'hostile.json').write_text(json.dumps(scored))
-  (path / 'analysis' / 'analysis.json').write_text(json.dumps({HOSTILE: HOSTILE}))
+  (path / 'analysis' / 'analysis.json').write_text(json.dumps(analysed(HOSTILE)))
   (path / 'versions.json').write_text(json.dumps([{HOSTILE: HOSTILE}]))
   text = write(path)
   found = Read(text)
