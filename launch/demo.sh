@@ -22,6 +22,6 @@ run --mode=report
 
 echo
 echo "Made by this run:"
-for file in samples/grid.png eval/digits.json analysis/cka.png metrics.jsonl report/index.html; do
+for file in samples/grid.png eval/digits.json analysis/sheet.png metrics.jsonl report/index.html; do
   echo "  $workdir/$file"
 done

@@ -45,7 +45,6 @@ def test_every_key_that_names_a_path_is_declared_so_and_expanded():
     'eval.keep_samples',
     'model.skip.placement',
     'train.steps',
-    'analysis.full',
   }
   assert said - named <= others
   assert data_options.DataOptions(source='folder:~/x').source == 'folder:/home/user/x'

@@ -5,6 +5,7 @@ H = I - 11'/n (arXiv 1905.00414, 2010.15327):
 
   linear   K = X X'                                                                   (1)
   rbf      K_ij = exp(-|x_i - x_j|^2 / (2 s^2)),  s^2 = b^2 median |x_i - x_j|^2      (2)
+  poly     K_ij = (1 + x_i . x_j / m)^d,  m = mean |x_i|^2, x centred                (2')
   biased   HSIC0(K, L) = Tr(K H L H) / (n - 1)^2                                      (3)
   unbiased HSIC1(K, L) = [ Tr(K~ L~) + (1'K~1)(1'L~1) / ((n-1)(n-2))
                            - 2 1'K~L~1 / (n-2) ] / (n (n-3)),  n >= 4                 (4)
@@ -20,7 +21,7 @@ import numpy as np
 from diversedit_jax import trees
 from diversedit_jax.types import UserError
 
-KERNELS = ('linear', 'rbf')
+KERNELS = ('linear', 'rbf', 'poly')
 ESTIMATORS = ('biased', 'unbiased')
 MEDIANS = ('offdiag', 'full')
 
@@ -33,12 +34,15 @@ class Options:
   estimator: str = 'biased'
   bandwidth: float = 1.0
   median: str = 'offdiag'
+  degree: int = 3
 
   def __post_init__(self) -> None:
     for name, known in (('kernel', KERNELS), ('estimator', ESTIMATORS), ('median', MEDIANS)):
       trees.check_known(name, getattr(self, name), known)
     if not 0 < self.bandwidth < np.inf:
       raise UserError(f'bandwidth is a fraction of the median, > 0; got {self.bandwidth}')
+    if self.degree < 1:
+      raise UserError(f'the degree of the poly kernel is at least 1; got {self.degree}')
 
   @property
   def unbiased(self) -> bool:
@@ -89,6 +93,9 @@ def _layer(x_NP: np.ndarray, i: int, options: Options, gram: bool | None) -> Lay
   n, p = x_NP.shape
   if options.kernel == 'rbf':
     return from_gram(_rbf(x_NP, i, options), options)
+  if options.kernel == 'poly':
+    k_NN = x_NP @ x_NP.T
+    return from_gram((1 + k_NN / np.diag(k_NN).mean()) ** options.degree, options)
   if n < p if gram is None else gram:
     return from_gram(x_NP @ x_NP.T, options)
   if not options.unbiased:

@@ -2,13 +2,16 @@
 
   CKA(K, L) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))                                (5)
 
-with the kernels (1), (2) and the estimators (3), (4) of `kernels.py` (arXiv 1905.00414,
+with the kernels (1), (2), (2') and the estimators (3), (4) of `kernels.py` (arXiv 1905.00414,
 2010.15327; DiverseDiT, arXiv 2603.04239, Eq. 7). The biased estimator tends to 1 when features
 outnumber samples, whatever the features are; the unbiased one does not, and may come out slightly
-negative.
+negative. Over minibatches b (2010.15327, Eq. 4) the unbiased terms are summed before they are
+divided, so that no more than one minibatch is held:
+
+  CKA = sum_b HSIC1(K_b, L_b) / sqrt(sum_b HSIC1(K_b, K_b) sum_b HSIC1(L_b, L_b))     (6)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -17,7 +20,7 @@ from diversedit_jax.analysis import kernels
 from diversedit_jax.types import UserError
 
 KERNELS = kernels.KERNELS
-ESTIMATORS = kernels.ESTIMATORS
+ESTIMATORS = (*kernels.ESTIMATORS, 'minibatch')
 VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   'flatten': lambda f_LNTD: f_LNTD.reshape(*f_LNTD.shape[:2], -1),
   'mean': lambda f_LNTD: f_LNTD.mean(axis=2, dtype=np.float64),
@@ -48,6 +51,7 @@ def cka(
   estimator: str = 'biased',
   bandwidth: float = 1.0,
   median: str = 'offdiag',
+  degree: int = 3,
 ) -> np.ndarray | float:
   """Centred kernel alignment (5) of features over the same n samples.
 
@@ -55,11 +59,13 @@ def cka(
     features: [L, n, p], or [n, p] together with `other`.
     other: None compares the L layers with each other; [M, n, q] compares them with M others,
       [n, q] compares two.
-    kernel: 'linear' (1) or 'rbf' (2).
-    estimator: 'biased' (3) or 'unbiased' (4), the latter from n = 4.
+    kernel: 'linear' (1), 'rbf' (2) or 'poly' (2').
+    estimator: 'biased' (3) or 'unbiased' (4), the latter from n = 4; for minibatches see
+      `of_batches`.
     bandwidth: b in (2), a fraction of the median distance of each layer's samples. Unused by
       the linear kernel. Published choices lie between 0.2 and 1.
     median: over the pairs 'offdiag' i < j, or over the 'full' matrix with its zero diagonal.
+    degree: d in (2').
 
   Returns:
     [L, L], [L, M], or a float for two [n, p] arrays; 1 on the diagonal of [L, L].
@@ -68,7 +74,9 @@ def cka(
     UserError: for unknown names, shapes that do not fit, too few samples, values that are not
       finite, or a layer that is constant over the samples.
   """
-  options = kernels.Options(kernel=kernel, estimator=estimator, bandwidth=bandwidth, median=median)
+  options = kernels.Options(
+    kernel=kernel, estimator=estimator, bandwidth=bandwidth, median=median, degree=degree
+  )
   features = np.asarray(features)
   if other is None:
     return _normalise(_terms(features, options))
@@ -76,16 +84,53 @@ def cka(
   pair = features.ndim == other.ndim == 2
   if pair:
     features, other = features[None], other[None]
-  left, right = kernels.prepare(features, options), kernels.prepare(other, options)
-  if left[0].n != right[0].n:
-    raise UserError(f'CKA compares the same samples; got n = {left[0].n} and {right[0].n}')
-  # Two linear layers may have chosen different forms, each by its own p; take one for both.
-  if left[0].gram != right[0].gram:
-    left, right = (kernels.prepare(x, options, gram=True) for x in (features, other))
-  cross = np.array([[kernels.hsic(x, y, options) for y in right] for x in left])
-  scales = [np.sqrt(_self_terms(layers, options)) for layers in (left, right)]
-  values = cross / (scales[0][:, None] * scales[1][None])
+  values = _ratio(*_cross_terms(features, other, options))
   return float(values[0, 0]) if pair else values
+
+
+def of_batches(
+  batches: Iterable[np.ndarray],
+  others: Iterable[np.ndarray] | None = None,
+  *,
+  kernel: str = 'linear',
+  estimator: str = 'minibatch',
+  bandwidth: float = 1.0,
+  degree: int = 3,
+) -> np.ndarray:
+  """Centred kernel alignment of features that come batch after batch.
+
+  Args:
+    batches: [L, b, p] each, one after the other. others: [M, b, q] for the same samples; None
+      compares the L layers with each other.
+    kernel, bandwidth, degree: as in `cka`; the median of (2) and m of (2') are of each minibatch.
+    estimator: 'minibatch' (6), which holds one batch at a time and leaves out a last one that is
+      smaller than the first; the others of `cka` put all batches together.
+
+  Returns:
+    [L, L] or [L, M].
+
+  Raises:
+    UserError: as `cka`.
+  """
+  trees.check_known('estimator', estimator, ESTIMATORS)
+  numbers = {'kernel': kernel, 'bandwidth': bandwidth, 'degree': degree}
+  if estimator != 'minibatch':
+    whole = lambda parts: None if parts is None else np.concatenate(list(parts), axis=1)
+    return cka(whole(batches), whole(others), estimator=estimator, **numbers)
+  options = kernels.Options(estimator='unbiased', **numbers)
+  if others is None:
+    return _normalise(sum(_terms(x, options) for x in _full(batches)))
+  pairs = zip(_full(batches), _full(others), strict=True)
+  sums = [_cross_terms(x, y, options) for x, y in pairs]
+  return _ratio(*(sum(terms) for terms in zip(*sums, strict=True)))
+
+
+def _full(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  size = 0
+  for batch in batches:
+    size = size or batch.shape[1]
+    if batch.shape[1] == size:
+      yield batch
 
 
 def hsic(k_NN: np.ndarray, l_NN: np.ndarray, estimator: str = 'biased') -> float:
@@ -118,6 +163,17 @@ def diversity_score(similarity_LL: np.ndarray) -> float:
   return float(1 - similarity_LL[~np.eye(depth, dtype=bool)].mean())
 
 
+def block_diversity(similarity_LL: np.ndarray) -> np.ndarray:
+  """1 minus the mean similarity of each layer to the others, [L]; their mean is the score.
+
+  Raises:
+    UserError: for another shape than [L, L], L >= 2.
+  """
+  diversity_score(similarity_LL)
+  others = np.where(np.eye(len(similarity_LL), dtype=bool), 0.0, similarity_LL)
+  return 1 - others.sum(axis=1) / (len(similarity_LL) - 1)
+
+
 def _terms(features: np.ndarray, options: kernels.Options) -> np.ndarray:
   """HSIC [L, L] of every two layers of features [L, n, p]."""
   layers = kernels.prepare(features, options)
@@ -128,8 +184,24 @@ def _terms(features: np.ndarray, options: kernels.Options) -> np.ndarray:
   return terms_LL
 
 
-def _self_terms(layers: list[kernels.Layer], options: kernels.Options) -> np.ndarray:
-  return _positive(np.array([kernels.hsic(x, x, options) for x in layers]))
+def _cross_terms(
+  features: np.ndarray, other: np.ndarray, options: kernels.Options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """HSIC of layers [L, n, p] with others [M, n, q]: [L, M], and of each with itself, [L], [M]."""
+  left, right = kernels.prepare(features, options), kernels.prepare(other, options)
+  if left[0].n != right[0].n:
+    raise UserError(f'CKA compares the same samples; got n = {left[0].n} and {right[0].n}')
+  # Two linear layers may have chosen different forms, each by its own p; take one for both.
+  if left[0].gram != right[0].gram:
+    left, right = (kernels.prepare(x, options, gram=True) for x in (features, other))
+  cross = np.array([[kernels.hsic(x, y, options) for y in right] for x in left])
+  own = (np.array([kernels.hsic(x, x, options) for x in layers]) for layers in (left, right))
+  return cross, *own
+
+
+def _ratio(cross_LM: np.ndarray, own_L: np.ndarray, own_M: np.ndarray) -> np.ndarray:
+  """(5) from HSIC terms of two sets of layers."""
+  return cross_LM / np.sqrt(_positive(own_L)[:, None] * _positive(own_M)[None])
 
 
 def _normalise(terms_LL: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from diversedit_jax import options, trees, types
-from diversedit_jax.analysis import blocks
+from diversedit_jax.analysis import section as analysis
 from diversedit_jax.experiment import data_options, eval_options, sections
 from diversedit_jax.interpolants import section as interpolant
 from diversedit_jax.methods import registry
@@ -54,7 +54,7 @@ def classes() -> Classes:
     'sample': (sections.SampleOptions,),
     'eval': (eval_options.EvalOptions,),
     'sweep': (eval_options.SweepOptions,),
-    'analysis': (blocks.AnalysisConfig,),
+    'analysis': (analysis.AnalysisConfig,),
     'plan': (plan.PlanConfig,),
   }
   for name, declared in found.items():

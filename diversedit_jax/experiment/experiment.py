@@ -9,7 +9,7 @@ import ml_collections
 import optax
 
 from diversedit_jax import interpolants, sharding, types
-from diversedit_jax.analysis import blocks
+from diversedit_jax.analysis import section as analysis
 from diversedit_jax.data import pipeline, sources
 from diversedit_jax.experiment import data_options, declarations, eval_options, sections
 from diversedit_jax.methods import base, construction, registry
@@ -46,7 +46,7 @@ class Experiment:
   sample: sections.SampleOptions
   evaluation: eval_options.EvalOptions
   sweep: eval_options.SweepOptions
-  analysis: blocks.AnalysisConfig
+  analysis: analysis.AnalysisConfig
   plan: plan.PlanConfig
 
   def network(self, rngs: nnx.Rngs, *, heads: bool = True) -> base.Network:

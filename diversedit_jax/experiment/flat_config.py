@@ -100,6 +100,8 @@ def understood(file: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]
   if at := flat.pop('log.profile_at', 0):  # Until 0.3.
     flat['log.profile'] = f'{at}:{at + flat.get("log.profile_steps", 3) - 1}'
   flat.pop('log.profile_steps', None)
+  if flat.pop('analysis.full', False):  # Until 0.3.
+    flat['analysis.parts'] = ['all']
   return complete(_known(file, flat))
 
 

@@ -17,6 +17,8 @@ the averaged network, which receives no gradient.
 import abc
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
+import operator
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -344,6 +346,20 @@ class Objective:
       (loss, metrics); metrics hold 'loss', those of the flow and, under 'NAME/', those of each
       term.
     """
+    values, metrics = self.parts(network, noisy, key=key, step=step, teacher=teacher)
+    loss = functools.reduce(operator.add, values.values())
+    return loss, {'loss': loss, **metrics}
+
+  def parts(
+    self,
+    network: Network,
+    noisy: NoisyBatch,
+    *,
+    key: jax.Array,
+    step: jax.Array,
+    teacher: Network | None = None,
+  ) -> tuple[dict[str, jax.Array], Metrics]:
+    """The scalars that `loss` adds up, by the names of flow and terms, and metrics; see there."""
     depth = network.model.architecture.depth
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
     with jax.named_scope(self.flow.name):
@@ -355,7 +371,7 @@ class Objective:
       averaged, tap = jax.lax.stop_gradient(teacher), taps.chosen([block - 1])
       return self.flow.run(averaged, self.flow.at(noisy, t_N), tap, blocks=block).features[0]
 
-    loss = jnp.mean(loss_N)
+    values = {self.flow.name: jnp.mean(loss_N)}
     for term in self.terms:
       context = Context(
         noisy=noisy,
@@ -365,10 +381,9 @@ class Objective:
         step=step,
       )
       with jax.named_scope(term.name):
-        value, parts = term.loss(features[term.name], context)
-      loss = loss + value
+        values[term.name], parts = term.loss(features[term.name], context)
       metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}
-    return loss, {'loss': loss, **metrics}
+    return values, metrics
 
 
 def check_block(field: str, block: int, depth: int) -> None:

@@ -44,24 +44,28 @@ def block_of(part: str, k: int, depth: int) -> int:
 
 
 def norms(parts: Mapping[str, Any], depth: int) -> jax.Array:
-  """The Euclidean norm of each block's arrays, float32 [depth] in depth order.
+  """The Euclidean norm of each block's arrays, float32 [depth] in depth order; see `products`."""
+  return jnp.sqrt(products(parts, parts, depth))
 
-  parts: parameters or gradients of a `Stack`, plain nested dicts; 0 where some are not there. A
-  long skip counts to the block that it leads to.
+
+def products(parts: Mapping[str, Any], others: Mapping[str, Any], depth: int) -> jax.Array:
+  """The scalar product of each block's arrays with others, float32 [depth] in depth order.
+
+  parts, others: parameters or gradients of a `Stack`, plain nested dicts with the same arrays; 0
+  where some are not there. A long skip counts to the block that it leads to.
   """
+  wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-  def squares(name, n):
-    wide = [
-      x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(parts.get(name))
-    ]
-    summed = [jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))) for x in wide]
-    return sum(summed, start=jnp.zeros(n, jnp.float32))
+  def summed(name, n):
+    pairs = zip(*(jax.tree.leaves(of.get(name)) for of in (parts, others)), strict=True)
+    found = [jnp.sum(wide(x) * wide(y), axis=tuple(range(1, x.ndim))) for x, y in pairs]
+    return sum(found, start=jnp.zeros(n, jnp.float32))
 
   if not parts.keys() & {'first', 'second', 'fuse'}:
-    return jnp.sqrt(squares('layers', depth))
+    return summed('layers', depth)
   half = depth // 2
-  second = squares('second', half) + squares('fuse', half)
-  return jnp.sqrt(jnp.concatenate([squares('first', half), jnp.flip(second)]))
+  second = summed('second', half) + summed('fuse', half)
+  return jnp.concatenate([summed('first', half), jnp.flip(second)])
 
 
 def _plain(x_NTD, c_ND, block):

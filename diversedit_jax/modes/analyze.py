@@ -1,57 +1,169 @@
-"""`--mode=analyze`: how similar the outputs of the blocks are."""
+"""`--mode=analyze`: what the blocks hold, by parts (docs/analysis.md)."""
 
+import functools
 import pathlib
 
 from absl import logging
 import jax
-import numpy as np
 
+from diversedit_jax import checkpoint, rng, sharding, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import rng, sharding
-from diversedit_jax.analysis import blocks, figures, similarity
-from diversedit_jax.data import files
-from diversedit_jax.methods import registry
-from diversedit_jax.modes import restoring
-
-_DRAWN = ('linear', 'unbiased')  # The others say nearly the same.
+from diversedit_jax.analysis import output, registry
+from diversedit_jax.analysis import scope as scope_lib
+from diversedit_jax.evaluation import card
+from diversedit_jax.experiment import flat_config, published, run_dir
+from diversedit_jax.methods import registry as methods
+from diversedit_jax.modes import origins, restoring
 
 
 def run(
   experiment: experiment_lib.Experiment, workdir: str, origin: str | None
 ) -> list[pathlib.Path]:
-  """CKA between the outputs of all blocks; writes `analysis/cka.npz` and `analysis/cka.png`."""
-  path, weights = restoring.open_weights(experiment, workdir, origin)
+  """Writes figures, arrays and analysis.json of the parts that `analysis.parts` names.
+
+  Every process computes; the first one writes.
+
+  Raises:
+    UserError: a part that the run does not allow; see `restoring.open_weights`.
+  """
   options = experiment.analysis
-  wanted = registry.needs(experiment.method, 'needs_pixels')
-  source = experiment.data.open_test(experiment.source, pixels=wanted)
+  path, weights = restoring.open_weights(experiment, workdir, origin)
+  folder = path / 'analysis'
+  made = _scope(experiment, weights, workdir, origin)
+  names, left_out = registry.chosen(options.parts, made)
+  for name, why in left_out.items():
+    logging.info('left out: %s %s', name, why)
+  facts, written, sheet = _protocol(experiment, weights, made), [], []
+  for i, name in enumerate(names, 1):
+    logging.info('part %d of %d: %s', i, len(names), name)
+    found = registry.PARTS[name].run(made)
+    sheet += found.sheet
+    if jax.process_index() == 0:
+      # By default the sheet shows what the other figures would.
+      only = '' if options.parts else 'cka'
+      written += output.write(folder, name, found, facts, title=_title(facts), only=only)
+  if jax.process_index() == 0 and set(registry.defaults()) <= set(names):
+    written += output.write_sheet(folder, sheet, _title(facts))
+  return [*written, folder / output.FILE] if written else []
+
+
+def _scope(experiment, weights, workdir, origin):
+  """What the parts look at."""
+  options = experiment.analysis
+  others = _other_weights(experiment, weights)
+  wanted = {*registry.defaults()} if not options.parts else {*options.parts}
+  encoded = bool(wanted & {'cknna', registry.ALL})
+  of_methods = [experiment.method] + ([others[0].method] if others else [])
+  pixels = encoded or any(methods.needs(method, 'needs_pixels') for method in of_methods)
+  training = experiment.source
+  if encoded and not methods.needs(experiment.method, 'needs_pixels'):
+    training = experiment.data.open(pixels=True)
+  return scope_lib.Scope(
+    config=options,
+    subject=_subject(experiment, weights, 'this run' if others else weights.origin),
+    held_out=experiment.data.open_test(training, pixels=pixels),
+    training=training,
+    objective=experiment.objective,
+    key=rng.stream(jax.random.key(experiment.seed), 'analysis'),
+    step=weights.step or 0,
+    batch_size=experiment.train.batch_size // experiment.train.accumulate,
+    kept=_kept(experiment, workdir, origin),
+    other=_subject(*others) if others else None,
+  )
+
+
+def _subject(experiment, weights, name):
   objective = experiment.objective.flow_only()
-  frozen = jax.device_put(objective.frozen(), sharding.replicated(weights.mesh))
-  with jax.set_mesh(weights.mesh):
-    features = blocks.block_features(
-      weights.graphdef,
-      weights.params,
-      source,
-      options,
-      objective=objective,
-      frozen=frozen,
-      key=rng.stream(jax.random.key(experiment.seed), 'analysis'),
-      mesh=weights.mesh,
+  return scope_lib.Subject(
+    name=name,
+    graphdef=weights.graphdef,
+    params=weights.params,
+    objective=objective,
+    frozen=jax.device_put(objective.frozen(), sharding.replicated(weights.mesh)),
+    mesh=weights.mesh,
+    architecture=experiment.architecture,
+  )
+
+
+def _kept(experiment, workdir, origin):
+  """Parameters of the run's checkpoints by step, read when called."""
+  if origin is None:
+    folder = run_dir.open_recorded(workdir) / 'checkpoints'
+  else:
+    found = origins.find(origin)
+    if found.step is None:
+      return {}
+    folder = found.path.parent
+
+  def read(step):
+    return restoring.open_weights(experiment, workdir, f'{folder}/{step}')[1].params
+
+  return {step: functools.partial(read, step) for step in checkpoint.steps(folder)}
+
+
+def _other_weights(experiment, weights):
+  """The experiment, weights and name of `analysis.against`, or None."""
+  against = experiment.analysis.against
+  if not against:
+    return None
+  origin = against
+  if (pathlib.Path(against) / flat_config.FILE).is_file() and not published.read(against):
+    origin = run_dir.newest_checkpoint(against)
+  found = origins.find(origin)
+  flat = flat_config.stored(found.run) if found.run else None
+  if found.about is not None:
+    flat = found.about.config
+  other = experiment
+  if flat is not None:
+    config = published.nested(flat)
+    for section in ('data', 'mesh', 'analysis', 'sample'):
+      config[section] = experiment.config[section]
+    if found.step is None:
+      config.sample.weights = 'ema'
+    other = experiment_lib.build(config)
+  ours, theirs = (
+    (one.architecture.shape, one.architecture.num_classes) for one in (experiment, other)
+  )
+  if ours != theirs:
+    raise types.UserError(
+      f'analysis.against={against} takes examples of shape {theirs[0]} in {theirs[1]} classes, and '
+      f'this network {ours[0]} in {ours[1]}: the same examples must go through both'
     )
-  if jax.process_index() != 0:
-    return []
-  matrices = blocks.cka_matrices(features, options.times, options.bandwidth)
-  target, picture = path / 'analysis' / 'cka.npz', path / 'analysis' / 'cka.png'
-  with files.atomic(target) as temporary:
-    named = {f'{kernel}/{estimator}/t={t:g}': m for (kernel, estimator, t), m in matrices.items()}
-    np.savez(
-      temporary, weights=weights.origin, view=options.view, examples=features.shape[2], **named
-    )
-  titles = {
-    f'{kernel}, {estimator}, t = {t:g}': m
-    for (kernel, estimator, t), m in matrices.items()
-    if options.full or (kernel, estimator) == _DRAWN
+  _, loaded = restoring.open_weights(other, str(found.path.parent), origin)
+  name = f'{found.run.name}, step {found.step}' if found.run else found.name
+  return other, loaded, name
+
+
+def _protocol(experiment, weights, made):
+  """What must be known to read the numbers of every part."""
+  options = experiment.analysis
+  facts = {
+    'method': experiment.method,
+    'weights': weights.kind,
+    'step': weights.step,
+    'checkpoint': weights.origin,
+    'depth': experiment.architecture.depth,
+    'width': experiment.architecture.width,
+    'data': made.held_out.name,
+    'examples': len(made.indices),
+    'labels': options.labels,
+    'times': list(options.times),
+    'view': options.view,
+    'kernel': options.kernel,
+    'estimator': options.estimator,
+    'bandwidth': options.bandwidth,
+    'degree': options.degree,
+    'batch_size': options.batch_size,
+    'seed': experiment.seed,
+    'device': card.devices(),
+    'versions': card.versions(),
   }
-  figures.similarity_heatmaps(picture, titles, columns=len(options.times))
-  for title, matrix in titles.items():
-    logging.info('%s: diversity score %.3f', title, similarity.diversity_score(matrix))
-  return [target, picture]
+  return facts | ({'average': dict(weights.made_of)} if weights.made_of else {})
+
+
+def _title(facts):
+  at = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]:,}'
+  return (
+    f'{facts["method"]}, {at} ({facts["weights"]}), {facts["examples"]} examples of '
+    f'{facts["data"]}, view {facts["view"]}'
+  )

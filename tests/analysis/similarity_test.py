@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn.metrics import pairwise
 
-from diversedit_jax.analysis import similarity
+from diversedit_jax.analysis import kernels, similarity
 from diversedit_jax.types import UserError
 
-KINDS = list(itertools.product(similarity.KERNELS, similarity.ESTIMATORS))
+KINDS = list(itertools.product(similarity.KERNELS, kernels.ESTIMATORS))
 
 
 def features(*shape, seed=0):
@@ -33,6 +34,10 @@ def kernel_matrix(x, kernel, fraction):
   n = len(x)
   if kernel == 'linear':
     return np.array([[np.sum(x[i] * x[j]) for j in range(n)] for i in range(n)])
+  if kernel == 'poly':
+    x = x - x.mean(axis=0)
+    gamma = 1 / np.mean(np.sum(x**2, axis=1))
+    return pairwise.polynomial_kernel(x, degree=3, gamma=gamma, coef0=1)
   squares = np.array([[np.sum((x[i] - x[j]) ** 2) for j in range(n)] for i in range(n)])
   width = fraction**2 * np.median([squares[i, j] for i, j in itertools.combinations(range(n), 2)])
   return np.exp(-squares / (2 * width))
@@ -73,7 +78,7 @@ def test_definition(kernel, estimator, p):
   assert abs(found[0, 1] - found[0, 2]) > 1e-3
 
 
-@pytest.mark.parametrize('estimator', similarity.ESTIMATORS)
+@pytest.mark.parametrize('estimator', kernels.ESTIMATORS)
 def test_hsic_of_matrices(estimator):
   k, l = (kernel_matrix(features(7, 4, seed=s) + 1, 'linear', 1) for s in (0, 1))
   found = similarity.hsic(k, l, estimator)
@@ -135,6 +140,49 @@ def test_two_sets_of_layers(kernel, estimator):
   assert one == pytest.approx(whole[0, 4], abs=1e-12)
 
 
+@pytest.mark.parametrize('kernel', similarity.KERNELS)
+def test_minibatches_are_summed_before_they_are_divided(kernel):
+  """Against the definition (6), with terms that are u-statistics over quadruples."""
+  x, y = features(2, 14, 4) + 1, features(3, 14, 5, seed=1)
+  y[0, :, :4] += x[0]
+  parts = [slice(0, 7), slice(7, 14)]
+  gram = lambda z, part: kernel_matrix(z[part], kernel, 0.7)
+  term = lambda a, b: sum(u_statistic(gram(a, part), gram(b, part)) for part in parts)
+  expected = [[term(a, b) / np.sqrt(term(a, a) * term(b, b)) for b in y] for a in x]
+  batches = lambda z: (z[:, part] for part in parts)
+  numbers = {'kernel': kernel, 'bandwidth': 0.7}
+  found = similarity.of_batches(batches(x), batches(y), **numbers)
+  np.testing.assert_allclose(found, expected, atol=1e-10)
+  whole = similarity.of_batches(batches(np.concatenate([x, y[..., :4]])), **numbers)
+  np.testing.assert_allclose(np.diag(whole), 1, atol=1e-12)
+  own = similarity.of_batches(batches(x), batches(y[..., :4]), **numbers)
+  np.testing.assert_allclose(whole[:2, 2:], own, atol=1e-12)
+  ratios = [similarity.cka(x[:, p], y[:, p], estimator='unbiased', **numbers) for p in parts]
+  assert np.abs(np.mean(ratios, axis=0) - found).max() > 1e-3  # Which is another number.
+
+
+def test_many_minibatches_come_to_what_all_examples_say():
+  """2,000 samples of 300 features that share half: the biased estimate of 32 would be near 1."""
+  common, n = features(2000, 300), 32
+  x = np.stack([common + features(2000, 300, seed=s) for s in (1, 2)])
+  batches = [x[:, i : i + n] for i in range(0, 2000, n)]  # The last one, of 16, is left out.
+  found = similarity.of_batches(iter(batches))[0, 1]
+  assert found == similarity.of_batches(batches[:-1])[0, 1]
+  whole = similarity.cka(x, estimator='unbiased')[0, 1]
+  assert found == pytest.approx(whole, abs=0.03) and whole == pytest.approx(0.25, abs=0.03)
+  assert similarity.cka(x[:, :n], estimator='biased')[0, 1] > 0.5
+
+
+@pytest.mark.parametrize('estimator', kernels.ESTIMATORS)
+def test_batches_of_other_estimators_are_put_together(estimator):
+  x, y = features(2, 20, 3), features(3, 20, 3, seed=1)
+  split = lambda z: iter([z[:, :11], z[:, 11:]])
+  found = similarity.of_batches(split(x), split(y), estimator=estimator)
+  np.testing.assert_array_equal(found, similarity.cka(x, y, estimator=estimator))
+  with pytest.raises(UserError, match="did you mean 'minibatch'"):
+    similarity.of_batches([x], estimator='minibatches')
+
+
 def test_views():
   f_LNTD = features(2, 3, 4, 5)
   flat, mean, tokens = (similarity.view(f_LNTD, kind) for kind in ('flatten', 'mean', 'tokens'))
@@ -154,9 +202,13 @@ def test_diversity_score():
   assert similarity.diversity_score(np.eye(4)) == 1
   matrix = np.array([[1, 0.2, 0.6], [0.2, 1, 0.1], [0.6, 0.1, 1]])
   assert similarity.diversity_score(matrix) == pytest.approx(0.7)
+  of_blocks = similarity.block_diversity(matrix)
+  np.testing.assert_allclose(of_blocks, [0.6, 0.85, 0.65])
+  assert of_blocks.mean() == pytest.approx(similarity.diversity_score(matrix))
   for bad in (np.ones((2, 3)), np.ones((1, 1)), np.float64(1)):
-    with pytest.raises(UserError, match='L >= 2'):
-      similarity.diversity_score(bad)
+    for function in (similarity.diversity_score, similarity.block_diversity):
+      with pytest.raises(UserError, match='L >= 2'):
+        function(bad)
 
 
 CONSTANT = np.stack([features(9, 3), np.full((9, 3), 0.1)])
@@ -173,6 +225,7 @@ COPIES = np.stack([features(9, 3), np.concatenate([np.ones((8, 3)) / 3, np.zeros
     (features(2, 9, 3), {'estimator': 'unbaised'}, "did you mean 'unbiased'"),
     (features(2, 9, 3), {'median': 'offdiagonal'}, "did you mean 'offdiag'"),
     (features(2, 9, 3), {'bandwidth': 0.0}, '> 0; got 0.0'),
+    (features(2, 9, 3), {'kernel': 'poly', 'degree': 0}, 'at least 1; got 0'),
     (features(2, 9, 3) * np.nan, {}, 'layer 0 .* not finite'),
     (CONSTANT, {}, 'layer 1 .* same for every sample'),
     (COPIES, {'kernel': 'rbf'}, 'layer 1 .* median distance'),
