@@ -38,17 +38,21 @@ def on_digits(method: str, *, steps: int, skips: bool = False, **changes: Any):
   return _changed(config, changes)
 
 
-def on_cifar10(method: str, *, steps: int, data: str, small: bool, skips: bool = False, **changes):
-  """A run of `configs/cifar10.py`, of a size that a CPU trains if `small`."""
+def on_cifar10(method: str, *, steps: int, data: str, small: bool, skips: bool):
+  """A run of `configs/cifar10.py`, of a size that a CPU trains if `small`; without guidance."""
   size = '' if small else 'S/2'
   config = cifar10.get_config(f'method={method},skips={skips},steps={steps},size={size}')
   config.data.source = data
+  config.sampler.kind, config.sampler.steps = 'heun', 25  # 49 evaluations.
+  config.eval.every_number = 5_000
+  config.eval.labels = 'balanced'
   if small:
     config.model.depth, config.model.width, config.model.heads = 6, 96, 4
     config.model.patch_size, config.model.dtype, config.train.batch_size = 4, 'float32', 64
     config.optimizer.learning_rate = 1e-3
+    config.sampler.steps, config.eval.every_number = 8, 500
   _watched(config, steps)
-  return _changed(config, changes)
+  return config
 
 
 def _watched(config, steps):

@@ -23,6 +23,7 @@ class Summary:
   mu_s, sigma_s: the same of the spatial features; None without them.
   pool_ND: float32 pool features of the first `keep` samples; None if none were kept.
   inception_score, inception_score_std: mean and deviation over the parts; None without logits.
+  classes_N: the likeliest class of each sample, int32 [n]; None without logits.
   warnings: sentences about counts that make the scores doubtful.
   """
 
@@ -34,6 +35,7 @@ class Summary:
   pool_ND: np.ndarray | None = None
   inception_score: float | None = None
   inception_score_std: float | None = None
+  classes_N: np.ndarray | None = None
   warnings: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -114,6 +116,7 @@ class Statistics:
     if 'logits' in self._kinds:
       mean, std = self._scores.score()
       found |= {'inception_score': mean, 'inception_score_std': std}
+      found['classes_N'] = self._classes_N
       found['warnings'] += checks.split_warnings(n, self._scores.split)
       found['warnings'] += checks.alike_warnings(self._classes_N)
     return Summary(n=n, mu=mu, sigma=sigma, pool_ND=self._kept_KD, **found)

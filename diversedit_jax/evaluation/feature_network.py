@@ -2,6 +2,7 @@
 
 Inception    pool, spatial and logits: FID, sFID, Inception Score, precision, recall, KID
 an encoder   its summary of a picture as 'pool': the same distances in another space (FD-DINOv2)
+a classifier of the data's own classes: the same distances, and whether samples look like theirs
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,8 @@ class FeatureNetwork:
   features: (params, uint8 [N, H, W, 3]) -> 'pool' [N, D], and for Inception 'spatial' [N, E] and
     'logits' [N, K]; pure, traceable.
   verified: whether the file is the published one; None if its publishers give no digest.
+  labelled: whether the logits are of the classes that samples are drawn of.
+  measured: what is known of real pictures under the network, by name.
   """
 
   name: str
@@ -42,6 +45,8 @@ class FeatureNetwork:
   params: Any
   features: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
   verified: bool | None = None
+  labelled: bool = False
+  measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def facts(self) -> dict[str, Any]:
     """Facts for a protocol card."""

@@ -101,6 +101,7 @@ class PictureMetrics:
       ('inception_score', 'inception_score_std'): 'logits' in self._kinds,
       ('precision', 'recall'): pool and options.precision_recall != 'none',
       ('kid', 'kid_std'): pool and options.kid_subsets > 0,
+      ('consistency',): self.network.labelled,
     }
     return tuple(name for names, found in there.items() if found for name in names)
 
@@ -110,8 +111,13 @@ class PictureMetrics:
     keep = count if self.options.pool and theirs.pool_ND is not None else 0
     return feature_network.Sums(self._extractor, count, keep=keep)
 
-  def scores(self, summary: accumulate.Summary) -> tuple[dict[str, float], list[str]]:
-    """The scores by name, those of `names`, and what makes them doubtful, in words."""
+  def scores(
+    self, summary: accumulate.Summary, labels_N: np.ndarray | None = None
+  ) -> tuple[dict[str, float], list[str]]:
+    """The scores by name, those of `names`, and what makes them doubtful, in words.
+
+    labels_N: class that each sample was drawn of, [n].
+    """
     theirs, found, warnings = self._look_at_reference(), {}, list(summary.warnings)
     if theirs.mu is not None:
       found['fid'] = scores.frechet_distance(summary.mu, summary.sigma, theirs.mu, theirs.sigma)
@@ -126,6 +132,8 @@ class PictureMetrics:
       found['inception_score_std'] = summary.inception_score_std
     if summary.pool_ND is not None:
       found |= self._pairwise(theirs.pool_ND, summary.pool_ND, warnings)
+    if self.network.labelled:
+      found['consistency'] = float(np.mean(summary.classes_N == labels_N))
     if theirs.n is not None and theirs.mu is not None:
       warnings += checks.rank_warnings(theirs.n, len(theirs.mu), 'the reference')
     return found, warnings + self._doubts()
@@ -201,7 +209,10 @@ class PictureMetrics:
 
 
 def score(
-  metrics: Mapping[str, PictureMetrics], batches: Iterable[np.ndarray], count: int
+  metrics: Mapping[str, PictureMetrics],
+  batches: Iterable[np.ndarray],
+  count: int,
+  labels_N: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """All scores of pictures by one or several networks, from one pass over the pictures.
 
@@ -209,10 +220,11 @@ def score(
     metrics: by prefix of the names of their scores.
     batches: uint8 [n, H, W, 3]; their order decides the parts of the Inception Score.
     count: number of pictures, at least 2.
+    labels_N: class that each was drawn of, for a network that was trained on these classes.
 
   Returns:
-    'scores' by name, 'warnings' in words, and 'references', facts by name of the network; ready
-    for JSON.
+    'scores' by name, 'warnings' in words, 'references', facts by name of the network, and what is
+    known of real pictures, by name; ready for JSON.
 
   Raises:
     UserError: another number of pictures, or features that are not finite.
@@ -223,10 +235,12 @@ def score(
     for one in sums.values():
       one.add(batch)
     images.add(batch)
-  numbers, warnings, references = {}, [], {}
+  numbers, warnings, references, measured = {}, [], {}, {}
   for prefix, one in metrics.items():
-    found, told = one.scores(sums[prefix].finish())
+    found, told = one.scores(sums[prefix].finish(), labels_N)
     numbers |= {prefix + name: value for name, value in found.items()}
     warnings += [line for line in told if line not in warnings]
     references[one.network.name] = one.reference_facts()
-  return {'scores': numbers, 'warnings': warnings + images.warnings(), 'references': references}
+    measured |= {prefix + name: value for name, value in one.network.measured.items()}
+  warnings += images.warnings()
+  return {'scores': numbers, 'warnings': warnings, 'references': references, **measured}

@@ -5,6 +5,7 @@ from concurrent import futures
 
 import numpy as np
 
+from diversedit_jax import types
 from diversedit_jax.data import sources
 from diversedit_jax.types import UserError
 
@@ -19,7 +20,7 @@ def check_source(source: sources.Source) -> None:
     )
   if shape[0] != shape[1] or shape[2] != 3:
     raise UserError(f'{source.name} has pixels {shape}, expected square ones of 3 channels')
-  found = _pixels(source.gather(np.arange(1)))
+  found = pixels(source.gather(np.arange(1)))
   if found.dtype != np.uint8:
     raise UserError(f'{source.name} has pixels of type {found.dtype}, expected uint8')
 
@@ -27,7 +28,7 @@ def check_source(source: sources.Source) -> None:
 def batches(source: sources.Source, size: int) -> Iterator[np.ndarray]:
   """All pictures of a source in its order, uint8 [n, H, W, 3]; the next batch is read meanwhile."""
   source.fetch()
-  read = lambda start: _pixels(source.gather(np.arange(start, min(start + size, len(source)))))
+  read = lambda start: pixels(source.gather(np.arange(start, min(start + size, len(source)))))
   with futures.ThreadPoolExecutor(1) as thread:
     waiting = thread.submit(read, 0)
     for start in range(size, len(source) + size, size):
@@ -37,5 +38,6 @@ def batches(source: sources.Source, size: int) -> Iterator[np.ndarray]:
       yield batch
 
 
-def _pixels(batch):
+def pixels(batch: types.Batch) -> np.ndarray:
+  """The pictures of a batch, uint8 [n, H, W, 3]: its images, or what lies beside latents."""
   return batch['images'] if 'images' in batch else batch['pixels']

@@ -61,7 +61,8 @@ class DigitsScorer:
 class PictureScorer:
   """See `Scorer`: FID and the rest, from uint8 pictures.
 
-  metrics: by prefix of the names of their scores; '' is Inception, 'encoder_' an encoder.
+  metrics: by prefix of the names of their scores; '' is Inception, 'encoder_' an encoder,
+    'classifier_' a classifier.
   side: pixels of the pictures.
   quantiser: how pixels become levels, see `data.images`.
   decoder: decoder of latents; None for a model of pixels.
@@ -83,7 +84,8 @@ class PictureScorer:
     return {'quantiser': self._quantiser, **vae}
 
   def compared(self) -> dict[str, Any]:
-    options, metrics = self._metrics[''].options, self._metrics.values()
+    metrics = self._metrics.values()
+    options = next(iter(metrics)).options
     return {
       'reference': {one.network.name: one.reference.sha256 for one in metrics},
       'networks': {one.network.name: one.network.facts() for one in metrics},
@@ -102,7 +104,7 @@ class PictureScorer:
     return images.to_uint8(made_NHWC, self._quantiser)
 
   def score(self, batches: Iterable[np.ndarray], labels_N: np.ndarray) -> dict[str, Any]:
-    return picture_metrics.score(self._metrics, batches, len(labels_N))
+    return picture_metrics.score(self._metrics, batches, len(labels_N), labels_N)
 
 
 def image_side(source: sources.Source, decoder: decoder_lib.Decoder | None) -> int:

@@ -19,6 +19,8 @@ BEST = {
   'class_consistency': max,
   'encoder_fid': min,
   'encoder_kid': min,
+  'classifier_fid': min,
+  'classifier_consistency': max,
 }
 """Scores by name, and which of two is the better one."""
 LABELS_FILE = 'file:'
@@ -63,6 +65,15 @@ class EvalOptions(picture_metrics.MetricOptions):
     path=True,
     doc="As eval.reference, from --mode=stats with the same encoder; '' takes eval.reference's "
     'pictures.',
+  )
+  classifier: str = options.option(
+    '',
+    path=True,
+    doc="A classifier of the data's classes that --mode=classifier wrote, beside Inception or "
+    'alone.',
+  )
+  classifier_epochs: int = options.option(
+    5, at_least=1, doc='Passes over the training split of --mode=classifier.'
   )
   keep_samples: bool = options.option(
     True, doc="Keeps the samples as eval/NAME.npz, which ADM's evaluator reads too."

@@ -32,7 +32,7 @@ _TWINS = {
 }
 # Keys that the digits' own scores do not read.
 _OF_PICTURES = ('inception', 'encoder', 'encoder_weights', 'encoder_reference', 'quantiser')
-_OF_PICTURES += ('precision_recall', 'kid_subsets', 'batch_size', 'keep_samples')
+_OF_PICTURES += ('classifier', 'precision_recall', 'kid_subsets', 'batch_size', 'keep_samples')
 
 
 def remarks(made: experiment.Experiment, mode: str, given: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from diversedit_jax.experiment import declarations, idle, run_dir
 from diversedit_jax.modes import (
   analyze,
   audit,
+  classifier,
   evaluate,
   export,
   inspect,
@@ -42,6 +43,7 @@ MODES = (
   'report',
   'replay',
   'study',
+  'classifier',
   'stats',
   'plan',
   'audit',
@@ -51,7 +53,7 @@ MODES = (
 # Flags that only some modes have a use for.
 _MODES_OF = {
   'checkpoint': ('train', *_OF_WEIGHTS, 'inspect'),
-  'output': (*_OF_WEIGHTS, 'report', 'replay', 'study'),
+  'output': (*_OF_WEIGHTS, 'report', 'replay', 'study', 'classifier'),
   'full': ('inspect',),
   'step': ('replay',),
   'shard': ('study',),
@@ -161,6 +163,8 @@ def _run(asked, config):
     return plan.run(experiment)
   if mode == 'replay':
     return replay.run(experiment, workdir, asked.step, asked.output)
+  if mode == 'classifier':
+    return classifier.run(experiment, asked.output)
   if mode == 'audit':
     return audit.run(experiment, workdir)
   if mode == 'stats':

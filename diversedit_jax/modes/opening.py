@@ -8,8 +8,14 @@ import jax
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
 from diversedit_jax.data import sources
+from diversedit_jax.evaluation import (
+  classifier,
+  feature_network,
+  picture_metrics,
+  picture_sets,
+  scorers,
+)
 from diversedit_jax.evaluation import decoder as decoder_lib
-from diversedit_jax.evaluation import feature_network, picture_metrics, picture_sets, scorers
 from diversedit_jax.experiment import eval_options
 from diversedit_jax.frozen import vae_files
 from diversedit_jax.sampling import generate
@@ -51,11 +57,16 @@ def open_networks(
   if options.reference == 'digits':
     return {}
   side = scorers.image_side(experiment.source, decoder)
-  found = {'': scorers.open_inception(options.inception)}
+  found = {}
+  if options.inception or not options.classifier:
+    found[''] = scorers.open_inception(options.inception)
   if options.encoder:
     found['encoder_'] = scorers.open_encoder(
       options.encoder, options.encoder_weights, experiment.source, side
     )
+  if options.classifier:
+    classes = experiment.source.num_classes
+    found['classifier_'] = classifier.open_network(options.classifier, classes)
   return found
 
 
@@ -107,7 +118,7 @@ def open_scorer(
   )
   metrics = {}
   for prefix, network in networks.items():
-    spec = options.encoder_reference if prefix else ''
+    spec = options.encoder_reference if prefix == 'encoder_' else ''
     against = picture_sets.open_reference(
       spec or options.reference,
       network,

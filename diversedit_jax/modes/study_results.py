@@ -26,7 +26,13 @@ from diversedit_jax.training import nonfinite, step, writers
 
 _FAILED = 'diverged.json'
 _SERIES = ('velocity', 'diverse/loss', 'diverse/weight', 'similarity/token', 'similarity/mean')
-_FLOORS = {'frechet_floor': 'frechet_distance', 'classifier_test_accuracy': 'class_consistency'}
+# Score of samples -> that of real pictures, as a scorer gives it beside the scores.
+_FLOORS = {
+  'frechet_distance': 'frechet_floor',
+  'class_consistency': 'classifier_test_accuracy',
+  'classifier_fid': 'classifier_fid_floor',
+  'classifier_consistency': 'classifier_test_accuracy',
+}
 _ROUNDS, _STEPS = 5, 4
 
 
@@ -95,7 +101,7 @@ def _floors(home, done):
     file = _scored(home / one.folder, one.config.train.steps)
     if file.is_file():
       found = files.read_json(file)
-      return {name: found[key] for key, name in _FLOORS.items() if key in found}
+      return {k: found[key] for k, key in _FLOORS.items() if k in found['scores'] and key in found}
   return {}
 
 

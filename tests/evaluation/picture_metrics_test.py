@@ -238,3 +238,18 @@ def test_several_networks_see_the_pictures_once(against):
   for name, value in alone['scores'].items():
     assert found['scores'][name] == found['scores'][f'other_{name}'] == pytest.approx(value)
   assert found['warnings'] == alone['warnings']
+
+
+def test_consistency_is_the_share_of_pictures_whose_likeliest_class_is_their_own(against):
+  network = dataclasses.replace(
+    picture_eval.network(), labelled=True, measured={'test_accuracy': 0.75}
+  )
+  x = pictures()
+  features = network.features(network.params, x)
+  labels = np.asarray(features['logits']).argmax(axis=1)
+  labels[:10] = (labels[:10] + 1) % 10
+  metrics = {'classifier_': make(against, network)['']}
+  found = picture_metrics.score(metrics, in_batches(x, 7), N, labels)
+  assert found['scores']['classifier_consistency'] == 0.75
+  assert 'consistency' in metrics['classifier_'].names
+  assert found['classifier_test_accuracy'] == 0.75
