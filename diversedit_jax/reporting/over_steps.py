@@ -8,7 +8,7 @@ import numpy as np
 from diversedit_jax.reporting import charts, curves, markup, pictures, runs
 
 _NOTES = {
-  'loss': 'What is minimised: the flow and the weighted terms. Means since the row before.',
+  'loss': 'The flow and the weighted terms, which are minimised.',
   'velocity': 'Squared error of the predicted velocity, the part of the flow.',
   'diverse/loss': 'Diversity loss before it is weighted.',
   'diverse/weight': 'Adaptive weight of the diversity loss; 0 where the loss is off.',

@@ -214,9 +214,9 @@ def _figures(path, analysis) -> dict[str, bytes]:
   drawn = {'sheet.png'} if analysis else set()
   drawn |= {'cka.png'} if (path / 'analysis' / 'cka.npz').exists() else set()
   for part in analysis.values():
-    for figure in part.get('figures', {}).values():
+    for stem, figure in part.get('figures', {}).items():
       kinds = {(one.get('kind'), bool(one.get('stacked'))) for one in figure.get('panels', [])}
-      drawn |= set(figure.get('files', [])) if kinds == {('curves', False)} else set()
+      drawn |= {f'{stem}.png'} if kinds == {('curves', False)} else set()
   there = [p for p in path.glob('analysis/*.png') if p.name not in drawn]
   there += [*path.glob('eval/sweep-*.png'), *path.glob('samples/grid.png')]
   return {f'{p.parent.name}/{p.name}': p.read_bytes() for p in sorted(there)}

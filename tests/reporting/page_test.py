@@ -1,6 +1,8 @@
 """The page of a report, read as a browser reads it: by Python's own parser of HTML."""
 
+import base64
 import datetime
+import hashlib
 import html.parser
 import json
 import re
@@ -116,6 +118,14 @@ def test_the_numbers_are_there_without_a_script(two):
     assert told in words, told
 
 
+def test_the_last_frames_are_seen_without_a_script(two):
+  frames = [a for _, a in Read(write(*two)).elements if a.get('class') == 'frame']
+  seen = [a['data-at'] for a in frames if 'hidden' not in a]
+  assert seen == ['30'] * 6 + ['0.5'] * 2 and len(frames) == 2 * (3 + 2 * 3 + 1)
+  sliders = [a for _, a in Read(write(*two)).elements if a.get('class') == 'slider']
+  assert sliders and all('hidden' in a for a in sliders)  # They would do nothing.
+
+
 def test_what_differs_between_runs_is_told_apart(two):
   text = write(*two)
   table = text.partition('What differs between the runs')[2].partition('</table>')[0]
@@ -202,8 +212,9 @@ def test_text_of_a_run_is_never_markup(tmp_path):
       json.loads(content)
   assert all(a.get('src', 'data:').startswith('data:') for _, a in found.elements)
   assert found.words().count('onerror=alert(1)') > 6
+  digest = base64.b64encode(hashlib.sha256(run[0].encode()).digest()).decode()
   policy = next(a['content'] for t, a in found.elements if t == 'meta' and 'http-equiv' in a)
-  assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
+  assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
 
 
 def test_what_was_not_recorded_is_said(tmp_path):
