@@ -161,9 +161,9 @@ def pods(workdir, count, kind, metadata):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 @pytest.mark.parametrize('kind', ['gpu', 'tpu', 'tpu_vm'])
-def test_hosts_that_are_made_anew_go_on(tmp_path, kind, metadata):
-  count = 2
+def test_hosts_that_are_made_anew_go_on(tmp_path, kind, count, metadata):
   script(tmp_path / 'python', ON_A_TPU)
   python = sys.executable if kind == 'gpu' else str(tmp_path / 'python')
   hosts = lambda path: (
