@@ -57,10 +57,12 @@ _SAID_DENIED = re.compile(
   'Operation not permitted|[Oo]ut of memory|Cannot allocate memory'
 )
 _OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # As TensorStore names it.
+_SHARED_FULL = (
+  '/dev/shm is full; enlarge it (docker run --shm-size=...), or set data.workers=0 and data.threads'
+)
 # Why a worker process may be gone, by its exit code.
 _KILLED = {
-  -signal.SIGBUS: '/dev/shm is full; enlarge it (docker run --shm-size=...), or set data.workers=0 '
-  'and data.threads',
+  -signal.SIGBUS: _SHARED_FULL,
   -signal.SIGKILL: 'somebody killed it, most likely the system, for want of memory; lower '
   'data.workers or data.prefetch',
 }
@@ -124,6 +126,8 @@ def _line(error):
   if isinstance(error, KeyboardInterrupt):
     return f'interrupted; {said}' if said else 'interrupted'
   if isinstance(error, OSError) and error.errno is not None:
+    if error.errno == errno.ENOSPC and _raised_in(error, 'multiprocessing/synchronize.py'):
+      return f'a semaphore for data.workers cannot be made: {_SHARED_FULL}'
     is_own = error.errno in _OWN and error.filename is None
     return None if is_own else _of_system(error.errno, error.filename, error.strerror)
   if isinstance(error, ModuleNotFoundError):
@@ -154,10 +158,14 @@ def _missing(name):
 
 def _no_platform(error):
   """A line for JAX's assertion that it has a device; None for any other."""
-  file = traceback.extract_tb(error.__traceback__)[-1].filename
-  if not file.endswith('xla_bridge.py'):
+  if not _raised_in(error, 'xla_bridge.py'):
     return None
   return f'JAX finds no device of JAX_PLATFORMS={jax.config.jax_platforms}; {_PLATFORMS}'
+
+
+def _raised_in(error, file):
+  frames = traceback.extract_tb(error.__traceback__)
+  return bool(frames) and frames[-1].filename.endswith(file)
 
 
 def _of_library(said):

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from helpers import killed_runs
+from helpers import killed_runs, small_memory
 import numpy as np
 import pytest
 
@@ -420,9 +420,17 @@ def pictures(tmp_path_factory):
   return f'--config.data.source=folder:{folder}/train', '--config.data.size=8', folder
 
 
-def test_a_worker_process_that_dies(pictures, tmp_path):
+@pytest.fixture(scope='module')
+def from_pictures(pictures, tmp_path_factory):
+  """Flags of a run with worker processes, and one that nobody disturbs."""
   flags = (*pictures[:2], '--config.data.workers=2')
-  finish(tmp_path / 'straight', *flags)
+  workdir = tmp_path_factory.mktemp('from-pictures') / 'run'
+  finish(workdir, *flags)
+  return flags, workdir
+
+
+def test_a_worker_process_that_dies(from_pictures, tmp_path):
+  flags, straight = from_pictures
   workdir = tmp_path / 'run'
   process = killed_runs.start(workdir, *flags)
   wait_for(process, (workdir / 'checkpoints' / '20').exists)
@@ -434,7 +442,24 @@ def test_a_worker_process_that_dies(pictures, tmp_path):
     (error,) = [line for line in log.splitlines() if line.startswith('error: ')]
     assert 'a process of data.workers ended with -9: somebody killed it' in error
   finish(workdir, *flags)
-  killed_runs.assert_same_run(tmp_path / 'straight', workdir)
+  killed_runs.assert_same_run(straight, workdir)
+
+
+def test_too_little_shared_memory_for_the_worker_processes(from_pictures, tmp_path):
+  """At the start the run is refused; where others fill it meanwhile, it ends, and goes on later."""
+  flags, straight = from_pictures
+  workdir = tmp_path / 'run'
+  done = killed_runs.run(workdir, *flags, before=small_memory.words('64k'))
+  assert done.returncode == 2 and 'first step' not in done.stderr
+  refused = r'data.workers=2 needs 0.4 MiB of /dev/shm, 12 batches of .* 0.1 MiB are free; enlarge'
+  assert re.search(refused, done.stderr.splitlines()[-1])
+  process = killed_runs.start(workdir, *flags, before=small_memory.words('1m'))
+  wait_for(process, (workdir / 'checkpoints' / '20').exists)
+  small_memory.keep_full(process)
+  status, log = killed_runs.ended(process)
+  assert status == 2 and 'a process of data.workers ended with -7: /dev/shm is full' in log, log
+  finish(workdir, *flags)
+  killed_runs.assert_same_run(straight, workdir)
 
 
 def test_corrupt_records_of_a_store(pictures, tmp_path):

@@ -24,6 +24,8 @@ from diversedit_jax.types import UserError
 
 # More steps than any run has.
 _END = 2**62
+# Semaphores of Grain 0.2.18 with worker processes, and those of each worker, as counted on Linux.
+_SEMAPHORES = (16, 25)
 
 Put = Callable[[dict[str, np.ndarray]], Any]
 
@@ -168,6 +170,8 @@ def check_shared_memory(
 
   Grain hands batches over in shared memory, of which containers often have 64 MiB: each worker's
   queue and the queue of its reader hold `prefetch` of them, and each side has one in its hands.
+  Its semaphores lie there too, each in a page of its own. For moments it may need more, when the
+  thread that gives back used batches is late.
 
   Args:
     source: of the examples. examples: of this process in a batch. prefetch, workers: see `batches`.
@@ -182,10 +186,11 @@ def check_shared_memory(
   page = mmap.PAGESIZE
   batch = sum(-(-x.nbytes * examples // page) * page for x in one)
   count = workers * (2 * prefetch + 2)
+  needed = count * batch + (_SEMAPHORES[0] + _SEMAPHORES[1] * workers) * page
   free = shutil.disk_usage(folder).free
-  if count * batch > free:
+  if needed > free:
     raise UserError(
-      f'data.workers={workers} needs {count * batch / 2**20:.1f} MiB of {folder}, {count} batches '
+      f'data.workers={workers} needs {needed / 2**20:.1f} MiB of {folder}, {count} batches '
       f'of {batch / 2**20:.2f} MiB, and {free / 2**20:.1f} MiB are free; enlarge it (docker run '
       f'--shm-size=..., or mount -o remount,size=... {folder}), lower data.workers or '
       'data.prefetch, or set data.workers=0 and data.threads'

@@ -3,10 +3,14 @@
 import dataclasses
 import gc
 import mmap
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
+from helpers import small_memory
 import numpy as np
 import pytest
 
@@ -85,14 +89,17 @@ def test_worker_processes_change_nothing():
 @pytest.mark.parametrize(
   ('workers', 'prefetch', 'free', 'fits'),
   [
-    (2, 2, 36, True),
-    (2, 2, 35, False),
-    (2, 4, 59, False),
+    (2, 2, 36 + 66, True),
+    (2, 2, 36 + 65, False),
+    (2, 4, 60 + 65, False),
     (0, 2, 0, True),
   ],
 )
 def test_workers_need_shared_memory(monkeypatch, tmp_path, workers, prefetch, free, fits):
-  """A batch of three small arrays has three pages; as many as Grain was seen to hold at once."""
+  """A batch of three small arrays has three pages; as many as Grain was seen to hold at once.
+
+  66 semaphores are those of two workers.
+  """
   found = shutil._ntuple_diskusage(0, 0, free * mmap.PAGESIZE)
   monkeypatch.setattr(pipeline.shutil, 'disk_usage', {tmp_path: found}.get)
   check = lambda folder: pipeline.check_shared_memory(
@@ -104,6 +111,41 @@ def test_workers_need_shared_memory(monkeypatch, tmp_path, workers, prefetch, fr
     return
   with pytest.raises(UserError, match=f'{tmp_path}.*batches.*--shm-size.*data.threads'):
     check(tmp_path)
+
+
+READS = """
+import pipeline_test
+from diversedit_jax import faults
+from diversedit_jax.data import pipeline
+
+steps = pipeline_test.steps(pipeline_test.Indices(n=4096), batch_size=4096)
+with pipeline.batches(steps, start_step=0, workers=1) as found:
+  try:
+    pipeline_test.read(found, 20)
+  except Exception as error:
+    print(faults.told(error))
+"""
+
+
+@pytest.mark.parametrize(
+  ('pages', 'told'),
+  [
+    (41 + 13, 'a process of data.workers ended with -7: /dev/shm is full; enlarge it'),
+    pytest.param(
+      16,
+      'a semaphore for data.workers cannot be made: /dev/shm is full; enlarge it',
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_shared_memory_that_is_full_is_named(pages, told):
+  """Real memory; there are 41 semaphores, and a batch has 13 pages."""
+  command = [*small_memory.words(str(pages * mmap.PAGESIZE)), sys.executable, '-c', READS]
+  path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+  done = subprocess.run(
+    command, env=os.environ | {'PYTHONPATH': path}, capture_output=True, text=True
+  )
+  assert done.stdout.startswith(told), done
 
 
 @pytest.mark.parametrize('processes', [1, 4])

@@ -47,9 +47,10 @@ def command(workdir, *flags):
   ]
 
 
-def run(workdir, *flags, **environment):
+def run(workdir, *flags, before=(), **environment):
+  """Runs to the end. before: words ahead of the command."""
   return subprocess.run(
-    command(workdir, *flags),
+    [*before, *command(workdir, *flags)],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -57,11 +58,15 @@ def run(workdir, *flags, **environment):
   )
 
 
-def start(workdir, *flags, **environment):
-  """Starts a run whose log nobody reads before its end."""
+def start(workdir, *flags, before=(), **environment):
+  """Starts a run whose log nobody reads before its end. before: words ahead of the command."""
   log, name = tempfile.mkstemp()
   process = subprocess.Popen(
-    command(workdir, *flags), cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment
+    [*before, *command(workdir, *flags)],
+    cwd=ROOT,
+    stdout=log,
+    stderr=log,
+    env=os.environ | environment,
   )
   os.close(log)
   process.log = pathlib.Path(name)
