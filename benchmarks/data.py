@@ -42,7 +42,7 @@ from diversedit_jax.data.store import layout, places, writer
 from diversedit_jax.training import state, step
 
 CLASSES, SEED = 1000, 0
-SIDE = 32  # Of the latents of 256 pixels.
+SIDE = 32  # Side of the latents of 256 pixels.
 PARTS = ('reading', 'waiting', 'training')
 # Records a second on one core that are wanted, and the share of steps that stay.
 GOALS = {'store': 50_000, 'memmap': 200_000}
