@@ -1,6 +1,7 @@
 """What is written to a bucket, on an emulator of the storage API: objects, locks, refusals."""
 
 from concurrent import futures
+import contextlib
 import itertools
 import json
 import os
@@ -54,6 +55,15 @@ def test_what_was_written_is_known_where_the_answer_got_lost(lock):
   made = there.write(b'1', NOTHING)
   assert made and made == there.read().generation
   assert there.write(b'2', NOTHING) is None and there.read().value == b'1'
+
+
+# How the emulator answers while it is busy.
+BUSY = {
+  'busy': dict(status=503),
+  'told to wait': dict(status=429),
+  'done, but the answer is an error': dict(status=503, does=True),
+  'slow': dict(seconds=0.3),
+}
 
 
 def claim(path):
@@ -267,10 +277,74 @@ def test_a_bucket_that_may_not_be_read_is_refused_with_where_credentials_come_fr
     run_dir.open_for_output(folder)
 
 
-@pytest.mark.slow
-def test_a_run_in_a_bucket_is_what_it_is_on_a_disk_although_it_is_killed(folder, tmp_path):
-  done = killed_runs.run(tmp_path)
+@pytest.mark.parametrize('status', [401, 403])
+def test_what_the_service_answers_to_others_is_told(folder, status):
+  """By the words of the library, which differ by status."""
+  bucket.disturb(9, of=folder.name, status=status)
+  words = f'workdir {folder} cannot be read: .*(Unauthorized, 401|Forbidden).*; credentials come'
+  with pytest.raises(types.UserError, match=words):
+    run_dir.open_for_output(folder)
+  bucket.disturb(0)
+
+
+@pytest.mark.parametrize('how', BUSY)
+def test_a_busy_bucket_is_asked_again(folder, how):
+  """Objects written by TensorStore and by gcsfs, read, listed and removed."""
+  tree = {'w': np.arange(3.0)}
+  with contextlib.closing(checkpoint.Checkpoints(str(folder), keep=9)) as checkpoints:
+    bucket.disturb(1, of=f'POST .*{folder.name}', **BUSY[how])
+    checkpoints.save(1, {'params': tree}, {})
+  assert bucket.disturb(1, of=f'GET .*{folder.name}', **BUSY[how]) == 0
+  np.testing.assert_array_equal(checkpoint.read(folder / '1', 'params')['w'], tree['w'])
+  assert bucket.disturb(1, of='POST', **BUSY[how]) == 0
+  files.write_json(folder / 'x.json', {'a': 1})
+  assert bucket.disturb(1, of=f'(GET|DELETE) .*{folder.name}', **BUSY[how]) == 0
+  assert files.read_json(folder / 'x.json') == {'a': 1} and checkpoint.steps(folder) == [1]
+  assert bucket.disturb(0) == 0
+
+
+@pytest.fixture(scope='module')
+def on_a_disk(tmp_path_factory):
+  """A run on a disk that nobody disturbs."""
+  workdir = tmp_path_factory.mktemp('disk') / 'run'
+  done = killed_runs.run(workdir)
   assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def assert_same_run(folder, on_a_disk):
+  assert killed_runs.rows(folder) == killed_runs.rows(on_a_disk)
+  ours, theirs = (killed_runs.arrays(run, killed_runs.STEPS) for run in (folder, on_a_disk))
+  assert ours.keys() == theirs.keys() and len(ours) > 50
+  for name in ours:
+    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', BUSY)
+def test_a_run_goes_through_a_busy_bucket(folder, on_a_disk, how):
+  """While it starts, saves and, killed and started again, reads; no answer is taken for damage."""
+  bucket.disturb(3, of=folder.name, **BUSY[how])
+  process = killed_runs.start_and_wait_for(folder, 'step 7/')
+  assert bucket.disturb(4, of=f'POST .*{folder.name}/checkpoints/[23]0', **BUSY[how]) == 0
+  for line in process.stderr:
+    assert 'could not be written' not in line
+    if 'step 49/' in line:
+      break
+  process.kill()
+  process.wait()
+  saved = max(checkpoint.steps(folder / 'checkpoints'))
+  reads = f'GET .*{folder.name}/checkpoints/{saved}/'
+  assert bucket.disturb(4, of=reads, **BUSY[how]) == 0
+  done = killed_runs.run(folder)
+  assert done.returncode == 0 and f'continuing at step {saved}' in done.stderr, done.stderr
+  assert bucket.disturb(0) == 0
+  assert not (folder / 'damaged_checkpoints').exists()
+  assert_same_run(folder, on_a_disk)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_what_it_is_on_a_disk_although_it_is_killed(folder, on_a_disk):
   process = killed_runs.start_and_wait_for(folder, 'step 42/')
   process.kill()
   process.wait()
@@ -279,11 +353,7 @@ def test_a_run_in_a_bucket_is_what_it_is_on_a_disk_although_it_is_killed(folder,
   done = killed_runs.run(folder)
   assert done.returncode == 0 and f'continuing at step {max(saved)}' in done.stderr, done.stderr
   assert not (folder / '.training.lock').exists()
-  assert killed_runs.rows(folder) == killed_runs.rows(tmp_path)
-  ours, theirs = (killed_runs.arrays(run, killed_runs.STEPS) for run in (folder, tmp_path))
-  assert ours.keys() == theirs.keys() and len(ours) > 50
-  for name in ours:
-    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+  assert_same_run(folder, on_a_disk)
 
   with run_dir.claimed(folder):
     refused = killed_runs.run(folder)
@@ -298,3 +368,27 @@ def test_a_run_in_a_bucket_is_what_it_is_on_a_disk_although_it_is_killed(folder,
     assert len(made['images']) == 4
   scores = [files.read_json(place / 'eval' / 'digits.json') for place in (folder, folder / 'out')]
   assert scores[0]['scores'] == scores[1]['scores']
+
+
+@pytest.mark.slow
+def test_averages_are_made_of_checkpoints_in_a_bucket_and_a_step_is_replayed(on_a_disk, folder):
+  """Of six checkpoints, as on a disk; the step comes to the bits of all that the run keeps."""
+  for file in on_a_disk.rglob('*'):
+    if file.is_file():
+      (folder / file.relative_to(on_a_disk).as_posix()).write_bytes(file.read_bytes())
+  weights = ('--config.sample.number=4', '--config.sample.weights=ema@std=0.045')
+  made = []
+  for workdir in (on_a_disk, folder):
+    output = folder / f'of-{len(made)}'
+    done = killed_runs.run(workdir, '--mode=sample', *weights, f'--output={output}')
+    assert done.returncode == 0, done.stderr
+    facts = files.read_json(output / 'samples' / 'samples.json')
+    assert facts['average']['at_steps'] == [10, 20, 30, 40, 50, 60]
+    with files.local(output / 'samples' / 'samples.npz') as there, np.load(there) as found:
+      made.append((found['images'].tobytes(), facts['parameters']))
+  assert made[0] == made[1]
+  done = killed_runs.run(folder, '--mode=replay', '--step=40')
+  assert done.returncode == 0, done.stderr
+  recorded = files.read_json(folder / 'replay' / 'step-40.json')['recorded']
+  count = len(killed_runs.arrays(on_a_disk, 40))
+  assert recorded[-1] == f'checkpoint of step 40: all {count} arrays the same to the bit'

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import socket
@@ -23,6 +24,30 @@ def new() -> str:
   """
   _started()
   return f'gs://{NAME}/{uuid.uuid4().hex[:12]}'
+
+
+def disturb(left: int, *, of='', status=200, does=False, seconds=0.0) -> int:
+  """Lets the next requests to the emulator be late, or answers them with an error.
+
+  Args:
+    left: how many of them.
+    of: a regular expression, searched in 'METHOD URL'; a folder keeps others' requests as they are.
+    status: of the answer; 200 for none of another kind.
+    does: whether what is answered by an error is done all the same.
+    seconds: by which each is late.
+
+  Returns:
+    How many of the requests that were to be disturbed before have not come.
+  """
+  _started()
+  asked = {'left': left, 'of': of, 'status': status, 'does': does or status == 200}
+  request = urllib.request.Request(
+    f'{os.environ["STORAGE_EMULATOR_HOST"]}/disturb',
+    json.dumps(asked | {'seconds': seconds}).encode(),
+    {'Content-Type': 'application/json'},
+  )
+  with urllib.request.urlopen(request) as answer:
+    return json.load(answer)['left']
 
 
 @functools.cache
