@@ -8,7 +8,8 @@ from helpers import killed_runs, several, store_files
 import numpy as np
 import pytest
 
-from diversedit_jax import together
+from diversedit_jax import checkpoint, together
+from diversedit_jax.data import files
 
 pytestmark = pytest.mark.slow
 NOTED = 'helpers.noted_main'
@@ -70,6 +71,17 @@ def worst(rows, others):
   ]
 
 
+def assert_same_averages(run, other, step):
+  """Each is that of the other run but for rounding, beside what separates it from the others."""
+  folders = [path / 'checkpoints' / str(step) for path in (run, other)]
+  for item in sorted(killed_runs.ITEMS - {'opt'}):
+    ours, theirs = (checkpoint.read(folder, item) for folder in folders)
+    assert ours.keys() == theirs.keys()
+    apart = lambda a, b: np.sqrt(sum(np.sum(np.square(a[name] - b[name])) for name in b))
+    moved = apart(checkpoint.read(folders[0], 'params'), checkpoint.read(folders[0], 'ema'))
+    assert apart(ours, theirs) < 1e-4 * moved, item
+
+
 @pytest.mark.parametrize('axis', ['data', 'fsdp', 'tensor'])
 def test_two_processes_train_what_one_trains(one, tmp_path, axis):
   sizes = [f'--config.mesh.{a}={2 if a == axis else 1}' for a in ('data', 'fsdp', 'tensor')]
@@ -78,6 +90,27 @@ def test_two_processes_train_what_one_trains(one, tmp_path, axis):
   assert max(found) < 1e-5
   for number in range(1, 7):
     assert batch(tmp_path / 'notes', 2, number) == batch(one[0], 1, number)
+  assert_same_averages(run, one[0] / 'run', 6)
+
+
+def test_an_average_made_afterwards_by_two_processes_is_that_of_one(one, tmp_path):
+  """Of four checkpoints of one process, each of whose arrays two read in parts."""
+  wanted = ['--mode=sample', '--config.sample.weights=ema@std=0.045', '--config.sample.number=8']
+  images, facts = [], []
+  for count in (1, 2):
+    output = tmp_path / str(count)
+    split = [f'--config.mesh.fsdp={count}', f'--output={output}', '--config.sampler.steps=4']
+    steps = f'--config.train.steps={STEPS}'
+    processes = several.start(count, one[0] / 'run', *EVERY_STEP, steps, *wanted, *split)
+    statuses, logs = several.ended(processes)
+    assert statuses == [0] * count, logs
+    with np.load(output / 'samples' / 'samples.npz') as found:
+      images.append(found['images'])
+    facts.append(files.read_json(output / 'samples' / 'samples.json'))
+  assert facts[0]['average']['at_steps'] == [6, 12, 18, 24]
+  for name in ('average', 'parameters'):  # A digest of these.
+    assert facts[0][name] == facts[1][name]
+  np.testing.assert_allclose(*images, atol=1e-4)
 
 
 def test_any_number_of_processes_continues(one, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from diversedit_jax import checkpoint, modes, trees, types
 from diversedit_jax.modes import command, run_context
+from diversedit_jax.training import average
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 BAD = 18  # The step with a bad example; a checkpoint lies at 5, 10, 15, ..., a row at 10, 20, 30.
@@ -18,6 +19,7 @@ BAD = 18  # The step with a bad example; a checkpoint lies at 5, 10, 15, ..., a 
 
 def experiment(**changes):
   kept = {'checkpoint.every': 5, 'checkpoint.keep': 10, 'train.on_nonfinite': 'rollback'}
+  kept['train.averages'] = ('0.5', 'std=0.1')
   return bad_runs.spoiled(BAD, **(kept | changes))
 
 
@@ -47,7 +49,7 @@ def test_steps_come_to_the_same_bits_from_wherever_and_nothing_else_is_written(c
   before = small_files(copy)
   facts = replayed(copy, 10)
   same_rows = 'rows of metrics.jsonl, step 10: the same to the bit'
-  arrays = 'checkpoint of step 10: all 142 arrays the same to the bit'
+  arrays = 'checkpoint of step 10: all 212 arrays the same to the bit'
   assert facts['from'].endswith('checkpoints/5') and facts['recorded'] == [same_rows, arrays]
   for step in (5, 10):
     shutil.rmtree(copy / 'checkpoints' / str(step))
@@ -117,7 +119,8 @@ def test_the_block_whose_weights_overflow_is_named(copy):
     shutil.rmtree(copy / 'checkpoints' / str(step))
   made = experiment()
   trainable = run_context.make_trainable(made, run_context.make_mesh(made))
-  checkpoints = checkpoint.Checkpoints(str(copy / 'checkpoints'), keep=20)
+  more = map(average.item, trainable.averages)
+  checkpoints = checkpoint.Checkpoints(str(copy / 'checkpoints'), more=more, keep=20)
   _, items, meta = checkpoints.restore(trainable.targets(), 15)
 
   def enlarged(path, x):
@@ -143,7 +146,7 @@ def test_a_run_that_goes_on_after_skipping_is_replayed_too(tmp_path):
   facts = replayed(workdir, 20, **skipping)
   assert [line.partition(':')[2] for line in facts['recorded']] == [
     ' the same to the bit',
-    ' all 142 arrays the same to the bit',
+    ' all 212 arrays the same to the bit',
   ]
 
 
