@@ -17,13 +17,14 @@ class Cost:
   """What a network costs.
 
   parameters: number of trained ones. forward, training: FLOPs per example.
-  activation_bytes: kept per example, an estimate.
+  activation_bytes: kept per example, an estimate. postponed_bytes: see `postponed_bytes`.
   """
 
   parameters: int
   forward: float
   training: float
   activation_bytes: float
+  postponed_bytes: float
 
 
 def forward_flops(architecture: config.Architecture) -> float:
@@ -49,15 +50,47 @@ def activation_bytes(
   devices has its share. The compiler for an H200 needs 0.9 to 1.1 times as much for XL/2
   (benchmarks/ahead.py); `plan.compile_for` asks it.
   """
-  t, d, depth, ratio = (
-    architecture.sequence,
-    architecture.width,
-    architecture.depth,
-    architecture.mlp_ratio,
-  )
+  t, d, depth = architecture.sequence, architecture.width, architecture.depth
+  _, residual = _widths(execution)
+  kept = _kept_in_block(architecture, execution, tensor)
+  skips = depth // 2 * d * residual if architecture.skip.enabled else 0
+  # While it is differentiated.
+  one_block = d * (4 + 2 * architecture.mlp_ratio / tensor) * residual
+  return float(t * (depth * kept + skips + one_block))
+
+
+def postponed_bytes(
+  architecture: config.Architecture, execution: config.Execution, tensor: int = 1
+) -> float:
+  """Bytes per example where products for weights' gradients are left for last, an estimate.
+
+  So XLA schedules them on several GPUs, to do them while others' gradients arrive. A block that has
+  been differentiated then still holds the operands of these products, on both sides, and what the
+  gradients of gates, shifts and scales are summed from; a fusion of a long skip holds its centred
+  input and the gradient of that in float32, the latter until the skip's first block uses it. With
+  skips most is held when their half of the blocks is through; without, at the end.
+  """
+  t, d, depth = architecture.sequence, architecture.width, architecture.depth
+  product, residual = _widths(execution)
+  block = d * ((7 + (4 + 2 * architecture.mlp_ratio) / tensor) * product + 3 * residual)
+  if not architecture.skip.enabled:
+    return float(t * depth * block)
+  fusion = d * (5 * product + 4 * 4)
+  kept = _kept_in_block(architecture, execution, tensor)
+  return float(t * (depth // 2 * (block + fusion) + (depth - depth // 2) * kept))
+
+
+def _widths(execution):
+  """Bytes of a number in a product, and in the residual stream."""
   product = 4 if execution.dtype == 'float32' else 2
-  residual = 4 if execution.residual_dtype == 'float32' else 2
-  unrolled = tuning.blocks_per_step(execution, depth) == depth
+  return product, 4 if execution.residual_dtype == 'float32' else 2
+
+
+def _kept_in_block(architecture, execution, tensor):
+  """Bytes that the backward pass finds of a token in a block."""
+  d, ratio = architecture.width, architecture.mlp_ratio
+  product, residual = _widths(execution)
+  unrolled = tuning.blocks_per_step(execution, architecture.depth) == architecture.depth
   whole, shared, residuals = {
     'none': (4, 4 + 2 * ratio, 2) if unrolled else (2, 4 + ratio, 2),
     'dots': (2, 3 + ratio, 1),
@@ -68,10 +101,8 @@ def activation_bytes(
   # Where it runs on this machine, what 'auto' takes is known only when it has been tried.
   by_xla = not execution.platform or attention.implementation(architecture, execution) == 'xla'
   if by_xla and execution.remat == 'none':
-    kept += architecture.heads * t * 4 / tensor
-  skips = depth // 2 * d * residual if architecture.skip.enabled else 0
-  one_block = d * (4 + 2 * ratio / tensor) * residual  # While it is differentiated.
-  return float(t * (depth * kept + skips + one_block))
+    kept += architecture.heads * architecture.sequence * 4 / tensor
+  return kept
 
 
 def cost(architecture: config.Architecture, execution: config.Execution, tensor: int = 1) -> Cost:
@@ -88,4 +119,5 @@ def cost(architecture: config.Architecture, execution: config.Execution, tensor:
     forward=forward,
     training=forward * (4 if execution.remat == 'full' else 3),
     activation_bytes=activation_bytes(architecture, execution, tensor),
+    postponed_bytes=postponed_bytes(architecture, execution, tensor),
   )

@@ -137,10 +137,15 @@ def plan(
   average_bytes = shard_bytes if average_bytes is None else average_bytes
   trained = parameters if trained is None else trained
   gradients, moments = (n * trained // parameters for n in (shard_bytes, 2 * average_bytes))
-  if execution.platform == 'gpu' and sharding.batch_divisor(mesh) > 1:
-    gradients *= 2  # While they are added, those of a device and the sums are there.
   cost = cost_lib.cost(architecture, execution, tensor=mesh.shape['tensor'])
   per_device = batch_size // sharding.batch_divisor(mesh) // accumulate
+  activations = per_device * cost.activation_bytes
+  if execution.platform == 'gpu' and sharding.batch_divisor(mesh) > 1:
+    gradients *= 2  # While they are added, those of a device and the sums are there.
+    if _unrolled(architecture, execution):
+      # Before there are any: what waits, and the parameters in the dtype of products.
+      copy = 0 if execution.dtype == 'float32' else shard_bytes // 2
+      activations = max(activations, per_device * cost.postponed_bytes + copy - gradients)
   added = method_flops(objective, architecture, batch_size // accumulate)
   plain = cost_lib.cost(plain_architecture(architecture), execution).training
   training = plain + sum(added.values())
@@ -156,7 +161,7 @@ def plan(
     'state_gib_per_device': (shard_bytes + gradients + averages * average_bytes + moments) / 2**30,
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
-    'activation_gib_per_device': per_device * cost.activation_bytes / 2**30,
+    'activation_gib_per_device': activations / 2**30,
     'activations_of': _activations_of(architecture, execution),
     'images_per_second': images_per_second,
     'steps_per_second': images_per_second / batch_size,
@@ -168,9 +173,12 @@ def _activations_of(architecture, execution):
   """For what the activations are estimated, in words."""
   platform = (execution.platform or jax.default_backend()).upper()
   chosen = attention.implementation(architecture, execution)
-  unrolled = tuning.blocks_per_step(execution, architecture.depth) == architecture.depth
-  loop = 'no loop over blocks' if unrolled else 'blocks in a loop'
+  loop = 'no loop over blocks' if _unrolled(architecture, execution) else 'blocks in a loop'
   return f'{platform}, attention {chosen}, {loop}'
+
+
+def _unrolled(architecture, execution):
+  return tuning.blocks_per_step(execution, architecture.depth) == architecture.depth
 
 
 def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:

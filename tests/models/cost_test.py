@@ -134,6 +134,20 @@ def test_activation_estimate_is_the_compilers_for_a_gpu(remat):
   np.testing.assert_allclose(estimate, GIB_OF_64[remat], rtol=0.15)
 
 
+# By the compiler for eight H200s, XL/2's shapes with 32 examples of 1,024 tokens on each: GiB of
+# temporaries with 8 blocks, less those with 4.
+GIB_OF_FOUR_BLOCKS = 18.05 - 9.47
+
+
+def test_what_waits_for_gradients_of_others_is_the_compilers_for_gpus():
+  execution = config_lib.Execution(dtype='bfloat16', platform='gpu')
+  shapes = dict(input_size=(64, 64), channels=4, num_classes=1000, width=1152, heads=16)
+  of = lambda depth: cost.postponed_bytes(
+    config_lib.Architecture(depth=depth, patch_size=2, skip=networks.SKIP, **shapes), execution
+  )
+  np.testing.assert_allclose(32 * (of(8) - of(4)) / 2**30, GIB_OF_FOUR_BLOCKS, rtol=0.1)
+
+
 @pytest.mark.parametrize('skip', [networks.NO_SKIP, networks.SKIP])
 def test_activation_estimate_is_within_a_factor_of_two_of_the_compiler(skip):
   """The whole working memory of a compiled gradient, on the CPU and so in float32 only."""

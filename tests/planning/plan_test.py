@@ -126,6 +126,34 @@ def test_plan_in_words(hardware):
   np.testing.assert_allclose(numbers['seconds'], 182.2e3, rtol=1e-3)
 
 
+# GiB that a device needs by the compiler for eight H100s or H200s, with long skips and diversity
+# loss in bfloat16 at batch 256 (benchmarks/results/sizing.json).
+GIB = {('B/2', 256): 6.44, ('XL/2', 256): 27.2, ('XL/2', 512): 72.5}
+
+
+@pytest.mark.parametrize(('size', 'pixels'), GIB)
+def test_memory_of_eight_gpus_is_the_compilers(hardware, size, pixels):
+  """At 512 pixels most while the products for gradients wait, otherwise where gradients are."""
+  architecture = sizes.architecture(
+    size, input_size=(pixels // 8,) * 2, skip=config_lib.Skip(enabled=True)
+  )
+  execution = config_lib.Execution(dtype='bfloat16', platform='gpu')
+  parameters = cost.cost(architecture, execution).parameters
+  numbers = plan_lib.plan(
+    architecture,
+    execution,
+    hardware,
+    sharding.planned_mesh(-1, 1, 1, 8),
+    objective=objective(),
+    steps=1,
+    batch_size=256,
+    accumulate=1,
+    parameters=parameters,
+    shard_bytes=4 * parameters,
+  )
+  np.testing.assert_allclose(plan_lib.memory_gib(numbers), GIB[size, pixels], rtol=0.05)
+
+
 def test_devices_that_share_products_have_more_examples_each(hardware):
   """Four groups of two, each of which has its examples once."""
   more = dict(steps=10, batch_size=64, accumulate=1, parameters=1, shard_bytes=1)
