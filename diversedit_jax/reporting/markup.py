@@ -60,4 +60,4 @@ def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], **attributes: Any)
   body = [tag('tr', cells(enumerate(row)), **of) for row, of in zip(rows, of_rows, strict=True)]
   top = tag('tr', [tag('th', cell, scope='col') for cell in head])
   whole = tag('table', tag('thead', top), tag('tbody', body), **attributes)
-  return tag('div', whole, class_='wide', tabindex='0', role='region', aria_label=title)
+  return tag('div', whole, class_='wide', role='group', aria_label=title)

@@ -211,6 +211,16 @@ function switches(buttons) {
   }
 }
 
+// A table that is wider than its frame is moved by the arrow keys, so it has to be reached.
+function reachable() {
+  for (const frame of all('.wide')) {
+    if (frame.scrollWidth > frame.clientWidth) frame.tabIndex = 0; else frame.removeAttribute('tabindex');
+  }
+}
+
+reachable();
+window.addEventListener('resize', reachable);
+document.addEventListener('toggle', reachable, true);
 all('.chart').forEach(chart);
 all('.film').forEach(film);
 all('.map').forEach(map);

@@ -90,6 +90,10 @@ def test_it_fits_in_light_and_in_dark(file, tmp_path, width):
       colours[scheme] = ask('getComputedStyle(document.body).backgroundColor')
       sizes = ask("[...document.querySelectorAll('.up span')].map(x => x.clientWidth)")
       assert max(sizes) <= 40  # Numbers fit beside the axis.
+      wide = "[...document.querySelectorAll('.wide')]"
+      assert width > 600 or ask(f'{wide}.some(x => x.tabIndex === 0)')
+      # What has to be moved, and nothing else, is reached by Tab.
+      assert ask(f'{wide}.every(x => (x.scrollWidth > x.clientWidth) === (x.tabIndex === 0))')
   brightness = {
     scheme: sum(map(int, colour[4:-1].split(','))) for scheme, colour in colours.items()
   }
