@@ -58,7 +58,7 @@ STEPS = 1200  # @param {type: "integer"}
 if not CHECKPOINT:
   CHECKPOINT, CONFIG, VAE = 'theirs.safetensors', 'digits', ''
   # !python -m diversedit_jax.main --config=digits:steps={STEPS} --workdir=runs/digits 2>&1 \
-  #   | grep --line-buffered 'loop.py'
+  #   | grep --line-buffered -E 'loop.py|error:'
   # !rm -rf share {CHECKPOINT}
   # !python -m diversedit_jax.main --config=digits --workdir=runs/digits --mode=export \
   #   --output=share --verbosity=-1
