@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -18,7 +19,7 @@ def gather(path: pathlib.Path) -> dict[str, Any]:
   """What a run recorded of itself; None, or nothing in a list, for what it did not."""
   config = flat_config.stored(path)
   rows = writers.read_jsonl(path / 'metrics.jsonl')
-  trained = [row for row in rows if 'loss' in row]
+  trained = [row for row in map(finite, rows) if 'loss' in row]
   account = goodput.summary(writers.read_jsonl(path / goodput.FILE))
   steps = checkpoint.steps(path / 'checkpoints')
   versions = files.read_json(path / 'versions.json', list, may_lack=True)
@@ -38,6 +39,11 @@ def gather(path: pathlib.Path) -> dict[str, Any]:
   }
   facts['images'] = _images(facts['steps']['done'], config, continuing.changes(path))
   return facts | {'not_recorded': list(_missing(facts))}
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+  """A row without numbers that are NaN or infinite, which JSON does not have."""
+  return {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
 def _done(trained, checkpoints, account):

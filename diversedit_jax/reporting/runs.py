@@ -203,7 +203,7 @@ def _analysis(path, missing) -> Mapping[str, Any]:
   if content.get('schema') != _SCHEMA:
     missing.append(f'analysis.json in a form that this version knows: schema={_SCHEMA}')
     return {}
-  return content['parts']
+  return content.get('parts', {})
 
 
 def _figures(path, analysis) -> dict[str, bytes]:

@@ -242,6 +242,9 @@ def test_damaged_records_and_values_that_are_no_numbers_are_said(tmp_path):
   assert 'telemetry/similarity-00000030.npz cannot be read' in found
   assert 'the preview of step 30 cannot be read' in found
   assert '1 values that are not finite are left out' in found
+  report.run([str(path)])
+  written = json.loads((path / 'report' / 'report.json').read_text())
+  assert written['last'] == {'step': 32, 'loss': 1}  # The last whose loss is a number.
 
 
 def test_pages_are_bounded(tmp_path):
