@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -349,6 +350,25 @@ def test_a_jobset_has_what_jobset_and_kubernetes_ask_for(copy, tpu, slices):
   assert ('cloud.google.com/gke-nodepool' in pod['nodeSelector']) == (slices == 1)
   assert ('alpha.jobset.sigs.k8s.io/exclusive-topology' in str(body['metadata'])) == tpu
   assert ('env' in container) == (not tpu)  # GKE tells the hosts of a slice where the others are.
+
+
+def test_the_gallery_trains_three_networks_and_makes_the_pictures_of_its_page(copy):
+  done, calls = copy.run('launch/gallery.sh', RUNS='here')
+  assert done.returncode == 0, done.stderr
+  here = copy.root / 'elsewhere' / 'here'
+  ran = [
+    re.search(r'--workdir=(.+)/(\w+) --config.preview.*--mode=(\w+)', line).groups()
+    for line in calls
+    if 'main' in line
+  ]
+  assert {folder for folder, _, _ in ran} == {str(here)}
+  modes = lambda mode: [network for _, network, found in ran if found == mode]
+  assert modes('train') == ['ours', 'flow', 'meanflow'] and modes('analyze') == ['ours', 'flow']
+  assert modes('sample') == ['ours'] * 4 + ['flow'] * 2 + ['meanflow']
+  page = (ROOT / 'docs' / 'gallery.md').read_text()
+  shown = re.findall(r'images/(gallery-\S+)\.png', page)
+  made = [path.stem for path in (ROOT / 'docs' / 'images').glob('gallery-*.png')]
+  assert sorted(shown) == sorted(made) and len(shown) == 13
 
 
 def test_docs_are_built_strictly_or_served(copy):
