@@ -43,7 +43,7 @@ done
 import pathlib
 import sys
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 runs, images = map(pathlib.Path, sys.argv[1:])
 kept = {f'guidance-{scale}': f'ours/samples/scale-{scale}/grid.png' for scale in (0, 1, 2, 4)}
@@ -52,9 +52,11 @@ kept |= {f'blocks-{name}': f'{name}/analysis/cka.png' for name in ('ours', 'flow
 kept |= {'flow-1': 'flow/samples/one-step/grid.png', 'flow-20': 'flow/samples/20-steps/grid.png'}
 kept |= {'meanflow-1': 'meanflow/samples/one-step/grid.png'}
 for name, file in kept.items():
-  picture = Image.open(runs / file).convert('RGB')
+  picture, colours = Image.open(runs / file).convert('RGB'), 64
+  if 'samples' in file:  # A grid: without its caption, which the page has.
+    picture, colours = picture.crop((0, 30, *picture.size)), 12
+    picture = picture.crop(ImageOps.invert(picture).getbbox())
   picture.thumbnail((900, 900))
-  colours = 64 if name.startswith('blocks') else 12
   picture.quantize(colours, dither=Image.Dither.NONE).save(images / f'gallery-{name}.png', optimize=True)
 PYTHON
 echo "Made docs/images/gallery-*.png"
