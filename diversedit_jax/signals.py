@@ -13,6 +13,8 @@ import jax
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
+_LISTENING: list[list[str]] = []  # What has arrived, of all that listen.
+
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], str]]:
@@ -20,9 +22,10 @@ def stop_requested() -> Iterator[Callable[[], str]]:
 
   A second Ctrl-C ends the process at once. SIGHUP stays ignored under nohup. With several processes
   JAX itself listens to SIGTERM, so that all agree on a step to stop at; other signals are handed on
-  to it. The old handlers are restored at the end.
+  to it. The old handlers are restored at the end. Within another of these, both hear a signal.
   """
   arrived: list[str] = []
+  _LISTENING.append(arrived)
   several = jax.process_count() > 1
 
   def note(number, frame):
@@ -33,7 +36,8 @@ def stop_requested() -> Iterator[Callable[[], str]]:
     if several:
       os.kill(os.getpid(), signal.SIGTERM)
     elif not arrived:
-      arrived.append(name)
+      for heard in _LISTENING:
+        heard.append(name)
       again = '; once more ends at once' if number == signal.SIGINT else ''
       # Not by the log: its stream may be in use just now.
       os.write(2, f'{name}: saving after this step, then ending{again}\n'.encode())
@@ -50,6 +54,7 @@ def stop_requested() -> Iterator[Callable[[], str]]:
   try:
     yield lambda: arrived[0] if arrived else ''
   finally:
+    _LISTENING.pop()
     for number, handler in before.items():
       signal.signal(number, handler)
 

@@ -48,3 +48,12 @@ def test_with_several_processes_jax_hears_of_it_as_sigterm(monkeypatch):
       assert (heard, stopped_by()) == (['jax'], '')
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def test_who_listens_around_another_hears_the_signal_too():
+  with signals.stop_requested() as outer:
+    with signals.stop_requested() as inner:
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert inner() == outer() == 'SIGTERM'
+    with signals.stop_requested() as next_one:
+      assert (next_one(), outer()) == ('', 'SIGTERM')

@@ -15,7 +15,7 @@ from absl import logging
 import ml_collections
 
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import paths, types
+from diversedit_jax import paths, signals, types
 from diversedit_jax.analysis import studies, study_figure
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
@@ -59,12 +59,13 @@ def run(
   _check(asked)
   runs, home = list(asked.runs()), paths.path(workdir, bucket=True)
   mine = study.shard(runs, part) if part else runs
-  for number, one in enumerate(mine, 1):
-    if study_results.is_done(home / one.folder, one.config):
-      continue
-    logging.info('run %d of %d: %s, seed %d', number, len(mine), one.variant, one.seed)
-    if not _train(one, home / one.folder):
-      return [], False
+  with signals.stop_requested() as stopped_by:  # Also by one that comes when a run has ended.
+    for number, one in enumerate(mine, 1):
+      if study_results.is_done(home / one.folder, one.config):
+        continue
+      logging.info('run %d of %d: %s, seed %d', number, len(mine), one.variant, one.seed)
+      if stopped_by() or not _train(one, home / one.folder) or stopped_by():
+        return [], False
   left = [one for one in runs if not study_results.is_done(home / one.folder, one.config)]
   if left:
     which = ', '.join(f'{one.variant} with seed {one.seed}' for one in left[:4])

@@ -1,11 +1,13 @@
 """`--mode=study` on runs of a few steps: trained, continued, gathered, told."""
 
 import json
+import os
+import signal
 
 from helpers import small_runs
 import pytest
 
-from diversedit_jax import types
+from diversedit_jax import signals, types
 from diversedit_jax.experiment import study
 from diversedit_jax.modes import study as study_mode
 from diversedit_jax.modes import study_results, train
@@ -88,6 +90,20 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(done, tmp_path, monkey
 def test_a_signal_ends_the_study(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'run', lambda *_: False)
   assert study_mode.run(asked(), 'pair', str(tmp_path)) == ([], False)
+
+
+def test_a_signal_in_the_last_step_of_a_run_ends_the_study_too(tmp_path, monkeypatch):
+  begun = []
+
+  def finish(experiment, place):
+    begun.append(place)
+    with signals.stop_requested():
+      os.kill(os.getpid(), signal.SIGTERM)
+    return True  # It was the last step.
+
+  monkeypatch.setattr(train, 'run', finish)
+  assert study_mode.run(asked(), 'pair', str(tmp_path)) == ([], False)
+  assert len(begun) == 1
 
 
 @pytest.mark.parametrize(
