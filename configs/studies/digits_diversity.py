@@ -14,7 +14,7 @@ from configs.studies import recipe
 
 def get_config(arg: str | None = None):
   """The study; see `common.parse_arg` for the meta-arguments."""
-  args = common.parse_arg(arg, seeds=3, steps=300)
+  args = common.parse_arg(arg, seeds=3, steps=recipe.STEPS)
 
   def diverse(**changes):
     changes = {f'diversity__{key}': value for key, value in changes.items()}

@@ -15,7 +15,7 @@ from configs.studies import recipe
 
 def get_config(arg: str | None = None):
   """The study; see `common.parse_arg` for the meta-arguments."""
-  args = common.parse_arg(arg, seeds=3, steps=300)
+  args = common.parse_arg(arg, seeds=3, steps=recipe.STEPS)
 
   def run(method):
     return recipe.on_digits(method, steps=args.steps, skips=common.has_skips(method))
