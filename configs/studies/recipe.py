@@ -64,7 +64,7 @@ def _watched(config, steps):
   config.log.every = max(every // 10, 1)
   config.log.tensorboard = False
   config.preview.every = 0
-  config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every = every, 1, 0
+  config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every = every, 1, every
 
 
 def _changed(config, changes):
