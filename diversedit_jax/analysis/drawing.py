@@ -68,6 +68,7 @@ def figure_of(shown: Sequence[panels.Panel], *, columns: int = 4, title: str = '
     else:
       image = _heatmap(ax, panel, scales[panel.label])
       if not one_bar:
+        ax.set_anchor('E')  # Beside its bar.
         _bar(fig, image, ax, panel.label, aspect=18)
     below = i + columns < len(shown) and _same(panel, shown[i + columns], 'x_label')
     beside = i % columns and _same(panel, shown[i - 1], 'y_label')

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from diversedit_jax import modes, types
-from diversedit_jax.analysis import registry, similarity
+from diversedit_jax.analysis import drawing, registry, similarity
 from diversedit_jax.experiment import flat_config
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
@@ -55,7 +55,8 @@ def whole(run, tmp_path_factory):
   output = tmp_path_factory.mktemp('output')
   experiment = make(analysis__parts=('all',), analysis__against=str(other))
   origin = str(run.workdir / 'checkpoints' / '30')
-  with small_runs.keys_read() as seen:
+  with pytest.MonkeyPatch.context() as patch, small_runs.keys_read() as seen:
+    patch.setattr(drawing, 'DPI', 60)
     written = modes.analyze.run(experiment, str(output), origin)
   keys = {name for name in flat_config.of(experiment.config) if name.startswith('analysis.')}
   assert keys <= seen, keys - seen
@@ -168,3 +169,27 @@ def test_what_the_run_does_not_allow_is_refused_before_anything_is_computed(
   with pytest.raises(types.UserError, match=words):
     modes.analyze.run(make(**fields), str(tmp_path), origin)
   assert not (tmp_path / 'analysis').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('method', 'more'),
+  [
+    ('reg+diverse', {'repa__pairs': 'pca@1'}),
+    ('meanflow+diverse', {'sampler__kind': 'average_velocity', 'sampler__guidance_scale': 1.0}),
+    ('repa+sra+dispersive+diverse', {'repa__pairs': 'pca@2', 'repa__hidden': 8}),
+  ],
+)
+def test_all_parts_look_at_every_flow_and_every_term(method, more, tmp_path):
+  blocks = {'sra__student_block': 1, 'sra__teacher_block': 2, 'dispersive__block': 1}
+  options = SMALL | more | blocks | {'method': method}
+  made = small_runs.untrained(tmp_path / 'run', **options, analysis__parts=('all',))
+  modes.analyze.run(made.experiment, str(made.workdir), None)
+  parts = content(made.workdir)['parts']
+  assert set(parts) == set(registry.PARTS) - {'compare'}
+  gradients = parts['gradients']['summary']
+  terms = {term.name for term in made.experiment.objective.terms}
+  assert set(gradients['cosine']) == terms and min(gradients['norm'][method.split('+')[0]]) >= 0
+  if 'sra' in method:  # The student's block is the first; what comes after it feels nothing.
+    assert gradients['norm']['sra'][0] > 0 == gradients['norm']['sra'][1]
+    assert gradients['cosine']['dispersive'][1] is None

@@ -92,7 +92,7 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
     ordered=True,
     low=0,
     high=1.02,
-    reference=(float(chance), 'most frequent class'),
+    reference=(float(chance), 'chance'),
   )
   of_time = panels.Curves(
     title='linear probe of the time',
@@ -108,7 +108,7 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
     figures={'probe': shown},
     summary={
       'class_accuracy': {f't={t:g}': values for t, values in accuracy.items()},
-      'chance': float(chance),
+      'chance': float(chance),  # The share of the most frequent class.
       'time_r2': r2,
       'not_converged': unfinished,
     },
