@@ -1,5 +1,6 @@
 """`--mode=analyze`: what the blocks hold, by parts (docs/analysis.md)."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -50,7 +51,7 @@ def run(
 def _scope(experiment, weights, workdir, origin):
   """What the parts look at."""
   options = experiment.analysis
-  others = _other_weights(experiment, weights)
+  others = _other_weights(experiment, workdir)
   wanted = {*registry.defaults()} if not options.parts else {*options.parts}
   encoded = bool(wanted & {'cknna', registry.ALL})
   of_methods = [experiment.method] + ([others[0].method] if others else [])
@@ -101,7 +102,7 @@ def _kept(experiment, workdir, origin):
   return {step: functools.partial(read, step) for step in checkpoint.steps(folder)}
 
 
-def _other_weights(experiment, weights):
+def _other_weights(experiment, workdir):
   """The experiment, weights and name of `analysis.against`, or None."""
   against = experiment.analysis.against
   if not against:
@@ -118,9 +119,11 @@ def _other_weights(experiment, weights):
     config = published.nested(flat)
     for section in ('data', 'mesh', 'analysis', 'sample'):
       config[section] = experiment.config[section]
-    if found.step is None:
-      config.sample.weights = 'ema'
     other = experiment_lib.build(config)
+  if found.step is None:  # A file holds one set.
+    kind = found.about.weights['kind'] if found.about else 'ema'
+    held = dataclasses.replace(other.sample, weights='ema' if kind == 'file' else kind)
+    other = dataclasses.replace(other, sample=held)
   ours, theirs = (
     (one.architecture.shape, one.architecture.num_classes) for one in (experiment, other)
   )
@@ -129,7 +132,7 @@ def _other_weights(experiment, weights):
       f'analysis.against={against} takes examples of shape {theirs[0]} in {theirs[1]} classes, and '
       f'this network {ours[0]} in {ours[1]}: the same examples must go through both'
     )
-  _, loaded = restoring.open_weights(other, str(found.path.parent), origin)
+  _, loaded = restoring.open_weights(other, workdir, origin)
   name = f'{found.run.name}, step {found.step}' if found.run else found.name
   return other, loaded, name
 

@@ -122,6 +122,13 @@ def test_a_trace_was_asked_for_by_two_keys(run, caplog):
   assert 'has no log.profile' not in caplog.text
 
 
+@pytest.mark.parametrize(('full', 'parts'), [(True, ['all']), (False, [])])
+def test_the_whole_analysis_was_asked_for_by_a_switch(run, full, parts, caplog):
+  rewrite(run, lambda stored: stored['analysis'].update(full=full))
+  assert flat_config.stored(run)['analysis.parts'] == parts
+  assert train(run, config()) == run and 'has no analysis.full' not in caplog.text
+
+
 def test_methods_are_the_same_in_any_order_and_other_methods_do_not_matter(tmp_path):
   run = train(tmp_path / 'run', config(method='diverse+sra'))
   assert train(run, config(method='flow+sra+diverse')) == run

@@ -11,6 +11,7 @@ import pytest
 from diversedit_jax import modes, types
 from diversedit_jax.analysis import drawing, registry, similarity
 from diversedit_jax.experiment import flat_config
+from diversedit_jax.modes import export
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 DEPTH = small_runs.DEPTH
@@ -126,15 +127,26 @@ def test_steps_are_those_that_the_run_keeps(whole):
   np.testing.assert_allclose(both[-1], cka[1]['values'])  # At the middle time, the last of two.
 
 
-def test_a_network_compared_with_itself_is_its_own_cka(run, tmp_path):
-  against = str(run.workdir / 'checkpoints' / '15')
-  experiment = make(analysis__parts=('cka', 'compare'), analysis__against=against)
-  modes.analyze.run(experiment, str(tmp_path), str(run.workdir / 'checkpoints' / '30'))
+@pytest.mark.parametrize('form', ['checkpoint', 'run', 'folder', 'file'])
+def test_a_network_compared_with_itself_is_its_own_cka(form, run, tmp_path):
+  against = run.workdir / 'checkpoints' / '15'
+  origin = str(run.workdir / 'checkpoints' / '30')
+  if form == 'run':
+    against = run.workdir
+  elif form in ('folder', 'file'):
+    against = export.run(run.experiment, str(tmp_path / 'given'), origin)[0].parent
+  if form == 'file':
+    against = shutil.copy(against / 'model.safetensors', tmp_path / 'alone.safetensors')
+  experiment = make(analysis__parts=('cka', 'compare'), analysis__against=str(against))
+  modes.analyze.run(experiment, str(tmp_path / 'out'), origin)
   own, both = (
-    small_runs.arrays(tmp_path / 'analysis' / f'{part}.npz') for part in ('cka', 'compare')
+    small_runs.arrays(tmp_path / 'out' / 'analysis' / f'{part}.npz') for part in ('cka', 'compare')
   )
   for t in (0.2, 0.8):
     np.testing.assert_allclose(own[f'linear/unbiased/t={t}'], both[f't={t}'], atol=1e-9)
+  # Nothing is written beside what is only read.
+  assert {p.name for p in run.workdir.iterdir()} >= {'checkpoints', 'config.json'}
+  assert not (run.workdir / 'analysis').exists()
 
 
 def test_a_later_part_joins_those_before_it(run, tmp_path):
