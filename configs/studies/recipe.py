@@ -58,11 +58,12 @@ def on_cifar10(method: str, *, steps: int, data: str, small: bool, skips: bool):
 
 
 def _watched(config, steps):
-  """Scores and telemetry three times in a run, losses thirty times; nothing that is not read."""
+  """Scores, telemetry and CKA three times in a run, losses thirty times, and no more."""
   every = max(steps // 3, 1)
   config.log.telemetry_every = config.eval.every = every
   config.log.every = max(every // 10, 1)
   config.log.tensorboard = False
+  config.analysis.parts, config.analysis.times = ('steps',), (0.5,)
   config.preview.every = 0
   config.checkpoint.every, config.checkpoint.keep, config.checkpoint.keep_every = every, 1, every
 

@@ -20,7 +20,7 @@ from diversedit_jax.analysis import studies, study_figure
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import run_dir, study
-from diversedit_jax.modes import study_results, train
+from diversedit_jax.modes import analyze, study_results, train
 from diversedit_jax.training import nonfinite
 
 
@@ -32,7 +32,7 @@ def run(
   part: str = '',
   output: str | None = None,
 ) -> tuple[list[pathlib.Path], bool]:
-  """Trains what is left of a study, and writes what is known of it.
+  """Trains and analyses what is left of a study, and writes what is known of it.
 
   Args:
     given: config of a study. name: name of the files.
@@ -108,9 +108,18 @@ def _check(asked):
 
 
 def _train(one, place):
-  """Trains one run to its end; True also if its losses are not finite, which is noted."""
+  """Trains one run to its end, and analyses it if its config names parts.
+
+  Returns:
+    Whether no signal has ended it; True also if its losses are not finite, which is noted.
+  """
+  experiment = experiment_lib.build(one.config)
   try:
-    return train.run(experiment_lib.build(one.config), str(place))
+    if not train.run(experiment, str(place)):
+      return False
+    if experiment.analysis.parts:
+      analyze.run(experiment, str(place), None)
+    return True
   except types.UserError as error:
     cause = error.__cause__
     if not isinstance(cause, nonfinite.NonFiniteLoss):

@@ -18,6 +18,7 @@ import ml_collections
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import sharding
+from diversedit_jax.analysis import output, registry
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import eval_options, study
@@ -37,8 +38,12 @@ _ROUNDS, _STEPS = 5, 4
 
 
 def is_done(path: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
-  """Whether a run was trained and scored to its end, or its losses became not finite."""
-  return (path / _FAILED).is_file() or _scored(path, config.train.steps).is_file()
+  """Whether a run was trained, scored and analysed to its end, or its losses became not finite."""
+  if (path / _FAILED).is_file():
+    return True
+  wanted, found = set(config.analysis.parts), output.read(path / 'analysis')['parts']
+  analysed = wanted - {registry.ALL} <= found.keys() and (found or not wanted)
+  return _scored(path, config.train.steps).is_file() and bool(analysed)
 
 
 def note_failure(path: pathlib.Path, cause: nonfinite.NonFiniteLoss) -> None:
@@ -91,7 +96,18 @@ def _records(path, one):
     'seed': one.seed,
     'failed': failed,
     'scores': {name.removeprefix('eval/'): curve(name) for name in names},
-    'series': {name: curve(name) for name in _SERIES if curve(name)},
+    'series': {name: curve(name) for name in _SERIES if curve(name)} | _cka(path),
+  }
+
+
+def _cka(path):
+  """The diversity score over the checkpoints, by time, if the part `steps` was analysed."""
+  found = output.read(path / 'analysis')['parts'].get('steps', {}).get('summary', {})
+  return {
+    f'cka diversity, {time}': [
+      [s, float(f'{v:.6g}')] for s, v in zip(found['steps'], values, strict=True)
+    ]
+    for time, values in found.get('diversity_score', {}).items()
   }
 
 

@@ -15,6 +15,7 @@ from diversedit_jax.training import writers
 
 _RUN = dict(train__steps=8, optimizer__warmup_steps=2, eval__every=4, eval__every_number=40)
 _RUN |= dict(log__every=4, log__telemetry_every=0, preview__every=0, checkpoint__every=8)
+_RUN |= dict(analysis__parts=('steps',), analysis__times=(0.5,))
 
 
 def small(**changes):
@@ -49,6 +50,9 @@ def test_the_parts_of_a_study_make_one_table(done):
     assert [s for s, _ in run['scores']['frechet_distance']] == [4, 8]
     for (_, found), (_, score) in zip(run['scores']['frechet_distance'], expected, strict=True):
       assert found == pytest.approx(score, rel=1e-5)
+  for run in results['runs']:
+    [(step, score)] = run['series']['cka diversity, t=0.5']  # Of its one checkpoint.
+    assert step == 8 and 0 < score < 1.5
   plain, diverse = results['variants']['plain'], results['variants']['diverse']
   assert diverse['parameters'] == plain['parameters']
   assert plain['flops_per_step'] > 0 and plain['seconds_per_step'] > 0
@@ -102,7 +106,8 @@ def test_a_signal_in_the_last_step_of_a_run_ends_the_study_too(tmp_path, monkeyp
     return True  # It was the last step.
 
   monkeypatch.setattr(train, 'run', finish)
-  assert study_mode.run(asked(), 'pair', str(tmp_path)) == ([], False)
+  given = asked(plain=small(analysis__parts=()), other=small(analysis__parts=()))
+  assert study_mode.run(given, 'pair', str(tmp_path)) == ([], False)
   assert len(begun) == 1
 
 
