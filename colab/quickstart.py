@@ -124,3 +124,7 @@ display(Image(run / 'analysis' / 'cka.png', width=640))
 # `--config=digits:method=flow,skips=False` is the plain SiT, `method=repa+diverse` adds REPA.
 # `!python -m diversedit_jax.main --mode=keys diversity` explains every key of the loss. The same
 # commands with `--config=xl256` train SiT-XL/2 on ImageNet.
+#
+# Other notebooks: [published checkpoints](sampling.ipynb), [your own
+# pictures](your_pictures.ipynb), [what the blocks hold](representations.ipynb), [on a
+# TPU](tpu.ipynb).
