@@ -65,19 +65,20 @@ def postponed_bytes(
   """Bytes per example where products for weights' gradients are left for last, an estimate.
 
   So XLA schedules them on several GPUs, to do them while others' gradients arrive. A block that has
-  been differentiated then still holds the operands of these products, on both sides, and what the
-  gradients of gates, shifts and scales are summed from; a fusion of a long skip holds its centred
-  input and the gradient of that in float32, the latter until the skip's first block uses it. With
-  skips most is held when their half of the blocks is through; without, at the end.
+  been differentiated then still holds the operands of these products, on both sides and also where
+  they were computed again, and what the gradients of gates, shifts and scales are summed from. A
+  fusion of a long skip holds its centred input and the gradient of that in float32 until the
+  skip's first block uses it. Most is held when that half of the blocks is through, or at the end.
   """
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
   product, residual = _widths(execution)
   block = d * ((7 + (4 + 2 * architecture.mlp_ratio) / tensor) * product + 3 * residual)
   if not architecture.skip.enabled:
     return float(t * depth * block)
-  fusion = d * (5 * product + 4 * 4)
-  kept = _kept_in_block(architecture, execution, tensor)
-  return float(t * (depth // 2 * (block + fusion) + (depth - depth // 2) * kept))
+  half, fusion = depth // 2, d * 3 * product
+  first_half = (depth - half) * _kept_in_block(architecture, execution, tensor)
+  halfway = first_half + half * (block + fusion + d * (2 * product + 4 * 4))
+  return float(t * max(halfway, depth * block + half * fusion))
 
 
 def _widths(execution):
