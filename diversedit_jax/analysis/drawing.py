@@ -7,6 +7,7 @@ draw nothing.
 
 from collections.abc import Sequence
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ TEXT = 8  # Points: the size of a caption in a two-column paper.
 FORMATS = ('png', 'pdf')
 _OKABE_ITO = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
 _MARKERS = 'osD^vP*X'
+_LETTERS = 15  # To an inch.
 _NARROW = 0.1  # Least span of colours, so that rounding is not drawn as structure.
 
 
@@ -44,8 +46,11 @@ def figure_of(shown: Sequence[panels.Panel], *, columns: int = 4, title: str = '
   columns = min(columns, len(shown))
   rows = -(-len(shown) // columns)
   wide, high = _size(shown, columns)
+  width = wide * columns + 0.5
+  lines = [textwrap.fill(line, int(_LETTERS * width)) for line in title.splitlines()]
+  title = '\n'.join(lines)
   fig = figure.Figure(
-    figsize=(wide * columns + 0.5, high * rows + 0.18 * len(title.splitlines())),
+    figsize=(width, high * rows + 0.18 * len(title.splitlines())),
     layout='constrained',
   )
   fig.get_layout_engine().set(h_pad=0.06, w_pad=0.06)

@@ -138,8 +138,12 @@ class Scope:
 
   @property
   def cka_name(self) -> str:
-    """The kernel and the estimator of `cka`, for headings."""
-    return f'{self.config.estimator} CKA, {self.config.kernel} kernel'
+    """What decides the numbers of `cka`, for headings."""
+    config = self.config
+    return (
+      f'{config.estimator} CKA, {config.kernel} kernel, {len(self.indices)} examples, view '
+      f'{config.view}'
+    )
 
   @functools.cached_property
   def indices(self) -> np.ndarray:

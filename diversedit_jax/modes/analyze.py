@@ -44,7 +44,8 @@ def run(
       only = '' if options.parts else 'cka'
       written += output.write(folder, name, found, facts, title=_title(facts), only=only)
   if jax.process_index() == 0 and set(registry.defaults()) <= set(names):
-    written += output.write_sheet(folder, sheet, _title(facts))
+    title = f'{_title(facts)}, {facts["examples"]} examples, view {facts["view"]}'
+    written += output.write_sheet(folder, sheet, title)
   return [*written, folder / output.FILE] if written else []
 
 
@@ -166,7 +167,4 @@ def _protocol(experiment, weights, made):
 
 def _title(facts):
   at = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]:,}'
-  return (
-    f'{facts["method"]}, {at} ({facts["weights"]}), {facts["examples"]} examples of '
-    f'{facts["data"]}, view {facts["view"]}'
-  )
+  return f'{facts["method"]}, {at} ({facts["weights"]}), {facts["data"]}'

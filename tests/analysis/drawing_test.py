@@ -79,6 +79,12 @@ def test_curves_of_a_quantity_have_its_colours_and_all_have_markers_of_their_own
   assert [t.get_text() for t in ax.get_legend().get_texts()] == [*series, 'chance']
 
 
+def test_a_long_title_is_broken_where_the_figure_ends():
+  (one,) = (drawing.figure_of([curves()], title='six words of a title ' * 5),)
+  lines = one.get_suptitle().splitlines()
+  assert len(lines) == 2 and max(map(len, lines)) <= 15 * one.get_figwidth() + 1
+
+
 def test_stacked_curves_stand_on_each_other():
   one = curves(series={'a': [0.2, 0.3], 'b': [0.8, 0.7]}, stacked=True)
   (ax,) = drawing.figure_of([one]).axes
