@@ -64,7 +64,7 @@ def postponed_bytes(
 ) -> float:
   """Bytes per example where products for weights' gradients are left for last, an estimate.
 
-  So XLA schedules them on several GPUs, to do them while others' gradients arrive. A block that has
+  So XLA schedules them on several GPUs, one beside each exchange of gradients. A block that has
   been differentiated then still holds the operands of these products, on both sides and also where
   they were computed again, and what the gradients of gates, shifts and scales are summed from. A
   fusion of a long skip holds its centred input and the gradient of that in float32 until the
