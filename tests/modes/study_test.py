@@ -4,11 +4,11 @@ import json
 import os
 import signal
 
-from helpers import small_runs
+from helpers import picture_eval, small_runs
 import pytest
 
-from diversedit_jax import signals, types
-from diversedit_jax.experiment import study
+from diversedit_jax import config_file, signals, types
+from diversedit_jax.experiment import flat_config, study
 from diversedit_jax.modes import study as study_mode
 from diversedit_jax.modes import study_results, train
 from diversedit_jax.training import writers
@@ -123,6 +123,27 @@ def test_variants_are_checked_before_any_is_trained(changes, words, tmp_path, mo
   monkeypatch.setattr(train, 'run', lambda *_: pytest.fail('trained'))
   with pytest.raises(types.UserError, match=words):
     study_mode.run(asked(plain=small(), other=small(**changes)), 'bad', str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['digits_parts', 'digits_diversity', 'digits_methods'])
+def test_shipped_studies_can_be_trained(name, tmp_path, monkeypatch):
+  begun = []
+  monkeypatch.setattr(train, 'run', lambda experiment, place: begun.append(experiment) or False)
+  given = config_file.load(f'studies/{name}:seeds=1')
+  study_mode.run(given, name, str(tmp_path))
+  variants = study.read(given).variants
+  assert len(begun) == 1  # All have been checked before.
+  assert len({str(flat_config.of(config)) for config in variants.values()}) == len(variants)
+
+
+def test_the_study_of_cifar10_can_be_trained(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, 'run', lambda *_: False)
+  for split in ('train', 'test'):
+    picture_eval.write_pictures(tmp_path / split)
+  arguments = f'data=folder:{tmp_path}/{{split}},classifier={tmp_path}/c.safetensors,small,seeds=1'
+  given = config_file.load(f'studies/cifar10_parts:{arguments}')
+  config_file.override(given, ['train.batch_size=16'])
+  assert study_mode.run(given, 'cifar10', str(tmp_path / 'runs')) == ([], False)
 
 
 def test_neither_runs_nor_results_is_refused():
