@@ -5,7 +5,7 @@
 with the kernels (1), (2), (2') and the estimators (3), (4) of `kernels.py` (arXiv 1905.00414,
 2010.15327; DiverseDiT, arXiv 2603.04239, Eq. 7). The biased estimator tends to 1 when features
 outnumber samples, whatever the features are; the unbiased one does not, and may come out slightly
-negative. Over minibatches b (2010.15327, Eq. 4) the unbiased terms are summed before they are
+negative. Over minibatches b (2010.15327) the unbiased terms are summed before they are
 divided, so that no more than one minibatch is held:
 
   CKA = sum_b HSIC1(K_b, L_b) / sqrt(sum_b HSIC1(K_b, K_b) sum_b HSIC1(L_b, L_b))     (6)

@@ -90,6 +90,13 @@ def test_cknna_of_the_same_and_of_others():
       cknna.cknna(x, y, k)
 
 
+def test_the_floor_is_low_where_samples_of_a_class_follow_each_other():
+  x = np.repeat(np.eye(8), 25, axis=0) + 0.1 * features(200, 8)
+  y = x + 0.1 * features(200, 8, seed=1)
+  assert cknna.cknna(x, np.roll(y, 100, axis=0), 10) > 0.3
+  assert abs(cknna.floor(x, y, 10, jax.random.key(0))) < 0.1
+
+
 # Variance.
 
 
@@ -206,3 +213,14 @@ def test_products_are_those_of_gradients_taken_alone(skips):
   squares = w['layers'] if not skips else np.r_[w['first'], (w['second'] + w['fuse'])[::-1]]
   for a, b in itertools.product(pulls, repeat=2):
     np.testing.assert_allclose(found[a][b], pulls[a] * pulls[b] * squares, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(('there', 'size', 'batches'), [(43, 10, 4), (40, 10, 4), (13, 10, 4)])
+def test_batches_are_spread_evenly_without_repeats(there, size, batches):
+  found = gradients.spaced(there, size, batches)
+  assert found.shape == (batches, size) and found.min() >= 0 and found.max() < there
+  assert all(len(np.unique(row)) == size for row in found)
+  assert len(np.unique(found)) == min(there, size * batches)
+  for row in np.sort(found):
+    gaps = np.diff([*row, row[0] + there])
+    assert gaps.max() - gaps.min() <= 1

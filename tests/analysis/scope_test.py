@@ -143,6 +143,14 @@ def test_true_labels_are_used_unless_the_network_is_told_none(subject, digits):
   np.testing.assert_array_equal(of(labels[1], **scope_lib.UNTOLD), null)
 
 
+@pytest.mark.parametrize('part', ['variance', 'pca'])
+def test_parts_of_other_examples_tell_the_labels_that_are_chosen(part, subject, digits):
+  of = lambda given, **how: (
+    registry.PARTS[part].run(scope(subject, few(digits, given, 4), examples=4, **how)).summary
+  )
+  assert of([1, 2, 3, 4], labels='null') == of([10] * 4) != of([1, 2, 3, 4])
+
+
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [

@@ -52,6 +52,16 @@ def products(
   }
 
 
+def spaced(there: int, size: int, batches: int) -> np.ndarray:
+  """Indices [batches, size] of `there` examples, size <= there.
+
+  Each batch is spread evenly and has no example twice; no two batches share one if there are
+  enough.
+  """
+  starts = np.arange(batches) * max(there // (batches * size), 1)
+  return (scope_lib.spread(there, size) + starts[:, None]) % there
+
+
 @registry.register('gradients', lacks=lacks)
 def run(scope: scope_lib.Scope) -> registry.Findings:
   """Cosines with the flow's gradient and norms by block, means over batches."""
@@ -101,7 +111,8 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
       'against': flow,
       'batches': scope.config.batches,
       'batch_size': scope.batch_size,
-      'examples': f'of {scope.training.name}, evenly spread',
+      'data': scope.training.name,
+      'examples': scope.config.batches * scope.batch_size,
     },
   )
 
@@ -130,15 +141,11 @@ def _measured(scope):
 
   run = jax.jit(measure, out_shardings=sharding.replicated(subject.mesh))
   done = progress.Progress('gradients', config.batches, 'batches')
-  total = min(config.batches * scope.batch_size, len(scope.training))
-  indices = scope_lib.spread(len(scope.training), total)
   rows = []
-  for i in range(config.batches):
-    # Every so manieth: each batch is spread evenly too.
-    chosen = indices[(i + config.batches * np.arange(scope.batch_size)) % total]
+  for i, chosen in enumerate(spaced(len(scope.training), scope.batch_size, config.batches)):
     key = rng.stream(scope.key, 'gradients', i)
     with jax.set_mesh(subject.mesh):
-      found = run(subject.params, frozen, scope.training.gather(np.sort(chosen)), key)
+      found = run(subject.params, frozen, scope.training.gather(chosen), key)
     rows.append(jax.tree.map(lambda x: np.asarray(x, np.float64), found))
     done.at(i + 1)
   return rows

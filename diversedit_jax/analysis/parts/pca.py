@@ -48,14 +48,8 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
   """A row for each example, its noised input and the tokens of the blocks."""
   config, subject = scope.config, scope.subject
   indices = scope_lib.spread(len(scope.held_out), config.pictures)
-  look = lambda view: np.concatenate(
-    list(
-      subject.batches(
-        scope.held_out, indices, config.time, key=scope.key, size=len(indices), view=view
-      )
-    ),
-    axis=1,
-  )
+  how = {'key': scope.key, 'size': len(indices), 'labels': config.labels}
+  look = lambda view: next(subject.batches(scope.held_out, indices, config.time, view=view, **how))
   f_LNTD, x_NHWC = look('all'), look(scope_lib.INPUT)[0]
   grid = subject.architecture.grid
   shown = scope_lib.spread(subject.depth, _MOST).tolist()
@@ -77,7 +71,12 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
   return registry.Findings(
     figures={'pca': [panel]},
     summary={'blocks': [b + 1 for b in shown], 'share': shares},
-    protocol={'time': config.time, 'indices': indices.tolist()},
+    protocol={
+      'time': config.time,
+      'examples': len(indices),
+      'indices': indices.tolist(),
+      'view': 'tokens',
+    },
     arrays={'pictures': pictures, 'input': x_NHWC},
   )
 

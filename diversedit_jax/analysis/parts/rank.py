@@ -4,7 +4,7 @@ With the singular values s of the centred features and p = s / sum s,
 
   erank = exp(-sum_k p_k log p_k)
 
-which lies between 1 (one direction) and min(n - 1, p) (all alike).
+which lies between 1 (one direction) and min(n - 1, p) (all s alike).
 """
 
 import numpy as np

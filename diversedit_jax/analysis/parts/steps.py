@@ -1,4 +1,4 @@
-"""How the blocks come apart while training: CKA at every checkpoint (DiverseDiT, Fig. 1 and 2)."""
+"""How the blocks come apart while training: CKA at every checkpoint (DiverseDiT, Fig. 2)."""
 
 import dataclasses
 

@@ -16,11 +16,11 @@ from diversedit_jax import progress, rng
 from diversedit_jax.analysis import panels, registry
 from diversedit_jax.analysis import scope as scope_lib
 
-NAMES = ('source', 'time', 'interaction', 'noise')
+NAMES = ('source', 'time', 'interaction', 'noise')  # The source is the example.
 
 
 def sums_of_squares(f_STEP: np.ndarray) -> dict[str, float]:
-  """Sums of squares by source, which add up to the total about the mean; f [S, T, E, P]."""
+  """Sums of squares by NAMES, which add up to the total about the mean; f [S, T, E, P]."""
   f = np.asarray(f_STEP, np.float64)
   s, t, e = f.shape[:3]
   mean, cell = f.mean(axis=(0, 1, 2)), f.mean(axis=2)
@@ -35,7 +35,7 @@ def sums_of_squares(f_STEP: np.ndarray) -> dict[str, float]:
 
 
 def shares(f_STEP: np.ndarray) -> dict[str, float]:
-  """Shares of the variances, which add up to 1; see the module."""
+  """Shares of the variances by NAMES, which add up to 1 (see the module); f [S, T, E, P]."""
   s, t, e = np.shape(f_STEP)[:3]
   free = {
     'source': s - 1,
@@ -64,8 +64,12 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
   done, rows = progress.Progress(f'{cells} times and draws', cells, 'passes'), []
   for i, t in enumerate(config.time_grid):
     for draw in range(config.draws):
-      key = rng.stream(scope.key, 'variance', i * config.draws + draw)
-      batches = scope.subject.batches(scope.held_out, indices, t, key=key, size=config.batch_size)
+      how = {
+        'key': rng.stream(scope.key, 'variance', i * config.draws + draw),
+        'size': config.batch_size,
+        'labels': config.labels,
+      }
+      batches = scope.subject.batches(scope.held_out, indices, t, **how)
       rows.append(np.concatenate(list(batches), axis=1))
       done.at(len(rows))
   f_TELSP = np.stack(rows).reshape(len(config.time_grid), config.draws, *rows[0].shape)
@@ -90,9 +94,9 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
     figures={'variance': [bars]},
     summary=series,
     protocol={
-      'sources': len(indices),
+      'examples': len(indices),
       'times': list(config.time_grid),
       'draws': config.draws,
-      'features': 'token means',
+      'view': 'mean',
     },
   )
