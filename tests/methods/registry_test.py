@@ -8,7 +8,7 @@ from diversedit_jax import types
 from diversedit_jax.methods import base, registry
 
 FLOWS = ('flow', 'meanflow', 'reg')
-TERMS = ('dispersive', 'diverse', 'repa', 'sra')
+TERMS = ('dispersive', 'diverse', 'layersync', 'repa', 'sra')
 # What a user reads about each pair of a flow and a term that is refused; all others go together.
 REFUSED = {
   ('reg', 'repa'): 'reg does not go with repa: it contains that alignment',

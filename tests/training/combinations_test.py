@@ -28,6 +28,7 @@ METHODS = (
   'repa+diverse',
   'dispersive+diverse',
   'sra+diverse',
+  'layersync+diverse',
   'reg+diverse',
   'meanflow+diverse',
   'meanflow+repa+dispersive+diverse',
