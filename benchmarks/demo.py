@@ -1,4 +1,4 @@
-"""Seconds and peak memory of every stage of the demo (launch/demo.sh after installation).
+"""Seconds and peak memory of every stage of the demo but the report (launch/demo.sh, installed).
 
 python benchmarks/demo.py
 """
