@@ -31,6 +31,7 @@ API = {
     'methods.repa',
     'methods.sra',
     'methods.dispersive',
+    'methods.layersync',
     'methods.reg',
     'methods.meanflow',
     'losses.velocity',
@@ -43,7 +44,14 @@ API = {
     'interpolants.convert',
     'interpolants.times',
   ),
-  'scores': ('evaluation.scores', 'frozen.inception', 'analysis.similarity'),
+  'scores': (
+    'evaluation.scores',
+    'frozen.inception',
+    'analysis.similarity',
+    'analysis.parts.cknna',
+    'analysis.parts.rank',
+    'analysis.parts.variance',
+  ),
   'files': ('experiment', 'options', 'convert', 'data.order', 'rng', 'types'),
 }
 _FENCE = re.compile(r'(^```.*?^```)', re.DOTALL | re.MULTILINE)

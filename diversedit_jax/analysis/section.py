@@ -12,7 +12,7 @@ class AnalysisConfig(options.Section, section='analysis', may_change=True):
 
   parts: tuple[str, ...] = options.option(
     (),
-    doc='Parts, as cka,rank; none are those of the sheet (cka, probe, rank), all is every one that '
+    doc='Parts, as cka,rank; () means those of the sheet (cka, probe, rank), all every one that '
     'the run allows: cka, cknna, compare, gradients, pca, probe, rank, steps, times, variance.',
   )
   examples: int = options.option(
@@ -55,7 +55,7 @@ class AnalysisConfig(options.Section, section='analysis', may_change=True):
     512, at_least=2, doc='Examples of the training split on which probes are fitted.'
   )
   steps: tuple[int, ...] = options.option(
-    (), at_least=1, doc='Checkpoints of the part steps; none are all that the run keeps.'
+    (), at_least=1, doc='Checkpoints of the part steps; () means all that the run keeps.'
   )
   against: str = options.option(
     '',
