@@ -23,8 +23,9 @@
 # %% [markdown]
 # ## Install
 #
-# `PROJECT` is what pip shall install: `git+https://...`, or a folder, which is where this notebook
-# lies in a copy of the project. If Colab then asks to restart the session, do so, and go on below.
+# `PROJECT` is what pip installs: an address, `git+https://...`, or a folder. `..` is right where
+# this notebook runs in its folder of a copy of the project; in Colab give an address. If Colab then
+# asks to restart the session, do so, and go on below.
 
 # %% tags=["install"]
 PROJECT = '..'  # @param {type: "string"}
@@ -34,7 +35,7 @@ PROJECT = '..'  # @param {type: "string"}
 # ## Train
 #
 # The command is the one that a TPU slice takes: a config, a directory for all that the run makes,
-# and what shall differ from the config. Stop it, and it saves; run the cell again, and it goes on
+# and what is to differ from the config. Stop it, and it saves; run the cell again, and it goes on
 # where it was, bit for bit.
 
 # %%

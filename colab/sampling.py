@@ -23,9 +23,9 @@
 # %% [markdown]
 # ## Install
 #
-# `PROJECT` is what pip shall install: `git+https://...`, or a folder, which is where this notebook
-# lies in a copy of the project. `[hub]` is for addresses that begin with `hf://`. If Colab then
-# asks to restart the session, do so, and go on below.
+# `PROJECT` is what pip installs: an address, `git+https://...`, or a folder. `..` is right where
+# this notebook runs in its folder of a copy of the project; in Colab give an address. `[hub]` is
+# for weights at `hf://`. If Colab then asks to restart the session, do so, and go on below.
 
 # %% tags=["install"]
 PROJECT = '..'  # @param {type: "string"}
@@ -42,7 +42,8 @@ PROJECT = '..'  # @param {type: "string"}
 # | REG, SRA, MeanFlow | their file | `reg`, `sra`, `meanflow` |
 #
 # A file is uploaded by Colab's panel *Files*, or read from a mounted Drive by its path. These
-# models make latents, which `VAE` turns into pictures.
+# models make latents, which `VAE` turns into pictures. For REG and MeanFlow `CONFIG` names the
+# method: `xl256:method=meanflow`.
 #
 # Left empty, nothing is downloaded: the notebook trains a small DiverseDiT on handwritten digits
 # for a few minutes, and writes it by the names of DiverseDiT's program. All that follows is the

@@ -25,9 +25,10 @@
 # %% [markdown]
 # ## Install
 #
-# Choose Runtime > Change runtime type > TPU in Colab. `PROJECT` is what pip shall install:
-# `git+https://...`, or a folder, which is where this notebook lies in a copy of the project.
-# `[tpu]` brings the compiler for TPUs, which a CPU can use as well.
+# Choose Runtime > Change runtime type > TPU in Colab. `PROJECT` is what pip installs: an address,
+# `git+https://...`, or a folder. `..` is right where this notebook runs in its folder of a copy of
+# the project; in Colab give an address. `[tpu]` brings the compiler for TPUs, which a CPU can use
+# as well.
 
 # %% tags=["install"]
 PROJECT = '..'  # @param {type: "string"}

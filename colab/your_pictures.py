@@ -24,8 +24,9 @@
 # %% [markdown]
 # ## Install
 #
-# `PROJECT` is what pip shall install: `git+https://...`, or a folder, which is where this notebook
-# lies in a copy of the project. If Colab then asks to restart the session, do so, and go on below.
+# `PROJECT` is what pip installs: an address, `git+https://...`, or a folder. `..` is right where
+# this notebook runs in its folder of a copy of the project; in Colab give an address. If Colab then
+# asks to restart the session, do so, and go on below.
 
 # %% tags=["install"]
 PROJECT = '..'  # @param {type: "string"}
