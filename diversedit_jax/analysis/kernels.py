@@ -46,9 +46,11 @@ class Options:
 
   @property
   def unbiased(self) -> bool:
+    """Whether (4) is taken."""
     return self.estimator == 'unbiased'
 
   def check_samples(self, n: int) -> None:
+    """Refuses fewer samples than the estimator needs (UserError)."""
     least = 4 if self.unbiased else 2
     if n < least:
       raise UserError(f'the {self.estimator} estimator needs n >= {least} samples; got {n}')
@@ -71,10 +73,16 @@ class Layer:
 
   @property
   def n(self) -> int:
+    """Number of samples."""
     return len(self.values)
 
 
 def prepare(features: np.ndarray, options: Options, gram: bool | None = None) -> list[Layer]:
+  """The layers of features [L, n, p], by kernel matrices if `gram`; None takes the smaller form.
+
+  Raises:
+    UserError: another shape, too few samples, values that are not finite or constant.
+  """
   if features.ndim != 3 or 0 in features.shape:
     raise UserError(f'CKA needs features (L, n, p), or two (n, p); got {features.shape}')
   options.check_samples(features.shape[1])
@@ -124,6 +132,7 @@ def _rbf(x_NP: np.ndarray, i: int, options: Options) -> np.ndarray:
 
 
 def from_gram(k_NN: np.ndarray, options: Options) -> Layer:
+  """A layer from its kernel matrix [n, n]."""
   n = len(k_NN)
   zeros = np.zeros(n)
   if options.unbiased:
