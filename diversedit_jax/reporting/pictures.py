@@ -84,7 +84,10 @@ def picture(png: bytes, alt: str, widest: int) -> markup.Html:
     ValueError, OSError: it is no picture.
   """
   with Image.open(io.BytesIO(png), formats=['PNG']) as opened:
-    opened.load()
+    try:
+      opened.load()
+    except SyntaxError as error:  # So Pillow tells a chunk that is damaged.
+      raise ValueError(str(error)) from error
     size, kind = opened.size, 'png'
     if len(png) > 150 * widest:
       small = opened.convert('RGB')

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from diversedit_jax import paths
 from diversedit_jax.data import files
 from diversedit_jax.experiment import flat_config, kernels, learned, run_dir
 from diversedit_jax.reporting import curves, records
@@ -75,6 +76,8 @@ def find(named: Sequence[str]) -> dict[str, pathlib.Path]:
     found += [path for path in inside if path not in found]
   if len(found) == 1:
     return {found[0].name or str(found[0]): found[0]}
+  if len({paths.is_bucket(path) for path in found}) > 1:
+    return {str(path): path for path in found}  # On a disk and in a bucket: nothing in common.
   common = os.path.commonpath([str(path.parent) for path in found])
   return {os.path.relpath(str(path), common): path for path in found}
 

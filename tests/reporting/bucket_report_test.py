@@ -23,3 +23,6 @@ def test_runs_in_a_bucket_are_found_read_and_reported_there(tmp_path):
   assert page.count('<img') == 2 * (3 + 2 * 3 + 1)
   report.run([f'{study}/a'], str(tmp_path / 'here'))
   assert (tmp_path / 'here' / 'report' / 'index.html').is_file()
+  mixed = report.run([f'{study}/a', str(tmp_path / 'a')], str(tmp_path / 'mixed'))
+  names = [line.split()[0] for line in mixed.splitlines()[1:3]]
+  assert names == [f'{study}/a', str(tmp_path / 'a')]

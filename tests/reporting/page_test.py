@@ -247,6 +247,15 @@ def test_damaged_records_and_values_that_are_no_numbers_are_said(tmp_path):
   assert written['last'] == {'step': 32, 'loss': 1}  # The last whose loss is a number.
 
 
+def test_a_picture_with_a_damaged_chunk_is_no_picture():
+  noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+  buffer = pictures.io.BytesIO()
+  pictures.Image.fromarray(noise).save(buffer, 'PNG')
+  before, _, after = buffer.getvalue().rpartition(b'IDAT')
+  with pytest.raises(ValueError, match='broken PNG'):  # Pillow's own is no ValueError.
+    pictures.picture(before + b'\1DAT' + after, 'alt', 500)
+
+
 def test_pages_are_bounded(tmp_path):
   rng = np.random.default_rng(0)
   rows = [{'step': i + 1, 'loss': float(v)} for i, v in enumerate(rng.random(20_000))]
