@@ -148,7 +148,7 @@ def _parts(indices) -> Iterator[np.ndarray]:
 
 
 def save(path: pathlib.Path, fitted: Fitted) -> None:
-  """Writes a classifier to one file (UserError if it is there)."""
+  """Writes a classifier to one file, whole or not at all."""
   facts = {f'{_FACTS}{name}': np.float64(value) for name, value in fitted.facts.items()}
   with files.atomic(path) as temporary:
     array_files.save(temporary, {k: np.asarray(x) for k, x in _named(fitted.params)} | facts)

@@ -4,6 +4,7 @@ import jax
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import paths, types
+from diversedit_jax.data import files
 from diversedit_jax.evaluation import classifier
 
 
@@ -11,8 +12,8 @@ def run(experiment: experiment_lib.Experiment, output: str | None) -> str:
   """Trains on `data.source` and writes the file that `eval.classifier` takes; what it is worth.
 
   Raises:
-    UserError: no file is named, or it is there; several processes; data without classes or
-      pictures.
+    UserError: no file is named, it is there or cannot be written; several processes; data without
+      classes or pictures.
   """
   if not output or not output.endswith('.safetensors'):
     raise types.UserError('--mode=classifier needs --output=FILE.safetensors, the file to write')
@@ -21,12 +22,12 @@ def run(experiment: experiment_lib.Experiment, output: str | None) -> str:
     raise types.UserError(f'{path} is there already; remove it, or choose another --output')
   if jax.process_count() > 1:
     raise types.UserError('--mode=classifier is for one process; start it without --distributed')
+  files.make_writable(path.parent, f'--output={path}')
   train = experiment.data.open(pixels=True)
   test = experiment.data.open_test(train, pixels=True)
   fitted = classifier.fit(
     train, test, epochs=experiment.evaluation.classifier_epochs, seed=experiment.seed
   )
-  path.parent.mkdir(parents=True, exist_ok=True)
   classifier.save(path, fitted)
   facts = fitted.facts
   return (

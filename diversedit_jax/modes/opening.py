@@ -1,5 +1,6 @@
 """What a config names for samples, opened: their decoder, and what they are scored by."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -118,6 +119,8 @@ def open_scorer(
   )
   metrics = {}
   for prefix, network in networks.items():
+    if generate.is_null(options.labels, source.num_classes):  # Then samples are of no class.
+      network = dataclasses.replace(network, labelled=False)
     spec = options.encoder_reference if prefix == 'encoder_' else ''
     against = picture_sets.open_reference(
       spec or options.reference,

@@ -5,9 +5,9 @@ import json
 from helpers import picture_eval
 import pytest
 
-from diversedit_jax import modes, types
+from diversedit_jax import modes, sharding, types
 from diversedit_jax.evaluation import classifier as classifier_lib
-from diversedit_jax.modes import classifier
+from diversedit_jax.modes import classifier, opening
 
 pytestmark = pytest.mark.usefixtures('compilation_cached')
 
@@ -60,6 +60,22 @@ def test_samples_are_scored_by_it_alone(files, trained, tmp_path):
   assert found['classifier_test_accuracy'] <= 1 and found['classifier_fid_floor'] >= 0
   networks = found['protocol']['networks']
   assert networks['classifier']['file'] == 'own.safetensors'  # And no machine's folder.
+
+
+@pytest.mark.parametrize('labels', ['random', 'null'])
+def test_samples_of_no_class_have_no_class_to_be_taken_for(labels, files, trained, tmp_path):
+  given = {'eval__classifier': str(trained[0]), 'eval__inception': '', 'eval__labels': labels}
+  experiment = make(files, **given)
+  networks = opening.open_networks(experiment, None)
+  scorer = opening.open_scorer(experiment, sharding.make_mesh(), tmp_path, None, networks)
+  assert 'classifier_fid' in scorer.names
+  assert ('classifier_consistency' in scorer.names) == (labels == 'random')
+
+
+def test_a_place_that_cannot_be_written_is_told_before_training(files, monkeypatch):
+  monkeypatch.setattr(classifier_lib, 'fit', lambda *_, **__: pytest.fail('trained'))
+  with pytest.raises(types.UserError, match='--output=.*own.safetensors cannot be written'):
+    classifier.run(make(files), str(files / 'weights.safetensors' / 'own.safetensors'))
 
 
 def test_a_file_is_not_replaced(files, trained):
