@@ -22,9 +22,10 @@ def stop_requested() -> Iterator[Callable[[], str]]:
 
   A second Ctrl-C ends the process at once. SIGHUP stays ignored under nohup. With several processes
   JAX itself listens to SIGTERM, so that all agree on a step to stop at; other signals are handed on
-  to it. The old handlers are restored at the end. Within another of these, both hear a signal.
+  to it. The old handlers are restored at the end. Within another of these, both hear a signal, and
+  what that one has heard before is known here.
   """
-  arrived: list[str] = []
+  arrived = list(_LISTENING[-1]) if _LISTENING else []
   _LISTENING.append(arrived)
   several = jax.process_count() > 1
 
