@@ -147,9 +147,14 @@ def override(config: ml_collections.ConfigDict, given: Sequence[str]) -> None:
   Of a study, it is set in every variant.
 
   Raises:
-    UserError: an unknown key, with the nearest, or a value of another type.
+    UserError: an unknown key, with the nearest, or a value of another type; or the seed of a study.
   """
   if study.is_study(config):
+    if any(item.partition('=')[0] == 'seed' for item in given):
+      raise types.UserError(
+        'a study has seeds of its own, so --config.seed would have no effect; those that come with '
+        'the package take the number of seeds: --config=FILE.py:seeds=2'
+      )
     for variant in study.variants(config):
       override(variant, given)
     return

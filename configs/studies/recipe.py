@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 
 from configs import cifar10, digits
+from diversedit_jax import types
 from diversedit_jax.experiment import study
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -15,7 +16,13 @@ STEPS = 600  # On digits: 27 epochs.
 def study_of(
   title: str, variants: Mapping[str, ml_collections.ConfigDict], seeds: int
 ) -> ml_collections.ConfigDict:
-  """The config of a study with the first so many seeds; the first variant is the baseline."""
+  """The config of a study with the first so many seeds; the first variant is the baseline.
+
+  Raises:
+    UserError: there are not so many seeds.
+  """
+  if not 1 <= seeds <= len(SEEDS):
+    raise types.UserError(f'seeds={seeds} must be from 1 to {len(SEEDS)}, the seeds {SEEDS}')
   return study.config(title, variants, SEEDS[:seeds])
 
 

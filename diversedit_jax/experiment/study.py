@@ -111,4 +111,4 @@ def shard(runs: Sequence[Run], part: str) -> list[Run]:
 
 
 def _slug(name):
-  return re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-') or 'plain'
+  return re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-.') or 'plain'

@@ -10,8 +10,10 @@ def listing(config: ml_collections.ConfigDict) -> str:
   """The table of experiments of a config without a row's name.
 
   Raises:
-    UserError: for the config of one experiment.
+    UserError: for the config of one experiment, or of a study.
   """
+  if study.is_study(config):
+    check_is_experiment(config)
   if 'listing' not in config:
     raise types.UserError(
       'this config is one experiment, so there is nothing to list; '

@@ -52,12 +52,34 @@ def test_a_part_that_does_not_exist_is_refused(part):
     (config(names=()), 'variants'),
     (config(seeds=()), 'different seeds'),
     (config(seeds=(1, 1)), 'different seeds'),
+    (config(names=('..', '.')), 'names differ'),
     (ml_collections.ConfigDict({'seed': 0}), 'this config is one experiment'),
   ],
 )
 def test_what_is_no_study_is_refused(given, words):
   with pytest.raises(types.UserError, match=words):
     study.read(given)
+
+
+def test_no_name_leads_out_of_the_folder_of_a_study():
+  runs = study.read(config(names=('..', '../x', '0.1 to 0.5'))).runs()
+  assert [run.folder for run in runs][:3] == ['plain/seed-0', 'x/seed-0', '0.1-to-0.5/seed-0']
+
+
+@pytest.mark.parametrize('seeds', ['-1', '0', '6'])
+def test_seeds_that_are_not_there_are_refused(seeds):
+  with pytest.raises(types.UserError, match=f'seeds={seeds} must be from 1 to 5'):
+    config_file.load(f'studies/digits_parts:seeds={seeds}')
+
+
+def test_the_seed_of_a_study_is_not_changed_without_effect():
+  with pytest.raises(types.UserError, match='seeds of its own.*:seeds=2'):
+    config_file.override(config(), ['model.depth=2', 'seed=3'])
+
+
+def test_a_study_is_not_listed_and_not_taken_for_one_experiment():
+  with pytest.raises(types.UserError, match='a study of several experiments: --mode=study'):
+    listing.listing(config())
 
 
 def test_a_shipped_study_is_found_and_changed_in_all_variants():
