@@ -68,7 +68,7 @@ def scores(results: Mapping[str, Any], score: str, what: str = 'steps') -> dict[
     name: [
       value
       for run in results['runs']
-      if run['variant'] == name and name in steps
+      if run['variant'] == name and name in steps and not run.get('failed')
       if (value := at(run['scores'].get(score, []), steps[name])) is not None
     ]
     for name in results['variants']
@@ -79,9 +79,10 @@ def against_baseline(results: Mapping[str, Any], score: str) -> dict[str, Spread
   """How much higher each variant scores than the baseline after the last step, seed by seed."""
   base, *others = results['variants']
   final = {
-    (run['variant'], run['seed']): run['scores'][score][-1][1]
+    (run['variant'], run['seed']): value
     for run in results['runs']
-    if run['scores'].get(score) and run['scores'][score][-1][0] == results['steps']
+    if not run.get('failed')
+    if (value := at(run['scores'].get(score, []), results['steps'])) is not None
   }
   return {
     name: spread(

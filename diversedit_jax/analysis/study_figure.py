@@ -4,7 +4,6 @@ matplotlib is imported where it draws: the import takes half a second, and most 
 """
 
 from collections.abc import Mapping
-import os
 import pathlib
 from typing import Any
 
@@ -21,17 +20,18 @@ _WEIGHT = 'diverse/weight'
 FORMATS = ('svg', 'png')
 
 
-def draw(path: str | os.PathLike[str], results: Mapping[str, Any]) -> list[pathlib.Path]:
+def draw(path: pathlib.Path, results: Mapping[str, Any]) -> list[pathlib.Path]:
   """Writes the figure of a study as `PATH.svg` and `PATH.png`; returns their paths.
 
   Args:
-    path: path without ending. results: see `modes.study`.
+    path: path without ending, on a disk or in a bucket. results: see `modes.study`.
   """
   import matplotlib
   from matplotlib import figure
 
   score, names = results['score'], list(results['variants'])
-  weighted = any(run['series'].get(_WEIGHT) for run in results['runs'])
+  runs = results['runs']
+  weighted = any(run['series'].get(_WEIGHT) for run in runs)
   panels = 3 if weighted else 2
   height = max(2.2, 0.24 * len(names) + 0.9)
   fig = figure.Figure(figsize=(3.1 * panels, height), layout='constrained')
@@ -42,14 +42,15 @@ def draw(path: str | os.PathLike[str], results: Mapping[str, Any]) -> list[pathl
   if score in results['floors']:
     axes[1].axhline(results['floors'][score], color='0.6', linewidth=0.8, linestyle='-.')
   axes[1].set_ylabel(_words(score), fontsize=_TEXT)
-  axes[1].set_yscale('log')
+  known = [value for run in runs for _, value in run['scores'].get(score, [])]
+  if results['best'] == 'min' and min(known, default=1) > 0:  # KID, without bias, may be below 0.
+    axes[1].set_yscale('log')
   if weighted:
     _curves(axes[2], results, names, lambda run: run['series'].get(_WEIGHT, []))
     axes[2].set_ylabel('weight of the diversity loss', fontsize=_TEXT)
   for ax in axes:
     ax.tick_params(labelsize=_TEXT - 1, length=2)
     ax.spines[['top', 'right']].set_visible(False)
-  path = pathlib.Path(path)
   written = [path.with_name(f'{path.name}.{kind}') for kind in FORMATS]
   # The same results are the same file, and its words are text.
   with matplotlib.rc_context({'svg.hashsalt': 'study', 'svg.fonttype': 'none'}):
@@ -83,10 +84,10 @@ def _dots(ax, results, names, score):
 
 
 def _curves(ax, results, names, curve_of):
-  """The mean of each variant over steps, with the range of its seeds."""
+  """The mean of each variant over steps, with the range of its seeds; failed runs are not shown."""
   for name in names:
-    curves = [curve_of(run) for run in results['runs'] if run['variant'] == name]
-    curves = [curve for curve in curves if curve]
+    runs = [run for run in results['runs'] if run['variant'] == name and not run.get('failed')]
+    curves = [curve for curve in map(curve_of, runs) if curve]
     steps = sorted(set.intersection(*[{s for s, _ in c} for c in curves])) if curves else []
     if not steps:
       continue
@@ -98,7 +99,8 @@ def _curves(ax, results, names, curve_of):
     )
   ax.set_xlabel('step', fontsize=_TEXT)
   ax.grid(color='0.92', linewidth=0.6)
-  ax.legend(fontsize=_TEXT - 2, frameon=False)
+  if ax.lines:
+    ax.legend(fontsize=_TEXT - 2, frameon=False)
 
 
 def _style(names, name):

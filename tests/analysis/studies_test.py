@@ -70,6 +70,18 @@ def test_runs_that_failed_or_are_not_done_count_nowhere(results):
   assert line.split(' | ')[1] == '2' and line.endswith('| 1 |')
 
 
+def test_a_run_that_failed_after_the_step_of_equal_cost_counts_nowhere_either(results):
+  failed = {'step': 90, 'because': 'loss is nan'}
+  results['runs'] += [run('b', 2, [[40, 1.0], [80, 1.0]], failed=failed)]
+  assert studies.scores(results, 'fid', 'time')['b'] == [23.0, 34.0]
+
+
+def test_runs_that_went_on_are_compared_at_the_steps_of_the_study(results):
+  for one in results['runs']:
+    one['scores']['fid'].append([200, 0.0])
+  assert studies.against_baseline(results, 'fid')['b'].mean == -4.0
+
+
 def test_the_table(results):
   head, _, a, b, real = studies.markdown(results).splitlines()
   assert head.startswith('| variant | n | fid, equal steps | equal time | equal compute |')
@@ -90,6 +102,35 @@ def test_correlations_are_spearmans_over_the_runs_of_all_studies(results):
   (row,) = found
   assert (row['series'], row['score'], row['n']) == ('similarity/token', 'fid', 6)
   np.testing.assert_allclose((row['rho'], row['p']), expected, rtol=1e-12)
+
+
+def curves_of(monkeypatch, results, path):
+  """The axes of scores over steps, as they are drawn."""
+  seen = []
+  drawn = study_figure._curves
+  monkeypatch.setattr(
+    study_figure, '_curves', lambda ax, *rest: (drawn(ax, *rest), seen.append(ax))
+  )
+  study_figure.draw(path, results)
+  return seen[0]
+
+
+def test_a_run_that_failed_does_not_cut_the_curve_of_the_others(results, tmp_path, monkeypatch):
+  results['runs'] += [run('b', 2, [[40, 99.0]], failed={'step': 50, 'because': 'loss is nan'})]
+  ax = curves_of(monkeypatch, results, tmp_path / 'one')
+  mean = next(line for line in ax.lines if line.get_label() == 'b')
+  np.testing.assert_array_equal(mean.get_xydata(), [[40, 32], [100, 11]])
+
+
+@pytest.mark.parametrize(
+  'best, last, scale', [('min', 8.0, 'log'), ('min', -0.1, 'linear'), ('max', 8.0, 'linear')]
+)
+def test_only_distances_above_0_are_drawn_by_their_logarithm(
+  best, last, scale, results, tmp_path, monkeypatch
+):
+  results['best'] = best
+  results['runs'][2]['scores']['fid'][-1][1] = last
+  assert curves_of(monkeypatch, results, tmp_path / 'one').get_yscale() == scale
 
 
 def test_the_figure_is_the_same_file_for_the_same_results(results, tmp_path):
