@@ -102,7 +102,13 @@ def _read_meta(folder):
 
 
 class NotFinite(types.UserError):
-  """The state to save holds a NaN or an infinity."""
+  """The state to save holds a NaN or an infinity. step: its own. because: what of it, in words."""
+
+  def __init__(self, step: int, because: str, good: str):
+    super().__init__(
+      f'checkpoint of step {step} not written: {because}; last good checkpoint: {good}'
+    )
+    self.step, self.because = step, because
 
 
 def _barrier(name: str) -> None:
@@ -168,10 +174,7 @@ class Checkpoints:
     # Training waits for this, so numbers are looked at one by one only where their sums overflow.
     bad = [name for name, (fine, _) in seen.items() if not (fine or _all_finite(items[name]))]
     if bad:
-      raise NotFinite(
-        f'checkpoint of step {step} not written: {", ".join(bad)} not finite; '
-        f'last good checkpoint: {self.name(self.latest())}'
-      )
+      raise NotFinite(step, f'{", ".join(bad)} not finite', self.name(self.latest()))
     saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     sealed = integrity.sealed(meta, {name: sums for name, (_, sums) in seen.items()})
     args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(sealed))

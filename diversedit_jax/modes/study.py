@@ -12,16 +12,21 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import jax
 import ml_collections
 
+from diversedit_jax import checkpoint, signals, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import paths, signals, types
 from diversedit_jax.analysis import studies, study_figure
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import run_dir, study
+from diversedit_jax.experiment import flat_config, run_dir, study
 from diversedit_jax.modes import analyze, study_results, train
 from diversedit_jax.training import nonfinite
+
+# What all variants must have alike, so that their scores are of one kind and of the same steps.
+_ALIKE = ('train.steps', 'eval.best', 'eval.every', 'eval.every_number', 'eval.reference')
+_ALIKE += ('eval.labels', 'eval.quantiser', 'eval.inception', 'eval.encoder', 'eval.classifier')
 
 
 def run(
@@ -44,21 +49,32 @@ def run(
     The files, and False if a signal has ended training early.
 
   Raises:
-    UserError: as training; but losses that are not finite end only their own run, and are told.
+    UserError: several processes; a run that is there of another config; as training, but numbers
+      that are not finite end only their own run, and are told.
   """
+  if jax.process_count() > 1:
+    raise types.UserError(
+      '--mode=study is for one process; start it without --distributed, on each machine with its '
+      'share of the runs: --shard=1/4 to --shard=4/4'
+    )
   asked = study.read(given)
   if not workdir and not output:
     raise types.UserError(
       f'--mode=study needs --workdir=DIR for its runs, or --output=DIR with {name}.json, from '
       'which it makes table and figure again'
     )
+  if part and not workdir:
+    raise types.UserError(f'--shard={part} is a share of the runs, which need --workdir=DIR')
+  runs = list(asked.runs())
+  mine = study.shard(runs, part) if part else runs
   folder = run_dir.open_for_output(output or workdir)
   file = folder / f'{name}.json'
   if not workdir:
     return tell(folder / name, files.read_json(file)), True
+  home = run_dir.directory(workdir)
   _check(asked)
-  runs, home = list(asked.runs()), paths.path(workdir, bucket=True)
-  mine = study.shard(runs, part) if part else runs
+  for one in runs:
+    study_results.check_config(home / one.folder, one.config)
   with signals.stop_requested() as stopped_by:  # Also by one that comes when a run has ended.
     for number, one in enumerate(mine, 1):
       if study_results.is_done(home / one.folder, one.config):
@@ -89,7 +105,7 @@ def tell(path: pathlib.Path, results: dict[str, Any]) -> list[pathlib.Path]:
 
 def _check(asked):
   """Refuses variants that cannot be trained, or compared, before anything is (UserError)."""
-  compared = set()
+  flat = {name: flat_config.of(config) for name, config in asked.variants.items()}
   for name, config in asked.variants.items():
     try:
       experiment = experiment_lib.build(config)
@@ -99,19 +115,20 @@ def _check(asked):
       raise types.UserError(
         f'variant {name!r} has eval.every=0, so there would be no scores to compare; set its steps'
       )
-    compared.add((experiment.train.steps, experiment.evaluation.best))
-  if len(compared) > 1:
-    raise types.UserError(
-      f'variants differ in (train.steps, eval.best): {sorted(compared)}; a study compares the same '
-      'score after the same number of steps'
-    )
+  for key in _ALIKE:
+    found = {name: of[key] for name, of in flat.items()}
+    if len(set(found.values())) > 1:
+      listed = ', '.join(f'{value!r} of {name}' for name, value in found.items())
+      raise types.UserError(
+        f'variants differ in {key}: {listed}; a study compares the same scores after the same steps'
+      )
 
 
 def _train(one, place):
   """Trains one run to its end, and analyses it if its config names parts.
 
   Returns:
-    Whether no signal has ended it; True also if its losses are not finite, which is noted.
+    Whether no signal has ended it; True also if its numbers are not finite, which is noted.
   """
   experiment = experiment_lib.build(one.config)
   try:
@@ -122,7 +139,7 @@ def _train(one, place):
     return True
   except types.UserError as error:
     cause = error.__cause__
-    if not isinstance(cause, nonfinite.NonFiniteLoss):
+    if not isinstance(cause, nonfinite.NonFiniteLoss | checkpoint.NotFinite):
       raise
     logging.warning('%s, seed %d, diverged: %s', one.variant, one.seed, cause)
     study_results.note_failure(place, cause)

@@ -8,6 +8,7 @@ device, versions
 """
 
 from collections.abc import Mapping
+import math
 import pathlib
 import statistics
 import time
@@ -16,12 +17,12 @@ from typing import Any
 import jax
 import ml_collections
 
+from diversedit_jax import checkpoint, sharding, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax import sharding
 from diversedit_jax.analysis import output, registry
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import eval_options, study
+from diversedit_jax.experiment import continuing, eval_options, flat_config, study
 from diversedit_jax.modes import online_eval, plan, run_context
 from diversedit_jax.training import nonfinite, step, writers
 
@@ -35,10 +36,35 @@ _FLOORS = {
   'classifier_consistency': 'classifier_test_accuracy',
 }
 _ROUNDS, _STEPS = 5, 4
+# What scores depend on that a run may change on its way; paths may be elsewhere by now.
+_SCORING = ('eval.every', 'eval.every_number', 'eval.labels', 'eval.quantiser')
+_SCORING += ('eval.precision_recall', 'eval.kid_subsets', 'sample.seed', 'sample.weights')
+
+
+def check_config(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Refuses a run that was trained, or scored, by another config than a study asks for.
+
+  Raises:
+    UserError: what differs is listed; or its config is damaged.
+  """
+  stored, given = flat_config.stored(path), flat_config.of(config)
+  if stored is None:
+    return
+  decides = lambda key: (
+    key in _SCORING
+    or key.startswith('sampler.')
+    or not continuing.may_change(key, given, same_data=True)
+  )
+  changed = flat_config.differences(stored, given)
+  if changed := {key: pair for key, pair in changed.items() if decides(key)}:
+    raise types.UserError(
+      f'{path} is a run of another config; it differs in {flat_config.listed(changed)}. To compare '
+      f'what is there, give {continuing.flags(changed)}; or choose another --workdir'
+    )
 
 
 def is_done(path: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
-  """Whether a run was trained, scored and analysed to its end, or its losses became not finite."""
+  """Whether a run was trained, scored and analysed to its end, or its numbers are not finite."""
   if (path / _FAILED).is_file():
     return True
   wanted, found = set(config.analysis.parts), output.read(path / 'analysis')['parts']
@@ -46,8 +72,8 @@ def is_done(path: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
   return _scored(path, config.train.steps).is_file() and bool(analysed)
 
 
-def note_failure(path: pathlib.Path, cause: nonfinite.NonFiniteLoss) -> None:
-  """Writes down that the losses of a run are not finite, so that it is not tried again."""
+def note_failure(path: pathlib.Path, cause: nonfinite.NonFiniteLoss | checkpoint.NotFinite) -> None:
+  """Writes down that the numbers of a run are not finite, so that it is not tried again."""
   card.write_json(path / _FAILED, {'step': cause.step, 'because': cause.because})
 
 
@@ -59,7 +85,6 @@ def gather(asked: study.Study, home: pathlib.Path, known: Mapping[str, Any]) -> 
     known: results that were gathered before, whose costs of a step are kept; may be empty.
   """
   first = asked.variants[asked.baseline]
-  done = [one for one in asked.runs() if is_done(home / one.folder, one.config)]
   score = first.eval.best
   device = jax.devices()[0].device_kind
   costs = known.get('variants', {}) if known.get('device') == device else {}
@@ -68,6 +93,8 @@ def gather(asked: study.Study, home: pathlib.Path, known: Mapping[str, Any]) -> 
   costs = _costs(asked) if missing else costs
   for name, facts in variants.items():
     facts |= {key: value for key, value in costs[name].items() if key != 'changes'}
+  # After the costs, which take minutes, in which other shares of the study may have ended.
+  done = [one for one in asked.runs() if is_done(home / one.folder, one.config)]
   return {
     'title': asked.title,
     'baseline': asked.baseline,
@@ -89,7 +116,8 @@ def _scored(path, step):
 def _records(path, one):
   rows = writers.read_jsonl(path / 'metrics.jsonl')
   failed = files.read_json(path / _FAILED, may_lack=True) or None
-  curve = lambda key: [[r['step'], float(f'{r[key]:.6g}')] for r in rows if key in r]
+  there = lambda key: [row for row in rows if math.isfinite(row.get(key, math.nan))]
+  curve = lambda key: [[row['step'], float(f'{row[key]:.6g}')] for row in there(key)]
   names = sorted({key for row in rows for key in row if key.startswith('eval/')})
   return {
     'variant': one.variant,
@@ -147,24 +175,28 @@ def _costs(asked):
 
 
 def _stepper(experiment):
-  """A function that takes so many steps on one batch and returns their seconds."""
+  """A function that takes so many steps on one batch and returns their seconds.
+
+  Between its calls it holds nothing on the devices but that batch, so that variants that fill them
+  can take turns.
+  """
   mesh = run_context.make_mesh(experiment)
   experiment = run_context.with_attention(experiment, {})
   trainable = run_context.make_trainable(experiment, mesh)
   take = step.compile_step(run_context.make_step(experiment, trainable), trainable.shardings, mesh)
-  frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
-  with jax.set_mesh(mesh):
-    held = {'state': trainable.init(jax.random.key(experiment.seed))}
-    with run_context.open_batches(experiment, mesh, 0) as batches:
-      batch = next(iter(batches))
+  with jax.set_mesh(mesh), run_context.open_batches(experiment, mesh, 0) as batches:
+    batch = next(iter(batches))
 
   def run(count):
-    started = time.perf_counter()
     with jax.set_mesh(mesh):
+      frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
+      state, metrics = take(trainable.init(jax.random.key(experiment.seed)), batch, frozen)
+      jax.block_until_ready(metrics)  # The first step may compile.
+      started = time.perf_counter()
       for _ in range(count):
-        held['state'], metrics = take(held['state'], batch, frozen)
-    jax.block_until_ready(metrics)
-    return time.perf_counter() - started
+        state, metrics = take(state, batch, frozen)
+      jax.block_until_ready(state)
+      return time.perf_counter() - started
 
   run(1)
   return run

@@ -1,13 +1,16 @@
 """`--mode=study` on runs of a few steps: trained, continued, gathered, told."""
 
+import gc
 import json
 import os
 import signal
 
-from helpers import picture_eval, small_runs
+from helpers import bucket, picture_eval, small_runs
+import jax
 import pytest
 
-from diversedit_jax import config_file, signals, types
+from diversedit_jax import checkpoint, config_file, paths, signals, types
+from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import flat_config, study
 from diversedit_jax.modes import study as study_mode
 from diversedit_jax.modes import study_results, train
@@ -116,7 +119,9 @@ def test_a_signal_in_the_last_step_of_a_run_ends_the_study_too(tmp_path, monkeyp
   [
     ({'model__depth': 3, 'model__skip__enabled': True}, "variant 'other'.*"),
     ({'eval__every': 0}, "variant 'other' has eval.every=0"),
-    ({'train__steps': 12}, r'differ in \(train.steps, eval.best\)'),
+    ({'train__steps': 12}, 'differ in train.steps: 8 of plain, 12 of other'),
+    ({'eval__every_number': 50}, 'differ in eval.every_number: 40 of plain, 50 of other'),
+    ({'eval__best': 'class_consistency'}, 'differ in eval.best'),
   ],
 )
 def test_variants_are_checked_before_any_is_trained(changes, words, tmp_path, monkeypatch):
@@ -149,3 +154,106 @@ def test_the_study_of_cifar10_can_be_trained(tmp_path, monkeypatch):
 def test_neither_runs_nor_results_is_refused():
   with pytest.raises(types.UserError, match='--mode=study needs --workdir=DIR'):
     study_mode.run(asked(), 'pair')
+
+
+def test_a_share_of_no_runs_is_refused(tmp_path):
+  with pytest.raises(types.UserError, match='--shard=1/2 is a share of the runs, which need'):
+    study_mode.run(asked(), 'pair', output=str(tmp_path), part='1/2')
+
+
+def test_several_processes_are_refused_and_told_the_way_on(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(types.UserError, match='is for one process.*--shard=1/4'):
+    study_mode.run(asked(), 'pair', str(tmp_path))
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'optimizer__learning_rate': 0.25},  # Trained otherwise;
+    {'eval__every_number': 50},  # scored otherwise, which a run may change on its way.
+    {'sampler__steps': 3},
+  ],
+)
+def test_runs_of_another_config_are_not_told_as_those_of_this_one(changes, done, monkeypatch):
+  folder, _ = done
+  monkeypatch.setattr(train, 'run', lambda *_: pytest.fail('trained'))
+  variants = {'plain': small(method='flow', **changes), 'diverse': small(**changes)}
+  [key] = (name.replace('__', '.') for name in changes)
+  with pytest.raises(types.UserError, match=rf'plain/seed-0 is a run of another config.* {key}: '):
+    study_mode.run(asked(**variants), 'pair', str(folder))
+
+
+def test_what_scores_do_not_depend_on_may_change(done, monkeypatch):
+  folder, _ = done
+  monkeypatch.setattr(train, 'run', lambda *_: pytest.fail('trained'))
+  changes = dict(log__every=2, eval__name='other', data__prefetch=1)
+  variants = {'plain': small(method='flow', **changes), 'diverse': small(**changes)}
+  assert study_mode.run(asked(**variants), 'pair', str(folder))[1]
+
+
+def test_runs_that_end_while_costs_are_timed_are_in_the_table(done, tmp_path, monkeypatch):
+  folder, _ = done
+  (tmp_path / 'plain').symlink_to(folder / 'plain')
+
+  def costs(asked):
+    (tmp_path / 'diverse').symlink_to(folder / 'diverse')  # Another share of the study ends.
+    return {name: {} for name in asked.variants}
+
+  monkeypatch.setattr(study_results, '_costs', costs)
+  study_mode.run(asked(), 'pair', str(tmp_path), part='1/2')
+  results = json.loads((tmp_path / 'pair.json').read_text())
+  assert [run['variant'] for run in results['runs']] == ['plain', 'diverse']
+
+
+def test_a_state_that_cannot_be_saved_ends_its_own_run_only(tmp_path, monkeypatch):
+  begun = []
+
+  def diverge(experiment, place):
+    begun.append(place)
+    try:
+      raise checkpoint.NotFinite(4, 'params not finite', 'none')
+    except checkpoint.NotFinite as error:
+      raise types.UserError('told with the way on') from error
+
+  monkeypatch.setattr(train, 'run', diverge)
+  monkeypatch.setattr(study_results, '_costs', lambda asked: {n: {} for n in asked.variants})
+  study_mode.run(asked(), 'pair', str(tmp_path))
+  results = json.loads((tmp_path / 'pair.json').read_text())
+  failed = {'step': 4, 'because': 'params not finite'}
+  assert len(begun) == 2 and [run['failed'] for run in results['runs']] == [failed] * 2
+
+
+def test_between_its_turns_a_variant_holds_a_batch_on_the_devices_and_no_network(done):
+  del done  # Its programs are kept.
+  size = lambda: sum(array.nbytes for array in jax.live_arrays())
+  gc.collect()
+  before, experiment = size(), experiment_lib.build(small())
+  take = study_results._stepper(experiment)
+  assert take(1) > 0
+  gc.collect()
+  batch = 2 * 32 * (8 * 8 + 1) * 4
+  assert size() - before < batch
+
+
+def test_a_study_in_a_bucket_is_read_and_told_there(done, monkeypatch):
+  folder, _ = done
+  monkeypatch.setattr(train, 'run', lambda *_: pytest.fail('trained again'))
+  there = paths.path(bucket.new(), bucket=True)
+  for file in folder.rglob('*'):
+    if file.suffix in ('.json', '.jsonl'):
+      (there / str(file.relative_to(folder))).write_bytes(file.read_bytes())
+  written, finished = study_mode.run(asked(), 'pair', str(there))
+  assert finished
+  for path in written:
+    assert paths.is_bucket(path) and path.is_file()
+    if path.suffix in ('.json', '.md', '.svg'):
+      assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def test_numbers_that_are_not_finite_are_no_points_of_a_curve(tmp_path):
+  rows = [{'step': 4, 'velocity': 0.5}, {'step': 8, 'velocity': float('nan')}]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+  one = next(study.read(asked()).runs())
+  assert study_results._records(tmp_path, one)['series'] == {'velocity': [[4, 0.5]]}
