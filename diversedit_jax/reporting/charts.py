@@ -12,9 +12,9 @@ import numpy as np
 from diversedit_jax.reporting import curves, markup
 
 COLOURS, DASHES = 8, 3
-_SIZE = 1000  # Of the SVG's own units, each way.
-_POINTS, _POINTS_OF_ALL = 1000, 4000  # Of a line, and of all lines of a chart together.
-_FEW, _FEW_LINES = 40, 8  # Points are marked of as few as these.
+_SIZE = 1000  # Height and width, in the SVG's own units.
+_POINTS, _POINTS_OF_ALL = 1000, 4000  # At most: a line's, all lines' of a chart.
+_FEW, _FEW_LINES = 40, 8  # Points are marked where there are so few.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

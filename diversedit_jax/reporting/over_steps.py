@@ -28,7 +28,7 @@ _OF_BLOCKS = {
   'gradient_norm': 'Norm of the gradient of the parameters of each block',
 }
 _MATRICES = {'token': 'token by token', 'mean': 'of mean features'}
-_FIGURES = 24  # Of other modes, of all runs.
+_FIGURES = 24  # Pictures of other modes, of all runs together.
 _STEPS_OF_ONE = 4  # Lines of blocks, for a single run.
 
 

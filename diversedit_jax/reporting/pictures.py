@@ -143,7 +143,7 @@ def off_diagonal(matrix: np.ndarray) -> float:
 
 
 def colour_range(matrices: Sequence[np.ndarray]) -> tuple[float, float]:
-  """Of all maps that are compared: from the smallest value, rounded, to 1."""
+  """The range of colours for all maps that are compared: from the smallest value, rounded, to 1."""
   low = min(float(matrix.min()) for matrix in matrices)
   return min(0.9, np.floor(low * 20 + 1e-6) / 20 + 0.0), 1.0
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diversedit_jax import paths
+from diversedit_jax.analysis import output
 from diversedit_jax.data import files
 from diversedit_jax.experiment import flat_config, kernels, learned, run_dir
 from diversedit_jax.reporting import curves, records
@@ -18,7 +19,6 @@ from diversedit_jax.training import writers
 
 _DEEP = 3  # Folders between that of a study and those of its runs, theirs included.
 _PARTS = re.compile(r'\d+|\D+').findall
-_SCHEMA = 1  # Of analysis.json.
 _NO_CURVES = ('step', 'seconds')
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -199,12 +199,12 @@ def _cka(path, missing) -> Series:
 
 def _analysis(path, missing) -> Mapping[str, Any]:
   """The parts of analysis.json; none of a form that this version does not know."""
-  file = path / 'analysis' / 'analysis.json'
+  file = path / 'analysis' / output.FILE
   content = _attempt(lambda: files.read_json(file), file, missing) if file.exists() else None
   if content is None:
     return {}
-  if content.get('schema') != _SCHEMA:
-    missing.append(f'analysis.json in a form that this version knows: schema={_SCHEMA}')
+  if content.get('schema') != output.SCHEMA:
+    missing.append(f'analysis.json in a form that this version knows: schema={output.SCHEMA}')
     return {}
   return content.get('parts', {})
 

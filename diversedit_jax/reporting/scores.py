@@ -8,7 +8,7 @@ from diversedit_jax.experiment import flat_config
 from diversedit_jax.reporting import curves, markup, records, runs, tables
 
 _CARDS = 8  # Protocols of a run.
-# Of a protocol, what no comparison depends on.
+# Facts of a protocol that no comparison depends on.
 _INDIFFERENT = ('seconds', 'seconds_of_scoring', 'samples_made_before', 'checkpoint', 'step')
 _INDIFFERENT += ('parameters', 'depth', 'width', 'method', 'versions', 'device')
 

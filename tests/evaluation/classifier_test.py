@@ -53,7 +53,7 @@ def test_it_tells_colours_apart_and_so_it_is_written_and_read(source, fitted, tm
 
 
 def test_its_floor_is_the_distance_between_the_splits(source, fitted):
-  """Of a split to itself it is 0 in exact arithmetic."""
+  """That of a split to itself is 0 in exact arithmetic."""
   assert abs(fitted.facts['fid_floor']) < 1e-6
   other = array_source(source.data[:12], source.labels[:12])
   again = classifier.fit(source, other, epochs=20, seed=0, widths=WIDTHS)
