@@ -15,6 +15,10 @@ STANDARD_COUNT = 50_000
 _DIGEST_BYTES = 16
 
 
+class NotFinite(UserError):
+  """Samples, or what a network sees in them, hold a NaN or an infinity."""
+
+
 def check_finite(name: str, rows_ND: np.ndarray, indices_N: np.ndarray | None = None) -> None:
   """Refuses rows with values that are not finite.
 
@@ -24,7 +28,7 @@ def check_finite(name: str, rows_ND: np.ndarray, indices_N: np.ndarray | None = 
     indices_N: indices of the samples; None means 0, 1, ...
 
   Raises:
-    UserError: naming how many rows are bad, and the first.
+    NotFinite: naming how many rows are bad, and the first.
   """
   rows_ND = np.asarray(rows_ND)
   if rows_ND.dtype.kind != 'f':  # Whole numbers are finite.
@@ -32,7 +36,7 @@ def check_finite(name: str, rows_ND: np.ndarray, indices_N: np.ndarray | None = 
   bad = np.flatnonzero(~np.isfinite(rows_ND).all(axis=tuple(range(1, rows_ND.ndim))))
   if bad.size:
     first = bad[0] if indices_N is None else indices_N[bad[0]]
-    raise UserError(
+    raise NotFinite(
       f'{name} of {bad.size} samples are NaN or infinite; the first is sample {first}'
     )
 

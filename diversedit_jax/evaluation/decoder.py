@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diversedit_jax import sharding, types
+from diversedit_jax import sharding
 from diversedit_jax.data import images
+from diversedit_jax.evaluation import checks
 from diversedit_jax.frozen import vae, vae_tiles
 
 _BATCH = 8  # Pictures decoded at a time on each device.
@@ -58,7 +59,7 @@ class Decoder:
     """Pictures of latents.
 
     Raises:
-      UserError: the decoder makes values that are not finite.
+      NotFinite: the decoder makes values that are not finite.
     """
     parts = []
     for start in range(0, len(x_NHWC), self._size):
@@ -67,7 +68,7 @@ class Decoder:
       batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
       made, finite = self._decode(self._params, batch)
       if not finite:
-        raise types.UserError(
+        raise checks.NotFinite(
           f'the decoder {self.file} makes values that are not finite of samples {start} to '
           f'{start + len(some_NHWC) - 1}; their latents lie in [{some_NHWC.min():g}, '
           f'{some_NHWC.max():g}]'

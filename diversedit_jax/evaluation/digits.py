@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from diversedit_jax.data import sources
-from diversedit_jax.evaluation import scores
+from diversedit_jax.evaluation import checks, scores
 from diversedit_jax.types import UserError
 
 COMPONENTS = 32
@@ -154,7 +154,7 @@ def _checked(images_NHWC: np.ndarray) -> np.ndarray:
     raise UserError(f'digits need floating images in [-1, 1]; got {images_NHWC.dtype}')
   bad = np.count_nonzero(~np.isfinite(images_NHWC).all(axis=(1, 2, 3)))
   if bad:
-    raise UserError(f'{bad} of {len(images_NHWC)} samples have values that are not finite')
+    raise checks.NotFinite(f'{bad} of {len(images_NHWC)} samples have values that are not finite')
   return images_NHWC
 
 

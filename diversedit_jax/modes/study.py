@@ -19,8 +19,8 @@ from diversedit_jax import checkpoint, signals, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.analysis import studies, study_figure
 from diversedit_jax.data import files
-from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import flat_config, run_dir, study
+from diversedit_jax.evaluation import card, checks
+from diversedit_jax.experiment import continuing, flat_config, run_dir, study
 from diversedit_jax.modes import analyze, study_results, train
 from diversedit_jax.training import nonfinite
 
@@ -139,8 +139,12 @@ def _train(one, place):
     return True
   except types.UserError as error:
     cause = error.__cause__
-    if not isinstance(cause, nonfinite.NonFiniteLoss | checkpoint.NotFinite):
+    if isinstance(error, checks.NotFinite):  # As finite weights may make samples that are not.
+      step, because = continuing.newest_step(place), str(error)
+    elif isinstance(cause, nonfinite.NonFiniteLoss | checkpoint.NotFinite):
+      step, because = cause.step, cause.because
+    else:
       raise
-    logging.warning('%s, seed %d, diverged: %s', one.variant, one.seed, cause)
-    study_results.note_failure(place, cause)
+    logging.warning('%s, seed %d, diverged at step %d: %s', one.variant, one.seed, step, because)
+    study_results.note_failure(place, step, because)
     return True

@@ -17,14 +17,14 @@ from typing import Any
 import jax
 import ml_collections
 
-from diversedit_jax import checkpoint, sharding, types
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax import sharding, types
 from diversedit_jax.analysis import output, registry
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import continuing, eval_options, flat_config, study
 from diversedit_jax.modes import online_eval, plan, run_context
-from diversedit_jax.training import nonfinite, step, writers
+from diversedit_jax.training import step, writers
 
 _FAILED = 'diverged.json'
 _SERIES = ('velocity', 'diverse/loss', 'diverse/weight', 'similarity/token', 'similarity/mean')
@@ -72,9 +72,13 @@ def is_done(path: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
   return _scored(path, config.train.steps).is_file() and bool(analysed)
 
 
-def note_failure(path: pathlib.Path, cause: nonfinite.NonFiniteLoss | checkpoint.NotFinite) -> None:
-  """Writes down that the numbers of a run are not finite, so that it is not tried again."""
-  card.write_json(path / _FAILED, {'step': cause.step, 'because': cause.because})
+def note_failure(path: pathlib.Path, step: int, because: str) -> None:
+  """Writes down that the numbers of a run are not finite, so that it is not tried again.
+
+  step: the last one that is known to be fine or the first that is not; 0 for none.
+  because: which numbers, in words.
+  """
+  card.write_json(path / _FAILED, {'step': step, 'because': because})
 
 
 def gather(asked: study.Study, home: pathlib.Path, known: Mapping[str, Any]) -> dict[str, Any]:

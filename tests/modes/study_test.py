@@ -7,10 +7,12 @@ import signal
 
 from helpers import bucket, picture_eval, small_runs
 import jax
+import numpy as np
 import pytest
 
 from diversedit_jax import checkpoint, config_file, paths, signals, types
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.evaluation import digits
 from diversedit_jax.experiment import flat_config, study
 from diversedit_jax.modes import study as study_mode
 from diversedit_jax.modes import study_results, train
@@ -223,6 +225,18 @@ def test_a_state_that_cannot_be_saved_ends_its_own_run_only(tmp_path, monkeypatc
   results = json.loads((tmp_path / 'pair.json').read_text())
   failed = {'step': 4, 'because': 'params not finite'}
   assert len(begun) == 2 and [run['failed'] for run in results['runs']] == [failed] * 2
+
+
+def test_samples_that_are_not_finite_end_their_own_run_only(tmp_path, monkeypatch):
+  samples = np.full((2, 8, 8, 1), np.nan)
+  labels = np.zeros(2, np.int32)
+  score = lambda *_: digits.DigitsReference.build().evaluate(samples, labels)
+  monkeypatch.setattr(train, 'run', score)
+  monkeypatch.setattr(study_results, '_costs', lambda asked: {n: {} for n in asked.variants})
+  study_mode.run(asked(), 'pair', str(tmp_path))
+  results = json.loads((tmp_path / 'pair.json').read_text())
+  failed = {'step': 0, 'because': '2 of 2 samples have values that are not finite'}
+  assert [run['failed'] for run in results['runs']] == [failed] * 2
 
 
 def test_between_its_turns_a_variant_holds_a_batch_on_the_devices_and_no_network(done):
