@@ -95,6 +95,8 @@ def against_baseline(results: Mapping[str, Any], score: str) -> dict[str, Spread
 def correlations(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Spearman's rank correlation of each series' last value with each score, over all runs.
 
+  p takes runs for independent, which those of one variant are not: it is smaller than it should be.
+
   Returns:
     Rows of 'series', 'score', 'rho', 'p' (two-sided) and 'n', where four runs or more have both.
   """

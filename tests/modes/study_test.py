@@ -119,7 +119,7 @@ def test_a_signal_in_the_last_step_of_a_run_ends_the_study_too(tmp_path, monkeyp
 @pytest.mark.parametrize(
   'changes, words',
   [
-    ({'model__depth': 3, 'model__skip__enabled': True}, "variant 'other'.*"),
+    ({'model__depth': 3, 'model__skip__enabled': True}, "variant 'other': .*needs an even depth"),
     ({'eval__every': 0}, "variant 'other' has eval.every=0"),
     ({'train__steps': 12}, 'differ in train.steps: 8 of plain, 12 of other'),
     ({'eval__every_number': 50}, 'differ in eval.every_number: 40 of plain, 50 of other'),
