@@ -45,9 +45,9 @@ def draw(path: pathlib.Path, results: Mapping[str, Any]) -> list[pathlib.Path]:
   known = [value for run in runs for _, value in run['scores'].get(score, [])]
   if results['best'] == 'min' and min(known, default=1) > 0:  # KID, without bias, may be below 0.
     axes[1].set_yscale('log')
-  axes[1].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-  axes[1].yaxis.set_major_formatter('{x:g}')
-  axes[1].yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes[1].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes[1].yaxis.set_major_formatter('{x:g}')
+    axes[1].yaxis.set_minor_formatter(ticker.NullFormatter())
   if weighted:
     _curves(axes[2], results, names, lambda run: run['series'].get(_WEIGHT, []))
     axes[2].set_ylabel('weight of the diversity loss', fontsize=_TEXT)

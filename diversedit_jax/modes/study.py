@@ -19,7 +19,7 @@ from diversedit_jax import checkpoint, signals, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.analysis import studies, study_figure
 from diversedit_jax.data import files
-from diversedit_jax.evaluation import card, checks
+from diversedit_jax.evaluation import checks
 from diversedit_jax.experiment import continuing, flat_config, run_dir, study
 from diversedit_jax.modes import analyze, study_results, train
 from diversedit_jax.training import nonfinite
@@ -89,7 +89,7 @@ def run(
   if len(left) == len(runs):
     return [], True
   known = files.read_json(file, may_lack=True)
-  card.write_json(file, study_results.gather(asked, home, known))
+  study_results.write(file, study_results.gather(asked, home, known))
   return [file, *tell(folder / name, files.read_json(file))], True
 
 

@@ -8,6 +8,7 @@ device, versions
 """
 
 from collections.abc import Mapping
+import json
 import math
 import pathlib
 import time
@@ -110,6 +111,18 @@ def gather(asked: study.Study, home: pathlib.Path, known: Mapping[str, Any]) -> 
     'device': device,
     'versions': card.versions(),
   }
+
+
+def write(path: pathlib.Path, results: Mapping[str, Any]) -> None:
+  """Writes results as JSON with a line for each run and each variant, which differ readably."""
+  dumped = lambda value: json.dumps(value, allow_nan=False, ensure_ascii=False)
+  whole = {key: dumped(value) for key, value in results.items()}
+  variants = (f'{dumped(name)}: {dumped(facts)}' for name, facts in results['variants'].items())
+  whole['variants'] = '{\n  ' + ',\n  '.join(variants) + '\n }'
+  whole['runs'] = '[\n  ' + ',\n  '.join(map(dumped, results['runs'])) + '\n ]'
+  lines = ',\n '.join(f'{dumped(key)}: {text}' for key, text in whole.items())
+  with files.atomic(path) as temporary:
+    temporary.write_text(f'{{\n {lines}\n}}\n', encoding='utf-8')
 
 
 def _scored(path, step):
