@@ -26,7 +26,7 @@ def filled(text: str) -> str:
   """The page with its tables made anew; each stands between `<!-- NAME -->` and `<!-- end -->`."""
   found = results()
   tables = {name: studies.markdown(result) for name, result in found.items()}
-  tables['correlations'] = _correlations([*found.values()])
+  tables['correlations'] = _correlations([r for name, r in found.items() if 'digits' in name])
 
   def replaced(match):
     return f'<!-- {match[1]} -->\n{tables[match[1]]}\n<!-- end -->'

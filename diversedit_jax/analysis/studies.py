@@ -124,6 +124,7 @@ def markdown(results: Mapping[str, Any]) -> str:
   """The table of a study in Markdown; its last row has the scores of real data."""
   main, floors = results['score'], results['floors']
   others = sorted({score for run in results['runs'] for score in run['scores']} - {main})
+  others = [score for score in others if not score.endswith('_std')]
   by_cost = {what: scores(results, main, what) for what in EQUAL}
   by_score = {name: scores(results, name) for name in others}
   difference = against_baseline(results, main)
