@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import sys
 from typing import Any
 
 from diversedit_jax import types
@@ -18,6 +19,12 @@ _EXTRAS = {'gs': 'gcs', 's3': 's3'}
 # Where TensorFlow is installed, `epath` would take it instead, which knows s3:// by yet another
 # package; it looks once, when the first path of any kind is used.
 os.environ.setdefault('EPATH_USE_TF', 'false')
+# Other processes write in buckets too, so what a listing said may be old. `fsspec` reads this
+# when it is imported: a library may open a bucket before any path comes through here.
+for _protocol in ('GCS', 'S3'):
+  os.environ.setdefault(f'FSSPEC_{_protocol}_USE_LISTINGS_CACHE', 'false')
+if 'fsspec' in sys.modules:
+  sys.modules['fsspec'].config.set_conf_env(sys.modules['fsspec'].config.conf)
 # With one slash it is a slip of the pen, or a URL that `pathlib` has seen; no folder is named so.
 _URL = re.compile(r'[a-zA-Z][\w+.-]+://|(gs|s3):/')
 _KIND = re.compile(r'(?P<kind>\w{2,}:)?(?P<path>~.*)', re.DOTALL)
@@ -82,8 +89,7 @@ def system(path: pathlib.Path) -> Any:
 
 
 def _in_bucket(text):
-  from etils import epath
-  import fsspec  # Here, for `etils` and `fsspec` take a moment that few commands need.
+  from etils import epath  # Here, for it takes a moment that few commands need.
 
   scheme, _, rest = text.partition('://')
   bucket, _, name = rest.partition('/')
@@ -94,9 +100,6 @@ def _in_bucket(text):
       f'{text}: this needs the package {_PACKAGES[scheme]}, which is not installed: pip install '
       f"'diversedit_jax[{_EXTRAS[scheme]}]'"
     )
-  # Other processes write there too; what a listing said may be old by now.
-  for known in {scheme, 'gcs' if scheme == 'gs' else scheme}:
-    fsspec.config.conf.setdefault(known, {}).setdefault('use_listings_cache', False)
   return epath.Path(text)
 
 

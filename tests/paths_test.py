@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -124,3 +126,17 @@ def test_paths_in_buckets_that_cannot_be_used_are_refused(given, may, words, mon
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   with pytest.raises(types.UserError, match=words):
     paths.path(given, bucket=may)
+
+
+@pytest.mark.parametrize('first', ['diversedit_jax.paths', 'fsspec'])
+def test_no_bucket_is_read_by_an_old_listing(first):
+  """Whoever imports what first, and whether or not a path has come through here before."""
+  opened = "fsspec.filesystem('gcs', token='anon')"
+  script = (
+    f'import {first}, diversedit_jax.paths, fsspec; print({opened}.dircache.use_listings_cache)'
+  )
+  environment = {k: v for k, v in os.environ.items() if not k.startswith('FSSPEC_')}
+  told = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, check=True, env=environment
+  )
+  assert told.stdout == 'False\n'
