@@ -372,7 +372,7 @@ def test_a_run_in_a_bucket_is_what_it_is_on_a_disk_although_it_is_killed(folder,
 
 @pytest.mark.slow
 def test_averages_are_made_of_checkpoints_in_a_bucket_and_a_step_is_replayed(on_a_disk, folder):
-  """Of six checkpoints, as on a disk; the step comes to the bits of all that the run keeps."""
+  """Six checkpoints make it, as on a disk; the step comes to the bits of all that the run keeps."""
   for file in on_a_disk.rglob('*'):
     if file.is_file():
       (folder / file.relative_to(on_a_disk).as_posix()).write_bytes(file.read_bytes())

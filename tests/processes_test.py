@@ -94,7 +94,7 @@ def test_two_processes_train_what_one_trains(one, tmp_path, axis):
 
 
 def test_an_average_made_afterwards_by_two_processes_is_that_of_one(one, tmp_path):
-  """Of four checkpoints of one process, each of whose arrays two read in parts."""
+  """Made of four checkpoints of one process, each of whose arrays two read in parts."""
   wanted = ['--mode=sample', '--config.sample.weights=ema@std=0.045', '--config.sample.number=8']
   images, facts = [], []
   for count in (1, 2):

@@ -37,7 +37,7 @@ def run(named: Sequence[str], output: str | None = None) -> str:
     raise types.UserError(f'a report of {len(named)} directories needs --output=DIR, where it goes')
   found = runs.find(named)
   frames = max(_FEWEST, min(_FRAMES, _FRAMES_OF_ALL // len(found)))
-  report = [runs.read(name, path, frames) for name, path in found.items()]
+  report = runs.read_all(found, frames)
   way_on = '' if output else '; --output=DIR writes the report elsewhere'
   folder = run_dir.open_for_output(output or named[0], FOLDER, way_on)
   single = len(report) == 1

@@ -25,8 +25,8 @@ def section(report: Sequence[runs.Run], notes: list[str]) -> list[markup.Html]:
 
 def _drawn(report, name) -> list[markup.Html]:
   """The charts of a part."""
-  panels = [(i, p) for i, run in enumerate(report) for p in _curves(run.analysis.get(name, {}))]
-  return _of_one(panels) if len(report) == 1 else _of_several(report, panels)
+  panels = [(run, p) for run in report for p in _curves(run.analysis.get(name, {}))]
+  return _of_one(panels) if len(report) == 1 else _of_several(panels)
 
 
 def _part(report, name, drawn) -> markup.Html:
@@ -75,15 +75,15 @@ def _of_one(panels) -> list[markup.Html]:
   return drawn
 
 
-def _of_several(report, panels) -> list[markup.Html]:
+def _of_several(panels) -> list[markup.Html]:
   """A chart for each series of each panel, with a line for each run."""
   by_series: dict[tuple[str, str, str], list] = {}
-  for i, (stem, panel) in panels:
+  for run, (stem, panel) in panels:
     for name, values in panel['series'].items():
-      by_series.setdefault((stem, _title(panel), name), []).append((i, panel, values))
+      by_series.setdefault((stem, _title(panel), name), []).append((run, panel, values))
   drawn = []
   for (_, title, name), found in by_series.items():
-    lines = [_line(report[i].name, panel['x'], values, i) for i, panel, values in found]
+    lines = [_line(run.name, panel['x'], values, run.number) for run, panel, values in found]
     drawn += _chart(f'{title}, {name}' if name else title, found[0][1], lines, own_names=False)
   return drawn
 

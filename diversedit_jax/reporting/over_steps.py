@@ -37,8 +37,12 @@ def all_curves(report: Sequence[runs.Run], names: Sequence[str]) -> list[markup.
   last = max((x[-1] for run in report for x, _ in run.curves.values()), default=0)
   drawn = []
   for name in names:
-    having = [(i, run.curves[name]) for i, run in enumerate(report) if name in run.curves]
-    lines = [charts.Line(name=report[i].name, number=i, xs=x, ys=y) for i, (x, y) in having]
+    lines = [
+      charts.Line(name=run.name, number=run.number, xs=xs, ys=ys)
+      for run in report
+      if name in run.curves
+      for xs, ys in [run.curves[name]]
+    ]
     bad = sum(run.not_finite.get(name, 0) for run in report)
     note = _NOTES.get(name, '')
     note += f' {bad:,} values that are not finite are left out.' if bad else ''
@@ -106,7 +110,7 @@ def _similarities(report) -> Iterator[tuple[pictures.Reel, float, float]]:
   if not of_all:
     return
   low, high = pictures.colour_range(of_all)
-  for number, run in enumerate(report):
+  for run in report:
     for kind, words in _MATRICES.items():
       frames = [
         pictures.Frame(
@@ -124,7 +128,7 @@ def _similarities(report) -> Iterator[tuple[pictures.Reel, float, float]]:
       if frames:
         title = f'{run.name}, {words}' if len(report) > 1 else words
         reel = pictures.Reel(
-          name=run.name, number=number, frames=frames, of=run.similarity.of, title=title
+          name=run.name, number=run.number, frames=frames, of=run.similarity.of, title=title
         )
         yield reel, low, high
 
@@ -133,11 +137,11 @@ def _profiles(report) -> list[markup.Html]:
   drawn = []
   for name, note in _OF_BLOCKS.items():
     lines: list[charts.Line] = []
-    for number, run in enumerate(report):
+    for run in report:
       shown = [(step, found[name]) for step, found in run.blocks.shown if name in found]
       shown = [(step, values) for step, values in shown if np.isfinite(values).all()]
       if len(report) > 1:
-        lines += [_profile(run.name, number, values) for _, values in shown[-1:]]
+        lines += [_profile(run.name, run.number, values) for _, values in shown[-1:]]
         continue
       picked = [shown[i] for i in curves.evenly(len(shown), _STEPS_OF_ONE)]
       lines += [_profile(f'step {step:,}', i, values) for i, (step, values) in enumerate(picked)]
@@ -162,7 +166,7 @@ def _grid(drawn) -> markup.Html | None:
 def samples(report: Sequence[runs.Run], notes: list[str]) -> list[markup.Html]:
   """Grids of samples. notes: gets what cannot be shown."""
   reels, widest = [], _widest(report)
-  for number, run in enumerate(report):
+  for run in report:
     frames = []
     for step, png in run.previews.shown:
       alt = f'Grid of samples of {run.name}, step {step:,}'
@@ -171,7 +175,9 @@ def samples(report: Sequence[runs.Run], notes: list[str]) -> list[markup.Html]:
       except (ValueError, OSError) as error:
         notes.append(f'{run.name}: the preview of step {step} cannot be read: {error}')
     if frames:
-      reels.append(pictures.Reel(name=run.name, number=number, frames=frames, of=run.previews.of))
+      reels.append(
+        pictures.Reel(name=run.name, number=run.number, frames=frames, of=run.previews.of)
+      )
   return [pictures.film(reels, along='step', kind='samples')] if reels else []
 
 
@@ -187,14 +193,14 @@ def cka(report: Sequence[runs.Run]) -> list[markup.Html]:
     return []
   low, high = pictures.colour_range(of_all)
   reels = []
-  for number, run in enumerate(report):
+  for run in report:
     alt = f'CKA between the blocks of {run.name}'
     frames = [
       pictures.Frame(at=t, content=pictures.heat_map(m, low, high, f'{alt}, t = {t:g}'))
       for t, m in run.cka.shown
     ]
     if frames:
-      reels.append(pictures.Reel(name=run.name, number=number, frames=frames, of=run.cka.of))
+      reels.append(pictures.Reel(name=run.name, number=run.number, frames=frames, of=run.cka.of))
   return [
     pictures.scale(low, high, 'CKA, linear and unbiased'),
     pictures.film(reels, along='time t', kind='maps'),
@@ -205,7 +211,7 @@ def figures(report: Sequence[runs.Run], notes: list[str]) -> list[markup.Html]:
   """Pictures that other modes made, as they are. notes: gets what cannot be shown."""
   found: list[Any] = []
   most = max(1, _FIGURES // len(report))
-  for number, run in enumerate(report):
+  for run in report:
     if len(run.figures) > most:
       notes.append(f'{run.name}: {most} of {len(run.figures)} figures are shown')
     for name, png in list(run.figures.items())[:most]:
@@ -216,7 +222,9 @@ def figures(report: Sequence[runs.Run], notes: list[str]) -> list[markup.Html]:
         continue
       title = f'{run.name}: {name}' if len(report) > 1 else name
       found.append(
-        markup.tag('figure', markup.tag('figcaption', title), image, class_='reel', data_run=number)
+        markup.tag(
+          'figure', markup.tag('figcaption', title), image, class_='reel', data_run=run.number
+        )
       )
   if not found:
     return []

@@ -89,8 +89,8 @@ def _switches(report):
   """A button for each run, which hides and shows it; without a script they are the legend."""
   buttons = [
     markup.tag(
-      'button', tables.swatch_of(report, i), type='button', aria_pressed='true', data_switch=i
+      'button', tables.swatch_of(run), type='button', aria_pressed='true', data_switch=run.number
     )
-    for i in range(len(report))
+    for run in report
   ]
   return markup.tag('div', buttons, class_='runs', role='group', aria_label='Runs shown')

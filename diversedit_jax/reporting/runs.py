@@ -14,7 +14,7 @@ from diversedit_jax import paths
 from diversedit_jax.analysis import output
 from diversedit_jax.data import files
 from diversedit_jax.experiment import flat_config, kernels, learned, run_dir
-from diversedit_jax.reporting import curves, records
+from diversedit_jax.reporting import charts, curves, records
 from diversedit_jax.training import writers
 
 _DEEP = 3  # Folders between that of a study and those of its runs, theirs included.
@@ -37,7 +37,8 @@ class Series:
 class Run:
   """A run as its records tell of it.
 
-  name: short, and no other run's. facts: of `records.gather`. config: flat and complete.
+  name: short, and no other run's. number: nor this, which decides colour and dashes.
+  facts: of `records.gather`. config: flat and complete.
   data: data.json. attention: kernel by platform. curves: by the name of a metric.
   not_finite: how many values curves leave out. similarity, blocks: arrays by name of telemetry,
   by step. previews: bytes of PNG files by step. cka: similarities [L, L] by t. analysis: parts of
@@ -46,6 +47,7 @@ class Run:
   """
 
   name: str
+  number: int
   facts: Mapping[str, Any]
   config: Mapping[str, Any]
   data: Mapping[str, Any]
@@ -100,7 +102,32 @@ def _by_numbers(path):
   return [(word.isdecimal(), int(word) if word.isdecimal() else word) for word in _PARTS(str(path))]
 
 
-def read(name: str, path: pathlib.Path, frames: int) -> Run:
+def numbers(names: Sequence[str]) -> list[int]:
+  """A number for each run, so that runs in one folder have one colour.
+
+  The variants of a study are folders, and the runs in them its seeds. Runs are counted where all
+  are in one folder, each in its own, or in more folders than there are colours.
+  """
+  folders: dict[str, list[str]] = {}
+  for name in names:
+    folders.setdefault(os.path.dirname(name), []).append(name)
+  if len(folders) > charts.COLOURS or len(folders) in (1, len(names)):
+    return list(range(len(names)))
+  places = {folder: i for i, folder in enumerate(folders)}
+  return [
+    places[folder] + charts.COLOURS * folders[folder].index(name)
+    for name in names
+    for folder in [os.path.dirname(name)]
+  ]
+
+
+def read_all(found: Mapping[str, pathlib.Path], frames: int) -> list[Run]:
+  """What runs recorded, see `read`; found: their directories by name."""
+  counted = zip(numbers(list(found)), found.items(), strict=True)
+  return [read(name, path, frames, number) for number, (name, path) in counted]
+
+
+def read(name: str, path: pathlib.Path, frames: int, number: int = 0) -> Run:
   """What a run recorded. frames: how many steps of pictures and of similarities are read at most.
 
   Raises:
@@ -113,6 +140,7 @@ def read(name: str, path: pathlib.Path, frames: int) -> Run:
   analysis = _analysis(path, missing)
   run = Run(
     name=name,
+    number=number,
     facts=facts,
     config=flat_config.stored(path),
     data=learned.read(path),

@@ -15,11 +15,11 @@ _INDIFFERENT += ('parameters', 'depth', 'width', 'method', 'versions', 'device')
 
 def section(report: Sequence[runs.Run]) -> list[markup.Html]:
   """Tables of scores by the file that they stand in, with what makes them doubtful."""
-  by_file: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-  for i, run in enumerate(report):
+  by_file: dict[str, list[tuple[runs.Run, Mapping[str, Any]]]] = {}
+  for run in report:
     for file, content in run.facts['scores'].items():
       if not file.startswith(records.DURING):
-        by_file.setdefault(file, []).append((i, content))
+        by_file.setdefault(file, []).append((run, content))
   found = [part for file, contents in by_file.items() for part in _scores(report, file, contents)]
   cards = _cards(report)
   if len(cards) > tables.ACROSS:
@@ -31,21 +31,21 @@ def _scores(report, file, contents) -> list[markup.Html]:
   names = list(dict.fromkeys(name for _, content in contents for name in content['scores']))
   how = {'samples': 'num_samples', 'weights': 'weights', 'step': 'step', 'NFE': 'nfe'}
   rows, told = [], {}
-  for i, content in contents:
+  for run, content in contents:
     protocol = content['protocol']
     guidance = protocol.get('guidance') or {}
     rows.append(
       [
-        tables.named(report, i),
+        tables.named(report, run),
         *(curves.number(content['scores'].get(name, '–')) for name in names),
         *(curves.number(protocol.get(key, '–')) for key in how.values()),
         curves.number(guidance.get('scale', '–')),
       ]
     )
     for line in content.get('warnings', []):
-      told.setdefault(line, []).append(report[i].name)
+      told.setdefault(line, []).append(run.name)
   head = ['run', *map(tables.words, names), *how, 'guidance']
-  of_rows = [{'data_run': i} for i, _ in contents]
+  of_rows = [{'data_run': run.number} for run, _ in contents]
   warned = [
     markup.tag('li', line, f' ({tables.listed(of, report)})' if len(report) > 1 else None)
     for line, of in told.items()
@@ -75,7 +75,7 @@ def unlike(protocols: Sequence[Mapping[str, Any]]) -> markup.Html | None:
 def _cards(report) -> list[markup.Html]:
   """Protocols: of each final file, and of the last online evaluation."""
   found = []
-  for i, run in enumerate(report):
+  for run in report:
     files = run.facts['scores']
     shown = [file for file in files if not file.startswith(records.DURING)][-_CARDS:]
     shown += [file for file in files if file.startswith(records.DURING)][-1:]
@@ -91,11 +91,11 @@ def _cards(report) -> list[markup.Html]:
           markup.table(
             ['', ''], [[k, tables.as_text(v)] for k, v in rows], title=f'Protocol of {title}'
           ),
-          data_run=i,
+          data_run=run.number,
         )
       )
     if len(files) > len(shown):
       of = f' of {run.name}' if len(report) > 1 else ''
       words = f'Protocols{of}: {len(shown)} of {len(files)} are shown; eval/ of the run has all.'
-      found.append(markup.tag('p', words, class_='faint', data_run=i))
+      found.append(markup.tag('p', words, class_='faint', data_run=run.number))
   return found

@@ -21,7 +21,7 @@ def compared(
   report: Sequence[runs.Run], facts: Mapping[str, Sequence[Any]], title: str
 ) -> markup.Html:
   """Facts by name, each a value for each run: runs are columns if they are few."""
-  names = [named(report, i) for i in range(len(report))]
+  names = [named(report, run) for run in report]
   if len(report) > ACROSS:
     rows = [[name, *values] for name, *values in zip(names, *facts.values(), strict=True)]
     return markup.table(['run', *facts], rows, rows_attributes=_of_runs(report), title=title)
@@ -29,18 +29,18 @@ def compared(
   return markup.table(head, [[key, *values] for key, values in facts.items()], title=title)
 
 
-def swatch_of(report: Sequence[runs.Run], i: int) -> list[Any]:
+def swatch_of(run: runs.Run) -> list[Any]:
   """The name of a run after a piece of its line."""
-  return [charts.swatch(i), report[i].name]
+  return [charts.swatch(run.number), run.name]
 
 
-def named(report: Sequence[runs.Run], i: int) -> Any:
+def named(report: Sequence[runs.Run], run: runs.Run) -> Any:
   """The name of a run, after a piece of its line if there are others."""
-  return swatch_of(report, i) if len(report) > 1 else report[i].name
+  return swatch_of(run) if len(report) > 1 else run.name
 
 
 def _of_runs(report):
-  return [{'data_run': i} for i in range(len(report))]
+  return [{'data_run': run.number} for run in report]
 
 
 def overview(report: Sequence[runs.Run]) -> list[markup.Html]:
@@ -139,32 +139,32 @@ def change(entry: Mapping[str, Any]) -> str:
 
 def goodput(report: Sequence[runs.Run]) -> list[markup.Html]:
   """Where the seconds went: a bar and a row for each run, and its starts."""
-  told = [(i, run.facts['goodput']) for i, run in enumerate(report) if run.facts['goodput']]
+  told = [(run, run.facts['goodput']) for run in report if run.facts['goodput']]
   if not told:
     return []
-  bars = [_bar(report, i, account) for i, account in told]
+  bars = [_bar(report, run, account) for run, account in told]
   rows = [
     [
-      named(report, i),
+      named(report, run),
       f'{account["goodput"]:.1%}',
       *(f'{account["seconds"].get(kind, 0.0):,.1f} s' for kind in _KINDS),
       f'{account["total"]:,.1f} s',
       f'{account["stopped"]:,.1f} s',
     ]
-    for i, account in told
+    for run, account in told
   ]
   starts = [
     [
-      named(report, i),
+      named(report, run),
       datetime.datetime.fromtimestamp(start['began']).isoformat(' ', 'minutes'),
       f'{start["from_step"]:,} to {start["to_step"]:,}',
       start['ended'] or 'no end was recorded',
     ]
-    for i, account in told
+    for run, account in told
     for start in account['starts']
   ]
   kinds = [(kind, number) for number, kind in enumerate(_KINDS)]
-  of_rows = [{'data_run': i} for i, _ in told]
+  of_rows = [{'data_run': run.number} for run, _ in told]
   head = ['run', 'goodput', *_KINDS, 'total', 'stopped']
   return [
     markup.tag('p', _GOODPUT, class_='faint'),
@@ -183,7 +183,7 @@ def _key(kind, number):
   return markup.tag('span', markup.tag('i', class_=f'b{number}'), kind)
 
 
-def _bar(report, i, account):
+def _bar(report, run, account):
   seconds, total = account['seconds'], account['total'] or 1.0
   shares = {kind: seconds.get(kind, 0.0) / total for kind in _KINDS}
   parts = [
@@ -199,9 +199,9 @@ def _bar(report, i, account):
   words = ', '.join(f'{kind} {share:.1%}' for kind, share in shares.items() if share >= 0.0005)
   return markup.tag(
     'div',
-    markup.tag('span', report[i].name, class_='of') if len(report) > 1 else None,
-    markup.tag('div', parts, class_='bar', role='img', aria_label=f'{report[i].name}: {words}'),
-    data_run=i,
+    markup.tag('span', run.name, class_='of') if len(report) > 1 else None,
+    markup.tag('div', parts, class_='bar', role='img', aria_label=f'{run.name}: {words}'),
+    data_run=run.number,
   )
 
 

@@ -56,7 +56,7 @@ def test_the_parts_of_a_study_make_one_table(done):
     for (_, found), (_, score) in zip(run['scores']['frechet_distance'], expected, strict=True):
       assert found == pytest.approx(score, rel=1e-5)
   for run in results['runs']:
-    [(step, score)] = run['series']['cka diversity, t=0.5']  # Of its one checkpoint.
+    [(step, score)] = run['series']['cka diversity, t=0.5']  # There is one checkpoint.
     assert step == 8 and 0 < score < 1.5
   plain, diverse = results['variants']['plain'], results['variants']['diverse']
   assert diverse['parameters'] == plain['parameters']

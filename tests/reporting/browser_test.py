@@ -31,7 +31,7 @@ def file(tmp_path_factory):
       str(recorded_runs.write(folder / '<img src=x onerror=alert(1)>', points=5)),
     ]
   )
-  report = [runs.read(name, path, 12) for name, path in found.items()]
+  report = runs.read_all(found, 12)
   written = folder / 'index.html'
   written.write_text(page.write(report, 'Two <b>runs</b>', datetime.datetime(2026, 12, 1)))
   return written

@@ -52,7 +52,7 @@ class Read(html.parser.HTMLParser):
 
 def read_all(*paths, frames=12):
   found = runs.find([str(path) for path in paths])
-  return [runs.read(name, path, frames) for name, path in found.items()]
+  return runs.read_all(found, frames)
 
 
 def write(*paths, frames=12):
@@ -294,12 +294,36 @@ def test_a_folder_of_runs_is_its_runs_in_the_order_of_their_numbers(tmp_path):
     recorded_runs.write(tmp_path / 'study' / name, bare=True)
   recorded_runs.write(tmp_path / 'study' / 'seed9' / 'set_aside', bare=True)
   (tmp_path / 'study' / 'other').mkdir()
-  (tmp_path / 'study' / 'other' / 'config.json').write_text('{}')  # Of another library.
+  (tmp_path / 'study' / 'other' / 'config.json').write_text('{}')  # Another library's.
   study = str(tmp_path / 'study')
   assert list(runs.find([study])) == ['deep/er/seed1', 'seed9', 'seed10']
   assert list(runs.find([f'{study}/seed10', study])) == ['seed10', 'deep/er/seed1', 'seed9']
   with pytest.raises(types.UserError, match='holds no run'):
     runs.find([str(tmp_path / 'study' / 'deep' / 'er' / 'seed1' / 'none')])
+
+
+def test_the_seeds_of_a_variant_have_one_colour(tmp_path):
+  names = [f'{variant}/seed-{seed}' for variant in ('ours', 'sit') for seed in range(2)]
+  for name in names:
+    recorded_runs.write(tmp_path / name)
+  written = write(tmp_path)
+  switch = r'data-switch="(\d+)"><svg[^>]*><path d="[^"]*" class="line (c\d d\d)"'
+  of_run = dict(re.findall(switch, written))
+  assert of_run == {'0': 'c0 d0', '8': 'c0 d1', '1': 'c1 d0', '9': 'c1 d1'}
+  assert set(re.findall(r'data-run="(\d+)"', written)) == of_run.keys()
+  assert set(re.findall(r'class="line (c\d d\d)"', written)) == set(of_run.values())
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ['a', 'b', 'c'],  # All in one folder.
+    ['a/1', 'b/1', 'c/1'],  # Each in its own.
+    [f'{k}/{i}' for k in 'abcdefghi' for i in range(2)],  # More folders than colours.
+  ],
+)
+def test_other_runs_are_counted(names):
+  assert runs.numbers(names) == list(range(len(names)))
 
 
 def test_several_runs_say_where_their_report_goes(two, tmp_path):
