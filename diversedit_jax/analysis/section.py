@@ -5,6 +5,21 @@ import dataclasses
 from diversedit_jax import options, types
 from diversedit_jax.analysis import registry, similarity
 
+PARTS_OF = {
+  'against': ('compare',),
+  'batches': ('gradients',),
+  'draws': ('variance',),
+  'encoder': ('cknna',),
+  'encoder_weights': ('cknna',),
+  'neighbours': ('cknna',),
+  'pictures': ('pca',),
+  'probe_examples': ('probe',),
+  'sources': ('variance',),
+  'steps': ('steps',),
+  'time_grid': ('times', 'variance'),
+}
+"""Keys that only some parts read."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnalysisConfig(options.Section, section='analysis', may_change=True):

@@ -5,6 +5,8 @@ Configs may set what another mode or method reads; what somebody types is meant 
 
 from collections.abc import Iterable
 
+from diversedit_jax.analysis import registry as registry_of_parts
+from diversedit_jax.analysis import section as analysis
 from diversedit_jax.experiment import declarations, experiment
 from diversedit_jax.methods import registry
 
@@ -62,6 +64,11 @@ def _why(made, mode, name):
   scores = mode in ('eval', 'sweep') or (mode == 'train' and made.evaluation.every)
   if scores and section == 'eval' and key in _OF_PICTURES and made.evaluation.reference == 'digits':
     return 'eval.reference=digits needs no network that looks at pictures'
+  if mode == 'analyze' and section == 'analysis':
+    chosen = set(made.analysis.parts or registry_of_parts.defaults())
+    readers = analysis.PARTS_OF.get(key)
+    if readers and not chosen & {*readers, registry_of_parts.ALL}:
+      return f'it is for analysis.parts={",".join(readers)}'
   if name == 'log.profile' and made.log.profiled[0] > made.train.steps:
     return f'the run ends at step {made.train.steps}'
   if name == 'train.label_dropout' and not made.architecture.num_classes:

@@ -52,8 +52,8 @@ def run(
 def _scope(experiment, weights, workdir, origin):
   """What the parts look at."""
   options = experiment.analysis
-  others = _other_weights(experiment, workdir)
   wanted = {*registry.defaults()} if not options.parts else {*options.parts}
+  others = _other_weights(experiment, workdir) if wanted & {'compare', registry.ALL} else None
   encoded = bool(wanted & {'cknna', registry.ALL})
   of_methods = [experiment.method] + ([others[0].method] if others else [])
   pixels = encoded or any(methods.needs(method, 'needs_pixels') for method in of_methods)
@@ -108,9 +108,7 @@ def _other_weights(experiment, workdir):
   against = experiment.analysis.against
   if not against:
     return None
-  origin = against
-  if (pathlib.Path(against) / flat_config.FILE).is_file() and not published.read(against):
-    origin = run_dir.newest_checkpoint(against)
+  origin = run_dir.newest_checkpoint(against) if origins.run_at(against) else against
   found = origins.find(origin)
   flat = flat_config.stored(found.run) if found.run else None
   if found.about is not None:

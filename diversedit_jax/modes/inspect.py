@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from diversedit_jax import checkpoint, convert, paths, trees, types
+from diversedit_jax import checkpoint, convert, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
 from diversedit_jax.experiment import declarations, flat_config, kernels
@@ -50,9 +50,7 @@ def run(
       '--mode=inspect looks at a run or at weights: give --workdir=DIR, or --checkpoint=FILE'
     )
   given = origin or workdir
-  if ('://' not in given or paths.is_bucket(given)) and flat_config.is_run(
-    folder := paths.absolute(paths.path(given, bucket=True))
-  ):
+  if folder := origins.run_at(given):
     steps = checkpoint.steps(folder / 'checkpoints')
     lines = _describe_run(folder, steps, config)
     lines += _items(folder / 'checkpoints' / str(steps[-1]), whole) if steps else []

@@ -76,6 +76,14 @@ def main_decay(run: pathlib.Path | None) -> float | None:
   return None if stored is None else stored['train.ema_decay']
 
 
+def run_at(text: str) -> pathlib.Path | None:
+  """The directory of a run, on a disk or in a bucket, that a text names; None for all else."""
+  if '://' in text and not paths.is_bucket(text):
+    return None
+  folder = paths.absolute(paths.path(text, bucket=True))
+  return folder if flat_config.is_run(folder) else None
+
+
 def find(origin: str) -> Origin:
   """What lies at a path, here or on the hub (see `location`); of a folder, its weights.
 

@@ -4,6 +4,8 @@ import pytest
 
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.analysis import registry
+from diversedit_jax.analysis import section as analysis
 from diversedit_jax.experiment import idle
 
 IDLE = [
@@ -18,6 +20,8 @@ IDLE = [
   ('sample', 'vae.tile', 32, 'without vae.weights'),
   ('eval', 'eval.inception', 'a.pth', 'digits needs no network'),
   ('train', 'log.profile', '9001:9002', 'the run ends at step '),
+  ('analyze', 'analysis.against', 'runs/a', 'it is for analysis.parts=compare'),
+  ('analyze', 'analysis.time_grid', (0.2, 0.4), 'it is for analysis.parts=times,variance'),
 ]
 READ = [
   ('sample', 'sample.labels', '3'),
@@ -27,6 +31,8 @@ READ = [
   ('train', 'eval.number', 70),
   ('train', 'train.label_dropout', 0.2),
   ('train', 'log.profile', '9:9002'),
+  ('analyze', 'analysis.probe_examples', 64),  # A part of the sheet.
+  ('analyze', 'analysis.view', 'flatten'),
   ('eval', 'sample.number', 64),  # The default, which a script may repeat.
 ]
 
@@ -60,3 +66,10 @@ def test_a_sweep_over_weights_does_not_read_those_of_samples():
   (line,) = told('sweep', 'sample.weights', 'params', several)
   assert 'sweep.weights says which' in line
   assert not told('sweep', 'sample.weights', 'params')
+
+
+def test_keys_of_parts_act_where_these_are_made():
+  for parts in (('compare',), ('all',)):
+    assert not told('analyze', 'analysis.against', 'runs/a', [('analysis.parts', parts)])
+  for key, parts in analysis.PARTS_OF.items():
+    assert hasattr(analysis.AnalysisConfig(), key) and set(parts) <= set(registry.PARTS)

@@ -171,7 +171,7 @@ def test_a_later_part_joins_those_before_it(run, tmp_path):
     ({'analysis__parts': ('steps',), 'analysis__steps': (7,)}, r'steps \[7\]; .* \[15, 30\]'),
     ({'analysis__parts': ('gradients',), 'method': 'flow'}, 'no term beside its flow'),
     ({'analysis__parts': ('cknna',), 'analysis__neighbours': 20}, 'analysis.neighbours=20'),
-    ({'analysis__against': 'nowhere'}, 'no weights at'),
+    ({'analysis__parts': ('compare',), 'analysis__against': 'nowhere'}, 'no weights at'),
   ],
 )
 def test_what_the_run_does_not_allow_is_refused_before_anything_is_computed(

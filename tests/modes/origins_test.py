@@ -2,11 +2,11 @@
 
 import json
 
-from helpers import small_runs
+from helpers import bucket, small_runs
 import numpy as np
 import pytest
 
-from diversedit_jax import convert, modes, types
+from diversedit_jax import convert, modes, paths, types
 from diversedit_jax.modes import origins
 
 # All tests sample with the one sampler of this file.
@@ -120,3 +120,14 @@ def test_checkpoint_of_another_model_is_refused(run, tmp_path):
     sample(run, tmp_path, model__width=32)
   with pytest.raises(types.UserError, match="interpolant.path: stored 'linear', given 'cosine'"):
     modes.sample.run(small_runs.make(interpolant__path='cosine'), str(run.workdir), None)
+
+
+def test_a_run_is_known_by_its_directory_here_and_in_a_bucket(run, tmp_path):
+  there = f'{bucket.new()}/run'
+  stored = (run.workdir / 'config.json').read_bytes()
+  (paths.path(there, bucket=True) / 'config.json').write_bytes(stored)
+  assert origins.run_at(str(run.workdir)) == run.workdir
+  assert str(origins.run_at(there)) == there
+  (tmp_path / 'config.json').write_text('{"architectures": ["SiT"]}')  # Another library's.
+  for other in (run.checkpoint, str(tmp_path), 'hf://org/model', 'nowhere'):
+    assert origins.run_at(other) is None
