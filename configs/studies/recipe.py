@@ -26,7 +26,9 @@ def study_of(
   return study.config(title, variants, SEEDS[:seeds])
 
 
-def on_digits(method: str, *, steps: int, skips: bool = False, **changes: Any):
+def on_digits(
+  method: str, *, steps: int, skips: bool = False, **changes: Any
+) -> ml_collections.ConfigDict:
   """A run of `configs/digits.py` as the paper's comparisons are made.
 
   Narrower, and with three times the learning rate, so that a short run learns the classes. The rate
@@ -47,7 +49,9 @@ def on_digits(method: str, *, steps: int, skips: bool = False, **changes: Any):
   return _changed(config, changes)
 
 
-def on_cifar10(method: str, *, steps: int, data: str, small: bool, skips: bool):
+def on_cifar10(
+  method: str, *, steps: int, data: str, small: bool, skips: bool
+) -> ml_collections.ConfigDict:
   """A run of `configs/cifar10.py`, of a size that a CPU trains if `small`; without guidance."""
   size = '' if small else 'S/2'
   config = cifar10.get_config(f'method={method},skips={skips},steps={steps},size={size}')
