@@ -69,6 +69,10 @@ def _why(made, mode, name):
     readers = analysis.PARTS_OF.get(key)
     if readers and not chosen & {*readers, registry_of_parts.ALL}:
       return f'it is for analysis.parts={",".join(readers)}'
+  if key == 'schedule':
+    terms = [term for term in made.objective.terms if term.section == section]
+    if terms and terms[0].factor.until >= made.train.steps:
+      return f'the run ends at step {made.train.steps}, before it changes anything'
   if name == 'log.profile' and made.log.profiled[0] > made.train.steps:
     return f'the run ends at step {made.train.steps}'
   if name == 'train.label_dropout' and not made.architecture.num_classes:

@@ -7,7 +7,7 @@ turns that into a scalar and metrics:
   batch = objective.encode(frozen, batch)                   frozen encoders, if any
   noisy = objective.draw(batch, key)                        t, noise, x_t, target, dropped labels
   features, loss_N, _ = flow.forward(network, noisy, taps)  the model once, whatever is combined
-  loss = mean(loss_N) + sum of term.loss(its features, context)
+  loss = mean(loss_N) + sum of term.factor(step) term.loss(its features, context)
 
 A flow owns its forward pass, so it may also differentiate it (MeanFlow) or give the model more than
 x, t and y (REG). A term may look at the whole batch, frozen features included, and at the teacher,
@@ -18,6 +18,7 @@ import abc
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from diversedit_jax.data import images, sources
 from diversedit_jax.data import latents as latents_lib
 from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.interpolants import section
+from diversedit_jax.methods import schedules
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import sit, taps
 from diversedit_jax.sampling import trajectory
@@ -228,13 +230,28 @@ class Context:
   step: jax.Array
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Term(Part):
   """One additional loss on the block outputs; a subclass has `loss` and overrides what it needs.
 
   It says so if its loss is a mean over examples, which microbatches do not change.
   """
 
+  schedule: str = options.option(
+    'constant',
+    doc='What multiplies its weight over the run, counted in updates: constant, warmup:N, stop:N, '
+    "cosine:A:B, piecewise:N=V,..., or several joined by '*'; see docs/methods.md.",
+  )
   couples_examples = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    schedules.parse(self.schedule, f'{self.section}.schedule')
+
+  @property
+  def factor(self) -> schedules.Schedule:
+    """What multiplies the loss over the run; `loss` itself knows nothing of it."""
+    return schedules.parse(self.schedule, f'{self.section}.schedule')
 
   def check(self, architecture: model_config.Architecture, examples: int) -> None:
     """Refuses a model, or a number of examples per microbatch, that the term cannot use."""
@@ -284,8 +301,21 @@ class Objective:
 
   def flow_only(self) -> 'Objective':
     """The flow without terms, with the encoders that it looks at itself: for analysis."""
-    seen = tuple(e for e in self.encoders if e.name in self.flow.encoders)
-    return dataclasses.replace(self, terms=(), encoders=seen)
+    return self._with(())
+
+  @property
+  def ends(self) -> tuple[int, ...]:
+    """The numbers of updates at which terms end for good, rising."""
+    return tuple(sorted({int(t.factor.ends) for t in self.terms if t.factor.ends < math.inf}))
+
+  def running(self, step: int) -> 'Objective':
+    """The objective after so many updates: without terms that have ended, nor their encoders."""
+    return self._with(tuple(term for term in self.terms if step < term.factor.ends))
+
+  def _with(self, terms):
+    looked_at = {e.name for term in terms for e in term.opened} | set(self.flow.encoders)
+    seen = tuple(e for e in self.encoders if e.name in looked_at)
+    return dataclasses.replace(self, terms=terms, encoders=seen)
 
   def frozen(self) -> dict[str, Any]:
     """Weights of the encoders by name; reads or fits them."""
@@ -344,7 +374,7 @@ class Objective:
 
     Returns:
       (loss, metrics); metrics hold 'loss', those of the flow and, under 'NAME/', those of each
-      term.
+      term, with its 'schedule' unless that is constant.
     """
     values, metrics = self.parts(network, noisy, key=key, step=step, teacher=teacher)
     loss = functools.reduce(operator.add, values.values())
@@ -382,6 +412,10 @@ class Objective:
       )
       with jax.named_scope(term.name):
         values[term.name], parts = term.loss(features[term.name], context)
+        if not term.factor.constant:
+          factor = term.factor.at(step)
+          values[term.name] *= factor
+          parts = {**parts, 'schedule': factor}
       metrics |= {f'{term.name}/{k}': v for k, v in parts.items()}
     return values, metrics
 

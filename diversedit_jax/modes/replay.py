@@ -23,7 +23,6 @@ from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import continuing, flat_config, kernels, learned, run_dir
 from diversedit_jax.modes import run_context, same_bits
 from diversedit_jax.training import average, diagnosis, nonfinite
-from diversedit_jax.training import step as step_lib
 
 FOLDER = 'replay'
 _WORST = 8  # Examples in the table.
@@ -147,11 +146,9 @@ def _replay(experiment, path, step, trainable, checkpoints):
   logging.info('replaying steps %d to %d from %s', begun + 1, step, began)
   _tell_of_changes(path, begun, step)
   frozen = jax.device_put(experiment.objective.frozen(), sharding.replicated(mesh))
-  compiled = step_lib.compile_step(
-    run_context.make_step(experiment, trainable), trainable.shardings, mesh
-  )
+  compiled = run_context.make_steps(experiment, trainable)
   diagnose = diagnosis.make(
-    experiment.objective,
+    experiment.objective.running(step - 1),
     trainable,
     key=rng.stream(key, 'train'),
     depth=experiment.architecture.depth,
@@ -166,16 +163,16 @@ def _replay(experiment, path, step, trainable, checkpoints):
         state = nonfinite.passed_over(state)
         rows.leave_out(number)
       else:
-        state, metrics = compiled(state, batch, frozen)
+        state, metrics = compiled(number, state, batch, frozen)
         rows.add(number, metrics)
     batch = next(batches)
     found = jax.device_get(diagnose(state, batch, frozen))
     if step in left_out:  # It is computed all the same, after what became of the run without it.
       compared = same_bits.compare(trainable, checkpoints, nonfinite.passed_over(state), step)
-      _, metrics = compiled(state, batch, frozen)
+      _, metrics = compiled(step, state, batch, frozen)
       rows.leave_out(step)
     else:
-      state, metrics = compiled(state, batch, frozen)
+      state, metrics = compiled(step, state, batch, frozen)
       rows.add(step, metrics)
       compared = same_bits.compare(trainable, checkpoints, state, step)
   recorded = [*rows.lines(), *compared]

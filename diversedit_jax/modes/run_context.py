@@ -13,7 +13,7 @@ from diversedit_jax.data import bad_records, images, order, pipeline, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.models import attention
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import state, step
+from diversedit_jax.training import phases, state, step
 
 _NAME = 20  # Letters of a class's name beside a row.
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
@@ -60,10 +60,22 @@ def make_trainable(experiment, mesh, *, heads=True):
   return trainable
 
 
-def make_step(experiment, trainable):
-  """The training step of the run, not compiled yet."""
+def make_steps(experiment, trainable):
+  """The training step of the run by number, compiled over its mesh; see `phases`."""
+  mesh, shardings = trainable.mesh, trainable.shardings
+  made = lambda objective: step.compile_step(
+    make_step(experiment, trainable, objective), shardings, mesh
+  )
+  return phases.of(experiment.objective, made)
+
+
+def make_step(experiment, trainable, objective=None):
+  """The training step of the run, not compiled yet.
+
+  objective: what it minimises; None is that of the run, with all terms.
+  """
   return step.make_step(
-    experiment.objective,
+    objective or experiment.objective,
     trainable.graphdef,
     experiment.transformation(),
     key=rng.stream(jax.random.key(experiment.seed), 'train'),

@@ -29,7 +29,6 @@ from diversedit_jax.training import (
   profiling,
   spikes,
   state,
-  step,
   trackers,
   writers,
 )
@@ -97,7 +96,6 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
   first = jax.process_index() == 0
   scorer = online_eval.open_scorer(experiment, mesh, path, decoder, networks)
   key = jax.random.key(experiment.seed)
-  step_fn = run_context.make_step(experiment, trainable)
   examples = lambda step: run_context.examples_of(experiment, step)
   logging.info(
     '%s, %s: %s parameters, mesh %s, batch %d',
@@ -121,7 +119,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
     together.told_early(),
     _way_on_told(experiment, checkpoints),
     profiling.traced(
-      step.compile_step(step_fn, trainable.shardings, mesh),
+      run_context.make_steps(experiment, trainable),
       steps=experiment.log.profiled,
       folder=path / 'tensorboard',
     ) as traced,

@@ -118,7 +118,9 @@ def plan(
 ) -> dict[str, Any]:
   """Computes the numbers of the plan; memory is per device.
 
-  Activations are an estimate, with XLA's attention unless `execution` names its machine.
+  Activations are an estimate, with XLA's attention unless `execution` names its machine. Where
+  terms end within the run, the numbers are those of its beginning, 'later' has those after each end
+  by step, and 'seconds' are those of the whole.
 
   Args:
     architecture, execution: the network.
@@ -146,26 +148,37 @@ def plan(
       # Before there are any: what waits, and the parameters in the dtype of products.
       copy = 0 if execution.dtype == 'float32' else shard_bytes // 2
       activations = max(activations, per_device * cost.postponed_bytes + copy - gradients)
-  added = method_flops(objective, architecture, batch_size // accumulate)
   plain = cost_lib.cost(plain_architecture(architecture), execution).training
-  training = plain + sum(added.values())
-  images_per_second = devices * config.peak_tflops * 1e12 * config.mfu / training
+  flops_per_second = devices * config.peak_tflops * 1e12 * config.mfu
+
+  def phase(begun):
+    added = method_flops(objective.running(begun), architecture, batch_size // accumulate)
+    training = plain + sum(added.values())
+    return {
+      'method': {name: flops / plain for name, flops in added.items()},
+      'training_gflops_per_image': training / 1e9,
+      'images_per_second': flops_per_second / training,
+      'steps_per_second': flops_per_second / training / batch_size,
+    }
+
+  begins = [0, *(end for end in objective.ends if end < steps)]
+  phases = {begun: phase(begun) for begun in begins}
+  spans = zip(begins, [*begins[1:], steps], strict=True)
+  seconds = sum((end - begun) / phases[begun]['steps_per_second'] for begun, end in spans)
   return {
     'devices': devices,
     'parameters': parameters,
     'trained': trained,
     'tokens': architecture.sequence,
-    'method': {name: flops / plain for name, flops in added.items()},
     'forward_gflops_per_image': cost.forward / 1e9,
-    'training_gflops_per_image': training / 1e9,
     'state_gib_per_device': (shard_bytes + gradients + averages * average_bytes + moments) / 2**30,
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': activations / 2**30,
     'activations_of': _activations_of(architecture, execution),
-    'images_per_second': images_per_second,
-    'steps_per_second': images_per_second / batch_size,
-    'seconds': steps * batch_size / images_per_second,
+    **phases.pop(0),
+    'seconds': seconds,
+    'later': phases,
   }
 
 
@@ -191,11 +204,8 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
       f'{numbers["forward_gflops_per_image"]:.2f} G forward, '
       f'{numbers["training_gflops_per_image"]:.2f} G training (a multiply-add is 2)',
     ),
-    (
-      'method',
-      ', '.join(f'{name} +{share:.1%}' for name, share in numbers['method'].items())
-      or 'adds nothing to the matrix products of a plain step',
-    ),
+    ('method', _added(numbers['method'])),
+    *((f'  after {step:,} steps', _later(phase)) for step, phase in numbers['later'].items()),
     (
       'memory per device',
       f'{numbers["state_gib_per_device"]:.2f} GiB state and gradients + '
@@ -216,6 +226,15 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
     ('time', f'{progress.duration(numbers["seconds"])} for {steps:,} steps'),
   ]
   return aligned(rows)
+
+
+def _added(method):
+  shares = ', '.join(f'{name} +{share:.1%}' for name, share in method.items())
+  return shares or 'adds nothing to the matrix products of a plain step'
+
+
+def _later(phase):
+  return f'{_added(phase["method"])}; {phase["steps_per_second"]:.3g} steps/s'
 
 
 def _parameters(whole, trained):

@@ -14,14 +14,14 @@ from absl import logging
 import jax
 
 from diversedit_jax.data import files
-from diversedit_jax.training import step as step_lib
+from diversedit_jax.training import phases
 
 
 @contextlib.contextmanager
 def traced(
-  step_fn: step_lib.Step, *, steps: tuple[int, int] | None, folder: pathlib.Path
+  step_fn: phases.Numbered, *, steps: tuple[int, int] | None, folder: pathlib.Path
 ) -> Iterator[Callable[..., Any]]:
-  """Yields the step with its number in front; once, it records a trace of some steps of the run.
+  """Yields the step; once, it records a trace of some steps of the run.
 
   The devices are waited for before and after, so that the trace holds whole steps. If training ends
   within them, the trace ends there too. A run that continues after them records nothing.
@@ -32,7 +32,7 @@ def traced(
     folder: holds `plugins/profile/TIME/` afterwards; it is what `tensorboard --logdir` is given.
   """
   if steps is None:
-    yield lambda step, *inputs: step_fn(*inputs)
+    yield step_fn
     return
   trace = _Trace(step_fn, *steps, folder)
   try:
@@ -54,14 +54,14 @@ class _Trace:
     if step not in self._wanted:
       self.stop()  # The last one may have been left out.
     if self._done or step not in self._wanted:
-      return self._step_fn(state, *inputs)
+      return self._step_fn(step, state, *inputs)
     self._recorded.append(step)
     if not self._on:
       jax.block_until_ready(state)
       jax.profiler.start_trace(self._stack.enter_context(files.local_folder(self._folder)))
       self._on = True
     with jax.profiler.StepTraceAnnotation('train', step_num=step):
-      state, self._metrics = results = self._step_fn(state, *inputs)
+      state, self._metrics = results = self._step_fn(step, state, *inputs)
     if step == self._wanted[-1]:
       self.stop()
     return results

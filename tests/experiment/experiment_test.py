@@ -152,7 +152,8 @@ def test_a_new_method_is_one_registered_class(monkeypatch):
       raise NotImplementedError
 
   config = digits.get_config('method=variance,skips=False')
-  assert config.variance.to_dict() == {'margin': 1.0} and config.optimizer.b2 == 0.95
+  assert config.variance.to_dict() == {'schedule': 'constant', 'margin': 1.0}
+  assert config.optimizer.b2 == 0.95
   config.variance.margin = 2.0
   assert experiment_lib.build(config).objective.terms == (Variance(margin=2.0),)
   assert '- `variance.margin` = 1.0 (a number; above 0)' in declarations.document()

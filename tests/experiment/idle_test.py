@@ -68,6 +68,17 @@ def test_a_sweep_over_weights_does_not_read_those_of_samples():
   assert not told('sweep', 'sample.weights', 'params')
 
 
+def test_a_schedule_acts_where_it_changes_a_weight_within_the_run():
+  def of_diversity(text):
+    config = digits.get_config('method=diverse,steps=100')
+    config.diversity.schedule = text
+    return idle.remarks(experiment_lib.build(config), 'train', ['diversity.schedule'])
+
+  assert not of_diversity('stop:99') and not of_diversity('warmup:200')
+  (line,) = of_diversity('stop:100')
+  assert 'the run ends at step 100, before it changes anything' in line
+
+
 def test_keys_of_parts_act_where_these_are_made():
   for parts in (('compare',), ('all',)):
     assert not told('analyze', 'analysis.against', 'runs/a', [('analysis.parts', parts)])

@@ -20,7 +20,7 @@ def run(folder, *, steps, start=0, end=6, left_out=()):
   program = jax.jit(lambda step, x: (step + 1, x @ x))
   written = []
 
-  def step_fn(state, x):
+  def step_fn(step, state, x):
     step, product = program(state.step, x)
     return types.SimpleNamespace(step=step), {'loss': product}
 
@@ -59,7 +59,9 @@ def test_a_trace_whose_first_step_fails_is_ended(tmp_path):
   state = types.SimpleNamespace(step=jnp.asarray(0))
   with (
     pytest.raises(ZeroDivisionError),
-    profiling.traced(lambda state: 1 // 0, steps=(1, 2), folder=tmp_path / 'failed') as traced,
+    profiling.traced(
+      lambda step, state: 1 // 0, steps=(1, 2), folder=tmp_path / 'failed'
+    ) as traced,
   ):
     traced(1, state)
   assert run(tmp_path / 'next', steps=(1, 1)) == [1] * 6  # JAX records one trace at a time.
@@ -82,7 +84,7 @@ def test_a_trace_names_its_steps(tmp_path):
 def test_a_trace_names_what_its_operations_belong_to(tmp_path):
   program = jax.jit(jax.named_scope('of_ours')(lambda x: jnp.sin(x) @ x))
   x = jnp.ones((8, 8))
-  step_fn = lambda state: (state, {'loss': program(x)})
+  step_fn = lambda step, state: (state, {'loss': program(x)})
   with profiling.traced(step_fn, steps=(1, 1), folder=tmp_path) as traced:
     traced(1, types.SimpleNamespace(step=0))
   (path,) = tmp_path.rglob('*.xplane.pb')

@@ -71,8 +71,8 @@ class DiversityOptions(base.Term):
   warmup_steps: int = options.option(
     0,
     at_least=0,
-    doc="Steps in which the weight rises from 0 to its value; 0 is the paper, 10,000 the authors' "
-    'newest code.',
+    doc='Updates in which the weight rises from 0 to its value, as schedule=warmup:N; 0 is the '
+    "paper, 10,000 the authors' newest code.",
   )
   lo: float = options.option(
     0.1, at_least=0, doc='Loss below which the adaptive weight is 0 (Section 3.3).'

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diversedit_jax import rng, types
-from diversedit_jax.methods import base, registry
+from diversedit_jax.methods import base, registry, schedules
 from diversedit_jax.methods.diverse import diversity_options, streaming
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import taps
@@ -23,6 +23,10 @@ class Diverse(diversity_options.DiversityOptions):
 
   w(L_div) L_div, at a cost linear in the number of blocks.
   """
+
+  @property
+  def factor(self) -> schedules.Schedule:
+    return schedules.warmup(self.warmup_steps) * super().factor
 
   def check(self, architecture: model_config.Architecture, examples: int) -> None:
     # Traced: even a key would be compiled.
@@ -48,8 +52,4 @@ class Diverse(diversity_options.DiversityOptions):
 
   def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
     """The weighted loss; metrics 'loss' (before weighting), 'weight', 'orth', 'mi', 'disp'."""
-    added, metrics = self.objective(*features)
-    if not self.warmup_steps:
-      return added, metrics
-    risen = jnp.minimum(1, context.step / self.warmup_steps).astype(added.dtype)
-    return risen * added, {**metrics, 'weight': risen * metrics['weight']}
+    return self.objective(*features)

@@ -148,19 +148,3 @@ def test_diverse_refuses_models_and_batches_that_it_cannot_use():
   grouped.check(tiny.architecture(), 6)
   with pytest.raises(types.UserError, match='groups=3 does not divide the 4 examples'):
     grouped.check(tiny.architecture(), 4)
-
-
-def test_the_weight_rises_over_the_warmup():
-  f_LNTD = jnp.asarray(np.random.default_rng(0).standard_normal((4, 2, 4, 8)), jnp.float32) + 1
-
-  def at(step, **options):
-    term = diverse.Diverse(lo=0.0, hi=2.0, **options)
-    context = base.Context(noisy=None, drawn=None, heads=None, teacher=None, step=jnp.int32(step))
-    return term.loss(tiny.fold(term.tap(jax.random.key(0), 4), f_LNTD), context)
-
-  whole, metrics = at(0)
-  for step, share in ((0, 0.0), (25, 0.25), (100, 1.0), (250, 1.0)):
-    risen, its = at(step, warmup_steps=100)
-    np.testing.assert_allclose(risen, share * whole, rtol=1e-6)
-    np.testing.assert_allclose(its['weight'], share * metrics['weight'], rtol=1e-6)
-    assert its['loss'] == metrics['loss']  # Before weighting.
