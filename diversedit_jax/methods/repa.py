@@ -51,7 +51,8 @@ class Repa(base.Term):
     'dinov2-vit-b',
     doc='ENCODER@BLOCK,... with blocks from 1; without a block 5 (depth 12; 4 for reg) or 8 (24, '
     '28). Encoders: pca, dinov2-vit-{s,b,l,g}, dinov2reg-vit-{s,b,l,g}, mae-vit-{b,l,h}, '
-    'mocov3-vit-{s,b,l}, clip-vit-l, ijepa-vit-h (not for reg); see docs/methods.md.',
+    'mocov3-vit-{s,b,l}, clip-vit-l, siglip2-vit-{b,l,so400m}, convnextv2-{t,b,l}, ijepa-vit-h '
+    '(not for reg); see docs/methods.md.',
   )
   weight: float = options.option(
     0.5, at_least=0, doc='Factor of the mean over pairs; 0 only with reg.'

@@ -24,6 +24,8 @@ from diversedit_jax.weights import array_files, likely, location, misfits, openi
 _SHOWN = 20  # Lines of scores.
 _TITLE = 13  # Width of the words at the left.
 _OURS = 'diversedit_jax, as '
+_TRANSFORMERS = (encoders.clip, encoders.dinov2, encoders.ijepa, encoders.mae, encoders.mocov3)
+_TRANSFORMERS += (encoders.siglip2,)
 _SIZES = ('depth', 'width', 'heads', 'patch_size')
 
 
@@ -90,9 +92,11 @@ def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]
     yield f'AutoencoderKL, {found.config.latent_channels} latent channels', None
   if _attempt(lambda: inception_files.from_arrays(arrays)) is not None:
     yield 'Inception of 2015-12-05, the network of FID', None
-  for module in (encoders.clip, encoders.dinov2, encoders.ijepa, encoders.mae, encoders.mocov3):
+  for module in _TRANSFORMERS:
     family = module.FAMILY
     yield from ((f'encoder {name}', None) for name in family.configs if family.fits(name, arrays))
+  fitting = (name for name in encoders.convnext.CONFIGS if encoders.convnext.fits(name, arrays))
+  yield from ((f'encoder {name}', None) for name in fitting)
 
 
 def _attempt(make: Callable[[], Any]) -> Any:

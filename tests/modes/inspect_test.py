@@ -117,6 +117,10 @@ def test_frozen_networks_are_recognised():
   family = encoders.dinov2.FAMILY
   name = next(iter(family.configs))
   assert inspect.recognise(shaped(family.shapes(family.configs[name]))) == [f'encoder {name}']
+  theirs = encoders.convnext.LAYOUT.shapes(
+    encoders.convnext.flat_shapes(encoders.convnext.CONFIGS['convnextv2-t'])
+  )
+  assert inspect.recognise(shaped(theirs)) == ['encoder convnextv2-t']
 
 
 def test_what_holds_no_weights_is_refused(tmp_path):

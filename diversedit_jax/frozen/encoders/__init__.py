@@ -1,6 +1,15 @@
 """Frozen encoders of images by name: `open_encoder('dinov2-vit-b', Request(...))`; see `base`."""
 
-from diversedit_jax.frozen.encoders import clip, dinov2, ijepa, mae, mocov3, pca
+from diversedit_jax.frozen.encoders import (
+  clip,
+  convnext,
+  dinov2,
+  ijepa,
+  mae,
+  mocov3,
+  pca,
+  siglip2,
+)
 from diversedit_jax.frozen.encoders.base import Encoder, Features, Request, open_encoder, register
 
 # An encoder's module registers its names when it is imported.
@@ -9,6 +18,7 @@ __all__ = [
   'Features',
   'Request',
   'clip',
+  'convnext',
   'dinov2',
   'ijepa',
   'mae',
@@ -16,4 +26,5 @@ __all__ = [
   'open_encoder',
   'pca',
   'register',
+  'siglip2',
 ]

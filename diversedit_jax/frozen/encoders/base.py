@@ -48,6 +48,14 @@ class Request:
   dtype: str = 'float32'
   key: str = ''
 
+  def blamed(self, act: Callable[[], Any]) -> Any:
+    """What a function gives; the key of the weights begins the message of its UserError."""
+    try:
+      return act()
+    except types.UserError as error:
+      prefix = f'{self.key}={self.weights!r}: ' if self.key else ''
+      raise types.UserError(f'{prefix}{error}') from error
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder:

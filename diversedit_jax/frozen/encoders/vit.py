@@ -5,8 +5,13 @@ One block, with LayerScale (arXiv 2103.17239) where the model has it:
   x <- x + scale1 * Attention(LN(x));  x <- x + scale2 * MLP(LN(x))
 
 The patches come after a class token, if there is one, and registers (arXiv 2309.16588), which have
-no position. Blocks are stacked along a leading axis and scanned. Matrices are kept in the compute
-dtype; norms, softmax and the residual stream stay in float32.
+no position. A pooling head (arXiv 2106.04560, appendix B) makes one feature of all tokens f by a
+learnt query:
+
+  a = Attention(query, f);  pool = a + MLP(LN(a))                                     (1)
+
+Blocks are stacked along a leading axis and scanned. Matrices are kept in the compute dtype; norms,
+softmax and the residual stream stay in float32.
 """
 
 import dataclasses
@@ -27,7 +32,8 @@ class ViTConfig:
   """Sizes and parts of a transformer; the defaults are DINOv2's.
 
   hidden: width inside the MLP.
-  mlp: 'gelu' (with erf), 'quick_gelu' (x sigmoid(1.702 x)) or 'swiglu' (silu(a) b for two halves).
+  mlp: 'gelu' (with erf), 'gelu_tanh' (its approximation), 'quick_gelu' (x sigmoid(1.702 x)) or
+    'swiglu' (silu(a) b for two halves).
   class_token: whether there is a class token.
   registers: number of tokens between the class token and the patches.
   table: number of rows, and of columns, of the published position table.
@@ -35,6 +41,8 @@ class ViTConfig:
   patch_bias: whether the embedding of patches has a bias.
   first_norm: whether tokens are normalised before the first block.
   last_norm: whether tokens are normalised after the last block.
+  pooling: whether there is a pooling head (1).
+  projection: width of a last product with the class token, see `projected`; 0 for none.
   epsilon: number that all norms add to the variance.
   """
 
@@ -44,7 +52,7 @@ class ViTConfig:
   hidden: int
   patch_size: int = 14
   channels: int = 3
-  mlp: Literal['gelu', 'quick_gelu', 'swiglu'] = 'gelu'
+  mlp: Literal['gelu', 'gelu_tanh', 'quick_gelu', 'swiglu'] = 'gelu'
   class_token: bool = True
   registers: int = 0
   table: int = 37
@@ -52,6 +60,8 @@ class ViTConfig:
   patch_bias: bool = True
   first_norm: bool = False
   last_norm: bool = True
+  pooling: bool = False
+  projection: int = 0
   epsilon: float = block_lib.NORM_EPSILON
 
   @property
@@ -105,6 +115,14 @@ def flat_shapes(config: ViTConfig, grid: tuple[int, int]) -> dict[str, tuple[int
   for name, present in (('first_norm', config.first_norm), ('norm', config.last_norm)):
     if present:
       shapes |= {f'{name}/scale': (d,), f'{name}/bias': (d,)}
+  if config.pooling:
+    mlp = {name: block[name] for name in ('fc1/kernel', 'fc1/bias', 'fc2/kernel', 'fc2/bias')}
+    head = {'query': (d,), 'norm/scale': (d,), 'norm/bias': (d,), **mlp}
+    for name, width in (('q', d), ('kv', 2 * d), ('proj', d)):
+      head |= {f'{name}/kernel': (d, width), f'{name}/bias': (width,)}
+    shapes |= {f'pool/{name}': shape for name, shape in head.items()}
+  if config.projection:
+    shapes['projection'] = (d, config.projection)
   return shapes
 
 
@@ -128,10 +146,34 @@ def encode(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Array:
   return _norm(x_NTD, params['norm'], config) if config.last_norm else x_NTD
 
 
+def summarise(params: Params, f_NTD: jax.Array, config: ViTConfig) -> jax.Array | None:
+  """The feature of the whole image, [N, D], of what `encode` gave; None without one."""
+  if config.pooling:
+    return pool(params['pool'], f_NTD, config)
+  return f_NTD[:, 0] if config.class_token else None
+
+
+def pool(p: Params, f_NTD: jax.Array, config: ViTConfig) -> jax.Array:
+  """One feature of all tokens by the pooling head (1), [N, D]."""
+  n, t, d = f_NTD.shape
+  dtype, split = p['kv']['kernel'].dtype, (config.heads, d // config.heads)
+  query_N1D = jnp.broadcast_to(p['query'][None, None], (n, 1, d))
+  q = linear(query_N1D, p['q']).astype(dtype).reshape(n, 1, *split)
+  kv = linear(f_NTD, p['kv']).astype(dtype).reshape(n, t, 2, *split)
+  h = linear(attention.attend(q, kv[:, :, 0], kv[:, :, 1], 'xla').reshape(n, 1, d), p['proj'])
+  return (h + _mlp(_norm(h, p['norm'], config), p, config))[:, 0]
+
+
+def projected(params: Params, f_NTD: jax.Array) -> jax.Array:
+  """The class token in the space that CLIP shares with texts, of length one, [N, E]."""
+  z_NE = jnp.matmul(f_NTD[:, 0], params['projection'])
+  return z_NE / jnp.linalg.norm(z_NE, axis=-1, keepdims=True)
+
+
 def embed_tokens(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Array:
   """Tokens that enter the first block: class token, registers, patches in row-major order."""
   flat = {**params['patches'], 'kernel': params['patches']['kernel'].reshape(-1, config.width)}
-  x_NTD = _linear(embed.patchify(x_NHWC, config.patch_size), flat)
+  x_NTD = linear(embed.patchify(x_NHWC, config.patch_size), flat)
   n, first = len(x_NTD), int(config.class_token)
   front = lambda rows: jnp.broadcast_to(rows[None], (n, *rows.shape)).astype(x_NTD.dtype)
   if config.class_token:
@@ -147,19 +189,11 @@ def block(p: Params, x_NTD: jax.Array, config: ViTConfig) -> jax.Array:
   """One block, with its own parameters p, without the leading axis."""
   n, t, d = x_NTD.shape
   dtype = p['qkv']['kernel'].dtype
-  h = _linear(_norm(x_NTD, p['norm1'], config), p['qkv']).astype(dtype)
+  h = linear(_norm(x_NTD, p['norm1'], config), p['qkv']).astype(dtype)
   q, k, v = jnp.moveaxis(h.reshape(n, t, 3, config.heads, d // config.heads), 2, 0)
-  h = _linear(attention.attend(q, k, v, 'xla').reshape(n, t, d), p['proj'])
+  h = linear(attention.attend(q, k, v, 'xla').reshape(n, t, d), p['proj'])
   x_NTD = x_NTD + (p['scale1'][None, None] * h if config.layer_scale else h)
-  h = _linear(_norm(x_NTD, p['norm2'], config), p['fc1'])
-  if config.mlp == 'swiglu':
-    gate, value = jnp.split(h, 2, axis=-1)
-    h = jax.nn.silu(gate) * value
-  elif config.mlp == 'quick_gelu':
-    h = h * jax.nn.sigmoid(1.702 * h)
-  else:
-    h = jax.nn.gelu(h, approximate=False)
-  h = _linear(h, p['fc2'])
+  h = _mlp(_norm(x_NTD, p['norm2'], config), p, config)
   return x_NTD + (p['scale2'][None, None] * h if config.layer_scale else h)
 
 
@@ -169,10 +203,24 @@ def flops(config: ViTConfig, grid: tuple[int, int]) -> float:
   t = config.prefix + patches
   mlp = (3 if config.mlp == 'swiglu' else 2) * d * hidden
   blocks = config.depth * (2 * t * (4 * d * d + mlp) + 4 * t * t * d)
-  return float(2 * patches * config.patch_size**2 * config.channels * d + blocks)
+  pooled = 2 * (2 * d * d + mlp) + 4 * t * d * (d + 1) if config.pooling else 0
+  embedded = 2 * patches * config.patch_size**2 * config.channels * d
+  return float(embedded + blocks + pooled)
 
 
-def _linear(x: jax.Array, p: Params) -> jax.Array:
+def _mlp(x: jax.Array, p: Params, config: ViTConfig) -> jax.Array:
+  h = linear(x, p['fc1'])
+  if config.mlp == 'swiglu':
+    gate, value = jnp.split(h, 2, axis=-1)
+    h = jax.nn.silu(gate) * value
+  elif config.mlp == 'quick_gelu':
+    h = h * jax.nn.sigmoid(1.702 * h)
+  else:
+    h = jax.nn.gelu(h, approximate=config.mlp == 'gelu_tanh')
+  return linear(h, p['fc2'])
+
+
+def linear(x: jax.Array, p: Params) -> jax.Array:
   """x @ kernel + bias (if any); products in the kernel's dtype, sums in float32 at least."""
   kernel = p['kernel']
   wide = jnp.promote_types(kernel.dtype, jnp.float32)

@@ -11,7 +11,7 @@ from configs import b256
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes, types
 from diversedit_jax.frozen import encoders
-from diversedit_jax.frozen.encoders import clip, dinov2, ijepa, mae, mocov3
+from diversedit_jax.frozen.encoders import clip, dinov2, ijepa, mae, mocov3, siglip2
 
 # name -> family, width, millions of parameters in the authors' encoder as timm 1.0 lists it
 NAMES = {
@@ -27,6 +27,9 @@ NAMES = {
   'dinov2-vit-b': (dinov2, 768, 86.6),
   'dinov2-vit-l': (dinov2, 1024, 304.4),
   'dinov2reg-vit-g': (dinov2, 1536, 1136.5),
+  'siglip2-vit-b': (siglip2, 768, 92.9),
+  'siglip2-vit-l': (siglip2, 1024, 316.0),
+  'siglip2-vit-so400m': (siglip2, 1152, 427.9),
 }
 
 
