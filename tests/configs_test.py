@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import common, imagenet, paper
+from configs import common, imagenet, paper, zoo
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.data import sources
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ('__init__', 'common', 'imagenet')
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem not in SHARED)
 IMAGENET = ('s256', 'b256', 'l256', 'xl256', 'b512', 'l512', 'xl512')
-# Beside the rows of paper.py, which has no config without a row.
+# Beside the rows of paper.py and zoo.py, which have no config without a row.
 VARIANTS = {
   'digits': ['', 'method=flow,skips=False', 'method=repa+diverse', 'method=sra+dispersive'],
   'xl256': [
@@ -39,6 +39,7 @@ VARIANTS = {
   's256': ['', 'method=repa', 'method=meanflow'],
   'b512': ['', 'method=sra', 'method=reg', 'method=meanflow+dispersive'],
   'paper': [row.name for row in paper.ROWS],
+  'zoo': [row.name for row in zoo.ROWS],
   # Its own data are not in the package; 'pictures' is a folder that a fixture makes.
   'cifar10': ['data=folder:pictures', 'data=folder:pictures,method=flow'],
 }
@@ -331,6 +332,31 @@ def test_rows_have_the_papers_numbers():
   assert paper.find('tableA7/SiT-L-24-layers').paper == {'FID': 15.77, 'IS': 85.64, 'hours': 28.50}
 
 
+# FID of rows whose method has none in the paper's tables.
+ZOO = {
+  'rare/SiT-B': 35.15,
+  'rare/REPA-B-guided': 6.69,
+  'rare/SRA-B': 28.84,
+  'layersync/SiT-B+LayerSync': 30.00,
+  'layersync/SiT-L+LayerSync': 14.83,
+  'layersync/SiT-XL+LayerSync': 11.24,
+  'layersync/SiT-XL-800+LayerSync': 6.87,
+}
+
+
+def test_the_zoo_has_published_numbers_and_their_sources():
+  assert {name: zoo.find(name).paper['FID'] for name in ZOO} == ZOO
+  for row in zoo.ROWS:
+    assert bool(row.paper) == bool(row.note) == (table_of(row.name) != 'grid'), row.name
+    experiment = built('zoo', row.name)
+    assert experiment.sampler.guidance_scale == (1.65 if 'guided' in row.name else 1.0)
+    assert experiment.train.steps == (
+      4_000_000 if '-XL' in row.name and row.steps > 10**6 else 400_000
+    )
+    has_skips = table_of(row.name) == 'grid' and ('diverse' in row.name or 'skips' in row.name)
+    assert experiment.architecture.skip.enabled == has_skips
+
+
 def test_models_that_are_trained_alike_are_known():
   models = paper.trained_as()
   assert models['tableA6/SiT-B-full'] == models['table8/SiT-B-0.1-0.5'] == 'table1/SiT-B+DiverseDiT'
@@ -545,7 +571,7 @@ def test_headers_carry_command_and_hardware():
   for name in NAMES:
     text = importlib.import_module(f'configs.{name}').__doc__
     assert re.search(rf"--config='?configs/{name}\.py", text) and 'Hardware' in text
-  for name in (*IMAGENET, 'paper'):
+  for name in (*IMAGENET, 'paper', 'zoo'):
     text = ' '.join(importlib.import_module(f'configs.{name}').__doc__.split())
     assert 'measured with this code yet' in text and 'FID-50K' in text
 

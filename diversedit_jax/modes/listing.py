@@ -1,4 +1,4 @@
-"""`--mode=list`: what a config file offers that holds several experiments (configs/paper.py)."""
+"""`--mode=list`: what a config file of several experiments offers, as configs/paper.py does."""
 
 import ml_collections
 
@@ -17,7 +17,8 @@ def listing(config: ml_collections.ConfigDict) -> str:
   if 'listing' not in config:
     raise types.UserError(
       'this config is one experiment, so there is nothing to list; '
-      '--config=configs/paper.py --mode=list shows the rows of the paper'
+      '--config=configs/paper.py --mode=list shows the rows of the paper, configs/zoo.py those of '
+      'other methods'
     )
   return config.listing
 

@@ -1,0 +1,104 @@
+"""Methods that DiverseDiT is compared with today, as published, and a grid that nobody has.
+
+  python -m diversedit_jax.main --config=configs/zoo.py --mode=list
+  python -m diversedit_jax.main --config=configs/zoo.py:grid/diverse+layersync,data=store:DIR \
+    --workdir=DIR
+
+Hardware, time and memory: as in the header of the size's own file, b256.py and xl256.py.
+The numbers are published ones, FID-50K, of the paper that the note names; none has been measured
+with this code yet. The recipe is SiT's, as in all these papers: 256 px, batch 256, AdamW at 1e-4.
+The rows of `grid` have no numbers yet: DiverseDiT (10 random blocks, as its paper), its long skips
+alone, LayerSync, iREPA and Self-Flow, alone and with DiverseDiT, for 80 epochs of SiT-B/2.
+Meta-arguments after the row: data, steps. All else is a key, as `--config.seed=1`.
+"""
+
+from configs.tables.book import Book
+from configs.tables.row import Row, numbers
+
+_RARE = 'Table 2 of RARE, which trained all of these again on one protocol'
+_RARE_OPTIONS = 'options not stated there: the published defaults'
+_INTERVAL = {'sampler.guidance_high': 0.72}
+_B4 = {'repa.pairs': 'dinov2-vit-b@4'}
+_PLAIN = {'optimizer.clip_norm': 0.0}  # SiT's own trainer.
+_LAYERSYNC = 'LayerSync, 2510.12581, quoted at second hand'
+_PAIR = 'pair of this size not published: 8:16 in proportion'
+_SELFFLOW = 'Self-Flow, 2603.06507, quoted at second hand'
+
+
+def _rare(name, method, fid, guided, options=None, note=''):
+  """The two rows of one column of RARE's table: without guidance and at 1.65 in [0, 0.72]."""
+  note, options = '; '.join(filter(None, (_RARE, note))), options or {}
+  row = lambda end, paper, **more: Row(
+    f'rare/{name}{end}', method, 'B/2', paper=numbers(paper), note=note, **more
+  )
+  return (
+    row('', fid, options=options),
+    row('-guided', guided, guidance=1.65, options=options | _INTERVAL),
+  )
+
+
+def _grid(name, method, **more):
+  return Row(f'grid/{name}', method, 'B/2', paper={}, **more)
+
+
+ROWS = (
+  *_rare('SiT-B', 'flow', 35.15, 14.33),
+  *_rare('REPA-B', 'repa', 22.39, 6.69, _B4, "block 4 assumed, REPA's own"),
+  *_rare('SRA-B', 'sra', 28.84, 10.47, note=_RARE_OPTIONS),
+  # 80 epochs without guidance, and 800 of XL.
+  Row('layersync/SiT-B', 'flow', 'B/2', options=_PLAIN, paper=numbers(36.19), note=_LAYERSYNC),
+  Row(
+    'layersync/SiT-B+LayerSync',
+    'layersync',
+    'B/2',
+    options=_PLAIN,
+    paper=numbers(30.00),
+    note=f'{_LAYERSYNC}; {_PAIR}',
+  ),
+  Row('layersync/SiT-L', 'flow', 'L/2', options=_PLAIN, paper=numbers(21.41), note=_LAYERSYNC),
+  Row(
+    'layersync/SiT-L+LayerSync',
+    'layersync',
+    'L/2',
+    options=_PLAIN,
+    paper=numbers(14.83),
+    note=_LAYERSYNC,
+  ),
+  Row('layersync/SiT-XL', 'flow', 'XL/2', options=_PLAIN, paper=numbers(17.97), note=_LAYERSYNC),
+  Row(
+    'layersync/SiT-XL+LayerSync',
+    'layersync',
+    'XL/2',
+    options=_PLAIN,
+    paper=numbers(11.24),
+    note=_LAYERSYNC,
+  ),
+  Row(
+    'layersync/SiT-XL-800',
+    'flow',
+    'XL/2',
+    steps=4_000_000,
+    options=_PLAIN,
+    paper=numbers(8.99),
+    note=_LAYERSYNC,
+  ),
+  Row(
+    'layersync/SiT-XL-800+LayerSync',
+    'layersync',
+    'XL/2',
+    steps=4_000_000,
+    options=_PLAIN,
+    paper=numbers(6.87),
+    note=_LAYERSYNC,
+  ),
+  Row('selfflow/REPA-XL', 'repa', 'XL/2', steps=4_000_000, paper=numbers(5.89), note=_SELFFLOW),
+  _grid('flow', 'flow'),
+  _grid('diverse', 'flow+diverse'),
+  _grid('skips', 'flow', skips=True),
+  _grid('layersync', 'layersync'),
+  _grid('diverse+layersync', 'diverse+layersync'),
+)
+_BOOK = Book(rows=ROWS, file='configs/zoo.py')
+
+get_config, find = _BOOK.config, _BOOK.find
+trained_as, listing = _BOOK.trained_as, _BOOK.listing
