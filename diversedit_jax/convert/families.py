@@ -12,7 +12,7 @@ Letters of the shapes:
   D  width            p  patch size           P{head}  hidden width of a projector
   C  channels         M  width of the MLP     Z{head}  width of its output
   R  label rows, K+1  E  width of one attention head
-  Z  width of the class token
+  Z  width of the class token                 k{head}  side of its convolution
 """
 
 import dataclasses
@@ -130,9 +130,22 @@ _HEAD = ('final_layer.linear', 'model/final/linear', 'D')
 _SIT = (*_BODY, *_linear(*_TIME), *_linear(*_HEAD, 'p*p*C'))
 
 _PROJECTORS = (
-  *_linear('projectors.{head}.0', 'heads/repa/{head}/fc1', 'D', 'P{head}'),
-  *_linear('projectors.{head}.2', 'heads/repa/{head}/fc2', 'P{head}', 'P{head}'),
-  *_linear('projectors.{head}.4', 'heads/repa/{head}/fc3', 'P{head}', 'Z{head}'),
+  *_linear('projectors.{head}.0', 'heads/repa/{head}/fc1', 'D', 'P{head}', part='mlp'),
+  *_linear('projectors.{head}.2', 'heads/repa/{head}/fc2', 'P{head}', 'P{head}', part='mlp'),
+  *_linear('projectors.{head}.4', 'heads/repa/{head}/fc3', 'P{head}', 'Z{head}', part='mlp'),
+)
+
+_CONVOLUTIONS = (
+  _rule(
+    'projectors.{head}.projection_layer.weight',
+    'heads/repa/{head}/conv/kernel',
+    *('Z{head}', 'D', 'k{head}', 'k{head}'),
+    layout='patches',
+    part='conv',
+  ),
+  _rule(
+    'projectors.{head}.projection_layer.bias', 'heads/repa/{head}/conv/bias', 'Z{head}', part='conv'
+  ),
 )
 
 _CLASS_TOKEN = (
@@ -182,8 +195,11 @@ _MEANFLOW = (
 
 FAMILIES = {
   # SiT as in REPA (arXiv 2410.06940), with DiverseDiT's additions (2603.04239); REPA's first
-  # checkpoints call the blocks behind the aligned one `decoder_blocks`.
-  'sit': Family(rules=_SIT + _PROJECTORS, continued=(('decoder_blocks', 'blocks'),)),
+  # checkpoints call the blocks behind the aligned one `decoder_blocks`. iREPA (2512.10794) has
+  # convolutions for projectors.
+  'sit': Family(
+    rules=_SIT + _PROJECTORS + _CONVOLUTIONS, continued=(('decoder_blocks', 'blocks'),)
+  ),
   # REG (2507.01467): a class token before the patches, whose row of the table is zero.
   'reg': Family(
     rules=_SIT + _PROJECTORS + _CLASS_TOKEN, zero_rows=1, mark='model/class_token_embed'

@@ -159,7 +159,10 @@ def _expand(rule, places) -> Iterator[Entry]:
 
 
 def _sizes(seen, given) -> dict[str, int]:
-  """The values of letters by majority, first of lone ones, then of the one new one in a product."""
+  """The values of letters by majority, first of lone ones, then of the one new one in a product.
+
+  The new one may be there squared, as a convolution's kernel.
+  """
   sizes = dict(given)
   for alone in (True, False):
     votes = collections.defaultdict(collections.Counter)
@@ -170,8 +173,10 @@ def _sizes(seen, given) -> dict[str, int]:
         factors = term.split('*')
         new = [f for f in factors if not f.isdigit() and f not in sizes]
         known = math.prod(int(sizes.get(f, f)) for f in factors if f not in new)
-        if len(new) == 1 and alone == (len(factors) == 1) and known and found % known == 0:
-          votes[new[0]][found // known] += 1
+        if len({*new}) == 1 and alone == (len(factors) == 1) and known and found % known == 0:
+          value = round((found // known) ** (1 / len(new)))
+          if value ** len(new) * known == found:
+            votes[new[0]][value] += 1
     sizes |= {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
   return sizes
 

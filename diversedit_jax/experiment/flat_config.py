@@ -13,7 +13,7 @@ import ml_collections
 from diversedit_jax import types
 from diversedit_jax.data import files
 from diversedit_jax.experiment import declarations
-from diversedit_jax.methods import registry
+from diversedit_jax.methods import registry, repa
 from diversedit_jax.models import sizes
 from diversedit_jax.training import average
 
@@ -138,6 +138,8 @@ def complete(flat: Mapping[str, Any]) -> dict[str, Any]:
   with contextlib.suppress(types.UserError):  # What names nothing is refused elsewhere.
     key = 'train.averages'
     flat[key] = sorted(str(average.parse(text, key)) for text in flat[key])
+  if flat['repa.weight'] is None and (preset := repa.PRESETS.get(flat['repa.preset'])):
+    flat['repa.weight'] = preset.weight  # It had a number until 0.3.
   with contextlib.suppress(types.UserError):  # A part that is not here is refused elsewhere.
     flat['method'] = '+'.join(registry.parse(flat['method']))
   return flat

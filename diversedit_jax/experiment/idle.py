@@ -59,6 +59,9 @@ def _why(made, mode, name):
     return f'--mode={mode} reads {twin}'
   if section in registry.sections() and section not in registry.used_sections(made.method):
     return f'method={made.method} does not read it'
+  repa = next((term for term in made.objective.terms if term.name == 'repa'), None)
+  if name == 'repa.hidden' and repa and repa.projector == 'conv' and not repa.class_token:
+    return 'repa.projector is a convolution, which has no hidden layer'
   if section == 'vae' and not made.vae.weights and key in ('dtype', 'tile'):
     return 'nothing is decoded without vae.weights'
   scores = mode in ('eval', 'sweep') or (mode == 'train' and made.evaluation.every)

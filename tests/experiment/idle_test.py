@@ -56,6 +56,13 @@ def test_keys_that_act_are_not(mode, key, value):
   assert told(mode, key, value) == []
 
 
+def test_a_convolution_has_no_hidden_layer():
+  for preset, count in (('irepa', 1), ('repa', 0)):
+    config = digits.get_config('method=repa,skips=False')
+    config.repa.preset = preset
+    assert len(idle.remarks(experiment_lib.build(config), 'train', ['repa.hidden'])) == count
+
+
 def test_a_decoders_keys_act_with_its_weights():
   others = [('vae.weights', 'vae.safetensors'), ('data.source', 'synthetic:8x8x4:10')]
   assert told('sample', 'vae.tile', 32, others) == []

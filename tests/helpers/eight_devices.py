@@ -4,7 +4,7 @@ Also what the compiled step sends, and one block by itself, forwards and with it
 parameters that versions before 0.4 stored come to their places.
 
 Run by devices_test.py in a process of its own, since the number of devices is fixed at start:
-  python eight_devices.py DEVICES METHOD FOLDER NAME:DATA,FSDP,TENSOR,ZERO1 ...
+  python eight_devices.py DEVICES METHOD[;KEY=TEXT ...] FOLDER NAME:DATA,FSDP,TENSOR,ZERO1 ...
 writes FOLDER/NAME.npz, FOLDER/NAME.json and FOLDER/before-NAME.json for each mesh, and
 FOLDER/block.json.
 """
@@ -34,7 +34,9 @@ from diversedit_jax.planning import collectives
 from diversedit_jax.training import average, state, step
 from diversedit_jax.weights import forms
 
+method, *changes = method.split(';')
 config = digits.get_config(f'method={method}')
+config.update_from_flattened_dict(dict(change.split('=') for change in changes))
 config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
 config.model.unroll = 1  # Less to compile.
 experiment = experiment_lib.build(config)

@@ -35,6 +35,11 @@ METHODS = (
   'reg+dispersive+sra+diverse',
   'repa+dispersive+sra+diverse',
 )
+PRESETS = {
+  'irepa': ('repa', {'repa.preset': 'irepa'}),
+  'reg+irepa': ('reg', {'repa.preset': 'irepa'}),
+}
+"""A method and keys of the config, by a name of the test's own."""
 STEPS, HALF = 200, 100
 pytestmark = pytest.mark.slow
 
@@ -44,7 +49,9 @@ def test_every_part_is_among_them():
 
 
 def make(method):
+  method, changes = PRESETS.get(method, (method, {}))
   config = digits.get_config(f'method={method},steps={STEPS}')
+  config.update_from_flattened_dict(changes)
   config.model.depth, config.model.width, config.model.heads = 4, 32, 2
   config.train.batch_size = 32
   config.optimizer.schedule = 'constant'
@@ -61,7 +68,7 @@ def final_parameters(workdir, experiment):
   return [np.asarray(x) for x in jax.tree.leaves(weights.params)]
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', [*METHODS, *PRESETS])
 def test_learns_resumes_exactly_samples_and_analyses(method, tmp_path):
   experiment, whole, cut = make(method), tmp_path / 'whole', tmp_path / 'cut'
   modes.train.run(experiment, str(whole))

@@ -60,7 +60,12 @@ def test_eight_devices_equal_one(runs, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'method', ['reg+dispersive+sra+diverse', 'meanflow+repa+dispersive+diverse']
+  'method',
+  [
+    'reg+dispersive+sra+diverse',
+    'meanflow+repa+dispersive+diverse',
+    'reg+diverse;repa.preset=irepa',
+  ],
 )
 def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
   found = one_and_eight(tmp_path, COMBINED, method)
