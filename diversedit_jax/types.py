@@ -26,7 +26,7 @@ Batch = Mapping[str, jax.Array]
   moments  [N, H, W, 2C], mean and standard deviation of raw latents
 
 Beside latents or moments there may be `pixels` [N, H, W, 3] uint8, and after the frozen encoders
-have run, 'ENCODER/tokens' [N, T, Z] and, if it has one, 'ENCODER/summary' [N, Z].
+have run, 'ENCODER/tokens' [N, T, Z] and what else they give, as 'ENCODER/summary' [N, Z].
 """
 
 

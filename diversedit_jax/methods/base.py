@@ -322,10 +322,10 @@ class Objective:
     return {encoder.name: encoder.load() for encoder in self.encoders}
 
   def encode(self, frozen: Mapping[str, Any], batch: types.Batch, parts: int = 1) -> types.Batch:
-    """The batch with 'NAME/tokens' and 'NAME/summary' of every encoder; no gradient.
+    """The batch with 'NAME/tokens' and what else each encoder gives, see `Features.named`.
 
-    An encoder without a summary adds its tokens alone. The batch goes through the encoders in so
-    many parts, one after the other, to save memory.
+    No gradient. The batch goes through the encoders in so many parts, one after the other, to save
+    memory.
     """
 
     def features(pixels_NHWC):
@@ -333,8 +333,7 @@ class Objective:
       for encoder in self.encoders:
         with jax.named_scope(encoder.name):
           found = encoder.apply(frozen[encoder.name], pixels_NHWC)
-        named = {f'{encoder.name}/{k}': v for k, v in found._asdict().items()}
-        added |= {k: v for k, v in named.items() if v is not None}
+        added |= {f'{encoder.name}/{name}': x for name, x in found.named().items()}
       return added
 
     if not self.encoders:

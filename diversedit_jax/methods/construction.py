@@ -3,6 +3,7 @@
 import dataclasses
 
 from diversedit_jax import types
+from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.methods import base, registry
 from diversedit_jax.models import config as model_config
 
@@ -28,7 +29,10 @@ def make_objective(
   prepared = (*flow.terms(setup), *(term.prepare(setup) for term in terms))
   for term in prepared:
     term.check(architecture, setup.examples)
-  encoders = {encoder.name: encoder for part in (flow, *prepared) for encoder in part.opened}
+  encoders = {}
+  for encoder in (encoder for part in (flow, *prepared) for encoder in part.opened):
+    other = encoders.get(encoder.name)
+    encoders[encoder.name] = encoders_lib.joined(other, encoder) if other else encoder
   objective = base.Objective(
     flow=flow,
     terms=prepared,

@@ -161,19 +161,7 @@ class Repa(base.Term):
     """
     blocks = PRESETS[self.preset].blocks or blocks
     parsed = parse_pairs(self.pairs, setup.architecture.depth, blocks)
-    if setup.source.pixel_shape is None:
-      raise types.UserError(
-        f'method={setup.method!r} shows pixels to an encoder, and {setup.source.name} has none '
-        'beside its latents'
-      )
-    request = encoders.Request(
-      source=setup.source,
-      grid=setup.architecture.grid,
-      image_shape=setup.source.pixel_shape,
-      weights=self.weights,
-      dtype=self.dtype,
-      key='repa.weights',
-    )
+    request = self.request(setup)
     opened = {
       name: encoders.open_encoder(name, request) for name in dict.fromkeys(n for n, _ in parsed)
     }
@@ -182,6 +170,26 @@ class Repa(base.Term):
       for name, block in parsed
     )
     return dataclasses.replace(self, aligned=aligned, opened=tuple(opened.values()))
+
+  def request(self, setup: base.Setup) -> encoders.Request:
+    """How encoders are opened for this model and data.
+
+    Raises:
+      UserError: for data without pixels.
+    """
+    if setup.source.pixel_shape is None:
+      raise types.UserError(
+        f'method={setup.method!r} shows pixels to an encoder, and {setup.source.name} has none '
+        'beside its latents'
+      )
+    return encoders.Request(
+      source=setup.source,
+      grid=setup.architecture.grid,
+      image_shape=setup.source.pixel_shape,
+      weights=self.weights,
+      dtype=self.dtype,
+      key='repa.weights',
+    )
 
   def check(self, architecture: model_config.Architecture, examples: int) -> None:
     del examples

@@ -20,6 +20,7 @@ matrix products. What the backward pass keeps and what it computes again is not 
 names that `checkpoint_name` gives are read by `tuning.recomputed`, and change no value.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -31,6 +32,7 @@ from diversedit_jax.models import attention, config, embed, linear, tuning
 
 NORM_EPSILON = 1e-6
 QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, str], jax.Array]
 
 
 @jax.jit  # A unit of its own also backwards, which makes it one kernel on a GPU instead of three.
@@ -94,13 +96,13 @@ class Attention(nnx.Module):
     self.qk_norm = architecture.qk_norm
 
   @jax.named_scope('attention')
-  def __call__(self, x_NTD: jax.Array) -> jax.Array:
+  def __call__(self, x_NTD: jax.Array, attend: Attend = attention.attend) -> jax.Array:
     n, t, d = x_NTD.shape
     qkv = jnp.split(self.qkv(x_NTD), 3, axis=2)
     q, k, v = (x.reshape(n, t, self.heads, d // self.heads) for x in qkv)
     if self.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
-    return self.proj(attention.attend(q, k, v, self.implementation).reshape(n, t, d))
+    return self.proj(attend(q, k, v, self.implementation).reshape(n, t, d))
 
 
 class Mlp(nnx.Module):
@@ -141,7 +143,10 @@ def modulation(layer: linear.Linear, c_ND: jax.Array, parts: int, dtype: Any) ->
 
 
 class Block(nnx.Module):
-  """Equations (1) to (3); the identity at initialisation."""
+  """Equations (1) to (3); the identity at initialisation.
+
+  attend: what stands for `attention.attend`, see `taps.showing`.
+  """
 
   def __init__(
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
@@ -151,9 +156,11 @@ class Block(nnx.Module):
     self.adaln = adaln(architecture, execution, 6, rngs=rngs)
 
   @jax.named_scope('block')
-  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_NTD: jax.Array, c_ND: jax.Array, attend: Attend = attention.attend
+  ) -> jax.Array:
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.adaln, c_ND, 6, x_NTD.dtype)
-    x_NTD = add_gated(x_NTD, gate1, self.attn(modulate(x_NTD, shift1, scale1)))
+    x_NTD = add_gated(x_NTD, gate1, self.attn(modulate(x_NTD, shift1, scale1), attend))
     x_NTD = checkpoint_name(x_NTD, tuning.RESIDUAL)
     return add_gated(x_NTD, gate2, self.mlp(modulate(x_NTD, shift2, scale2)))
 

@@ -68,16 +68,16 @@ def products(parts: Mapping[str, Any], others: Mapping[str, Any], depth: int) ->
   return jnp.concatenate([summed('first', half), jnp.flip(second)])
 
 
-def _plain(x_NTD, c_ND, block):
-  return block(x_NTD, c_ND)
+def _plain(x_NTD, c_ND, block, *, attend):
+  return block(x_NTD, c_ND, attend)
 
 
-def _fused_after(x_NTD, c_ND, block, fuse, skip_NTD):
-  return fuse(block(x_NTD, c_ND), skip_NTD)
+def _fused_after(x_NTD, c_ND, block, fuse, skip_NTD, *, attend):
+  return fuse(block(x_NTD, c_ND, attend), skip_NTD)
 
 
-def _fused_before(x_NTD, c_ND, block, fuse, skip_NTD):
-  return block(fuse(x_NTD, skip_NTD), c_ND)
+def _fused_before(x_NTD, c_ND, block, fuse, skip_NTD, *, attend):
+  return block(fuse(x_NTD, skip_NTD), c_ND, attend)
 
 
 _FUSED = {'after': _fused_after, 'before': _fused_before}
@@ -110,7 +110,9 @@ class Stack(nnx.Module):
     depth, skip = self.architecture.depth, self.architecture.skip
     blocks = depth if blocks is None else blocks
     scan = functools.partial(self._scan, c_ND=c_ND, tap=tap)
-    carry, indices = (x_NTD, tap.init(x_NTD, depth)), jnp.arange(depth)
+    blocks_of = self.first if skip.enabled else self.layers
+    one = lambda x_NTD, attend: layer(blocks_of, 0)(x_NTD, c_ND, attend)
+    carry, indices = (x_NTD, taps.begun(tap, depth, one, x_NTD)), jnp.arange(depth)
     if not skip.enabled:
       modules = (self.layers,)
       (x_NTD, kept), (_, ys) = scan(_plain, carry, _head((modules, indices), blocks))
@@ -133,12 +135,14 @@ class Stack(nnx.Module):
     """Runs (x_NTD, kept) through each of the stacked modules; ys are (x if kept, the tap's)."""
     length = jax.tree.leaves(xs)[0].shape[0]
     unroll = tuning.blocks_per_step(self.execution, length)
+    apply = taps.showing(apply, tap)
     apply = tuning.recomputed(apply, self.execution.remat, unrolled=unroll == length)
 
     def body(carry, xs):
       (x_NTD, kept), (modules, i) = carry, xs
-      x_NTD = sharding.constrain_batch(apply(x_NTD, c_ND, *modules))
-      kept, y = tap.step(kept, x_NTD, i)
+      x_NTD, *qk = apply(x_NTD, c_ND, *modules)
+      x_NTD = sharding.constrain_batch(x_NTD)
+      kept, y = tap.step(kept, x_NTD, i, *qk)
       return (x_NTD, kept), (x_NTD if keep else (), y)
 
     return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)

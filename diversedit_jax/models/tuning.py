@@ -13,6 +13,7 @@ batch 256, by the compiler for an H200 (`benchmarks/traffic.py`). With all items
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
@@ -61,9 +62,7 @@ _POLICIES = {
 }
 
 
-def recomputed(
-  block: Callable[..., jax.Array], remat: str, *, unrolled: bool
-) -> Callable[..., jax.Array]:
+def recomputed(block: Callable[..., Any], remat: str, *, unrolled: bool) -> Callable[..., Any]:
   """A block of which the backward pass keeps the inputs and what `model.remat` says.
 
   'none' keeps products and attention and computes the cheap steps between them again, such as

@@ -12,7 +12,7 @@ import numpy as np
 
 from diversedit_jax import interpolants, types
 from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, flow, meanflow, reg, repa, sra
+from diversedit_jax.methods import base, flow, haste, meanflow, reg, repa, sra
 from diversedit_jax.models import config, taps
 from diversedit_jax.sampling import trajectory
 
@@ -29,6 +29,7 @@ REPA = repa.Repa(
   hidden=8,
 )
 TOKEN = repa.Repa(aligned=REPA.aligned[:1], hidden=8, class_token=True)
+HASTE = haste.Haste(pairs='1:2,2:1', encoder='enc', teacher=(4, 3, 5))
 SRA = sra.Sra(student_block=1, teacher_block=2, steps_per_epoch=1)
 
 
@@ -78,6 +79,8 @@ def batch(n=4, dtype=np.float32, shape=(4, 4, 1), space='images'):
   for name, width in WIDTHS.items():
     made[f'{name}/tokens'] = jnp.asarray(generator.standard_normal((n, 4, width)), dtype)
     made[f'{name}/summary'] = jnp.asarray(generator.standard_normal((n, width)), dtype)
+  for name in ('queries/1', 'queries/2', 'keys/1', 'keys/2'):
+    made[f'enc/{name}'] = jnp.asarray(generator.standard_normal((n, *HASTE.teacher)), dtype)
   return made
 
 

@@ -24,7 +24,7 @@ LAW = times.Uniform(epsilon=0.1)
 # Ranges in which the weight of the loss has a gradient itself.
 DIVERSE = diverse.Diverse(lo=0.0, hi=2.0)
 DISPERSIVE = dispersive.Dispersive(block=2, groups=2, weight=0.5)
-REPA, TOKEN, SRA = tiny.REPA, tiny.TOKEN, tiny.SRA
+REPA, TOKEN, SRA, HASTE = tiny.REPA, tiny.TOKEN, tiny.SRA, tiny.HASTE
 REG = tiny.reg_flow(path=interpolants.cosine(), time_law=LAW)
 SCORE = tiny.interpolant(time_law=LAW, prediction='score', weighting='likelihood')
 
@@ -33,6 +33,7 @@ METHODS = {
   'score': (SCORE, ()),
   'diverse': (tiny.interpolant(time_law=LAW), (DIVERSE,)),
   'repa': (tiny.interpolant(time_law=LAW), (REPA,)),
+  'haste': (tiny.interpolant(time_law=LAW), (HASTE,)),
   'dispersive': (tiny.interpolant(time_law=LAW), (DISPERSIVE,)),
   'sra': (tiny.interpolant(time_law=LAW), (SRA,)),
   'reg': (REG, (TOKEN,)),
@@ -40,7 +41,7 @@ METHODS = {
     tiny.interpolant(time_law=LAW, path=interpolants.vp()),
     (REPA, DISPERSIVE, SRA, DIVERSE),
   ),
-  'reg+dispersive+sra+diverse': (REG, (TOKEN, DISPERSIVE, SRA, DIVERSE)),
+  'reg+haste+dispersive+sra+diverse': (REG, (TOKEN, HASTE, DISPERSIVE, SRA, DIVERSE)),
 }
 
 
@@ -134,7 +135,10 @@ MEANFLOWS = {
   'meanflow': (mean_flow(**PLAIN), ()),
   'guided': (mean_flow(**GUIDED, power=0.75), ()),
   'improved': (mean_flow(**GUIDED, variant='improved'), ()),
-  'meanflow+repa+dispersive+diverse': (mean_flow(**PLAIN), (REPA, DISPERSIVE, DIVERSE)),
+  'meanflow+repa+haste+dispersive+diverse': (
+    mean_flow(**PLAIN),
+    (REPA, HASTE, DISPERSIVE, DIVERSE),
+  ),
 }
 
 
@@ -185,7 +189,7 @@ def test_gradient_of_meanflow_is_that_of_a_square_with_target_and_weight_held(me
 @pytest.mark.parametrize(
   ('flow', 'terms'),
   [
-    (SCORE, (REPA, SRA)),
+    (SCORE, (REPA, HASTE, SRA)),
     (MEANFLOWS['meanflow'][0], ()),
     (METHODS['flow'][0], (DIVERSE,)),
     (METHODS['flow'][0], (dispersive.Dispersive(block=2, groups=1, weight=0.5),)),

@@ -8,7 +8,7 @@ from diversedit_jax import types
 from diversedit_jax.methods import base, registry
 
 FLOWS = ('flow', 'meanflow', 'reg')
-TERMS = ('dispersive', 'diverse', 'layersync', 'repa', 'sra')
+TERMS = ('dispersive', 'diverse', 'haste', 'layersync', 'repa', 'sra')
 # What a user reads about each pair of a flow and a term that is refused; all others go together.
 REFUSED = {
   ('reg', 'repa'): 'reg does not go with repa: it contains that alignment',
@@ -69,7 +69,7 @@ def test_refuses_unknown_and_repeated_parts(method, message):
 
 def test_traits_are_those_of_any_part():
   for trait, methods in (
-    ('needs_pixels', {'repa', 'reg'}),
+    ('needs_pixels', {'haste', 'repa', 'reg'}),
     ('needs_teacher', {'sra'}),
     ('couples_examples', {'diverse', 'dispersive'}),
   ):
@@ -77,4 +77,5 @@ def test_traits_are_those_of_any_part():
       assert registry.needs(name, trait) == (name in methods), (name, trait)
   assert registry.needs('flow+diverse+sra', 'needs_teacher')
   assert registry.trained_parts('sra+diverse+repa+dispersive') == ('flow', 'repa', 'sra')
+  assert registry.used_sections('haste') == {'flow', 'haste', 'repa'}
   assert registry.used_sections('reg+sra') == {'reg', 'repa', 'sra'}

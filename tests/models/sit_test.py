@@ -11,7 +11,7 @@ import pytest
 
 from diversedit_jax import trees, types
 from diversedit_jax.interpolants import ddpm
-from diversedit_jax.models import config, embed, sit, sizes, stack, taps
+from diversedit_jax.models import attention, config, embed, sit, sizes, stack, taps
 
 # Parameters at 256 px (latents 32x32x4, 1000 classes), the fixed position table included.
 COUNTS = {
@@ -78,24 +78,24 @@ def test_blocks_are_the_identity_at_initialisation():
   assert float(jnp.std(tokens)) > 0.1
 
 
-def loop(model, x, t, y):
+def loop(model, x, t, y, **how):
   """The blocks by a plain Python loop over depth, from the paper's words."""
   architecture, blocks = model.architecture, model.blocks
   c, h = model.condition(t, y), model.tokens(x)
   outputs, pushed = [], []
   for i in range(architecture.depth):
     if not architecture.skip.enabled:
-      h = stack.layer(blocks.layers, i)(h, c)
+      h = stack.layer(blocks.layers, i)(h, c, **how)
     elif i < architecture.depth // 2:
-      h = stack.layer(blocks.first, i)(h, c)
+      h = stack.layer(blocks.first, i)(h, c, **how)
       pushed.append(h)
     else:
       k = architecture.depth - 1 - i
       block, fuse = stack.layer(blocks.second, k), stack.layer(blocks.fuse, k)
       if architecture.skip.placement == 'after':
-        h = fuse(block(h, c), pushed.pop())
+        h = fuse(block(h, c, **how), pushed.pop())
       else:
-        h = block(fuse(h, pushed.pop()), c)
+        h = block(fuse(h, pushed.pop()), c, **how)
     outputs.append(h)
   return jnp.stack(outputs)
 
@@ -150,8 +150,10 @@ def loss_and_gradient(skip, **execution):
   batch = inputs(model.architecture)
 
   def objective(state):
-    out = nnx.merge(graphdef, state)(*batch, tap=taps.token_mean())
-    return jnp.sum(out.pred**2) + jnp.sum(out.features**2)
+    tap = taps.joined({'mean': taps.token_mean(), 'attention': taps.attention([3, 1])})
+    out = nnx.merge(graphdef, state)(*batch, tap=tap)
+    queries, keys = out.features['attention']
+    return jnp.sum(out.pred**2) + jnp.sum(out.features['mean'] ** 2) + jnp.sum(queries * keys)
 
   traced = jax.jit(jax.value_and_grad(objective)).trace(state)
   products = [e for e in jaxprs.equations(traced.jaxpr.jaxpr) if e.primitive.name == 'dot_general']
@@ -178,6 +180,37 @@ def test_taps_agree_with_all_features():
   np.testing.assert_array_equal(features['some'], features['all'][jnp.array([3, 0])])
   np.testing.assert_allclose(features['mean'], features['all'].mean(axis=2), rtol=1e-5, atol=1e-6)
   assert model(x, t, y).features is None
+
+
+@pytest.mark.parametrize('skip', [networks.NO_SKIP, networks.SKIP, networks.SKIP_BEFORE])
+def test_a_tap_is_shown_the_queries_and_keys_that_attention_takes(skip):
+  model, seen = randomised(small(skip=skip, qk_norm=True)), []
+  x, t, y = inputs(model.architecture)
+
+  def attend(q, k, v, implementation):
+    seen.append((q, k))
+    return attention.attend(q, k, v, implementation)
+
+  loop(model, x, t, y, attend=attend)
+  for blocks, chosen in ((None, [3, 0]), (2, [1]), (3, [2, 1])):
+    tap = taps.joined({'qk': taps.attention(chosen), 'last': taps.chosen([chosen[0]])})
+    features = jax.jit(lambda m, tap=tap, n=blocks: m(x, t, y, tap=tap, blocks=n).features)(model)
+    for i, found in enumerate(features['qk']):
+      assert found.shape == (len(chosen), 3, 8, 2, 8)  # [k, N, T, H, d]
+      wanted = np.stack([seen[block][i] for block in chosen])
+      np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_who_does_not_ask_for_attention_keeps_nothing_of_it():
+  """The loop over blocks puts out what it did: the residual stream, and what the tap wants."""
+  model = build(small())
+  x, t, y = inputs(model.architecture)
+  outputs = {}
+  for name, tap in (('none', taps.nothing()), ('qk', taps.attention([1]))):
+    jaxpr = jax.make_jaxpr(lambda tap=tap: model(x, t, y, tap=tap)[:2])()
+    (scan,) = (e for e in jaxpr.eqns if e.primitive.name == 'scan')
+    outputs[name] = [out.aval.shape for out in scan.outvars]
+  assert outputs == {'none': [(3, 8, 16)], 'qk': [(3, 8, 16), *[(2, 3, 8, 2, 8)] * 2]}
 
 
 def test_examples_do_not_see_each_other():

@@ -7,6 +7,7 @@ command line.
 import json
 import shutil
 
+from helpers import transformers
 import jax
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import modes
+from diversedit_jax.frozen.encoders import base as encoders_base
 from diversedit_jax.methods import registry
 from diversedit_jax.modes import restoring
 
@@ -26,11 +28,14 @@ METHODS = (
   'reg',
   'meanflow',
   'repa+diverse',
+  'repa+haste',
   'dispersive+diverse',
   'sra+diverse',
   'layersync+diverse',
   'reg+diverse',
+  'reg+haste+diverse',
   'meanflow+diverse',
+  'meanflow+haste',
   'meanflow+repa+dispersive+diverse',
   'reg+dispersive+sra+diverse',
   'repa+dispersive+sra+diverse',
@@ -59,6 +64,8 @@ def make(method):
   config.log.tensorboard = False
   config.preview.every, config.sample.number = 0, 20
   config.analysis.examples, config.analysis.times = 32, (0.5,)
+  if 'haste' in method:
+    transformers.use(config)
   return experiment_lib.build(config)
 
 
@@ -68,15 +75,25 @@ def final_parameters(workdir, experiment):
   return [np.asarray(x) for x in jax.tree.leaves(weights.params)]
 
 
+@pytest.fixture(autouse=True)
+def _encoders(monkeypatch):
+  """Forgets what a test registers."""
+  monkeypatch.setattr(encoders_base, '_ENCODERS', dict(encoders_base._ENCODERS))
+
+
 @pytest.mark.parametrize('method', [*METHODS, *PRESETS])
 def test_learns_resumes_exactly_samples_and_analyses(method, tmp_path):
   experiment, whole, cut = make(method), tmp_path / 'whole', tmp_path / 'cut'
   modes.train.run(experiment, str(whole))
   rows = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
-  # MeanFlow's loss is near 1 by its weights; its velocity where r = t is what falls.
-  name = 'velocity' if 'meanflow' in method else 'loss'
+  # MeanFlow's loss is near 1 by its weights; its velocity where r = t is what falls. HASTE's has
+  # the encoder's entropy as its floor.
+  name = 'velocity' if {'meanflow', 'haste'} & {*method.split('+')} else 'loss'
   losses = [row[name] for row in rows if name in row]
   assert len(losses) == 10 and np.mean(losses[-3:]) < 0.8 * losses[0]
+  if 'haste' in method:
+    losses = [row['haste/loss'] for row in rows if 'haste/loss' in row]
+    assert np.mean(losses[-3:]) < losses[0] - 0.05
 
   # The same run, killed after the checkpoint in the middle.
   shutil.copytree(whole, cut)

@@ -5,7 +5,7 @@ each side. With patches of 14 pixels, 256 x 256 pixels are resized to 224 x 224;
 they stay as they are; both give 16 x 16 tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -16,6 +16,7 @@ import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.frozen.encoders import base, files, preprocess, vit
+from diversedit_jax.models import taps
 from diversedit_jax.weights import array_files, location
 
 PIXELS_PER_PATCH = 16
@@ -68,12 +69,7 @@ class Family:
     def apply(params: vit.Params, x_NHWC: jax.Array) -> base.Features:
       # In float32 at least, whatever the dtype of the products.
       wide = jnp.promote_types(request.dtype, jnp.float32)
-      x_NHWC = self.pixels(x_NHWC.astype(wide), size)
-      f_NTZ = vit.encode(params, x_NHWC, config)
-      summary = vit.summarise(params, f_NTZ, config)
-      summary = None if summary is None else summary.astype(jnp.float32)
-      tokens = f_NTZ[:, config.prefix :].astype(jnp.float32)
-      return base.Features(tokens=tokens, summary=summary)
+      return features(params, self.pixels(x_NHWC.astype(wide), size), config, request.attention)
 
     load = functools.partial(self.load, name, config, request.weights, grid, request.dtype)
     resize = preprocess.resize_flops(height, width, *size, channels)
@@ -85,6 +81,7 @@ class Family:
       file=lambda: request.blamed(lambda: location.name(self.find(name, config, request.weights))),
       image_shape=request.image_shape,
       flops=vit.flops(config, grid) + resize,
+      blocks=config.depth,
     )
 
   def load(
@@ -120,3 +117,23 @@ class Family:
   def shapes(self, config: vit.ViTConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that are read from a weights file, by their names there."""
     return self.layout(config).shapes(vit.flat_shapes(config, (config.table,) * 2))
+
+
+def features(
+  params: vit.Params, x_NHWC: jax.Array, config: vit.ViTConfig, attention: Sequence[int] = ()
+) -> base.Features:
+  """Tokens, summary, and the attention of some blocks (from 1), of what a transformer takes in."""
+  tap = taps.attention([block - 1 for block in attention]) if attention else taps.nothing()
+  f_NTZ, qk = vit.encode_and_tap(params, x_NHWC, config, tap)
+  summary = vit.summarise(params, f_NTZ, config)
+  # Class token and registers take no part in what is compared.
+  queries, keys = (
+    {block: x_NTHd[:, config.prefix :] for block, x_NTHd in zip(attention, found, strict=True)}
+    for found in (qk or ((), ()))
+  )
+  return base.Features(
+    tokens=f_NTZ[:, config.prefix :].astype(jnp.float32),
+    summary=None if summary is None else summary.astype(jnp.float32),
+    queries=queries,
+    keys=keys,
+  )

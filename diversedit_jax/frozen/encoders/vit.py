@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, embed
+from diversedit_jax.models import attention, embed, taps
 from diversedit_jax.models import block as block_lib
 from diversedit_jax.weights import array_files
 
@@ -141,9 +141,27 @@ def params_shapes(config: ViTConfig, grid: tuple[int, int], dtype: str) -> Param
 
 def encode(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Array:
   """Maps normalised pixels to all tokens at the end, [N, prefix + T, D] float32."""
-  x_NTD = embed_tokens(params, x_NHWC, config)
-  x_NTD, _ = jax.lax.scan(lambda x, p: (block(p, x, config), None), x_NTD, params['blocks'])
-  return _norm(x_NTD, params['norm'], config) if config.last_norm else x_NTD
+  return encode_and_tap(params, x_NHWC, config, taps.nothing())[0]
+
+
+def encode_and_tap(
+  params: Params, x_NHWC: jax.Array, config: ViTConfig, tap: taps.Tap
+) -> tuple[jax.Array, Any]:
+  """What `encode` gives, and the features of a tap over the blocks."""
+  one = taps.showing(lambda x, p, *, attend: block(p, x, config, attend), tap)
+
+  def body(carry, xs):
+    (x_NTD, kept), (p, i) = carry, xs
+    x_NTD, *qk = one(x_NTD, p)
+    kept, y = tap.step(kept, x_NTD, i, *qk)
+    return (x_NTD, kept), y
+
+  x_NTD, blocks = embed_tokens(params, x_NHWC, config), params['blocks']
+  first = lambda x, attend: block(jax.tree.map(lambda leaf: leaf[0], blocks), x, config, attend)
+  carry = x_NTD, taps.begun(tap, config.depth, first, x_NTD)
+  (x_NTD, kept), ys = jax.lax.scan(body, carry, (blocks, jnp.arange(config.depth)))
+  x_NTD = _norm(x_NTD, params['norm'], config) if config.last_norm else x_NTD
+  return x_NTD, tap.finish(kept, ys)
 
 
 def summarise(params: Params, f_NTD: jax.Array, config: ViTConfig) -> jax.Array | None:
@@ -185,13 +203,21 @@ def embed_tokens(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Ar
   return _norm(x_NTD, params['first_norm'], config) if config.first_norm else x_NTD
 
 
-def block(p: Params, x_NTD: jax.Array, config: ViTConfig) -> jax.Array:
-  """One block, with its own parameters p, without the leading axis."""
+def block(
+  p: Params,
+  x_NTD: jax.Array,
+  config: ViTConfig,
+  attend: block_lib.Attend = attention.attend,
+) -> jax.Array:
+  """One block, with its own parameters p, without the leading axis.
+
+  attend: what stands for `attention.attend`, see `taps.showing`.
+  """
   n, t, d = x_NTD.shape
   dtype = p['qkv']['kernel'].dtype
   h = linear(_norm(x_NTD, p['norm1'], config), p['qkv']).astype(dtype)
   q, k, v = jnp.moveaxis(h.reshape(n, t, 3, config.heads, d // config.heads), 2, 0)
-  h = linear(attention.attend(q, k, v, 'xla').reshape(n, t, d), p['proj'])
+  h = linear(attend(q, k, v, 'xla').reshape(n, t, d), p['proj'])
   x_NTD = x_NTD + (p['scale1'][None, None] * h if config.layer_scale else h)
   h = _mlp(_norm(x_NTD, p['norm2'], config), p, config)
   return x_NTD + (p['scale2'][None, None] * h if config.layer_scale else h)

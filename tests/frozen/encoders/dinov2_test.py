@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import trees
-from diversedit_jax.frozen.encoders import dinov2, vit
+from diversedit_jax.frozen.encoders import dinov2, family, vit
 from diversedit_jax.weights import array_files
 
 VARIANTS = ('plain', 'reg', 'swiglu')
@@ -90,6 +90,31 @@ def test_values_on_the_way_agree(golden, files):
     if i == 0:
       close(x, 'block0_out')
   close(x, 'x_prenorm')
+
+
+@pytest.mark.parametrize('variant', ['plain', 'reg'])
+def test_queries_and_keys_are_those_of_the_patches_in_the_blocks_asked_for(golden, files, variant):
+  arrays = golden('dinov2_tiny')
+  config, params = load(golden, files, variant, (4, 4))
+  x_NHWC = jnp.asarray(arrays['in/x'].transpose(0, 2, 3, 1))
+  found = jax.jit(lambda: family.features(params, x_NHWC, config, (2, 1)))()
+  np.testing.assert_allclose(
+    found.tokens, arrays[f'out_{variant}/x_norm_patchtokens'], rtol=0, atol=TOLERANCE['float32']
+  )
+  x, head = vit.embed_tokens(params, x_NHWC, config), config.width // config.heads
+  for i in (0, 1):
+    p = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i], np.float64), params['blocks'])
+    centred = np.asarray(x, np.float64)
+    centred -= centred.mean(axis=-1, keepdims=True)
+    normed = centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + 1e-6)
+    normed = normed * p['norm1']['scale'] + p['norm1']['bias']
+    qkv = (normed @ p['qkv']['kernel'] + p['qkv']['bias'])[:, config.prefix :]
+    q, k, _ = np.split(qkv, 3, axis=-1)
+    for name, wanted in (('queries', q), ('keys', k)):
+      shown = getattr(found, name)[i + 1]
+      assert shown.shape == (len(x), 16, config.heads, head)
+      np.testing.assert_allclose(shown, wanted.reshape(shown.shape), atol=2e-5)
+    x = vit.block(jax.tree.map(lambda leaf, i=i: leaf[i], params['blocks']), x, config)
 
 
 def test_raw_image_to_features(golden, files):
