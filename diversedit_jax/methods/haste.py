@@ -30,6 +30,8 @@ from diversedit_jax.models import taps
 
 PAIRS = '5:9,6:10,7:11,8:12'
 """Published, of every SiT with DINOv2-B."""
+STOP = 250_000
+"""Updates after which both alignments end, published for ImageNet at 256 x 256."""
 _PAIR = re.compile(r'([1-9]\d*):([1-9]\d*)')
 
 
@@ -60,8 +62,12 @@ class Haste(base.Term):
   reads: ClassVar[tuple[str, ...]] = ('repa',)
   needs_pixels: ClassVar[bool] = True
   couples_examples: ClassVar[bool] = False
-  # arXiv 2505.16792: REPA at block 8 of every size, both alignments with the weight 0.5.
-  recipe: ClassVar[Mapping[str, Any]] = {'repa.pairs': 'dinov2-vit-b@8', 'repa.weight': 0.5}
+  # arXiv 2505.16792: REPA at block 8 of every size, both alignments up to a step.
+  recipe: ClassVar[Mapping[str, Any]] = {
+    'repa.pairs': 'dinov2-vit-b@8',
+    'repa.schedule': f'stop:{STOP}',
+    'haste.schedule': f'stop:{STOP}',
+  }
 
   def __post_init__(self):
     super().__post_init__()
