@@ -91,6 +91,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
   if planned:
     platform = devices.platform(read['plan'].compile_for) or 'gpu'
   architecture, execution = make_model(given['model'], source, platform)
+  interpolant = read['interpolant'].for_data(architecture.shape)
   objective, architecture, execution = construction.make_objective(
     base.Setup(
       method=general.method,
@@ -98,7 +99,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
       architecture=architecture,
       execution=execution,
       source=source,
-      interpolant=read['interpolant'],
+      interpolant=interpolant,
       label_dropout=train.label_dropout,
       ema_decay=train.ema_decay,
       batch_size=train.batch_size,
@@ -106,7 +107,9 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
     )
   )
   attention.check(architecture, execution)
-  path = read['interpolant'].make_path()
+  path, sampler = interpolant.make_path(), read['sampler']
+  if sampler.shift is None and not sampler.times:
+    sampler = dataclasses.replace(sampler, shift=interpolant.shift)
   experiment = Experiment(
     config=declarations.complete(config),
     seed=general.seed,
@@ -126,7 +129,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
     log=read['log'],
     checkpoint=read['checkpoint'],
     preview=read['preview'],
-    sampler=dataclasses.replace(read['sampler'], path=path.name),
+    sampler=dataclasses.replace(sampler, path=path.name),
     sample=read['sample'],
     evaluation=read['eval'],
     sweep=read['sweep'],
@@ -236,6 +239,12 @@ def _check_samples(experiment):
     generate.make_labels(scored, [0], classes, 0, key='eval.labels')
   trajectory.check_guidance(sampler, architecture.null_label)
   experiment.objective.flow.check_sampler(sampler)
+  prediction = experiment.config.interpolant.prediction
+  if sampler.clamp and prediction != 'data':
+    raise types.UserError(
+      f"sampler.clamp={sampler.clamp} is for interpolant.prediction='data', got {prediction!r}; "
+      'set sampler.clamp=0'
+    )
   if sampler.class_token_scale is not None and not architecture.class_token:
     raise types.UserError(
       f'sampler.class_token_scale={sampler.class_token_scale} is for method=reg; '

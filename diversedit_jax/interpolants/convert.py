@@ -13,8 +13,12 @@ From x_t and one value q the other two follow with the determinant D = alpha r -
 For a velocity, D is alpha sigma' - alpha' sigma: 1 for linear and pi/2 for cosine at every t, even
 at t = 0 of the cosine path, where REPA's quotient alpha/alpha' is infinite. For a noise, which says
 nothing about x0 at t = 1, D is alpha; for x0, which says nothing about e at t = 0, it is -sigma.
-Near such an end the divisor is kept at `SMALLEST` in size: results stay finite, and are right
-wherever the divisor is larger. Data are at t = 0, noise is at t = 1.
+Near such an end the divisor is kept at `clamp` in size: results stay finite, and are right wherever
+the divisor is larger. JiT (2511.13720) clamps the velocity of predicted data on purpose,
+
+  (5)  v = (sigma' x_t - (alpha sigma' - alpha' sigma) x0) / max(sigma, clamp),
+
+on the linear path (x_t - x0) / max(t, clamp). Data are at t = 0, noise is at t = 1.
 """
 
 import jax
@@ -41,6 +45,7 @@ def convert(
   *,
   source: str,
   target: str,
+  clamp: float = SMALLEST,
 ) -> jax.Array:
   """Converts a prediction of the `source` kind to the `target` kind.
 
@@ -51,6 +56,7 @@ def convert(
     path: one of `paths.PATHS`.
     source: the kind of `value`: 'x0', 'epsilon', 'velocity' or 'score'.
     target: the kind to return, one of the same names.
+    clamp: least size of a divisor.
 
   Raises:
     UserError: a kind is unknown.
@@ -65,16 +71,16 @@ def convert(
     source, value = 'epsilon', -sigma * value  # (3)
 
   p, r = _ROWS[source](path, t)
-  determinant = _away_from_zero(alpha * r - sigma * p)
+  least = -clamp if source == 'x0' else clamp  # The sign of D, which a zero does not have.
+  determinant = _away_from_zero(alpha * r - sigma * p, least)
   x0 = (r * x_t - sigma * value) / determinant  # (4)
   e = (alpha * value - p * x_t) / determinant
 
   if target == 'score':
-    return -e / _away_from_zero(sigma)
+    return -e / _away_from_zero(sigma, clamp)
   p, r = _ROWS[target](path, t)
   return p * x0 + r * e
 
 
-def _away_from_zero(divisor: jax.Array) -> jax.Array:
-  small = jnp.abs(divisor) < SMALLEST
-  return jnp.where(small, jnp.where(divisor < 0, -SMALLEST, SMALLEST), divisor)
+def _away_from_zero(divisor: jax.Array, least: float) -> jax.Array:
+  return jnp.where(jnp.abs(divisor) < abs(least), least, divisor)

@@ -1,12 +1,16 @@
 """Options of the interpolant: path, prediction, weighting and law of time."""
 
 import dataclasses
+import math
 
 from diversedit_jax import options, types
 from diversedit_jax.interpolants import paths, times
 
-PREDICTIONS = {'velocity': 'velocity', 'noise': 'epsilon', 'score': 'score'}
+PREDICTIONS = {'velocity': 'velocity', 'noise': 'epsilon', 'score': 'score', 'data': 'x0'}
 """What the network may say, and its name in `interpolants.convert`."""
+
+AUTO = 'auto'
+"""Of `interpolant.shift`: by the dimension of the data."""
 
 WEIGHTINGS = ('none', 'velocity', 'likelihood')
 
@@ -26,6 +30,13 @@ class Interpolant(options.Section, section='interpolant'):
   prediction: str = options.option(
     'velocity', choices=PREDICTIONS, decides_network=True, doc='What the network predicts.'
   )
+  clamp: float = options.option(
+    0.05,
+    above=0,
+    below=1,
+    doc='Least sigma (linear path: t) that divides the error of predicted data, whose loss is that '
+    'of the velocity (JiT, 2511.13720; RAEv2).',
+  )
   weighting: str = options.option(
     'none',
     choices=WEIGHTINGS,
@@ -41,6 +52,12 @@ class Interpolant(options.Section, section='interpolant'):
   time_std: float = options.option(
     1.0, above=0, doc='Standard deviation of logit_normal and lognormal.'
   )
+  shift: float | str | None = options.option(
+    None,
+    above=0,
+    doc="Shift a of the training times and, without one of its own, of the sampler's; 'auto' is "
+    'sqrt(dimension of the data / 4096), None no shift (SD3, 2403.03206; RAE, 2510.11690).',
+  )
   epsilon: float | None = options.option(
     None,
     at_least=0,
@@ -50,11 +67,23 @@ class Interpolant(options.Section, section='interpolant'):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.prediction == 'velocity' and self.weighting != 'none':
+    if self.prediction in ('velocity', 'data') and self.weighting != 'none':
       raise types.UserError(
         f'interpolant.weighting={self.weighting!r} is for a noise or a score; a velocity has '
-        "weight 1: set weighting='none'"
+        "weight 1, and predicted data are scored as velocities: set weighting='none'"
       )
+    if self.prediction == 'data' and self.path == 'vp':
+      raise types.UserError(
+        "interpolant.prediction='data' with interpolant.path='vp', whose velocity is infinite at "
+        't = 0 under any clamp of sigma; take path linear or cosine'
+      )
+    if self.prediction != 'data' and self.clamp != Interpolant.clamp:
+      raise types.UserError(
+        f"interpolant.clamp={self.clamp} is for prediction='data', got {self.prediction!r}; leave "
+        f'clamp={Interpolant.clamp}'
+      )
+    if isinstance(self.shift, str) and self.shift != AUTO:
+      raise types.UserError(f"interpolant.shift={self.shift!r} is neither a number nor '{AUTO}'")
     needed = paths.PATHS[self.path].epsilon
     if self.epsilon is not None and self.epsilon < needed:
       raise types.UserError(
@@ -70,6 +99,12 @@ class Interpolant(options.Section, section='interpolant'):
   def _has_mean(self) -> bool:
     return any(f.name == 'mean' for f in dataclasses.fields(times.TIME_LAWS[self.time_law]))
 
+  def for_data(self, shape: tuple[int, ...]) -> 'Interpolant':
+    """With the shift of data of a shape [H, W, C], where it is to follow from that."""
+    if self.shift != AUTO:
+      return self
+    return dataclasses.replace(self, shift=times.shift_of(math.prod(shape)))
+
   def make_path(self) -> paths.Path:
     """The path by name."""
     return paths.PATHS[self.path]
@@ -78,12 +113,13 @@ class Interpolant(options.Section, section='interpolant'):
     """The law of training times, (key, n) -> t_N."""
     law, epsilon = times.TIME_LAWS[self.time_law], self.epsilon
     if epsilon is None:
-      singular = self.prediction != 'velocity' and self.path != 'vp'
+      singular = self.prediction in ('noise', 'score') and self.path != 'vp'
       epsilon = max(self.make_path().epsilon, _NEAREST if singular else 0)
     fields = {
       'epsilon': epsilon,
       'path': self.path,
       'mean': self.time_mean,
       'std': self.time_std,
+      'shift': 1.0 if self.shift is None else self.shift,
     }
     return law(**{f.name: fields[f.name] for f in dataclasses.fields(law)})

@@ -6,8 +6,11 @@ With data x, noise e and a network f,
   loss_N = w(t) mean |f(x_t, t, y) - v|^2             predicting the velocity (w = 1)
   loss_N = w(t) mean |f(x_t, t, y) - e|^2             predicting the noise
   loss_N = w(t) mean |sigma f(x_t, t, y) + e|^2       predicting the score
+  loss_N = d(t)^2 mean |f(x_t, t, y) - x|^2           predicting the data (JiT, arXiv 2511.13720)
 
-and, with l = sigma sigma' - (alpha'/alpha) sigma^2, w = 1 ('none'), (l / sigma)^2 ('velocity') or
+where d = (alpha sigma' - alpha' sigma) / max(sigma, clamp), on the linear path 1 / max(t, clamp),
+makes the last one that of the velocities (5) of `interpolants.convert`, of f and of x both; and,
+with l = sigma sigma' - (alpha'/alpha) sigma^2, w = 1 ('none'), (l / sigma)^2 ('velocity') or
 l / sigma^2 ('likelihood').
 """
 
@@ -36,7 +39,7 @@ class StochasticInterpolant(base.Flow):
   """SiT's objective; its options are those of `interpolants.section` and of `train`.
 
   path: interpolant. time_law: law of the training times.
-  prediction: what the network says. weighting: w.
+  prediction: what the network says. weighting: w. clamp: least sigma that divides, of data.
   label_dropout: probability of the null label, drawn per example.
   null_label: K, or None without classes.
   """
@@ -45,6 +48,7 @@ class StochasticInterpolant(base.Flow):
   time_law: TimeLaw = times.Uniform()
   prediction: str = 'velocity'
   weighting: str = 'none'
+  clamp: float = 0.05
   label_dropout: float = 0.1
   null_label: int | None = None
 
@@ -55,6 +59,7 @@ class StochasticInterpolant(base.Flow):
       time_law=setup.interpolant.make_time_law(),
       prediction=setup.interpolant.prediction,
       weighting=setup.interpolant.weighting,
+      clamp=setup.interpolant.clamp,
       label_dropout=setup.label_dropout,
       null_label=setup.architecture.null_label,
     )
@@ -78,7 +83,8 @@ class StochasticInterpolant(base.Flow):
         'method=meanflow, or another sampler.kind'
       )
     # A noise or a score says nothing about x where alpha = 0, so neither about the velocity.
-    if self.prediction != 'velocity' and self.path.alpha(1.0) < 1e-6 and sampler.start == 1:
+    blind = self.prediction in ('noise', 'score')
+    if blind and self.path.alpha(1.0) < 1e-6 and sampler.start == 1:
       raise types.UserError(
         f'interpolant.prediction={self.prediction!r} gives no velocity at t = 1 of the '
         f'{self.path.name!r} path; set sampler.start=0.999'
@@ -100,7 +106,7 @@ class StochasticInterpolant(base.Flow):
     x_t = interpolants.interpolate(self.path, x, eps, t_N)
     if self.prediction == 'velocity':
       return x_t, interpolants.velocity_target(self.path, x, eps, t_N)
-    return x_t, eps if self.prediction == 'noise' else -eps
+    return x_t, {'noise': eps, 'score': -eps, 'data': x}[self.prediction]
 
   def at(self, noisy: base.NoisyBatch, t_N: jax.Array) -> base.NoisyBatch:
     x_t, target = self.noised(noisy.clean, noisy.noise, t_N)
@@ -116,7 +122,12 @@ class StochasticInterpolant(base.Flow):
   ) -> tuple[Any, jax.Array, base.Metrics]:
     output = self.run(network, noisy, tap)
     loss_N = self.loss(output.pred, noisy.target, noisy.t)
-    return output.features, loss_N, {self.prediction: jnp.mean(loss_N)}
+    return output.features, loss_N, {self.scored: jnp.mean(loss_N)}
+
+  @property
+  def scored(self) -> str:
+    """What the loss compares, and the name of its metric: of data, their velocities."""
+    return 'velocity' if self.prediction == 'data' else self.prediction
 
   def loss(self, pred: jax.Array, target: jax.Array, t_N: jax.Array) -> jax.Array:
     """Weighted mean squared error of each example [N], of predictions [N, ...] and targets."""
@@ -125,24 +136,37 @@ class StochasticInterpolant(base.Flow):
     return self.weight(t_N) * velocity_lib.velocity_loss(pred, target)
 
   def weight(self, t_N: jax.Array) -> jax.Array:
-    """w(t) of the module's head."""
+    """w(t) of the module's head, or d(t)^2."""
+    alpha, sigma = self.path.alpha(t_N), self.path.sigma(t_N)
+    d_alpha, d_sigma = self.path.d_alpha(t_N), self.path.d_sigma(t_N)
+    if self.prediction == 'data':
+      return ((alpha * d_sigma - d_alpha * sigma) / jnp.maximum(sigma, self.clamp)) ** 2
     if self.weighting == 'none':
       return jnp.ones_like(t_N)
-    alpha, sigma = self.path.alpha(t_N), self.path.sigma(t_N)
-    lam = sigma * self.path.d_sigma(t_N) - self.path.d_alpha(t_N) / alpha * sigma**2
+    lam = sigma * d_sigma - d_alpha / alpha * sigma**2
     return (lam / sigma) ** 2 if self.weighting == 'velocity' else lam / sigma**2
 
-  def velocity(self, network: base.Network) -> guidance.Predict:
-    """(x_NHWC, t_N, y_N) -> v_NHWC, whatever the network predicts."""
-    kind = section.PREDICTIONS[self.prediction]
+  def velocity(self, network: base.Network, clamp: float = 0.0) -> guidance.Predict:
+    """(x_NHWC, t_N, y_N) -> v_NHWC, whatever the network predicts; see `as_velocity`."""
 
     def predict(x_NHWC, t_N, y_N):
-      pred = network.model(x_NHWC, t_N, y_N).pred
-      return interpolants.convert.convert(
-        pred, x_NHWC, t_N, self.path, source=kind, target='velocity'
-      )
+      return self.as_velocity(network.model(x_NHWC, t_N, y_N).pred, x_NHWC, t_N, clamp)
 
     return predict
+
+  def as_velocity(
+    self, pred: jax.Array, x_t: jax.Array, t_N: jax.Array, clamp: float = 0.0
+  ) -> jax.Array:
+    """The velocity that a prediction [N, ...] means; clamp: least sigma that divides."""
+    return interpolants.convert.convert(
+      pred,
+      x_t,
+      t_N,
+      self.path,
+      source=section.PREDICTIONS[self.prediction],
+      target='velocity',
+      clamp=max(clamp, interpolants.convert.SMALLEST),
+    )
 
   def sample(
     self,
@@ -152,7 +176,7 @@ class StochasticInterpolant(base.Flow):
     config: trajectory.SamplerConfig,
   ) -> jax.Array:
     return trajectory.sample(
-      self.velocity(network),
+      self.velocity(network, config.clamp),
       network.model.architecture.shape,
       keys_N,
       labels_N,

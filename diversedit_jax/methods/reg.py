@@ -49,9 +49,10 @@ class Reg(flow.StochasticInterpolant):
   def prepare(self, setup: base.Setup) -> 'Reg':
     """With the encoder of `repa.pairs` opened; without its alignment if `repa.weight` is 0."""
     found = super().prepare(setup)
-    if found.prediction != 'velocity':
+    if found.scored != 'velocity':
       raise types.UserError(
-        f'method=reg predicts velocities; interpolant.prediction={found.prediction!r}'
+        'method=reg compares velocities: set interpolant.prediction to velocity or data; got '
+        f'{found.prediction!r}'
       )
     given = setup.parts['repa']
     alignment = dataclasses.replace(given.open_pairs(setup, BLOCKS), class_token=True)
@@ -130,12 +131,13 @@ class Reg(flow.StochasticInterpolant):
     metrics = {'velocity': jnp.mean(image_N), 'class_token': jnp.mean(token_N)}
     return output.features, image_N + self.class_weight * token_N, metrics
 
-  def velocity(self, network: base.Network) -> guidance.Predict:
+  def velocity(self, network: base.Network, clamp: float = 0.0) -> guidance.Predict:
     """({'image', 'class_token'}, t_N, y_N) -> velocities of the same structure."""
 
     def predict(x, t_N, y_N):
       output = network.model(x['image'], t_N, y_N, class_token_NZ=x['class_token'])
-      return {'image': output.pred, 'class_token': output.class_token}
+      said = {'image': output.pred, 'class_token': output.class_token}
+      return {name: self.as_velocity(said[name], x[name], t_N, clamp) for name in said}
 
     return predict
 
@@ -149,7 +151,7 @@ class Reg(flow.StochasticInterpolant):
     """Image and class token together, each with its own noise and guidance scale."""
     model = network.model.architecture
     made = trajectory.sample(
-      self.velocity(network),
+      self.velocity(network, config.clamp),
       {'image': model.shape, 'class_token': (model.class_token,)},
       keys_N,
       labels_N,

@@ -2,7 +2,8 @@
 
   (1)  v = v_null + scale (v_class - v_null)   if low <= t <= high, else v_class,
 
-where t is the start of the step and t = 1 is noise. Scale 1 is v_class and 0 is v_null, samples
+where t is the start of the step and t = 1 is noise; in JiT (2511.13720) t is that of the evaluation
+itself, and the ends are left out, but for high = 1. Scale 1 is v_class and 0 is v_null, samples
 without a class, at one evaluation each; scales in between are weaker than the class. On the linear
 path t = 0.7 is a noise level of sigma = t / (1 - t) = 2.33. REPA guides all channels; SiT and DiT
 guide the first three of four and leave v_class in the others.
@@ -33,13 +34,15 @@ class Guidance:
   """When and how strongly to guide.
 
   scale: factor of (1); 1 is no guidance, 0 no class.
-  low, high: interval of t, both ends included.
+  low, high: interval of t, both ends included unless it is open.
+  open: leaves out both ends, except that high = 1 has t = 1 in it.
   channels: number of guided channels, from the first; None means all.
   """
 
   scale: float = 1.0
   low: float = 0.0
   high: float = 1.0
+  open: bool = False
   channels: int | None = None
 
   def __post_init__(self):
@@ -53,7 +56,9 @@ class Guidance:
       raise types.UserError(f'guidance of {self.channels} channels, expected at least 1 or None')
 
   def inside(self, t: np.ndarray) -> np.ndarray:
-    """Whether steps that start at the given times lie in the interval."""
+    """Whether the given times lie in the interval."""
+    if self.open:
+      return (self.low < t) & ((t < self.high) | (self.high == 1))
     return (self.low <= t) & (t <= self.high)
 
   def combine(self, class_NHWC: jax.Array, null_NHWC: jax.Array) -> jax.Array:

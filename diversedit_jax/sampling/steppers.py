@@ -112,13 +112,13 @@ class Kind:
 
   step: (velocity, x, constants, z) -> x at the next time; z is the step's noise, or None if the
     sampler is not `noisy`. None for what is not integrated.
-  evaluations: how often a step evaluates the velocity.
+  at: where a step evaluates the velocity, one evaluation after the other: 0 at t, 1 at t_next.
   noisy: whether it follows the SDE (2), with its grid of times, instead of (1).
   last: name of the kind of the last step, to t = 0; '' takes this one.
   """
 
   step: Callable[[Velocity, State, Step, State | None], State] | None
-  evaluations: int = 1
+  at: tuple[float, ...] = (0.0,)
   noisy: bool = False
   last: str = ''
 
@@ -138,6 +138,6 @@ def register(name: str, kind: Kind) -> None:
 
 
 register('euler_maruyama', Kind(step=euler_maruyama, noisy=True))
-register('heun', Kind(step=lambda v, x, step, _: heun(v, x, step), evaluations=2, last='euler'))
+register('heun', Kind(step=lambda v, x, step, _: heun(v, x, step), at=(0.0, 1.0), last='euler'))
 register('euler', Kind(step=lambda v, x, step, _: euler(v, x, step)))
 register('average_velocity', Kind(step=None))  # See `average`.

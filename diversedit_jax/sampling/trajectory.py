@@ -21,11 +21,14 @@ import numpy as np
 
 from diversedit_jax import options, rng, trees, types
 from diversedit_jax.interpolants import paths
+from diversedit_jax.interpolants import times as laws
 from diversedit_jax.sampling import guidance as guidance_lib
 from diversedit_jax.sampling import steppers
 
 Noise = Callable[[jax.Array], steppers.State]
 """Step index (int32 scalar) -> z ~ N(0, I), of the structure of the state."""
+
+RULES = ('step', 'evaluation')
 
 CLASS, NULL = 'class', 'null'
 """The two velocities of `guidance`."""
@@ -55,6 +58,12 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     at_most=1,
     doc='Times from start down to 0, instead of equal steps; ODE only.',
   )
+  shift: float | None = options.option(
+    None,
+    above=0,
+    doc='Shift a of equal steps, towards noise if above 1; None is that of the training times '
+    '(interpolant.shift).',
+  )
   start: float = options.option(
     1.0,
     above=0.5,
@@ -67,6 +76,13 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
   last_step: float = options.option(
     0.04, above=0, below=1, doc='Time from which the SDE steps to 0 without noise.'
   )
+  clamp: float = options.option(
+    0.0,
+    at_least=0,
+    below=1,
+    doc='Least sigma (linear path: t) that divides where the network predicts data. With 0 solvers '
+    'of the ODE end at the last prediction; JiT and RAEv2 have 0.05 and stop short of it.',
+  )
   guidance_scale: float = options.option(
     1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none, 0 samples without a class.'
   )
@@ -75,6 +91,12 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
   )
   guidance_high: float = options.option(
     1.0, at_least=0, at_most=1, doc='Upper end of the times in which guidance acts.'
+  )
+  guidance_rule: str = options.option(
+    'step',
+    choices=RULES,
+    doc='What lies in [guidance_low, guidance_high] is guided: a step by its start (REPA), or an '
+    'evaluation by its own time, ends left out (JiT, 2511.13720).',
   )
   guidance_channels: int | None = options.option(
     None, at_least=1, doc='How many channels are guided, from the first; None guides all.'
@@ -115,9 +137,19 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       facts['times'] = list(self.times)
     if self.noisy:
       facts |= {'diffusion': self.diffusion, 'last_step': self.last_step}
+    if self.clamp:
+      facts['clamp'] = self.clamp
+    if self.shift not in (None, 1):
+      facts['shift'] = self.shift
+    if self.guided and self.guidance_rule != 'step':
+      facts['guidance_rule'] = self.guidance_rule
     return facts
 
   def _check_times(self):
+    if self.shift is not None:
+      raise types.UserError(
+        f'sampler.shift={self.shift} is of equal steps, and sampler.times says all times: give one'
+      )
     if self.noisy:
       raise types.UserError('sampler.times are for the ODE; the SDE has its own grid')
     falling = all(a > b for a, b in itertools.pairwise(self.times))
@@ -138,7 +170,8 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     if self.guidance_scale == 1:
       idle['guidance_channels'] = 'guidance_scale=1 does not guide the image'
     if not self.guided:
-      idle |= dict.fromkeys(('guidance_low', 'guidance_high'), 'guidance_scale=1 is no guidance')
+      names = ('guidance_low', 'guidance_high', 'guidance_rule')
+      idle |= dict.fromkeys(names, 'guidance_scale=1 is no guidance')
     elif not self.guidance.inside(time_grid(self)[:-1]).any():
       interval = f'no step starts in [{self.guidance_low}, {self.guidance_high}]'
       idle |= dict.fromkeys(('guidance_scale', 'class_token_scale'), interval)
@@ -175,11 +208,12 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
 
   @property
   def guidance(self) -> guidance_lib.Guidance:
-    """The four guidance fields as one object."""
+    """The guidance fields as one object."""
     return guidance_lib.Guidance(
       scale=self.guidance_scale,
       low=self.guidance_low,
       high=self.guidance_high,
+      open=self.guidance_rule == 'evaluation',
       channels=self.guidance_channels,
     )
 
@@ -191,13 +225,13 @@ class Stretch(NamedTuple):
   """Consecutive steps of one kind.
 
   method: name of the kind of its steps, see `steppers.KINDS`.
-  velocities: what they evaluate: (CLASS,), (NULL,), or both to guide.
+  velocities: what each of a step's evaluations needs: (CLASS,), (NULL,), or both to guide.
   index: number of each step in the whole trajectory, [s].
   steps: their constants, numpy float64 [s].
   """
 
   method: str
-  velocities: tuple[str, ...]
+  velocities: tuple[tuple[str, ...], ...]
   index: np.ndarray
   steps: steppers.Step
 
@@ -218,8 +252,18 @@ def time_grid(config: SamplerConfig) -> np.ndarray:
   if config.times:
     return np.array(config.times, np.float64)
   if config.noisy:
-    return np.append(np.linspace(config.start, config.last_step, config.steps), 0.0)
-  return np.linspace(config.start, 0, config.steps + 1)
+    return np.append(_shifted(config.start, config.last_step, config.steps, config.shift), 0.0)
+  return _shifted(config.start, 0.0, config.steps + 1, config.shift)
+
+
+def _shifted(first, last, count, a):
+  """So many times from first to last, equally far apart before they are shifted by a."""
+  if a is None:
+    return np.linspace(first, last, count)
+  ends = (laws.shifted(t, 1 / a) for t in (first, last))
+  grid = laws.shifted(np.linspace(*ends, count), a)
+  grid[0], grid[-1] = first, last  # The shift and its inverse round.
+  return grid
 
 
 def stretches(config: SamplerConfig) -> list[Stretch]:
@@ -231,10 +275,15 @@ def stretches(config: SamplerConfig) -> list[Stretch]:
     steps = steppers.sde_steps(grid, paths.PATHS[config.path], config.diffusion)
   else:
     steps = steppers.ode_steps(grid)
-  velocities = [
-    config.velocities if inside else (CLASS,) for inside in config.guidance.inside(steps.t)
-  ]
-  likes = itertools.groupby(range(config.steps), key=lambda i: (methods[i], velocities[i]))
+
+  def velocities(i):
+    at = steppers.KINDS[methods[i]].at
+    if config.guidance_rule == 'step':
+      at = (0.0,) * len(at)
+    inside = config.guidance.inside(np.array([(1 - s) * grid[i] + s * grid[i + 1] for s in at]))
+    return tuple(config.velocities if one else (CLASS,) for one in inside)
+
+  likes = itertools.groupby(range(config.steps), key=lambda i: (methods[i], velocities(i)))
   found = []
   for (method, names), run in likes:
     index = np.array(list(run), np.int32)
@@ -244,12 +293,10 @@ def stretches(config: SamplerConfig) -> list[Stretch]:
 
 def evaluations(config: SamplerConfig) -> Evaluations:
   """Exactly how often `sample` evaluates the network."""
-  costs = [
-    (len(s.index) * steppers.KINDS[s.method].evaluations, s.velocities) for s in stretches(config)
-  ]
+  found = stretches(config)
   return Evaluations(
-    per_sample=sum(calls * len(velocities) for calls, velocities in costs),
-    calls=sum(calls for calls, _ in costs),
+    per_sample=sum(len(s.index) * sum(map(len, s.velocities)) for s in found),
+    calls=sum(len(s.index) * len(s.velocities) for s in found),
   )
 
 
@@ -352,14 +399,17 @@ def integrate(
 
   for stretch in stretches(config):
 
-    def velocity(x, t, names=stretch.velocities):
-      if names == (CLASS, NULL):
-        return guidance_lib.guided_velocity(predict, x, t, labels_N, combine, null_label)
-      y_N = labels_N if names == (CLASS,) else jnp.full_like(labels_N, null_label)
-      return guidance_lib.velocity(predict, x, t, y_N)
-
-    def body(x, index_and_step, kind=steppers.KINDS[stretch.method], velocity=velocity):
+    def body(x, index_and_step, kind=steppers.KINDS[stretch.method], asked=stretch.velocities):
       index, step = index_and_step
+      asked = iter(asked)
+
+      def velocity(x, t):
+        names = next(asked)
+        if names == (CLASS, NULL):
+          return guidance_lib.guided_velocity(predict, x, t, labels_N, combine, null_label)
+        y_N = labels_N if names == (CLASS,) else jnp.full_like(labels_N, null_label)
+        return guidance_lib.velocity(predict, x, t, y_N)
+
       return kind.step(velocity, x, step, noise(index) if kind.noisy else None), None
 
     constants = steppers.Step(*(jnp.asarray(c, dtype) for c in stretch.steps))

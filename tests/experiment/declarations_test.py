@@ -138,6 +138,7 @@ ALTERNATIVES = {
   'model.unroll': 2,
   'interpolant.path': 'cosine',
   'interpolant.prediction': ('noise', {'sampler.start': 0.999}),
+  'interpolant.clamp': (0.1, {'interpolant.prediction': 'data'}),
   'interpolant.weighting': (
     'likelihood',
     {'interpolant.prediction': 'score', 'sampler.start': 0.999},
@@ -145,6 +146,7 @@ ALTERNATIVES = {
   'interpolant.time_law': 'stratified',
   'interpolant.time_mean': (0.5, {'interpolant.time_law': 'logit_normal'}),
   'interpolant.time_std': (0.5, {'interpolant.time_law': 'logit_normal'}),
+  'interpolant.shift': 'auto',
   'interpolant.epsilon': 0.01,
   'diversity.lo': 0.2,
   'repa.hidden': (64, {'method': 'repa'}),

@@ -62,6 +62,34 @@ def test_everything_follows_the_path():
   assert experiment.sampler.path == 'vp'
 
 
+@pytest.mark.parametrize(
+  ('changes', 'of_training', 'of_sampler'),
+  [
+    ({}, 1.0, None),
+    ({'interpolant.shift': 'auto'}, 0.125, 0.125),  # sqrt(8 * 8 * 1 / 4096).
+    ({'interpolant.shift': 3.0}, 3.0, 3.0),
+    ({'interpolant.shift': 3.0, 'sampler.shift': 1.0}, 3.0, 1.0),
+    ({'sampler.shift': 2.0}, 1.0, 2.0),
+    (
+      {
+        'interpolant.shift': 3.0,
+        'sampler.kind': 'euler',
+        'sampler.steps': 1,
+        'sampler.times': (1.0, 0.0),
+      },
+      3.0,
+      None,
+    ),
+  ],
+)
+def test_the_sampler_is_shifted_as_training_unless_it_says_otherwise(
+  changes, of_training, of_sampler
+):
+  experiment = experiment_lib.build(changed(changes))
+  assert experiment.objective.flow.time_law.shift == of_training
+  assert experiment.sampler.shift == of_sampler
+
+
 def test_model_takes_its_shape_and_classes_from_the_data(tmp_path):
   np.savez(
     tmp_path / 'x.npz', latents=np.zeros((4, 6, 8, 3), np.float32), labels=np.array([0, 1, 4, 2])
@@ -187,7 +215,7 @@ REFUSED = [
   ({'method': 'repa', **LATENTS}, ["method='repa' shows pixels", 'none beside its latents']),
   (
     {'method': 'reg', 'interpolant.prediction': 'noise', 'sampler.start': 0.999},
-    ['method=reg predicts velocities'],
+    ['method=reg compares velocities', "got 'noise'"],
   ),
   ({'method': 'dispersive', 'dispersive.block': 7}, ['dispersive.block', 'block 7', '1 to 6']),
   ({'method': 'dispersive', 'dispersive.groups': 5}, ['groups=5', '64 examples']),
@@ -205,6 +233,12 @@ REFUSED = [
   ({'model.depth': 1, 'model.skip.enabled': False}, ['depth of at least 2', 'got 1']),
   # Interpolant and sampler.
   ({'interpolant.weighting': 'likelihood'}, ["weighting='likelihood'", 'a velocity has weight 1']),
+  ({'interpolant.prediction': 'data', 'interpolant.path': 'vp'}, ["path='vp'", 'infinite']),
+  ({'interpolant.prediction': 'data', 'interpolant.weighting': 'velocity'}, ['scored as']),
+  ({'interpolant.clamp': 0.1}, ["clamp=0.1 is for prediction='data'", "got 'velocity'"]),
+  ({'sampler.clamp': 0.05}, ["interpolant.prediction='data'", "got 'velocity'"]),
+  ({**MEANFLOW, 'interpolant.prediction': 'data'}, ['prediction=velocity', 'got linear, data']),
+  ({'interpolant.shift': 'atuo'}, ["interpolant.shift='atuo'", "'auto'"]),
   ({'interpolant.time_mean': -0.4}, ["time_law='uniform'", 'no mean', '-0.4', 'time_mean=0.0']),
   (
     {'interpolant.path': 'vp', 'interpolant.epsilon': 1e-7},

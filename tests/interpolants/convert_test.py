@@ -82,6 +82,28 @@ def test_singular_ends_are_finite_in_float32(name):
     assert found.dtype == jnp.float32 and jnp.isfinite(found).all(), (source, target)
 
 
+@pytest.mark.parametrize('name', ['linear', 'cosine'])
+def test_a_clamped_velocity_of_data_is_the_true_one_times_sigma_over_the_clamp(name):
+  path, clamp = interpolants.PATHS[name], 0.1
+  with jax.enable_x64(True):
+    t_N = jnp.asarray([0.0, 0.02, 0.05, 0.3, 1.0])
+    x_t, kinds = truth(path, t_N)
+    v = convert_lib.convert(
+      kinds['x0'], x_t, t_N, path, source='x0', target='velocity', clamp=clamp
+    )
+    short = jnp.minimum(path.sigma(t_N) / clamp, 1)[:, None, None, None]
+    np.testing.assert_allclose(v, short * kinds['velocity'], rtol=1e-9, atol=1e-12)
+    if name == 'linear':
+      wanted = (x_t - kinds['x0']) / np.maximum(t_N, clamp)[:, None, None, None]
+      np.testing.assert_allclose(v, wanted, rtol=1e-9, atol=1e-12)
+    # Read as a velocity, it means data that lie so far on the way from x_t only.
+    back = convert_lib.convert(v, x_t, t_N, path, source='velocity', target='x0')
+    far = t_N > 0.1
+    np.testing.assert_allclose(back[far], kinds['x0'][far], rtol=1e-9)
+    if name == 'linear':
+      np.testing.assert_allclose(back, x_t + short * (kinds['x0'] - x_t), rtol=1e-9, atol=1e-12)
+
+
 def test_unknown_kind_names_the_nearest():
   x = jnp.ones((1, 2, 2, 1))
   with pytest.raises(types.UserError, match="'epsilom'; did you mean 'epsilon'"):

@@ -1,5 +1,6 @@
 """Laws of time: distributions, reference values, strata, the cut at the ends."""
 
+import json
 import pathlib
 
 import jax
@@ -77,11 +78,64 @@ def test_stratified_has_one_draw_in_every_stratum_in_random_order():
   assert np.abs(np.corrcoef(t_N, np.arange(64))[0, 1]) < 0.5  # Not sorted; 4 deviations of chance.
 
 
+# Shifts.
+
+
+def test_shift_matches_reference(golden):
+  g = golden('time_shift')
+  for i, (dimension, base) in enumerate(json.loads(str(g['config']))['shift']['dims']):
+    assert base == times.SHIFT_BASE
+    a, t = times.shift_of(dimension), g['shift/t']
+    # Sums of products in two orders, of which float32 rounds each.
+    found = times.shifted(t.astype(np.float64), a)
+    np.testing.assert_allclose(found, g[f'shift/{i}/t_shifted_f64'], rtol=2e-7)
+    np.testing.assert_allclose(times.shifted(t, a), g[f'shift/{i}/t_shifted'], rtol=1e-6)
+    grid = times.shifted(1 - np.linspace(0, 0.999, len(t), dtype=np.float32), a)
+    np.testing.assert_allclose(grid, g[f'shift/{i}/ode_grid'], rtol=1e-6)
+
+
+def test_shift_by_dimension():
+  assert times.shift_of(196_608) == pytest.approx(6.928203230275509, rel=1e-15)  # RAE at 256.
+  assert times.shift_of(262_144) == 8  # RAEv2.
+  assert times.shift_of(32 * 32 * 4) == 1
+
+
+@pytest.mark.parametrize('a', [0.125, 1.0, 6.93])
+def test_shift_rises_keeps_the_ends_and_is_undone_by_its_inverse(a):
+  t = np.linspace(0, 1, 1001)
+  found = times.shifted(t, a)
+  assert (np.diff(found) > 0).all() and found[0] == 0 and found[-1] == 1
+  np.testing.assert_allclose(times.shifted(found, 1 / a), t, rtol=1e-12)
+  np.testing.assert_allclose((1 - t) * found, a * t * (1 - found), rtol=1e-9)  # sigma / alpha.
+
+
+def test_shifted_times_match_references(golden):
+  g, jit = golden('time_shift'), golden('x_prediction')
+  a = json.loads(str(g['config']))['shift']['train_shift']
+  law = times.LogitNormal(shift=a)
+  # By the inverse of the normal distribution function, whose float32 rounds in the tails.
+  normal = jax.scipy.stats.norm.ppf(g['train/uniform'].astype(np.float64))
+  np.testing.assert_allclose(law.from_normal(normal), g['train/t'], rtol=2e-6)
+  raev2 = times.LogitNormal(shift=8.0).from_normal(jit['raev2/time_normal'])
+  np.testing.assert_allclose(raev2, jit['raev2/time'], rtol=1e-6)
+  # JiT's clock runs the other way, so mean and draws change their sign.
+  ours = times.LogitNormal(mean=0.8, std=0.8).from_normal(-jit['jit/time_normal'])
+  np.testing.assert_allclose(1 - ours, jit['jit/time'], rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize('name', interpolants.TIME_LAWS)
+def test_every_law_is_shifted_before_it_is_cut(name):
+  key, law = jax.random.key(0), interpolants.TIME_LAWS[name]
+  plain, found = law()(key, 100), law(shift=3.0, epsilon=0.1)(key, 100)
+  np.testing.assert_allclose(found, 0.1 + 0.8 * times.shifted(plain, 3.0), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('law', 'options', 'message'),
   [
     ('stratified', {'epsilon': -0.1}, 'epsilon=-0.1'),
     ('logit_normal', {'std': 0.0}, 'std=0.0'),
+    ('uniform', {'shift': 0.0}, 'shift=0.0'),
     ('lognormal', {'epsilon': 0.5}, 'epsilon=0.5'),
     ('lognormal', {'path': 'cosin'}, "'cosin'; did you mean 'cosine'"),
   ],

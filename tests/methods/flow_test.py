@@ -11,7 +11,7 @@ from diversedit_jax.interpolants import times
 from diversedit_jax.models import taps
 from diversedit_jax.sampling import trajectory
 
-PREDICTIONS = ('velocity', 'noise', 'score')
+PREDICTIONS = ('velocity', 'noise', 'score', 'data')
 T_N = np.array([0.05, 0.31, 0.5, 0.77, 0.97])
 
 # (alpha, sigma) and the weights of SiT's losses on either path, worked out by hand from
@@ -95,7 +95,7 @@ def test_an_exact_prediction_says_the_true_velocity_and_costs_nothing(path, pred
   draw = made_draw(flow, images, noise)
   truth = interpolants.velocity_target(path, images, noise, draw.t)
   sigma = path.sigma(draw.t)[:, None, None, None]
-  exact = {'velocity': truth, 'noise': noise, 'score': -noise / sigma}[prediction]
+  exact = {'velocity': truth, 'noise': noise, 'score': -noise / sigma, 'data': images}[prediction]
   model = tiny.Model(exact)
   network = tiny.Network(model)
   found = flow.velocity(network)(draw.x_t, draw.t, draw.y)
@@ -149,7 +149,7 @@ def test_samples_do_not_depend_on_what_the_network_predicts(kind):
       r = (x - alpha * mean) / (alpha**2 * 0.25 + sigma**2)
       noise, clean = sigma * r, mean + alpha * 0.25 * r  # Means given x.
       velocity = path.d_alpha(t) * clean + path.d_sigma(t) * noise
-      return {'velocity': velocity, 'noise': noise, 'score': -r}[prediction]
+      return {'velocity': velocity, 'noise': noise, 'score': -r, 'data': clean}[prediction]
 
     model = tiny.Model(pred, shape=(2, 2, 1), null_label=tiny.CLASSES)
     return tiny.interpolant(path=path, prediction=prediction).sample(
@@ -158,7 +158,7 @@ def test_samples_do_not_depend_on_what_the_network_predicts(kind):
 
   made = jax.jit(lambda: {prediction: says(prediction) for prediction in PREDICTIONS})()
   assert np.std(made['velocity']) > 0.1
-  for prediction in ('noise', 'score'):
+  for prediction in PREDICTIONS[1:]:
     np.testing.assert_allclose(made[prediction], made['velocity'], rtol=1e-9, atol=1e-9)
 
 
@@ -280,6 +280,7 @@ def test_refuses(options, message):
 def test_accepts():
   check()
   check(prediction='noise', sampler={'start': 0.999})
+  check(prediction='data')
   check(prediction='noise', path=interpolants.vp(), architecture={'time_input': 'ddpm'})
   law = times.Uniform(epsilon=1e-3)
   check(prediction='score', weighting='likelihood', time_law=law, sampler={'start': 0.99})

@@ -136,6 +136,21 @@ def test_sra_gives_the_teacher_the_class_token_at_the_teachers_time():
   assert np.abs(given.class_token_NZ - noisy.extras['class_token']).max() > 0.01
 
 
+def test_predicted_data_are_those_of_image_and_class_token():
+  flow = tiny.reg_flow(prediction='data')
+  noisy = flow.at(flow.draw(tiny.batch(), KEY), jnp.asarray([0.1, 0.4, 0.7, 1.0]))
+  summary = noisy.batch['enc/summary']
+  network = tiny.Network(tiny.Model(noisy.clean, class_token=summary))
+  _, loss_N, metrics = flow.forward(network, noisy, taps.nothing())
+  np.testing.assert_array_equal(loss_N, 0)
+  assert set(metrics) == {'velocity', 'class_token'}
+  state = {'image': noisy.x_t, 'class_token': noisy.extras['class_token']}
+  v = flow.velocity(network)(state, noisy.t, noisy.y)
+  # Roundings of numbers up to 3, divided by 0.1.
+  np.testing.assert_allclose(v['image'], noisy.noise - noisy.clean, atol=5e-6)
+  np.testing.assert_allclose(v['class_token'], noisy.extras['class_noise'] - summary, atol=5e-6)
+
+
 # Sampling.
 
 

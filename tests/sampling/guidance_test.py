@@ -18,6 +18,15 @@ def test_interval_includes_both_ends():
   assert Guidance().inside(t).all()
 
 
+def test_an_open_interval_is_that_of_jit():
+  """On JiT's clock s = 1 - t: s < high, and low = 0 or s > low."""
+  t = np.array([1.0, 0.75, 0.5, 0.25, 0.0])
+  for low, high in ((0.0, 0.75), (0.25, 1.0), (0.25, 0.75), (0.0, 1.0)):
+    wanted = (1 - t < high) & ((low == 0) | (1 - t > low))
+    found = Guidance(low=1 - high, high=1 - low, open=True).inside(t)
+    np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize(('channels', 'guided'), [(None, 4), (3, 3), (4, 4)])
 def test_only_the_first_channels_are_guided(channels, guided):
   rng = np.random.default_rng(9)

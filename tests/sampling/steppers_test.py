@@ -56,6 +56,18 @@ def test_euler_maruyama_adds_scaled_noise_and_ignores_it_when_there_is_none():
   np.testing.assert_allclose(last, x - 0.5 * (x + 1.5 * (3 * x + 0.5)), rtol=1e-6)
 
 
+def test_euler_on_the_grid_of_rae(golden):
+  """Its times are shifted and count grid points, the last of which is 0.007."""
+  g = golden('time_shift')
+  x, states = jnp.asarray(g['ode/noise']), [g['ode/noise']]
+  velocity = lambda x, t: x - jnp.tanh(x) * (0.6 + 0.3 * (1 - t))
+  steps = steppers.ode_steps(g['shift/0/ode_grid'])
+  for i in range(len(steps.t)):
+    x = steppers.euler(velocity, x, one(steps, i))
+    states.append(x)
+  np.testing.assert_allclose(states, g['ode/trajectory'], rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize(('stepper', 'order'), [(steppers.euler, 1), (steppers.heun, 2)])
 def test_order_of_convergence(stepper, order):
   """dx/dt = x t has x(0) = x(1) exp(-1/2)."""

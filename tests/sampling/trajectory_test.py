@@ -143,6 +143,19 @@ def test_time_grids_match_reference():
     ({'kind': 'euler', 'steps': 4, 'guidance_scale': 1.0}, 4, 4),
     ({'kind': 'euler', 'steps': 4, 'guidance_scale': 0.5}, 8, 4),
     ({'kind': 'euler', 'steps': 4, 'guidance_scale': 2, 'guidance_high': 0.0}, 4, 4),
+    # Heun's two looks at 0.5 are guided, at whichever end of a step: 4 + 3 evaluations.
+    (
+      {
+        'kind': 'heun',
+        'steps': 4,
+        'guidance_scale': 2.0,
+        'guidance_low': 0.25,
+        'guidance_high': 0.75,
+        'guidance_rule': 'evaluation',
+      },
+      7 + 2,
+      7,
+    ),
   ],
 )
 def test_evaluation_counts(options, per_sample, calls):
@@ -203,6 +216,7 @@ def test_the_class_token_is_guided_where_the_image_is_not():
     ({'diffusion': 'sigma', 'last_step': 0.02}, []),
     ({'kind': 'euler', 'diffusion': 'sigma', 'last_step': 0.02}, ['diffusion', 'last_step']),
     ({'guidance_low': 0.1, 'guidance_high': 0.7}, ['guidance_low', 'guidance_high']),
+    ({'guidance_rule': 'evaluation'}, ['guidance_rule']),
     ({'guidance_channels': 3}, ['guidance_channels']),
     (
       {'guidance_channels': 3, 'guidance_high': 0.7, 'class_token_scale': 2.0},
@@ -223,7 +237,7 @@ def test_stretches_cover_the_trajectory_and_are_maximal():
     kind='heun', steps=20, guidance_scale=2.0, guidance_low=0.25, guidance_high=0.7
   )
   found = trajectory.stretches(config)
-  assert [(s.method, len(s.velocities) > 1) for s in found] == [
+  assert [(s.method, len(s.velocities[0]) > 1) for s in found] == [
     ('heun', False),
     ('heun', True),
     ('heun', False),
@@ -232,7 +246,7 @@ def test_stretches_cover_the_trajectory_and_are_maximal():
   np.testing.assert_array_equal(np.concatenate([s.index for s in found]), np.arange(20))
   # One program each for the unguided and the guided steps of the SDE, the last included.
   sde = sampling.SamplerConfig(guidance_scale=2.0, guidance_high=0.7)
-  both = [('class',), ('class', 'null')]
+  both = [(('class',),), (('class', 'null'),)]
   assert [s.velocities for s in trajectory.stretches(sde)] == both
 
 
@@ -356,6 +370,8 @@ def test_state_stays_float32_over_a_bfloat16_network():
     ({'kind': 'euler', 'steps': 2, 'times': (0.9, 0.5, 0.0)}, 'from start=1.0 to 0'),
     ({'kind': 'heun', 'steps': 2, 'times': (1.0, 0.5, 0.1)}, 'from start=1.0 to 0'),
     ({'kind': 'heun', 'steps': 3, 'times': (1.0, 0.5, 0.0)}, 'has 2 steps, but sampler.steps=3'),
+    ({'kind': 'euler', 'steps': 1, 'times': (1.0, 0.0), 'shift': 2.0}, 'give one'),
+    ({'guidance_rule': 'steps'}, "did you mean 'step'"),
     ({'kind': 'average_velocity', 'guidance_scale': 1.5}, 'guided in training'),
     ({'kind': 'average_velocity', 'guidance_scale': 0.5}, 'guided in training'),
     ({'class_token_scale': -0.5}, 'class_token_scale must be at least 0'),
@@ -396,6 +412,12 @@ def test_grids_begin_at_the_start_and_end_at_0():
     grid(kind='heun', steps=4, start=0.8), [0.8, 0.6, 0.4, 0.2, 0], atol=1e-16
   )
   np.testing.assert_allclose(grid(steps=3, start=0.84), [0.84, 0.44, 0.04, 0], atol=1e-16)
+  # Shifted by 3, halves become three quarters; ends stay where they are.
+  np.testing.assert_allclose(grid(kind='euler', steps=2, shift=3.0), [1, 0.75, 0], atol=1e-16)
+  found = grid(steps=4, start=0.999, shift=3.0)
+  assert found[0] == 0.999 and found[-2] == 0.04 and found[-1] == 0
+  odds = found[:-1] / (1 - found[:-1]) / 3  # Of the equal steps.
+  np.testing.assert_allclose(np.diff(odds / (1 + odds), 2), 0, atol=1e-14)
   own = (0.9, 0.85, 0.1, 0.0)
   np.testing.assert_array_equal(grid(kind='euler', steps=3, times=own, start=0.9), own)
 

@@ -40,9 +40,12 @@ METHODS = (
   'reg+dispersive+sra+diverse',
   'repa+dispersive+sra+diverse',
 )
+DATA = {'interpolant.prediction': 'data', 'interpolant.shift': 'auto', 'sampler.clamp': 0.05}
 PRESETS = {
   'irepa': ('repa', {'repa.preset': 'irepa'}),
   'reg+irepa': ('reg', {'repa.preset': 'irepa'}),
+  'diverse of data': ('diverse', DATA),
+  'reg+diverse of data': ('reg+diverse', DATA),
 }
 """A method and keys of the config, by a name of the test's own."""
 STEPS, HALF = 200, 100
