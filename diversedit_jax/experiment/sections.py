@@ -20,8 +20,8 @@ class General(options.Section):
   )
   method: str = options.option(
     'flow',
-    doc="Parts joined by '+': flow (SiT, understood where none is named), reg or meanflow, and any "
-    'of repa, dispersive, sra, diverse; see docs/methods.md.',
+    doc="Parts joined by '+': flow (SiT, understood where none is named), reg, meanflow or "
+    'selfflow, and any of repa, dispersive, sra, diverse; see docs/methods.md.',
   )
   init_from: str = options.option(
     '',

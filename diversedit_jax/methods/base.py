@@ -211,7 +211,7 @@ class Flow(Part):
 
 Teacher = Callable[[jax.Array, int], jax.Array]
 """(t_N, block) -> [N, T, D], the output of that block (counted from 1) of the averaged network for
-the same data, noise and labels at t_N."""
+the same data, noise and labels at t_N, or at whatever else the flow's `at` takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,9 +86,13 @@ class Sra(base.Term):
   def __post_init__(self):
     super().__post_init__()
     if self.axis != 'features' and self.kind != 'cosine':
-      raise types.UserError(f"sra.axis={self.axis!r} is for kind='cosine', got {self.kind!r}")
+      raise types.UserError(
+        f"{self.section}.axis={self.axis!r} is for kind='cosine', got {self.kind!r}"
+      )
     if self.beta is not None and self.kind != 'smooth_l1':
-      raise types.UserError(f"sra.beta={self.beta} is for kind='smooth_l1', got {self.kind!r}")
+      raise types.UserError(
+        f"{self.section}.beta={self.beta} is for kind='smooth_l1', got {self.kind!r}"
+      )
 
   def prepare(self, setup: base.Setup) -> 'Sra':
     """With the published blocks of the depth where none are named, and the length of an epoch."""
@@ -107,12 +111,12 @@ class Sra(base.Term):
 
   def check(self, architecture: model_config.Architecture, examples: int) -> None:
     del examples
-    base.check_block('sra.student_block', self.student_block, architecture.depth)
-    base.check_block('sra.teacher_block', self.teacher_block, architecture.depth)
+    for name in ('student_block', 'teacher_block'):
+      base.check_block(f'{self.section}.{name}', getattr(self, name), architecture.depth)
     if self.student_block > self.teacher_block:
       raise types.UserError(
-        f'sra.student_block={self.student_block} must not be deeper than '
-        f'sra.teacher_block={self.teacher_block}'
+        f'{self.section}.student_block={self.student_block} must not be deeper than '
+        f'{self.section}.teacher_block={self.teacher_block}'
       )
 
   def heads(
@@ -133,10 +137,13 @@ class Sra(base.Term):
     del key, depth
     return taps.chosen([self.student_block - 1])
 
+  def teacher_time(self, context: base.Context) -> jax.Array:
+    """Times at which the teacher sees the data, (1)."""
+    return teacher_time(context.noisy.t, context.drawn, self.t_max)
+
   def loss(self, features: Any, context: base.Context) -> tuple[jax.Array, base.Metrics]:
     """(2); metrics 'loss' (before weighting) and 'weight'."""
-    t_N = teacher_time(context.noisy.t, context.drawn, self.t_max)
-    teacher_NTD = context.teacher(t_N, self.teacher_block)
+    teacher_NTD = context.teacher(self.teacher_time(context), self.teacher_block)
     loss_N = distance(
       context.heads(features[0]),
       jax.lax.stop_gradient(teacher_NTD),

@@ -113,6 +113,11 @@ def chosen(
   return dataclasses.replace(execution, attention=name)
 
 
+def for_tokens(name: str, tokens: int) -> str:
+  """The implementation for so many tokens, if it was chosen for others: 'xla' where it cannot."""
+  return 'xla' if name == 'flash' and tokens % _FLASH_BLOCK else name
+
+
 def check(architecture: config.Architecture, execution: config.Execution) -> None:
   """Refuses attention asked for by name that is known not to run; probes nothing.
 

@@ -28,7 +28,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, config, embed, linear, tuning
+from diversedit_jax.models import attention, config, embed, groups, linear, tuning
 
 NORM_EPSILON = 1e-6
 QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
@@ -60,14 +60,14 @@ class LayerNorm(nnx.LayerNorm):
     return normalise(x_NTD, self.epsilon) * self.scale[None, None] + self.bias[None, None]
 
 
-def modulate(x_NTD: jax.Array, shift_ND: jax.Array, scale_ND: jax.Array) -> jax.Array:
-  """LN(x) * (1 + scale) + shift, one shift and scale for all tokens of an example."""
-  return normalise(x_NTD) * (1 + scale_ND[:, None]) + shift_ND[:, None]
+def modulate(x_NTD: jax.Array, shift_NSD: jax.Array, scale_NSD: jax.Array) -> jax.Array:
+  """LN(x) * (1 + scale) + shift; S is 1 for all tokens of an example, or T."""
+  return normalise(x_NTD) * (1 + scale_NSD) + shift_NSD
 
 
-def add_gated(x_NTD: jax.Array, gate_ND: jax.Array, h_NTD: jax.Array) -> jax.Array:
+def add_gated(x_NTD: jax.Array, gate_NSD: jax.Array, h_NTD: jax.Array) -> jax.Array:
   """x + gate * h in the dtype of x."""
-  return x_NTD + gate_ND[:, None] * h_NTD.astype(x_NTD.dtype)
+  return x_NTD + gate_NSD * h_NTD.astype(x_NTD.dtype)
 
 
 class Attention(nnx.Module):
@@ -136,16 +136,18 @@ def adaln(
   )
 
 
-def modulation(layer: linear.Linear, c_ND: jax.Array, parts: int, dtype: Any) -> list[jax.Array]:
-  """(1): the vectors that an `adaln` layer makes of the conditioning, [N, D] each."""
+def modulation(
+  layer: linear.Linear, c_ND: jax.Array, parts: int, dtype: Any, tokens: groups.Whole
+) -> list[jax.Array]:
+  """(1): the vectors that an `adaln` layer makes of the conditioning, spread over tokens."""
   vectors = jnp.split(layer(jax.nn.silu(c_ND)).astype(dtype), parts, axis=-1)
-  return [checkpoint_name(vector_ND, tuning.MODULATION) for vector_ND in vectors]
+  return [tokens.spread(checkpoint_name(vector_ND, tuning.MODULATION)) for vector_ND in vectors]
 
 
 class Block(nnx.Module):
   """Equations (1) to (3); the identity at initialisation.
 
-  attend: what stands for `attention.attend`, see `taps.showing`.
+  attend: what stands for `attention.attend`, see `taps.showing`. tokens: see `groups`.
   """
 
   def __init__(
@@ -157,9 +159,14 @@ class Block(nnx.Module):
 
   @jax.named_scope('block')
   def __call__(
-    self, x_NTD: jax.Array, c_ND: jax.Array, attend: Attend = attention.attend
+    self,
+    x_NTD: jax.Array,
+    c_ND: jax.Array,
+    attend: Attend = attention.attend,
+    tokens: groups.Whole = groups.WHOLE,
   ) -> jax.Array:
-    shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.adaln, c_ND, 6, x_NTD.dtype)
+    vectors = modulation(self.adaln, c_ND, 6, x_NTD.dtype, tokens)
+    shift1, scale1, gate1, shift2, scale2, gate2 = vectors
     x_NTD = add_gated(x_NTD, gate1, self.attn(modulate(x_NTD, shift1, scale1), attend))
     x_NTD = checkpoint_name(x_NTD, tuning.RESIDUAL)
     return add_gated(x_NTD, gate2, self.mlp(modulate(x_NTD, shift2, scale2)))
@@ -227,8 +234,10 @@ class Final(nnx.Module):
       self.class_linear = head(architecture.class_token)
 
   @jax.named_scope('final')
-  def __call__(self, x_NTD: jax.Array, c_ND: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    shift, scale = modulation(self.adaln, c_ND, 2, x_NTD.dtype)
+  def __call__(
+    self, x_NTD: jax.Array, c_ND: jax.Array, tokens: groups.Whole = groups.WHOLE
+  ) -> tuple[jax.Array, jax.Array | None]:
+    shift, scale = modulation(self.adaln, c_ND, 2, x_NTD.dtype, tokens)
     x_NTD = modulate(x_NTD, shift, scale)
     if not self.has_class_token:
       return self.linear(x_NTD), None

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diversedit_jax import sharding, types
-from diversedit_jax.models import block, config, embed, linear, stack, taps
+from diversedit_jax.models import block, config, embed, groups, linear, stack, taps
 
 
 class SiT(nnx.Module):
@@ -76,6 +76,7 @@ class SiT(nnx.Module):
     *,
     h_N: jax.Array | None = None,
     class_token_NZ: jax.Array | None = None,
+    tokens: groups.Whole = groups.WHOLE,
     tap: taps.Tap | None = None,
     blocks: int | None = None,
   ) -> types.Output:
@@ -83,10 +84,11 @@ class SiT(nnx.Module):
 
     Args:
       x_NHWC: noisy latents or images.
-      t_N: times in [0, 1], 0 data and 1 noise.
+      t_N: times in [0, 1], 0 data and 1 noise; [N, G] where tokens are grouped.
       y_N: integer labels, K for the null label.
       h_N: lengths t - r of intervals that end at t; for a model with `interval`, and only there.
       class_token_NZ: noisy class tokens; for a model with `class_token`, and only there.
+      tokens: groups of tokens with times of their own, see `groups`; all have one by default.
       tap: what to keep of the block outputs.
       blocks: stop after so many of them, for the features alone; None runs all.
 
@@ -100,18 +102,18 @@ class SiT(nnx.Module):
     architecture = self.architecture
     rows, cols = architecture.input_size
     types.check('x', x_NHWC, 'N H W C', H=rows, W=cols, C=architecture.channels)
-    types.check('t', t_N, 'N', N=x_NHWC.shape[0])
     types.check('y', y_N, 'N', N=x_NHWC.shape[0])
     _check_input('h_N', h_N, architecture.interval)
     _check_input('class_token_NZ', class_token_NZ, architecture.class_token > 0)
-    c_ND = self.condition(t_N, y_N, h_N)
-    x_NTD, features = self.blocks(
-      self.tokens(x_NHWC, class_token_NZ), c_ND, tap=tap or taps.nothing(), blocks=blocks
-    )
+    c_ND = self.condition(*tokens.rows(t_N, y_N), h_N)
+    x_NTD = tokens.sorted(self.tokens(x_NHWC, class_token_NZ))
+    tap = tokens.tap(tap or taps.nothing())
+    x_NTD, features = self.blocks(x_NTD, c_ND, tokens, tap=tap, blocks=blocks)
     if blocks is not None and blocks < architecture.depth:
       return types.Output(None, features)
-    out, class_token_NZ = self.final(x_NTD, c_ND)
-    pred = embed.unpatchify(out, architecture.patch_size, rows, cols)[..., : architecture.channels]
+    out, class_token_NZ = self.final(x_NTD, c_ND, tokens)
+    pred = embed.unpatchify(tokens.restored(out), architecture.patch_size, rows, cols)
+    pred = pred[..., : architecture.channels]
     pred, class_token_NZ = jax.tree.map(_finished, (pred, class_token_NZ))
     return types.Output(pred, features, class_token_NZ)
 

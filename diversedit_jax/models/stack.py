@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diversedit_jax import sharding
 from diversedit_jax.models import block as block_lib
-from diversedit_jax.models import config, taps, tuning
+from diversedit_jax.models import config, groups, taps, tuning
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -68,16 +68,16 @@ def products(parts: Mapping[str, Any], others: Mapping[str, Any], depth: int) ->
   return jnp.concatenate([summed('first', half), jnp.flip(second)])
 
 
-def _plain(x_NTD, c_ND, block, *, attend):
-  return block(x_NTD, c_ND, attend)
+def _plain(x_NTD, c_ND, block, **given):
+  return block(x_NTD, c_ND, **given)
 
 
-def _fused_after(x_NTD, c_ND, block, fuse, skip_NTD, *, attend):
-  return fuse(block(x_NTD, c_ND, attend), skip_NTD)
+def _fused_after(x_NTD, c_ND, block, fuse, skip_NTD, **given):
+  return fuse(block(x_NTD, c_ND, **given), skip_NTD)
 
 
-def _fused_before(x_NTD, c_ND, block, fuse, skip_NTD, *, attend):
-  return block(fuse(x_NTD, skip_NTD), c_ND, attend)
+def _fused_before(x_NTD, c_ND, block, fuse, skip_NTD, **given):
+  return block(fuse(x_NTD, skip_NTD), c_ND, **given)
 
 
 _FUSED = {'after': _fused_after, 'before': _fused_before}
@@ -104,14 +104,20 @@ class Stack(nnx.Module):
       self.fuse = stacked(lambda r: fuse(architecture, execution, rngs=r), half, rngs)
 
   def __call__(
-    self, x_NTD: jax.Array, c_ND: jax.Array, *, tap: taps.Tap, blocks: int | None = None
+    self,
+    x_NTD: jax.Array,
+    c_ND: jax.Array,
+    tokens: groups.Whole = groups.WHOLE,
+    *,
+    tap: taps.Tap,
+    blocks: int | None = None,
   ) -> tuple[jax.Array, Any]:
     """All blocks, or the first ones only."""
     depth, skip = self.architecture.depth, self.architecture.skip
     blocks = depth if blocks is None else blocks
-    scan = functools.partial(self._scan, c_ND=c_ND, tap=tap)
+    scan = functools.partial(self._scan, c_ND=c_ND, tokens=tokens, tap=tap)
     blocks_of = self.first if skip.enabled else self.layers
-    one = lambda x_NTD, attend: layer(blocks_of, 0)(x_NTD, c_ND, attend)
+    one = lambda x_NTD, attend: layer(blocks_of, 0)(x_NTD, c_ND, attend, tokens)
     carry, indices = (x_NTD, taps.begun(tap, depth, one, x_NTD)), jnp.arange(depth)
     if not skip.enabled:
       modules = (self.layers,)
@@ -131,11 +137,11 @@ class Stack(nnx.Module):
     in_order = lambda a, b: jnp.concatenate([a, jnp.flip(b, axis=0)])
     return x_NTD, tap.finish(kept, jax.tree.map(in_order, ys1, ys2))
 
-  def _scan(self, apply, carry, xs, *, c_ND, tap, keep=False, reverse=False):
+  def _scan(self, apply, carry, xs, *, c_ND, tokens, tap, keep=False, reverse=False):
     """Runs (x_NTD, kept) through each of the stacked modules; ys are (x if kept, the tap's)."""
     length = jax.tree.leaves(xs)[0].shape[0]
     unroll = tuning.blocks_per_step(self.execution, length)
-    apply = taps.showing(apply, tap)
+    apply = taps.showing(functools.partial(apply, tokens=tokens), tap, tokens.attend)
     apply = tuning.recomputed(apply, self.execution.remat, unrolled=unroll == length)
 
     def body(carry, xs):

@@ -107,23 +107,28 @@ def joined(taps: Mapping[str, Tap]) -> Tap:
   )
 
 
-def showing(block: Callable[..., jax.Array], tap: Tap) -> Callable[..., tuple[jax.Array, ...]]:
+def showing(
+  block: Callable[..., jax.Array],
+  tap: Tap,
+  attend: Callable[..., jax.Array] = attention_lib.attend,
+) -> Callable[..., tuple[jax.Array, ...]]:
   """A block that gives (f_NTD, q_NTHd, k_NTHd) to a tap that asks for these, (f_NTD,) to others.
 
   block: function (*args, attend) -> f_NTD that calls `attend` once, with the arguments of
     `attention.attend`.
+  attend: what it is to call.
   """
   if not tap.attention:
-    return lambda *args: (block(*args, attend=attention_lib.attend),)
+    return lambda *args: (block(*args, attend=attend),)
 
   def shown(*args):
     seen = []
 
-    def attend(q_NTHd, k_NTHd, v_NTHd, implementation):
+    def noting(q_NTHd, k_NTHd, v_NTHd, implementation):
       seen.extend((q_NTHd, k_NTHd))
-      return attention_lib.attend(q_NTHd, k_NTHd, v_NTHd, implementation)
+      return attend(q_NTHd, k_NTHd, v_NTHd, implementation)
 
-    return block(*args, attend=attend), *seen
+    return block(*args, attend=noting), *seen
 
   return shown
 

@@ -78,9 +78,9 @@ def method_flops(
     examples: number of examples in a microbatch.
 
   Returns:
-    FLOPs by part: 'forward passes' (MeanFlow's further ones), 'class token' (REG's longer
-    sequence), terms by name, 'encoder NAME'; parts that add nothing are left out. A multiply-add
-    counts as 2.
+    FLOPs by part: 'forward passes' (MeanFlow's further ones, Self-Flow's further conditioning),
+    'class token' (REG's longer sequence), terms by name, 'encoder NAME'; parts that add nothing are
+    left out. A multiply-add counts as 2.
   """
   ours, plain = (
     cost_lib.forward_flops(a) for a in (architecture, plain_architecture(architecture))
@@ -229,7 +229,7 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
 
 
 def _added(method):
-  shares = ', '.join(f'{name} +{share:.1%}' for name, share in method.items())
+  shares = ', '.join(f'{name} {share:+.1%}' for name, share in method.items())
   return shares or 'adds nothing to the matrix products of a plain step'
 
 

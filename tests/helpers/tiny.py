@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diversedit_jax import interpolants, types
-from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, flow, haste, meanflow, reg, repa, sra
+from diversedit_jax.interpolants import section, times
+from diversedit_jax.methods import base, flow, haste, meanflow, reg, repa, selfflow, sra
 from diversedit_jax.models import config, taps
 from diversedit_jax.sampling import trajectory
 
@@ -44,6 +44,14 @@ MEANFLOW_TIMES = times.LogitNormal(mean=-0.4)
 def mean_flow(**fields):
   """MeanFlow with its defaults."""
   return meanflow.MeanFlow(**({'time_law': MEANFLOW_TIMES, 'null_label': CLASSES} | fields))
+
+
+def self_flow(model=None, cls=selfflow.SelfFlow, **fields):
+  """Self-Flow as a run would have it, on the linear path, for `architecture` or another."""
+  setup = python_types.SimpleNamespace(
+    architecture=model or architecture(), interpolant=section.Interpolant(), label_dropout=0.1
+  )
+  return cls(**fields).prepare(setup)
 
 
 EXECUTION = config.Execution(attention='xla')

@@ -13,6 +13,7 @@ from diversedit_jax.training import state, step
 N = 4
 DIVERSE, DISPERSIVE = diverse.Diverse(), dispersive.Dispersive(block=1, groups=1, weight=0.5)
 REPA, TOKEN, SRA, REG = tiny.REPA, tiny.TOKEN, tiny.SRA, tiny.reg_flow()
+SELF_FLOW = tiny.self_flow()
 
 
 def mean_flow(**fields):
@@ -29,6 +30,8 @@ METHODS = {
   'repa+dispersive+diverse': (tiny.interpolant(), (REPA, DISPERSIVE, DIVERSE), [N]),
   'reg': (REG, (TOKEN,), [N]),
   'reg+dispersive+sra+diverse': (REG, (TOKEN, DISPERSIVE, SRA, DIVERSE), [N, N]),
+  'selfflow': (SELF_FLOW, (SELF_FLOW.alignment,), [N, N]),
+  'selfflow+repa+diverse': (SELF_FLOW, (SELF_FLOW.alignment, REPA, DIVERSE), [N, N]),
   # The derivative along time is of the one pass.
   'meanflow+repa+dispersive+diverse': (mean_flow(**PLAIN), (REPA, DISPERSIVE, DIVERSE), [N]),
   # With and without the class, for the guided velocity.

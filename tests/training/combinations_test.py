@@ -27,6 +27,7 @@ METHODS = (
   'sra',
   'reg',
   'meanflow',
+  'selfflow',
   'repa+diverse',
   'repa+haste',
   'dispersive+diverse',
@@ -36,8 +37,10 @@ METHODS = (
   'reg+haste+diverse',
   'meanflow+diverse',
   'meanflow+haste',
+  'selfflow+diverse',
   'meanflow+repa+dispersive+diverse',
   'reg+dispersive+sra+diverse',
+  'selfflow+repa+haste+dispersive+layersync+diverse',
   'repa+dispersive+sra+diverse',
 )
 DATA = {'interpolant.prediction': 'data', 'interpolant.shift': 'auto', 'sampler.clamp': 0.05}

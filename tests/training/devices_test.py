@@ -65,6 +65,7 @@ def test_eight_devices_equal_one(runs, name):
     'reg+dispersive+sra+diverse',
     'meanflow+repa+dispersive+diverse',
     'reg+diverse;repa.preset=irepa',
+    'selfflow+repa+dispersive+diverse',
   ],
 )
 def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
