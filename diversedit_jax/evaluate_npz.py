@@ -4,9 +4,9 @@ import json
 
 from absl import flags
 
-from diversedit_jax import cli, evaluation, paths, types
+from diversedit_jax import cli, evaluation, options, paths, types
 from diversedit_jax.data import files, images
-from diversedit_jax.evaluation import card, picture_metrics
+from diversedit_jax.evaluation import card, panel, picture_metrics
 
 _DEFAULTS = picture_metrics.MetricOptions()
 _SAMPLES = flags.DEFINE_multi_string(
@@ -38,6 +38,13 @@ _PRECISION_RECALL = flags.DEFINE_enum(
 _KID_SUBSETS = flags.DEFINE_integer(
   'kid_subsets', _DEFAULTS.kid_subsets, 'Number of subsets of the kernel distance; 0 leaves it out.'
 )
+_OTHERS = {
+  name: (flags.DEFINE_list if name == 'fdr' else flags.DEFINE_string)(
+    name, facts.default, facts.option.doc
+  )
+  for key, facts in options.keys([panel.PanelOptions]).items()
+  for name in [key.removeprefix('eval.')]
+}
 flags.mark_flags_as_required(['samples', 'reference'])
 
 
@@ -62,6 +69,9 @@ def main(argv: list[str]) -> None:
       kid_subsets=_KID_SUBSETS.value,
     ),
     quantiser=_QUANTISER.value,
+    others=panel.PanelOptions(
+      **{k: tuple(x.value) if k == 'fdr' else x.value for k, x in _OTHERS.items()}
+    ),
   )
   if output is not None:
     card.write_json(output, found)

@@ -32,9 +32,14 @@ def summarise(
   return feature_network.Extractor(network, mesh, batch_size).summarise(
     batches,
     count,
-    keep=min(count, reference.POOL_LIMIT),
+    keep=min(count, limit(network)),
     places_N=order.permutation(_ORDER_SEED, 0, count),
   )
+
+
+def limit(network: feature_network.FeatureNetwork) -> int:
+  """Most pictures of a reference whose features by a network are kept."""
+  return reference.POOL_LIMIT if network.points is None else network.points
 
 
 def cached_statistics(
@@ -70,7 +75,7 @@ def cached_statistics(
     read = pictures.batches(source, batch_size)
     summary = summarise(read, len(source), network, mesh, batch_size)
     if jax.process_index() == 0:
-      reference.write(path, summary, facts)
+      reference.write(path, summary, facts, limit=limit(network))
     multihost.wait_for(path.is_file, folder)
   return reference.read(path)
 

@@ -35,6 +35,8 @@ class FeatureNetwork:
   verified: whether the file is the published one; None if its publishers give no digest.
   labelled: whether the logits are of the classes that samples are drawn of.
   measured: what is known of real pictures under the network, by name.
+  only: the scores that its features give; None gives all that options and reference make possible.
+  points: most pictures of a reference whose features are kept; None is `reference.POOL_LIMIT`.
   """
 
   name: str
@@ -47,6 +49,8 @@ class FeatureNetwork:
   verified: bool | None = None
   labelled: bool = False
   measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  only: tuple[str, ...] | None = None
+  points: int | None = None
 
   def facts(self) -> dict[str, Any]:
     """Facts for a protocol card."""

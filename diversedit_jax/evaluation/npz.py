@@ -15,6 +15,7 @@ from diversedit_jax.evaluation import (
   card,
   checks,
   feature_network,
+  panel,
   picture_metrics,
   picture_sets,
 )
@@ -29,6 +30,7 @@ def evaluate_npz(
   options: picture_metrics.MetricOptions | None = None,
   mesh: jax.sharding.Mesh | None = None,
   quantiser: str = 'truncate',
+  others: panel.PanelOptions | None = None,
 ) -> dict[str, Any]:
   """FID, sFID, Inception Score, precision, recall and kernel distance of samples.
 
@@ -41,9 +43,11 @@ def evaluate_npz(
     options: which scores.
     mesh: devices; None takes all.
     quantiser: how samples that are floats become levels, see `data.images`.
+    others: further networks, for FDr6 and CMMD.
 
   Returns:
-    'scores' by name, 'warnings' in words, 'reference', and 'protocol', the facts behind them.
+    'scores' by name, 'warnings' in words, 'reference' of Inception, 'references' by network, and
+    'protocol', the facts behind them.
 
   Raises:
     UserError: a file cannot be read, or does not fit the others.
@@ -52,31 +56,36 @@ def evaluate_npz(
   if not isinstance(network, inception.Inception):
     network = inception_files.load(network)
   network, mesh = feature_network.of_inception(network), mesh or sharding.make_mesh()
-  options = options or picture_metrics.MetricOptions()
+  options, others = options or picture_metrics.MetricOptions(), others or panel.PanelOptions()
   given = picture_sets.open_set(samples_file, quantiser)
   side, labels = given.image_shape[0], given.labels()  # Before the scores, which take long.
-  metrics = picture_metrics.PictureMetrics(
-    network,
-    picture_sets.open_reference(
-      os.fspath(reference_file),
-      network,
+  metrics = {}
+  for prefix, one in {'': network, **panel.open_networks(others)}.items():
+    published = panel.reference_of(others, prefix, one)
+    against = picture_sets.open_reference(
+      published or os.fspath(reference_file),
+      one,
       functools.partial(sources.open_source, size=side, labels='any'),
       image_size=side,
       mesh=mesh,
       batch_size=options.batch_size,
       quantiser=quantiser,
-    ),
-    image_size=side,
-    options=options,
-    mesh=mesh,
-  )
+      own=bool(published),
+      key=panel.key_of(prefix),
+    )
+    metrics[prefix] = picture_metrics.PictureMetrics(
+      one, against, image_size=side, options=options, mesh=mesh
+    )
+  ratios = panel.Ratios(others, metrics, side)
   digest = hashlib.sha256()
-  found = picture_metrics.score({'': metrics}, _read(given, options.batch_size, digest), len(given))
+  read = _read(given, options.batch_size, digest)
+  found = ratios.add(picture_metrics.score(metrics, read, len(given)))
   if labels is not None and (sorted_by_label := checks.order_warnings(labels)):
     found['warnings'] = [w for w in found['warnings'] if not w.startswith(checks.ALIKE)]
     found['warnings'] += sorted_by_label
   found['warnings'] += given.remarks
   quantised = getattr(given, 'quantised', None)
+  networks = {one.network.name: one.network.facts() for one in metrics.values()}
   facts = {
     'samples': {
       'name': given.name,
@@ -86,14 +95,15 @@ def evaluate_npz(
       **({'quantiser': quantised} if quantised else {}),
     },
     'network': network.facts(),
+    **({'networks': networks} if len(networks) > 1 else {}),
+    **ratios.facts(),
     'precision_recall': options.precision_recall,
     'kid_subsets': options.kid_subsets,
     'batch_size': options.batch_size,
     'device': card.devices(),
     'versions': card.versions(),
   }
-  facts_of_reference = found.pop('references')[network.name]
-  return {**found, 'reference': facts_of_reference, 'protocol': facts}
+  return {**found, 'reference': found['references'][network.name], 'protocol': facts}
 
 
 def _read(given, size, digest):

@@ -11,6 +11,7 @@ from diversedit_jax import options as options_lib
 from diversedit_jax.evaluation import (
   accumulate,
   checks,
+  cmmd,
   feature_network,
   manifold,
   reference,
@@ -19,6 +20,8 @@ from diversedit_jax.evaluation import (
 from diversedit_jax.types import UserError
 
 PRECISION_RECALL = ('none', *manifold.ARITHMETIC)
+CMMD, CMMD_NAME = ('cmmd',), ''
+"""A network for CMMD alone, and the name of its score, of which the prefix says all."""
 KID_SIZE = 1000
 """Number of points of a subset, as the authors of the kernel distance have it."""
 
@@ -74,7 +77,15 @@ class PictureMetrics:
       inception_sha256=network.sha256,
       image_size=image_size,
     )
+    self.given = options
+    if network.only is not None:
+      options = dataclasses.replace(options, precision_recall='none', kid_subsets=0)
     points = against.pool_ND if against.pool_ND is not None else against.images_NHWC
+    if network.only == CMMD and points is None:
+      raise UserError(
+        f'{against.name} holds no features of single pictures, which CMMD compares: give '
+        'eval.cmmd_reference, pictures or what --mode=stats with eval.cmmd wrote'
+      )
     wanted = options.precision_recall != 'none' and points is not None
     if wanted and len(points) <= manifold.NEIGHBOURS:
       raise UserError(
@@ -83,6 +94,7 @@ class PictureMetrics:
       )
     self.network, self.reference, self.options = network, against, options
     self._mesh, self._kinds = mesh, frozenset(widths)
+    self._pool = options.pool or network.only == CMMD
     self._extractor = feature_network.Extractor(network, mesh, options.batch_size)
     self._theirs = against  # With what its images add, once they were looked at.
 
@@ -95,6 +107,8 @@ class PictureMetrics:
     statistics = theirs.mu is not None or pictures
     spatial = theirs.mu_s is not None or (pictures and theirs.mu is None)
     pool = theirs.pool_ND is not None or pictures
+    if self.network.only == CMMD:
+      return (CMMD_NAME,)
     there = {
       ('fid',): statistics,
       ('sfid',): spatial and 'spatial' in self._kinds,
@@ -108,7 +122,7 @@ class PictureMetrics:
   def sums(self, count: int) -> feature_network.Sums:
     """Takes the features of `count` pictures; `scores` takes what it gives in the end."""
     theirs = self._look_at_reference()
-    keep = count if self.options.pool and theirs.pool_ND is not None else 0
+    keep = count if self._pool and theirs.pool_ND is not None else 0
     return feature_network.Sums(self._extractor, count, keep=keep)
 
   def scores(
@@ -119,6 +133,10 @@ class PictureMetrics:
     labels_N: class that each sample was drawn of, [n].
     """
     theirs, found, warnings = self._look_at_reference(), {}, list(summary.warnings)
+    if self.network.only == CMMD:
+      return {CMMD_NAME: cmmd.cmmd(summary.pool_ND, theirs.pool_ND, mesh=self._mesh)}, (
+        self._doubts_of_points(len(summary.pool_ND), len(theirs.pool_ND)) + self._doubts()
+      )
     if theirs.mu is not None:
       found['fid'] = scores.frechet_distance(summary.mu, summary.sigma, theirs.mu, theirs.sigma)
     else:
@@ -149,18 +167,27 @@ class PictureMetrics:
       **against.facts,
     }
 
+  def _doubts_of_points(self, samples, points):
+    """A sentence about few points, of which each counts with itself."""
+    if min(samples, points) >= checks.STANDARD_COUNT:
+      return []
+    return [
+      f'CMMD is of {samples} samples and {points} reference pictures; it is the biased estimate, '
+      'which is larger with fewer'
+    ]
+
   def _doubts(self):
     """Sentences about a reference or a network that do not say enough of themselves."""
     against, network, found = self.reference, self.network, []
-    if against.mu is None and self._theirs.mu is not None:
+    if against.mu is None and self._theirs.mu is not None and network.only != CMMD:
       found.append(
         f'the Fréchet distance is to the {self._theirs.n} images of {against.name}, not to '
         'statistics of a training set'
       )
     if not against.facts and against.images_NHWC is None:
       found.append(
-        f'{against.name} states neither network, resize nor size of its pictures; unless it is '
-        "ADM's, this distance compares with nothing"
+        f'{against.name} states neither network, resize nor size of its pictures; unless it is a '
+        'published one, this distance compares with nothing'
       )
     if network.random:
       found.append(f'the weights of {network.name} are random: these scores compare with no others')
@@ -174,7 +201,7 @@ class PictureMetrics:
   def _look_at_reference(self):
     """The reference with what its images add, as in ADM's evaluator."""
     given, theirs = self.reference.images_NHWC, self._theirs
-    if given is None or (theirs.mu is not None and not self.options.pool):
+    if given is None or (theirs.mu is not None and not self._pool):
       return theirs
     if theirs.pool_ND is None:
       made = self._extractor.summarise([given], len(given), keep=len(given))

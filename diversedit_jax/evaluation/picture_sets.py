@@ -93,6 +93,8 @@ def open_reference(
   batch_size: int,
   folder: pathlib.Path | None = None,
   quantiser: str = 'truncate',
+  own: bool = False,
+  key: str = 'eval.encoder',
 ) -> reference.Reference:
   """What the features of a network are compared with.
 
@@ -104,6 +106,8 @@ def open_reference(
     mesh, batch_size: see `cached_statistics`.
     folder: where statistics of collections of pictures are kept; None keeps none.
     quantiser: as for `open_set`.
+    own: whether statistics that name no network are those of this one; else of Inception.
+    key: config key of the network, for messages.
 
   Raises:
     UserError: as `reference.read` and `open_pictures`; or ADM's statistics, which are those of
@@ -124,13 +128,13 @@ def open_reference(
       )
     return _statistics(found, network, mesh, batch_size)
   found = reference.read(spec)
-  if network.name == 'inception' or found.facts:
+  if own or network.name == 'inception' or found.facts:
     return found
   # ADM's statistics are those of Inception, but any network can look at ADM's images.
   if found.images_NHWC is None:
     raise UserError(
-      f'{found.name} holds statistics of Inception and no images: give eval.encoder_reference, '
-      f'made by --mode=stats with eval.encoder={network.name}'
+      f'{found.name} holds statistics of Inception and no images: give {key}_reference, made by '
+      f'--mode=stats with {key} as it is'
     )
   return dataclasses.replace(found, mu=None, sigma=None, mu_s=None, sigma_s=None)
 

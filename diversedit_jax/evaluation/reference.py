@@ -104,15 +104,20 @@ def read(path: str | os.PathLike[str]) -> Reference:
 
 
 def write(
-  path: str | os.PathLike[str], summary: accumulate.Summary, facts: Mapping[str, Any]
+  path: str | os.PathLike[str],
+  summary: accumulate.Summary,
+  facts: Mapping[str, Any],
+  *,
+  limit: int | None = None,
 ) -> str:
   """Writes statistics, whole or not at all, and returns the SHA-256 of the contents.
 
   Args:
     path: path of a `.npz` file.
-    summary: from `accumulate.Statistics`; its pool features, if kept, at most 10,000.
+    summary: from `accumulate.Statistics`.
     facts: JSON values, at least `FACTS`: the SHA-256 of the Inception weights, the side of the
       images in pixels, how they were resized and cropped, the name and digest of their source.
+    limit: most pool features; None is `POOL_LIMIT`.
 
   Raises:
     UserError: for facts that are missing, too many pool features or another suffix.
@@ -123,10 +128,9 @@ def write(
     raise UserError(f'reference statistics need the facts {", ".join(missing)}')
   if path.suffix != '.npz':
     raise UserError(f'reference statistics are a .npz file; got {path.name}')
-  if summary.pool_ND is not None and len(summary.pool_ND) > POOL_LIMIT:
-    raise UserError(
-      f'{len(summary.pool_ND)} pool features, expected at most {POOL_LIMIT}, as in ADM'
-    )
+  limit = POOL_LIMIT if limit is None else limit
+  if summary.pool_ND is not None and len(summary.pool_ND) > limit:
+    raise UserError(f'{len(summary.pool_ND)} pool features, expected at most {limit}, as in ADM')
   stated = {'format': FORMAT, 'n': summary.n, **facts}
   arrays = {'facts': np.array(json.dumps(stated, sort_keys=True, allow_nan=False))}
   arrays |= {'mu': summary.mu, 'sigma': summary.sigma}

@@ -8,7 +8,7 @@ import numpy as np
 from diversedit_jax import types
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import decoder as decoder_lib
-from diversedit_jax.evaluation import digits, feature_network, picture_metrics
+from diversedit_jax.evaluation import digits, feature_network, panel, picture_metrics
 from diversedit_jax.frozen import encoders, inception_files
 
 
@@ -66,6 +66,7 @@ class PictureScorer:
   side: pixels of the pictures.
   quantiser: how pixels become levels, see `data.images`.
   decoder: decoder of latents; None for a model of pixels.
+  options: which ratios of distances are among the scores.
   """
 
   def __init__(
@@ -74,10 +75,13 @@ class PictureScorer:
     side: int,
     quantiser: str,
     decoder: decoder_lib.Decoder | None,
+    options: panel.PanelOptions | None = None,
   ):
     self._metrics, self._quantiser, self._decoder = metrics, quantiser, decoder
+    self._ratios = panel.Ratios(options or panel.PanelOptions(), metrics, side)
     self.image_shape = (side, side, 3)
     self.names = tuple(prefix + k for prefix, one in metrics.items() for k in one.names)
+    self.names += self._ratios.names
 
   def facts(self) -> dict[str, Any]:
     vae = {} if self._decoder is None else {'vae': self._decoder.facts()}
@@ -85,12 +89,13 @@ class PictureScorer:
 
   def compared(self) -> dict[str, Any]:
     metrics = self._metrics.values()
-    options = next(iter(metrics)).options
+    options = next(iter(metrics)).given
     return {
       'reference': {one.network.name: one.reference.sha256 for one in metrics},
       'networks': {one.network.name: one.network.facts() for one in metrics},
       'precision_recall': options.precision_recall,
       'kid_subsets': options.kid_subsets,
+      **self._ratios.facts(),
     }
 
   def finish(self, made_NHWC: np.ndarray) -> np.ndarray:
@@ -104,7 +109,8 @@ class PictureScorer:
     return images.to_uint8(made_NHWC, self._quantiser)
 
   def score(self, batches: Iterable[np.ndarray], labels_N: np.ndarray) -> dict[str, Any]:
-    return picture_metrics.score(self._metrics, batches, len(labels_N), labels_N)
+    found = picture_metrics.score(self._metrics, batches, len(labels_N), labels_N)
+    return self._ratios.add(found)
 
 
 def image_side(source: sources.Source, decoder: decoder_lib.Decoder | None) -> int:

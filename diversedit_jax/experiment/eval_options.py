@@ -5,7 +5,7 @@ import re
 
 from diversedit_jax import options, types
 from diversedit_jax.data import images
-from diversedit_jax.evaluation import manifold, picture_metrics
+from diversedit_jax.evaluation import manifold, panel, picture_metrics
 from diversedit_jax.training import average
 
 BEST = {
@@ -19,6 +19,8 @@ BEST = {
   'class_consistency': max,
   'encoder_fid': min,
   'encoder_kid': min,
+  'cmmd': min,
+  'fdr6': min,
   'classifier_fid': min,
   'classifier_consistency': max,
 }
@@ -28,7 +30,7 @@ LABELS_FILE = 'file:'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions(picture_metrics.MetricOptions):
+class EvalOptions(picture_metrics.MetricOptions, panel.PanelOptions):
   """How samples are scored; see docs/evaluation.md."""
 
   name: str = options.option(

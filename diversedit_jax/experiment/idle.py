@@ -34,6 +34,7 @@ _TWINS = {
 }
 # Keys that the digits' own scores do not read.
 _OF_PICTURES = ('inception', 'encoder', 'encoder_weights', 'encoder_reference', 'quantiser')
+_OF_PICTURES += ('fdr', 'fdr_weights', 'fdr_reference', 'fdr_real', 'cmmd', 'cmmd_reference')
 _OF_PICTURES += ('classifier', 'precision_recall', 'kid_subsets', 'batch_size', 'keep_samples')
 
 

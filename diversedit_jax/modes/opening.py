@@ -12,6 +12,7 @@ from diversedit_jax.data import sources
 from diversedit_jax.evaluation import (
   classifier,
   feature_network,
+  panel,
   picture_metrics,
   picture_sets,
   scorers,
@@ -59,7 +60,8 @@ def open_networks(
     return {}
   side = scorers.image_side(experiment.source, decoder)
   found = {}
-  if options.inception or not options.classifier:
+  others = options.classifier or options.cmmd or options.networks
+  if options.inception or panel.INCEPTION in options.networks or not others:
     found[''] = scorers.open_inception(options.inception)
   if options.encoder:
     found['encoder_'] = scorers.open_encoder(
@@ -68,7 +70,7 @@ def open_networks(
   if options.classifier:
     classes = experiment.source.num_classes
     found['classifier_'] = classifier.open_network(options.classifier, classes)
-  return found
+  return found | panel.open_networks(options)
 
 
 def open_scorer(
@@ -122,6 +124,8 @@ def open_scorer(
     if generate.is_null(options.labels, source.num_classes):  # Then samples are of no class.
       network = dataclasses.replace(network, labelled=False)
     spec = options.encoder_reference if prefix == 'encoder_' else ''
+    published = panel.reference_of(options, prefix, network)
+    spec = spec or published
     against = picture_sets.open_reference(
       spec or options.reference,
       network,
@@ -131,11 +135,13 @@ def open_scorer(
       batch_size=options.batch_size,
       folder=folder,
       quantiser=options.quantiser,
+      own=bool(published),
+      key=panel.key_of(prefix),
     )
     metrics[prefix] = picture_metrics.PictureMetrics(
       network, against, image_size=side, options=options.metrics(), mesh=mesh
     )
-  return scorers.PictureScorer(metrics, side, options.quantiser, decoder)
+  return scorers.PictureScorer(metrics, side, options.quantiser, decoder, options.panel())
 
 
 def open_all(

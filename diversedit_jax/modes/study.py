@@ -27,6 +27,7 @@ from diversedit_jax.training import nonfinite
 # What all variants must have alike, so that their scores are of one kind and of the same steps.
 _ALIKE = ('train.steps', 'eval.best', 'eval.every', 'eval.every_number', 'eval.reference')
 _ALIKE += ('eval.labels', 'eval.quantiser', 'eval.inception', 'eval.encoder', 'eval.classifier')
+_ALIKE += ('eval.fdr', 'eval.fdr_real', 'eval.cmmd')
 
 
 def run(

@@ -322,7 +322,8 @@ CONDITIONAL |= {'sampler.last_step', 'sampler.class_token_scale'}
 # Keys of the scores of pictures; tests of evaluation show that each is read.
 OF_PICTURES = {'quantiser', 'inception', 'encoder', 'encoder_weights', 'encoder_reference'}
 OF_PICTURES |= {'batch_size', 'precision_recall', 'kid_subsets', 'every_number', 'best'}
-OF_PICTURES |= {'classifier', 'classifier_epochs'}
+OF_PICTURES |= {'classifier', 'classifier_epochs', 'cmmd', 'cmmd_reference'}
+OF_PICTURES |= {'fdr', 'fdr_weights', 'fdr_reference', 'fdr_real'}
 ELSEWHERE = MADE_INTO_PARTS | CONDITIONAL | {f'eval.{key}' for key in OF_PICTURES}
 # Keys that matter only with a VAE; `decoding_test` shows that each matters.
 ELSEWHERE |= {'vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile'}

@@ -4,7 +4,8 @@ REPA (arXiv 2410.06940, `preprocess_raw_image`) resizes pixels as PyTorch's `int
 without antialiasing: Keys' cubic with a = -0.75, four taps also when shrinking, half-pixel centres,
 indices clamped at the border, values not clipped. Position tables are resized as timm does, with
 antialiasing: a = -0.5, the cubic stretched when shrinking, weights renormalised at the border. Both
-are separable, hence two small matrix products.
+are separable, hence two small matrix products. Networks of scores have pixels with antialiasing, of
+real numbers (PyTorch) or of bytes (Pillow).
 """
 
 import jax
@@ -43,10 +44,43 @@ def resize(x_NHWC: jax.Array, height: int, width: int) -> jax.Array:
 
   Products have full float32 precision whatever the default is: rounding would show in the pixels.
   """
+  return _resized(x_NHWC, height, width, clamped_weights)
+
+
+def antialiased(x_NHWC: jax.Array, height: int, width: int) -> jax.Array:
+  """Resizes as `resize`, but with antialiasing: PyTorch's `interpolate(..., antialias=True)`."""
+  return _resized(x_NHWC, height, width, antialiased_weights)
+
+
+def as_pillow(x_NHWC: jax.Array, side: int) -> jax.Array:
+  """Resizes uint8 to [N, side, side, C] by Pillow's BICUBIC, to the same bytes.
+
+  Pillow rounds weights to 22 bits after the point, sums whole numbers, and rounds to bytes after
+  the width and after the height. Here a weight is two halves of 11 bits, so that float32 sums are
+  exact for up to 32 taps: pictures up to 8 times as large.
+  """
+  for axis in (2, 1):
+    n = x_NHWC.shape[axis]
+    if n == side:
+      continue
+    exact = antialiased_weights(n, side) * 2**22
+    weights = np.trunc(exact + np.copysign(0.5, exact)).astype(np.int64)
+    upper, lower = weights >> 11, weights & 2047
+    x = jnp.moveaxis(x_NHWC, axis, -1).astype(jnp.float32)
+    sums = (
+      jnp.matmul(x, half.T.astype(np.float32), precision='highest').astype(jnp.int32)
+      for half in (upper, lower)
+    )
+    total = (next(sums) << 11) + next(sums) + (1 << 21)
+    x_NHWC = jnp.moveaxis(jnp.clip(total >> 22, 0, 255), -1, axis).astype(jnp.uint8)
+  return x_NHWC
+
+
+def _resized(x_NHWC, height, width, weights) -> jax.Array:
   if x_NHWC.shape[1:3] == (height, width):
     return x_NHWC
   rows, cols = (
-    clamped_weights(n, size).astype(x_NHWC.dtype)
+    weights(n, size).astype(x_NHWC.dtype)
     for n, size in zip(x_NHWC.shape[1:3], (height, width), strict=True)
   )
   x = jnp.einsum('ih,nhwc->niwc', rows, x_NHWC, precision='highest')
