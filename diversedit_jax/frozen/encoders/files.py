@@ -188,6 +188,16 @@ def read(
   arrays = proper_names(array_files.load(path, prefer=layout.parts), layout)
   if faults := layout.faults(flat, arrays):
     raise types.UserError(f'{path} does not hold the weights of {name!r}: {"; ".join(faults)}')
+  return arranged(arrays, layout, flat, dtype_of)
+
+
+def arranged(
+  arrays: Mapping[str, np.ndarray],
+  layout: Layout,
+  flat: Mapping[str, tuple[int, ...]],
+  dtype_of: Callable[[str], np.dtype],
+) -> dict[str, np.ndarray]:
+  """Parameters by slash-joined name, of arrays by their proper names; see `read`."""
   found = {}
   for ours, shape in flat.items():
     out = found[ours] = np.empty(shape, dtype_of(ours))

@@ -160,7 +160,7 @@ def encode_and_tap(
   first = lambda x, attend: block(jax.tree.map(lambda leaf: leaf[0], blocks), x, config, attend)
   carry = x_NTD, taps.begun(tap, config.depth, first, x_NTD)
   (x_NTD, kept), ys = jax.lax.scan(body, carry, (blocks, jnp.arange(config.depth)))
-  x_NTD = _norm(x_NTD, params['norm'], config) if config.last_norm else x_NTD
+  x_NTD = normalised(x_NTD, params['norm'], config) if config.last_norm else x_NTD
   return x_NTD, tap.finish(kept, ys)
 
 
@@ -179,7 +179,7 @@ def pool(p: Params, f_NTD: jax.Array, config: ViTConfig) -> jax.Array:
   q = linear(query_N1D, p['q']).astype(dtype).reshape(n, 1, *split)
   kv = linear(f_NTD, p['kv']).astype(dtype).reshape(n, t, 2, *split)
   h = linear(attention.attend(q, kv[:, :, 0], kv[:, :, 1], 'xla').reshape(n, 1, d), p['proj'])
-  return (h + _mlp(_norm(h, p['norm'], config), p, config))[:, 0]
+  return (h + _mlp(normalised(h, p['norm'], config), p, config))[:, 0]
 
 
 def projected(params: Params, f_NTD: jax.Array) -> jax.Array:
@@ -200,7 +200,7 @@ def embed_tokens(params: Params, x_NHWC: jax.Array, config: ViTConfig) -> jax.Ar
   if config.registers:
     parts = [x_NTD[:, :first], front(params['registers']), x_NTD[:, first:]]
     x_NTD = jnp.concatenate(parts, axis=1)
-  return _norm(x_NTD, params['first_norm'], config) if config.first_norm else x_NTD
+  return normalised(x_NTD, params['first_norm'], config) if config.first_norm else x_NTD
 
 
 def block(
@@ -215,11 +215,11 @@ def block(
   """
   n, t, d = x_NTD.shape
   dtype = p['qkv']['kernel'].dtype
-  h = linear(_norm(x_NTD, p['norm1'], config), p['qkv']).astype(dtype)
+  h = linear(normalised(x_NTD, p['norm1'], config), p['qkv']).astype(dtype)
   q, k, v = jnp.moveaxis(h.reshape(n, t, 3, config.heads, d // config.heads), 2, 0)
   h = linear(attend(q, k, v, 'xla').reshape(n, t, d), p['proj'])
   x_NTD = x_NTD + (p['scale1'][None, None] * h if config.layer_scale else h)
-  h = _mlp(_norm(x_NTD, p['norm2'], config), p, config)
+  h = _mlp(normalised(x_NTD, p['norm2'], config), p, config)
   return x_NTD + (p['scale2'][None, None] * h if config.layer_scale else h)
 
 
@@ -254,6 +254,7 @@ def linear(x: jax.Array, p: Params) -> jax.Array:
   return y + p['bias'].reshape((1,) * (y.ndim - 1) + (-1,)) if 'bias' in p else y
 
 
-def _norm(x_NTD: jax.Array, p: Params, config: ViTConfig) -> jax.Array:
+def normalised(x_NTD: jax.Array, p: Params, config: ViTConfig) -> jax.Array:
+  """LayerNorm of tokens with a scale and a bias."""
   x_NTD = block_lib.normalise(x_NTD, config.epsilon)
   return x_NTD * p['scale'][None, None] + p['bias'][None, None]
