@@ -162,6 +162,8 @@ class PictureMetrics:
     return {
       'name': against.name,
       'sha256': against.sha256,
+      'holds': against.holds,
+      'statistics_sha256': theirs.statistics_sha256,
       'images': theirs.n,
       'images_of_precision_recall': None if theirs.pool_ND is None else len(theirs.pool_ND),
       **against.facts,
@@ -187,7 +189,8 @@ class PictureMetrics:
     if not against.facts and against.images_NHWC is None:
       found.append(
         f'{against.name} states neither network, resize nor size of its pictures; unless it is a '
-        'published one, this distance compares with nothing'
+        f'published one, this distance compares with nothing. Its mu and sigma have the SHA-256 '
+        f'{against.statistics_sha256}, which tells references apart whatever their names'
       )
     if network.random:
       found.append(f'the weights of {network.name} are random: these scores compare with no others')

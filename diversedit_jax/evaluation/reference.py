@@ -57,6 +57,27 @@ class Reference:
   pool_ND: np.ndarray | None = None
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def holds(self) -> str:
+    """What there is to compare with, in words, as it is found; whose pictures it is, none says."""
+    found = []
+    for mean, covariance in _PAIRS:
+      if (values := getattr(self, mean)) is not None:
+        found.append(f'{mean} and {covariance} of {len(values)} features')
+    if self.images_NHWC is not None:
+      n, height, width, _ = self.images_NHWC.shape
+      found.append(f'{n:,} pictures of {height}x{width}')
+    if self.pool_ND is not None:
+      found.append(f'features of {len(self.pool_ND):,} pictures')
+    return ', '.join(found)
+
+  @property
+  def statistics_sha256(self) -> str | None:
+    """Digest of mu and sigma alone: equal in ADM's file and in copies of its statistics."""
+    if self.mu is None:
+      return None
+    return content_sha256({'mu': self.mu, 'sigma': self.sigma})
+
 
 def read(path: str | os.PathLike[str]) -> Reference:
   """Reads either kind of file. Arrays by other names, such as ADM's labels, are left out.

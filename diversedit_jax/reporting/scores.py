@@ -54,8 +54,31 @@ def _scores(report, file, contents) -> list[markup.Html]:
     markup.tag('h3', file),
     markup.table(head, rows, rows_attributes=of_rows, title=f'Scores in {file}'),
     unlike([content['protocol'] for _, content in contents]),
+    _references(report, contents),
     markup.tag('ul', warned, class_='warned') if warned else None,
   ]
+
+
+def _references(report, contents) -> markup.Html | None:
+  """What distances are to, where that differs between runs; None where it does not."""
+  told = []
+  for network in dict.fromkeys(k for _, content in contents for k in content.get('references', {})):
+    by_digest: dict[str, list[str]] = {}
+    words = {}
+    for run, content in contents:
+      if facts := content.get('references', {}).get(network):
+        # Of mu and sigma, if they are known: one reference has files with and without pictures.
+        digest = facts.get('statistics_sha256') or facts['sha256']
+        by_digest.setdefault(digest, []).append(run.name)
+        held = f', {facts["holds"]}' if facts.get('holds') else ''
+        words[digest] = f'{facts["name"]} ({digest[:8]}{held})'
+    if len(by_digest) > 1:
+      parts = [f'{words[k]} for {tables.listed(of, report)}' for k, of in by_digest.items()]
+      told.append(f'{network}: {"; ".join(parts)}')
+  if not told:
+    return None
+  line = 'Their distances are to different references and do not compare: '
+  return markup.tag('p', line + ' '.join(told) + '.', class_='warned')
 
 
 def unlike(protocols: Sequence[Mapping[str, Any]]) -> markup.Html | None:

@@ -172,3 +172,22 @@ def test_a_reference_that_does_not_fit_is_refused(tmp_path):
   np.savez(tmp_path / 'adm.npz', **adm())
   with pytest.raises(UserError, match=r'the size of arr_0 is \(32, 32\), expected \(256, 256\)'):
     reference.check_fits(reference.read(tmp_path / 'adm.npz'), width=6, image_size=256)
+
+
+def test_a_reference_is_known_by_what_it_holds(tmp_path):
+  """ADM's file, and a copy of its statistics under another name, as papers pass them on."""
+  made = summary()
+  statistics = {'mu': made.mu, 'sigma': made.sigma}
+  images = np.zeros((3, 8, 8, 3), np.uint8)
+  np.savez(tmp_path / 'whole.npz', arr_0=images, mu_s=made.mu, sigma_s=made.sigma, **statistics)
+  np.savez(tmp_path / 'copy.npz', **statistics)
+  np.savez(tmp_path / 'other.npz', mu=made.mu + 1, sigma=made.sigma)
+  np.savez(tmp_path / 'images.npz', arr_0=images)
+  whole, copy, other, pictures = (
+    reference.read(tmp_path / f'{name}.npz') for name in ('whole', 'copy', 'other', 'images')
+  )
+  d = len(made.mu)
+  assert copy.holds == f'mu and sigma of {d} features'
+  assert whole.holds == f'{copy.holds}, mu_s and sigma_s of {d} features, 3 pictures of 8x8'
+  assert whole.sha256 != copy.sha256 and whole.statistics_sha256 == copy.statistics_sha256
+  assert other.statistics_sha256 != copy.statistics_sha256 and pictures.statistics_sha256 is None

@@ -193,6 +193,20 @@ def test_protocols_that_differ_in_sampler_steps_do_not_compare(tmp_path):
   assert 'Their protocols differ in steps.' in Read(write(tmp_path)).words()
 
 
+def test_distances_to_different_references_do_not_compare(tmp_path):
+  for name, digest, statistics in (('a', '1' * 64, '3' * 64), ('b', '2' * 64, '3' * 64)):
+    path = recorded_runs.write(tmp_path / name)
+    facts = {'name': f'{name}.npz', 'sha256': digest, 'statistics_sha256': statistics}
+    for file, own in (('final', facts), ('other', facts | {'statistics_sha256': digest})):
+      references = {'inception': own | {'holds': 'mu and sigma of 2048 features'}}
+      scored = {'scores': {'fid': 1.0}, 'protocol': {}, 'references': references}
+      (path / 'eval' / f'{file}.json').write_text(json.dumps(scored))
+  words = Read(write(tmp_path)).words()
+  assert words.count('Their distances are to different references') == 1
+  for part in ('a.npz (11111111, mu and sigma of 2048 features)', 'b.npz (22222222'):
+    assert part in words
+
+
 def test_text_of_a_run_is_never_markup(tmp_path):
   path = recorded_runs.write(
     tmp_path / HOSTILE.replace('/', '∕'),
