@@ -23,6 +23,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import transformers  # Beside this file.
 
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
@@ -39,6 +40,8 @@ config = digits.get_config(f'method={method}')
 config.update_from_flattened_dict(dict(change.split('=') for change in changes))
 config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
 config.model.unroll = 1  # Less to compile.
+if 'haste' in method:
+  transformers.use(config)
 experiment = experiment_lib.build(config)
 tx, key = experiment.transformation(), jax.random.key(0)
 

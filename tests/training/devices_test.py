@@ -62,7 +62,7 @@ def test_eight_devices_equal_one(runs, name):
 @pytest.mark.parametrize(
   'method',
   [
-    'reg+dispersive+sra+diverse',
+    'reg+haste+dispersive+sra+diverse',
     'meanflow+repa+dispersive+diverse',
     'reg+diverse;repa.preset=irepa',
     'selfflow+repa+dispersive+diverse',
