@@ -28,6 +28,7 @@ Families:
   sra           SRA: with its alignment head, or without, as its moving average
   meanflow      MeanFlow's Flax parameters; --to=torch writes Flax names for it
   sit_original  SiT's own program: t = 1 is data, 8 output channels; clock and sign are converted
+  selfflow      Self-Flow's published networks: like SiT's own, with patches of side 2 as a matrix
   dit           DiT, by its own names or diffusers': noise and variance; weights for non-commercial
                 use only (CC BY-NC 4.0)
 

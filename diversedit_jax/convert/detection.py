@@ -30,8 +30,11 @@ def detect(weights: Mapping[str, Any]) -> str:
   if diffusers_dit.recognises(shapes):
     return 'dit'
   for name, family in families.FAMILIES.items():
-    if family.mark and _has(family, shapes):
+    fits = learns_sigma(family, shapes) in (None, family.learns_sigma)
+    if family.mark and fits and _has(family, shapes):
       return name
+  if len(shapes.get('x_embedder.proj.weight', ())) == 2:  # A convolution in all others.
+    return 'selfflow'
   if learns_sigma(families.FAMILIES['sit'], shapes):
     raise types.UserError(
       'the head has twice the channels of the input, as in the original SiT and in DiT, which '

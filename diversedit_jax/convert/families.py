@@ -15,6 +15,7 @@ Letters of the shapes:
   Z  width of the class token                 k{head}  side of its convolution
 """
 
+from collections.abc import Mapping
 import dataclasses
 
 from diversedit_jax import trees, types
@@ -49,6 +50,7 @@ class Family:
   zero_rows: number of zero rows at the top of that table, for tokens without a place.
   continued: pairs (old, new) of module lists; `old` counts on from the end of `new`.
   mark: part of our tree that only this family has, by which `detect` knows it; '' for none.
+  sizes: values of letters that the shapes do not tell.
   config: config keys that such weights need beyond what their shapes tell.
   notice: licence notice for users of such weights.
   """
@@ -58,8 +60,15 @@ class Family:
   zero_rows: int = 0
   continued: tuple[tuple[str, str], ...] = ()
   mark: str = ''
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
   config: tuple[str, ...] = ()
   notice: str = ''
+
+  @property
+  def learns_sigma(self) -> bool:
+    """Whether the head has twice the channels."""
+    (head,) = (rule for rule in self.rules if rule.ours == 'model/final/linear/bias')
+    return '2' in head.shape[0].split('*')
 
 
 def family(name: str) -> Family:
@@ -107,9 +116,8 @@ def _norm(torch: str, ours: str, width: str, *, part: str = '') -> tuple[Rule, .
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
 _FREQUENCIES = str(embed.TIME_FREQUENCIES)
 
-# A SiT without the first layer of its time embedding and its head, where the families differ.
-_BODY = (
-  _rule('x_embedder.proj.weight', 'model/patch_embed/kernel', *'DCpp', layout='patches'),
+# A SiT without patches, the first layer of its time embedding and its head, where families differ.
+_TRUNK = (
   _rule('x_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
   *_linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
   _rule('y_embedder.embedding_table.weight', 'model/label_embed/embedding', 'R', 'D'),
@@ -125,6 +133,8 @@ _BODY = (
   *_linear('final_layer.adaLN_modulation.1', 'model/final/adaln', 'D', '2*D'),
 )
 
+_PATCHES = ('x_embedder.proj.weight', 'model/patch_embed/kernel')
+_BODY = (_rule(*_PATCHES, *'DCpp', layout='patches'), *_TRUNK)
 _TIME = ('t_embedder.mlp.0', 'model/time_embed/fc1', _FREQUENCIES, 'D')
 _HEAD = ('final_layer.linear', 'model/final/linear', 'D')
 _SIT = (*_BODY, *_linear(*_TIME), *_linear(*_HEAD, 'p*p*C'))
@@ -154,10 +164,12 @@ _CLASS_TOKEN = (
   *_linear('final_layer.linear_cls', 'model/final/class_linear', 'D', 'Z'),
 )
 
-_SRA_HEAD = (
-  *_linear('ap_head.linear1', 'heads/sra/fc1', 'D', '2*D', part='sra_head'),
-  *_linear('ap_head.linear2', 'heads/sra/fc2', '2*D', 'D', part='sra_head'),
-)
+
+def _sra_head(torch: str) -> tuple[Rule, ...]:
+  return (
+    *_linear(f'{torch}.linear1', 'heads/sra/fc1', 'D', '2*D', part='sra_head'),
+    *_linear(f'{torch}.linear2', 'heads/sra/fc2', '2*D', 'D', part='sra_head'),
+  )
 
 
 def _flax(
@@ -205,7 +217,7 @@ FAMILIES = {
     rules=_SIT + _PROJECTORS + _CLASS_TOKEN, zero_rows=1, mark='model/class_token_embed'
   ),
   # SRA (2505.02831): a head that only the trained network has, not its moving average.
-  'sra': Family(rules=_SIT + _SRA_HEAD, mark='heads/sra'),
+  'sra': Family(rules=_SIT + _sra_head('ap_head'), mark='heads/sra'),
   # MeanFlow (2505.13447), a Flax program: t_embedder takes t, h_embedder takes t - r.
   'meanflow': Family(rules=_MEANFLOW, position_table=None, mark='model/interval_embed'),
   # SiT's own program (2401.08740): data at t = 1, and a head with 2C channels, of which C are used.
@@ -215,6 +227,19 @@ FAMILIES = {
       *_linear(*_TIME, layout='reversed_clock'),
       *_linear(*_HEAD, 'p*p*2*C', layout='negated_head', bias='negated_bias'),
     ),
+  ),
+  # Self-Flow's published networks (2603.06507): the clock and head of SiT's own program, patches as
+  # a matrix, whose side is 2.
+  'selfflow': Family(
+    rules=(
+      _rule(*_PATCHES, 'D', 'C*p*p', layout='flat_patches'),
+      *_TRUNK,
+      *_linear(*_TIME, layout='reversed_clock'),
+      *_linear(*_HEAD, 'p*p*2*C', layout='negated_head', bias='negated_bias'),
+      *_sra_head('projector'),
+    ),
+    mark='heads/sra',
+    sizes={'p': 2},
   ),
   # DiT (2212.09748): the noise and the range of its variance, at steps 0 .. 999.
   'dit': Family(

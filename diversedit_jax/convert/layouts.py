@@ -79,6 +79,16 @@ def _patches_to_torch(kernel, shape, _):
   return kernel.reshape(rows, cols, channels, out).transpose(3, 2, 0, 1)
 
 
+def _patches_of_matrix(kernel, sizes):
+  kernel = kernel.reshape(len(kernel), sizes['C'], sizes['p'], sizes['p'])
+  return LAYOUTS['patches'].to_ours(kernel, sizes)
+
+
+def _patches_to_matrix(kernel, shape, sizes):
+  whole = shape[0], sizes['C'], sizes['p'], sizes['p']
+  return _patches_to_torch(kernel, whole, sizes).reshape(shape)
+
+
 LAYOUTS = {
   # Vectors, tables and all that both sides store in the same way.
   'same': Layout(lambda terms: terms, lambda x, _: x, lambda x, shape, _: x),
@@ -101,6 +111,8 @@ LAYOUTS = {
     lambda x, _: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
     _patches_to_torch,
   ),
+  # [D, C*p*p] -> [p*p*C, D]: the same in a matrix.
+  'flat_patches': Layout(lambda terms: ('p*p*C', terms[0]), _patches_of_matrix, _patches_to_matrix),
   # [p, p, C, D] -> [p*p*C, D]: Flax keeps the patch as we do.
   'flax_patches': Layout(
     lambda terms: ('*'.join(terms[:3]), terms[3]),

@@ -82,7 +82,7 @@ def of_torch(family: families.Family, shapes: Mapping[str, layouts.Shape]) -> Pl
   )
   entries = _entries(family, counts)
   seen = [(e.terms, shapes[n]) for e in entries for n in e.torch if n in shapes]
-  return Plan(counts=counts, entries=entries, sizes=_sizes(seen, {}))
+  return Plan(counts=counts, entries=entries, sizes=_sizes(seen, family.sizes))
 
 
 def of_ours(

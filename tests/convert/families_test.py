@@ -40,7 +40,10 @@ def test_round_trip(case, dtype):
   state_dict = {name: x.astype(dtype) for name, x in state_dict.items()}
   params = mapping.to_ours(state_dict, family)
   again = mapping.to_torch(params, family, grid=(4, 4))
-  if family == 'sit_original':  # Its clock comes back to the bound of `layouts.reverse_clock`.
+  if family in (
+    'sit_original',
+    'selfflow',
+  ):  # Their clocks come back to the bound of `layouts.reverse_clock`.
     back, given = again.pop(_CLOCK), state_dict.pop(_CLOCK).astype(np.float64)
     norms = np.tile(np.hypot(*np.split(given, 2, axis=1)), 2)
     eps = float(ml_dtypes.finfo(dtype).eps)
@@ -57,7 +60,7 @@ def test_infer_config(case):
   config = mapping.infer_config(state_dict, family)
   assert config['interval'] == (family == 'meanflow')
   assert config['class_token'] == (48 if family == 'reg' else 0)
-  assert config['learn_sigma'] == (family in ('sit_original', 'dit'))
+  assert config['learn_sigma'] == (family in ('sit_original', 'selfflow', 'dit'))
   assert config['tokens'] == (None if family == 'meanflow' else 16)
   assert (config['patch_size'], config['channels']) == (2, 4)
   assert config['num_classes'] == 10 and config['mlp_ratio'] == 4

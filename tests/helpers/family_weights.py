@@ -4,7 +4,7 @@ import numpy as np
 
 from diversedit_jax.models import embed
 
-FAMILIES = ('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'dit')
+FAMILIES = ('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'selfflow', 'dit')
 _FILES = {'sit': 'sit_skip', 'reg': 'reg', 'sit_original': 'dit_sit_original'}
 _FILES['dit'] = _FILES['sit_original']
 
@@ -13,6 +13,8 @@ def of(family, golden):
   """Arrays by name; all have a 4 x 4 grid of patches of size 2."""
   if family == 'sra':
     return sra(golden)
+  if family == 'selfflow':
+    return selfflow(parameters(golden(_FILES['sit_original'])))
   if family == 'meanflow':
     return meanflow(parameters(golden('sit_plain')))
   return parameters(golden(_FILES[family]))
@@ -37,6 +39,18 @@ def sra(golden):
 
   body = {n: shrunk(n, x) for n, x in plain.items() if not n.startswith('projectors')}
   return body | head | {'pos_embed': embed.position_table(4, 4, width)[None]}
+
+
+def selfflow(original):
+  """The original SiT with its patches as a matrix, and a head."""
+  patches, draw = 'x_embedder.proj.weight', np.random.default_rng(0).normal
+  width = len(original[patches])
+  head = {
+    f'projector.linear{i + 1}.{name}': draw(size=shape).astype(np.float32)
+    for i, (fan_in, out) in enumerate(((width, 2 * width), (2 * width, width)))
+    for name, shape in (('weight', (out, fan_in)), ('bias', (out,)))
+  }
+  return original | head | {patches: original[patches].reshape(width, -1)}
 
 
 def meanflow(plain):
