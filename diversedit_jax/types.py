@@ -37,12 +37,12 @@ class UserError(ValueError):
 class Output(NamedTuple):
   """What a network returns from one forward pass.
 
-  pred: prediction [N, H, W, C] float32, of the kind that the flow trains.
+  pred: prediction [N, H, W, C] float32, of the kind that the flow trains; None if it is not told.
   features: what the tap collected from the block outputs, in depth order; None without a tap.
   class_token: prediction [N, Z] float32 for the class token; None in a model without one.
   """
 
-  pred: jax.Array
+  pred: jax.Array | None
   features: Any = None
   class_token: jax.Array | None = None
 

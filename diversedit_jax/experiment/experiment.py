@@ -104,6 +104,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
       ema_decay=train.ema_decay,
       batch_size=train.batch_size,
       examples=train.batch_size // train.accumulate,
+      mirrored=data.flip,
     )
   )
   attention.check(architecture, execution)

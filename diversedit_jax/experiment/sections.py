@@ -21,7 +21,8 @@ class General(options.Section):
   method: str = options.option(
     'flow',
     doc="Parts joined by '+': flow (SiT, understood where none is named), reg, meanflow or "
-    'selfflow, and any of repa, dispersive, sra, diverse; see docs/methods.md.',
+    'selfflow, and any of repa, haste, dispersive, sra, layersync, contrastive, diverse; see '
+    'docs/methods.md.',
   )
   init_from: str = options.option(
     '',

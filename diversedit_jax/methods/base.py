@@ -6,7 +6,7 @@ turns that into a scalar and metrics:
 
   batch = objective.encode(frozen, batch)                   frozen encoders, if any
   noisy = objective.draw(batch, key)                        t, noise, x_t, target, dropped labels
-  features, loss_N, _ = flow.forward(network, noisy, taps)  the model once, whatever is combined
+  output, loss_N, _ = flow.forward(network, noisy, taps)    the model once, whatever is combined
   loss = mean(loss_N) + sum of term.factor(step) term.loss(its features, context)
 
 A flow owns its forward pass, so it may also differentiate it (MeanFlow) or give the model more than
@@ -103,6 +103,7 @@ class Setup:
   interpolant: path, prediction, weighting and law of time.
   label_dropout: probability of the null label. ema_decay: decay of the averaged network.
   batch_size: examples of a step. examples: those of a microbatch.
+  mirrored: whether examples are mirrored by a fair coin.
   """
 
   method: str
@@ -115,6 +116,7 @@ class Setup:
   ema_decay: float
   batch_size: int
   examples: int
+  mirrored: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,8 +193,8 @@ class Flow(Part):
   @abc.abstractmethod
   def forward(
     self, network: Network, noisy: NoisyBatch, tap: taps.Tap
-  ) -> tuple[Any, jax.Array, Metrics]:
-    """The tap's features, the per-example loss [N] and metrics, from one forward pass."""
+  ) -> tuple[types.Output, jax.Array, Metrics]:
+    """Prediction and the tap's features, the per-example loss [N] and metrics, from one pass."""
 
   @abc.abstractmethod
   def sample(
@@ -221,6 +223,7 @@ class Context:
   noisy: batch of this step. drawn: what its own `draw` returned. heads: its own, or None.
   teacher: one forward pass of the averaged network, without gradient.
   step: number of updates made, int32.
+  output: what the model gave in this step; `pred` is for `noisy.target`.
   """
 
   noisy: NoisyBatch
@@ -228,6 +231,7 @@ class Context:
   heads: nnx.Module | None
   teacher: Teacher
   step: jax.Array
+  output: types.Output | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,6 +285,21 @@ class Term(Part):
   def loss(self, features: Any, context: Context) -> tuple[jax.Array, Metrics]:
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
 
+  def for_sampling(self, network: Network) -> Network:
+    """The network as samplers should see it, or what stands for it.
+
+    Args:
+      network: its `model` is a SiT, or the same to whoever calls it.
+
+    Raises:
+      UserError: something that is needed for that is not there.
+    """
+    return network
+
+  def sampling_facts(self) -> Mapping[str, Any]:
+    """What `for_sampling` changes, for protocol cards."""
+    return {}
+
   def flops(self, architecture: model_config.Architecture, examples: int) -> float:
     """What it adds to a training step with so many examples per microbatch.
 
@@ -316,6 +335,22 @@ class Objective:
     looked_at = {e.name for term in terms for e in term.opened} | set(self.flow.encoders)
     seen = tuple(e for e in self.encoders if e.name in looked_at)
     return dataclasses.replace(self, terms=terms, encoders=seen)
+
+  def sample(
+    self,
+    network: Network,
+    keys_N: jax.Array,
+    labels_N: jax.Array,
+    config: trajectory.SamplerConfig,
+  ) -> jax.Array:
+    """Samples of the flow, see there, of the network as its terms want it sampled."""
+    for term in self.terms:
+      network = term.for_sampling(network)
+    return self.flow.sample(network, keys_N, labels_N, config)
+
+  def sampling_facts(self) -> dict[str, Any]:
+    """What terms change in `sample`, by their names; {} where nothing is."""
+    return {term.name: facts for term in self.terms if (facts := term.sampling_facts())}
 
   def frozen(self) -> dict[str, Any]:
     """Weights of the encoders by name; reads or fits them."""
@@ -392,7 +427,7 @@ class Objective:
     depth = network.model.architecture.depth
     tap = taps.joined({term.name: term.tap(key, depth) for term in self.terms})
     with jax.named_scope(self.flow.name):
-      features, loss_N, metrics = self.flow.forward(network, noisy, tap)
+      output, loss_N, metrics = self.flow.forward(network, noisy, tap)
 
     def teach(t_N, block):
       if teacher is None:
@@ -408,9 +443,10 @@ class Objective:
         heads=network.heads.get(term.name),
         teacher=teach,
         step=step,
+        output=output,
       )
       with jax.named_scope(term.name):
-        values[term.name], parts = term.loss(features[term.name], context)
+        values[term.name], parts = term.loss(output.features[term.name], context)
         if not term.factor.constant:
           factor = term.factor.at(step)
           values[term.name] *= factor

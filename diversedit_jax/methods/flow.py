@@ -16,7 +16,6 @@ l / sigma^2 ('likelihood').
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,10 +118,10 @@ class StochasticInterpolant(base.Flow):
 
   def forward(
     self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
-  ) -> tuple[Any, jax.Array, base.Metrics]:
+  ) -> tuple[types.Output, jax.Array, base.Metrics]:
     output = self.run(network, noisy, tap)
     loss_N = self.loss(output.pred, noisy.target, noisy.t)
-    return output.features, loss_N, {self.scored: jnp.mean(loss_N)}
+    return output, loss_N, {self.scored: jnp.mean(loss_N)}
 
   @property
   def scored(self) -> str:

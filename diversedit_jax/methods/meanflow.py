@@ -232,8 +232,8 @@ class MeanFlow(base.Flow):
 
   def forward(
     self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
-  ) -> tuple[Any, jax.Array, base.Metrics]:
-    """(1) to (3); features are those of u itself, never of its derivative."""
+  ) -> tuple[types.Output, jax.Array, base.Metrics]:
+    """(1) to (3); features are those of u itself, never of its derivative, and u is not told."""
 
     def predict(z_NHWC, t_N, r_N, y_N, tap=None):
       output = network.model(z_NHWC, t_N, y_N, h_N=t_N - r_N, tap=tap)
@@ -241,7 +241,8 @@ class MeanFlow(base.Flow):
 
     frozen = jax.lax.stop_gradient(network)
     velocity = lambda z, t, y: frozen.model(z, t, y, h_N=jnp.zeros_like(t)).pred
-    return self.loss(predict, velocity, noisy, tap)
+    features, loss_N, metrics = self.loss(predict, velocity, noisy, tap)
+    return types.Output(None, features), loss_N, metrics
 
   def loss(
     self,

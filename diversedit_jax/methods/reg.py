@@ -11,7 +11,7 @@ with the image by the same steps, and is thrown away at the end.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -124,12 +124,12 @@ class Reg(flow.StochasticInterpolant):
 
   def forward(
     self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
-  ) -> tuple[Any, jax.Array, base.Metrics]:
+  ) -> tuple[types.Output, jax.Array, base.Metrics]:
     output = self.run(network, noisy, tap)
     image_N = self.loss(output.pred, noisy.target, noisy.t)
     token_N = self.loss(output.class_token, noisy.extras['class_target'], noisy.t)
     metrics = {'velocity': jnp.mean(image_N), 'class_token': jnp.mean(token_N)}
-    return output.features, image_N + self.class_weight * token_N, metrics
+    return output, image_N + self.class_weight * token_N, metrics
 
   def velocity(self, network: base.Network, clamp: float = 0.0) -> guidance.Predict:
     """({'image', 'class_token'}, t_N, y_N) -> velocities of the same structure."""

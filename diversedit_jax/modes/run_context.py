@@ -207,7 +207,7 @@ def make_generator(experiment, graphdef, mesh, count, sampler=None):
   options = experiment.sample
   return generate.Generator(
     graphdef,
-    experiment.objective.flow.sample,
+    experiment.objective.sample,
     sampler or experiment.sampler,
     mesh=mesh,
     seed=options.seed,
@@ -235,6 +235,7 @@ def sampler_facts(experiment, sampler=None):
     'guidance_channels': sampler.guidance_channels,
     'path': sampler.path,
     **sampler.facts(),
+    **experiment.objective.sampling_facts(),
     'precision': {
       'model': experiment.execution.dtype,
       'residual': experiment.execution.residual_dtype,

@@ -68,8 +68,8 @@ def make_sizes(
 
     def loss(trained):
       network = tuning.cast_products(nnx.merge(trainable.graphdef, trees.joined(trained, params)))
-      features, loss_N, _ = objective.flow.forward(network, draw, rms)
-      return jnp.mean(loss_N[:examples]), features
+      output, loss_N, _ = objective.flow.forward(network, draw, rms)
+      return jnp.mean(loss_N[:examples]), output.features
 
     grads, rms_L = jax.grad(loss, has_aux=True)(trainable.trained(params))
     of_blocks = grads.get('model', {}).get('blocks', {})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import interpolants, rng
+from diversedit_jax import interpolants, rng, types
 from diversedit_jax.data import latents
 from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.methods import base, diverse, flow
@@ -205,7 +205,7 @@ class Differentiated(flow.StochasticInterpolant):
     tangents = draw.target, jnp.ones_like(draw.t)
     pred, slope, features = jax.jvp(run, (draw.x_t, draw.t), tangents, has_aux=True)
     loss_N = self.loss(pred + 0.1 * slope, draw.target, draw.t)
-    return features, loss_N, {'velocity': jnp.mean(loss_N)}
+    return types.Output(pred, features), loss_N, {'velocity': jnp.mean(loss_N)}
 
 
 def test_targets_teacher_draws_and_forward_derivative_reach_their_methods():

@@ -183,7 +183,7 @@ def test_features_and_their_gradient_are_those_of_a_plain_pass():
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-  found = total(lambda network: flow.forward(network, noisy, taps.every())[0])
+  found = total(lambda network: flow.forward(network, noisy, taps.every())[0].features)
   plain = total(lambda network: flow.run(network, noisy, taps.every()).features)
   assert plain[0][1].shape == (2, 4, 4, 16)
   # The same products, compiled with others beside them.

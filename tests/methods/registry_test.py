@@ -8,10 +8,11 @@ from diversedit_jax import types
 from diversedit_jax.methods import base, registry
 
 FLOWS = ('flow', 'meanflow', 'reg', 'selfflow')
-TERMS = ('dispersive', 'diverse', 'haste', 'layersync', 'repa', 'sra')
+TERMS = ('contrastive', 'dispersive', 'diverse', 'haste', 'layersync', 'repa', 'sra')
 # What a user reads about each pair of a flow and a term that is refused; all others go together.
 REFUSED = {
   ('reg', 'repa'): 'reg does not go with repa: it contains that alignment',
+  ('meanflow', 'contrastive'): "contrastive does not go with meanflow: an average velocity's",
   ('meanflow', 'sra'): "meanflow does not go with sra: SRA's teacher sees the data at one",
   ('selfflow', 'sra'): 'selfflow does not go with sra: it brings that alignment',
 }
@@ -72,7 +73,7 @@ def test_traits_are_those_of_any_part():
   for trait, methods in (
     ('needs_pixels', {'haste', 'repa', 'reg'}),
     ('needs_teacher', {'sra', 'selfflow'}),
-    ('couples_examples', {'diverse', 'dispersive'}),
+    ('couples_examples', {'contrastive', 'diverse', 'dispersive'}),
   ):
     for name in registry.METHODS:
       assert registry.needs(name, trait) == (name in methods), (name, trait)

@@ -324,14 +324,14 @@ def test_equal_times_are_the_plain_flow():
     one = flow.at(noisy, noisy.t)
     np.testing.assert_array_equal(same.x_t, one.x_t)
     run = jax.jit(lambda flow, noisy: flow.forward(network, noisy, taps.every()), static_argnums=0)
-    features, loss_N, _ = run(flow, same)
+    output, loss_N, _ = run(flow, same)
     wanted, of_flow_N, _ = run(plain, plain.at(noisy, noisy.t))
     np.testing.assert_allclose(loss_N, of_flow_N, rtol=1e-12)
-    np.testing.assert_allclose(features, wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(output.features, wanted.features, rtol=0, atol=1e-12)
     # At one time it is the plain flow to the bit: for analysis, and for the teacher.
-    features, loss_N, _ = run(flow, one)
+    output, loss_N, _ = run(flow, one)
     np.testing.assert_array_equal(loss_N, of_flow_N)
-    np.testing.assert_array_equal(features, wanted)
+    np.testing.assert_array_equal(output.features, wanted.features)
     # And back.
     back = flow.at(one, noisy.extras['times'])
     jax.tree.map(np.testing.assert_array_equal, back, noisy)

@@ -24,6 +24,7 @@ METHODS = (
   'diverse',
   'repa',
   'dispersive',
+  'contrastive',
   'sra',
   'reg',
   'meanflow',
@@ -35,6 +36,7 @@ METHODS = (
   'layersync+diverse',
   'reg+diverse',
   'reg+haste+diverse',
+  'reg+contrastive+diverse',
   'meanflow+diverse',
   'meanflow+haste',
   'selfflow+diverse',
@@ -46,6 +48,7 @@ METHODS = (
 DATA = {'interpolant.prediction': 'data', 'interpolant.shift': 'auto', 'sampler.clamp': 0.05}
 PRESETS = {
   'irepa': ('repa', {'repa.preset': 'irepa'}),
+  'corrected': ('contrastive', {'contrastive.negatives': 'random', 'contrastive.correct': True}),
   'reg+irepa': ('reg', {'repa.preset': 'irepa'}),
   'diverse of data': ('diverse', DATA),
   'reg+diverse of data': ('reg+diverse', DATA),

@@ -66,6 +66,8 @@ def test_eight_devices_equal_one(runs, name):
     'meanflow+repa+dispersive+diverse',
     'reg+diverse;repa.preset=irepa',
     'selfflow+repa+dispersive+diverse',
+    'reg+contrastive+diverse',
+    'contrastive+diverse;contrastive.negatives=random',
   ],
 )
 def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
