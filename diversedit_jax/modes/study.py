@@ -118,7 +118,7 @@ def _check(asked):
       )
   for key in _ALIKE:
     found = {name: of[key] for name, of in flat.items()}
-    if len(set(found.values())) > 1:
+    if len(set(map(repr, found.values()))) > 1:  # Some are lists.
       listed = ', '.join(f'{value!r} of {name}' for name, value in found.items())
       raise types.UserError(
         f'variants differ in {key}: {listed}; a study compares the same scores after the same steps'
