@@ -27,6 +27,7 @@ class Decoder:
       quantiser: how pixels become levels, see `data.images`.
     """
     self.file, self.sha256 = autoencoder.file, autoencoder.decoder_sha256
+    self._name = autoencoder.name
     self.factor, self.quantiser = autoencoder.config.factor, quantiser
     self._dtype, self._tile, self._scaling = autoencoder.dtype, tile, autoencoder.config.scaling
     self._mesh, self._size = mesh, _BATCH * sharding.batch_divisor(mesh)
@@ -47,6 +48,7 @@ class Decoder:
   def facts(self) -> dict[str, object]:
     """Facts for a protocol card."""
     return {
+      'autoencoder': self._name,
       'file': self.file,
       'decoder_sha256': self.sha256,
       'scale': self._scaling.scale,

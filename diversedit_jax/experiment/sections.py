@@ -39,15 +39,17 @@ class VaeOptions(options.Section, section='vae', may_change=True):
   weights: str = options.option(
     '',
     path=True,
-    doc='File of the SD-VAE that decodes samples, or hf://ORG/REPO; without it they stay latents.',
+    doc='File or folder of the autoencoder that decodes samples, or hf://ORG/REPO; see '
+    'docs/weights.md. Without it they stay latents.',
   )
   scale: float | tuple[float, ...] | None = options.option(
     None,
     above=0,
-    doc="Scale of latents; None is the store's or the file's, 0.18215 for SD's.",
+    doc="Scale of latents, or one per channel; None is the store's or the file's, 0.18215 for "
+    "SD's.",
   )
   shift: float | tuple[float, ...] | None = options.option(
-    None, doc="Shift of latents; None is the store's or the file's, 0 for SD's."
+    None, doc="Shift of latents, or one per channel; None is the store's or the file's, 0 for SD's."
   )
   dtype: str = options.option(
     'float32', choices=model_config.DTYPES, doc='Type of its matrix products.'

@@ -1,4 +1,4 @@
-"""The variational autoencoder of latent diffusion (arXiv 2112.10752, "SD-VAE"), frozen.
+"""The variational autoencoder of latent diffusion (arXiv 2112.10752) and its relatives, frozen.
 
 The encoder maps an image x in [-1, 1] to the moments of a normal distribution, on a grid that is
 2^(levels - 1) times smaller along a side (`data.latents` draws from it); the decoder maps a latent
@@ -9,6 +9,9 @@ repeats every position 2x2 and applies a Conv3:
   (2)  attention  x <- x + Out(softmax(q k / sqrt(C)) v),  q, k, v = Linear(GN(x))
   (3)  encoder    Conv3, levels of (1) with Down between them, (1) (2) (1), Conv3(SiLU(GN(x)))
   (4)  decoder    Conv3, (1) (2) (1), levels of (1) with Up between them, Conv3(SiLU(GN(x)))
+
+In a level with attention, (2) follows each (1). SD-VAE, SDXL's, SD3's and FLUX's have none; VA-VAE
+and REPA-E's have it in the last level, where 256 pixels are 16 (`vae_kinds` has their sizes).
 
 Attributes have the names of diffusers' `AutoencoderKL`, so that the names of weights follow
 mechanically (`vae_files`). Norms, softmax and the residual stream are in float32 at least, and so
@@ -40,6 +43,7 @@ class VAEConfig:
   scale, shift: arguments of `data.latents.Scaling`, one number or one per latent channel.
   quant_conv: whether a 1x1 convolution follows the encoder.
   post_quant_conv: whether a 1x1 convolution precedes the decoder.
+  encoder_attention, decoder_attention: the levels with attention, 0 being that of the pixels.
   """
 
   image_channels: int = 3
@@ -51,6 +55,8 @@ class VAEConfig:
   shift: float | tuple[float, ...] = 0.0
   quant_conv: bool = True
   post_quant_conv: bool = True
+  encoder_attention: tuple[int, ...] = ()
+  decoder_attention: tuple[int, ...] = ()
 
   def __post_init__(self):
     def require(fits, message):
@@ -87,6 +93,12 @@ class VAEConfig:
     """Pixels per latent position, along a side."""
     return 2 ** (len(self.block_channels) - 1)
 
+  def facts(self) -> dict[str, Any]:
+    """The fields as JSON has them, for the plan of a store; no attention is left out, as before."""
+    fields = dataclasses.asdict(self)
+    late = ('encoder_attention', 'decoder_attention')
+    return {name: value for name, value in fields.items() if name not in late or value}
+
   @property
   def scaling(self) -> latents.Scaling:
     """The map from the latents of this autoencoder to those that a diffusion model sees."""
@@ -100,6 +112,7 @@ class Autoencoder:
   config: its sizes.
   params: weights as a nested dict of float32 numpy arrays.
   file: name of the file they came from.
+  name: what it is, as 'SDXL VAE f8d4', or 'AutoencoderKL f8d4' for one that is not known.
   encoder_sha256, decoder_sha256: digests of the names and values in each half, its 1x1 convolution
     included; the same whatever the format and the naming of the file.
   dtype: dtype of the matrix products.
@@ -111,6 +124,7 @@ class Autoencoder:
   encoder_sha256: str
   decoder_sha256: str
   dtype: str = 'float32'
+  name: str = 'AutoencoderKL'
 
   def encode(self, params: Any, x_NHWC: jax.Array) -> jax.Array:
     """`VAE.encode` as a pure function of the parameters."""
@@ -137,8 +151,9 @@ def flops(config: VAEConfig, height: int, width: int) -> tuple[float, float]:
     shortcut = conv(inputs, outputs, p, 1) if inputs != outputs else 0
     return conv(inputs, outputs, p) + shortcut + (2 * count - 1) * conv(outputs, outputs, p)
 
+  attention = lambda width, p: 4 * conv(width, width, p, 1) + 4 * p * p * width
   p = pixels[-1]
-  middle = 2 * blocks(inner, inner, p, 1) + 4 * conv(inner, inner, p, 1) + 4 * p * p * inner
+  middle = 2 * blocks(inner, inner, p, 1) + attention(inner, p)
   encode = conv(config.image_channels, outer, pixels[0]) + middle + conv(inner, 2 * latent, p)
   decode = conv(latent, inner, p) + middle + conv(outer, config.image_channels, pixels[0])
   for i, w in enumerate(widths):
@@ -147,6 +162,10 @@ def flops(config: VAEConfig, height: int, width: int) -> tuple[float, float]:
   for i in range(last):
     encode += conv(widths[i], widths[i], pixels[i + 1])
     decode += conv(widths[i + 1], widths[i + 1], pixels[i])
+  for i in config.encoder_attention:
+    encode += depth * attention(widths[i], pixels[i])
+  for i in config.decoder_attention:
+    decode += (depth + 1) * attention(widths[i], pixels[i])
   encode += config.quant_conv * conv(2 * latent, 2 * latent, p, 1)
   decode += config.post_quant_conv * conv(latent, latent, p, 1)
   return float(encode), float(decode)
@@ -200,7 +219,14 @@ class Encoder(nnx.Module):
     last, blocks = len(widths) - 1, config.layers_per_block
     self.conv_in = make.wide.conv(config.image_channels, widths[0])
     self.down_blocks = nnx.List(
-      layers.Level(make, widths[max(i - 1, 0)], width, blocks, down=i < last)
+      layers.Level(
+        make,
+        widths[max(i - 1, 0)],
+        width,
+        blocks,
+        attention=i in config.encoder_attention,
+        down=i < last,
+      )
       for i, width in enumerate(widths)
     )
     self.mid_block = layers.Middle(make, widths[-1])
@@ -223,7 +249,14 @@ class Decoder(nnx.Module):
     self.conv_in = make.wide.conv(config.latent_channels, widths[0])
     self.mid_block = layers.Middle(make, widths[0])
     self.up_blocks = nnx.List(
-      layers.Level(make, widths[max(i - 1, 0)], width, blocks, up=i < last)
+      layers.Level(
+        make,
+        widths[max(i - 1, 0)],
+        width,
+        blocks,
+        attention=last - i in config.decoder_attention,
+        up=i < last,
+      )
       for i, width in enumerate(widths)
     )
     self.conv_norm_out = make.norm(widths[-1])

@@ -1,9 +1,9 @@
-"""Reads the weights of the VAE from diffusers' files, and gives them back in that form.
+"""Reads the weights of a VAE from diffusers' files, and gives them back in that form.
 
-The published files are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. Our names
-become theirs with dots for slashes and `weight` for `kernel` and `scale`; older files and those of
-CompVis have other names (`vae_names`). Sizes are read off the arrays; groups and scale, which
-arrays do not show, are in a `config.json` beside the file.
+The usual ones are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. Our names become
+diffusers' with dots for slashes and `weight` for `kernel` and `scale`; older files and those of
+CompVis have other names (`vae_names`). Sizes are read off the arrays; groups, which arrays do not
+show, are in a `config.json` beside the file; the scale is found by `vae_kinds`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,29 +12,26 @@ import pathlib
 from typing import Any
 import zlib
 
+from absl import logging
 import jax
 import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.data import files
-from diversedit_jax.frozen import vae, vae_names
+from diversedit_jax.frozen import vae, vae_kinds, vae_names
 from diversedit_jax.weights import array_files, folders, likely, location, misfits
 
 FILE = 'diffusion_pytorch_model.safetensors'
-SETTINGS = 'config.json'
+SETTINGS = vae_kinds.SETTINGS
 
 # Where a folder has the weights; a pipeline's has a folder for them.
 _FILES = (FILE, *folders.names(('vae',)))
 _DECODER = ('decoder.', 'post_quant_conv.')
-# The scale of Stable Diffusion's first autoencoders, which their config.json does not give.
-_SD_CHANNELS, _SD_SCALE = 4, 0.18215
 # The settings of an AutoencoderKL of which this one supports a single value.
 _SUPPORTED = {
   '_class_name': 'AutoencoderKL',
   'act_fn': 'silu',
   'mid_block_add_attention': True,
-  'down_block_types': 'DownEncoderBlock2D',
-  'up_block_types': 'UpDecoderBlock2D',
 }
 
 
@@ -45,25 +42,36 @@ def load(
   shift: float | Sequence[float] | None = None,
   dtype: str = 'float32',
 ) -> vae.Autoencoder:
-  """Reads the autoencoder from a file, or from a folder with a file called as in `_FILES`.
+  """Reads the autoencoder from a file, or from a folder with one, which `_FILES` may name.
 
   Args:
     path: a file of weights of any floating-point dtype. What else it holds is left out, as in a
       checkpoint of Stable Diffusion.
-    scale, shift: values that replace those of `config.json`, see `vae.VAEConfig`.
+    scale, shift: values that replace those that `vae_kinds` finds, see `vae.VAEConfig`.
     dtype: the dtype of the matrix products, one of `vae.DTYPES`; parameters are always float32.
 
   Raises:
     UserError: there is no such file (the message says where to get it), it holds something else, or
-      it contradicts its `config.json`.
+      it contradicts its `config.json`, or nothing tells its scale.
   """
   path = _find(path)
   arrays = array_files.load(path, anchors=vae_names.ANCHORS)
   beside = path.with_name(SETTINGS)
   settings = files.read_json(beside) if beside.is_file() else {}
+  known = location.side(path.name, vae_kinds.STATISTICS)[1:]
+  found = [path.with_name(name) for name in known if path.with_name(name).is_file()]
+  asked = scale is not None and shift is not None
+  statistics = array_files.load(found[0]) if found and not asked else None
   try:
     return from_arrays(
-      arrays, settings=settings, scale=scale, shift=shift, dtype=dtype, file=location.name(path)
+      arrays,
+      settings=settings,
+      statistics=statistics,
+      scale=scale,
+      shift=shift,
+      dtype=dtype,
+      file=location.name(path),
+      place=location.place_of(path) or '/'.join(path.parts[-2:]),
     )
   except types.UserError as error:
     raise types.UserError(f'{path}: {error}') from error
@@ -73,26 +81,39 @@ def from_arrays(
   arrays: Mapping[str, np.ndarray],
   *,
   settings: Mapping[str, Any] | None = None,
+  statistics: Mapping[str, np.ndarray] | None = None,
   scale: float | Sequence[float] | None = None,
   shift: float | Sequence[float] | None = None,
   dtype: str = 'float32',
   file: str = '',
+  place: str = '',
 ) -> vae.Autoencoder:
   """The autoencoder with these arrays, by the names of diffusers or of CompVis.
 
   Args:
     arrays: the weights.
     settings: the contents of `config.json`.
+    statistics: those of latents, see `vae_kinds`.
     scale, shift, dtype: see `load`.
     file: the name of the file they came from.
+    place: the names of that file and of its folder.
 
   Raises:
     UserError: the arrays are something else, or contradict the settings.
   """
   settings = settings or {}
   arrays = vae_names.current(arrays)
-  _refuse_unsupported(settings, scale is not None and shift is not None)
-  config = _config(arrays, settings, scale, shift)
+  _refuse_unsupported(settings)
+  sizes = _sizes(arrays, settings)
+  known = vae_kinds.scales(
+    sizes, scale=scale, shift=shift, statistics=statistics, settings=settings, place=place
+  )
+  config = vae.VAEConfig(
+    **sizes,
+    norm_groups=settings.get('norm_num_groups') or 32,
+    scale=known.scale,
+    shift=known.shift,
+  )
   shapes = vae.shapes(config)
   expected = {
     _diffusers_name(path): (*leaf.shape[:-3:-1], *leaf.shape[:-2])
@@ -109,7 +130,12 @@ def from_arrays(
     array = array_files.kernel_from_torch(array) if leaf.ndim > 1 else array
     return np.ascontiguousarray(array, np.float32)
 
-  return _autoencoder(config, jax.tree_util.tree_map_with_path(ours, shapes), dtype, file)
+  made = _autoencoder(
+    config, jax.tree_util.tree_map_with_path(ours, shapes), dtype, file, known.kind
+  )
+  numbers = [_in_words(x) for x in (config.scale, config.shift)]
+  logging.info('%s: %s, scale %s, shift %s (%s)', file, made.name, *numbers, known.source)
+  return made
 
 
 def to_arrays(params: Mapping[str, Any], config: vae.VAEConfig) -> dict[str, np.ndarray]:
@@ -144,7 +170,12 @@ def random(config: vae.VAEConfig, seed: int, *, dtype: str = 'float32') -> vae.A
   return _autoencoder(config, params, dtype, f'random-{seed}')
 
 
-def _autoencoder(config, params, dtype, file):
+def _in_words(value) -> str:
+  each = isinstance(value, tuple)
+  return f'{min(value):.4g} to {max(value):.4g}, one per channel' if each else f'{value:g}'
+
+
+def _autoencoder(config, params, dtype, file, kind='AutoencoderKL'):
   trees.check_known('dtype of the VAE', dtype, vae.DTYPES)
   return vae.Autoencoder(
     config=config,
@@ -155,6 +186,7 @@ def _autoencoder(config, params, dtype, file):
     ),
     decoder_sha256=array_files.digest((n, x) for n, x in _named(params) if n.startswith(_DECODER)),
     dtype=dtype,
+    name=f'{kind} f{config.factor}d{config.latent_channels}',
   )
 
 
@@ -170,46 +202,43 @@ def _diffusers_name(path: tuple[Any, ...]) -> str:
   return f'{folder.replace("/", ".")}.{"bias" if leaf == "bias" else "weight"}'
 
 
-def _config(arrays, settings, scale, shift) -> vae.VAEConfig:
-  """The sizes of the arrays and the rest from the settings; they must not contradict each other."""
+def _sizes(arrays, settings) -> dict[str, Any]:
+  """The fields of the config that arrays show; the settings must not contradict them."""
   size = lambda name, axis: _size(arrays, name, axis)
   first = 'encoder.down_blocks.{}.resnets.{}.conv1.weight'.format
   count = lambda name: next(i for i in range(len(arrays) + 1) if name(i) not in arrays)
-  latent, image = size('decoder.conv_in.weight', 1), size('encoder.conv_in.weight', 1)
+  image = size('encoder.conv_in.weight', 1)
   levels = max(count(lambda i: first(i, 0)), 1)
+  attends = lambda i, half: f'{half}_blocks.{i}.attentions.0.to_q.weight' in arrays
+  down = [attends(i, 'encoder.down') for i in range(levels)]
+  up = [attends(i, 'decoder.up') for i in range(levels)]
   fields = {
-    'latent_channels': latent,
+    'image_channels': image,
+    'latent_channels': size('decoder.conv_in.weight', 1),
     'block_channels': tuple(size(first(i, 0), 0) for i in range(levels)),
     'layers_per_block': count(lambda i: first(0, i)),
     'quant_conv': any(name.startswith('quant_conv.') for name in arrays),
     'post_quant_conv': any(name.startswith('post_quant_conv.') for name in arrays),
+    'encoder_attention': tuple(i for i in range(levels) if down[i]),
+    'decoder_attention': tuple(i for i in range(levels) if up[levels - 1 - i]),
   }
-  theirs = {'block_channels': 'block_out_channels'}
-  theirs |= {name: f'use_{name}' for name in ('quant_conv', 'post_quant_conv')}
-  told = {theirs.get(name, name): value for name, value in fields.items()}
-  for key, found in (told | {'in_channels': image, 'out_channels': image}).items():
+  told = {
+    'in_channels': image,
+    'out_channels': image,
+    'latent_channels': fields['latent_channels'],
+    'block_out_channels': fields['block_channels'],
+    'layers_per_block': fields['layers_per_block'],
+    'use_quant_conv': fields['quant_conv'],
+    'use_post_quant_conv': fields['post_quant_conv'],
+    'down_block_types': tuple(f'{"Attn" * x}DownEncoderBlock2D' for x in down),
+    'up_block_types': tuple(f'{"Attn" * x}UpDecoderBlock2D' for x in up),
+  }
+  for key, found in told.items():
     value = settings.get(key, found)
     value = tuple(value) if isinstance(value, list) else value
     if value != found:
       raise types.UserError(f'{SETTINGS} says {key}={value}, but the arrays have {found}')
-  usual = _SD_SCALE if latent == _SD_CHANNELS else None
-  scale = _first(scale, settings.get('scaling_factor'), usual)
-  if scale is None:
-    raise types.UserError(
-      f'the scale of {latent} latent channels is not known: give it (--vae_scale), or put the '
-      f'published {SETTINGS}, which has it as scaling_factor, into the folder of the file'
-    )
-  return vae.VAEConfig(
-    image_channels=image,
-    norm_groups=_first(settings.get('norm_num_groups'), 32),
-    scale=scale,
-    shift=_first(shift, settings.get('shift_factor'), 0.0),
-    **fields,
-  )
-
-
-def _first(*values):
-  return next((value for value in values if value is not None), None)
+  return fields
 
 
 def _size(arrays, name, axis):
@@ -222,16 +251,11 @@ def _size(arrays, name, axis):
   return arrays[name].shape[axis]
 
 
-def _refuse_unsupported(settings: Mapping[str, Any], scaled: bool) -> None:
+def _refuse_unsupported(settings: Mapping[str, Any]) -> None:
   for key, expected in _SUPPORTED.items():
     found = settings.get(key, expected)
-    if any(value != expected for value in (found if isinstance(found, list) else [found])):
+    if found != expected:
       raise types.UserError(f'{SETTINGS} says {key}={found!r}; only {expected!r} is supported')
-  if not scaled and any(settings.get(key) for key in ('latents_mean', 'latents_std')):
-    raise types.UserError(
-      f'{SETTINGS} has latents_mean and latents_std, which programs apply in different ways; '
-      'give a scale and a shift instead (--vae_scale, --vae_shift)'
-    )
 
 
 def _find(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -241,4 +265,7 @@ def _find(path: str | os.PathLike[str]) -> pathlib.Path:
     f'{SETTINGS}, and give the path, or give hf://stabilityai/sd-vae-ft-mse'
   )
   wanted = f'the VAE needs its weights, {FILE} (about 335 MB)'
+  path = location.resolve(path, _FILES, vae_kinds.STATISTICS)
+  if path.is_dir() and not any((path / name).is_file() for name in _FILES):
+    path = folders.alone(path) or path
   return array_files.find(path, _FILES, wanted, publisher)

@@ -48,15 +48,22 @@ class Make(NamedTuple):
 
 
 class Level(nnx.Module):
-  """Blocks (1) at one resolution, followed by Down, Up or neither."""
+  """Blocks (1) at one resolution, maybe each with (2), followed by Down, Up or neither."""
 
-  def __init__(self, make, inputs: int, width: int, layers: int, *, down=False, up=False):
+  def __init__(
+    self, make, inputs: int, width: int, layers: int, *, attention=False, down=False, up=False
+  ):
     self.resnets = nnx.List(Resnet(make, width if i else inputs, width) for i in range(layers))
+    self.attentions = nnx.List(Attention(make, width) for _ in range(layers if attention else 0))
     self.downsamplers = nnx.List([Down(make, width)] if down else [])
     self.upsamplers = nnx.List([Up(make, width)] if up else [])
 
   def __call__(self, x_NHWC: jax.Array) -> jax.Array:
-    for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
+    for i, resnet in enumerate(self.resnets):
+      x_NHWC = resnet(x_NHWC)
+      if self.attentions:
+        x_NHWC = self.attentions[i](x_NHWC)
+    for layer in (*self.downsamplers, *self.upsamplers):
       x_NHWC = layer(x_NHWC)
     return x_NHWC
 

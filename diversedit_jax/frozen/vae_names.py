@@ -2,8 +2,8 @@
 
 Diffusers' older files name the attention differently. CompVis' program, with which the VAE was
 trained, and whose files are Stable Diffusion's `.ckpt` and most single files of a VAE, names levels
-and layers differently and counts the decoder's levels from the image. In both, the matrices of the
-attention may be 1x1 convolutions.
+and layers differently and counts the decoder's levels from the image, as do FLUX's single file,
+VA-VAE's and REPA-E's. In both, the matrices of the attention may be 1x1 convolutions.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,21 @@ _LEGACY_NAME = re.compile(rf'(\.attentions\.\d+\.)({"|".join(_LEGACY)})(?=\.)')
 _COMPVIS = re.compile(r'(encoder\.down|decoder\.up)\.\d+\.block\.0\.conv1\.weight')
 _ATTENTION = {'norm': 'group_norm', 'q': 'to_q', 'k': 'to_k', 'v': 'to_v', 'proj_out': 'to_out.0'}
 _RENAMED = (
-  (r'(?<=\.mid\.attn_1\.)(norm|q|k|v|proj_out)\.', lambda m: f'{_ATTENTION[m[1]]}.'),
+  (
+    r'(\.mid\.attn_1|\.attn\.\d+)\.(norm|q|k|v|proj_out)\.',
+    lambda m: f'{m[1]}.{_ATTENTION[m[2]]}.',
+  ),
   (r'\.mid\.attn_1\.', '.mid_block.attentions.0.'),
   (r'\.mid\.block_(\d+)\.', lambda m: f'.mid_block.resnets.{int(m[1]) - 1}.'),
   (r'^encoder\.down\.(\d+)\.', r'encoder.down_blocks.\1.'),
   (r'(_blocks\.\d+)\.block\.', r'\1.resnets.'),
+  (r'(_blocks\.\d+)\.attn\.', r'\1.attentions.'),
   (r'(_blocks\.\d+)\.(down|up)sample\.', r'\1.\2samplers.0.'),
   (r'\.nin_shortcut\.', '.conv_shortcut.'),
   (r'^(encoder|decoder)\.norm_out\.', r'\1.conv_norm_out.'),
 )
-# What the program that trained the VAE kept beside it.
-_TRAINING = ('loss.', 'model_ema.')
+# What the programs that trained a VAE kept beside it; the last two are VA-VAE's.
+_TRAINING = ('loss.', 'model_ema.', 'foundation_model.', 'linear_proj.')
 
 
 def current(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

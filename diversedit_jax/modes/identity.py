@@ -103,8 +103,9 @@ _OF_THE_MAKING = ('seconds', 'device', 'attention', 'versions', 'batch_size')
 
 
 def _flat(facts):
-  """Facts by whole key, without the files of networks: the digests beside them say which it was."""
-  return {k: v for k, v in flat_config.flatten(facts).items() if not k.endswith('.file')}
+  """Facts by whole key, without names of networks: the digests beside them say which it was."""
+  names = ('.file', '.autoencoder')
+  return {k: v for k, v in flat_config.flatten(facts).items() if not k.endswith(names)}
 
 
 def _listed(changed):

@@ -89,7 +89,8 @@ def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]
       yield name, arrays
   found = _attempt(lambda: vae_files.from_arrays(arrays, scale=1.0, shift=0.0))
   if found is not None:
-    yield f'AutoencoderKL, {found.config.latent_channels} latent channels', None
+    sizes = f'{found.config.factor}x down, {found.config.latent_channels} latent channels'
+    yield f'AutoencoderKL, {sizes}', None
   if _attempt(lambda: inception_files.from_arrays(arrays)) is not None:
     yield 'Inception of 2015-12-05, the network of FID', None
   for module in _TRANSFORMERS:

@@ -157,7 +157,7 @@ def make_plan(
       'scale': config.scale,
       'shift': config.shift,
       'dtype': autoencoder.dtype,
-      'config': dataclasses.asdict(config),
+      'config': config.facts(),
     }
     facts = json.loads(json.dumps(facts))  # As it will be read back, with lists for tuples.
   if options.store != 'latents':

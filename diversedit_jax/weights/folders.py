@@ -17,8 +17,10 @@ NAMES = tuple(
 
 _SUFFIXES = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.npz')
 _SHARD = re.compile(r'.*-\d{5}-of-\d{5}\.\w+')
-# What training leaves beside the weights.
-_OTHERS = re.compile(r'(optimizer|scheduler|scaler|random_states|rng_state|training_args).*')
+# What training leaves beside the weights, and statistics of an autoencoder's latents.
+_OTHERS = re.compile(
+  r'(optimizer|scheduler|scaler|random_states|rng_state|training_args).*|(.+-)?latents[-_]stats\..*'
+)
 
 
 def names(within: Sequence[str] = ()) -> tuple[str, ...]:
@@ -38,9 +40,8 @@ def find(path: pathlib.Path, within: Sequence[str] = ()) -> pathlib.Path:
   """
   if not path.is_dir():
     return path
-  files = sorted(p for p in path.iterdir() if p.is_file())
-  known = [p for p in files if p.suffix in _SUFFIXES or p.name.endswith(INDEX)]
-  whole = [p for p in known if not _SHARD.fullmatch(p.name) and not _OTHERS.fullmatch(p.name)]
+  known = _known(path)
+  whole = _whole(known)
   for name in NAMES:
     if path / name in whole:
       return path / name
@@ -57,7 +58,7 @@ def find(path: pathlib.Path, within: Sequence[str] = ()) -> pathlib.Path:
   for name in within:
     if (path / name).is_dir():
       return find(path / name)
-  if any(p.suffix == '.distcp' for p in files):
+  if any(p.suffix == '.distcp' for p in path.iterdir()):
     raise types.UserError(
       f'folder {path} is a distributed checkpoint of PyTorch; make one file of it with '
       f'`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt`'
@@ -66,3 +67,18 @@ def find(path: pathlib.Path, within: Sequence[str] = ()) -> pathlib.Path:
     f'folder {path} has no file of weights ({", ".join(_SUFFIXES)}); '
     f'it holds {misfits.first_few(sorted(p.name for p in path.iterdir())) or "nothing"}'
   )
+
+
+def alone(path: pathlib.Path) -> pathlib.Path | None:
+  """The one file or index of weights in a folder; None if there are others, or none."""
+  whole = _whole(_known(path))
+  return whole[0] if len(whole) == 1 else None
+
+
+def _known(path):
+  files = sorted(p for p in path.iterdir() if p.is_file())
+  return [p for p in files if p.suffix in _SUFFIXES or p.name.endswith(INDEX)]
+
+
+def _whole(known):
+  return [p for p in known if not _SHARD.fullmatch(p.name) and not _OTHERS.fullmatch(p.name)]

@@ -37,12 +37,17 @@ _PAGE = re.compile(
 )
 
 
-def resolve(given: str | os.PathLike[str], names: Sequence[str] = folders.NAMES) -> pathlib.Path:
+def resolve(
+  given: str | os.PathLike[str],
+  names: Sequence[str] = folders.NAMES,
+  beside: Sequence[str] = (),
+) -> pathlib.Path:
   """The path on this machine of weights, which are fetched first if they are on the hub.
 
   Args:
     given: a path, or a place on the hub; see above.
     names: files that are looked for where a place on the hub is a folder, the best first.
+    beside: what else belongs to a file that is fetched, see `side`.
 
   Returns:
     A path, which may not exist if it was given as one, or is that of a folder in a bucket without
@@ -59,14 +64,16 @@ def resolve(given: str | os.PathLike[str], names: Sequence[str] = folders.NAMES)
     given = paths.path(text, bucket=True)
     candidates = (given, *(given / name for name in names))
     file = next((path for path in candidates if path.is_file()), None)
-    return given if file is None else _copied(file)
+    return given if file is None else _copied(file, tuple(beside))
   place = _PLACE.fullmatch(text)
   if place is None:
     raise types.UserError(_malformed(text))
   inside = (place['path'] or '').strip('/')
   wanted = [f'{inside}/{name}'.lstrip('/') for name in names]
   wanted = [inside] if _FILE.fullmatch(inside) else wanted
-  file = _fetch(text, place['repo'], urllib.parse.unquote(place['revision'] or 'main'), wanted)
+  file = _fetch(
+    text, place['repo'], urllib.parse.unquote(place['revision'] or 'main'), wanted, beside
+  )
   found = digest(file)
   if place['sha256'] not in (None, found):
     raise types.UserError(f'{text} is another file: its SHA-256 is {found}')
@@ -75,7 +82,7 @@ def resolve(given: str | os.PathLike[str], names: Sequence[str] = folders.NAMES)
 
 
 @functools.cache
-def _copied(file):
+def _copied(file, more):
   """A copy of a file in a bucket, of what belongs to it too, until the program ends."""
   place = tempfile.TemporaryDirectory()
   atexit.register(place.cleanup)
@@ -86,12 +93,17 @@ def _copied(file):
     paths.system(path).get_file(str(path), str(folder / path.name))
 
   get(file)
-  beside = [SETTINGS] if (file.parent / SETTINGS).is_file() else []
+  beside = [name for name in side(file.name, more) if (file.parent / name).is_file()]
   if file.name.endswith(folders.INDEX):
     beside += sorted(set(opening.shards(folder / file.name).values()))
   for one in beside:
     get(file.parent / one)
   return folder / file.name
+
+
+def side(file: str, more: Sequence[str]) -> tuple[str, ...]:
+  """Names of the files that belong to one of weights, where {stem} is its name without a suffix."""
+  return (SETTINGS, *(name.format(stem=file.rpartition('.')[0]) for name in more))
 
 
 def name(path: pathlib.Path) -> str:
@@ -124,7 +136,7 @@ def _malformed(text):
   return f'{text} is a URL, which is not read; download it and give the path, or give {SCHEME}'
 
 
-def _fetch(text, repo, revision, wanted) -> pathlib.Path:
+def _fetch(text, repo, revision, wanted, more) -> pathlib.Path:
   """The first file that a repository has of those wanted, with what belongs to it."""
   hub = _import_hub()
   get = functools.partial(
@@ -151,7 +163,8 @@ def _fetch(text, repo, revision, wanted) -> pathlib.Path:
     # The commit of the file, not the branch, which may move meanwhile.
     commit, _, inside = place_of(file).partition('@')[2].partition('/')
     beside = lambda one: f'{inside.rpartition("/")[0]}/{one}'.lstrip('/')
-    first([beside(SETTINGS)], commit)
+    for one in side(file.name, more):
+      first([beside(one)], commit)
     if file.name.endswith(folders.INDEX):
       for part in sorted(set(opening.shards(file).values())):
         get(beside(part), revision=commit)

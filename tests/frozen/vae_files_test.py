@@ -263,7 +263,7 @@ def test_foreign_files_are_refused(tmp_path, arrays):
     ('block_out_channels', [4, 16], r'but the arrays have \(4, 8\)'),
     ('use_quant_conv', False, 'but the arrays have True'),
     ('act_fn', 'relu', "only 'silu' is supported"),
-    ('down_block_types', ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D'], 'is supported'),
+    ('down_block_types', ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D'], 'but the arrays have'),
   ],
 )
 def test_settings_that_do_not_fit_are_refused(arrays, key, value, message):

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from diversedit_jax import modes, trees, types
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.modes import opening, run_context
+from diversedit_jax.modes import identity, opening, run_context
 from diversedit_jax.preparation import work
 from diversedit_jax.training import writers
 
@@ -155,6 +155,7 @@ def test_samples_are_latents_and_their_pictures(run, files):
 def test_the_card_tells_the_vae_and_the_quantiser(run, files):
   autoencoder = vae_files.load(files.vae)
   assert run.card['vae'] == {
+    'autoencoder': 'AutoencoderKL f4d2',
     'file': vae_files.FILE,
     'decoder_sha256': autoencoder.decoder_sha256,
     'scale': small.CONFIG.scale,
@@ -163,6 +164,13 @@ def test_the_card_tells_the_vae_and_the_quantiser(run, files):
     'tile': 64,
   }
   assert run.card['quantiser'] == 'truncate' and run.card['num_samples'] == 10
+
+
+def test_a_card_from_before_the_autoencoder_had_a_name_is_of_the_same_samples(run, tmp_path):
+  older = json.loads(json.dumps(run.card))
+  del older['vae']['autoencoder']
+  (tmp_path / 'samples.json').write_text(json.dumps(older))
+  identity.check_card(tmp_path / 'samples.json', run.card, '')
 
 
 def test_previews_and_grids_show_the_pictures(run):

@@ -111,7 +111,7 @@ def test_frozen_networks_are_recognised():
     vae.VAEConfig(block_channels=(32, 32), layers_per_block=1, scale=1.0), 0
   )
   arrays = vae_files.to_arrays(autoencoder.params, autoencoder.config)
-  assert inspect.recognise(arrays) == ['AutoencoderKL, 4 latent channels']
+  assert inspect.recognise(arrays) == ['AutoencoderKL, 2x down, 4 latent channels']
   found = inspect.recognise(shaped(inception_files.file_shapes()))
   assert found == ['Inception of 2015-12-05, the network of FID']
   family = encoders.dinov2.FAMILY
