@@ -1,5 +1,6 @@
 """The VAE against diffusers' `AutoencoderKL`: values on the way, dtypes, precision, cost."""
 
+import dataclasses
 import json
 
 from flax import nnx
@@ -152,7 +153,13 @@ def test_bfloat16_reaches_the_products():
 
 
 @pytest.mark.parametrize(
-  'config, size', [(vae.VAEConfig(), (512, 256)), (OTHER, (24, 16))], ids=['published', 'other']
+  'config, size',
+  [
+    (vae.VAEConfig(), (512, 256)),
+    (OTHER, (24, 16)),
+    (dataclasses.replace(OTHER, encoder_attention=(2,), decoder_attention=(1, 2)), (24, 16)),
+  ],
+  ids=['published', 'other', 'attention'],
 )
 def test_flops_are_those_of_the_traced_network(config, size):
   counted = [jaxprs.flops(half) for half in both_halves(unloaded(config), size)]
