@@ -29,6 +29,7 @@ Families:
   meanflow      MeanFlow's Flax parameters; --to=torch writes Flax names for it
   sit_original  SiT's own program: t = 1 is data, 8 output channels; clock and sign are converted
   selfflow      Self-Flow's published networks: like SiT's own, with patches of side 2 as a matrix
+  lightning     LightningDiT: t = 1 is data; RMSNorm, SwiGLU and rotary positions
   dit           DiT, by its own names or diffusers': noise and variance; weights for non-commercial
                 use only (CC BY-NC 4.0)
 
@@ -87,7 +88,8 @@ def _parser():
   )
   add(
     '--heads',
-    'only with --to=diffusers: attention heads (default: those of a published size)',
+    'only with --to=diffusers, or --to=torch for rotary positions: attention heads (default: those '
+    'of a published size)',
     type=int,
     metavar='H',
   )
@@ -132,7 +134,8 @@ def _convert(flags):
     state_dict, written = arrays, trees.named_leaves(params)
   else:
     params = array_files.unflatten(arrays)
-    state_dict = written = mapping.to_torch(params, flags.family, **given('grid', 'patch_size'))
+    how = given('grid', 'patch_size', *(() if diffusers else ('heads',)))
+    state_dict = written = mapping.to_torch(params, flags.family, **how)
   config = mapping.infer_config(state_dict, flags.family)
   config['heads'] = flags.heads or settings.get('num_attention_heads') or config['heads']
   if diffusers:
@@ -147,7 +150,7 @@ def _check(flags):
   ours, diffusers = flags.to == 'ours', flags.to == 'diffusers'
   for name, used, where in (
     ('patch_size', not ours, '--to=torch and --to=diffusers; without that, the file tells it'),
-    ('heads', diffusers, '--to=diffusers, whose config.json has it'),
+    ('heads', not ours, '--to=diffusers, whose config.json has it, and --to=torch'),
     ('num_classes', ours, '--to=ours'),
   ):
     if getattr(flags, name) is not None and not used:
@@ -168,15 +171,16 @@ def _check(flags):
 
 def _summary(flags, notes, params, state_dict, config):
   rules = families.family(flags.family)
-  table = rules.position_table
-  if table is None:
+  table = ', '.join(rules.tables)
+  if not table:
     fixed = 'nothing: this family stores no position table'
   elif flags.to == 'torch':
     fixed = f'{table} computed'
   elif flags.to == 'diffusers':
     fixed = f'{table} left out, which diffusers computes'
   else:
-    fixed = f'{table} dropped, equal to ours' if table in state_dict else 'nothing dropped'
+    found = ', '.join(name for name in rules.tables if name in state_dict)
+    fixed = f'{found} dropped, equal to ours' if found else 'nothing dropped'
   keys, labels = detection.config_keys(config, rules), []
   if flags.to == 'ours':
     rows = config['num_classes'] + 1

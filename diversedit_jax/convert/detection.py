@@ -8,7 +8,7 @@ import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.convert import diffusers_dit, families
-from diversedit_jax.models import sizes
+from diversedit_jax.models import config, sizes
 
 _SIZED = ('model/patch_embed/kernel', 'model/patch_embed/bias', 'model/final/linear/bias')
 
@@ -66,6 +66,7 @@ def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[st
   if inferred['skips']:
     keys.append('model.skip.enabled=True')
   keys += [f'model.{name}=True' for name in ('qk_norm', 'learn_sigma') if inferred[name]]
+  keys += _parts(inferred)
   # These two parts of the model come with a method and have no key of their own.
   keys += [
     f'method={m}'
@@ -73,6 +74,15 @@ def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[st
     if inferred[part]
   ]
   return keys + list(family.config)
+
+
+def _parts(inferred) -> list[str]:
+  """The block by its published name, and the parts that are not its own."""
+  blocks = config.BLOCKS.items()
+  unlike = {name: [k for k, v in parts.items() if inferred[k] != v] for name, parts in blocks}
+  block = min(unlike, key=lambda name: len(unlike[name]))
+  named = [f'model.block={block}'] if block != 'sit' else []
+  return [*named, *(f'model.{part}={inferred[part]}' for part in unlike[block])]
 
 
 def _size(inferred) -> list[str]:

@@ -48,6 +48,7 @@ class Family:
   position_table: name of the fixed sine-cosine table [1, T, D], which we compute and do not store;
     None if they do not store it either.
   zero_rows: number of zero rows at the top of that table, for tokens without a place.
+  rotary: name of the module with the tables of rotary positions, which we compute too; '' for none.
   continued: pairs (old, new) of module lists; `old` counts on from the end of `new`.
   mark: part of our tree that only this family has, by which `detect` knows it; '' for none.
   sizes: values of letters that the shapes do not tell.
@@ -58,6 +59,7 @@ class Family:
   rules: tuple[Rule, ...]
   position_table: str | None = 'pos_embed'
   zero_rows: int = 0
+  rotary: str = ''
   continued: tuple[tuple[str, str], ...] = ()
   mark: str = ''
   sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -69,6 +71,12 @@ class Family:
     """Whether the head has twice the channels."""
     (head,) = (rule for rule in self.rules if rule.ours == 'model/final/linear/bias')
     return '2' in head.shape[0].split('*')
+
+  @property
+  def tables(self) -> tuple[str, ...]:
+    """Names of the fixed tables that they store, and that we compute."""
+    rotary = [f'{self.rotary}.freqs_{of}' for of in ('cos', 'sin')] if self.rotary else []
+    return tuple(filter(None, (self.position_table, *rotary)))
 
 
 def family(name: str) -> Family:
@@ -116,21 +124,40 @@ def _norm(torch: str, ours: str, width: str, *, part: str = '') -> tuple[Rule, .
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
 _FREQUENCIES = str(embed.TIME_FREQUENCIES)
 
-# A SiT without patches, the first layer of its time embedding and its head, where families differ.
-_TRUNK = (
-  _rule('x_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
-  *_linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
-  _rule('y_embedder.embedding_table.weight', 'model/label_embed/embedding', 'R', 'D'),
-  *_linear(f'{_BLOCK}.attn.qkv', f'{_OURS}/attn/qkv', 'D', '3*D', layout='qkv', bias='parted'),
+
+def _body(adaln: str, *mlp: Rule) -> tuple[Rule, ...]:
+  """All but patches, the first layer of the time embedding and the head, where families differ."""
+  return (
+    _rule('x_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
+    *_linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
+    _rule('y_embedder.embedding_table.weight', 'model/label_embed/embedding', 'R', 'D'),
+    *_linear(f'{_BLOCK}.attn.qkv', f'{_OURS}/attn/qkv', 'D', '3*D', layout='qkv', bias='parted'),
+    *_linear(f'{_BLOCK}.attn.proj', f'{_OURS}/attn/proj', 'D', 'D'),
+    *mlp,
+    *_linear(f'{_BLOCK}.adaLN_modulation.1', f'{_OURS}/adaln', 'D', adaln),
+    *_norm('skip_norms.{skip}', 'model/blocks/{skip}/norm', '2*D'),
+    *_linear('skip_linears.{skip}.linear', 'model/blocks/{skip}/linear', '2*D', 'D'),
+    *_linear('final_layer.adaLN_modulation.1', 'model/final/adaln', 'D', '2*D'),
+  )
+
+
+def _gelu(part: str = '') -> tuple[Rule, ...]:
+  return (
+    *_linear(f'{_BLOCK}.mlp.fc1', f'{_OURS}/mlp/fc1', 'D', 'M', part=part),
+    *_linear(f'{_BLOCK}.mlp.fc2', f'{_OURS}/mlp/fc2', 'M', 'D', part=part),
+  )
+
+
+def _scale(torch: str, ours: str, width: str, part: str) -> Rule:
+  """The weight of an RMSNorm, or of a LayerNorm whose bias is a part of its own."""
+  return _rule(f'{torch}.weight', f'{ours}/scale', width, part=part)
+
+
+_TRUNK = _body(
+  '6*D',
+  *_gelu(),
   *_norm(f'{_BLOCK}.attn.q_norm', f'{_OURS}/attn/q_norm', 'E', part='qk_norm'),
   *_norm(f'{_BLOCK}.attn.k_norm', f'{_OURS}/attn/k_norm', 'E', part='qk_norm'),
-  *_linear(f'{_BLOCK}.attn.proj', f'{_OURS}/attn/proj', 'D', 'D'),
-  *_linear(f'{_BLOCK}.mlp.fc1', f'{_OURS}/mlp/fc1', 'D', 'M'),
-  *_linear(f'{_BLOCK}.mlp.fc2', f'{_OURS}/mlp/fc2', 'M', 'D'),
-  *_linear(f'{_BLOCK}.adaLN_modulation.1', f'{_OURS}/adaln', 'D', '6*D'),
-  *_norm('skip_norms.{skip}', 'model/blocks/{skip}/norm', '2*D'),
-  *_linear('skip_linears.{skip}.linear', 'model/blocks/{skip}/linear', '2*D', 'D'),
-  *_linear('final_layer.adaLN_modulation.1', 'model/final/adaln', 'D', '2*D'),
 )
 
 _PATCHES = ('x_embedder.proj.weight', 'model/patch_embed/kernel')
@@ -138,6 +165,30 @@ _BODY = (_rule(*_PATCHES, *'DCpp', layout='patches'), *_TRUNK)
 _TIME = ('t_embedder.mlp.0', 'model/time_embed/fc1', _FREQUENCIES, 'D')
 _HEAD = ('final_layer.linear', 'model/final/linear', 'D')
 _SIT = (*_BODY, *_linear(*_TIME), *_linear(*_HEAD, 'p*p*C'))
+
+_LIGHTNING = (
+  _rule(*_PATCHES, *'DCpp', layout='patches'),
+  *_body(
+    'A',
+    *_gelu('gelu'),
+    *_linear(
+      *(f'{_BLOCK}.mlp.w12', f'{_OURS}/mlp/fc12', 'D', '2*M'),
+      layout='halves',
+      bias='halves_bias',
+      part='swiglu',
+    ),
+    *_linear(f'{_BLOCK}.mlp.w3', f'{_OURS}/mlp/fc3', 'M', 'D', part='swiglu'),
+    *(_scale(f'{_BLOCK}.norm{i}', f'{_OURS}/norm{i}', 'D', 'rms') for i in (1, 2)),
+    *(_scale(f'{_BLOCK}.attn.{n}_norm', f'{_OURS}/attn/{n}_norm', 'E', 'qk_norm') for n in 'qk'),
+    *(
+      _rule(f'{_BLOCK}.attn.{n}_norm.bias', f'{_OURS}/attn/{n}_norm/bias', 'E', part='qk_bias')
+      for n in 'qk'
+    ),
+  ),
+  _scale('final_layer.norm_final', 'model/final/norm', 'D', 'rms'),
+  *_linear(*_TIME, layout='reversed_clock'),
+  *_linear(*_HEAD, 'p*p*C', layout='negated', bias='negated_vector'),
+)
 
 _PROJECTORS = (
   *_linear('projectors.{head}.0', 'heads/repa/{head}/fc1', 'D', 'P{head}', part='mlp'),
@@ -240,6 +291,12 @@ FAMILIES = {
     ),
     mark='heads/sra',
     sizes={'p': 2},
+  ),
+  # LightningDiT (2501.01423): data at t = 1; RMSNorm, SwiGLU and rotary positions, or some of them.
+  'lightning': Family(
+    rules=_LIGHTNING + _PROJECTORS,
+    rotary='feat_rope',
+    mark='model/final/norm',
   ),
   # DiT (2212.09748): the noise and the range of its variance, at steps 0 .. 999.
   'dit': Family(

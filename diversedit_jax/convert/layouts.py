@@ -89,22 +89,46 @@ def _patches_to_matrix(kernel, shape, sizes):
   return _patches_to_torch(kernel, whole, sizes).reshape(shape)
 
 
+def _negated(layout: Layout) -> Layout:
+  """A layout whose values change their sign on the way, both ways."""
+  return layout._replace(
+    to_ours=lambda x, sizes: -layout.to_ours(x, sizes),
+    to_torch=lambda x, shape, sizes: -layout.to_torch(x, shape, sizes),
+  )
+
+
+def _parted(n: int) -> dict[str, Layout]:
+  """[n*E, in] -> [in, n, E] and [..., n*E] -> [..., n, E]: n matrices that are stored as one."""
+  last = lambda terms: terms.split('*', 1)
+  return {
+    'kernel': Layout(
+      lambda terms: (terms[1], *last(terms[0])),
+      lambda x, _: x.T.reshape(x.shape[1], n, -1),
+      lambda x, shape, _: x.reshape(len(x), -1).T,
+    ),
+    'bias': Layout(
+      lambda terms: (*terms[:-1], *last(terms[-1])),
+      lambda x, _: x.reshape(*x.shape[:-1], n, -1),
+      lambda x, shape, _: x.reshape(shape),
+    ),
+  }
+
+
+_SAME = Layout(lambda terms: terms, lambda x, _: x, lambda x, shape, _: x)
+_LINEAR = Layout(lambda terms: terms[::-1], lambda x, _: x.T, lambda x, shape, _: x.T)
+_QKV, _HALVES = _parted(3), _parted(2)
+
 LAYOUTS = {
   # Vectors, tables and all that both sides store in the same way.
-  'same': Layout(lambda terms: terms, lambda x, _: x, lambda x, shape, _: x),
+  'same': _SAME,
   # [out, in] -> [in, out].
-  'linear': Layout(lambda terms: terms[::-1], lambda x, _: x.T, lambda x, shape, _: x.T),
-  # [3*D, in] -> [in, 3, D], and [..., 3*D] -> [..., 3, D]: what makes q, k and v.
-  'qkv': Layout(
-    lambda terms: (terms[1], *terms[0].split('*')),
-    lambda x, _: x.T.reshape(x.shape[1], 3, -1),
-    lambda x, shape, _: x.reshape(len(x), -1).T,
-  ),
-  'parted': Layout(
-    lambda terms: (*terms[:-1], *terms[-1].split('*')),
-    lambda x, _: x.reshape(*x.shape[:-1], 3, -1),
-    lambda x, shape, _: x.reshape(shape),
-  ),
+  'linear': _LINEAR,
+  # What makes q, k and v.
+  'qkv': _QKV['kernel'],
+  'parted': _QKV['bias'],
+  # The two halves of SwiGLU.
+  'halves': _HALVES['kernel'],
+  'halves_bias': _HALVES['bias'],
   # [D, C, p, p] -> [p*p*C, D], rows ordered (row in patch, column in patch, channel).
   'patches': Layout(
     _patch_terms,
@@ -125,6 +149,9 @@ LAYOUTS = {
     lambda x, _: reverse_clock(x.T),
     lambda x, shape, _: reverse_clock(x).T,
   ),
+  # Of a head without a variance, for a velocity of the other sign.
+  'negated': _negated(_LINEAR),
+  'negated_vector': _negated(_SAME),
   # [p*p*2C, D] -> [D, p*p*2C] and [p*p*2C], for a velocity of the other sign.
   'negated_head': Layout(
     lambda terms: terms[::-1],

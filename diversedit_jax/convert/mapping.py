@@ -16,7 +16,7 @@ import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.convert import detection, diffusers_dit, families, plans
-from diversedit_jax.models import embed
+from diversedit_jax.models import embed, rotary, sizes
 from diversedit_jax.weights import array_files, misfits
 
 _TABLE_TOLERANCE = 1e-6
@@ -52,11 +52,13 @@ def to_ours(
   rules = families.family(family)
   arrays = {name: np.asarray(array) for name, array in state_dict.items()}
   arrays = _with_null_row(rules, _renamed(rules, _own_names(family, arrays)), num_classes)
-  table = arrays.pop(rules.position_table, None)
+  tables = {name: arrays.pop(name) for name in rules.tables if name in arrays}
   plan = plans.of_torch(rules, _shapes(arrays))
   problems = misfits.find(arrays, plan.torch_shapes()) + _uneven(plan.counts)
-  if table is not None:
-    problems += _table_misfit(rules, table, plan.sizes.get('D'), grid)
+  if rules.rotary:
+    problems += [f'missing: {name}' for name in rules.tables if name not in tables]
+  for name, table in tables.items():
+    problems += _table_misfit(rules, name, table, plan.sizes.get('D'), grid)
   by = ", by DiT's own names," if family == 'dit' and diffusers_dit.recognises(state_dict) else ''
   _refuse(problems, f'the state dict{by} does not fit family {family!r}')
 
@@ -77,6 +79,7 @@ def to_torch(
   *,
   patch_size: int = 2,
   grid: tuple[int, int] = (16, 16),
+  heads: int | None = None,
 ) -> dict[str, np.ndarray]:
   """The inverse of `to_ours`.
 
@@ -84,10 +87,11 @@ def to_torch(
     params: our parameters, nested.
     family: a name of `families.FAMILIES`.
     patch_size: p, since our parameters tell only p*p*C; all models of the paper have 2.
-    grid: (rows, columns) of tokens, for the position table; 16 x 16 at 256 px, 32 x 32 at 512 px.
+    grid: (rows, columns) of tokens, for fixed tables; 16 x 16 at 256 px, 32 x 32 at 512 px.
+    heads: attention heads, for tables of rotary positions; None takes those of a published size.
 
   Returns:
-    Arrays by the other system's names, with the position table if the family stores it.
+    Arrays by the other system's names, with the fixed tables that the family stores.
 
   Raises:
     UserError: the family is unknown, or the parameters do not fit it, as for `to_ours`.
@@ -100,10 +104,12 @@ def to_torch(
   problems = misfits.find(arrays, plan.our_shapes())
   _refuse(problems, f'the parameters do not fit family {family!r} with {patch_size=}')
 
-  state_dict = {}
-  if rules.position_table:
-    table = _table(rules, plan.sizes['D'], grid)
-    state_dict[rules.position_table] = table.astype(arrays[plan.entries[0].ours].dtype)
+  state_dict, dtype = {}, arrays[plan.entries[0].ours].dtype
+  if rules.rotary:
+    heads = heads or _published_heads(plan)
+  for name in rules.tables:
+    widths = plan.sizes['D'], plan.sizes['D'] // (heads or 1)
+    state_dict[name] = _table(rules, name, *widths, grid).astype(dtype)
   for entry in plan.entries:
     array = arrays[entry.ours]
     shape = plan.shape(entry.terms)
@@ -116,10 +122,10 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
   """Sizes of a model, read off the shapes of its state dict; None where they do not tell.
 
   Returns:
-    depth, width, heads (known only with qk_norm), mlp_ratio, patch_size, channels, num_classes (the
-    last row is taken for the null label), qk_norm, skips, interval, class_token (its width, 0 for
-    none), learn_sigma, tokens (known only with a position table), and projectors as pairs (hidden
-    width, output width).
+    depth, width, heads (known only with qk_norm or rotary positions), mlp_ratio, patch_size,
+    channels, num_classes (the last row is taken for the null label), qk_norm, norm, mlp, rope,
+    shift, skips, interval, class_token (its width, 0 for none), learn_sigma, tokens (known only
+    with a position table), and projectors as pairs (hidden width, output width).
 
   Raises:
     UserError: the family is unknown.
@@ -127,20 +133,27 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
   rules = families.family(family)
   state_dict = _own_names(family, state_dict)
   shapes = _renamed(rules, {name: tuple(array.shape) for name, array in state_dict.items()})
-  table = shapes.pop(rules.position_table, None)
+  table, *turned = [shapes.pop(name, None) for name in (rules.position_table, *rules.tables[1:])]
   plan = plans.of_torch(rules, shapes)
   size, counts = plan.sizes.get, plan.counts
   present = [entry for entry in plan.entries if any(name in shapes for name in entry.torch)]
   width, head_width, rows, hidden = size('D'), size('E'), size('R'), size('M')
+  if turned and turned[0]:
+    head_width = turned[0][-1]
+  swiglu = 'swiglu' in counts.parts
   return {
     'depth': counts.blocks,
     'width': width,
     'heads': width // head_width if width and head_width else None,
-    'mlp_ratio': hidden / width if width and hidden else None,
+    'mlp_ratio': _mlp_ratio(width, hidden, swiglu) if width and hidden else None,
     'patch_size': size('p'),
     'channels': size('C'),
     'num_classes': None if rows is None else rows - 1,
     'qk_norm': 'qk_norm' in counts.parts,
+    'norm': 'rms' if 'rms' in counts.parts else 'layer',
+    'mlp': 'swiglu' if swiglu else 'gelu',
+    'rope': any(turned),
+    'shift': size('A') != 4 * width if width else True,
     'skips': counts.skips > 0,
     'interval': any(e.ours.startswith('model/interval_embed/') for e in present),
     'class_token': size('Z', 0),
@@ -148,6 +161,18 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
     'tokens': table[1] - rules.zero_rows if table and len(table) == 3 else None,
     'projectors': tuple((size(f'P{i}'), size(f'Z{i}')) for i in range(counts.heads)),
   }
+
+
+def _mlp_ratio(width, hidden, swiglu):
+  """The roundest ratio that gives the hidden width, see `Architecture.hidden`."""
+  if not swiglu:
+    return hidden / width
+  around = 1.5 * hidden / width
+  for parts in (1, 2, 4, 8, 16):
+    ratio = round(parts * around) / parts
+    if int(2 / 3 * int(width * ratio)) == hidden:
+      return ratio
+  return math.ceil(1.5 * hidden) / width
 
 
 def _own_names(family, arrays):
@@ -209,32 +234,47 @@ def _refuse(problems, what):
     raise types.UserError(f'{what}: {"; ".join(problems)}')
 
 
-def _table(rules, width, grid) -> np.ndarray:
-  """The position table [1, T, D] in PyTorch's form."""
+def _published_heads(plan) -> int:
+  """The heads of the published size with so many blocks of this width."""
+  depth, width = plan.counts.blocks, plan.sizes['D']
+  for size in sizes.SIZES.values():
+    if (size.depth, size.width) == (depth, width):
+      return size.heads
+  raise types.UserError(
+    f'{depth} blocks of width {width} are no published size: give the number of attention heads, '
+    '--heads, which the tables of rotary positions depend on'
+  )
+
+
+def _table(rules, name, width, head_width, grid) -> np.ndarray:
+  """A fixed table in PyTorch's form: positions [1, T, D], or cosines or sines [T, d]."""
+  if name != rules.position_table:
+    return rotary.tables(*grid, head_width)[name.endswith('sin')]
   zeros = np.zeros((rules.zero_rows, width), np.float32)
   return np.concatenate([zeros, embed.position_table(*grid, width)])[None]
 
 
-def _table_misfit(rules, found, width, grid) -> list[str]:
-  name = rules.position_table
+def _table_misfit(rules, name, found, width, grid) -> list[str]:
   if width is None or width % 4:
     return [f'{name} cannot be checked for width {width}']
-  if found.ndim != 3:
-    return [f'{name} has shape {misfits.shape_text(found.shape)} instead of (1, T, {width})']
-  tokens = found.shape[1] - rules.zero_rows
+  is_rotary = name != rules.position_table
+  if found.ndim != (2 if is_rotary else 3) or (is_rotary and found.shape[1] % 4):
+    wanted = '(T, d), d divisible by 4' if is_rotary else f'(1, T, {width})'
+    return [f'{name} has shape {misfits.shape_text(found.shape)} instead of {wanted}']
+  tokens = found.shape[0] if is_rotary else found.shape[1] - rules.zero_rows
   if grid is None:
     side = math.isqrt(max(tokens, 0))
     if not side or side * side != tokens:
       return [f'{name} has {tokens} tokens, not a square number: give the grid (rows, columns)']
     grid = (side, side)
-  expected = _table(rules, width, grid)
+  expected = _table(rules, name, width, found.shape[-1], grid)
   if faults := misfits.find({name: found}, {name: expected.shape}):
     return faults
-  # Values lie within [-1, 1]; a table in a short dtype is rounded.
-  tolerance = max(_TABLE_TOLERANCE, float(ml_dtypes.finfo(found.dtype).eps))
+  # Values lie within [-1, 1]; a table in a short dtype is rounded, and so are angles of float32.
+  angles = max(grid) * np.finfo(np.float32).eps if is_rotary else 0
+  tolerance = max(_TABLE_TOLERANCE, angles, float(ml_dtypes.finfo(found.dtype).eps))
   error = float(np.max(np.abs(found.astype(np.float64) - expected)))
   if not error <= tolerance:
-    return [
-      f'{name} is not the sine-cosine table of a {grid[0]}x{grid[1]} grid (off by {error:.2g})'
-    ]
+    kind = 'rotary' if is_rotary else 'sine-cosine'
+    return [f'{name} is not the {kind} table of a {grid[0]}x{grid[1]} grid (off by {error:.2g})']
   return []

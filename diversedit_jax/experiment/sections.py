@@ -71,7 +71,9 @@ class ModelSize(options.Section, section='model', decides_network=True):
   """What the network is and how it is run."""
 
   size: str = options.option(
-    'S/2', choices=('', *sizes.SIZES), doc="S, B, M, L or XL, /2, /4 or /8; '' takes the next four."
+    'S/2',
+    choices=('', *sizes.SIZES),
+    doc="S, B, M, L or XL, /1, /2, /4 or /8; '' takes depth, width, heads and patch_size.",
   )
 
 

@@ -30,6 +30,10 @@ _PROBED_TOKENS = 8192  # Enough to keep a device busy.
 _PROBED_CALLS, _PROBED_ROUNDS = 10, 3
 
 
+Attend = Callable[[jax.Array, jax.Array, jax.Array, str], jax.Array]
+"""As `attend`: (q, k, v [N, T, H, d], implementation) -> [N, T, H, d]."""
+
+
 def attend(
   q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str
 ) -> jax.Array:

@@ -3,8 +3,8 @@
 One block (DiT, arXiv 2212.09748, adaLN-Zero), c the conditioning vector:
 
   (1)  s1, k1, g1, s2, k2, g2 = Linear(SiLU(c))        shift, scale, gate for attention, then MLP
-  (2)  x <- x + g1 * Attention(LN(x) * (1 + k1) + s1)
-  (3)  x <- x + g2 * MLP(LN(x) * (1 + k2) + s2)
+  (2)  x <- x + g1 * Attention(Norm(x) * (1 + k1) + s1)
+  (3)  x <- x + g2 * MLP(Norm(x) * (1 + k2) + s2)
 
 and the fusion of a long residual connection (DiverseDiT, arXiv 2603.04239, Eq. 8):
 
@@ -15,12 +15,15 @@ as the identity, so a trained network without skips can be given them (`model.sk
 
   (5)  f = x + Linear(LN([x, skip])), with a Linear that is zero at initialisation
 
+What Norm and MLP are, and whether queries and keys turn with their positions, `config.BLOCKS` says
+by name: SiT has LN and GELU, LightningDiT (2501.01423) RMSNorm, SwiGLU and rotary positions.
+
 Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the
 matrix products. What the backward pass keeps and what it computes again is not decided here: the
 names that `checkpoint_name` gives are read by `tuning.recomputed`, and change no value.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
@@ -28,41 +31,12 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, config, embed, groups, linear, tuning
-
-NORM_EPSILON = 1e-6
-QK_NORM_EPSILON = 1e-5  # The default of torch.nn.LayerNorm, which timm uses for q and k.
-Attend = Callable[[jax.Array, jax.Array, jax.Array, str], jax.Array]
-
-
-@jax.jit  # A unit of its own also backwards, which makes it one kernel on a GPU instead of three.
-def normalise(x_NTD: jax.Array, epsilon: float = NORM_EPSILON) -> jax.Array:
-  """LayerNorm over the last axis without parameters, in float32 at least."""
-  x = x_NTD.astype(jnp.promote_types(x_NTD.dtype, jnp.float32))
-  centred = x - checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), tuning.STATISTICS)
-  variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-  return centred * jax.lax.rsqrt(checkpoint_name(variance, tuning.STATISTICS) + epsilon)
-
-
-class LayerNorm(nnx.LayerNorm):
-  """`normalise` with a scale and a bias for each feature."""
-
-  def __init__(self, features: int, *, rngs: nnx.Rngs):
-    super().__init__(
-      features,
-      epsilon=NORM_EPSILON,
-      scale_init=embed.ones(None),
-      bias_init=embed.zeros(None),
-      rngs=rngs,
-    )
-
-  def __call__(self, x_NTD: jax.Array) -> jax.Array:
-    return normalise(x_NTD, self.epsilon) * self.scale[None, None] + self.bias[None, None]
+from diversedit_jax.models import attention, config, groups, linear, norms, rotary, tuning
 
 
 def modulate(x_NTD: jax.Array, shift_NSD: jax.Array, scale_NSD: jax.Array) -> jax.Array:
-  """LN(x) * (1 + scale) + shift; S is 1 for all tokens of an example, or T."""
-  return normalise(x_NTD) * (1 + scale_NSD) + shift_NSD
+  """x * (1 + scale) + shift; S is 1 for all tokens of an example, or T."""
+  return x_NTD * (1 + scale_NSD) + shift_NSD
 
 
 def add_gated(x_NTD: jax.Array, gate_NSD: jax.Array, h_NTD: jax.Array) -> jax.Array:
@@ -83,25 +57,25 @@ class Attention(nnx.Module):
     self.qkv = linear.Linear(width, (3, width), ('embed', None, 'heads'), dtype=dtype, rngs=rngs)
     self.proj = linear.Linear(width, width, ('heads', 'embed'), dtype=dtype, rngs=rngs)
     if architecture.qk_norm:
-      norm = lambda: nnx.LayerNorm(
-        width // architecture.heads,
-        epsilon=QK_NORM_EPSILON,
-        use_fast_variance=False,
-        dtype=dtype,
-        scale_init=embed.ones(None),
-        bias_init=embed.zeros(None),
-        rngs=rngs,
-      )
-      self.q_norm, self.k_norm = norm(), norm()
-    self.qk_norm = architecture.qk_norm
+      norm = norms.OF_HEADS[architecture.norm]
+      features = width // architecture.heads
+      self.q_norm, self.k_norm = (norm(features, dtype=dtype, rngs=rngs) for _ in range(2))
+    self.qk_norm, self.rope, self.grid = architecture.qk_norm, architecture.rope, architecture.grid
 
   @jax.named_scope('attention')
-  def __call__(self, x_NTD: jax.Array, attend: Attend = attention.attend) -> jax.Array:
+  def __call__(
+    self,
+    x_NTD: jax.Array,
+    attend: attention.Attend = attention.attend,
+    tokens: groups.Whole = groups.WHOLE,
+  ) -> jax.Array:
     n, t, d = x_NTD.shape
     qkv = jnp.split(self.qkv(x_NTD), 3, axis=2)
     q, k, v = (x.reshape(n, t, self.heads, d // self.heads) for x in qkv)
     if self.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
+    if self.rope:
+      q, k = (rotary.turned(x, self.grid, tokens) for x in (q, k))
     return self.proj(attend(q, k, v, self.implementation).reshape(n, t, d))
 
 
@@ -120,6 +94,28 @@ class Mlp(nnx.Module):
   def __call__(self, x_NTD: jax.Array) -> jax.Array:
     h_NTE = checkpoint_name(self.fc1(x_NTD), tuning.HIDDEN)
     return self.fc2(jax.nn.gelu(h_NTE, approximate=True))
+
+
+class SwiGlu(nnx.Module):
+  """D -> 2H -> H -> D, SiLU of the first half times the second (arXiv 2002.05202)."""
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    width, hidden = architecture.width, architecture.hidden
+    dtype = execution.compute_dtype
+    # An axis of its own for the two halves, so that devices share each of them.
+    self.fc12 = linear.Linear(width, (2, hidden), ('embed', None, 'mlp'), dtype=dtype, rngs=rngs)
+    self.fc3 = linear.Linear(hidden, width, ('mlp', 'embed'), dtype=dtype, rngs=rngs)
+
+  @jax.named_scope('mlp')
+  def __call__(self, x_NTD: jax.Array) -> jax.Array:
+    h_NT2H = checkpoint_name(self.fc12(x_NTD), tuning.HIDDEN)
+    return self.fc3(jax.nn.silu(h_NT2H[:, :, 0]) * h_NT2H[:, :, 1])
+
+
+MLPS = {'gelu': Mlp, 'swiglu': SwiGlu}
+"""By `model.mlp`."""
 
 
 def adaln(
@@ -144,6 +140,15 @@ def modulation(
   return [tokens.spread(checkpoint_name(vector_ND, tuning.MODULATION)) for vector_ND in vectors]
 
 
+def with_shifts(vectors: Sequence[jax.Array]) -> Sequence[jax.Array]:
+  """The six vectors of (1), of which the shifts are zero where there are but four."""
+  if len(vectors) == 6:
+    return vectors
+  scale1, gate1, scale2, gate2 = vectors
+  zero = jnp.zeros_like(scale1)
+  return zero, scale1, gate1, zero, scale2, gate2
+
+
 class Block(nnx.Module):
   """Equations (1) to (3); the identity at initialisation.
 
@@ -153,23 +158,27 @@ class Block(nnx.Module):
   def __init__(
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
+    norm = norms.OF_TOKENS[architecture.norm]
+    self.norm1, self.norm2 = (norm(architecture.width, rngs=rngs) for _ in range(2))
     self.attn = Attention(architecture, execution, rngs=rngs)
-    self.mlp = Mlp(architecture, execution, rngs=rngs)
-    self.adaln = adaln(architecture, execution, 6, rngs=rngs)
+    self.mlp = MLPS[architecture.mlp](architecture, execution, rngs=rngs)
+    self.vectors = 6 if architecture.shift else 4
+    self.adaln = adaln(architecture, execution, self.vectors, rngs=rngs)
 
   @jax.named_scope('block')
   def __call__(
     self,
     x_NTD: jax.Array,
     c_ND: jax.Array,
-    attend: Attend = attention.attend,
+    attend: attention.Attend = attention.attend,
     tokens: groups.Whole = groups.WHOLE,
   ) -> jax.Array:
-    vectors = modulation(self.adaln, c_ND, 6, x_NTD.dtype, tokens)
-    shift1, scale1, gate1, shift2, scale2, gate2 = vectors
-    x_NTD = add_gated(x_NTD, gate1, self.attn(modulate(x_NTD, shift1, scale1), attend))
+    vectors = modulation(self.adaln, c_ND, self.vectors, x_NTD.dtype, tokens)
+    shift1, scale1, gate1, shift2, scale2, gate2 = with_shifts(vectors)
+    h_NTD = modulate(self.norm1(x_NTD), shift1, scale1)
+    x_NTD = add_gated(x_NTD, gate1, self.attn(h_NTD, attend, tokens))
     x_NTD = checkpoint_name(x_NTD, tuning.RESIDUAL)
-    return add_gated(x_NTD, gate2, self.mlp(modulate(x_NTD, shift2, scale2)))
+    return add_gated(x_NTD, gate2, self.mlp(modulate(self.norm2(x_NTD), shift2, scale2)))
 
 
 class Fuse(nnx.Module):
@@ -179,7 +188,7 @@ class Fuse(nnx.Module):
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
     width = architecture.width
-    self.norm = LayerNorm(2 * width, rngs=rngs)
+    self.norm = norms.LayerNorm(2 * width, rngs=rngs)
     self.linear = linear.Linear(
       2 * width, width, (None, 'embed'), dtype=execution.compute_dtype, rngs=rngs
     )
@@ -197,7 +206,7 @@ class ResidualFuse(nnx.Module):
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
     width = architecture.width
-    self.norm = LayerNorm(2 * width, rngs=rngs)
+    self.norm = norms.LayerNorm(2 * width, rngs=rngs)
     self.update = linear.Linear(
       2 * width,
       width,
@@ -227,6 +236,7 @@ class Final(nnx.Module):
       architecture.width, out, ('embed', None), init=nnx.initializers.zeros, rngs=rngs
     )
     outputs = architecture.channels * (2 if architecture.learn_sigma else 1)
+    self.norm = norms.OF_TOKENS[architecture.norm](architecture.width, rngs=rngs)
     self.adaln = adaln(architecture, execution, 2, rngs=rngs)
     self.linear = head(architecture.patch_size**2 * outputs)
     self.has_class_token = bool(architecture.class_token)
@@ -238,7 +248,7 @@ class Final(nnx.Module):
     self, x_NTD: jax.Array, c_ND: jax.Array, tokens: groups.Whole = groups.WHOLE
   ) -> tuple[jax.Array, jax.Array | None]:
     shift, scale = modulation(self.adaln, c_ND, 2, x_NTD.dtype, tokens)
-    x_NTD = modulate(x_NTD, shift, scale)
+    x_NTD = modulate(self.norm(x_NTD), shift, scale)
     if not self.has_class_token:
       return self.linear(x_NTD), None
     return self.linear(x_NTD[:, 1:]), self.class_linear(x_NTD[:, 0])

@@ -15,6 +15,12 @@ TIME_INPUTS = ('unit', 'ddpm')
 PADDED_HEADS = (80, 96, 128)
 ATTENTIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED_HEADS), 'flash')
 """'cudnn@d' pads heads with zeros to d values; 'flash' is JAX's Pallas kernel for TPUs."""
+NORMS, MLPS = ('layer', 'rms'), ('gelu', 'swiglu')
+BLOCKS = {
+  'sit': {'norm': 'layer', 'mlp': 'gelu', 'rope': False, 'shift': True},
+  'lightning': {'norm': 'rms', 'mlp': 'swiglu', 'rope': True, 'shift': True},
+}
+"""The parts of published blocks by name: SiT's (DiT's), and LightningDiT's (arXiv 2501.01423)."""
 REMATS = ('none', 'full', 'dots', 'names')
 
 
@@ -61,8 +67,30 @@ class Architecture(options.Section, section='model', decides_network=True):
     0, at_least=0, doc='Side of a patch in latent pixels; 0 takes it from model.size.'
   )
   mlp_ratio: float = options.option(4.0, above=0, doc='Hidden width of the MLP over D.')
+  block: str = options.option(
+    'sit',
+    choices=BLOCKS,
+    doc='Published block whose parts are taken where the next four are None: sit, or lightning '
+    '(LightningDiT, 2501.01423), which has RMSNorm, SwiGLU and rotary positions.',
+  )
+  norm: str | None = options.option(
+    None, choices=NORMS, doc='Normalisation of tokens: LayerNorm without weights, or RMSNorm.'
+  )
+  mlp: str | None = options.option(
+    None,
+    choices=MLPS,
+    doc='MLP of a block: gelu, or swiglu, whose hidden width is int(2/3 int(D mlp_ratio)).',
+  )
+  rope: bool | None = options.option(
+    None, doc='Rotary positions of queries and keys by row and column, beside the fixed table.'
+  )
+  shift: bool | None = options.option(
+    None, doc='Whether the conditioning also shifts; without, it scales and gates only.'
+  )
   qk_norm: bool = options.option(
-    False, doc='LayerNorm of queries and keys per head; off in all published SiT models.'
+    False,
+    doc='Normalises queries and keys per head, by the LayerNorm or RMSNorm that norm says; off in '
+    'all published SiT models.',
   )
   skip: Skip = options.option(Skip(), doc='See model.skip.')
   learn_sigma: bool = options.option(
@@ -82,6 +110,9 @@ class Architecture(options.Section, section='model', decides_network=True):
 
   def __post_init__(self):
     super().__post_init__()
+    for name, part in BLOCKS[self.block].items():
+      if getattr(self, name) is None:
+        object.__setattr__(self, name, part)
     for name in ('depth', 'width', 'heads', 'patch_size'):
       if getattr(self, name) < 1:
         raise types.UserError(f'model.{name} is 0; set it, or model.size to a published size')
@@ -102,6 +133,11 @@ class Architecture(options.Section, section='model', decides_network=True):
       (
         self.width % 4 == 0,
         f'model.width={self.width} is not divisible by 4, as the position table needs',
+      ),
+      (
+        not self.rope or self.width // self.heads % 4 == 0,
+        f'model.rope turns pairs in both halves of a head, whose width model.width/model.heads='
+        f'{self.width}/{self.heads} is not divisible by 4',
       ),
       (
         not self.skip.enabled or self.depth % 2 == 0,
@@ -130,7 +166,13 @@ class Architecture(options.Section, section='model', decides_network=True):
   @property
   def hidden(self) -> int:
     """Features of the MLP's hidden layer."""
-    return int(self.width * self.mlp_ratio)
+    hidden = int(self.width * self.mlp_ratio)
+    return int(2 / 3 * hidden) if self.mlp == 'swiglu' else hidden
+
+  @property
+  def mlp_products(self) -> int:
+    """Products D x hidden of the MLP."""
+    return 3 if self.mlp == 'swiglu' else 2
 
   @property
   def sequence(self) -> int:

@@ -31,7 +31,9 @@ def forward_flops(architecture: config.Architecture) -> float:
   """FLOPs of one forward pass of one example; elementwise work is left out."""
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
   patch = architecture.patch_size**2 * architecture.channels
-  block = 2 * t * (4 * d * d + 2 * d * architecture.hidden) + 4 * t * t * d + 2 * 6 * d * d
+  mlp = architecture.mlp_products * d * architecture.hidden
+  vectors = 6 if architecture.shift else 4
+  block = 2 * t * (4 * d * d + mlp) + 4 * t * t * d + 2 * vectors * d * d
   skips = depth // 2 * 4 * d * d * t if architecture.skip.enabled else 0
   times = 2 if architecture.interval else 1
   out = patch * (2 if architecture.learn_sigma else 1)
@@ -55,7 +57,7 @@ def activation_bytes(
   kept = _kept_in_block(architecture, execution, tensor)
   skips = depth // 2 * d * residual if architecture.skip.enabled else 0
   # While it is differentiated.
-  one_block = d * (4 + 2 * architecture.mlp_ratio / tensor) * residual
+  one_block = d * (4 + sum(_mlp_values(architecture)) / tensor) * residual
   return float(t * (depth * kept + skips + one_block))
 
 
@@ -72,7 +74,7 @@ def postponed_bytes(
   """
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
   product, residual = _widths(execution)
-  block = d * ((7 + (4 + 2 * architecture.mlp_ratio) / tensor) * product + 3 * residual)
+  block = d * ((7 + (4 + sum(_mlp_values(architecture))) / tensor) * product + 3 * residual)
   if not architecture.skip.enabled:
     return float(t * depth * block)
   half, fusion = depth // 2, d * 3 * product
@@ -87,15 +89,21 @@ def _widths(execution):
   return product, 4 if execution.residual_dtype == 'float32' else 2
 
 
+def _mlp_values(architecture):
+  """Values of a token before and after the MLP's nonlinearity, in units of D."""
+  after = architecture.hidden / architecture.width
+  return after * (architecture.mlp_products - 1), after
+
+
 def _kept_in_block(architecture, execution, tensor):
   """Bytes that the backward pass finds of a token in a block."""
-  d, ratio = architecture.width, architecture.mlp_ratio
+  d, (before, after) = architecture.width, _mlp_values(architecture)
   product, residual = _widths(execution)
   unrolled = tuning.blocks_per_step(execution, architecture.depth) == architecture.depth
   whole, shared, residuals = {
-    'none': (4, 4 + 2 * ratio, 2) if unrolled else (2, 4 + ratio, 2),
-    'dots': (2, 3 + ratio, 1),
-    'names': (0, 4 + ratio, 1),
+    'none': (4, 4 + before + after, 2) if unrolled else (2, 4 + before, 2),
+    'dots': (2, 3 + before, 1),
+    'names': (0, 4 + before, 1),
     'full': (0, 0, 1),
   }[execution.remat]
   kept = d * ((whole + shared / tensor) * product + residuals * residual)

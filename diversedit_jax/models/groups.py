@@ -1,7 +1,7 @@
 """Tokens in groups, each with a conditioning of its own (Self-Flow, arXiv 2603.06507).
 
-Positions are in the tokens, so the blocks do not ask in what order these come. They are sorted by
-group before the first block, and in all blocks a group is a slice of known length:
+Tokens are sorted by group before the first block, and in all blocks a group is a slice of known
+length. Their places go with them: in the tokens, or by `arranged` where they are rotary.
 
   spread    v [N*G, D], a row for each example and group -> [N, T, D], at each token its group's row
   attend    softmax(q k / sqrt(d)) v among all tokens, or within each group (arXiv 2607.02508),
@@ -45,6 +45,10 @@ class Whole:
   def spread(self, v_ND: jax.Array) -> jax.Array:
     """[N, 1, D], one vector for all tokens."""
     return v_ND[:, None]
+
+  def arranged(self, table_Td: jax.Array) -> jax.Array:
+    """A row for each token of the grid, as the blocks take tokens: [1 or N, T, d]."""
+    return table_Td[None]
 
   def attend(
     self, q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str
@@ -92,6 +96,9 @@ class Grouped(Whole):
     n, _, d = v_NGD.shape
     parts = (jnp.broadcast_to(v_NGD[:, g, None], (n, t, d)) for g, t in enumerate(self.sizes))
     return jnp.concatenate([*parts], axis=1)
+
+  def arranged(self, table_Td: jax.Array) -> jax.Array:
+    return table_Td[self.order_NT]
 
   def attend(
     self, q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str

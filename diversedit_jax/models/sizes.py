@@ -32,7 +32,7 @@ _SHAPES = {
 SIZES: dict[str, Size] = {
   f'{name}/{patch}': Size(depth=depth, width=width, heads=heads, patch_size=patch)
   for name, (depth, width, heads) in _SHAPES.items()
-  for patch in (2, 4, 8)
+  for patch in (1, 2, 4, 8)
 }
 
 

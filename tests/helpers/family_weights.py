@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from diversedit_jax.models import embed
+from diversedit_jax.models import embed, rotary
 
-FAMILIES = ('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'selfflow', 'dit')
+FAMILIES = ('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'selfflow', 'lightning', 'dit')
+HEADS = 4  # Which only the tables of rotary positions tell.
 _FILES = {'sit': 'sit_skip', 'reg': 'reg', 'sit_original': 'dit_sit_original'}
 _FILES['dit'] = _FILES['sit_original']
 
@@ -17,6 +18,8 @@ def of(family, golden):
     return selfflow(parameters(golden(_FILES['sit_original'])))
   if family == 'meanflow':
     return meanflow(parameters(golden('sit_plain')))
+  if family == 'lightning':
+    return lightning(parameters(golden('sit_plain')))
   return parameters(golden(_FILES[family]))
 
 
@@ -51,6 +54,22 @@ def selfflow(original):
     for name, shape in (('weight', (out, fan_in)), ('bias', (out,)))
   }
   return original | head | {patches: original[patches].reshape(width, -1)}
+
+
+def lightning(plain):
+  """LightningDiT's names and shapes around what a plain SiT has too."""
+  body = {n: x for n, x in plain.items() if '.mlp.fc' not in n and not n.startswith('projectors')}
+  width, draw = len(plain['x_embedder.proj.bias']), np.random.default_rng(0).standard_normal
+  hidden = int(2 / 3 * 4 * width)
+  shapes = {'final_layer.norm_final.weight': (width,)}
+  for i in range(4):
+    shapes |= {f'blocks.{i}.norm{n}.weight': (width,) for n in (1, 2)}
+    for name, out, fan_in in (('w12', 2 * hidden, width), ('w3', width, hidden)):
+      shapes[f'blocks.{i}.mlp.{name}.weight'] = (out, fan_in)
+      shapes[f'blocks.{i}.mlp.{name}.bias'] = (out,)
+  cos, sin = rotary.tables(4, 4, width // HEADS)
+  tables = {'feat_rope.freqs_cos': cos, 'feat_rope.freqs_sin': sin}
+  return body | tables | {n: draw(shape).astype(np.float32) for n, shape in shapes.items()}
 
 
 def meanflow(plain):

@@ -52,6 +52,10 @@ PRESETS = {
   'reg+irepa': ('reg', {'repa.preset': 'irepa'}),
   'diverse of data': ('diverse', DATA),
   'reg+diverse of data': ('reg+diverse', DATA),
+  **{
+    f'{method} on lightning': (method, {'model.block': 'lightning'})
+    for method in ('flow', 'diverse', 'repa+diverse', 'meanflow', 'selfflow')
+  },
 }
 """A method and keys of the config, by a name of the test's own."""
 STEPS, HALF = 200, 100
@@ -97,7 +101,7 @@ def test_learns_resumes_exactly_samples_and_analyses(method, tmp_path):
   rows = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
   # MeanFlow's loss is near 1 by its weights; its velocity where r = t is what falls. HASTE's has
   # the encoder's entropy as its floor.
-  name = 'velocity' if {'meanflow', 'haste'} & {*method.split('+')} else 'loss'
+  name = 'velocity' if {'meanflow', 'haste'} & {*experiment.method.split('+')} else 'loss'
   losses = [row[name] for row in rows if name in row]
   assert len(losses) == 10 and np.mean(losses[-3:]) < 0.8 * losses[0]
   if 'haste' in method:

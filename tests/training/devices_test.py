@@ -68,6 +68,7 @@ def test_eight_devices_equal_one(runs, name):
     'selfflow+repa+dispersive+diverse',
     'reg+contrastive+diverse',
     'contrastive+diverse;contrastive.negatives=random',
+    'repa+diverse;model.block=lightning',
   ],
 )
 def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):

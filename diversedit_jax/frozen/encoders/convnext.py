@@ -24,8 +24,7 @@ import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.frozen.encoders import base, files, preprocess, vit
-from diversedit_jax.models import block as block_lib
-from diversedit_jax.models import embed
+from diversedit_jax.models import embed, norms
 from diversedit_jax.weights import array_files, location
 
 URL = 'https://dl.fbaipublicfiles.com/convnext/convnextv2/im22k'
@@ -263,7 +262,7 @@ def _down(x_NHWC: jax.Array, p: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _norm(x_NHWC: jax.Array, p: Mapping[str, jax.Array]) -> jax.Array:
-  x_NHWC = block_lib.normalise(x_NHWC, _EPSILON)
+  x_NHWC = norms.normalise(x_NHWC, _EPSILON)
   return x_NHWC * p['scale'][None, None, None] + p['bias'][None, None, None]
 
 

@@ -20,8 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, embed, taps
-from diversedit_jax.models import block as block_lib
+from diversedit_jax.models import attention, embed, norms, taps
 from diversedit_jax.weights import array_files
 
 Params = dict[str, Any]
@@ -62,7 +61,7 @@ class ViTConfig:
   last_norm: bool = True
   pooling: bool = False
   projection: int = 0
-  epsilon: float = block_lib.NORM_EPSILON
+  epsilon: float = norms.EPSILON
 
   @property
   def prefix(self) -> int:
@@ -207,7 +206,7 @@ def block(
   p: Params,
   x_NTD: jax.Array,
   config: ViTConfig,
-  attend: block_lib.Attend = attention.attend,
+  attend: attention.Attend = attention.attend,
 ) -> jax.Array:
   """One block, with its own parameters p, without the leading axis.
 
@@ -256,5 +255,5 @@ def linear(x: jax.Array, p: Params) -> jax.Array:
 
 def normalised(x_NTD: jax.Array, p: Params, config: ViTConfig) -> jax.Array:
   """LayerNorm of tokens with a scale and a bias."""
-  x_NTD = block_lib.normalise(x_NTD, config.epsilon)
+  x_NTD = norms.normalise(x_NTD, config.epsilon)
   return x_NTD * p['scale'][None, None] + p['bias'][None, None]
