@@ -5,9 +5,11 @@
 
 Times are CPU seconds of the whole process on a CPU, where other load does not count, and wall
 seconds elsewhere. Beside the measured ratio stands the one that `--mode=plan` predicts from matrix
-products alone. Data are synthetic and encoders have random weights: neither changes the cost.
+products alone; on a CPU both go into the table of docs/methods.md. Data are synthetic and encoders
+have random weights: neither changes the cost.
 """
 
+from collections.abc import Mapping
 import statistics
 import time
 
@@ -23,27 +25,37 @@ from diversedit_jax.models import cost
 from diversedit_jax.planning import plan
 from diversedit_jax.training import state, step
 
+IREPA = 'repa, repa.preset=irepa'
 METHODS = (
   'diverse',
   'repa',
+  IREPA,
+  'haste',
   'dispersive',
   'sra',
+  'layersync',
+  'contrastive',
+  'direction',
   'reg',
   'meanflow',
+  'selfflow',
   'repa+diverse',
   'meanflow+diverse',
 )
+PAGE = common.ROOT / 'docs' / 'methods.md'
 
 
 class Run:
   """One method's compiled step with its state and a batch on the device."""
 
-  def __init__(self, method: str, args):
+  def __init__(self, name: str, args):
+    method, _, preset = name.partition(', repa.preset=')
     config = imagenet.get(
       f'method={method},skips=False,size={args.size}', size='S/2', resolution=256
     )
     config.model.dtype, config.repa.dtype = args.dtype, args.dtype
-    config.repa.pairs, config.train.batch_size = args.encoder, args.batch
+    config.repa.pairs = config.haste.encoder = args.encoder
+    config.repa.preset, config.train.batch_size = preset or 'repa', args.batch
     config.dispersive.groups = 1
     config.sampler.steps = 1 if 'meanflow' in method else 250
     self.experiment = experiment = experiment_lib.build(config)
@@ -83,6 +95,24 @@ class Run:
     return 1 + sum(added.values()) / plain
 
 
+def costs(rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+  """The last cell of a method's row on the page, by the first: measured, and predicted."""
+  cell = lambda row: f'{row["ratio_median"]:.2f} ({row["ratio_predicted"]:.2f})'
+  return {f'`{name.replace(", ", "`, `")}`': cell(row) for name, row in rows.items()}
+
+
+def with_costs(page: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+  """The page with the costs of `rows` in its table of methods."""
+  found = costs(rows)
+
+  def line(text):
+    cells = text.split(' | ')
+    name = cells[0].removeprefix('| ')
+    return ' | '.join([*cells[:-1], f'{found[name]} |']) if name in found else text
+
+  return '\n'.join(map(line, page.split('\n')))
+
+
 def main() -> None:
   """Measures every method against plain flow matching."""
   parser = common.parser(__doc__.splitlines()[0], 'methods')
@@ -110,6 +140,8 @@ def main() -> None:
     print(method, rows[method], flush=True)
     del run
   common.write(args.json, {'arguments': common.arguments(args), 'methods': rows})
+  if jax.default_backend() == 'cpu':
+    PAGE.write_text(with_costs(PAGE.read_text(), rows))
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ _RARE = 'Table 2 of RARE, which trained all of these again on one protocol'
 _RARE_OPTIONS = 'options not stated there: the published defaults'
 _INTERVAL = {'sampler.guidance_high': 0.72}
 _B4 = {'repa.pairs': 'dinov2-vit-b@4'}
+_IREPA = {'repa.preset': 'irepa'}
 _PLAIN = {'optimizer.clip_norm': 0.0}  # SiT's own trainer.
 _LAYERSYNC = 'LayerSync, 2510.12581, quoted at second hand'
 _PAIR = 'pair of this size not published: 8:16 in proportion'
@@ -44,6 +45,8 @@ def _grid(name, method, **more):
 ROWS = (
   *_rare('SiT-B', 'flow', 35.15, 14.33),
   *_rare('REPA-B', 'repa', 22.39, 6.69, _B4, "block 4 assumed, REPA's own"),
+  *_rare('iREPA-B', 'repa', 20.40, 5.48, _IREPA),
+  *_rare('HASTE-B', 'repa+haste', 18.99, 5.00, note='blocks as HASTE has them for XL'),
   *_rare('SRA-B', 'sra', 28.84, 10.47, note=_RARE_OPTIONS),
   # 80 epochs without guidance, and 800 of XL.
   Row('layersync/SiT-B', 'flow', 'B/2', options=_PLAIN, paper=numbers(36.19), note=_LAYERSYNC),
@@ -92,11 +95,24 @@ ROWS = (
     note=_LAYERSYNC,
   ),
   Row('selfflow/REPA-XL', 'repa', 'XL/2', steps=4_000_000, paper=numbers(5.89), note=_SELFFLOW),
+  Row(
+    'selfflow/Self-Flow-XL',
+    'selfflow',
+    'XL/2',
+    steps=4_000_000,
+    options={'selfflow.alignment_weight': 0.8},
+    paper=numbers(5.70),
+    note=f'{_SELFFLOW}, as the weight of 0.8',
+  ),
   _grid('flow', 'flow'),
   _grid('diverse', 'flow+diverse'),
   _grid('skips', 'flow', skips=True),
   _grid('layersync', 'layersync'),
   _grid('diverse+layersync', 'diverse+layersync'),
+  _grid('irepa', 'repa', options=_IREPA),
+  _grid('irepa+diverse', 'repa+diverse', options=_IREPA),
+  _grid('selfflow', 'selfflow'),
+  _grid('selfflow+diverse', 'selfflow+diverse'),
 )
 _BOOK = Book(rows=ROWS, file='configs/zoo.py')
 

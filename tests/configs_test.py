@@ -336,11 +336,14 @@ def test_rows_have_the_papers_numbers():
 ZOO = {
   'rare/SiT-B': 35.15,
   'rare/REPA-B-guided': 6.69,
+  'rare/iREPA-B': 20.40,
+  'rare/HASTE-B-guided': 5.00,
   'rare/SRA-B': 28.84,
   'layersync/SiT-B+LayerSync': 30.00,
   'layersync/SiT-L+LayerSync': 14.83,
   'layersync/SiT-XL+LayerSync': 11.24,
   'layersync/SiT-XL-800+LayerSync': 6.87,
+  'selfflow/Self-Flow-XL': 5.70,
 }
 
 

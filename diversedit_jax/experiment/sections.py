@@ -4,11 +4,18 @@ import dataclasses
 import re
 
 from diversedit_jax import options, types
+from diversedit_jax.methods import base, registry
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import sizes
 from diversedit_jax.training import average, nonfinite, trackers
 
 PRECISIONS = ('default', 'high', 'highest')
+
+
+def _named(kind):
+  return ', '.join(
+    sorted(name for name, part in registry.METHODS.items() if issubclass(part, kind))
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,9 +27,8 @@ class General(options.Section):
   )
   method: str = options.option(
     'flow',
-    doc="Parts joined by '+': flow (SiT, understood where none is named), reg, meanflow or "
-    'selfflow, and any of repa, haste, dispersive, sra, layersync, contrastive, diverse; see '
-    'docs/methods.md.',
+    doc=f"Parts joined by '+': one of {_named(base.Flow)} (flow is SiT, understood where none is "
+    f'named), and any of {_named(base.Term)}; see docs/methods.md.',
   )
   init_from: str = options.option(
     '',
