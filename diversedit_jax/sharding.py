@@ -196,6 +196,17 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
+def share_out(x: jax.Array) -> jax.Array:
+  """Splits the leading axis over all devices inside a jitted function, whatever its size.
+
+  Does nothing where no mesh is set.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
+
+
 def axis_size(axis: str, *, of: int) -> int:
   """Parts into which the mesh that is set splits an axis of size `of`; 1 where none is set."""
   mesh = jax.sharding.get_abstract_mesh()

@@ -199,8 +199,8 @@ def _fixed(key, pair, same_data):
     return '' if same_data else 'the examples'
   if key == 'init_from' or key.startswith('init.'):
     return 'what the run started from'
-  if key == 'optimizer.freeze':
-    return 'which parameters have moments'
+  if key in ('optimizer.freeze', 'optimizer.name', 'optimizer.muon.parameters'):
+    return 'which parameters have which moments'
   return 'the examples' if key.startswith('data.') and key != 'data.flip' else ''
 
 

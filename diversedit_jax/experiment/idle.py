@@ -81,6 +81,8 @@ def _why(made, mode, name):
     return f'the run ends at step {made.train.steps}'
   if name == 'train.label_dropout' and not made.architecture.num_classes:
     return 'the data have no classes'
+  if name.startswith('optimizer.muon.') and made.optimizer.name != 'muon':
+    return f'optimizer.name={made.optimizer.name}'
   if name == 'train.max_skipped' and made.train.on_nonfinite == 'stop':
     return 'train.on_nonfinite=stop leaves nothing out'
   return ''

@@ -11,7 +11,7 @@ from diversedit_jax.models import attention
 from diversedit_jax.modes import run_context
 from diversedit_jax.planning import compile_report, devices
 from diversedit_jax.planning import plan as plan_lib
-from diversedit_jax.training import step
+from diversedit_jax.training import optim, step
 
 
 def run(experiment: experiment_lib.Experiment) -> str:
@@ -42,6 +42,7 @@ def numbers(experiment: experiment_lib.Experiment, count: int) -> dict[str, Any]
   planned = sharding.planned_mesh(mesh.data, mesh.fsdp, mesh.tensor, count, slices=mesh.slices)
   experiment_lib.check_devices(experiment, planned)
   trainable = run_context.make_trainable(experiment, planned)
+  trained = trainable.trained(trainable.params)
   return plan_lib.plan(
     experiment.architecture,
     experiment.execution,
@@ -52,11 +53,13 @@ def numbers(experiment: experiment_lib.Experiment, count: int) -> dict[str, Any]
     batch_size=experiment.train.batch_size,
     accumulate=experiment.train.accumulate,
     parameters=trees.count(trainable.params),
-    trained=trees.count(trainable.trained(trainable.params)),
+    trained=trees.count(trained),
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
     average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
+    moment_bytes=sharding.shard_bytes(trainable.opt_state, trainable.shardings.opt_state),
     data_bytes=_resident_bytes(experiment),
     averages=1 + len(trainable.averages),
+    update_flops=optim.flops(experiment.optimizer, trained, planned.size),
   )
 
 

@@ -13,7 +13,7 @@ from diversedit_jax.data import bad_records, images, order, pipeline, sources
 from diversedit_jax.evaluation import card
 from diversedit_jax.models import attention
 from diversedit_jax.sampling import generate, trajectory
-from diversedit_jax.training import phases, state, step
+from diversedit_jax.training import optim, phases, state, step
 
 _NAME = 20  # Letters of a class's name beside a row.
 _TINY = 16  # Pixels; squares this few are hard to read as a picture.
@@ -56,6 +56,8 @@ def make_trainable(experiment, mesh, *, heads=True):
     freeze=experiment.optimizer.freeze if heads else '',
     averages=experiment.train.tracked(),
   )
+  if heads:
+    optim.check(experiment.optimizer, trainable.trained(trainable.params))
   sharding.check_split(trainable.params, trainable.param_shardings, mesh, architecture.width)
   return trainable
 

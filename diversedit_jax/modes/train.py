@@ -25,6 +25,7 @@ from diversedit_jax.training import (
   goodput,
   loop,
   nonfinite,
+  optim,
   overview,
   profiling,
   spikes,
@@ -107,6 +108,8 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
   )
   if trainable.fixed:
     logging.info('optimizer.freeze: %s', overview.frozen(trainable.params, trainable.fixed))
+  if divided := optim.division(experiment.optimizer, trainable.trained(trainable.params)):
+    logging.info('%s', divided)
   if first:
     overview.log(trainable.params)
     train = experiment.train

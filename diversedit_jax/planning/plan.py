@@ -112,9 +112,11 @@ def plan(
   parameters: int,
   shard_bytes: int,
   average_bytes: int | None = None,
+  moment_bytes: int | None = None,
   trained: int | None = None,
   data_bytes: int = 0,
   averages: int = 1,
+  update_flops: float = 0.0,
 ) -> dict[str, Any]:
   """Computes the numbers of the plan; memory is per device.
 
@@ -130,15 +132,19 @@ def plan(
     steps, batch_size, accumulate: length and batch of the run.
     parameters: number of parameters, heads included.
     shard_bytes: bytes of one copy of the parameters on a device.
-    average_bytes: bytes of their average, or of a moment, on a device; None is `shard_bytes`.
+    average_bytes: bytes of their average on a device; None is `shard_bytes`.
+    moment_bytes: bytes of the optimizer's state on a device; None is two moments like the average.
     trained: how many of them are trained, and have gradients and moments; None is all.
     data_bytes: bytes of the examples that every device holds.
     averages: how many are kept.
+    update_flops: FLOPs of an update in matrix products on each device.
   """
   devices = mesh.size
   average_bytes = shard_bytes if average_bytes is None else average_bytes
   trained = parameters if trained is None else trained
-  gradients, moments = (n * trained // parameters for n in (shard_bytes, 2 * average_bytes))
+  gradients = shard_bytes * trained // parameters
+  if moment_bytes is None:
+    moment_bytes = 2 * average_bytes * trained // parameters
   cost = cost_lib.cost(architecture, execution, tensor=mesh.shape['tensor'])
   per_device = batch_size // sharding.batch_divisor(mesh) // accumulate
   activations = per_device * cost.activation_bytes
@@ -150,12 +156,14 @@ def plan(
       activations = max(activations, per_device * cost.postponed_bytes + copy - gradients)
   plain = cost_lib.cost(plain_architecture(architecture), execution).training
   flops_per_second = devices * config.peak_tflops * 1e12 * config.mfu
+  update = update_flops * devices / batch_size
 
   def phase(begun):
     added = method_flops(objective.running(begun), architecture, batch_size // accumulate)
-    training = plain + sum(added.values())
+    training = plain + sum(added.values()) + update
     return {
       'method': {name: flops / plain for name, flops in added.items()},
+      'optimizer': update / plain,
       'training_gflops_per_image': training / 1e9,
       'images_per_second': flops_per_second / training,
       'steps_per_second': flops_per_second / training / batch_size,
@@ -171,7 +179,8 @@ def plan(
     'trained': trained,
     'tokens': architecture.sequence,
     'forward_gflops_per_image': cost.forward / 1e9,
-    'state_gib_per_device': (shard_bytes + gradients + averages * average_bytes + moments) / 2**30,
+    'state_gib_per_device': sum((shard_bytes, gradients, averages * average_bytes, moment_bytes))
+    / 2**30,
     'frozen_gib_per_device': trees.num_bytes([e.params for e in objective.encoders]) / 2**30,
     'data_gib_per_device': data_bytes / 2**30,
     'activation_gib_per_device': activations / 2**30,
@@ -205,6 +214,7 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
       f'{numbers["training_gflops_per_image"]:.2f} G training (a multiply-add is 2)',
     ),
     ('method', _added(numbers['method'])),
+    *_optimizer(numbers),
     *((f'  after {step:,} steps', _later(phase)) for step, phase in numbers['later'].items()),
     (
       'memory per device',
@@ -231,6 +241,14 @@ def table(numbers: Mapping[str, Any], config: PlanConfig, steps: int) -> str:
 def _added(method):
   shares = ', '.join(f'{name} {share:+.1%}' for name, share in method.items())
   return shares or 'adds nothing to the matrix products of a plain step'
+
+
+def _optimizer(numbers):
+  if not numbers['optimizer']:
+    return ()
+  return (
+    ('optimizer', f'Newton-Schulz +{numbers["optimizer"]:.1%}, its matrices shared by the devices'),
+  )
 
 
 def _later(phase):

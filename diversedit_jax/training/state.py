@@ -108,10 +108,11 @@ class Trainable:
     whole, placed = sharding.replicated(self.mesh), self.ema_shardings
     of_opt = optax.tree_map_params(
       self._tx,
-      lambda _, s: s,
+      lambda x, s: x if isinstance(x, optax.MaskedNode) else s,  # Parameters of another optimizer.
       self.opt_state,
       self.trained(placed),
       transform_non_params=lambda _: whole,
+      is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
     return TrainState(
       step=whole,

@@ -120,7 +120,8 @@ def test_only_what_is_named_changes(run):
     ({'method': 'repa'}, 'method decides the network'),
     ({'data.num_classes': 7}, 'data.num_classes decides the network'),
     ({'data.crop': 'center'}, 'data.crop decides the examples'),
-    ({'optimizer.freeze': 'final'}, 'optimizer.freeze decides which parameters have moments'),
+    ({'optimizer.freeze': 'final'}, 'optimizer.freeze decides which parameters have which moments'),
+    ({'optimizer.name': 'muon'}, 'optimizer.name decides which parameters have which moments'),
     ({'model.skip.enabled': True, 'data.size': 64}, 'decide the examples and the network'),
   ],
 )

@@ -31,6 +31,9 @@ def makers():
   for classes in declarations.classes().values():
     for cls in classes:
       found |= dict.fromkeys(options.keys([cls]), cls)
+      for part in (field.default_factory for field in dataclasses.fields(cls)):
+        if part is not dataclasses.MISSING and isinstance(part(), options.Section):
+          found |= dict.fromkeys(options.keys([type(part())]), type(part()))
   return found
 
 

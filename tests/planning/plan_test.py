@@ -52,6 +52,7 @@ def test_plan_is_arithmetic_on_the_cost(hardware):
     'trained': 226,
     'tokens': 16,
     'method': {},
+    'optimizer': 0.0,
     'forward_gflops_per_image': counted.forward / 1e9,
     'training_gflops_per_image': 3 * counted.forward / 1e9,
     'state_gib_per_device': (4 + 3 / 3) * 12345 / 2**30,  # A third has gradients and moments.

@@ -48,6 +48,7 @@ PRESETS = {
     f'{method} on lightning': (method, {'model.block': 'lightning'})
     for method in ('flow', 'diverse', 'repa+diverse', 'meanflow', 'selfflow')
   },
+  'muon': ('repa+diverse', {'optimizer.name': 'muon', 'optimizer.shard_over_data': True}),
 }
 """A method and keys of the config, by a name of the test's own."""
 STEPS, HALF = 200, 100

@@ -76,6 +76,16 @@ def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
   check_equal(found['one'], found['dp_fsdp_tp'])
 
 
+@pytest.mark.slow
+def test_eight_devices_equal_one_with_muon(tmp_path):
+  """Its moments are split like the rest, and matrices are made orthogonal as wholes."""
+  meshes = {'zero1': MESHES['zero1'], 'zero1_fsdp_tp': MESHES['zero1_fsdp_tp']}
+  found = one_and_eight(tmp_path, meshes, 'flow+diverse;optimizer.name=muon')
+  for name in meshes:
+    check_equal(found['one'], found[name])
+    assert found[name]['bytes'] < 0.6 * found['one']['bytes']
+
+
 def check_equal(one, many):
   assert one['devices'] == 1 and many['devices'] == 8
   for key in one:
