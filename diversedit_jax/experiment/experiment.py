@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 from flax import nnx
+import jax
 import ml_collections
 import optax
 
@@ -18,6 +19,7 @@ from diversedit_jax.models import config as model_config
 from diversedit_jax.planning import devices, plan
 from diversedit_jax.sampling import generate, trajectory
 from diversedit_jax.training import initial, loop, optim
+from diversedit_jax.weights import misfits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,8 @@ def with_scale_of(options: sections.VaeOptions, source: sources.Source) -> secti
   for name, value in stated.items():
     found = getattr(source.scaling, name)
     if value is not None and value != found:
-      raise types.UserError(f'vae.{name}={value}, but {source.name} was made for {found}')
+      made = misfits.first_few([str(x) for x in jax.tree.leaves(found)])
+      raise types.UserError(f'vae.{name}={value}, but {source.name} was made for {made}')
   return dataclasses.replace(options, scale=source.scaling.scale, shift=source.scaling.shift)
 
 
