@@ -1,6 +1,6 @@
 """The protocol card: everything that must be known to read or repeat a score, as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 from importlib import metadata
 import json
@@ -21,6 +21,9 @@ from diversedit_jax.types import UserError
 _NAMES = 100
 GUIDANCE = 'v_null + scale (v_class - v_null)'
 """What the scale of guidance means: 1 is none, 0 samples without a class."""
+
+AUTOGUIDANCE = 'v_guide + scale (v - v_guide)'
+"""The same where another network guides: 1 is none, 0 samples of that network."""
 
 
 def protocol_card(
@@ -106,6 +109,15 @@ def protocol_card(
     'versions': versions(),
     **extra,
   }
+
+
+def guidance(protocol: Mapping[str, Any]) -> str:
+  """Guidance by a card in words, as '1.5' or '1.5 by RUN, step 400 (ema)'; '–' if it lacks it."""
+  facts = protocol.get('guidance') or {}
+  if 'scale' not in facts:
+    return '–'
+  by = facts.get('by')
+  return f'{facts["scale"]:g}' + (f' by {by["name"]} ({by["weights"]})' if by else '')
 
 
 def check_weights(weights: str) -> None:

@@ -34,7 +34,7 @@ from diversedit_jax.interpolants import section
 from diversedit_jax.methods import schedules
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import sit, taps
-from diversedit_jax.sampling import trajectory
+from diversedit_jax.sampling import guidance, trajectory
 
 Metrics = dict[str, jax.Array]
 
@@ -197,14 +197,22 @@ class Flow(Part):
     """Prediction and the tap's features, the per-example loss [N] and metrics, from one pass."""
 
   @abc.abstractmethod
+  def velocity(self, network: Network, clamp: float = 0.0) -> guidance.Predict:
+    """(x, t_N, y_N) -> velocity of the structure of x; clamp: as of `sampler.clamp`."""
+
+  @abc.abstractmethod
   def sample(
     self,
     network: Network,
     keys_N: jax.Array,
     labels_N: jax.Array,
     config: trajectory.SamplerConfig,
+    guide: guidance.Predict | None = None,
   ) -> jax.Array:
-    """Samples [N, H, W, C], each a function of its key and label."""
+    """Samples [N, H, W, C], each a function of its key and label.
+
+    guide: the velocity of `config.autoguidance`.
+    """
 
   def extra_passes(self) -> float:
     """What a step costs beyond one forward and one backward pass, in forward passes."""
@@ -342,11 +350,19 @@ class Objective:
     keys_N: jax.Array,
     labels_N: jax.Array,
     config: trajectory.SamplerConfig,
+    guide: guidance.Predict | None = None,
   ) -> jax.Array:
     """Samples of the flow, see there, of the network as its terms want it sampled."""
+    return self.flow.sample(self._as_sampled(network), keys_N, labels_N, config, guide)
+
+  def velocity(self, network: Network, clamp: float = 0.0) -> guidance.Predict:
+    """The velocity of the flow, see there, of the network as its terms want it sampled."""
+    return self.flow.velocity(self._as_sampled(network), clamp)
+
+  def _as_sampled(self, network):
     for term in self.terms:
       network = term.for_sampling(network)
-    return self.flow.sample(network, keys_N, labels_N, config)
+    return network
 
   def sampling_facts(self) -> dict[str, Any]:
     """What terms change in `sample`, by their names; {} where nothing is."""

@@ -173,6 +173,7 @@ class StochasticInterpolant(base.Flow):
     keys_N: jax.Array,
     labels_N: jax.Array,
     config: trajectory.SamplerConfig,
+    guide: guidance.Predict | None = None,
   ) -> jax.Array:
     return trajectory.sample(
       self.velocity(network, config.clamp),
@@ -181,6 +182,7 @@ class StochasticInterpolant(base.Flow):
       labels_N,
       config,
       null_label=network.model.architecture.null_label,
+      guide=guide,
     )
 
 

@@ -316,8 +316,9 @@ class MeanFlow(base.Flow):
     dropped = noisy.extras['dropped'].reshape(-1, *(1,) * (z.ndim - 1))
     return jax.lax.stop_gradient((jnp.where(dropped, noisy.target, v_g), v_class))
 
-  def velocity(self, network: base.Network) -> guidance.Predict:
+  def velocity(self, network: base.Network, clamp: float = 0.0) -> guidance.Predict:
     """(x_NHWC, t_N, y_N) -> u over an empty interval, the instantaneous velocity."""
+    del clamp
     return lambda x, t, y: network.model(x, t, y, h_N=jnp.zeros_like(t)).pred
 
   def sample(
@@ -326,6 +327,7 @@ class MeanFlow(base.Flow):
     keys_N: jax.Array,
     labels_N: jax.Array,
     config: trajectory.SamplerConfig,
+    guide: guidance.Predict | None = None,
   ) -> jax.Array:
     """By average velocities, or along the instantaneous velocity with the other samplers."""
     model = network.model
@@ -337,6 +339,7 @@ class MeanFlow(base.Flow):
         labels_N,
         config,
         null_label=model.architecture.null_label,
+        guide=guide,
       )
     predict = lambda x, t, h, y: model(x, t, y, h_N=h).pred
     return average.sample(predict, model.architecture.shape, keys_N, labels_N, config)

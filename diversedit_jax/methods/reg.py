@@ -147,6 +147,7 @@ class Reg(flow.StochasticInterpolant):
     keys_N: jax.Array,
     labels_N: jax.Array,
     config: trajectory.SamplerConfig,
+    guide: guidance.Predict | None = None,
   ) -> jax.Array:
     """Image and class token together, each with its own noise and guidance scale."""
     model = network.model.architecture
@@ -158,6 +159,7 @@ class Reg(flow.StochasticInterpolant):
       config,
       null_label=model.null_label,
       combine=self.combine(config),
+      guide=guide,
     )
     return made['image']
 

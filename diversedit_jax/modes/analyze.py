@@ -1,20 +1,19 @@
 """`--mode=analyze`: what the blocks hold, by parts (docs/analysis.md)."""
 
-import dataclasses
 import functools
 import pathlib
 
 from absl import logging
 import jax
 
-from diversedit_jax import checkpoint, rng, sharding, types
+from diversedit_jax import checkpoint, rng, sharding
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.analysis import output, registry
 from diversedit_jax.analysis import scope as scope_lib
 from diversedit_jax.evaluation import card
-from diversedit_jax.experiment import flat_config, published, run_dir
+from diversedit_jax.experiment import run_dir
 from diversedit_jax.methods import registry as methods
-from diversedit_jax.modes import origins, restoring
+from diversedit_jax.modes import origins, others, restoring
 
 
 def run(
@@ -53,16 +52,16 @@ def _scope(experiment, weights, workdir, origin):
   """What the parts look at."""
   options = experiment.analysis
   wanted = {*registry.defaults()} if not options.parts else {*options.parts}
-  others = _other_weights(experiment, workdir) if wanted & {'compare', registry.ALL} else None
+  other = _other_weights(experiment, workdir) if wanted & {'compare', registry.ALL} else None
   encoded = bool(wanted & {'cknna', registry.ALL})
-  of_methods = [experiment.method] + ([others[0].method] if others else [])
+  of_methods = [experiment.method] + ([other[0].method] if other else [])
   pixels = encoded or any(methods.needs(method, 'needs_pixels') for method in of_methods)
   training = experiment.source
   if encoded and not methods.needs(experiment.method, 'needs_pixels'):
     training = experiment.data.open(pixels=True)
   return scope_lib.Scope(
     config=options,
-    subject=_subject(experiment, weights, 'this run' if others else weights.origin),
+    subject=_subject(experiment, weights, 'this run' if other else weights.origin),
     held_out=experiment.data.open_test(training, pixels=pixels),
     training=training,
     objective=experiment.objective,
@@ -70,7 +69,7 @@ def _scope(experiment, weights, workdir, origin):
     step=weights.step or 0,
     batch_size=experiment.train.batch_size // experiment.train.accumulate,
     kept=_kept(experiment, workdir, origin),
-    other=_subject(*others) if others else None,
+    other=_subject(*other) if other else None,
   )
 
 
@@ -108,32 +107,10 @@ def _other_weights(experiment, workdir):
   against = experiment.analysis.against
   if not against:
     return None
-  origin = run_dir.newest_checkpoint(against) if origins.run_at(against) else against
-  found = origins.find(origin)
-  flat = flat_config.stored(found.run) if found.run else None
-  if found.about is not None:
-    flat = found.about.config
-  other = experiment
-  if flat is not None:
-    config = published.nested(flat)
-    for section in ('data', 'mesh', 'analysis', 'sample'):
-      config[section] = experiment.config[section]
-    other = experiment_lib.build(config)
-  if found.step is None:  # A file holds one set.
-    kind = found.about.weights['kind'] if found.about else 'ema'
-    held = dataclasses.replace(other.sample, weights='ema' if kind == 'file' else kind)
-    other = dataclasses.replace(other, sample=held)
-  ours, theirs = (
-    (one.architecture.shape, one.architecture.num_classes) for one in (experiment, other)
-  )
-  if ours != theirs:
-    raise types.UserError(
-      f'analysis.against={against} takes examples of shape {theirs[0]} in {theirs[1]} classes, and '
-      f'this network {ours[0]} in {ours[1]}: the same examples must go through both'
-    )
+  kept = ('data', 'mesh', 'analysis', 'sample')
+  other, origin, found = others.find(experiment, 'analysis.against', against, kept)
   _, loaded = restoring.open_weights(other, workdir, origin)
-  name = f'{found.run.name}, step {found.step}' if found.run else found.name
-  return other, loaded, name
+  return other, loaded, others.name(found)
 
 
 def _protocol(experiment, weights, made):

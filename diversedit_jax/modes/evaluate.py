@@ -24,7 +24,7 @@ from diversedit_jax import paths, progress, types
 from diversedit_jax.data import files, order
 from diversedit_jax.evaluation import card, multihost, samples, scorers
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import identity, null_label, opening, restoring, run_context
+from diversedit_jax.modes import guiding, identity, null_label, opening, restoring, run_context
 from diversedit_jax.sampling import generate, trajectory
 
 KEY = 'eval.labels'
@@ -44,6 +44,7 @@ def run(
   labels_N = make_labels(experiment, options.number)
   sampler = null_label.sampler_for(experiment, KEY)
   null_label.check_trained(experiment, weights.label_dropout, [sampler], KEY)
+  weights = guiding.with_guide(experiment, workdir, weights, [sampler], KEY)
   scorer = opening.open_all(experiment, weights.mesh, folder / 'references')
   evaluation = Evaluation(experiment, weights, scorer, labels_N, folder, name, sampler)
   written = evaluation.run(keep_samples=options.keep_samples)
@@ -87,6 +88,8 @@ class Evaluation:
     self._folder, self._name = folder / f'{name}.parts', name
     self._facts = label_facts(experiment, labels_N) | {'parameters': weights.fingerprint}
     facts = {**self._facts, 'weights': weights.kind}
+    if trajectory.GUIDE in self._sampler.velocities:
+      facts['guided_by'] = dict(weights.guided_by)
     self._identity = identity.make(experiment, self._sampler, scorer, len(labels_N), facts)
     self._finished = identity.is_of(self.result, self._identity, 'scores')
 
@@ -163,7 +166,12 @@ class Evaluation:
       seen += len(finished)
       kept.at(seen)
     generator = run_context.make_generator(
-      self._experiment, self._weights.graphdef, self._weights.mesh, count, self._sampler
+      self._experiment,
+      self._weights.graphdef,
+      self._weights.mesh,
+      count,
+      self._sampler,
+      self._weights.guide,
     )
     meter = progress.Progress(f'{self._name}: sampling', count, 'images', done=done)
     for start in range(done, count, generator.batch_size):

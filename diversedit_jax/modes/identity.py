@@ -29,6 +29,7 @@ def make(
     number: number of samples.
     facts: facts of labels and weights.
   """
+  weaker = sampler.needs_null and sampler.guidance_scale <= 1  # In 0.1 these did not guide.
   return _plain(
     {
       'samples': {
@@ -37,8 +38,7 @@ def make(
         **facts,
         'number': number,
         'class_token_scale': sampler.class_token_scale,
-        # In 0.1 these scales did not guide.
-        **({'guidance': card.GUIDANCE} if sampler.guided and sampler.guidance_scale <= 1 else {}),
+        **({'guidance': card.GUIDANCE} if weaker else {}),
         'network': flat_config.network(experiment.config.to_dict()),
       },
       'compared': scorer.compared(),

@@ -14,6 +14,7 @@ import numpy as np
 from diversedit_jax import checkpoint, convert, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
+from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import declarations, flat_config, kernels
 from diversedit_jax.frozen import encoders, inception_files, vae_files
 from diversedit_jax.modes import evaluate, origins, restoring, run_context
@@ -239,7 +240,7 @@ def _how(protocol) -> str:
     return ''
   return (
     f' ({protocol["num_samples"]} samples of {protocol["weights"]} at {protocol["checkpoint"]}, '
-    f'{protocol["sampler"]} {protocol["steps"]} steps, guidance {protocol["guidance"]["scale"]:g})'
+    f'{protocol["sampler"]} {protocol["steps"]} steps, guidance {card.guidance(protocol)})'
   )
 
 

@@ -9,6 +9,7 @@ import json
 import re
 from typing import Any
 
+from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import published
 
 _TASK = 'unconditional-image-generation'
@@ -146,7 +147,7 @@ def _table(scores):
     how = [
       f'{protocol["num_samples"]:,}',
       f'{protocol["sampler"]}, NFE {protocol["nfe"]}',
-      f'{protocol["guidance"]["scale"]:g}',
+      card.guidance(protocol),
       f'[{path}]({path})',
     ]
     lines += [

@@ -40,7 +40,7 @@ def sampler_for(experiment: experiment_lib.Experiment, labels: str) -> trajector
   Without a class the two velocities of guidance are one and the same, so nothing is guided.
   """
   sampler = experiment.sampler
-  if not sampler.guided or not _without_class(experiment, labels):
+  if not sampler.needs_null or not _without_class(experiment, labels):
     return sampler
   logging.info(
     '%s: samples without a class are not guided; sampler.guidance_scale=%g is taken as 1',
@@ -72,7 +72,7 @@ def check_trained(
   if label_dropout != 0 or not experiment.architecture.num_classes:
     return
   instead = {}
-  if any(sampler.guided for sampler in samplers):
+  if any(sampler.needs_null for sampler in samplers):
     if any(sampler.guidance_scale != 1 for sampler in samplers):
       instead[scale] = "'(1.0,)'" if scale.endswith('scales') else '1'
     if any(sampler.class_token_scale is not None for sampler in samplers):
@@ -98,7 +98,7 @@ def check_changes(
   Raises:
     UserError: with the scale that is left.
   """
-  if _without_class(experiment, labels) and any(sampler.guided for sampler in samplers):
+  if _without_class(experiment, labels) and any(sampler.needs_null for sampler in samplers):
     raise types.UserError(
       f'sweep.guidance_scales={experiment.sweep.guidance_scales} with {labels}=null: guidance does '
       "not change samples without a class. Give --config.sweep.guidance_scales='(1.0,)', or other "

@@ -15,6 +15,7 @@ from diversedit_jax import checkpoint, trees, types
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.experiment import flat_config, kernels, learned, run_dir
 from diversedit_jax.modes import averages, null_label, origins, run_context
+from diversedit_jax.sampling import generate
 from diversedit_jax.training import average, initial
 from diversedit_jax.weights import forms, misfits
 
@@ -32,6 +33,7 @@ class Weights:
   label_names: names of the classes that they were trained on; () if they are not known.
   remarks: sentences that make their samples doubtful.
   made_of: of an average that was not tracked, see `averages.Choice.facts`.
+  guide, guided_by: the network of `sampler.autoguidance`, and what cards say of it; see `guiding`.
   """
 
   graphdef: nnx.GraphDef
@@ -45,6 +47,8 @@ class Weights:
   label_names: tuple[str, ...] = ()
   remarks: tuple[str, ...] = ()
   made_of: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  guide: generate.Guide | None = None
+  guided_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def label(self) -> str:

@@ -204,8 +204,11 @@ def open_batches(experiment, mesh, start, bad=None):
     yield map(source.look_up, alone) if options.resident == 'device' else alone
 
 
-def make_generator(experiment, graphdef, mesh, count, sampler=None):
-  """Makes samples by the experiment's sampler or another one; `count`: number of samples."""
+def make_generator(experiment, graphdef, mesh, count, sampler=None, guide=None):
+  """Makes samples by the experiment's sampler or another one.
+
+  count: number of samples. guide: of `restoring.Weights`.
+  """
   options = experiment.sample
   return generate.Generator(
     graphdef,
@@ -214,6 +217,7 @@ def make_generator(experiment, graphdef, mesh, count, sampler=None):
     mesh=mesh,
     seed=options.seed,
     batch_size=min(options.batch_size, count),
+    guide=guide,
   )
 
 
@@ -261,6 +265,8 @@ def protocol(experiment, weights, labels, *, sampler=None, **extra):
     facts['average'] = dict(weights.made_of)
   if weights.label_names:
     facts['label_names'] = card.label_names(labels, weights.label_names)
+  if trajectory.GUIDE in (sampler or experiment.sampler).velocities:
+    facts['guidance'] |= {'formula': card.AUTOGUIDANCE, 'by': dict(weights.guided_by)}
   if experiment.architecture.class_token:
     facts['guidance']['class_token_scale'] = (sampler or experiment.sampler).class_token_scale
   return facts
@@ -291,6 +297,4 @@ def _row_label(label, names):
 def caption(facts):
   """Title of a grid, from its protocol card."""
   origin = facts['checkpoint'] if facts['step'] is None else f'step {facts["step"]}'
-  return (
-    f'{origin}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {facts["guidance"]["scale"]:g}'
-  )
+  return f'{origin}, {facts["sampler"]}, NFE {facts["nfe"]}, guidance {card.guidance(facts)}'

@@ -11,7 +11,15 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import progress
 from diversedit_jax.data import images, sources
 from diversedit_jax.evaluation import card, samples
-from diversedit_jax.modes import evaluate, identity, null_label, opening, restoring, run_context
+from diversedit_jax.modes import (
+  evaluate,
+  guiding,
+  identity,
+  null_label,
+  opening,
+  restoring,
+  run_context,
+)
 from diversedit_jax.sampling import generate
 
 _KEY = 'sample.labels'
@@ -35,9 +43,12 @@ def run(
   labels = generate.make_labels(options.labels, np.arange(count), classes, options.seed)
   sampler = null_label.sampler_for(experiment, _KEY)
   null_label.check_trained(experiment, weights.label_dropout, [sampler], _KEY)
+  weights = guiding.with_guide(experiment, workdir, weights, [sampler], _KEY)
   folder = path / 'samples' / weights.named(options.name)
   archive, known = folder / 'samples.npz', folder / 'samples.json'
-  generator = run_context.make_generator(experiment, weights.graphdef, weights.mesh, count, sampler)
+  generator = run_context.make_generator(
+    experiment, weights.graphdef, weights.mesh, count, sampler, weights.guide
+  )
   finished = {}
   if decoder is not None:
     finished = {'quantiser': decoder.quantiser, 'vae': decoder.facts()}

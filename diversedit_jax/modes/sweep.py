@@ -12,7 +12,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.analysis import figures
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import eval_options
-from diversedit_jax.modes import evaluate, null_label, opening, restoring
+from diversedit_jax.modes import evaluate, guiding, null_label, opening, restoring
 from diversedit_jax.sampling import trajectory
 from diversedit_jax.training import average
 
@@ -44,6 +44,7 @@ def run(
       labels_N = evaluate.make_labels(experiment, options.number)
       scorer = opening.open_all(experiment, weights.mesh, folder / 'references')
       opening.check_score('sweep.score', options.score, scorer)
+    weights = guiding.with_guide(experiment, workdir, weights, samplers, evaluate.KEY)
     kind = weights.kind if options.weights else ''
     evaluations = [
       evaluate.Evaluation(

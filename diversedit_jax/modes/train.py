@@ -12,6 +12,7 @@ from diversedit_jax.data import bad_records, files, pipeline
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import flat_config, kernels, run_dir
 from diversedit_jax.modes import (
+  guiding,
   hooks,
   null_label,
   online_eval,
@@ -65,6 +66,7 @@ def run(
   dropout = null_label.dropped(experiment.train.label_dropout, facts)
   if experiment.preview.every or experiment.evaluation.every:
     restoring.kept(experiment)
+    guiding.check_absent(experiment)
   if experiment.preview.every:
     null_label.check_trained(experiment, dropout, [experiment.sampler])
   # Before the workdir is touched: these name a missing file of weights.

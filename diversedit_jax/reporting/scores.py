@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
+from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import flat_config
 from diversedit_jax.reporting import curves, markup, records, runs, tables
 
@@ -33,13 +34,12 @@ def _scores(report, file, contents) -> list[markup.Html]:
   rows, told = [], {}
   for run, content in contents:
     protocol = content['protocol']
-    guidance = protocol.get('guidance') or {}
     rows.append(
       [
         tables.named(report, run),
         *(curves.number(content['scores'].get(name, '–')) for name in names),
         *(curves.number(protocol.get(key, '–')) for key in how.values()),
-        curves.number(guidance.get('scale', '–')),
+        card.guidance(protocol),
       ]
     )
     for line in content.get('warnings', []):

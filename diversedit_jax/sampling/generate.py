@@ -1,6 +1,7 @@
 """Samples in batches through one compiled sampler, each a function of (seed, index)."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from diversedit_jax import rng, sharding, types
 from diversedit_jax.models import tuning
-from diversedit_jax.sampling import trajectory
+from diversedit_jax.sampling import guidance, trajectory
 
 LABEL_POLICIES = ('balanced', 'random')
 NULL = 'null'
@@ -69,8 +70,15 @@ def _check(policy, num_classes, key):
     )
 
 
-Sample = Callable[[nnx.Module, jax.Array, jax.Array, trajectory.SamplerConfig], jax.Array]
-"""(network, keys_N, labels_N, config) -> samples [N, H, W, C]; what a flow's `sample` is."""
+Sample = Callable[..., jax.Array]
+"""(network, keys_N, labels_N, config, guide) -> samples [N, H, W, C]; what a flow's `sample` is."""
+
+
+class Guide(NamedTuple):
+  """The network of `sampler.autoguidance`: parameters -> velocity, and its parameters."""
+
+  velocity: Callable[[Any], guidance.Predict]
+  params: Any
 
 
 class Generator:
@@ -85,6 +93,7 @@ class Generator:
     mesh: jax.sharding.Mesh,
     seed: int,
     batch_size: int,
+    guide: Guide | None = None,
   ):
     """Prepares the sampler; compiles at the first call.
 
@@ -95,11 +104,13 @@ class Generator:
       mesh: devices over which batches are spread.
       seed: seed of all samples.
       batch_size: samples at a time, rounded up to the mesh.
+      guide: what guides by `config.autoguidance`.
     """
     self.batch_size = sharding.round_up(batch_size, mesh)
     self.evaluations = trajectory.evaluations(config)
     self._key, self._mesh = rng.stream(jax.random.key(seed), 'sample'), mesh
-    run = self._make_run(graphdef, sample, config)
+    self._guiding = guide.params if guide else None
+    run = self._make_run(graphdef, sample, config, guide.velocity if guide else None)
     self._run = jax.jit(run, out_shardings=sharding.replicated(mesh))
 
   def __call__(
@@ -127,12 +138,14 @@ class Generator:
       count = len(batch['index'])
       batch = {name: sharding.pad_rows(x, self.batch_size) for name, x in batch.items()}
       batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
-      parts.append(np.asarray(self._run(params, batch['index'], batch['label']))[:count])
+      made = self._run(params, self._guiding, batch['index'], batch['label'])
+      parts.append(np.asarray(made)[:count])
     return np.concatenate(parts)
 
-  def _make_run(self, graphdef, sample, config) -> Callable[..., jax.Array]:
-    def run(params, index_N, label_N):
+  def _make_run(self, graphdef, sample, config, lead) -> Callable[..., jax.Array]:
+    def run(params, guiding, index_N, label_N):
       network = tuning.for_sampling(nnx.merge(graphdef, params))
-      return sample(network, rng.per_example(self._key, index_N), label_N, config)
+      keys_N = rng.per_example(self._key, index_N)
+      return sample(network, keys_N, label_N, config, lead(guiding) if lead else None)
 
     return run

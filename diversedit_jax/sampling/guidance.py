@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598) within an interval of time (2404.07724).
+"""Guidance by the null label (arXiv 2207.12598) or another network, in an interval (2404.07724).
 
   (1)  v = v_null + scale (v_class - v_null)   if low <= t <= high, else v_class,
 
@@ -7,6 +7,11 @@ itself, and the ends are left out, but for high = 1. Scale 1 is v_class and 0 is
 without a class, at one evaluation each; scales in between are weaker than the class. On the linear
 path t = 0.7 is a noise level of sigma = t / (1 - t) = 2.33. REPA guides all channels; SiT and DiT
 guide the first three of four and leave v_class in the others.
+
+Autoguidance (2406.02507, Eq. 3) has in the place of v_null the velocity of a worse network, smaller
+or less trained, for the same x, t and class:
+
+  (2)  v = v_guide + scale (v - v_guide).
 """
 
 from collections.abc import Callable
@@ -26,14 +31,14 @@ Predict = Callable[[State, jax.Array, jax.Array | None], State]
 """(x, t_N, y_N) -> velocity, of the same structure as x."""
 
 Combine = Callable[[State, State], State]
-"""(velocity with the class, without) -> guided velocity."""
+"""(velocity with the class, that it is led away from) -> guided velocity."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
   """When and how strongly to guide.
 
-  scale: factor of (1); 1 is no guidance, 0 no class.
+  scale: factor of (1) and (2); 1 is no guidance, 0 the other velocity alone.
   low, high: interval of t, both ends included unless it is open.
   open: leaves out both ends, except that high = 1 has t = 1 in it.
   channels: number of guided channels, from the first; None means all.
@@ -97,3 +102,10 @@ def guided_velocity(
   )
   n = y_N.shape[0]
   return combine(jax.tree.map(lambda v: v[:n], v), jax.tree.map(lambda v: v[n:], v))
+
+
+def led_velocity(
+  predict: Predict, guide: Predict, x: State, t: jax.Array, y_N, combine: Combine
+) -> State:
+  """Velocity (2) by one call of each network."""
+  return combine(velocity(predict, x, t, y_N), velocity(guide, x, t, y_N))

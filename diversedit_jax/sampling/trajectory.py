@@ -5,9 +5,9 @@
   euler_maruyama  S steps of the SDE on linspace(1, last_step, S) and then 0; S evaluations
 
 as REPA's samplers (arXiv 2410.06940); a fourth kind is in `average`. Evaluations with guidance
-count twice. The grid is known before anything is traced, so the steps fall into stretches that are
-guided throughout or not at all, each one a scan; steps that need one of the two velocities cost a
-single evaluation.
+count twice, whatever the size of a network that guides. The grid is known before anything is
+traced, so the steps fall into stretches that are guided throughout or not at all, each one a scan;
+steps that need one of the two velocities cost a single evaluation.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,8 +30,8 @@ Noise = Callable[[jax.Array], steppers.State]
 
 RULES = ('step', 'evaluation')
 
-CLASS, NULL = 'class', 'null'
-"""The two velocities of `guidance`."""
+CLASS, NULL, GUIDE = 'class', 'null', 'guide'
+"""The velocities of `guidance`: with and without the class, and of the network that guides."""
 
 Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 """Shape of one sample: [H, W, C], or by name where several arrays move together."""
@@ -84,7 +84,10 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     'of the ODE end at the last prediction; JiT and RAEv2 have 0.05 and stop short of it.',
   )
   guidance_scale: float = options.option(
-    1.0, at_least=0, doc='Scale of classifier-free guidance; 1 is none, 0 samples without a class.'
+    1.0,
+    at_least=0,
+    doc='Scale of guidance, by samples without a class or by sampler.autoguidance; 1 is none, 0 '
+    'samples of what guides.',
   )
   guidance_low: float = options.option(
     0.0, at_least=0, at_most=1, doc='Lower end of the times t in which guidance acts.'
@@ -100,6 +103,15 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
   )
   guidance_channels: int | None = options.option(
     None, at_least=1, doc='How many channels are guided, from the first; None guides all.'
+  )
+  autoguidance: str = options.option(
+    '',
+    path=True,
+    doc='Weights of a worse network that guides instead of the null label (2406.02507): a folder '
+    'checkpoints/STEP of a run, the run for its newest, or a file; see docs/evaluation.md.',
+  )
+  autoguidance_weights: str = options.option(
+    'ema', doc="Which weights of its checkpoint guide, as in sample.weights: 'ema', 'params'..."
   )
   class_token_scale: float | None = options.option(
     None,
@@ -171,10 +183,13 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       idle['guidance_channels'] = 'guidance_scale=1 does not guide the image'
     if not self.guided:
       names = ('guidance_low', 'guidance_high', 'guidance_rule')
+      names += ('autoguidance', 'autoguidance_weights')
       idle |= dict.fromkeys(names, 'guidance_scale=1 is no guidance')
     elif not self.guidance.inside(time_grid(self)[:-1]).any():
       interval = f'no step starts in [{self.guidance_low}, {self.guidance_high}]'
       idle |= dict.fromkeys(('guidance_scale', 'class_token_scale'), interval)
+    if not self.autoguidance:
+      idle['autoguidance_weights'] = 'they are those of sampler.autoguidance'
     return [
       f'sampler.{name}={getattr(self, name)} has no effect: {reason}'
       for name, reason in idle.items()
@@ -190,15 +205,21 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
 
   @property
   def velocities(self) -> tuple[str, ...]:
-    """What (1) of `guidance` needs inside its interval: CLASS, NULL or both."""
+    """What `guidance` needs inside its interval: CLASS, NULL or both; GUIDE for NULL in (2)."""
     scales = {self.guidance_scale, self.token_scale}
     if self.guidance_channels is not None:
       scales.add(1.0)  # The scale of the other channels.
-    return tuple(name for name, needless in ((CLASS, 0), (NULL, 1)) if scales != {needless})
+    other = GUIDE if self.autoguidance else NULL
+    return tuple(name for name, needless in ((CLASS, 0), (other, 1)) if scales != {needless})
 
   @property
   def guided(self) -> bool:
     """Whether anything is guided inside the interval."""
+    return self.velocities != (CLASS,)
+
+  @property
+  def needs_null(self) -> bool:
+    """Whether anything is guided by samples without a class."""
     return NULL in self.velocities
 
   @property
@@ -225,7 +246,7 @@ class Stretch(NamedTuple):
   """Consecutive steps of one kind.
 
   method: name of the kind of its steps, see `steppers.KINDS`.
-  velocities: what each of a step's evaluations needs: (CLASS,), (NULL,), or both to guide.
+  velocities: what each of a step's evaluations needs, of CLASS, NULL and GUIDE; two to guide.
   index: number of each step in the whole trajectory, [s].
   steps: their constants, numpy float64 [s].
   """
@@ -239,8 +260,8 @@ class Stretch(NamedTuple):
 class Evaluations(NamedTuple):
   """Cost of a trajectory.
 
-  per_sample: network evaluations for each sample; one with and without the class counts 2.
-  calls: calls of the network; guided ones have twice the batch.
+  per_sample: network evaluations for each sample; a guided one counts 2.
+  calls: calls of a network; those with and without the class are one with twice the batch.
   """
 
   per_sample: int
@@ -296,13 +317,13 @@ def evaluations(config: SamplerConfig) -> Evaluations:
   found = stretches(config)
   return Evaluations(
     per_sample=sum(len(s.index) * sum(map(len, s.velocities)) for s in found),
-    calls=sum(len(s.index) * len(s.velocities) for s in found),
+    calls=sum(len(s.index) * (1 + (one == (CLASS, GUIDE))) for s in found for one in s.velocities),
   )
 
 
 def check_guidance(config: SamplerConfig, null_label: int | None) -> None:
   """Refuses guidance of a network without classes (null label None or 0) with a UserError."""
-  if config.guided and not null_label:
+  if config.needs_null and not null_label:
     name = 'guidance_scale' if config.guidance_scale != 1 else 'class_token_scale'
     raise types.UserError(
       f'{name}={getattr(config, name)} needs a network with classes; train one, or set {name}=1'
@@ -318,6 +339,7 @@ def sample(
   *,
   null_label: int | None,
   combine: guidance_lib.Combine | None = None,
+  guide: guidance_lib.Predict | None = None,
 ) -> steppers.State:
   """Samples from noise; pure, and meant to be traced whole:
 
@@ -336,6 +358,7 @@ def sample(
     config: the sampler.
     null_label: label that means no class, for guidance; None for a network without classes.
     combine: how to guide; None is `config.guidance` on an array.
+    guide: the network of `config.autoguidance`, like predict.
 
   Returns:
     The state at t = 0, in `config.dtype`.
@@ -356,6 +379,7 @@ def sample(
     noise=lambda step: normal(keys_N, shape, 'sampling_step', state_dtype(config), step),
     null_label=null_label,
     combine=combine,
+    guide=guide,
   )
 
 
@@ -378,11 +402,12 @@ def integrate(
   noise: Noise | None = None,
   null_label: int | None,
   combine: guidance_lib.Combine | None = None,
+  guide: guidance_lib.Predict | None = None,
 ) -> steppers.State:
   """`sample` from a given state at the first time with given noise.
 
   Args:
-    predict, labels_N, config, null_label, combine: as for `sample`.
+    predict, labels_N, config, null_label, combine, guide: as for `sample`.
     x: state at `config.start`; cast to `config.dtype`.
     noise: noise of each step of the SDE. The last step asks for it too, and does not use it.
 
@@ -390,6 +415,8 @@ def integrate(
     The state at t = 0, in `config.dtype`.
   """
   check_guidance(config, None if labels_N is None else null_label)
+  if config.autoguidance and config.guided and guide is None:
+    raise ValueError(f'{config.autoguidance} is to guide, but there is no guide')
   if config.noisy and noise is None:
     raise ValueError(f'{config.kind} needs noise, a function of the step index')
   if steppers.KINDS[config.kind].step is None:
@@ -407,8 +434,10 @@ def integrate(
         names = next(asked)
         if names == (CLASS, NULL):
           return guidance_lib.guided_velocity(predict, x, t, labels_N, combine, null_label)
-        y_N = labels_N if names == (CLASS,) else jnp.full_like(labels_N, null_label)
-        return guidance_lib.velocity(predict, x, t, y_N)
+        if names == (CLASS, GUIDE):
+          return guidance_lib.led_velocity(predict, guide, x, t, labels_N, combine)
+        y_N = jnp.full_like(labels_N, null_label) if names == (NULL,) else labels_N
+        return guidance_lib.velocity(guide if names == (GUIDE,) else predict, x, t, y_N)
 
       return kind.step(velocity, x, step, noise(index) if kind.noisy else None), None
 
