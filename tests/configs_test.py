@@ -574,7 +574,7 @@ def test_headers_carry_command_and_hardware():
   for name in NAMES:
     text = importlib.import_module(f'configs.{name}').__doc__
     assert re.search(rf"--config='?configs/{name}\.py", text) and 'Hardware' in text
-  for name in (*IMAGENET, 'paper', 'zoo'):
+  for name in (*IMAGENET, 'paper', 'zoo', 'lightning_xl256'):
     text = ' '.join(importlib.import_module(f'configs.{name}').__doc__.split())
     assert 'measured with this code yet' in text and 'FID-50K' in text
 
