@@ -10,8 +10,8 @@ FID-50K of the paper (250 Euler steps, guidance on an interval): 2.11 after 64 e
 800. None has been measured with this code yet. Scale and interval are not stated in what was read:
 sweep over them (`--mode=sweep`).
 Meta-arguments: method, skips, size, steps, guidance, data. `method=direction+diverse,skips=True`
-puts DiverseDiT on it; `direction` is the cosine of its recipe. Without data the latents are synthetic, for dry runs;
-docs/data.md makes the store, with VA-VAE's file as `--vae`.
+puts DiverseDiT on it; `direction` is the cosine of its recipe. Without data the latents are
+synthetic, for dry runs; docs/data.md makes the store, with VA-VAE's file as `--vae`.
 """
 
 from configs import common, imagenet
