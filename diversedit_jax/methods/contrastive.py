@@ -16,10 +16,10 @@ samples do so. `correct` turns f back in the samplers,
 
   (2)  v = (1 - lambda) f + lambda E[u],   on the linear path E[u] = E[e] - E[x] = -E[x],
 
-with lambda w_n in place of lambda. E[x] is the mean of the training data, at most 4096 of them
-spread evenly, which are read when the first sample is made; so data are needed for that, and a
-folder of weights alone will not do. For lambda >= 1 the total has no minimum (DeltaFM's argument
-defaults to 1, its command has 0.05).
+with lambda w_n in place of lambda, if no other term scores f (`direction` does). E[x] is the mean
+of the training data, at most 4096 of them spread evenly, which are read when the first sample is
+made; so data are needed for that, and a folder of weights alone will not do. For lambda >= 1 the
+total has no minimum (DeltaFM's argument defaults to 1, its command has 0.05).
 
 Neither code asks whether the other example has another class, in training, though DeltaFM has a
 rule for that (`other_class`), with which E[u] in (1) is that of the other classes.
@@ -46,8 +46,9 @@ from diversedit_jax.models import config as model_config
 
 NEGATIVES = ('previous', 'random')
 WEIGHTINGS = ('uniform', 'linear')
-MAX_EXAMPLES, _CHUNK = 4096, 256
-"""Examples of which the mean is taken."""
+MAX_EXAMPLES = 4096
+"""Most examples of which the mean is taken."""
+_CHUNK = 256  # Examples read at a time.
 
 
 @registry.register(
@@ -75,7 +76,9 @@ class Contrastive(base.Term):
     doc='The other example: the previous one of the batch (SpeedrunDiT), or any (DeltaFM).',
   )
   other_class: bool = options.option(
-    False, doc='Takes the other example from another class; with negatives=random.'
+    False,
+    decides_network=True,
+    doc='Takes the other example from another class; with negatives=random.',
   )
   skip_null: bool = options.option(
     False,
@@ -100,11 +103,17 @@ class Contrastive(base.Term):
   null_factor: float = 1.0
 
   def prepare(self, setup: base.Setup) -> 'Contrastive':
-    found, null_label = setup.interpolant, setup.architecture.null_label
-    if (found.prediction, found.weighting) != ('velocity', 'none'):
+    prediction, null_label = setup.interpolant.prediction, setup.architecture.null_label
+    if prediction != 'velocity':
       raise types.UserError(
-        f'method={setup.method!r}: contrastive is about velocities of weight 1; got '
-        f'interpolant.prediction={found.prediction}, interpolant.weighting={found.weighting}'
+        f'method={setup.method!r}: contrastive is about velocities, got '
+        f'interpolant.prediction={prediction!r}'
+      )
+    parts = registry.parse(setup.method)
+    if self.weighting == 'linear' and 'selfflow' in parts:
+      raise types.UserError(
+        f'method={setup.method!r}: contrastive.weighting=linear is the time of an example, and '
+        'selfflow draws two; leave contrastive.weighting=uniform'
       )
     if self.other_class and self.negatives != 'random':
       raise types.UserError(
@@ -117,7 +126,7 @@ class Contrastive(base.Term):
           f'contrastive.{name}=True is about classes, and {setup.source.name} has none'
         )
     if self.correct:
-      self._check_correction(found.path)
+      self._check_correction(setup.interpolant.path, parts)
     # The mean of N / (1 + Binomial(N - 1, 1 - p)).
     n, p = setup.examples, setup.label_dropout
     factor = (1 - p**n) / (1 - p) if p < 1 else 1.0
@@ -134,7 +143,12 @@ class Contrastive(base.Term):
       null_factor=factor,
     )
 
-  def _check_correction(self, path):
+  def _check_correction(self, path, parts):
+    if 'direction' in parts:
+      raise types.UserError(
+        'contrastive.correct=True undoes contrastive alone, and direction changes what the network '
+        'learns, too; leave one of them out'
+      )
     needed = (
       ('interpolant.path', path, 'linear', 'the mean velocity depends on the time elsewhere'),
       ('contrastive.schedule', self.schedule, 'constant', 'the weight must be one number'),

@@ -25,9 +25,8 @@ EXACT = {'rtol': 1e-10, 'atol': 1e-12}  # The reference's, in float64.
 def totals(g, case, dtype):
   """(total, metrics) and the gradient towards the prediction, through the objective."""
   array = lambda name: jnp.asarray(tiny.nhwc(g[name]), dtype)
-  weighting, path = ('linear', 'linear') if case == 'linear' else ('uniform', 'linear')
-  path = 'cosine' if case == 'cosine_path' else path
-  term = contrastive.Contrastive(weighting=weighting)
+  path = 'cosine' if case == 'cosine_path' else 'linear'
+  term = contrastive.Contrastive(weighting='linear' if case == 'linear' else 'uniform')
   objective = base.Objective(flow=tiny.interpolant(path=interpolants.PATHS[path]), terms=(term,))
   noisy = tiny.noisy_of(
     array('images'),
@@ -262,9 +261,20 @@ def test_a_description_of_data_has_no_mean():
     ({'contrastive.weight': 1.0}, 'contrastive.weight must be in'),
     ({'contrastive.other_class': True}, 'set contrastive.negatives=random'),
     ({'contrastive.skip_null': True, 'contrastive.weight': 0.95}, 'counts 1.11 times'),
-    ({'interpolant.prediction': 'noise', 'sampler.start': 0.99}, 'is about velocities of weight 1'),
+    (
+      {'interpolant.prediction': 'noise', 'sampler.start': 0.99},
+      "is about velocities, got .*'noise'",
+    ),
     ({'contrastive.correct': True, 'interpolant.path': 'cosine'}, 'interpolant.path=linear'),
     ({'contrastive.correct': True, 'contrastive.schedule': 'stop:9'}, 'must be one number'),
+    (
+      {'contrastive.correct': True, 'method': 'contrastive+direction'},
+      'direction changes what the network learns',
+    ),
+    (
+      {'contrastive.weighting': 'linear', 'method': 'selfflow+contrastive'},
+      'and selfflow draws two',
+    ),
     ({'train.accumulate': 64}, 'needs another example, got microbatches of 1'),
     ({'method': 'meanflow+contrastive'}, 'not go with meanflow: an average velocity'),
   ],
