@@ -63,6 +63,14 @@ def test_a_convolution_has_no_hidden_layer():
     assert len(idle.remarks(experiment_lib.build(config), 'train', ['repa.hidden'])) == count
 
 
+@pytest.mark.parametrize(('weight', 'count'), [(0.0, 1), (0.5, 0)])
+def test_options_of_an_alignment_of_no_weight_are_told(weight, count):
+  config = digits.get_config('method=selfflow,skips=False')
+  config.selfflow.alignment_weight, config.selfflow.kind = weight, 'l2'
+  found = idle.remarks(experiment_lib.build(config), 'train', ['selfflow.kind'])
+  assert found == count * ['--config.selfflow.kind has no effect: selfflow.alignment_weight=0']
+
+
 def test_a_decoders_keys_act_with_its_weights():
   others = [('vae.weights', 'vae.safetensors'), ('data.source', 'synthetic:8x8x4:10')]
   assert told('sample', 'vae.tile', 32, others) == []

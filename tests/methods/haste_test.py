@@ -12,6 +12,7 @@ import pytest
 from configs import digits
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import types
+from diversedit_jax.experiment import idle
 from diversedit_jax.frozen import encoders
 from diversedit_jax.frozen.encoders import base as encoders_base
 from diversedit_jax.methods import base, haste
@@ -172,6 +173,15 @@ def make(method='repa+haste', **more):
 def test_what_does_not_fit_is_refused_by_its_key(tiny_vit, more, words):
   with pytest.raises(types.UserError, match=words):
     make('haste', **more)
+
+
+def test_keys_of_repa_that_it_does_not_read_are_told(tiny_vit):
+  given = {'repa.hidden': 64, 'repa.dtype': 'bfloat16'}
+  for method, count in (('haste', 1), ('repa+haste', 0)):
+    found = idle.remarks(make(method, **given), 'train', given)
+    assert found == count * [
+      '--config.repa.hidden has no effect: method=haste reads repa.weights and repa.dtype alone'
+    ]
 
 
 def test_the_encoder_runs_once_for_both_terms(tiny_vit):
