@@ -11,6 +11,7 @@ and products of these, joined by '*', as 'warmup:10000*stop:250000'.
 
 from collections.abc import Callable
 import dataclasses
+import itertools
 import math
 import re
 
@@ -19,20 +20,19 @@ import jax.numpy as jnp
 
 from diversedit_jax import types
 
-FORMS = "constant, warmup:N, stop:N, cosine:A:B, piecewise:N=V,N=V,..., or several joined by '*'"
+FORMS = "constant, warmup:N, stop:N, cosine:A:B, piecewise:N=V,..., or several joined by '*'"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
   """A factor by the number of updates made.
 
-  at: int32 scalar, may be traced -> float32 scalar, at least 0. text: how it is written.
+  at: int32 scalar, may be traced -> float32 scalar, at least 0.
   until: updates before which it is 1; infinite if always.
   ends: updates from which it is 0 for good; infinite if never.
   """
 
   at: Callable[[jax.Array], jax.Array]
-  text: str
   until: float = math.inf
   ends: float = math.inf
 
@@ -46,7 +46,6 @@ class Schedule:
       return other if self.constant else self
     return Schedule(
       at=lambda step: self.at(step) * other.at(step),
-      text=f'{self.text}*{other.text}',
       until=min(self.until, other.until),
       ends=min(self.ends, other.ends),
     )
@@ -54,7 +53,7 @@ class Schedule:
 
 def constant() -> Schedule:
   """1 always."""
-  return Schedule(at=lambda step: jnp.float32(1), text='constant')
+  return Schedule(at=lambda step: jnp.float32(1))
 
 
 def warmup(steps: int) -> Schedule:
@@ -62,7 +61,7 @@ def warmup(steps: int) -> Schedule:
   if not steps:
     return constant()
   rise = lambda step: jnp.minimum(1, jnp.asarray(step) / steps).astype(jnp.float32)
-  return Schedule(at=rise, text=f'warmup:{steps}', until=0)
+  return Schedule(at=rise, until=0)
 
 
 def piecewise(values: dict[int, float]) -> Schedule:
@@ -75,21 +74,17 @@ def piecewise(values: dict[int, float]) -> Schedule:
       factor = jnp.where(jnp.asarray(step) >= start, jnp.float32(value), factor)
     return factor
 
-  last, value = rising[-1]
-  if len(rising) > 1 and not value:  # Zeros before the last belong to the end.
-    nonzero = [i for i, (_, v) in enumerate(rising) if v]
-    last = rising[nonzero[-1] + 1][0] if nonzero else rising[0][0]
+  zeros = [*itertools.takewhile(lambda pair: not pair[1], reversed(rising))]
   return Schedule(
     at=at,
-    text='piecewise:' + ','.join(f'{start}={value:g}' for start, value in rising),
-    until=next((start for start, v in rising if v != 1), math.inf),
-    ends=math.inf if value else last,
+    until=next((start for start, value in rising if value != 1), math.inf),
+    ends=zeros[-1][0] if zeros else math.inf,
   )
 
 
 def stop(step: int) -> Schedule:
   """1 before so many updates, 0 after them."""
-  return dataclasses.replace(piecewise({step: 0.0}), text=f'stop:{step}')
+  return piecewise({step: 0.0})
 
 
 def cosine(start: int, end: int) -> Schedule:
@@ -99,7 +94,7 @@ def cosine(start: int, end: int) -> Schedule:
     share = jnp.clip((jnp.asarray(step) - start) / (end - start), 0, 1)
     return jnp.where(share < 1, (1 + jnp.cos(jnp.pi * share)) / 2, 0).astype(jnp.float32)
 
-  return Schedule(at=at, text=f'cosine:{start}:{end}', until=start + 1, ends=end)
+  return Schedule(at=at, until=start + 1, ends=end)
 
 
 def parse(text: str, key: str) -> Schedule:
