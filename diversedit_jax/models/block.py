@@ -162,7 +162,7 @@ class Block(nnx.Module):
     self.norm1, self.norm2 = (norm(architecture.width, rngs=rngs) for _ in range(2))
     self.attn = Attention(architecture, execution, rngs=rngs)
     self.mlp = MLPS[architecture.mlp](architecture, execution, rngs=rngs)
-    self.vectors = 6 if architecture.shift else 4
+    self.vectors = architecture.vectors
     self.adaln = adaln(architecture, execution, self.vectors, rngs=rngs)
 
   @jax.named_scope('block')

@@ -170,6 +170,11 @@ class Architecture(options.Section, section='model', decides_network=True):
     return int(2 / 3 * hidden) if self.mlp == 'swiglu' else hidden
 
   @property
+  def vectors(self) -> int:
+    """Vectors that a block makes of the conditioning: scales, gates and, with them, shifts."""
+    return 6 if self.shift else 4
+
+  @property
   def mlp_products(self) -> int:
     """Products D x hidden of the MLP."""
     return 3 if self.mlp == 'swiglu' else 2

@@ -32,8 +32,7 @@ def forward_flops(architecture: config.Architecture) -> float:
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
   patch = architecture.patch_size**2 * architecture.channels
   mlp = architecture.mlp_products * d * architecture.hidden
-  vectors = 6 if architecture.shift else 4
-  block = 2 * t * (4 * d * d + mlp) + 4 * t * t * d + 2 * vectors * d * d
+  block = 2 * t * (4 * d * d + mlp) + 4 * t * t * d + 2 * architecture.vectors * d * d
   skips = depth // 2 * 4 * d * d * t if architecture.skip.enabled else 0
   times = 2 if architecture.interval else 1
   out = patch * (2 if architecture.learn_sigma else 1)

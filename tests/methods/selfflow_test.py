@@ -383,10 +383,11 @@ def test_without_weight_there_is_no_term():
   assert tiny.self_flow(alignment_weight=0.0).terms(None) == ()
 
 
-def test_cost_is_a_second_conditioning_less_attention_within_groups():
-  """Of two blocks of width 16 on 16 tokens; 4 and 12 of them attend to 160 pairs, not 256."""
-  architecture = tiny.architecture(input_size=(8, 8))
-  second, saved = 2 * 2 * 6 * 16**2, 2 * 4 * 16 * (256 - 160)
+@pytest.mark.parametrize(('shift', 'vectors'), [(True, 6), (False, 4)])
+def test_cost_is_a_second_conditioning_less_attention_within_groups(shift, vectors):
+  """Two blocks of width 16 on 16 tokens, of which 4 and 12 attend to 160 pairs, not 256."""
+  architecture = tiny.architecture(input_size=(8, 8), shift=shift)
+  second, saved = 2 * 2 * vectors * 16**2, 2 * 4 * 16 * (256 - 160)
   forward = cost.forward_flops(architecture)
   for separate, wanted in ((False, second), (True, second - saved)):
     flow = tiny.self_flow(architecture, separate_attention=separate)
