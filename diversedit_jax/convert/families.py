@@ -292,7 +292,7 @@ FAMILIES = {
     mark='heads/sra',
     sizes={'p': 2},
   ),
-  # LightningDiT (2501.01423): data at t = 1; RMSNorm, SwiGLU and rotary positions, or some of them.
+  # LightningDiT (2501.01423): data at t = 1; rotary positions, RMSNorm or LN, SwiGLU or GELU.
   'lightning': Family(
     rules=_LIGHTNING + _PROJECTORS,
     rotary='feat_rope',

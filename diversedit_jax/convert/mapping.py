@@ -1,9 +1,9 @@
 """Maps other systems' state dicts to our parameter trees and back, by the rules of a family.
 
-Both directions are exact: values are moved or change their sign. One layer of the families
-'sit_original' and 'selfflow' is the exception, where they are rounded (see
-`layouts.reverse_clock`). The fixed
-position table is checked against ours and left out on the way in, and computed on the way out.
+Both directions are exact: values are moved or change their sign. The exception is one layer of the
+families 'sit_original', 'selfflow' and 'lightning', where they are rounded (see
+`layouts.reverse_clock`). Fixed tables of positions are checked against ours and left out on the way
+in, and computed on the way out.
 """
 
 from collections.abc import Mapping

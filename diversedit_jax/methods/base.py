@@ -7,7 +7,7 @@ turns that into a scalar and metrics:
   batch = objective.encode(frozen, batch)                   frozen encoders, if any
   noisy = objective.draw(batch, key)                        t, noise, x_t, target, dropped labels
   output, loss_N, _ = flow.forward(network, noisy, taps)    the model once, whatever is combined
-  loss = mean(loss_N) + sum of term.factor(step) term.loss(its features, context)
+  loss = mean(loss_N) + sum of term.factor.at(step) term.loss(its features, context)
 
 A flow owns its forward pass, so it may also differentiate it (MeanFlow) or give the model more than
 x, t and y (REG). A term may look at the whole batch, frozen features included, and at the teacher,
@@ -231,7 +231,8 @@ class Context:
   noisy: batch of this step. drawn: what its own `draw` returned. heads: its own, or None.
   teacher: one forward pass of the averaged network, without gradient.
   step: number of updates made, int32.
-  output: what the model gave in this step; `pred` is for `noisy.target`.
+  output: what the model gave in this step; `pred` is for `noisy.target`, and None where the flow
+    compares something else with it (MeanFlow).
   """
 
   noisy: NoisyBatch
@@ -251,8 +252,8 @@ class Term(Part):
 
   schedule: str = options.option(
     'constant',
-    doc='What multiplies its weight over the run, counted in updates: constant, warmup:N, stop:N, '
-    "cosine:A:B, piecewise:N=V,..., or several joined by '*'; see docs/methods.md.",
+    doc=f'What multiplies its weight over the run, counted in updates: {schedules.FORMS}; see '
+    'docs/methods.md.',
   )
   couples_examples = True
 

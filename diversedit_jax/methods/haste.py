@@ -9,8 +9,8 @@ over patches i, j alone: class tokens and registers leave rows and columns befor
 is a cross entropy, so its least value is the encoder's entropy, not 0. HASTE is `repa+haste`, both
 stopped at a step.
 
-The released code takes the logarithm of a softmax, which is -inf or NaN for wide logits; here it is
-a log-softmax. Nothing [T, T] is kept for the backward pass, which makes the logits again.
+The released code takes the logarithm of a softmax, which is -inf or NaN for wide logits; this is a
+log-softmax. Nothing [T, T] is kept for the backward pass, which makes the logits again.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Haste(base.Term):
   weight: float = options.option(0.5, above=0, doc='Factor of the mean over pairs.')
   encoder: str = options.option(
     'dinov2-vit-b',
-    doc='The frozen encoder, a transformer as in repa.pairs; repa.weights and repa.dtype are its.',
+    doc='The frozen encoder, a transformer as in repa.pairs, with repa.weights and repa.dtype.',
   )
   heads_used: int = options.option(
     0, at_least=0, doc='The first heads of both that are compared; 0 is all that both have.'

@@ -233,7 +233,7 @@ class MeanFlow(base.Flow):
   def forward(
     self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
   ) -> tuple[types.Output, jax.Array, base.Metrics]:
-    """(1) to (3); features are those of u itself, never of its derivative, and u is not told."""
+    """(1) to (3); features are those of u, never of its derivative; `pred` is None."""
 
     def predict(z_NHWC, t_N, r_N, y_N, tap=None):
       output = network.model(z_NHWC, t_N, y_N, h_N=t_N - r_N, tap=tap)

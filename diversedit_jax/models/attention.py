@@ -118,7 +118,7 @@ def chosen(
 
 
 def for_tokens(name: str, tokens: int) -> str:
-  """The implementation for so many tokens, if it was chosen for others: 'xla' where it cannot."""
+  """An implementation chosen for another number of tokens, or 'xla' where it cannot run."""
   return 'xla' if name == 'flash' and tokens % _FLASH_BLOCK else name
 
 

@@ -31,10 +31,10 @@ class ConvProjector(nnx.Module):
 
     y[r, c] = b + sum_{i, j < k} W[i, j] f[r + i - k // 2, c + j - k // 2],   f = 0 off the grid
 
-  As a product of what lies around each token, [N, T, k k D], with W, [k k D, Z], rows ordered (i,
-  j, channel): XLA's own convolution takes 1.3 of the time on a CPU (benchmarks/NOTES.md). What is
-  gathered is gathered again for the gradient, not kept. W starts as PyTorch's convolutions do, b
-  at zero.
+  It is a product of what lies around each token, [N, T, k k D], with W, [k k D, Z], rows ordered
+  (i, j, channel): XLA's own convolution takes 1.3 times as long on a CPU (benchmarks/NOTES.md).
+  What is gathered is gathered again for the gradient, not kept. W starts as PyTorch's convolutions
+  do, b at zero.
 
   A class token before the patches lies on no grid: it has REPA's head for itself.
   """

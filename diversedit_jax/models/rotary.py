@@ -46,7 +46,7 @@ def turned(
   dtype = jnp.promote_types(x_NTHd.dtype, jnp.float32)
   first = ((t - rows * cols, 0), (0, 0))
   cos, sin = tables(rows, cols, d)
-  sin = np.where(np.arange(d) % 2, sin, -sin)  # Of the other one in the pair.
+  sin = np.where(np.arange(d) % 2, sin, -sin)  # Multiplies the other one of the pair.
   arranged = lambda table: tokens.arranged(jnp.asarray(table, dtype))[:, :, None]
   cos_NT1d, sin_NT1d = arranged(np.pad(cos, first, constant_values=1)), arranged(np.pad(sin, first))
   other = jnp.flip(x_NTHd.reshape(*x_NTHd.shape[:-1], d // 2, 2), axis=-1).reshape(x_NTHd.shape)

@@ -1,14 +1,15 @@
 """Muon for the matrices of hidden layers (K. Jordan and others, 2024), beside AdamW for the rest.
 
 Each matrix W [in, out], of which one array holds many (layers; queries, keys and values), moves by
-its own gradient G alone, after t = 1, 2, ... updates
+its own gradient G alone, at update t = 1, 2, ...
 
   (1) M_t = mu M_(t-1) + (1 - mu) G_t,                    M_0 = 0
   (2) N_t = mu M_t / (1 - mu^(t+1)) + (1 - mu) G_t / (1 - mu^t)           Nesterov's momentum
   (3) X = N_t / |N_t|_F, then K times  X <- a X + (b A + c A A) X,  A = X X^T      Newton-Schulz
   (4) W <- W - rate (scale X + decay W),      scale = rms sqrt(max(in, out))
 
-(3) takes N = U S V^T to nearly U V^T: singular values end in about [0.7, 1.2], whatever they were.
+(3) takes N = U S V^T to nearly U V^T: after 5 iterations singular values of more than 0.0015 |N|_F
+are in [0.68, 1.21].
 An orthogonal matrix has entries of root mean square 1 / sqrt(max(in, out)), so that (4) moves all
 matrices alike, and as AdamW would under the same rate with rms = 0.2 (Moonlight, 2502.16982, 2.2).
 
@@ -22,7 +23,8 @@ Which parameters go where, the first line that fits; what has no matrix is AdamW
 
 'hidden' is the authors' rule: no embedding and no last layer. 'matrices' is RAEv2's, of every
 parameter with two axes (2605.18324, its code); its patches are embedded by a convolution. In both,
-adaLN is a matrix like others. There q, k and v are one matrix; here, as Jordan has them, three.
+adaLN is a matrix like others. RAEv2 has q, k and v as one matrix; here, as with Jordan, they are
+three.
 
 (3) costs as much whatever the batch is: the devices of a mesh share the matrices of an array.
 """
@@ -58,22 +60,24 @@ class MuonOptions(options.Section, section='optimizer.muon'):
   parameters: str = options.option(
     'hidden',
     choices=tuple(_NOT_HIDDEN),
-    doc="Whose they are: matrices of hidden layers (Muon's authors), or all matrices (RAEv2).",
+    doc='Which Muon updates: matrices of hidden layers (its authors), or all matrices (RAEv2).',
   )
   learning_rate: float | None = options.option(
     None,
     at_least=0,
-    doc='Peak of their learning rate, under the same schedule; None is optimizer.learning_rate.',
+    doc='Peak of the learning rate of these, same schedule; None is optimizer.learning_rate.',
   )
   momentum: float = options.option(0.95, at_least=0, below=1, doc="Decay of Nesterov's momentum.")
-  weight_decay: float = options.option(0.0, at_least=0, doc='Decoupled weight decay, on them.')
+  weight_decay: float = options.option(0.0, at_least=0, doc='Decoupled weight decay, on these.')
   rms: float | None = options.option(
     0.2,
     above=0,
     doc="Size of an update's entries for a rate of 1, by which AdamW's rates fit (2502.16982); "
     'None scales by sqrt(max(1, out / in)) instead, for rates about 0.02 (Jordan).',
   )
-  iterations: int = options.option(5, at_least=1, doc='Of Newton-Schulz, for each matrix.')
+  iterations: int = options.option(
+    5, at_least=1, doc='Iterations of Newton-Schulz, for each matrix.'
+  )
 
 
 def transformation(
