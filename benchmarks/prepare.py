@@ -35,7 +35,7 @@ import timing
 from diversedit_jax.data import pictures
 from diversedit_jax.data.store import layout
 from diversedit_jax.frozen import vae, vae_files
-from diversedit_jax.preparation import encode
+from diversedit_jax.preparation import encode, making
 
 SMALL = vae.VAEConfig(block_channels=(16, 32, 32, 32), norm_groups=8)
 SIZE = 256
@@ -207,7 +207,9 @@ def encode_some(source: str, dtype: str, count: int, batch_size: int) -> dict:
       for i in np.linspace(0, len(collection.listing) - 1, count).astype(int)
     ]
   )
-  encoder = encode.Encoder(vae_files.random(vae.VAEConfig(), seed=0, dtype=dtype), batch_size)
+  encoder = encode.Encoder(
+    making.moments(vae_files.random(vae.VAEConfig(), seed=0, dtype=dtype), SIZE), batch_size
+  )
   batches = [
     pixels_NHWC[start : start + encoder.batch_size] for start in range(0, count, encoder.batch_size)
   ]

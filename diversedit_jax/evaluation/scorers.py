@@ -84,8 +84,7 @@ class PictureScorer:
     self.names += self._ratios.names
 
   def facts(self) -> dict[str, Any]:
-    vae = {} if self._decoder is None else {'vae': self._decoder.facts()}
-    return {'quantiser': self._quantiser, **vae}
+    return {'quantiser': self._quantiser} if self._decoder is None else self._decoder.facts()
 
   def compared(self) -> dict[str, Any]:
     metrics = self._metrics.values()
@@ -124,9 +123,9 @@ def image_side(source: sources.Source, decoder: decoder_lib.Decoder | None) -> i
     if decoder is None:
       raise types.UserError(
         f'{source.name} are latents, and scores are of pictures: give vae.weights=FILE, the VAE '
-        'that decodes them'
+        'that decodes them, or rae.decoder=FILE'
       )
-    height, width, channels = height * decoder.factor, width * decoder.factor, 3
+    (height, width), channels = decoder.size(height, width), 3
   if channels != 3 or height != width:
     raise types.UserError(
       f'samples are {height}x{width}x{channels}, but FID is of square pictures of 3 channels'

@@ -12,7 +12,7 @@ import ml_collections
 
 from diversedit_jax import options, trees, types
 from diversedit_jax.analysis import section as analysis
-from diversedit_jax.experiment import data_options, eval_options, sections
+from diversedit_jax.experiment import data_options, eval_options, rae_options, sections
 from diversedit_jax.interpolants import section as interpolant
 from diversedit_jax.methods import registry
 from diversedit_jax.models import config as model_config
@@ -41,6 +41,7 @@ def classes() -> Classes:
     'init': (initial.Options,),
     'data': (data_options.DataOptions,),
     'vae': (sections.VaeOptions,),
+    'rae': (rae_options.RaeOptions,),
     'model': (sections.ModelSize, model_config.Architecture, model_config.Execution),
     'interpolant': (interpolant.Interpolant,),
     **methods,

@@ -12,7 +12,13 @@ import optax
 from diversedit_jax import interpolants, sharding, types
 from diversedit_jax.analysis import section as analysis
 from diversedit_jax.data import pipeline, sources
-from diversedit_jax.experiment import data_options, declarations, eval_options, sections
+from diversedit_jax.experiment import (
+  data_options,
+  declarations,
+  eval_options,
+  rae_options,
+  sections,
+)
 from diversedit_jax.methods import base, construction, registry
 from diversedit_jax.models import attention, sizes
 from diversedit_jax.models import config as model_config
@@ -34,6 +40,7 @@ class Experiment:
   data: data_options.DataOptions
   source: sources.Source
   vae: sections.VaeOptions
+  rae: rae_options.RaeOptions
   architecture: model_config.Architecture
   execution: model_config.Execution
   path: interpolants.Path
@@ -85,7 +92,10 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
   given, declared = declarations.values(config), declarations.classes()
   read = {name: cls(**given[name][0]) for name, (cls, *others) in declared.items() if not others}
   general, data, train = read[''], read['data'], read['train']
-  source = data.open(pixels=registry.needs(general.method, 'needs_pixels'))
+  rae = read['rae']
+  pixels = registry.needs(general.method, 'needs_pixels') or bool(rae.encoder)
+  source = rae.encoded(data.open(pixels=pixels))
+  rae.check(source, read['vae'].weights)
   _check_init(general.init_from, read['init'])
   optim.schedule(read['optimizer'], train.steps)  # Refuses a warm-up longer than the run.
   _check_batch(train, data, source, general.seed)
@@ -122,6 +132,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
     data=data,
     source=source,
     vae=with_scale_of(read['vae'], source),
+    rae=rae,
     architecture=architecture,
     execution=execution,
     path=path,

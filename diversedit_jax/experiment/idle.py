@@ -73,6 +73,12 @@ def _why(made, mode, name):
     return 'repa.projector is a convolution, which has no hidden layer'
   if section == 'vae' and not made.vae.weights and key in ('dtype', 'tile'):
     return 'nothing is decoded without vae.weights'
+  if name == 'rae.pixels' and not made.rae.decoder:
+    return 'nothing is decoded without rae.decoder'
+  if section == 'rae' and key in ('weights', 'patch', 'dtype') and made.source.tokenizer is None:
+    return 'no pixels are encoded' + ('' if made.rae.encoder else ' without rae.encoder')
+  if name == 'rae.statistics' and not (made.rae.encoder or made.rae.decoder):
+    return 'there are no such latents without rae.encoder'
   scores = mode in ('eval', 'sweep') or (mode == 'train' and made.evaluation.every)
   if scores and section == 'eval' and key in _OF_PICTURES and made.evaluation.reference == 'digits':
     return 'eval.reference=digits needs no network that looks at pictures'

@@ -33,6 +33,7 @@ _LOCK = '.training.lock'
 _RESULTS = ('samples', 'eval', 'analysis')
 # Entries of data.json that say what a sample is.
 SPACE = ('space', 'latents')
+_ENCODER = 'latents.encoder_sha256'
 # What training writes and would mix with what is there, as patterns below the directory.
 _OF_A_RUN = (
   'checkpoints',
@@ -232,9 +233,10 @@ def check_same_network(
       f'{of} belongs to another config; it differs in {flat_config.listed(others)}. {remedy}'
     )
   known = [name for name in SPACE if name in there and name in given]
-  others = flat_config.differences(
-    *(flat_config.flatten({k: of[k] for k in known}) for of in (there, given))
-  )
+  flat = [flat_config.flatten({k: of[k] for k in known}) for of in (there, given)]
+  others = flat_config.differences(*flat)
+  if 'latents.encoder' in flat[0] and not all(_ENCODER in of for of in flat):
+    others.pop(_ENCODER, None)  # Samples need no encoder, whose weights may not be there.
   if others:
     raise types.UserError(
       f'{of} was trained on latents of another space, encoder or scale: '

@@ -63,7 +63,7 @@ jax.tree_util.register_dataclass(NoisyBatch)
 
 def clean(batch: types.Batch) -> jax.Array:
   """What the model learns to make, [N, H, W, C] float32: images, or latents."""
-  return _floating(batch['images']) if 'images' in batch else batch['latents']
+  return _floating(batch['images' if 'images' in batch else 'latents'])
 
 
 def sample_latents(
@@ -342,7 +342,7 @@ class Objective:
 
   def _with(self, terms):
     looked_at = {e.name for term in terms for e in term.opened} | set(self.flow.encoders)
-    seen = tuple(e for e in self.encoders if e.name in looked_at)
+    seen = tuple(e for e in self.encoders if e.makes_data or e.name in looked_at)
     return dataclasses.replace(self, terms=terms, encoders=seen)
 
   def sample(
@@ -376,8 +376,8 @@ class Objective:
   def encode(self, frozen: Mapping[str, Any], batch: types.Batch, parts: int = 1) -> types.Batch:
     """The batch with 'NAME/tokens' and what else each encoder gives, see `Features.named`.
 
-    No gradient. The batch goes through the encoders in so many parts, one after the other, to save
-    memory.
+    The tokens of one that makes the data become 'latents', on their grid. No gradient. The batch
+    goes through the encoders in so many parts, one after the other, to save memory.
     """
 
     def features(pixels_NHWC):
@@ -385,7 +385,11 @@ class Objective:
       for encoder in self.encoders:
         with jax.named_scope(encoder.name):
           found = encoder.apply(frozen[encoder.name], pixels_NHWC)
-        added |= {f'{encoder.name}/{name}': x for name, x in found.named().items()}
+        if encoder.makes_data:
+          grid = encoder.request.grid
+          added['latents'] = found.tokens.reshape(-1, *grid, found.tokens.shape[-1])
+        else:
+          added |= {f'{encoder.name}/{name}': x for name, x in found.named().items()}
       return added
 
     if not self.encoders:
@@ -484,7 +488,9 @@ def pixels(batch: types.Batch) -> jax.Array:
 
 
 def _floating(x_NHWC: jax.Array) -> jax.Array:
-  return images.from_uint8(x_NHWC) if x_NHWC.dtype == jnp.uint8 else x_NHWC
+  if x_NHWC.dtype == jnp.uint8:
+    return images.from_uint8(x_NHWC)
+  return x_NHWC.astype(jnp.promote_types(x_NHWC.dtype, jnp.float32))
 
 
 def microbatches(noisy: Any, n: int) -> Any:

@@ -29,7 +29,8 @@ def make_objective(
   prepared = (*flow.terms(setup), *(term.prepare(setup) for term in terms))
   for term in prepared:
     term.check(architecture, setup.examples)
-  encoders = {}
+  tokenizer = setup.source.tokenizer
+  encoders = {} if tokenizer is None else {tokenizer.name: tokenizer}
   for encoder in (encoder for part in (flow, *prepared) for encoder in part.opened):
     other = encoders.get(encoder.name)
     encoders[encoder.name] = encoders_lib.joined(other, encoder) if other else encoder

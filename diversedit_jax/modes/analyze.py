@@ -56,13 +56,14 @@ def _scope(experiment, weights, workdir, origin):
   encoded = bool(wanted & {'cknna', registry.ALL})
   of_methods = [experiment.method] + ([other[0].method] if other else [])
   pixels = encoded or any(methods.needs(method, 'needs_pixels') for method in of_methods)
+  pixels = pixels or experiment.source.tokenizer is not None
   training = experiment.source
   if encoded and not methods.needs(experiment.method, 'needs_pixels'):
-    training = experiment.data.open(pixels=True)
+    training = experiment.rae.encoded(experiment.data.open(pixels=True))
   return scope_lib.Scope(
     config=options,
     subject=_subject(experiment, weights, 'this run' if other else weights.origin),
-    held_out=experiment.data.open_test(training, pixels=pixels),
+    held_out=experiment.rae.encoded(experiment.data.open_test(training, pixels=pixels)),
     training=training,
     objective=experiment.objective,
     key=rng.stream(jax.random.key(experiment.seed), 'analysis'),

@@ -62,13 +62,13 @@ def gather(experiment: experiment_lib.Experiment) -> dict[str, Any]:
     faults.append(f'{values["nonfinite"]} positions of the data are not finite')
   low, high = audit_lib.USUAL_STD
   unusual = [s for s in values['std'] if not low <= s <= high]
-  if source.space == 'latents' and unusual:
+  if source.space == 'latents' and source.tokenizer is None and unusual:
     remarks.append(
       f'channels have standard deviations {", ".join(f"{s:.2f}" for s in values["std"])}: scaled '
       f'latents of natural images have 0.7 to 1, so the scale may not be that of the VAE'
     )
   low, high = values['min'], values['max']
-  if source.space == 'pixels' and low is not None and 0 <= low < high:
+  if (source.space == 'pixels' or source.tokenizer) and low is not None and 0 <= low < high:
     remarks.append(
       f'values lie in [{low:.2f}, {high:.2f}], expected about [-1, 1]: pixels '
       'in [0, 1] become these by 2 x - 1'
@@ -140,11 +140,11 @@ def _batches(experiment, bad):
 
 
 def _values(batch, source, seed):
-  """What the model would learn to make from a batch, float32."""
+  """What the model would learn to make from a batch, float32; pixels where these are encoded."""
   if 'moments' in batch:
     moments = batch['moments']
     shape = (*moments.shape[:-1], moments.shape[-1] // 2)
     eps = np.random.default_rng(seed).standard_normal(shape, np.float32)
     return np.asarray(latents.sample(jax.numpy.asarray(moments), eps, source.scaling))
-  x = batch['images'] if 'images' in batch else batch['latents']
+  x = batch[next(key for key in ('images', 'latents', 'pixels') if key in batch)]
   return images.from_uint8(x) if x.dtype == np.uint8 else x

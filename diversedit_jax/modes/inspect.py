@@ -16,7 +16,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax.convert import detection, families
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import declarations, flat_config, kernels
-from diversedit_jax.frozen import encoders, inception_files, vae_files
+from diversedit_jax.frozen import encoders, inception_files, rae_decoder, vae_files
 from diversedit_jax.modes import evaluate, origins, restoring, run_context
 from diversedit_jax.reporting import records
 from diversedit_jax.training import writers
@@ -92,6 +92,11 @@ def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]
   if found is not None:
     sizes = f'{found.config.factor}x down, {found.config.latent_channels} latent channels'
     yield f'AutoencoderKL, {sizes}', None
+  # The heads do not show.
+  settings = {'decoder_num_attention_heads': 1}
+  found = _attempt(lambda: rae_decoder.from_arrays(arrays, settings=settings))
+  if found is not None:
+    yield f'decoder of an RAE, {found.config.latent} channels to {found.config.side} pixels', None
   if _attempt(lambda: inception_files.from_arrays(arrays)) is not None:
     yield 'Inception of 2015-12-05, the network of FID', None
   for module in _TRANSFORMERS:

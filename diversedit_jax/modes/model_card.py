@@ -58,6 +58,8 @@ files = sample.run(experiment.build(config), 'out', '.')
 print(np.load(files[0])['images'].shape, *files)"""
 _DECODER = """
 config.vae.weights = 'hf://stabilityai/sd-vae-ft-mse'"""
+_RAE = """
+config.rae.decoder, config.rae.statistics = 'DECODER_FILE', 'STATISTICS_FILE'"""
 
 
 def text(
@@ -93,7 +95,8 @@ def text(
     'learned from': f'{data["name"]}, {data["examples"]:,} examples',
     'SHA-256': weights['sha256'],
   }
-  example = _EXAMPLE.format(decoder=_DECODER if data['space'] == 'latents' else '')
+  decoder = _RAE if 'encoder' in (data['latents'] or {}) else _DECODER
+  example = _EXAMPLE.format(decoder=decoder if data['space'] == 'latents' else '')
   return _HEAD.format(
     front='\n'.join(f'{key}: {json.dumps(value)}' for key, value in front.items()),
     name=name,

@@ -26,12 +26,14 @@ from diversedit_jax.sampling import generate
 def open_decoder(
   experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh
 ) -> decoder_lib.Decoder | None:
-  """The decoder of `vae.weights`; None without one, or for a model that makes pixels.
+  """The decoder of `vae.weights` or `rae.decoder`; None without, or for a model of pixels.
 
   Raises:
-    UserError: no such file, weights of another network, or another VAE than that of the latents.
+    UserError: no such file, weights of another network, or of others than those of the latents.
   """
-  options = experiment.vae
+  options, quantiser = experiment.vae, experiment.evaluation.quantiser
+  if experiment.rae.decoder:
+    return decoder_lib.Decoder(experiment.rae.open_decoder(experiment.source), mesh, quantiser)
   if not options.weights:
     return None
   autoencoder = vae_files.load(
@@ -43,7 +45,8 @@ def open_decoder(
       f'vae.weights={options.weights} has {found} latent channels, but the model makes {needed}'
     )
   experiment.source.check_encoder(options.weights, autoencoder.encoder_sha256)
-  return decoder_lib.Decoder(autoencoder, options.tile, mesh, experiment.evaluation.quantiser)
+  network = decoder_lib.OfVae(autoencoder=autoencoder, tile=options.tile)
+  return decoder_lib.Decoder(network, mesh, quantiser)
 
 
 def open_networks(
@@ -101,7 +104,7 @@ def open_scorer(
   if options.reference == 'digits':
     if not source.name.startswith('digits'):
       raise types.UserError(
-        f'eval.reference=digits scores samples of data.source=digits, got {data.source}'
+        f'eval.reference=digits scores samples of data.source=digits, got {source.name}'
       )
     if generate.is_null(options.labels, source.num_classes):
       raise types.UserError(

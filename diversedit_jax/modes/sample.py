@@ -30,8 +30,8 @@ def run(
 ) -> list[pathlib.Path]:
   """Writes samples.npz with its card, and a grid of the pictures if there are some; the paths.
 
-  Latents become pictures, uint8, where `vae.weights` is given. The memory holds a batch, and what
-  the grid shows.
+  Latents become pictures, uint8, where `vae.weights` or `rae.decoder` is given. The memory holds a
+  batch, and what the grid shows.
 
   Raises:
     UserError: there are samples of another protocol in the folder.
@@ -51,7 +51,7 @@ def run(
   )
   finished = {}
   if decoder is not None:
-    finished = {'quantiser': decoder.quantiser, 'vae': decoder.facts()}
+    finished = decoder.facts()
   facts = run_context.protocol(
     experiment,
     weights,
@@ -66,8 +66,8 @@ def run(
   identity.check_card(
     known, facts, 'Choose another folder for these (--config.sample.name=NAME), or remove that one'
   )
-  factor = 1 if decoder is None else decoder.factor
-  limit = images.grid_limit(*(factor * side for side in experiment.source.shape[:2]))
+  size = experiment.source.shape[:2]
+  limit = images.grid_limit(*(size if decoder is None else decoder.size(*size)))
   grid = _Grid(labels, limit, weights.label_names)
   started = time.monotonic()
   with run_context.sampling(experiment, weights.mesh):

@@ -1,7 +1,7 @@
 """Pictures to records: decoded by threads ahead of the device, encoded in batches of one size.
 
 While the device encodes a batch, threads decode the next ones (Pillow releases the interpreter
-lock) and the moments of the batch before are written. A batch is a run of listed pictures without
+lock) and the latents of the batch before are written. A batch is a run of listed pictures without
 the bad ones, padded with its last picture, so one compiled program encodes every batch and the
 records of a shard depend on nothing outside it. Another batch size or device may differ in the last
 bit.
@@ -20,10 +20,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
 from diversedit_jax import sharding, types
-from diversedit_jax.data import latents
 from diversedit_jax.data.pictures import base, loading
 from diversedit_jax.data.store import layout, writer
-from diversedit_jax.frozen import vae
+from diversedit_jax.preparation import making
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,23 +38,22 @@ class Picture:
 
 
 class Encoder:
-  """Maps pictures uint8 [n, S, S, 3] to moments float32 [n, S/f, S/f, 2C], on local devices.
+  """Maps pictures uint8 [n, S, S, 3] to records float32 [n, ...] on local devices, see `making`.
 
   batch_size: the size asked for, rounded up to a multiple of the number of devices.
   """
 
-  def __init__(self, autoencoder: vae.Autoencoder, batch_size: int):
+  def __init__(self, made: making.Making, batch_size: int):
     devices = jax.local_devices()
     self.batch_size = -(-batch_size // len(devices)) * len(devices)
     mesh = jax.make_mesh((len(devices),), ('data',), (AxisType.Auto,), devices=devices)
     self._split = NamedSharding(mesh, PartitionSpec('data'))
-    self._params = jax.device_put(autoencoder.params, NamedSharding(mesh, PartitionSpec()))
+    self._params = jax.device_put(made.params, NamedSharding(mesh, PartitionSpec()))
 
-    def moments(params, pixels_NHWC):
-      x_NHWC = pixels_NHWC.astype(jnp.float32) / 127.5 - 1
-      return latents.mean_std(autoencoder.encode(params, x_NHWC).astype(jnp.float32))
+    def run(params, pixels_NHWC):
+      return made.apply(params, pixels_NHWC.astype(jnp.float32) / 127.5 - 1)
 
-    self._program = jax.jit(moments, out_shardings=self._split)
+    self._program = jax.jit(run, out_shardings=self._split)
 
   def start(self, pixels_NHWC: np.ndarray) -> jax.Array:
     """Starts to encode at most `batch_size` pictures, padded to that many, and does not wait."""
@@ -85,7 +83,7 @@ class Pipeline:
     """Yields what became of the pictures of a shard, examples in the order of their keys.
 
     Raises:
-      UserError: moments are not finite in the store's dtype, every attempt to read a picture
+      UserError: latents are not finite in the store's dtype, every attempt to read a picture
         failed, or a batch is too large for the device.
     """
     window = self.threads + 2 * self.batch_size
@@ -127,22 +125,22 @@ class Pipeline:
     return Picture(index, hashlib.sha256(data).hexdigest(), pixels)
 
   def _start(self, pictures):
-    """Moments that the device is computing: one array, or two with twins."""
+    """Latents that the device is computing: one array, or two with twins."""
     if self.encoder is None or not pictures:
       return []
     pixels_NHWC = np.stack([picture.pixels for picture in pictures])
-    mirrored = [pixels_NHWC[:, :, ::-1]] * self.plan.columns['moments'].twins
+    mirrored = [pixels_NHWC[:, :, ::-1]] * self.plan.columns[self.plan.latents].twins
     return [self.encoder.start(x) for x in (pixels_NHWC, *mirrored)]
 
   def _examples(self, pictures, started):
     listing = self.collection.listing
     if started:
-      moments = np.stack([np.asarray(x)[: len(pictures)] for x in started], 1)
+      found = np.stack([np.asarray(x)[: len(pictures)] for x in started], 1)
     for i, picture in enumerate(pictures):
       columns = {}
-      if 'moments' in self.plan.columns:
-        dtype = self.plan.columns['moments'].dtype
-        columns['moments'] = _stored(moments[i], dtype, listing.names[picture.index])
+      if name := self.plan.latents:
+        dtype = self.plan.columns[name].dtype
+        columns[name] = _stored(found[i], dtype, listing.names[picture.index])
       if 'pixels' in self.plan.columns:
         columns['pixels'] = picture.pixels[None]
       yield writer.Example(
@@ -170,14 +168,14 @@ def _ahead(
       future.cancel()
 
 
-def _stored(moments, dtype, name):
+def _stored(latents, dtype, name):
   with np.errstate(over='ignore'):
-    stored = moments.astype(dtype)
+    stored = latents.astype(dtype)
   if not np.isfinite(stored).all():
-    largest = np.abs(moments).max()
+    largest = np.abs(latents).max()
     if np.isfinite(largest):
-      found, remedy = f'moments up to {largest:.3g}, more than {dtype} holds', '--dtype=float32'
+      found, remedy = f'latents up to {largest:.3g}, more than {dtype} holds', '--dtype=float32'
     else:
-      found, remedy = 'moments that are not finite', '--vae_dtype=float32 or other weights'
+      found, remedy = 'latents that are not finite', '--vae_dtype=float32 or other weights'
     raise types.UserError(f'the autoencoder gives {name!r} {found}; try {remedy}')
   return stored

@@ -11,7 +11,8 @@ from diversedit_jax.preparation import options
 
 _DESCRIPTION = """\
 Makes a store for training from pictures: the moments of their latents, encoded by an autoencoder,
-or the cropped pixels, or both. If it is killed, the same command goes on where it stopped.
+the tokens of a frozen encoder, the cropped pixels, or pixels beside either. If it is killed, the
+same command goes on where it stopped.
 
   ImageNet, from the official tar of tars, which is not unpacked:
     python -m diversedit_jax.prepare --source=ILSVRC2012_img_train.tar --vae=sd-vae-ft-mse \\
@@ -80,6 +81,14 @@ def _parser():
   add('--vae_shift', 'S', 'shift of latents, 1 or C numbers (default: of the weights)', _numbers)
   add(
     '--vae_dtype',
+    'DTYPE',
+    f'precision of its products: {_or(options.VAE_DTYPES)} (default: float32)',
+  )
+  add('--rae', 'NAME', 'encoder whose tokens are the latents, instead of --vae; see docs/rae.md')
+  add('--rae_weights', 'FOLDER', 'folder with its weights', paths.expanded)
+  add('--rae_statistics', 'FILE', 'mean and variance that normalise its tokens', paths.expanded)
+  add(
+    '--rae_dtype',
     'DTYPE',
     f'precision of its products: {_or(options.VAE_DTYPES)} (default: float32)',
   )

@@ -1,7 +1,6 @@
 """The options of `prepare`, checked, and the plan of the store that follows from them."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -11,10 +10,13 @@ from diversedit_jax.data import pictures
 from diversedit_jax.data.pictures import base
 from diversedit_jax.data.store import layout
 from diversedit_jax.frozen import vae
+from diversedit_jax.preparation import making
 
 STORES = ('latents', 'pixels', 'both')
 DTYPES = ('float16', 'float32')
 VAE_DTYPES = ('float32', 'bfloat16')
+_OF_LATENTS = ('vae', 'vae_scale', 'vae_shift', 'vae_dtype', 'dtype', 'twins')
+_OF_LATENTS += ('rae', 'rae_weights', 'rae_statistics', 'rae_dtype')
 # Usual number of shards, and bounds of their records: after a crash a whole shard is made again.
 _SHARDS, _RECORDS = 64, (256, 65536)
 # A reader keeps all files of a store open, and a process may usually open 1,024.
@@ -29,7 +31,9 @@ class Options:
   output: folder of the store.
   vae: file or folder of the weights, or a place on the hub.
   vae_scale, vae_shift: scale and shift instead of those of the weights.
-  vae_dtype: precision of the autoencoder's products.
+  rae: encoder by name, whose tokens are stored in place of an autoencoder's moments.
+  rae_weights: folder with its weights. rae_statistics: file that normalises its tokens.
+  vae_dtype, rae_dtype: precision of the products of either.
   size: side of the square pictures.
   crop, orientation: see `pictures.crop` and `pictures.decode`.
   store: 'latents', 'pixels' or 'both'.
@@ -51,6 +55,10 @@ class Options:
   vae_scale: float | tuple[float, ...] | None = None
   vae_shift: float | tuple[float, ...] | None = None
   vae_dtype: str | None = None
+  rae: str | None = None
+  rae_weights: str | None = None
+  rae_statistics: str | None = None
+  rae_dtype: str | None = None
   size: int = 256
   crop: str = 'adm'
   orientation: str = 'exif'
@@ -74,6 +82,7 @@ class Options:
       ('orientation', pictures.ORIENTATIONS),
       ('dtype', (None, *DTYPES)),
       ('vae_dtype', (None, *VAE_DTYPES)),
+      ('rae_dtype', (None, *VAE_DTYPES)),
     ):
       value = getattr(self, name)
       if value not in known:
@@ -97,15 +106,21 @@ class Options:
     self._check_vae()
 
   def _check_vae(self):
-    if self.latents and self.vae is None:
+    if self.latents and self.vae is None and self.rae is None:
       raise types.UserError(
-        f'--store={self.store} needs --vae=FILE, the weights of an autoencoder; --store=pixels '
-        'stores pictures alone'
+        f'--store={self.store} needs --vae=FILE, the weights of an autoencoder, or --rae=NAME, an '
+        'encoder; --store=pixels stores pictures alone'
       )
-    for name in ('vae', 'vae_scale', 'vae_shift', 'vae_dtype', 'dtype', 'twins'):
-      if not self.latents and getattr(self, name) not in (None, False):
+    if self.vae is not None and self.rae is not None:
+      raise types.UserError('--vae and --rae make different latents: give one of them')
+    for name in _OF_LATENTS:
+      given = getattr(self, name) not in (None, False)
+      if not self.latents and given:
         why = 'mirroring stored pixels is exact' if name == 'twins' else 'there are no latents'
         raise types.UserError(f'--{name} does not go with --store=pixels: {why}; leave it out')
+      kind, part, _ = name.partition('_')
+      if given and part and getattr(self, kind) is None:
+        raise types.UserError(f'--{name} goes with --{kind}; leave it out')
 
   @property
   def latents(self) -> bool:
@@ -135,31 +150,18 @@ def check_size(options: Options, config: vae.VAEConfig) -> None:
 
 
 def make_plan(
-  options: Options, collection: base.Pictures, autoencoder: vae.Autoencoder | None
+  options: Options, collection: base.Pictures, made: making.Making | None
 ) -> layout.Plan:
-  """The plan of the store; `autoencoder` is None for pixels alone.
+  """The plan of the store; `made` is None for pixels alone.
 
   Raises:
     UserError: the shards have so few records that the store would have too many files.
   """
-  columns, facts = {}, None
-  if options.latents:
-    config = autoencoder.config
-    side = options.size // config.factor
-    columns['moments'] = layout.ColumnFacts(
-      dtype=options.dtype or 'float16',
-      shape=(side, side, 2 * config.latent_channels),
-      twins=options.twins,
+  columns = {}
+  if made is not None:
+    columns[made.column] = layout.ColumnFacts(
+      dtype=options.dtype or 'float16', shape=made.shape, twins=options.twins
     )
-    facts = {
-      'file': autoencoder.file,
-      'encoder_sha256': autoencoder.encoder_sha256,
-      'scale': config.scale,
-      'shift': config.shift,
-      'dtype': autoencoder.dtype,
-      'config': config.facts(),
-    }
-    facts = json.loads(json.dumps(facts))  # As it will be read back, with lists for tuples.
   if options.store != 'latents':
     columns['pixels'] = layout.ColumnFacts(dtype='uint8', shape=(options.size, options.size, 3))
   listing = collection.listing
@@ -181,7 +183,7 @@ def make_plan(
     size=options.size,
     crop=options.crop,
     orientation=options.orientation,
-    vae=facts,
+    vae=made and made.facts,
   )
 
 

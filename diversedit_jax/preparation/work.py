@@ -16,11 +16,11 @@ from absl import logging
 import jax
 
 from diversedit_jax import __version__, types
-from diversedit_jax.data import pictures
+from diversedit_jax.data import pictures, sources
 from diversedit_jax.data.pictures import base
 from diversedit_jax.data.store import layout, writer
-from diversedit_jax.frozen import vae, vae_files
-from diversedit_jax.preparation import encode, locks, options, output, progress
+from diversedit_jax.frozen import encoders, rae, vae_files
+from diversedit_jax.preparation import encode, locks, making, options, output, progress
 
 _PROGRAMS = ('jax', 'jaxlib', 'numpy', 'pillow', 'array_record')
 _SHOWN = 20
@@ -70,23 +70,26 @@ def run(asked: options.Options) -> Outcome:
     UserError: something cannot be done as asked; finished shards are kept.
   """
   output.check_place(asked.output, pictures.folder_of(asked.source, asked.split))
-  autoencoder = None
-  if asked.latents:
+  made = None
+  if asked.vae is not None:
     autoencoder = vae_files.load(
       asked.vae, scale=asked.vae_scale, shift=asked.vae_shift, dtype=asked.vae_dtype or 'float32'
     )
     options.check_size(asked, autoencoder.config)
+    made = making.moments(autoencoder, asked.size)
   collection = pictures.open_pictures(
     asked.source, classes=asked.classes, labels=asked.labels, split=asked.split
   )
-  return prepare(asked, collection, autoencoder)
+  if asked.rae is not None:
+    made = making.tokens(_latents(asked, collection))
+  return prepare(asked, collection, made)
 
 
 def prepare(
-  asked: options.Options, collection: base.Pictures, autoencoder: vae.Autoencoder | None
+  asked: options.Options, collection: base.Pictures, made: making.Making | None
 ) -> Outcome:
-  """Does what `run` does, with a collection and an autoencoder that are open."""
-  root, plan = asked.output, options.make_plan(asked, collection, autoencoder)
+  """Does what `run` does, with a collection that is open and what makes latents."""
+  root, plan = asked.output, options.make_plan(asked, collection, made)
   output.check(root, plan)
   listed = collection.listing.skipped
   _refuse(asked.strict, [s for s in listed if s.bad])
@@ -110,7 +113,7 @@ def prepare(
     with locks.store(root):
       output.begin(root, plan, asked.worker, asked.workers)
     mine = {shard: found[shard] for shard in range(asked.worker, plan.shards, asked.workers)}
-    made, skipped = _make(asked, plan, mine, collection, autoencoder)
+    count, skipped = _make(asked, plan, mine, collection, made)
     missing = [s for s in range(plan.shards) if writer.finished(root, plan, s) is None]
     manifest = None
     if not missing:
@@ -119,8 +122,27 @@ def prepare(
         base.Skipped(*row) for s in range(plan.shards) for row in layout.read_facts(root, s).skipped
       ]
   return Outcome(
-    plan=plan, manifest=manifest, made=made, missing=tuple(missing), skipped=(*listed, *skipped)
+    plan=plan, manifest=manifest, made=count, missing=tuple(missing), skipped=(*listed, *skipped)
   )
+
+
+def _latents(asked, collection):
+  """The latents of the encoder that was asked for."""
+  side, patch = asked.size, rae.PATCH
+  if side % patch:
+    raise types.UserError(f'--size={side} is not divisible by {patch}, the pixels of a token')
+  shown = sources.PictureSource(
+    collection, size=side, crop=asked.crop, orientation=asked.orientation
+  )
+  request = encoders.Request(
+    source=shown,
+    grid=(side // patch, side // patch),
+    image_shape=shown.shape,
+    weights=asked.rae_weights or '',
+    dtype=asked.rae_dtype or 'float32',
+    key='--rae_weights',
+  )
+  return rae.open_latents(asked.rae, request, asked.rae_statistics or '')
 
 
 def versions() -> dict[str, str]:
@@ -128,7 +150,7 @@ def versions() -> dict[str, str]:
   return {'diversedit_jax': __version__, **{name: metadata.version(name) for name in _PROGRAMS}}
 
 
-def _make(asked, plan, mine, collection, autoencoder):
+def _make(asked, plan, mine, collection, made):
   """Makes the shards of `mine` without facts; returns how many, and what is skipped in `mine`."""
   skipped = [base.Skipped(*row) for facts in mine.values() if facts for row in facts.skipped]
   _refuse(asked.strict, skipped)
@@ -136,7 +158,7 @@ def _make(asked, plan, mine, collection, autoencoder):
   if not todo:
     return 0, skipped
   total, left = (sum(len(plan.entries(shard)) for shard in shards) for shards in (mine, todo))
-  encoder = None if autoencoder is None else encode.Encoder(autoencoder, asked.batch_size)
+  encoder = None if made is None else encode.Encoder(made, asked.batch_size)
   threads = asked.decoding_threads()
   device = None if encoder is None else jax.local_devices()[0]
   meter = progress.Meter(total, total - left, len(skipped), device=device)

@@ -25,6 +25,9 @@ _KINDS = {
   r'.*\btransformer_blocks\.0\.norm1\.emb\..*': f"diffusers' names of DiT; {_CONVERT}",
   r'.*\bx_embedder\.proj\.weight': f'the names of SiT and DiT; {_CONVERT}',
   r'(.*/)?net/x_embedder/proj/kernel': f'the names of MeanFlow; {_CONVERT}',
+  r'.*\bdecoder_layers\.0\.layernorm_before\.weight': (
+    'a decoder of tokens, of RAE or MAE: that of RAE is given as rae.decoder'
+  ),
   r'.*\bMixed_5b[./].*': 'Inception: give it as eval.inception',
   r'.*\bpatch_embed\.proj\.weight|.*\bembeddings\.patch_embeddings\..*': (
     'a vision transformer, as encoders are'

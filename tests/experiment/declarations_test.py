@@ -99,6 +99,7 @@ def folder(tmp_path_factory):
 MEANFLOW = {'method': 'meanflow', 'sampler.guidance_scale': 1.0}  # It is guided in training.
 PICTURES = {'data.source': 'folder:pictures', 'data.size': 8, 'train.batch_size': 4}
 LATENTS = {'data.source': 'synthetic:8x8x4:10', 'vae.weights': 'vae.npz'}
+TOKENS = {'rae.encoder': 'pca', 'rae.patch': 4, 'model.patch_size': 1}
 
 ALTERNATIVES = {
   'seed': 1,
@@ -122,6 +123,12 @@ ALTERNATIVES = {
   'vae.shift': (0.5, LATENTS),
   'vae.dtype': ('bfloat16', LATENTS),
   'vae.tile': (32, LATENTS),
+  'rae.encoder': ('pca', {'rae.patch': 4, 'model.patch_size': 1}),
+  'rae.weights': ('encoders', TOKENS),
+  'rae.statistics': ('stat.pt', TOKENS),
+  'rae.patch': (2, TOKENS),
+  'rae.decoder': ('model.pt', TOKENS),
+  'rae.pixels': ('unit', {**TOKENS, 'rae.decoder': 'model.pt'}),
   'model.size': ('S/2', {f'model.{k}': 0 for k in ('depth', 'width', 'heads', 'patch_size')}),
   'model.depth': 4,
   'model.width': 64,

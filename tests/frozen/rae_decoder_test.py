@@ -11,6 +11,8 @@ import pytest
 from diversedit_jax import types
 from diversedit_jax.frozen import rae_decoder
 from diversedit_jax.frozen.encoders import preprocess
+from diversedit_jax.modes import inspect
+from diversedit_jax.weights import likely
 
 HEADS = {'decoder_num_attention_heads': 4, 'layer_norm_eps': 1e-12}
 
@@ -82,6 +84,13 @@ def test_what_is_no_such_decoder_is_refused(golden, change, settings, message):
   weights = {k: v for k, v in (weights_of(golden) | change).items() if v is not None}
   with pytest.raises(types.UserError, match=message):
     rae_decoder.from_arrays(weights, settings=HEADS | settings)
+
+
+def test_its_file_is_recognised(golden):
+  words = inspect.recognise(weights_of(golden))
+  assert words == ['decoder of an RAE, 10 channels to 16 pixels']
+  some = {'decoder_layers.0.layernorm_before.weight': np.zeros(3)}
+  assert 'rae.decoder' in likely.kind(some)
 
 
 def test_flops_are_those_of_the_products(golden):

@@ -10,7 +10,7 @@ import pytest
 from diversedit_jax import modes, types
 from diversedit_jax.data import order
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.preparation import encode, work
+from diversedit_jax.preparation import encode, making, work
 
 
 def make(**changes):
@@ -33,7 +33,7 @@ def stores(tmp_path_factory):
   collection = small.Memory(small.files())
   autoencoder = vae_files.random(small.CONFIG, 0)
   asked = small.asked(root / 'moments', twins=True)
-  work.prepare(asked, collection, autoencoder)
+  work.prepare(asked, collection, making.moments(autoencoder, small.SIZE))
   work.prepare(small.asked(root / 'pixels', store='pixels', vae=None), collection, None)
   return root
 
@@ -200,7 +200,8 @@ def test_values_that_are_not_finite_raise(tmp_path, monkeypatch, name, part, fli
   monkeypatch.setattr(encode, '_stored', broken)
   collection = small.Memory(small.files(bad={}))
   asked = small.asked(tmp_path / 'broken', twins=True)
-  work.prepare(asked, collection, vae_files.random(small.CONFIG, 0))
+  made = making.moments(vae_files.random(small.CONFIG, 0), small.SIZE)
+  work.prepare(asked, collection, made)
   source = {'data__source': f'store:{tmp_path}/broken', 'data__flip': flip}
   with pytest.raises(types.UserError, match=message):
     modes.audit.run(make(**source, train__batch_size=24), str(tmp_path / 'run'))

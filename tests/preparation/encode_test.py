@@ -15,7 +15,7 @@ from diversedit_jax.data import latents
 from diversedit_jax.data.pictures import base, crop, decode
 from diversedit_jax.data.store import writer
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.preparation import encode, options
+from diversedit_jax.preparation import encode, making, options
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +25,7 @@ def autoencoder():
 
 @pytest.fixture(scope='module')
 def encoder(autoencoder):
-  return encode.Encoder(autoencoder, 3)
+  return encode.Encoder(making.moments(autoencoder, small.SIZE), 3)
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +64,7 @@ def pipeline(autoencoder, encoder, pool, collection=None, **more):
   collection = collection or small.Memory(small.files())
   return encode.Pipeline(
     collection=collection,
-    plan=options.make_plan(asked, collection, autoencoder),
+    plan=options.make_plan(asked, collection, making.moments(autoencoder, small.SIZE)),
     encoder=encoder,
     batch_size=3,
     pool=pool,
@@ -142,15 +142,17 @@ def test_neighbours_and_filling_change_no_bit(encoder):
 @pytest.mark.parametrize(
   'factor, dtype, words',
   [
-    (np.inf, 'float32', r"'ant/000.jpg' moments that are not finite"),
-    (1e6, 'float16', r"'ant/000.jpg' moments up to .*e\+0.*--dtype=float32"),
+    (np.inf, 'float32', r"'ant/000.jpg' latents that are not finite"),
+    (1e6, 'float16', r"'ant/000.jpg' latents up to .*e\+0.*--dtype=float32"),
   ],
 )
 def test_moments_that_the_store_cannot_hold_are_refused_by_name(pool, factor, dtype, words):
   autoencoder = vae_files.random(small.CONFIG, 0)
   kernel = autoencoder.params['encoder']['conv_out']
   kernel['kernel'] = kernel['kernel'] * np.float32(factor)
-  of = pipeline(autoencoder, encode.Encoder(autoencoder, 3), pool, dtype=dtype)
+  of = pipeline(
+    autoencoder, encode.Encoder(making.moments(autoencoder, small.SIZE), 3), pool, dtype=dtype
+  )
   with pytest.raises(types.UserError, match=words):
     list(of.results(0))
 

@@ -13,7 +13,7 @@ from diversedit_jax import types
 from diversedit_jax.data.pictures import base, loading
 from diversedit_jax.data.store import layout, verify, writer
 from diversedit_jax.frozen import vae_files
-from diversedit_jax.preparation import encode, output, work
+from diversedit_jax.preparation import encode, making, output, work
 
 LISTED = (base.Skipped('README.txt', 'no picture', bad=False),)
 
@@ -27,7 +27,7 @@ def autoencoder():
 def one_program(autoencoder):
   """One encoder for all runs of this file: each would compile its own."""
   with pytest.MonkeyPatch.context() as patch:
-    encoder = encode.Encoder(autoencoder, 3)
+    encoder = encode.Encoder(making.moments(autoencoder, small.SIZE), 3)
     patch.setattr(encode, 'Encoder', lambda *_: encoder)
     yield
 
@@ -36,7 +36,8 @@ def one_program(autoencoder):
 def prepare(autoencoder):
   def prepare(root, contents=None, listed=LISTED, **more):
     collection = small.Memory(small.files() if contents is None else contents, listed)
-    outcome = work.prepare(small.asked(root, twins=True, **more), collection, autoencoder)
+    made = making.moments(autoencoder, small.SIZE)
+    outcome = work.prepare(small.asked(root, twins=True, **more), collection, made)
     return outcome, collection
 
   return prepare

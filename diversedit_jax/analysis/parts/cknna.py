@@ -80,7 +80,7 @@ def lacks(scope: scope_lib.Scope) -> str:
   shape, config = scope.training.pixel_shape, scope.config
   if shape is None:
     return f'shows pixels to an encoder, and {scope.training.name} has none'
-  chosen = config.encoder or [e.name for e in scope.objective.encoders]
+  chosen = config.encoder or _known(scope)
   if not chosen and np.prod(shape) > pca.MAX_VALUES:
     return 'needs an encoder for pictures of this size: give --config.analysis.encoder=dinov2-vit-b'
   if config.neighbours >= len(scope.indices):
@@ -120,9 +120,14 @@ def run(scope: scope_lib.Scope) -> registry.Findings:
   )
 
 
+def _known(scope):
+  """The encoders of the objective by name, without one that makes the data themselves."""
+  return {e.name: e for e in scope.objective.encoders if not e.makes_data}
+
+
 def _targets(scope):
   """The encoder, and its token means [n, Z] of the held-out examples."""
-  config, known = scope.config, {e.name: e for e in scope.objective.encoders}
+  config, known = scope.config, _known(scope)
   name = config.encoder or next(iter(known), 'pca')
   encoder = known.get(name)
   if encoder is None or config.encoder_weights:

@@ -7,7 +7,8 @@
   'moments'  mean and standard deviation of raw latents, [n, H, W, 2C]; sampled on the device
   'index'    int32 [n], of examples that lie on the device already (see `resident`)
 
-one of the four, and 'pixels' uint8 [n, H, W, 3] beside latents for encoders.
+one of the four, and 'pixels' uint8 [n, H, W, 3] beside latents for encoders; or 'pixels' alone, of
+which a tokenizer makes latents in the step (`encoded`).
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ class Source(Protocol):
   can_mirror: whether `gather` can give mirror images.
   labels: labels of all examples, int32 [len].
   label_names: names of all classes; () if they only have numbers.
+  tokenizer: the frozen encoder that makes latents of 'pixels' in the step; None where there are
+    latents.
   options: config keys of the section `data` that say how these examples are made, such as 'crop'.
   reads_files: whether examples are read as they are asked for, so that worker processes help.
   decodes: whether examples are decoded as they are asked for, so that a bad one shows only then.
@@ -51,6 +54,7 @@ class Source(Protocol):
   can_mirror: bool
   labels: np.ndarray
   label_names: tuple[str, ...]
+  tokenizer: Any = None
   options: tuple[str, ...] = ()
   reads_files: bool = False
   decodes: bool = False
@@ -98,6 +102,21 @@ class Source(Protocol):
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
     """Refuses a VAE whose encoder did not make the latents; decoders may differ (UserError)."""
+
+
+class Wrapped:
+  """A source around another: whatever it does not do itself, the one that it holds does."""
+
+  def __init__(self, of: Source):
+    self.of = of
+
+  def __len__(self) -> int:
+    return len(self.of)
+
+  def __getattr__(self, name: str):
+    if name.startswith('_') or name == 'of':
+      raise AttributeError(name)
+    return getattr(self.of, name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,22 +15,7 @@ from diversedit_jax.data.sources import base
 _CHUNK = 4096  # Examples read at a time.
 
 
-class _Resident:
-  """Base of both: whatever it does not do itself, the source that it holds does."""
-
-  def __init__(self, of: base.Source):
-    self.of = of
-
-  def __len__(self) -> int:
-    return len(self.of)
-
-  def __getattr__(self, name: str):
-    if name.startswith('_') or name == 'of':
-      raise AttributeError(name)
-    return getattr(self.of, name)
-
-
-class HostSource(_Resident):
+class HostSource(base.Wrapped):
   """See `base.Source`: another source with all its examples in memory; made by `in_memory`.
 
   arrays: all examples by key, [n, ...], without the labels.
@@ -60,7 +45,7 @@ class HostSource(_Resident):
     return {**batch, 'labels': self.labels[indices]}
 
 
-class DeviceSource(_Resident):
+class DeviceSource(base.Wrapped):
   """See `base.Source`: every device holds all examples; `look_up` turns indices into a batch."""
 
   def __init__(

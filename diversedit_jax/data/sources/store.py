@@ -1,4 +1,4 @@
-"""A store made by `python -m diversedit_jax.prepare`, as a source of moments, pixels or both."""
+"""A store made by `python -m diversedit_jax.prepare`: a source of latents, pixels or both."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from diversedit_jax.data.store import layout, local, reader
 
 
 class StoreSource(base.Source):
-  """See `base.Source`. If there are moments, they are what is learned, and pixels lie beside."""
+  """See `base.Source`. If there are latents, they are what is learned, and pixels lie beside."""
 
   reads_files = True
   options = ('crop', 'orientation', 'cache')
@@ -29,7 +29,7 @@ class StoreSource(base.Source):
 
     Args:
       path: folder of the store, or its URL.
-      pixels: whether to read pixels beside moments; only encoders need them.
+      pixels: whether to read pixels beside latents; only encoders need them.
       cache: folder on a disk of this host to which `fetch` copies the store.
 
     Raises:
@@ -39,14 +39,15 @@ class StoreSource(base.Source):
     plan = self.plan
     self._cache = None if cache is None else paths.path(cache)
     self.name = f'store/{self.store.root.name}'
-    self.space: base.Space = 'latents' if 'moments' in plan.columns else 'pixels'
+    self.space: base.Space = 'latents' if plan.latents else 'pixels'
     self.num_classes = len(plan.label_names)
     self.scaling = None
     self.can_mirror = True
     self._columns = [c for c in plan.columns if pixels or c == self._main]
-    if plan.vae is not None:
+    if plan.latents == 'moments':
       self.scaling = latents.Scaling(scale=plan.vae['scale'], shift=plan.vae['shift'])
-      self.can_mirror = plan.columns['moments'].twins
+    if plan.latents:
+      self.can_mirror = plan.columns[plan.latents].twins
 
   @property
   def plan(self) -> layout.Plan:
@@ -89,10 +90,10 @@ class StoreSource(base.Source):
         f'{self.name} has no latents of mirror images, and latents cannot be mirrored'
       )
     batch: dict[str, Any] = {'labels': self.labels[indices]}
-    if 'moments' in self._columns:
-      batch['moments'] = self._read('moments', indices, flips)
+    if latent := self.plan.latents:
+      batch[latent] = self._read(latent, indices, flips)
     if 'pixels' in self._columns:
-      key = 'pixels' if 'moments' in batch else 'images'
+      key = 'pixels' if latent else 'images'
       batch[key] = base.mirrored(self._read('pixels', indices), flips)
     return batch
 
@@ -114,9 +115,15 @@ class StoreSource(base.Source):
     return base.digest_of(*manifest.shards, manifest.labels, *more)
 
   def latent_facts(self) -> dict[str, Any] | None:
-    """The 'encoder_sha256' and, by channel, 'scale' and 'shift' of latents; None for pixels."""
+    """The 'encoder_sha256' and, by channel, 'scale' and 'shift' of latents; None for pixels.
+
+    Latents that nothing is drawn of have the name of their encoder, and the digest of their
+    statistics, instead.
+    """
     if self.scaling is None:
-      return None
+      known = ('encoder', 'encoder_sha256', 'statistics_sha256')
+      vae = self.plan.vae
+      return vae and {name: vae[name] for name in known if name in vae}
     values = {
       name: np.broadcast_to(np.float64(getattr(self.scaling, name)), self.shape[-1]).tolist()
       for name in ('scale', 'shift')
@@ -124,16 +131,19 @@ class StoreSource(base.Source):
     return {'encoder_sha256': self.plan.vae['encoder_sha256'], **values}
 
   def mirrored_latents(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Moments of mirror images by key, [n, H, W, 2C]; {} for a store of pixels."""
+    """Latents of mirror images, or their moments, by key; {} for a store of pixels."""
     if self.space == 'pixels':
       return {}
     everywhere = np.ones(len(indices), bool)
-    return {'moments': self._read('moments', indices, everywhere)}
+    return {self.plan.latents: self._read(self.plan.latents, indices, everywhere)}
 
   def preparation(self) -> dict[str, str]:
     """How the store was made, in words."""
     manifest, plan = self.store.manifest, self.plan
-    vae = plan.vae and f'{plan.vae["file"]}, encoder {plan.vae["encoder_sha256"][:16]}'
+    vae = plan.vae and (
+      f'{plan.vae["file"] or plan.vae["encoder"]}, encoder '
+      f'{plan.vae.get("encoder_sha256", "fitted to data")[:16]}'
+    )
     return {
       'source': f'{plan.source}, content {manifest.content_sha256[:16]}',
       'crop': f'{plan.crop} to {plan.size}, orientation {plan.orientation}',
@@ -159,15 +169,15 @@ class StoreSource(base.Source):
       UserError: the encoders differ.
     """
     made = self.plan.vae
-    if made is not None and made['encoder_sha256'] != encoder_sha256:
+    if made is not None and made.get('encoder_sha256') != encoder_sha256:
       raise types.UserError(
         f'{self.name} was made with another VAE than vae.weights={file}: the encoder of '
-        f'{made["file"]} is {made["encoder_sha256"][:12]}..., not {encoder_sha256[:12]}...'
+        f'{made["file"]} is {str(made.get("encoder_sha256"))[:12]}..., not {encoder_sha256[:12]}...'
       )
 
   @property
   def _main(self):
-    return 'moments' if 'moments' in self.plan.columns else 'pixels'
+    return self.plan.latents or 'pixels'
 
 
 def _open(request: base.Request) -> StoreSource:

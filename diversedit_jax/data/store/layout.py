@@ -1,7 +1,7 @@
 """The folder of a store: names of its files, and the three kinds of JSON in it.
 
   plan.json                           what is being made; a restart must ask for the same
-  shards/moments-00003.array_record   a column of one shard; also pixels-00003
+  shards/moments-00003.array_record   a column of one shard; also latents-00003, pixels-00003
   shards/00003.json                   facts of a shard, written last: the shard is finished
   manifest.json, labels.npy           written after all shards: the store is finished
 
@@ -26,8 +26,8 @@ VERSION = 1
 FILES = ('plan.json', 'manifest.json', 'labels.npy', 'skipped.csv')
 """Files of a whole store; all others are in its folder `shards`."""
 
-COLUMNS = ('moments', 'pixels')
-Column = Literal['moments', 'pixels']
+COLUMNS = ('moments', 'latents', 'pixels')
+Column = Literal['moments', 'latents', 'pixels']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,9 @@ class Plan:
   label_names: names of all classes.
   size, crop, orientation: side, crop and orientation of the pictures, see `pictures.crop` and
     `pictures.decode`.
-  vae: None for a store of pixels alone, else {'file', 'encoder_sha256', 'scale', 'shift', 'dtype',
-    'config'}; scale and shift are those of `data.latents.Scaling`.
+  vae: None for a store of pixels alone; of moments {'file', 'encoder_sha256', 'scale', 'shift',
+    'dtype', 'config'}, scale and shift being those of `data.latents.Scaling`; of latents what
+    `frozen.rae.Latents.facts` says, 'file' and 'dtype'.
   """
 
   source: str
@@ -76,6 +77,11 @@ class Plan:
   orientation: str
   vae: dict[str, Any] | None
   version: int = VERSION
+
+  @property
+  def latents(self) -> Column | None:
+    """The column of latents or of their moments; None without any."""
+    return next((name for name in ('moments', 'latents') if name in self.columns), None)
 
   @property
   def shards(self) -> int:

@@ -19,15 +19,16 @@ class Statistics:
   def __init__(self):
     self.count, self._sums = 0, 0.0
 
-  def add(self, moments_NHWC: np.ndarray) -> None:
-    """Adds the [mean, std] of some examples."""
-    mean, std = np.split(moments_NHWC.astype(np.float64), 2, axis=-1)
+  def add(self, x_NHWC: np.ndarray, *, drawn: bool = True) -> None:
+    """Adds the [mean, std] of some examples, or latents that nothing is drawn of."""
+    x_NHWC = x_NHWC.astype(np.float64)
+    mean, std = np.split(x_NHWC, 2, axis=-1) if drawn else (x_NHWC, np.zeros(x_NHWC.shape))
     self._sums = self._sums + np.stack([x.sum((0, 1, 2)) for x in (mean, mean**2, std**2)])
     self.count += mean[..., 0].size
 
   def scaled(self, vae: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means and standard deviations of x by (1); `vae` is that of a plan, with 'scale', 'shift'."""
+    """Means and standard deviations of x by (1); `vae` is that of a plan."""
     mean, square, noise = self._sums / self.count
-    scale, shift = np.asarray(vae['scale']), np.asarray(vae['shift'])
+    scale, shift = np.asarray(vae.get('scale', 1.0)), np.asarray(vae.get('shift', 0.0))
     std = np.sqrt(np.maximum(square - mean**2, 0) + noise)
     return tuple(((mean - shift) * scale).tolist()), tuple((std * scale).tolist())

@@ -1,7 +1,7 @@
 """Reads a whole store and finds every fault in it, file by file.
 
 Files are compared with the digests in the facts, and the facts with those in the manifest. Then the
-moments are read: they must be finite. Files that belong to no store are faults too.
+latents are read: they must be finite. Files that belong to no store are faults too.
 """
 
 from collections.abc import Iterator
@@ -178,7 +178,7 @@ def _check_whole(root, manifest, facts, labels, classes) -> Iterator[tuple[str, 
 
 
 def _column(root, path, plan, column, facts, sums) -> Iterator[str]:
-  """Yields the faults of one file of records; adds the moments of a sound file to the sums."""
+  """Yields the faults of one file of records; adds the latents of a sound file to the sums."""
   known = facts.columns.get(column, {})
   if not path.is_file():
     yield 'is missing'
@@ -190,31 +190,31 @@ def _column(root, path, plan, column, facts, sums) -> Iterator[str]:
   if digest != known.get('sha256'):
     yield 'its SHA-256 is not that in its facts'
     return
-  if column != 'moments':
+  if column != plan.latents:
     return
   of, start = plan.columns[column], 0
   try:
-    for moments in _batches(root, path, plan, facts):
-      finite = np.isfinite(moments).all((1, 2, 3))
+    for latents in _batches(root, path, plan, facts):
+      finite = np.isfinite(latents).all((1, 2, 3))
       if not finite.all():
         key = facts.keys[(start + int(np.argmin(finite))) // (1 + of.twins)]
-        yield f'moments of {key!r} are not finite'
+        yield f'{column} of {key!r} are not finite'
         return
-      sums.add(moments)
-      start += len(moments)
+      sums.add(latents, drawn=column == 'moments')
+      start += len(latents)
   except (RuntimeError, ValueError, types.UserError) as error:
     yield f'cannot be read: {error}'
 
 
 def _batches(root, path, plan, facts) -> Iterator[np.ndarray]:
-  """The moments of a shard."""
-  of = plan.columns['moments']
+  """The latents of a shard, or their moments."""
+  of = plan.columns[plan.latents]
   dtype = np.dtype(of.dtype).newbyteorder('<')
   if isinstance(root, places.Place):
     records, count = remote.Records(root, plan), facts.count * (1 + of.twins)
     for start in range(0, count, _RECORDS):
       rows = np.arange(start, min(start + _RECORDS, count))
-      found = records.read('moments', np.full(len(rows), facts.shard), rows)
+      found = records.read(plan.latents, np.full(len(rows), facts.shard), rows)
       yield np.ascontiguousarray(found).view(dtype).reshape(-1, *of.shape)
     return
   # Imported where it is used, see `local`.

@@ -51,6 +51,8 @@ class Request:
   dtype: dtype of the encoder's matrix products.
   key: config key that gives `weights`, for messages; '' for none.
   attention: blocks, counted from 1, whose queries and keys are wanted beside the tokens.
+  plain_norm: whether tokens of transformers end in a LayerNorm without scale and bias, as RAE's,
+    whatever their features are otherwise.
   """
 
   source: sources.Source
@@ -60,6 +62,7 @@ class Request:
   dtype: str = 'float32'
   key: str = ''
   attention: tuple[int, ...] = ()
+  plain_norm: bool = False
 
   def blamed(self, act: Callable[[], Any]) -> Any:
     """What a function gives; the key of the weights begins the message of its UserError."""
@@ -83,6 +86,7 @@ class Encoder:
   flops: cost of one image, a multiply-add being 2.
   blocks: number of blocks whose attention can be asked for; 0 if it shows none.
   request: what it was made for; `open_encoder` sets it.
+  makes_data: whether its tokens, on their grid, are the latents that the model learns to make.
   """
 
   name: str
@@ -94,6 +98,7 @@ class Encoder:
   file: Callable[[], str] = lambda: ''
   blocks: int = 0
   request: Request | None = dataclasses.field(default=None, repr=False)
+  makes_data: bool = False
 
   def shapes(self) -> Features:
     """Shapes of the features of one image, [1, T, Z] and [1, Z] or None."""

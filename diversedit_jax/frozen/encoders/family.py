@@ -16,7 +16,7 @@ import numpy as np
 
 from diversedit_jax import types
 from diversedit_jax.frozen.encoders import base, files, preprocess, vit
-from diversedit_jax.models import taps
+from diversedit_jax.models import norms, taps
 from diversedit_jax.weights import array_files, location
 
 PIXELS_PER_PATCH = 16
@@ -69,7 +69,8 @@ class Family:
     def apply(params: vit.Params, x_NHWC: jax.Array) -> base.Features:
       # In float32 at least, whatever the dtype of the products.
       wide = jnp.promote_types(request.dtype, jnp.float32)
-      return features(params, self.pixels(x_NHWC.astype(wide), size), config, request.attention)
+      x_NHWC = self.pixels(x_NHWC.astype(wide), size)
+      return features(params, x_NHWC, config, request.attention, plain_norm=request.plain_norm)
 
     load = functools.partial(self.load, name, config, request.weights, grid, request.dtype)
     resize = preprocess.resize_flops(height, width, *size, channels)
@@ -120,11 +121,21 @@ class Family:
 
 
 def features(
-  params: vit.Params, x_NHWC: jax.Array, config: vit.ViTConfig, attention: Sequence[int] = ()
+  params: vit.Params,
+  x_NHWC: jax.Array,
+  config: vit.ViTConfig,
+  attention: Sequence[int] = (),
+  *,
+  plain_norm: bool = False,
 ) -> base.Features:
-  """Tokens, summary, and the attention of some blocks (from 1), of what a transformer takes in."""
+  """Tokens, summary, and the attention of some blocks (from 1), of what a transformer takes in.
+
+  plain_norm: see `base.Request`.
+  """
   tap = taps.attention([block - 1 for block in attention]) if attention else taps.nothing()
-  f_NTZ, qk = vit.encode_and_tap(params, x_NHWC, config, tap)
+  shown = dataclasses.replace(config, last_norm=False) if plain_norm else config
+  f_NTZ, qk = vit.encode_and_tap(params, x_NHWC, shown, tap)
+  f_NTZ = norms.normalise(f_NTZ, config.epsilon) if plain_norm else f_NTZ
   summary = vit.summarise(params, f_NTZ, config)
   # Class token and registers take no part in what is compared.
   queries, keys = (
