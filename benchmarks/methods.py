@@ -106,9 +106,9 @@ def with_costs(page: str, rows: Mapping[str, Mapping[str, float]]) -> str:
   found = costs(rows)
 
   def line(text):
-    cells = text.split(' | ')
-    name = cells[0].removeprefix('| ')
-    return ' | '.join([*cells[:-1], f'{found[name]} |']) if name in found else text
+    cells = text.split('|')  # What stands before and behind the table, too.
+    name = cells[1].strip() if len(cells) > 2 else ''
+    return '|'.join([*cells[:-2], f' {found[name]} ', '']) if name in found else text
 
   return '\n'.join(map(line, page.split('\n')))
 
