@@ -10,7 +10,7 @@ PREDICTIONS = {'velocity': 'velocity', 'noise': 'epsilon', 'score': 'score', 'da
 """What the network may say, and its name in `interpolants.convert`."""
 
 AUTO = 'auto'
-"""Of `interpolant.shift`: by the dimension of the data."""
+"""The `interpolant.shift` that follows from the dimension of the data."""
 
 WEIGHTINGS = ('none', 'velocity', 'likelihood')
 

@@ -185,8 +185,9 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       names = ('guidance_low', 'guidance_high', 'guidance_rule')
       names += ('autoguidance', 'autoguidance_weights')
       idle |= dict.fromkeys(names, 'guidance_scale=1 is no guidance')
-    elif not self.guidance.inside(time_grid(self)[:-1]).any():
-      interval = f'no step starts in [{self.guidance_low}, {self.guidance_high}]'
+    elif not any(NULL in names for s in stretches(self) for names in s.velocities):
+      what = 'step starts' if self.guidance_rule == 'step' else 'evaluation lies'
+      interval = f'no {what} in [{self.guidance_low}, {self.guidance_high}]'
       idle |= dict.fromkeys(('guidance_scale', 'class_token_scale'), interval)
     if not self.autoguidance:
       idle['autoguidance_weights'] = 'they are those of sampler.autoguidance'
@@ -279,7 +280,7 @@ def time_grid(config: SamplerConfig) -> np.ndarray:
 
 def _shifted(first, last, count, a):
   """So many times from first to last, equally far apart before they are shifted by a."""
-  if a is None:
+  if a in (None, 1):
     return np.linspace(first, last, count)
   ends = (laws.shifted(t, 1 / a) for t in (first, last))
   grid = laws.shifted(np.linspace(*ends, count), a)
@@ -428,10 +429,11 @@ def integrate(
 
     def body(x, index_and_step, kind=steppers.KINDS[stretch.method], asked=stretch.velocities):
       index, step = index_and_step
-      asked = iter(asked)
+      seen = []
 
       def velocity(x, t):
-        names = next(asked)
+        names = asked[min(len(seen), len(asked) - 1)]
+        seen.append(names)
         if names == (CLASS, NULL):
           return guidance_lib.guided_velocity(predict, x, t, labels_N, combine, null_label)
         if names == (CLASS, GUIDE):
@@ -439,7 +441,13 @@ def integrate(
         y_N = jnp.full_like(labels_N, null_label) if names == (NULL,) else labels_N
         return guidance_lib.velocity(guide if names == (GUIDE,) else predict, x, t, y_N)
 
-      return kind.step(velocity, x, step, noise(index) if kind.noisy else None), None
+      x = kind.step(velocity, x, step, noise(index) if kind.noisy else None)
+      if len(seen) != len(asked):
+        raise ValueError(
+          f'a step of {config.kind!r} evaluates the velocity {len(seen)} times; `at` of its '
+          f'`steppers.Kind` has {len(asked)}'
+        )
+      return x, None
 
     constants = steppers.Step(*(jnp.asarray(c, dtype) for c in stretch.steps))
     x, _ = jax.lax.scan(body, x, (jnp.asarray(stretch.index), constants))

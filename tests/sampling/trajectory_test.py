@@ -163,6 +163,25 @@ def test_evaluation_counts(options, per_sample, calls):
   assert found == (per_sample, calls)
 
 
+def test_evaluations_inside_a_step_are_guided_by_their_own_time(monkeypatch):
+  monkeypatch.setitem(steppers.KINDS, 'middle', steppers.Kind(step=steppers.heun, at=(0.0, 0.5)))
+  options = {'kind': 'middle', 'steps': 1, 'guidance_scale': 2.0}
+  options |= {'guidance_low': 0.4, 'guidance_high': 0.6}
+  idle = sampling.SamplerConfig(**options).without_effect()
+  assert idle == ['sampler.guidance_scale=2.0 has no effect: no step starts in [0.4, 0.6]']
+  found = sampling.SamplerConfig(**options, guidance_rule='evaluation')
+  assert not found.without_effect() and sampling.evaluations(found) == (3, 2)
+
+
+@pytest.mark.parametrize('at', [(0.0,), (0.0, 0.5, 1.0)])
+def test_a_step_that_evaluates_elsewhere_than_it_says_is_refused(monkeypatch, at):
+  kind = dataclasses.replace(steppers.KINDS['heun'], at=at, last='')
+  monkeypatch.setitem(steppers.KINDS, 'heun', kind)
+  config = sampling.SamplerConfig(kind='heun', steps=2)
+  with pytest.raises(ValueError, match=f'evaluates the velocity 2 times; .* has {len(at)}'):
+    trajectory.integrate(lambda x, t, y: x, jnp.ones((1, 2, 2, 1)), None, config, null_label=None)
+
+
 BETWEEN = [
   # (options, null velocity's share of the image, velocities for each step)
   ({'guidance_scale': 0.0}, 1.0, ['null']),
