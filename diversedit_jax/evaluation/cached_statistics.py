@@ -32,14 +32,9 @@ def summarise(
   return feature_network.Extractor(network, mesh, batch_size).summarise(
     batches,
     count,
-    keep=min(count, limit(network)),
+    keep=min(count, network.points),
     places_N=order.permutation(_ORDER_SEED, 0, count),
   )
-
-
-def limit(network: feature_network.FeatureNetwork) -> int:
-  """Most pictures of a reference whose features by a network are kept."""
-  return reference.POOL_LIMIT if network.points is None else network.points
 
 
 def cached_statistics(
@@ -75,7 +70,7 @@ def cached_statistics(
     read = pictures.batches(source, batch_size)
     summary = summarise(read, len(source), network, mesh, batch_size)
     if jax.process_index() == 0:
-      reference.write(path, summary, facts, limit=limit(network))
+      reference.write(path, summary, facts, limit=network.points)
     multihost.wait_for(path.is_file, folder)
   return reference.read(path)
 

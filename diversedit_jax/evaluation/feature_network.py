@@ -14,7 +14,7 @@ import numpy as np
 
 from diversedit_jax import progress, sharding, trees
 from diversedit_jax.data import images
-from diversedit_jax.evaluation import accumulate, placement
+from diversedit_jax.evaluation import accumulate, placement, reference
 from diversedit_jax.frozen import encoders, inception
 from diversedit_jax.types import UserError
 from diversedit_jax.weights import array_files
@@ -35,8 +35,9 @@ class FeatureNetwork:
   verified: whether the file is the published one; None if its publishers give no digest.
   labelled: whether the logits are of the classes that samples are drawn of.
   measured: what is known of real pictures under the network, by name.
-  only: the scores that its features give; None gives all that options and reference make possible.
-  points: most pictures of a reference whose features are kept; None is `reference.POOL_LIMIT`.
+  only: name of the one score that its features give; '' gives all that options and reference make
+    possible.
+  points: most pictures of a reference whose features are kept.
   """
 
   name: str
@@ -49,8 +50,8 @@ class FeatureNetwork:
   verified: bool | None = None
   labelled: bool = False
   measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  only: tuple[str, ...] | None = None
-  points: int | None = None
+  only: str = ''
+  points: int = reference.POOL_LIMIT
 
   def facts(self) -> dict[str, Any]:
     """Facts for a protocol card."""

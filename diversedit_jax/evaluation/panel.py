@@ -70,11 +70,16 @@ class PanelOptions(options_lib.Section, section='eval', may_change=True):
         trees.check_known('eval.fdr', name, PUBLISHED)
     if len(set(self.fdr)) < len(self.fdr) or (ALL in self.fdr and len(self.fdr) > 1):
       raise UserError(f'eval.fdr={",".join(self.fdr)} names a network twice')
-    if set(self.networks) - {INCEPTION} and not self.fdr_weights:
+    beside = set(self.networks) - {INCEPTION}
+    if beside and not self.fdr_weights:
       raise UserError(f'eval.fdr={",".join(self.fdr)} needs eval.fdr_weights=FOLDER')
-    for name in ('fdr_weights', 'fdr_reference', 'fdr_real'):
-      if getattr(self, name) and not self.fdr:
-        raise UserError(f'eval.{name}={getattr(self, name)!r} is for eval.fdr')
+    for name in ('fdr_weights', 'fdr_reference'):
+      if getattr(self, name) and not beside:
+        raise UserError(
+          f'eval.{name}={getattr(self, name)!r} is for eval.fdr with another network than inception'
+        )
+    if self.fdr_real and not self.fdr:
+      raise UserError(f'eval.fdr_real={self.fdr_real!r} is for eval.fdr')
     if self.cmmd_reference and not self.cmmd:
       raise UserError(f'eval.cmmd_reference={self.cmmd_reference!r} is for eval.cmmd')
 
@@ -213,14 +218,13 @@ class Ratios:
           f'FDr divides by distances of ImageNet at {PUBLISHED_SIDE} pixels, and the pictures have '
           f'{self._side}; eval.fdr_real=FILE divides by scores of real pictures'
         )
-      others = {
-        str(one.reference_facts()['images']) for one in self._metrics.values() if _small(one)
-      }
-      if others:
+      # Published statistics do not say of how many pictures they are.
+      counts = {one.reference_facts()['images'] for one in self._metrics.values()}
+      if others := sorted(counts - {None, PUBLISHED_IMAGES}):
         found.append(
           f'FDr divides by distances to the {PUBLISHED_IMAGES:,} pictures that ImageNet is trained '
-          f'with, and the reference has {", ".join(sorted(others))}; eval.fdr_real=FILE divides by '
-          'scores of real pictures against the same reference'
+          f'with, and the reference has {", ".join(map(str, others))}; eval.fdr_real=FILE divides '
+          'by scores of real pictures against the same reference'
         )
     return found
 
@@ -249,8 +253,3 @@ class Ratios:
         )
       found[name] = scores[key]
     return found
-
-
-def _small(one: picture_metrics.PictureMetrics) -> bool:
-  images = one.reference_facts()['images']
-  return images is not None and images != PUBLISHED_IMAGES

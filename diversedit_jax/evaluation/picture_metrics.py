@@ -20,8 +20,7 @@ from diversedit_jax.evaluation import (
 from diversedit_jax.types import UserError
 
 PRECISION_RECALL = ('none', *manifold.ARITHMETIC)
-CMMD, CMMD_NAME = ('cmmd',), ''
-"""A network for CMMD alone, and the name of its score, of which the prefix says all."""
+CMMD = 'cmmd'
 KID_SIZE = 1000
 """Number of points of a subset, as the authors of the kernel distance have it."""
 
@@ -78,7 +77,7 @@ class PictureMetrics:
       image_size=image_size,
     )
     self.given = options
-    if network.only is not None:
+    if network.only:
       options = dataclasses.replace(options, precision_recall='none', kid_subsets=0)
     points = against.pool_ND if against.pool_ND is not None else against.images_NHWC
     if network.only == CMMD and points is None:
@@ -108,7 +107,7 @@ class PictureMetrics:
     spatial = theirs.mu_s is not None or (pictures and theirs.mu is None)
     pool = theirs.pool_ND is not None or pictures
     if self.network.only == CMMD:
-      return (CMMD_NAME,)
+      return ('',)  # The prefix says all.
     there = {
       ('fid',): statistics,
       ('sfid',): spatial and 'spatial' in self._kinds,
@@ -134,9 +133,9 @@ class PictureMetrics:
     """
     theirs, found, warnings = self._look_at_reference(), {}, list(summary.warnings)
     if self.network.only == CMMD:
-      return {CMMD_NAME: cmmd.cmmd(summary.pool_ND, theirs.pool_ND, mesh=self._mesh)}, (
-        self._doubts_of_points(len(summary.pool_ND), len(theirs.pool_ND)) + self._doubts()
-      )
+      distance = cmmd.cmmd(summary.pool_ND, theirs.pool_ND, mesh=self._mesh)
+      doubts = _doubts_of_points(len(summary.pool_ND), len(theirs.pool_ND))
+      return {'': distance}, doubts + self._doubts()
     if theirs.mu is not None:
       found['fid'] = scores.frechet_distance(summary.mu, summary.sigma, theirs.mu, theirs.sigma)
     else:
@@ -168,15 +167,6 @@ class PictureMetrics:
       'images_of_precision_recall': None if theirs.pool_ND is None else len(theirs.pool_ND),
       **against.facts,
     }
-
-  def _doubts_of_points(self, samples, points):
-    """A sentence about few points, of which each counts with itself."""
-    if min(samples, points) >= checks.STANDARD_COUNT:
-      return []
-    return [
-      f'CMMD is of {samples} samples and {points} reference pictures; it is the biased estimate, '
-      'which is larger with fewer'
-    ]
 
   def _doubts(self):
     """Sentences about a reference or a network that do not say enough of themselves."""
@@ -236,6 +226,16 @@ class PictureMetrics:
       )
       found |= {'kid': kid.mean, 'kid_std': kid.std}
     return found
+
+
+def _doubts_of_points(samples, points):
+  """A sentence about few points, of which each counts with itself."""
+  if min(samples, points) >= checks.STANDARD_COUNT:
+    return []
+  return [
+    f'CMMD is of {samples} samples and {points} reference pictures; it is the biased estimate, '
+    'which is larger with fewer'
+  ]
 
 
 def score(

@@ -129,7 +129,7 @@ def write(
   summary: accumulate.Summary,
   facts: Mapping[str, Any],
   *,
-  limit: int | None = None,
+  limit: int = POOL_LIMIT,
 ) -> str:
   """Writes statistics, whole or not at all, and returns the SHA-256 of the contents.
 
@@ -138,7 +138,7 @@ def write(
     summary: from `accumulate.Statistics`.
     facts: JSON values, at least `FACTS`: the SHA-256 of the Inception weights, the side of the
       images in pixels, how they were resized and cropped, the name and digest of their source.
-    limit: most pool features; None is `POOL_LIMIT`.
+    limit: most pool features.
 
   Raises:
     UserError: for facts that are missing, too many pool features or another suffix.
@@ -149,9 +149,8 @@ def write(
     raise UserError(f'reference statistics need the facts {", ".join(missing)}')
   if path.suffix != '.npz':
     raise UserError(f'reference statistics are a .npz file; got {path.name}')
-  limit = POOL_LIMIT if limit is None else limit
   if summary.pool_ND is not None and len(summary.pool_ND) > limit:
-    raise UserError(f'{len(summary.pool_ND)} pool features, expected at most {limit}, as in ADM')
+    raise UserError(f'{len(summary.pool_ND)} pool features, expected at most {limit}')
   stated = {'format': FORMAT, 'n': summary.n, **facts}
   arrays = {'facts': np.array(json.dumps(stated, sort_keys=True, allow_nan=False))}
   arrays |= {'mu': summary.mu, 'sigma': summary.sigma}

@@ -131,7 +131,7 @@ def open_representation(name: str, weights: str) -> feature_network.FeatureNetwo
     params=params,
     resize=f'bicubic with antialiasing to {found.side}, as FDr6',
     features=found.features,
-    only=('fid',),
+    only='fid',
   )
 
 
@@ -161,7 +161,7 @@ def open_cmmd(weights: str) -> feature_network.FeatureNetwork:
     params=params,
     resize=f'bicubic to {side}, as Pillow',
     features=features,
-    only=('cmmd',),
+    only='cmmd',
     points=CMMD_POINTS,
   )
 

@@ -25,8 +25,14 @@ from diversedit_jax.weights import array_files, likely, location, misfits, openi
 _SHOWN = 20  # Lines of scores.
 _TITLE = 13  # Width of the words at the left.
 _OURS = 'diversedit_jax, as '
-_TRANSFORMERS = (encoders.clip, encoders.dinov2, encoders.ijepa, encoders.mae, encoders.mocov3)
-_TRANSFORMERS += (encoders.siglip2,)
+_TRANSFORMERS = (
+  encoders.clip,
+  encoders.dinov2,
+  encoders.ijepa,
+  encoders.mae,
+  encoders.mocov3,
+  encoders.siglip2,
+)
 _SIZES = ('depth', 'width', 'heads', 'patch_size')
 
 

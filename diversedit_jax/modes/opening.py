@@ -126,11 +126,10 @@ def open_scorer(
   for prefix, network in networks.items():
     if generate.is_null(options.labels, source.num_classes):  # Then samples are of no class.
       network = dataclasses.replace(network, labelled=False)
-    spec = options.encoder_reference if prefix == 'encoder_' else ''
     published = panel.reference_of(options, prefix, network)
-    spec = spec or published
+    own = options.encoder_reference if prefix == 'encoder_' else published
     against = picture_sets.open_reference(
-      spec or options.reference,
+      own or options.reference,
       network,
       open_pictures,
       image_size=side,
