@@ -1,4 +1,4 @@
-"""CMMD against its definition in float64, in blocks of any size, on any devices."""
+"""CMMD against its definition in float64, in blocks of any size, with a mesh and without."""
 
 import numpy as np
 import pytest

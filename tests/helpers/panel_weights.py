@@ -17,10 +17,10 @@ CHANGES = {
 }
 
 
-def patch(monkeypatch):
-  """Makes the networks tiny."""
+def patch(monkeypatch, **changes):
+  """Makes the networks tiny, those of FDr6 with changes, as of their `side`."""
   tiny = {
-    name: dataclasses.replace(one, changes={**one.changes, **CHANGES[name]})
+    name: dataclasses.replace(one, changes={**one.changes, **CHANGES[name]}, **changes)
     for name, one in representations.REPRESENTATIONS.items()
   }
   monkeypatch.setattr(representations, 'REPRESENTATIONS', tiny)
