@@ -185,7 +185,7 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       names = ('guidance_low', 'guidance_high', 'guidance_rule')
       names += ('autoguidance', 'autoguidance_weights')
       idle |= dict.fromkeys(names, 'guidance_scale=1 is no guidance')
-    elif not any(NULL in names for s in stretches(self) for names in s.velocities):
+    elif not any(self.velocities in s.velocities for s in stretches(self)):
       what = 'step starts' if self.guidance_rule == 'step' else 'evaluation lies'
       interval = f'no {what} in [{self.guidance_low}, {self.guidance_high}]'
       idle |= dict.fromkeys(('guidance_scale', 'class_token_scale'), interval)

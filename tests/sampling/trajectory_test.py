@@ -171,6 +171,7 @@ def test_evaluations_inside_a_step_are_guided_by_their_own_time(monkeypatch):
   assert idle == ['sampler.guidance_scale=2.0 has no effect: no step starts in [0.4, 0.6]']
   found = sampling.SamplerConfig(**options, guidance_rule='evaluation')
   assert not found.without_effect() and sampling.evaluations(found) == (3, 2)
+  assert not dataclasses.replace(found, autoguidance='runs/worse').without_effect()
 
 
 @pytest.mark.parametrize('at', [(0.0,), (0.0, 0.5, 1.0)])
