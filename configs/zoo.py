@@ -46,7 +46,7 @@ ROWS = (
   *_rare('SiT-B', 'flow', 35.15, 14.33),
   *_rare('REPA-B', 'repa', 22.39, 6.69, _B4, "block 4 assumed, REPA's own"),
   *_rare('iREPA-B', 'repa', 20.40, 5.48, _IREPA),
-  *_rare('HASTE-B', 'repa+haste', 18.99, 5.00, note='blocks as HASTE has them for XL'),
+  *_rare('HASTE-B', 'repa+haste', 18.99, 5.00),
   *_rare('SRA-B', 'sra', 28.84, 10.47, note=_RARE_OPTIONS),
   # 80 epochs without guidance, and 800 of XL.
   Row('layersync/SiT-B', 'flow', 'B/2', options=_PLAIN, paper=numbers(36.19), note=_LAYERSYNC),

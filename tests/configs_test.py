@@ -77,6 +77,10 @@ def pictures(tmp_path_factory):
   return root
 
 
+# Terms that a flow brings.
+BROUGHT = {('repa', 'reg'), ('sra', 'selfflow')}
+
+
 @pytest.mark.parametrize(('name', 'arg'), kinds())
 def test_step_traces(pictures, monkeypatch, name, arg):
   monkeypatch.chdir(pictures)
@@ -106,7 +110,7 @@ def test_step_traces(pictures, monkeypatch, name, arg):
   assert {'loss', 'velocity', 'grad_norm'} <= set(metrics)
   parts = experiment.config.method.split('+')
   for term in ('diverse', 'repa', 'dispersive', 'sra'):
-    used = term in parts or (term == 'repa' and 'reg' in parts)
+    used = term in parts or (term, *({'reg', 'selfflow'} & {*parts})) in BROUGHT
     assert (f'{term}/loss' in metrics) == used, term
 
 

@@ -104,7 +104,7 @@ def open_scorer(
   if options.reference == 'digits':
     if not source.name.startswith('digits'):
       raise types.UserError(
-        f'eval.reference=digits scores samples of data.source=digits, got {source.name}'
+        f'eval.reference=digits scores samples of data.source=digits, got {data.source}'
       )
     if generate.is_null(options.labels, source.num_classes):
       raise types.UserError(

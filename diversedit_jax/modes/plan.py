@@ -56,7 +56,7 @@ def numbers(experiment: experiment_lib.Experiment, count: int) -> dict[str, Any]
     trained=trees.count(trained),
     shard_bytes=sharding.shard_bytes(trainable.params, trainable.param_shardings),
     average_bytes=sharding.shard_bytes(trainable.params, trainable.ema_shardings),
-    moment_bytes=sharding.shard_bytes(trainable.opt_state, trainable.shardings.opt_state),
+    moment_bytes=trainable.moment_bytes(),
     data_bytes=_resident_bytes(experiment),
     averages=1 + len(trainable.averages),
     update_flops=optim.flops(experiment.optimizer, trained, planned.size),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import math
 from typing import Any, NamedTuple
 
 from flax import nnx, struct
@@ -121,6 +122,16 @@ class Trainable:
       opt_state=of_opt,
       averages=dict.fromkeys(self.averages, placed),
     )
+
+  def moment_bytes(self) -> int:
+    """Bytes of the optimizer's state on a device, by shapes and names alone; nothing is made."""
+    placed = trees.named_leaves(self.trained(self.ema_shardings))
+    total = 0
+    for path, x in trees.named_leaves(self.opt_state).items():
+      its = next((s for name, s in placed.items() if path.endswith(f'/{name}')), None)
+      shape = x.shape if its is None else its.shard_shape(x.shape)
+      total += math.prod(shape) * x.dtype.itemsize
+    return total
 
   def place(self, start: initial.Start) -> Placed:
     """The arrays of a start on the devices, each where its parameter will be; `init` takes them."""

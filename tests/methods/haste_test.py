@@ -24,7 +24,8 @@ KEY = jax.random.key(0)
 
 @pytest.fixture
 def tiny_vit(monkeypatch):
-  monkeypatch.setattr(encoders_base, '_ENCODERS', dict(encoders_base._ENCODERS))
+  known = {k: make for k, make in encoders_base._ENCODERS.items() if k != transformers.NAME}
+  monkeypatch.setattr(encoders_base, '_ENCODERS', known)
   encoders.register(transformers.NAME, transformers.make)
 
 

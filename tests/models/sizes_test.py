@@ -22,9 +22,9 @@ def test_meanflow_parameters(name, millions):
   assert round(parameters(name, interval=True) / 1e6, 1) == millions
 
 
-def test_every_shape_has_three_patch_sizes():
+def test_every_shape_has_four_patch_sizes():
   assert sorted(sizes.SIZES) == sorted(
-    f'{s}/{p}' for s in ('S', 'B', 'M', 'L', 'XL') for p in (2, 4, 8)
+    f'{s}/{p}' for s in ('S', 'B', 'M', 'L', 'XL') for p in (1, 2, 4, 8)
   )
   shape = lambda name: dataclasses.astuple(sizes.size(name))
   assert shape('M/2') == (16, 1024, 16, 2)

@@ -312,6 +312,7 @@ MADE_INTO_PARTS = {
   'init_from',
   'model.size',
   'model.skip.enabled',
+  'model.block',
   'data.num_classes',
 }
 MADE_INTO_PARTS |= {'train.label_dropout'}
@@ -319,16 +320,19 @@ MADE_INTO_PARTS |= {f'interpolant.{key}' for key in experiment_lib.defaults().in
 # Keys that matter only under another choice than the run's.
 CONDITIONAL = {'diversity.num_layers', 'diversity.encoder_depth', 'sampler.diffusion'}
 CONDITIONAL |= {'sampler.last_step', 'sampler.class_token_scale'}
+# With a guide, of which `guiding_test` shows that it matters.
+GUIDED = {'sampler.autoguidance_weights'}
 # Keys of the scores of pictures; tests of evaluation show that each is read.
 OF_PICTURES = {'quantiser', 'inception', 'encoder', 'encoder_weights', 'encoder_reference'}
 OF_PICTURES |= {'batch_size', 'precision_recall', 'kid_subsets', 'every_number', 'best'}
 OF_PICTURES |= {'classifier', 'classifier_epochs', 'cmmd', 'cmmd_reference'}
 OF_PICTURES |= {'fdr', 'fdr_weights', 'fdr_reference', 'fdr_real'}
-ELSEWHERE = MADE_INTO_PARTS | CONDITIONAL | {f'eval.{key}' for key in OF_PICTURES}
+ELSEWHERE = MADE_INTO_PARTS | CONDITIONAL | GUIDED | {f'eval.{key}' for key in OF_PICTURES}
 # Keys that matter only with a VAE; `decoding_test` shows that each matters.
 ELSEWHERE |= {'vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile'}
 # Sections of other methods, and those that have tests of their own.
-OTHER_SECTIONS = {*registry.sections(), 'sweep', 'init', 'analysis'} - {'diversity'}
+OTHER_SECTIONS = {*registry.sections(), 'sweep', 'init', 'analysis', 'rae'} - {'diversity'}
+ELSEWHERE |= {f'optimizer.muon.{key}' for key in experiment_lib.defaults().optimizer.muon}
 
 
 def test_every_key_is_read_after_it_was_checked(run):
