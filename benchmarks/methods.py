@@ -106,7 +106,7 @@ def with_costs(page: str, rows: Mapping[str, Mapping[str, float]]) -> str:
   found = costs(rows)
 
   def line(text):
-    cells = text.split('|')  # Of a row, the first and the last are empty.
+    cells = text.split('|')  # The first and the last cell of a row are empty.
     name = cells[1].strip() if len(cells) > 2 else ''
     return '|'.join([*cells[:-2], f' {found[name]} ', '']) if name in found else text
 

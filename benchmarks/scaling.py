@@ -38,6 +38,7 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
   from diversedit_jax import interpolants, sharding, trees
   from diversedit_jax.interpolants import times
   from diversedit_jax.methods import base, flow
+  from diversedit_jax.methods import objective as objective_lib
   from diversedit_jax.models import config
   from diversedit_jax.planning import collectives
   from diversedit_jax.training import optim
@@ -49,7 +50,7 @@ def child(layout: str, depth: int, width: int, output: str, dumped: str) -> None
   )
   execution = config.Execution(dtype=dtype)
   law, path = times.Uniform(), interpolants.linear()
-  objective = base.Objective(
+  objective = objective_lib.Objective(
     flow=flow.StochasticInterpolant(path=path, time_law=law, null_label=15)
   )
   mesh, tx = sharding.make_mesh(data, fsdp, tensor), optim.make(optim.OptimizerConfig(), 100)

@@ -20,7 +20,8 @@ import steps
 import timing
 
 from diversedit_jax.interpolants import section
-from diversedit_jax.methods import base, selfflow
+from diversedit_jax.methods import objective as objective_lib
+from diversedit_jax.methods import selfflow
 from diversedit_jax.models import groups
 
 
@@ -76,7 +77,7 @@ def main() -> None:
   architecture, states, made, flops = case.architecture(), {}, {}, {}
   four = dataclasses.replace(case, unroll=steps.UNROLL['unrolled'])
   for name, flow in flows(architecture).items():
-    objective = base.Objective(flow=flow)
+    objective = objective_lib.Objective(flow=flow)
     made[name] = steps.Step(architecture, case.execution(), objective, args.batch, states=states)
     unrolled = steps.Step(
       four.architecture(depth=4), four.execution(), objective, args.batch, allocate=False

@@ -20,6 +20,7 @@ import timing
 
 from diversedit_jax import interpolants, rng, sharding
 from diversedit_jax.methods import base, diverse, flow
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import cost, sizes
 from diversedit_jax.planning import compile_report
@@ -75,7 +76,7 @@ class Case:
     )
 
 
-def objective(variant: str, diversity: diverse.Diverse | None = None) -> base.Objective:
+def objective(variant: str, diversity: diverse.Diverse | None = None) -> objective_lib.Objective:
   """Flow matching on the linear path, with the diversity loss of all blocks if the variant has it.
 
   diversity: another choice of blocks, for any variant.
@@ -83,7 +84,7 @@ def objective(variant: str, diversity: diverse.Diverse | None = None) -> base.Ob
   if diversity is None and variant == 'skips+loss':
     diversity = diverse.Diverse()
   terms = () if diversity is None else (diversity,)
-  return base.Objective(flow=interpolant(), terms=terms)
+  return objective_lib.Objective(flow=interpolant(), terms=terms)
 
 
 def interpolant() -> flow.StochasticInterpolant:
@@ -101,7 +102,7 @@ def transformation() -> optax.GradientTransformation:
 def trainable(
   architecture: config_lib.Architecture,
   execution: config_lib.Execution,
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   mesh: jax.sharding.Mesh,
   *,
   shard_over_data: bool = False,
@@ -114,7 +115,7 @@ def trainable(
 def lower(
   of: state.Trainable,
   input_size: tuple[int, int],
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   batch: int,
   *,
   skip: bool = False,
@@ -148,7 +149,7 @@ class Step:
     self,
     architecture: config_lib.Architecture,
     execution: config_lib.Execution,
-    objective: base.Objective,
+    objective: objective_lib.Objective,
     batch: int,
     *,
     allocate: bool = True,

@@ -27,6 +27,8 @@ API = {
   'models': ('models.sit', 'models.config', 'models.sizes', 'models.taps', 'models.block'),
   'methods': (
     'methods.base',
+    'methods.objective',
+    'methods.batches',
     'methods.diverse.definition',
     'methods.repa',
     'methods.sra',

@@ -12,7 +12,7 @@ import numpy as np
 from diversedit_jax import progress, rng, sharding
 from diversedit_jax.analysis import section, similarity
 from diversedit_jax.data import sources
-from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config, taps
 
 INPUT = 'input'
@@ -31,7 +31,7 @@ class Subject:
   name: str
   graphdef: nnx.GraphDef
   params: Mapping[str, Any]
-  objective: base.Objective
+  objective: objective_lib.Objective
   frozen: Mapping[str, Any]
   mesh: jax.sharding.Mesh
   architecture: config.Architecture
@@ -123,7 +123,7 @@ class Scope:
   subject: Subject
   held_out: sources.Source
   training: sources.Source
-  objective: base.Objective
+  objective: objective_lib.Objective
   key: jax.Array
   step: int = 0
   batch_size: int = 64

@@ -149,7 +149,7 @@ LAYOUTS = {
     lambda x, _: reverse_clock(x.T),
     lambda x, shape, _: reverse_clock(x).T,
   ),
-  # Of a head without a variance, for a velocity of the other sign.
+  # A head without a variance, for a velocity of the other sign.
   'negated': _negated(_LINEAR),
   'negated_vector': _negated(_SAME),
   # [p*p*2C, D] -> [D, p*p*2C] and [p*p*2C], for a velocity of the other sign.

@@ -19,7 +19,7 @@ from diversedit_jax.evaluation import checks, placement
 from diversedit_jax.types import UserError
 
 SIGMA, SCALE = 10.0, 1000.0
-_ROWS, _COLUMNS = 2048, 4096  # Of a block.
+_ROWS, _COLUMNS = 2048, 4096  # Sides of a block of kernel values.
 
 
 def cmmd(x_ND: np.ndarray, y_MD: np.ndarray, *, mesh: jax.sharding.Mesh | None = None) -> float:

@@ -19,7 +19,7 @@ from diversedit_jax import paths, trees
 from diversedit_jax.evaluation import feature_network, picture_metrics, representations
 from diversedit_jax.types import UserError
 
-# Of FD-loss 5c03b81, eval_all_fds.py; 'inception' against ADM's statistics.
+# Divisors of FD-loss 5c03b81, eval_all_fds.py; that of 'inception' is against ADM's statistics.
 PUBLISHED = {
   'inception': 1.68,
   'convnext': 56.87,

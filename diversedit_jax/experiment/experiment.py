@@ -20,6 +20,7 @@ from diversedit_jax.experiment import (
   sections,
 )
 from diversedit_jax.methods import base, construction, registry
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import attention, sizes
 from diversedit_jax.models import config as model_config
 from diversedit_jax.planning import devices, plan
@@ -44,7 +45,7 @@ class Experiment:
   architecture: model_config.Architecture
   execution: model_config.Execution
   path: interpolants.Path
-  objective: base.Objective
+  objective: objective_lib.Objective
   train: sections.TrainOptions
   optimizer: optim.OptimizerConfig
   mesh: sections.MeshOptions

@@ -5,12 +5,13 @@ import dataclasses
 from diversedit_jax import types
 from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.methods import base, registry
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config as model_config
 
 
 def make_objective(
   setup: base.Setup,
-) -> tuple[base.Objective, model_config.Architecture, model_config.Execution]:
+) -> tuple[objective_lib.Objective, model_config.Architecture, model_config.Execution]:
   """The objective that the method's name lists, and the model as that objective needs it.
 
   Raises:
@@ -34,7 +35,7 @@ def make_objective(
   for encoder in (encoder for part in (flow, *prepared) for encoder in part.opened):
     other = encoders.get(encoder.name)
     encoders[encoder.name] = encoders_lib.joined(other, encoder) if other else encoder
-  objective = base.Objective(
+  objective = objective_lib.Objective(
     flow=flow,
     terms=prepared,
     encoders=tuple(encoders.values()),

@@ -41,7 +41,7 @@ from diversedit_jax import options, types
 from diversedit_jax.data import sources
 from diversedit_jax.data.sources import described
 from diversedit_jax.losses import arithmetic
-from diversedit_jax.methods import base, registry
+from diversedit_jax.methods import base, batches, registry
 from diversedit_jax.models import config as model_config
 
 NEGATIVES = ('previous', 'random')
@@ -274,19 +274,19 @@ def corrected(f_NHWC: jax.Array, weight_N: jax.Array, mean_HWC: jax.Array) -> ja
 def mean_of(source: sources.Source, *, mirrored: bool = False) -> np.ndarray:
   """Mean [H, W, C] of a source's examples, float32: images in [-1, 1], or scaled latents.
 
-  At most 4096, spread evenly. mirrored: of them and their mirror images.
+  At most 4096, spread evenly. mirrored: whether their mirror images count, too.
   """
   count = min(len(source), MAX_EXAMPLES)
   indices = np.arange(count) * len(source) // count
   total = np.zeros(source.shape, np.float64)
   for start in range(0, count, _CHUNK):
     some = indices[start : start + _CHUNK]
-    batches = [source.gather(some)]
+    both = [source.gather(some)]
     if mirrored:
-      batches.append(source.gather(some, np.ones(len(some), bool)))
-    for batch in batches:
-      x_NHWC = np.split(batch['moments'], 2, -1)[0] if 'moments' in batch else base.clean(batch)
-      total += x_NHWC.sum(axis=0, dtype=np.float64) / (count * len(batches))
+      both.append(source.gather(some, np.ones(len(some), bool)))
+    for batch in both:
+      x_NHWC = np.split(batch['moments'], 2, -1)[0] if 'moments' in batch else batches.clean(batch)
+      total += x_NHWC.sum(axis=0, dtype=np.float64) / (count * len(both))
   if source.scaling is None:
     return total.astype(np.float32)
   with jax.ensure_compile_time_eval():  # Also where a sampler is traced.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from diversedit_jax import interpolants, rng, types
 from diversedit_jax.interpolants import paths, section, times
 from diversedit_jax.losses import velocity as velocity_lib
-from diversedit_jax.methods import base, registry
+from diversedit_jax.methods import base, batches, registry
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import taps
 from diversedit_jax.sampling import guidance, trajectory
@@ -90,7 +90,7 @@ class StochasticInterpolant(base.Flow):
       )
 
   def draw(self, batch: types.Batch, key: jax.Array) -> base.NoisyBatch:
-    x_NHWC = base.clean(batch)
+    x_NHWC = batches.clean(batch)
     n = x_NHWC.shape[0]
     t_N = self.time_law(rng.stream(key, 'time'), n)
     eps_NHWC = rng.normal(rng.stream(key, 'noise'), x_NHWC.shape, x_NHWC.dtype)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from diversedit_jax import interpolants, options, rng, types
 from diversedit_jax.interpolants import times
 from diversedit_jax.losses import arithmetic
-from diversedit_jax.methods import base, flow, registry
+from diversedit_jax.methods import base, batches, flow, registry
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import taps
 from diversedit_jax.sampling import average, guidance, trajectory
@@ -190,7 +190,7 @@ class MeanFlow(base.Flow):
       )
 
   def draw(self, batch: types.Batch, key: jax.Array) -> base.NoisyBatch:
-    x_NHWC = base.clean(batch)
+    x_NHWC = batches.clean(batch)
     n = x_NHWC.shape[0]
     ends = (self.time_law(rng.stream(key, name), n) for name in ('time', 'time/second'))
     share = VARIANTS[self.variant] if self.equal_fraction is None else self.equal_fraction

@@ -10,7 +10,7 @@ from diversedit_jax import progress, sharding
 from diversedit_jax.data import files
 from diversedit_jax.evaluation import cached_statistics, panel, pictures, scorers
 from diversedit_jax.experiment import run_dir
-from diversedit_jax.methods import base
+from diversedit_jax.methods import batches
 from diversedit_jax.modes import run_context
 
 
@@ -55,7 +55,7 @@ def _of_tokens(experiment, mesh, folder):
 
   @jax.jit
   def sums(params, batch, counted_N):
-    tokens_NTC = tokenizer.apply(params, base.pixels(batch)).tokens * counted_N[:, None, None]
+    tokens_NTC = tokenizer.apply(params, batches.pixels(batch)).tokens * counted_N[:, None, None]
     return jax.device_put((tokens_NTC.sum(axis=0), (tokens_NTC**2).sum(axis=0)), whole)
 
   mean, square = 0.0, 0.0

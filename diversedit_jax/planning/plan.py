@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from diversedit_jax import options, progress, sharding, trees, types
-from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import attention, tuning
 from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import cost as cost_lib
@@ -68,7 +68,7 @@ class PlanConfig(options.Section, section='plan', may_change=True):
 
 
 def method_flops(
-  objective: base.Objective, architecture: config_lib.Architecture, examples: int
+  objective: objective_lib.Objective, architecture: config_lib.Architecture, examples: int
 ) -> dict[str, float]:
   """FLOPs per example that each part of the method adds to a step of plain flow matching.
 
@@ -105,7 +105,7 @@ def plan(
   config: PlanConfig,
   mesh: jax.sharding.AbstractMesh,
   *,
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   steps: int,
   batch_size: int,
   accumulate: int,

@@ -67,7 +67,7 @@ def _references(report, contents) -> markup.Html | None:
     words = {}
     for run, content in contents:
       if facts := content.get('references', {}).get(network):
-        # Of mu and sigma, if they are known: one reference has files with and without pictures.
+        # The digest of mu and sigma, if known: one reference has files with and without pictures.
         digest = facts.get('statistics_sha256') or facts['sha256']
         by_digest.setdefault(digest, []).append(run.name)
         held = f', {facts["holds"]}' if facts.get('holds') else ''

@@ -15,7 +15,8 @@ import numpy as np
 
 from diversedit_jax import sharding, trees, types
 from diversedit_jax.losses import arithmetic
-from diversedit_jax.methods import base
+from diversedit_jax.methods import batches
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import stack, taps, tuning
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import step as step_lib
@@ -38,7 +39,7 @@ Found = Mapping[str, Any]
 
 
 def make(
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   trainable: state_lib.Trainable,
   *,
   key: jax.Array,
@@ -69,7 +70,7 @@ def make(
     if accumulate == 1:
       found = of_examples(draw)
     else:
-      parts = jax.lax.map(of_examples, base.microbatches(draw, accumulate))
+      parts = jax.lax.map(of_examples, batches.microbatches(draw, accumulate))
       found = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
     floating = {k: x for k, x in draw.batch.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     norms = lambda tree: stack.norms(tree.get('model', {}).get('blocks', {}), depth)

@@ -12,6 +12,7 @@ from absl import logging
 
 from diversedit_jax import types
 from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import step as step_lib
 
@@ -22,7 +23,9 @@ Numbered = Callable[
 """(number of the step from 1, state, batch, frozen) -> (state, metrics)."""
 
 
-def of(objective: base.Objective, compiled: Callable[[base.Objective], step_lib.Step]) -> Numbered:
+def of(
+  objective: objective_lib.Objective, compiled: Callable[[objective_lib.Objective], step_lib.Step]
+) -> Numbered:
   """The step of a run; which terms it has, its number says.
 
   Args:
@@ -45,7 +48,7 @@ def of(objective: base.Objective, compiled: Callable[[base.Objective], step_lib.
   return step
 
 
-def told(objective: base.Objective, begun: int) -> str:
+def told(objective: objective_lib.Objective, begun: int) -> str:
   """What is not computed any more after so many updates, in words."""
   running = objective.running(begun)
   names = lambda parts: ', '.join(part.name for part in parts)

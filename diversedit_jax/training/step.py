@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from diversedit_jax import rng, sharding, trees, types
-from diversedit_jax.methods import base
+from diversedit_jax.methods import base, batches
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import tuning
 from diversedit_jax.training import average
 from diversedit_jax.training import state as state_lib
@@ -23,7 +24,7 @@ Step = Callable[
 
 
 def make_gradients(
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   graphdef: nnx.GraphDef,
   *,
   key: jax.Array,
@@ -58,8 +59,8 @@ def make_gradients(
       return jax.tree.map(jnp.add, total, grads), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    grads, metrics = jax.lax.scan(body, zeros, base.microbatches(draw, accumulate))
-    return jax.tree.map(lambda g: g / accumulate, grads), base.mean_metrics(metrics)
+    grads, metrics = jax.lax.scan(body, zeros, batches.microbatches(draw, accumulate))
+    return jax.tree.map(lambda g: g / accumulate, grads), batches.mean_metrics(metrics)
 
   def run(state, batch, frozen):
     step_key = rng.stream(key, 'step', state.step)
@@ -70,7 +71,7 @@ def make_gradients(
 
 
 def make_step(
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   graphdef: nnx.GraphDef,
   tx: optax.GradientTransformation,
   *,

@@ -16,7 +16,7 @@ import numpy as np
 from diversedit_jax import rng, sharding, trees, types
 from diversedit_jax.data import files
 from diversedit_jax.losses import arithmetic
-from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.methods.diverse import definition
 from diversedit_jax.models import stack, taps, tuning
 from diversedit_jax.training import loop, writers
@@ -24,7 +24,7 @@ from diversedit_jax.training import state as state_lib
 
 
 def make_similarity(
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   trainable: state_lib.Trainable,
   frozen: Mapping[str, Any],
   *,
@@ -49,7 +49,7 @@ def make_similarity(
 
 
 def make_sizes(
-  objective: base.Objective,
+  objective: objective_lib.Objective,
   trainable: state_lib.Trainable,
   frozen: Mapping[str, Any],
   *,

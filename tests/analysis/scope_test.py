@@ -11,12 +11,13 @@ from diversedit_jax.analysis import registry, section
 from diversedit_jax.analysis import scope as scope_lib
 from diversedit_jax.data import sources
 from diversedit_jax.methods import base, flow
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config
 
 KEY = jax.random.key(3)
 DEPTH, WIDTH, TOKENS = 4, 16, 4
 TIMES = (0.25, 0.75)
-OBJECTIVE = base.Objective(
+OBJECTIVE = objective_lib.Objective(
   flow=flow.StochasticInterpolant(
     path=interpolants.linear(), time_law=interpolants.TIME_LAWS['uniform'](), null_label=10
   )

@@ -13,7 +13,8 @@ import pytest
 from diversedit_jax import interpolants, rng, types
 from diversedit_jax.data import latents
 from diversedit_jax.frozen.encoders import base as encoders_lib
-from diversedit_jax.methods import base, diverse, flow
+from diversedit_jax.methods import base, batches, diverse, flow
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import heads as heads_lib
 from diversedit_jax.models import taps
 
@@ -42,7 +43,7 @@ class LastBlock(base.Term):
 
 def test_terms_add_up_and_keep_their_names_and_heads():
   terms = (diverse.Diverse(lo=0.0, hi=2.0), LastBlock())
-  objective = base.Objective(flow=tiny.interpolant(), terms=terms)
+  objective = objective_lib.Objective(flow=tiny.interpolant(), terms=terms)
   graphdef, params = tiny.parameters(tiny.architecture(depth=4), terms)
   draw, key = objective.draw(tiny.batch(), jax.random.key(0)), jax.random.key(1)
 
@@ -85,7 +86,7 @@ def test_frozen_features_join_the_batch_without_gradient():
     )
 
   looks = flow.StochasticInterpolant(null_label=tiny.CLASSES, opened=(encoder('b', 2),))
-  objective = base.Objective(flow=looks, encoders=(encoder('a', 3), *looks.opened))
+  objective = objective_lib.Objective(flow=looks, encoders=(encoder('a', 3), *looks.opened))
   frozen = objective.frozen()
   assert {name: float(params['w']) for name, params in frozen.items()} == {'a': 3, 'b': 2}
   pixels = jnp.arange(8, dtype=jnp.uint8).reshape(2, 2, 2, 1) * 32
@@ -116,7 +117,7 @@ def test_encoding_in_parts_changes_nothing_and_keeps_the_order(parts):
     image_shape=(2, 2, 1),
     flops=1.0,
   )
-  objective = base.Objective(flow=tiny.interpolant(), encoders=(encoder,))
+  objective = objective_lib.Objective(flow=tiny.interpolant(), encoders=(encoder,))
   images = jnp.arange(24, dtype=jnp.float32).reshape(6, 2, 2, 1) / 24
   whole = objective.encode(objective.frozen(), {'images': images})
   cut = jax.jit(lambda x: objective.encode(objective.frozen(), {'images': x}, parts))(images)
@@ -139,7 +140,7 @@ def moments(n=3):
 def test_latents_are_drawn_anew_from_their_moments_at_every_step():
   mean, std, batch = moments()
   scaling = latents.Scaling(scale=0.5, shift=2.0)
-  objective = base.Objective(flow=tiny.interpolant(), scaling=scaling)
+  objective = objective_lib.Objective(flow=tiny.interpolant(), scaling=scaling)
   draws = jax.jit(jax.vmap(lambda key: objective.draw(batch, key).clean))
   many = np.asarray(draws(jax.random.split(jax.random.key(0), 4000)), np.float64)
   # The mean of 4000 draws is normal with std / sqrt(4000), their spread with std / sqrt(8000).
@@ -157,7 +158,7 @@ def test_latents_are_drawn_anew_from_their_moments_at_every_step():
 def test_bytes_are_the_images_they_stand_for():
   levels = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 1), np.uint8)
   labels = np.zeros(3, np.int32)
-  objective, key = base.Objective(flow=tiny.interpolant()), jax.random.key(0)
+  objective, key = objective_lib.Objective(flow=tiny.interpolant()), jax.random.key(0)
   as_bytes = objective.draw({'images': levels, 'labels': labels}, key)
   as_floats = objective.draw(
     {'images': (levels / 127.5 - 1).astype(np.float32), 'labels': labels}, key
@@ -165,7 +166,7 @@ def test_bytes_are_the_images_they_stand_for():
   # One float32 rounding each of the division and the subtraction.
   np.testing.assert_allclose(as_bytes.clean, as_floats.clean, atol=2e-7)
   np.testing.assert_allclose(as_bytes.x_t, as_floats.x_t, atol=1e-6)
-  np.testing.assert_allclose(base.pixels({'images': levels}), levels / 127.5 - 1, atol=2e-7)
+  np.testing.assert_allclose(batches.pixels({'images': levels}), levels / 127.5 - 1, atol=2e-7)
 
 
 # What a term and a flow may ask for.
@@ -215,7 +216,7 @@ def test_targets_teacher_draws_and_forward_derivative_reach_their_methods():
     time_law=interpolants.TIME_LAWS['uniform'](),
     null_label=tiny.CLASSES,
   )
-  objective = base.Objective(flow=made, terms=terms)
+  objective = objective_lib.Objective(flow=made, terms=terms)
   graphdef, params = tiny.parameters(tiny.architecture(), terms)
   _, teacher = tiny.parameters(tiny.architecture(), terms, seed=2)
   generator = np.random.default_rng(3)
@@ -269,7 +270,7 @@ def test_a_term_needs_its_loss_only():
       assert features is None and context.drawn == () and context.heads is None
       return jnp.float32(3), {}
 
-  objective = base.Objective(flow=tiny.interpolant(), terms=(Constant(),))
+  objective = objective_lib.Objective(flow=tiny.interpolant(), terms=(Constant(),))
   graphdef, params = tiny.parameters(tiny.architecture(), objective.terms)
   assert not params.get('heads')
   draw = objective.draw(tiny.batch(), jax.random.key(0))
@@ -296,7 +297,7 @@ def test_microbatches_keep_every_example_once_and_whole():
     noise=jnp.zeros((n, 2, 2, 1)),
     batch={'labels': jnp.arange(n)},
   )
-  split = base.microbatches(noisy, parts)
+  split = batches.microbatches(noisy, parts)
   assert split.x_t.shape == (parts, n // parts, 2, 2, 1) and split.y.shape == (parts, n // parts)
   assert sorted(split.y.ravel().tolist()) == list(range(n))
   np.testing.assert_array_equal(split.t, split.y)  # The fields stay together.
@@ -307,5 +308,7 @@ def test_microbatches_keep_every_example_once_and_whole():
 
 
 def test_mean_metrics():
-  means = base.mean_metrics({'loss': jnp.asarray([1.0, 3.0]), 'velocity': jnp.asarray([0.0, 4.0])})
+  means = batches.mean_metrics(
+    {'loss': jnp.asarray([1.0, 3.0]), 'velocity': jnp.asarray([0.0, 4.0])}
+  )
   assert {k: float(v) for k, v in means.items()} == {'loss': 2.0, 'velocity': 2.0}

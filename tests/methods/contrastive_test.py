@@ -17,6 +17,7 @@ from diversedit_jax.data import latents, sources
 from diversedit_jax.data.sources import described
 from diversedit_jax.interpolants import section
 from diversedit_jax.methods import base, contrastive
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.sampling import trajectory
 
 EXACT = {'rtol': 1e-10, 'atol': 1e-12}  # The reference's, in float64.
@@ -27,7 +28,9 @@ def totals(g, case, dtype):
   array = lambda name: jnp.asarray(tiny.nhwc(g[name]), dtype)
   path = 'cosine' if case == 'cosine_path' else 'linear'
   term = contrastive.Contrastive(weighting='linear' if case == 'linear' else 'uniform')
-  objective = base.Objective(flow=tiny.interpolant(path=interpolants.PATHS[path]), terms=(term,))
+  objective = objective_lib.Objective(
+    flow=tiny.interpolant(path=interpolants.PATHS[path]), terms=(term,)
+  )
   noisy = tiny.noisy_of(
     array('images'),
     array(f'{case}/noises'),
@@ -124,7 +127,7 @@ def best(share_up, weight):
   assert np.count_nonzero(here) == 2
 
   def total(f):
-    """Of what the network says there, without what it says elsewhere."""
+    """The loss of what the network says there, without what it says elsewhere."""
     contrast = np.sum(here) * np.sum(p * (f - u) ** 2)
     return np.sum(here * (f - u) ** 2) - weight * contrast
 

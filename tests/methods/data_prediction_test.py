@@ -67,7 +67,7 @@ def test_loss_gradient_and_velocity_match_reference(reference, name, dtype):
     by_example = stored(f'{case}/loss_elementwise').mean(axis=(1, 2, 3))
     np.testing.assert_allclose(loss_N, by_example, **tolerance)
   velocity = lambda said: sign * flow.as_velocity(said, draw.x_t, draw.t, clamp=0.05)
-  scale = 20  # Of velocities, which are differences divided by 0.05.
+  scale = 20  # Velocities are differences divided by 0.05.
   tolerance['atol'] *= scale
   np.testing.assert_allclose(velocity(pred), tiny.nhwc(stored(f'{case}/v_pred')), **tolerance)
   target = tiny.nhwc(stored(f'{name}/v_target'))  # The target is clamped as the prediction is.

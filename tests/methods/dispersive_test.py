@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diversedit_jax import types
-from diversedit_jax.methods import base, dispersive
+from diversedit_jax.methods import dispersive
+from diversedit_jax.methods import objective as objective_lib
 
 KEY = jax.random.key(0)
 
@@ -192,7 +193,7 @@ def loss_of(term, blocks):
   n = len(blocks[0])
   flow, zeros = tiny.interpolant(), jnp.zeros((n, 2, 2, 1), blocks[0].dtype)
   noisy = tiny.noisy_of(zeros, zeros, jnp.zeros(n, jnp.int32), jnp.full(n, 0.5))
-  objective = base.Objective(flow=flow, terms=(term,))
+  objective = objective_lib.Objective(flow=flow, terms=(term,))
   network = tiny.Network(tiny.Model(zeros, blocks))
   loss, metrics = objective.loss(network, flow.at(noisy, noisy.t), key=KEY, step=jnp.int32(0))
   assert metrics['velocity'] == 0 and set(metrics) == {'loss', 'velocity', 'dispersive/loss'}

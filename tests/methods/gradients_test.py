@@ -16,7 +16,8 @@ import pytest
 
 from diversedit_jax import interpolants
 from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, dispersive, diverse, meanflow, reg
+from diversedit_jax.methods import batches, dispersive, diverse, meanflow, reg
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import embed
 
@@ -63,7 +64,7 @@ def _float64(monkeypatch):
 
 def setting(flow, terms, **fields):
   """(objective, params, draw, value_and_grad) of a network of two blocks, without zeros."""
-  objective = base.Objective(flow=flow, terms=terms)
+  objective = objective_lib.Objective(flow=flow, terms=terms)
   architecture = tiny.architecture(
     interval=isinstance(flow, meanflow.MeanFlow),
     class_token=tiny.WIDTHS['enc'] if isinstance(flow, reg.Reg) else 0,
@@ -198,12 +199,12 @@ def test_gradient_of_meanflow_is_that_of_a_square_with_target_and_weight_held(me
 def test_losses_that_say_that_they_are_means_over_examples_are(flow, terms):
   """Microbatches change no other, so that a run may change their number."""
   graphdef, params, draw, _ = setting(flow, terms)
-  objective, network = base.Objective(flow=flow, terms=terms), nnx.merge(graphdef, params)
+  objective, network = objective_lib.Objective(flow=flow, terms=terms), nnx.merge(graphdef, params)
 
   def loss(draw):
     more = dict(key=jax.random.key(2), step=jnp.int32(0), teacher=network)
     return objective.loss(network, draw, **more)[0]
 
-  halves = jax.jit(lambda: jax.lax.map(loss, base.microbatches(draw, 2)))()
+  halves = jax.jit(lambda: jax.lax.map(loss, batches.microbatches(draw, 2)))()
   coupled = any(part.couples_examples for part in (flow, *terms))
   assert coupled == (abs(halves.mean() / jax.jit(loss)(draw) - 1) > 1e-12)

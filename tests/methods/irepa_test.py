@@ -20,6 +20,7 @@ from diversedit_jax import convert, types
 from diversedit_jax.experiment import flat_config
 from diversedit_jax.losses import spatial
 from diversedit_jax.methods import base, repa
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config, heads
 
 CASES = ('square', 'plain', 'wide', 'two', 'pointwise', 'mlp')
@@ -159,7 +160,7 @@ def test_a_model_and_its_gradients_match_reference(golden, projector):
   )
   aligned = repa.Pair(encoder='a', block=spec['encoder_depth'], width=spec['z_dims'][0])
   term = repa.Repa(preset='irepa', projector=projector, aligned=(aligned,), hidden=16)
-  objective = base.Objective(flow=tiny.interpolant(), terms=(term,))
+  objective = objective_lib.Objective(flow=tiny.interpolant(), terms=(term,))
   with jax.enable_x64():
     array = lambda x: jnp.asarray(x, jnp.float64)
     params = jax.tree.map(array, convert.to_ours(stored, 'sit'))

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from diversedit_jax.methods import base, dispersive, diverse, meanflow, reg
+from diversedit_jax.methods import dispersive, diverse, meanflow, reg
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import sit
 from diversedit_jax.training import state, step
 
@@ -63,7 +64,7 @@ def trace(flow, terms, accumulate=1):
   graphdef, params = tiny.parameters(architecture, terms)
   tx = optax.sgd(0.1)
   made = step.make_step(
-    base.Objective(flow=flow, terms=terms),
+    objective_lib.Objective(flow=flow, terms=terms),
     graphdef,
     tx,
     key=jax.random.key(0),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert, interpolants, rng, types
-from diversedit_jax.methods import base, repa
+from diversedit_jax.methods import objective as objective_lib
+from diversedit_jax.methods import repa
 from diversedit_jax.models import taps
 from diversedit_jax.sampling import trajectory
 
@@ -60,7 +61,7 @@ def test_training_loss_matches_reference(reference, path):
 
   @jax.jit
   def run(network, noisy):
-    objective = base.Objective(flow=flow, terms=(term,))
+    objective = objective_lib.Objective(flow=flow, terms=(term,))
     output = flow.run(network, noisy, taps.nothing())
     errors = (
       flow.loss(output.pred, noisy.target, noisy.t),
@@ -115,7 +116,7 @@ def test_at_moves_the_class_token_too():
 
 def test_sra_gives_the_teacher_the_class_token_at_the_teachers_time():
   flow = tiny.reg_flow()
-  objective = base.Objective(flow=flow, terms=(dataclasses.replace(tiny.SRA, t_max=1.0),))
+  objective = objective_lib.Objective(flow=flow, terms=(dataclasses.replace(tiny.SRA, t_max=1.0),))
   noisy = objective.draw(tiny.batch(), KEY)
   blocks = [jnp.zeros((4, 5, 8)), jnp.ones((4, 5, 8))]
   models = [tiny.Model(noisy.noise, blocks, class_token=jnp.zeros((4, Z))) for _ in range(2)]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diversedit_jax import interpolants, types
-from diversedit_jax.methods import base, reg, repa
+from diversedit_jax.methods import objective as objective_lib
+from diversedit_jax.methods import reg, repa
 
 KEY = jax.random.key(0)
 TWO = (repa.Pair(encoder='a', block=1, width=24), repa.Pair(encoder='b', block=2, width=40))
@@ -57,7 +58,7 @@ def loss_of(term, noisy, blocks, heads, pred=0.0, flow=None):
   """The objective of a network that puts out `blocks` and predicts `pred`."""
   network = tiny.Network(tiny.Model(jnp.broadcast_to(pred, noisy.noise.shape), blocks), heads)
   flow = flow or tiny.interpolant()
-  objective = base.Objective(flow=flow, terms=(term,))
+  objective = objective_lib.Objective(flow=flow, terms=(term,))
   noisy = flow.at(noisy, noisy.t)
   return objective.loss(network, noisy, key=KEY, step=jnp.int32(0))
 

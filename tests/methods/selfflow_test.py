@@ -13,6 +13,7 @@ import pytest
 
 from diversedit_jax import convert, types
 from diversedit_jax.methods import base, selfflow, sra
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import block, config, cost, embed, groups, taps
 
 KEY = jax.random.key(0)
@@ -49,7 +50,7 @@ class Reference:
     return nnx.merge(self.graphdef, params)
 
   def objective(self):
-    return base.Objective(flow=self.flow, terms=self.flow.terms(None))
+    return objective_lib.Objective(flow=self.flow, terms=self.flow.terms(None))
 
   def loss(self, params):
     teacher = self.network(self.teacher)
@@ -343,7 +344,7 @@ def test_the_teacher_is_cleaner_and_sees_the_students_labels():
   batch = tiny.batch(64)
   for option in selfflow.TEACHER_TIMES:
     flow = tiny.self_flow(architecture, teacher_time=option)
-    objective = base.Objective(flow=flow, terms=flow.terms(None))
+    objective = objective_lib.Objective(flow=flow, terms=flow.terms(None))
     noisy = objective.draw(batch, KEY)
     assert (noisy.y != batch['labels']).any()
     student, teacher = (

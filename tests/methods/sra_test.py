@@ -10,6 +10,7 @@ import pytest
 from diversedit_jax import interpolants, rng, types
 from diversedit_jax.losses import arithmetic
 from diversedit_jax.methods import base, sra
+from diversedit_jax.methods import objective as objective_lib
 
 KEY = jax.random.key(0)
 EXACT = {'rtol': 1e-12, 'atol': 1e-13}
@@ -148,7 +149,7 @@ def test_totals_and_inputs_match_reference(golden, path, name, weight, options):
   unused = jnp.full((4, 16, 24), 9.0)
   student = tiny.Model(image('model_output'), [jnp.asarray(g['student']), unused])
   teacher = tiny.Model(0 * image('images'), [unused, jnp.asarray(g['teacher'])])
-  loss, metrics = base.Objective(flow=flow, terms=(term,)).loss(
+  loss, metrics = objective_lib.Objective(flow=flow, terms=(term,)).loss(
     tiny.Network(student, {'sra': lambda f: f}),
     flow.at(noisy, noisy.t),
     key=KEY,
@@ -174,7 +175,7 @@ def test_totals_and_inputs_match_reference(golden, path, name, weight, options):
 def test_the_student_alone_learns():
   """Through a whole network, whose head sees the student's block and not the teacher's."""
   terms = (sra_of(),)
-  objective = base.Objective(flow=tiny.interpolant(label_dropout=0.5), terms=terms)
+  objective = objective_lib.Objective(flow=tiny.interpolant(label_dropout=0.5), terms=terms)
   graphdef, params = tiny.parameters(tiny.architecture(), terms)
   _, averaged = tiny.parameters(tiny.architecture(), terms, seed=2)
   noisy = objective.draw(tiny.batch(), jax.random.key(1))
@@ -198,7 +199,7 @@ def test_the_student_alone_learns():
 
 def test_the_draw_is_one_uniform_number_for_each_example():
   term = sra_of()
-  objective = base.Objective(flow=tiny.interpolant(), terms=(term,))
+  objective = objective_lib.Objective(flow=tiny.interpolant(), terms=(term,))
   drawn = objective.draw(tiny.batch(4000, shape=(1, 1, 1)), KEY).drawn['sra']
   assert drawn.shape == (4000,) and drawn.min() >= 0 and drawn.max() < 1
   # A mean of 1/2 and a variance of 1/12, to four standard deviations.
@@ -262,7 +263,7 @@ def test_the_teacher_is_at_most_t_max_cleaner(t_max):
 
 
 def test_a_missing_teacher_is_named():
-  objective = base.Objective(flow=tiny.interpolant(), terms=(sra_of(),))
+  objective = objective_lib.Objective(flow=tiny.interpolant(), terms=(sra_of(),))
   noisy = objective.draw(tiny.batch(), KEY)
   network = tiny.Network(tiny.Model(noisy.noise, [jnp.zeros((4, 4, 8))] * 2), {'sra': lambda f: f})
   with pytest.raises(ValueError, match='asks for the teacher, and none is given'):

@@ -96,7 +96,7 @@ def test_output_agrees_in_float64(arrays, name):
 
 
 def test_gradients_agree(arrays):
-  """Of the mean square of the output, in which the sign of the velocity does not show."""
+  """The gradients of mean(out^2), in which the sign of the velocity does not show."""
   model, x, t, y = build(arrays, 'released')
   loss = lambda m, x: jnp.mean(jnp.square(m(x, t, y).pred))
   of_params, of_x = jax.jit(jax.grad(loss, (0, 1)))(model, x)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diversedit_jax import interpolants, sharding, types
-from diversedit_jax.methods import base, flow
+from diversedit_jax.methods import flow
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config as config_lib
 from diversedit_jax.models import cost, sizes
 from diversedit_jax.planning import devices
@@ -22,7 +23,7 @@ def objective():
   """Plain flow matching."""
   uniform = interpolants.TIME_LAWS['uniform']()
   made = flow.StochasticInterpolant(path=interpolants.linear(), time_law=uniform, null_label=10)
-  return base.Objective(flow=made)
+  return objective_lib.Objective(flow=made)
 
 
 @pytest.fixture

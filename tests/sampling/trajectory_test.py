@@ -436,7 +436,7 @@ def test_grids_begin_at_the_start_and_end_at_0():
   np.testing.assert_allclose(grid(kind='euler', steps=2, shift=3.0), [1, 0.75, 0], atol=1e-16)
   found = grid(steps=4, start=0.999, shift=3.0)
   assert found[0] == 0.999 and found[-2] == 0.04 and found[-1] == 0
-  odds = found[:-1] / (1 - found[:-1]) / 3  # Of the equal steps.
+  odds = found[:-1] / (1 - found[:-1]) / 3  # The equal steps, before the shift.
   np.testing.assert_allclose(np.diff(odds / (1 + odds), 2), 0, atol=1e-14)
   own = (0.9, 0.85, 0.1, 0.0)
   np.testing.assert_array_equal(grid(kind='euler', steps=3, times=own, start=0.9), own)

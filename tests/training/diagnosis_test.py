@@ -13,6 +13,7 @@ import pytest
 
 from diversedit_jax import rng, sharding, trees
 from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config, taps
 from diversedit_jax.training import diagnosis
 from diversedit_jax.training import state as state_lib
@@ -41,7 +42,7 @@ Root.name = 'root'
 @pytest.fixture(scope='module')
 def parts():
   """The compiled diagnosis in two microbatches, a finite state and a batch."""
-  objective = base.Objective(flow=tiny.interpolant(), terms=(Root(),))
+  objective = objective_lib.Objective(flow=tiny.interpolant(), terms=(Root(),))
   trainable = state_lib.Trainable(
     lambda rngs: base.Network(ARCHITECTURE, tiny.EXECUTION, rngs=rngs),
     optax.sgd(0.1),

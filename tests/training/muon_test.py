@@ -169,7 +169,7 @@ def test_muons_matrices_have_one_moment_where_the_rest_has_two_and_frozen_ones_n
   assert trees.count(made.opt_state) == counts['muon'] + 2 * counts['adamw'] + scalars
   assert jax.tree.structure(made.shardings.opt_state) == jax.tree.structure(made.opt_state)
   told = optim.division(experiment.optimizer, made.trained(made.params))
-  matrices = 3 * (1 + 1 + 3 + 1 + 2)  # Of a block: fusion, adaLN, qkv, proj, fc1 and fc2.
+  matrices = 3 * (1 + 1 + 3 + 1 + 2)  # A block's: fusion, adaLN, qkv, proj, fc1 and fc2.
   assert told.startswith(f'optimizer.name=muon: {matrices} matrices, {counts["muon"]:,} parameters')
   assert 'blocks/second/attn/qkv/kernel' in told and 'blocks/first' not in told
 

@@ -19,6 +19,7 @@ import pytest
 from diversedit_jax import checkpoint, modes, rng, sharding, trees, types
 from diversedit_jax.data import pipeline
 from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import taps
 from diversedit_jax.modes import run_context
 from diversedit_jax.training import nonfinite, step
@@ -208,7 +209,7 @@ def guarded():
   graphdef, params = tiny.parameters(architecture)
   run = jax.jit(
     step.make_step(
-      base.Objective(flow=tiny.interpolant(), terms=(Told(),)),
+      objective_lib.Objective(flow=tiny.interpolant(), terms=(Told(),)),
       graphdef,
       tx,
       key=jax.random.key(0),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import modes
-from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.modes import run_context
 from diversedit_jax.training import phases
 
@@ -62,7 +62,7 @@ def test_terms_are_there_until_they_end(whole):
 
 
 def test_the_state_is_that_of_weights_held_at_zero(whole, tmp_path, monkeypatch):
-  monkeypatch.setattr(base.Objective, 'ends', ())  # Nothing is left out: zeros are added.
+  monkeypatch.setattr(objective_lib.Objective, 'ends', ())  # Nothing is left out: zeros are added.
   modes.train.run(small_runs.make(**CHANGES), str(tmp_path))
   masked = [row for row in _rows(tmp_path) if row['step'] == 18 and 'loss' in row]
   assert masked[0]['repa/schedule'] == masked[0]['sra/schedule'] == 0

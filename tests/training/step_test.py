@@ -16,6 +16,7 @@ from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import rng, sharding, trees
 from diversedit_jax.data import sources
 from diversedit_jax.methods import base
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.training import optim
 from diversedit_jax.training import state as state_lib
 from diversedit_jax.training import step as step_lib
@@ -33,7 +34,7 @@ IN_BFLOAT16 = dict(remat='full', unroll=2, dtype='bfloat16')
 class Setting:
   """A small digits run: what makes its state, and its compiled step."""
 
-  objective: base.Objective
+  objective: objective_lib.Objective
   trainable: state_lib.Trainable
   tx: optax.GradientTransformation
   step: Callable[..., tuple[state_lib.TrainState, base.Metrics]]

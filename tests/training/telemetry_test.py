@@ -10,6 +10,7 @@ import pytest
 from diversedit_jax import interpolants, rng, sharding
 from diversedit_jax.interpolants import times
 from diversedit_jax.methods import base, flow
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.methods.diverse import definition
 from diversedit_jax.models import config, taps
 from diversedit_jax.training import state as state_lib
@@ -32,7 +33,7 @@ EXAMPLES = 3
 @pytest.fixture(scope='module')
 def parts():
   """Objective, trainable, parameters without zeros, a batch, and the compiled similarity."""
-  objective = base.Objective(
+  objective = objective_lib.Objective(
     flow=flow.StochasticInterpolant(
       path=interpolants.linear(), time_law=times.Uniform(), label_dropout=0.5, null_label=5
     )

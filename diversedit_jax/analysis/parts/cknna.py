@@ -20,7 +20,7 @@ from diversedit_jax.analysis import panels, registry
 from diversedit_jax.analysis import scope as scope_lib
 from diversedit_jax.frozen import encoders
 from diversedit_jax.frozen.encoders import pca
-from diversedit_jax.methods import base
+from diversedit_jax.methods import batches
 
 
 def cknna(x_NP: np.ndarray, y_NQ: np.ndarray, k: int = 10) -> float:
@@ -140,7 +140,7 @@ def _targets(scope):
     )
     encoder = encoders.open_encoder(name, request)
   apply = jax.jit(
-    lambda params, batch: encoder.apply(params, base.pixels(batch)).tokens.mean(axis=1),
+    lambda params, batch: encoder.apply(params, batches.pixels(batch)).tokens.mean(axis=1),
     out_shardings=sharding.replicated(scope.subject.mesh),
   )
   params, size = encoder.load(), min(config.batch_size, len(scope.indices))

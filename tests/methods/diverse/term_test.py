@@ -9,7 +9,8 @@ import pytest
 
 from diversedit_jax import interpolants, rng, types
 from diversedit_jax.interpolants import times
-from diversedit_jax.methods import base, diverse, flow
+from diversedit_jax.methods import diverse, flow
+from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.methods.diverse import definition
 from diversedit_jax.models import config as model_config
 from diversedit_jax.models import taps
@@ -102,7 +103,7 @@ def test_diverse_equals_the_plain_loop_in_float32_with_long_skips():
   """Through the whole network, whose second half runs backwards; see also `gradients_test`."""
   term, key = TERMS['given'], jax.random.key(4)
   silent = Silent(path=interpolants.linear(), time_law=times.Uniform(), null_label=tiny.CLASSES)
-  objective = base.Objective(flow=silent, terms=(term,))
+  objective = objective_lib.Objective(flow=silent, terms=(term,))
   graphdef, params = tiny.parameters(
     tiny.architecture(depth=4, skip=model_config.Skip(enabled=True))
   )
