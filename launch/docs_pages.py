@@ -23,19 +23,28 @@ PAGES = {
   'colab/README.md': 'colab.md',
   'tests/golden/README.md': 'golden.md',
 }
+# Every file of the folder is a method or what methods share.
+ROOMS = sorted(
+  path.stem
+  for path in (ROOT / 'diversedit_jax' / 'methods').glob('*.py')
+  if path.stem not in ('__init__', 'base', 'objective')
+)
 API = {
-  'models': ('models.sit', 'models.config', 'models.sizes', 'models.taps', 'models.block'),
+  'models': (
+    'models.sit',
+    'models.config',
+    'models.sizes',
+    'models.taps',
+    'models.block',
+    'models.norms',
+    'models.rotary',
+    'models.groups',
+  ),
   'methods': (
     'methods.base',
     'methods.objective',
-    'methods.batches',
     'methods.diverse.definition',
-    'methods.repa',
-    'methods.sra',
-    'methods.dispersive',
-    'methods.layersync',
-    'methods.reg',
-    'methods.meanflow',
+    *(f'methods.{room}' for room in ROOMS),
     'losses.velocity',
   ),
   'sampling': (
@@ -48,6 +57,8 @@ API = {
   ),
   'scores': (
     'evaluation.scores',
+    'evaluation.panel',
+    'evaluation.cmmd',
     'frozen.inception',
     'analysis.similarity',
     'analysis.parts.cknna',
