@@ -99,8 +99,7 @@ PAGES = {
     {
       'diversedit_jax/models/config.py',
       'diversedit_jax/models/block.py',
-      'diversedit_jax/models/cost.py',
-      'tests/models/swiglu_test.py',
+      'tests/models/squared_relu_test.py',
     },
     ['step 60/60', 'parameters'],
   ),

@@ -114,7 +114,10 @@ class SwiGlu(nnx.Module):
     return self.fc3(jax.nn.silu(h_NT2H[:, :, 0]) * h_NT2H[:, :, 1])
 
 
-MLPS = {'gelu': Mlp, 'swiglu': SwiGlu}
+MLPS = {
+  'gelu': Mlp,
+  'swiglu': SwiGlu,
+}
 """By `model.mlp`."""
 
 

@@ -15,7 +15,11 @@ TIME_INPUTS = ('unit', 'ddpm')
 PADDED_HEADS = (80, 96, 128)
 ATTENTIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED_HEADS), 'flash')
 """'cudnn@d' pads heads with zeros to d values; 'flash' is JAX's Pallas kernel for TPUs."""
-NORMS, MLPS = ('layer', 'rms'), ('gelu', 'swiglu')
+NORMS = ('layer', 'rms')
+MLPS = (
+  'gelu',
+  'swiglu',
+)
 BLOCKS = {
   'sit': {'norm': 'layer', 'mlp': 'gelu', 'rope': False, 'shift': True},
   'lightning': {'norm': 'rms', 'mlp': 'swiglu', 'rope': True, 'shift': True},
