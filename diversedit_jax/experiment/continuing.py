@@ -82,7 +82,7 @@ def may_change(key: str, given: Mapping[str, Any], *, same_data: bool) -> bool:
   if key == 'train.accumulate' and registry.needs(given['method'], 'couples_examples'):
     return False  # Such a loss is that of each microbatch.
   section, declared = key.partition('.')[0], declarations.keys()
-  if section in registry.sections() and section not in registry.used_sections(given['method']):
+  if section in registry.sections() and not registry.reads(given['method'], key):
     return True
   return key in declared and declared[key].may_change
 

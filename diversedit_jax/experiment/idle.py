@@ -36,9 +36,6 @@ _TWINS = {
 _OF_PICTURES = ('inception', 'encoder', 'encoder_weights', 'encoder_reference', 'quantiser')
 _OF_PICTURES += ('fdr', 'fdr_weights', 'fdr_reference', 'fdr_real', 'cmmd', 'cmmd_reference')
 _OF_PICTURES += ('classifier', 'precision_recall', 'kid_subsets', 'batch_size', 'keep_samples')
-# Keys of Self-Flow that are its alignment's.
-_OF_ALIGNMENT = ('student_block', 'teacher_block', 'kind', 'axis', 'beta', 'schedule')
-_OF_ALIGNMENT += ('teacher_time', 't_max')
 
 
 def remarks(made: experiment.Experiment, mode: str, given: Iterable[str]) -> list[str]:
@@ -61,16 +58,11 @@ def _why(made, mode, name):
     return 'sweep.weights says which weights are compared'
   if twin := _TWINS.get(mode, {}).get(name):
     return f'--mode={mode} reads {twin}'
-  if section in registry.sections() and section not in registry.used_sections(made.method):
+  if section in registry.sections() and not registry.reads(made.method, name):
     return f'method={made.method} does not read it'
-  parts = registry.parse(made.method)
-  if section == 'repa' and not {'repa', 'reg'} & {*parts} and key not in ('weights', 'dtype'):
-    return f'method={made.method} reads repa.weights and repa.dtype alone'
-  if section == 'selfflow' and key in _OF_ALIGNMENT and not made.objective.flow.alignment:
-    return 'selfflow.alignment_weight=0'
-  repa = next((term for term in made.objective.terms if term.name == 'repa'), None)
-  if name == 'repa.hidden' and repa and repa.projector == 'conv' and not repa.class_token:
-    return 'repa.projector is a convolution, which has no hidden layer'
+  for part in (made.objective.flow, *made.objective.terms):
+    if part.section == section and (why := part.idle(key)):
+      return why
   if section == 'vae' and not made.vae.weights and key in ('dtype', 'tile'):
     return 'nothing is decoded without vae.weights'
   if name == 'rae.pixels' and not made.rae.decoder:

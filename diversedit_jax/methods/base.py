@@ -109,7 +109,7 @@ class Part(options.Section, abc.ABC):
   opened: tuple[encoders_lib.Encoder, ...] = dataclasses.field(default=(), repr=False)
   name: ClassVar[str]
   not_with: ClassVar[Mapping[str, str]] = {}
-  reads: ClassVar[tuple[str, ...]] = ()  # Further sections whose options it looks at.
+  reads: ClassVar[tuple[str, ...]] = ()  # Further keys that it looks at, or whole sections.
   needs_pixels: ClassVar[bool] = False  # Whether it shows pixels to a frozen encoder.
   needs_teacher: ClassVar[bool] = False  # Whether it runs the averaged network.
   couples_examples: ClassVar[bool] = False  # Whether its loss is no mean over examples.
@@ -123,6 +123,12 @@ class Part(options.Section, abc.ABC):
     """
     del setup
     return self
+
+  def idle(self, key: str) -> str:
+    """Why an option of its section, by its name there, has no effect beside the others; '' if it
+    acts."""
+    del key
+    return ''
 
 
 class Flow(Part):

@@ -59,7 +59,7 @@ class Haste(base.Term):
     0, at_least=0, doc='The first heads of both that are compared; 0 is all that both have.'
   )
   teacher: tuple[int, int, int] = (0, 0, 0)
-  reads: ClassVar[tuple[str, ...]] = ('repa',)
+  reads: ClassVar[tuple[str, ...]] = ('repa.weights', 'repa.dtype')
   needs_pixels: ClassVar[bool] = True
   couples_examples: ClassVar[bool] = False
   # arXiv 2505.16792: REPA at block 8 of every size, both alignments up to a step.

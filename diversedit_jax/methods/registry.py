@@ -84,9 +84,11 @@ def sections() -> dict[str, type[base.Part]]:
   return found
 
 
-def used_sections(method: str) -> set[str]:
-  """The sections of parts that a method reads."""
-  return {name for part in parse(method) for name in (METHODS[part].section, *METHODS[part].reads)}
+def reads(method: str, key: str) -> bool:
+  """Whether a part of a method reads a key of the config, as 'repa.weights'."""
+  section, _, _ = key.partition('.')
+  parts = [METHODS[name] for name in parse(method)]
+  return any(part.section == section or {section, key} & {*part.reads} for part in parts)
 
 
 def _is_flow(name):

@@ -201,6 +201,11 @@ class Repa(base.Term):
         f'model.patch_size={architecture.patch_size} makes one; take smaller patches'
       )
 
+  def idle(self, key: str) -> str:
+    if key == 'hidden' and self.projector == 'conv' and not self.class_token:
+      return 'repa.projector is a convolution, which has no hidden layer'
+    return ''
+
   def heads(
     self,
     architecture: model_config.Architecture,

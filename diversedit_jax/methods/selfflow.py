@@ -160,6 +160,10 @@ class SelfFlow(flow.StochasticInterpolant):
       groups=number,
     )
 
+  def idle(self, key: str) -> str:
+    of_flow = ('share', 'separate_attention', 'alignment_weight')
+    return '' if self.alignment or key in of_flow else 'selfflow.alignment_weight=0'
+
   def terms(self, setup: base.Setup) -> tuple[base.Term, ...]:
     """The alignment; leaving it out (`selfflow.alignment_weight=0`) is an ablation."""
     del setup

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -34,6 +35,8 @@ def run(experiment: experiment_lib.Experiment, workdir: str) -> list[pathlib.Pat
   networks = []
   if options.inception or not (options.networks or options.cmmd):
     networks.append(scorers.open_inception(options.inception))
+  elif panel.INCEPTION in options.networks:
+    logging.warning('eval.fdr: no statistics of inception without its weights, eval.inception')
   if options.encoder:
     side = source.pixel_shape[0]
     networks.append(

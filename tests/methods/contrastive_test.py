@@ -59,18 +59,6 @@ def test_the_previous_example_matches_reference(golden, case):
     np.testing.assert_allclose(gradient, tiny.nhwc(g[f'{case}/grad_total_pred_f64']), **EXACT)
 
 
-def test_of_class_tokens_too(golden):
-  """A function of any arrays, though the method leaves REG's token alone, as the trainer does."""
-  g = golden('contrastive_fm')
-  with jax.enable_x64():
-    pred, u = (jnp.asarray(x, jnp.float64) for x in (g['cls_pred'], g['noises_cls']))
-    u = u - g['cls_token']
-    loss = lambda pred: -jnp.mean(contrastive.distance(pred, jnp.roll(u, 1, axis=0)))
-    value, gradient = jax.value_and_grad(loss)(pred)
-    np.testing.assert_allclose(value, g['uniform/cfm_cls_f64'], **EXACT)
-    np.testing.assert_allclose(gradient, g['uniform/grad_cfm_cls_pred_f64'], **EXACT)
-
-
 @pytest.mark.parametrize('case', ['uniform', 'skip_null', 'class_conditioned'])
 def test_a_drawn_example_matches_reference(golden, case):
   g = golden('contrastive_fm')

@@ -17,6 +17,7 @@ REFUSED = {
   ('reg', 'repa'): 'reg does not go with repa: it contains that alignment',
   ('meanflow', 'contrastive'): "contrastive does not go with meanflow: an average velocity's",
   ('meanflow', 'sra'): "meanflow does not go with sra: SRA's teacher sees the data at one",
+  ('meanflow', 'direction'): 'direction does not go with meanflow: it predicts averages',
   ('selfflow', 'sra'): 'selfflow does not go with sra: it brings that alignment',
 }
 
@@ -84,5 +85,12 @@ def test_traits_are_those_of_any_part():
     assert not any(registry.needs(name, trait) for name in lacking), trait
   assert registry.needs('flow+diverse+sra', 'needs_teacher')
   assert registry.trained_parts('sra+diverse+repa+dispersive') == ('flow', 'repa', 'sra')
-  assert registry.used_sections('haste') == {'flow', 'haste', 'repa'}
-  assert registry.used_sections('reg+sra') == {'reg', 'repa', 'sra'}
+  for method, key, read in (
+    ('haste', 'haste.pairs', True),
+    ('haste', 'repa.weights', True),
+    ('haste', 'repa.pairs', False),
+    ('reg+sra', 'repa.pairs', True),
+    ('reg+sra', 'sra.kind', True),
+    ('reg+sra', 'diversity.lo', False),
+  ):
+    assert registry.reads(method, key) == read, (method, key)
