@@ -1,5 +1,6 @@
 """Pictures that exist already, in every form in which people have them."""
 
+import dataclasses
 import hashlib
 
 from helpers import picture_eval
@@ -89,10 +90,10 @@ def test_compression_with_losses_is_remarked_on(tmp_path):
 # References.
 
 
-def statistics(spec, **options):
+def statistics(spec, points=reference.POOL_LIMIT, **options):
   return picture_sets.open_reference(
     str(spec),
-    picture_eval.network(),
+    dataclasses.replace(picture_eval.network(), points=points),
     lambda spec: sources.open_source(spec, size=16, labels='any'),
     image_size=16,
     mesh=sharding.make_mesh(),
@@ -103,8 +104,8 @@ def statistics(spec, **options):
 
 def test_every_form_is_a_reference(made, monkeypatch):
   monkeypatch.setattr(reference, 'POOL_LIMIT', 10)  # So that 12 pictures are too many to keep.
-  found = [statistics(made / name) for name in ('dit.npz', 'sample.npz', 'flat', 'classes')]
-  found.append(statistics(f'folder:{made}/flat'))
+  paths = [made / name for name in ('dit.npz', 'sample.npz', 'flat', 'classes')]
+  found = [statistics(path, points=10) for path in [*paths, f'folder:{made}/flat']]
   assert {one.n for one in found} == {12} and {len(one.pool_ND) for one in found} == {10}
   features = picture_eval.network().features(picture_eval.network().params, X)['pool']
   for one in found:
