@@ -121,7 +121,7 @@ class DataOptions(options.Section, section='data'):
     """The train split. pixels: whether pixels that lie beside latents are wanted.
 
     Raises:
-      UserError: see `data.sources.open_source`; or data of another kind than the section states.
+      UserError: see `data.sources.open_source`; or data of another size than the section states.
     """
     source = self._open('train', pixels, self.classes)
     if self.workers and not source.reads_files:
@@ -129,6 +129,23 @@ class DataOptions(options.Section, section='data'):
         f'data.workers={self.workers}, but {source.name} is in memory: each worker would get a copy'
       )
     return source
+
+  def check_space(self, source: sources.Source) -> None:
+    """Refuses what the model would learn to make, if that is not what `space` states.
+
+    source: the train split, as latents where an encoder makes them of its pixels.
+
+    Raises:
+      UserError: naming what it is.
+    """
+    if self.space in (None, source.space):
+      return
+    make = '`python -m diversedit_jax.prepare --vae=...`'
+    way = f'; make a store of latents by {make}, or give rae.encoder, which makes them in the step'
+    raise types.UserError(
+      f'data.space={self.space!r}, but {source.name} are {source.space}'
+      f'{way if self.space == "latents" else ""}'
+    )
 
   def open_test(self, train: sources.Source, *, pixels: bool) -> sources.Source:
     """The test split, with the classes of the train split.
@@ -160,11 +177,6 @@ class DataOptions(options.Section, section='data'):
     for name in ('classes', 'labels', 'crop', 'orientation', 'cache'):
       if getattr(self, name) is not None and name not in source.options:
         raise types.UserError(f'data.{name}={getattr(self, name)!r} is not for {source.name}')
-    if self.space is not None and source.space != self.space:
-      raise types.UserError(
-        f'data.space={self.space!r}, but {source.name} are {source.space}; make a store of latents '
-        'by `python -m diversedit_jax.prepare --vae=...`'
-      )
     found = source.pixel_shape
     if self.size is not None and found is not None and found[:2] != (self.size, self.size):
       raise types.UserError(

@@ -96,6 +96,7 @@ def build(config: ml_collections.ConfigDict, *, planned: bool = False) -> Experi
   rae = read['rae']
   pixels = registry.needs(general.method, 'needs_pixels') or bool(rae.encoder)
   source = rae.encoded(data.open(pixels=pixels))
+  data.check_space(source)
   rae.check(source, read['vae'].weights)
   _check_init(general.init_from, read['init'])
   optim.schedule(read['optimizer'], train.steps)  # Refuses a warm-up longer than the run.

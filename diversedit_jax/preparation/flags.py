@@ -7,6 +7,7 @@ from typing import Any
 
 from diversedit_jax import cli, paths, types
 from diversedit_jax.data import pictures
+from diversedit_jax.frozen import rae
 from diversedit_jax.preparation import options
 
 _DESCRIPTION = """\
@@ -87,6 +88,7 @@ def _parser():
   add('--rae', 'NAME', 'encoder whose tokens are the latents, instead of --vae; see docs/rae.md')
   add('--rae_weights', 'FOLDER', 'folder with its weights', paths.expanded)
   add('--rae_statistics', 'FILE', 'mean and variance that normalise its tokens', paths.expanded)
+  add('--rae_patch', 'N', f'pixels of a token along a side (default: {rae.PATCH})', int)
   add(
     '--rae_dtype',
     'DTYPE',

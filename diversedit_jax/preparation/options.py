@@ -16,7 +16,7 @@ STORES = ('latents', 'pixels', 'both')
 DTYPES = ('float16', 'float32')
 VAE_DTYPES = ('float32', 'bfloat16')
 _OF_LATENTS = ('vae', 'vae_scale', 'vae_shift', 'vae_dtype', 'dtype', 'twins')
-_OF_LATENTS += ('rae', 'rae_weights', 'rae_statistics', 'rae_dtype')
+_OF_LATENTS += ('rae', 'rae_weights', 'rae_statistics', 'rae_patch', 'rae_dtype')
 # Usual number of shards, and bounds of their records: after a crash a whole shard is made again.
 _SHARDS, _RECORDS = 64, (256, 65536)
 # A reader keeps all files of a store open, and a process may usually open 1,024.
@@ -33,6 +33,7 @@ class Options:
   vae_scale, vae_shift: scale and shift instead of those of the weights.
   rae: encoder by name, whose tokens are stored in place of an autoencoder's moments.
   rae_weights: folder with its weights. rae_statistics: file that normalises its tokens.
+  rae_patch: side in pixels that one token stands for; None is `rae.PATCH`.
   vae_dtype, rae_dtype: precision of the products of either.
   size: side of the square pictures.
   crop, orientation: see `pictures.crop` and `pictures.decode`.
@@ -58,6 +59,7 @@ class Options:
   rae: str | None = None
   rae_weights: str | None = None
   rae_statistics: str | None = None
+  rae_patch: int | None = None
   rae_dtype: str | None = None
   size: int = 256
   crop: str = 'adm'
@@ -87,7 +89,7 @@ class Options:
       value = getattr(self, name)
       if value not in known:
         trees.check_known(f'--{name}', value, [k for k in known if k is not None])
-    for name in ('size', 'batch_size', 'threads', 'records_per_shard'):
+    for name in ('size', 'batch_size', 'threads', 'records_per_shard', 'rae_patch'):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise types.UserError(f'--{name}={value}, expected a whole number of at least 1')

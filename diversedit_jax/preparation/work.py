@@ -128,9 +128,11 @@ def prepare(
 
 def _latents(asked, collection):
   """The latents of the encoder that was asked for."""
-  side, patch = asked.size, rae.PATCH
+  side, patch = asked.size, asked.rae_patch or rae.PATCH
   if side % patch:
-    raise types.UserError(f'--size={side} is not divisible by {patch}, the pixels of a token')
+    raise types.UserError(
+      f'--size={side} is not divisible by {patch}, the pixels of a token (--rae_patch)'
+    )
   shown = sources.PictureSource(
     collection, size=side, crop=asked.crop, orientation=asked.orientation
   )

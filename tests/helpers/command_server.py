@@ -1,8 +1,8 @@
 """Runs commands in processes that are forked from one that has imported everything.
 
 So a command is a real one, with its own flags, exit code and output, without the seconds of its
-imports. `python command_server.py` reads a JSON object a line, {'module', 'argv', 'cwd', 'env'},
-and answers with {'code', 'out', 'err'}.
+imports. `python command_server.py` reads a JSON object a line, {'module', 'argv', 'cwd', 'seconds',
+'env'}, and answers with {'code', 'out', 'err'}.
 """
 
 import json
@@ -18,7 +18,6 @@ import traceback
 import jax
 
 ROOT = pathlib.Path(__file__).parents[2]
-_SECONDS = 60  # After which a command that does not end is ended.
 _IMPORTED = (
   'configs.paper',
   'diversedit_jax.config_file',
@@ -41,9 +40,14 @@ class Server:
       env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
 
-  def run(self, module: str, argv: list[str], cwd: pathlib.Path, **env: str | None) -> dict:
-    """Runs `python -m MODULE ARGV` in a folder; a variable of None is unset."""
-    asked = {'module': module, 'argv': argv, 'cwd': str(cwd), 'env': env}
+  def run(
+    self, module: str, argv: list[str], cwd: pathlib.Path, seconds: int = 60, **env: str | None
+  ) -> dict:
+    """Runs `python -m MODULE ARGV` in a folder; a variable of None is unset.
+
+    A command that does not end in so many seconds is ended.
+    """
+    asked = {'module': module, 'argv': argv, 'cwd': str(cwd), 'seconds': seconds, 'env': env}
     self._process.stdin.write(json.dumps(asked) + '\n')
     self._process.stdin.flush()
     return json.loads(self._process.stdout.readline())
@@ -60,7 +64,7 @@ def _child(asked, out, err):
   for name, value in asked['env'].items():
     os.environ.pop(name, None) if value is None else os.environ.update({name: value})
   jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS'))  # It was read at import.
-  signal.alarm(_SECONDS)
+  signal.alarm(asked['seconds'])
   sys.path[:] = [asked['cwd'], *sys.path[1:]]  # As `python -m` has it.
   sys.argv = [asked['module'], *asked['argv']]
   code = 0

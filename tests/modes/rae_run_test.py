@@ -42,6 +42,7 @@ SMALL = {
   'method': 'flow',
   'data__size': PIXELS,
   'data__flip': True,
+  'data__space': 'latents',  # What the encoder makes, not what the source has.
   'rae__encoder': NAME,
   'model__patch_size': 1,
   'model__skip__enabled': False,
@@ -160,7 +161,11 @@ def test_the_model_makes_latents_of_the_grid_and_the_step_makes_them_of_pixels(f
   # By hand: the encoder of mirrored pictures, without scale and bias, then the statistics.
   raw = small_runs.make(
     **{k: v for k, v in SMALL.items() if not k.startswith('rae')}
-    | {'data__source': f'folder:{files.root}/pictures', 'model__patch_size': 4}
+    | {
+      'data__source': f'folder:{files.root}/pictures',
+      'data__space': 'pixels',
+      'model__patch_size': 4,
+    }
   ).source
   pixels = raw.gather(np.arange(3))['images']
   pixels[flips] = pixels[flips][:, :, ::-1]
@@ -252,7 +257,12 @@ def test_an_exported_folder_is_sampled_without_the_pictures(run, files, tmp_path
     ({'rae__encoder': 'dino'}, "no encoder 'dino'"),
     ({'rae__patch': 8}, 'gives 4 tokens, but the model has 4x4'),
     ({'rae__patch': 5}, 'rae.patch=5 does not divide'),
-    ({'rae__encoder': ''}, 'rae.decoder=.*are pixels: give rae.encoder'),
+    ({'rae__encoder': ''}, "data.space='latents'.*are pixels; make a store.* or give rae.encoder"),
+    (
+      {'rae__encoder': '', 'data__space': None},
+      'rae.decoder=.*are pixels: give rae.encoder',
+    ),
+    ({'data__space': 'pixels'}, f"data.space='pixels', but {NAME} of .* are latents$"),
     ({'vae__weights': 'sd-vae'}, 'vae.weights.*give rae.decoder'),
     ({'data__source': 'synthetic:4x4x4:3', 'data__size': None}, 'looks at pixels'),
   ],
