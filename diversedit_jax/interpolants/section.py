@@ -52,6 +52,12 @@ class Interpolant(options.Section, section='interpolant'):
   time_std: float = options.option(
     1.0, above=0, doc='Standard deviation of logit_normal and lognormal.'
   )
+  time_latest: float = options.option(
+    1.0,
+    above=0,
+    at_most=1,
+    doc='Times are of the law up to here alone, before the shift; RAE (2510.11690) has 0.999.',
+  )
   shift: float | str | None = options.option(
     None,
     above=0,
@@ -120,6 +126,7 @@ class Interpolant(options.Section, section='interpolant'):
       'path': self.path,
       'mean': self.time_mean,
       'std': self.time_std,
+      'latest': self.time_latest,
       'shift': 1.0 if self.shift is None else self.shift,
     }
     return law(**{f.name: fields[f.name] for f in dataclasses.fields(law)})

@@ -12,12 +12,13 @@ more noise to be hidden (SD3, 2403.03206, Eq. 23; RAE, 2510.11690, with base = 4
 
 which makes sigma / alpha of the linear path a times as large, and then keeps `epsilon` away from
 both ends: t <- epsilon + (1 - 2 epsilon) t, as paths with infinite coefficients at an end need it
-(`Path.epsilon`). RAE cuts its times off at 0.999 before the shift, where a logit-normal law has a
-share of 2e-12 and a uniform one of 0.001; that is not offered.
+(`Path.epsilon`). Before the shift, a law may be that of times up to `latest` alone, as RAE's up to
+0.999: uniform in [0, latest], or n cut off where t = latest.
 """
 
 import dataclasses
 import math
+import statistics
 from typing import Any
 
 import jax
@@ -46,16 +47,23 @@ class Uniform:
 
   epsilon: float = 0.0
   shift: float = 1.0
+  latest: float = 1.0
 
   def __post_init__(self):
     if not 0 <= self.epsilon < 0.5:
       raise types.UserError(f'epsilon={self.epsilon}, expected 0 <= epsilon < 0.5')
     if not 0 < self.shift < math.inf:
       raise types.UserError(f'shift={self.shift}, expected a positive number')
+    if not 0 < self.latest <= 1:
+      raise types.UserError(f'latest={self.latest}, expected a time in (0, 1]')
 
   def __call__(self, key: jax.Array, n: int) -> jax.Array:
     """n independent times [N], float32."""
-    return self._inside(jax.random.uniform(key, (n,), jnp.float32))
+    return self.from_uniform(jax.random.uniform(key, (n,), jnp.float32))
+
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """The times whose share of earlier ones is u, any shape."""
+    return self._inside(u if self.latest == 1 else self.latest * u)
 
   def _inside(self, t: jax.Array) -> jax.Array:
     t = t if self.shift == 1 else shifted(t, self.shift)
@@ -70,7 +78,7 @@ class Stratified(Uniform):
     """n times [N], float32; each is uniform, and together they are evenly spread."""
     order, place = jax.random.split(key)
     strata_N = jax.random.permutation(order, n).astype(jnp.float32)
-    return self._inside((strata_N + jax.random.uniform(place, (n,), jnp.float32)) / n)
+    return self.from_uniform((strata_N + jax.random.uniform(place, (n,), jnp.float32)) / n)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +99,19 @@ class LogitNormal(Uniform):
 
   def __call__(self, key: jax.Array, n: int) -> jax.Array:
     """n independent times [N], float32."""
-    return self.from_normal(jax.random.normal(key, (n,), jnp.float32))
+    if self.latest == 1:
+      return self.from_normal(jax.random.normal(key, (n,), jnp.float32))
+    return super().__call__(key, n)
+
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """See `Uniform`."""
+    largest = (math.log(self._ratio(self.latest)) - self.mean) / self.std
+    share = statistics.NormalDist().cdf(largest)
+    return self.from_normal(jax.scipy.special.ndtri(share * u))
+
+  def _ratio(self, t):
+    """What is log-normal at time t."""
+    return t / (1 - t) if t < 1 else math.inf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +131,10 @@ class LogNormal(LogitNormal):
     """The times for standard normal draws, any shape."""
     ratio_N = jnp.exp(self.mean + self.std * n_N)
     return self._inside(jnp.minimum(paths.PATHS[self.path].time_of_ratio(ratio_N), 1))
+
+  def _ratio(self, t):
+    path = paths.PATHS[self.path]
+    return float(path.sigma(t) / path.alpha(t)) if t < 1 else math.inf
 
 
 TIME_LAWS = {

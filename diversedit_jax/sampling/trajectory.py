@@ -4,10 +4,11 @@
   heun            the same grid, the last step by Euler; 2S - 1 evaluations
   euler_maruyama  S steps of the SDE on linspace(1, last_step, S) and then 0; S evaluations
 
-as REPA's samplers (arXiv 2410.06940); a fourth kind is in `average`. Evaluations with guidance
-count twice, whatever the size of a network that guides. The grid is known before anything is
-traced, so the steps fall into stretches that are guided throughout or not at all, each one a scan;
-steps that need one of the two velocities cost a single evaluation.
+as REPA's samplers (arXiv 2410.06940); a fourth kind is in `average`. RAE's ODE (2510.11690) ends
+at 0.001, shifted, in the place of 0 (`end`). Evaluations with guidance count twice, whatever the
+size of a network that guides. The grid is known before anything is traced, so the steps fall into
+stretches that are guided throughout or not at all, each one a scan; steps that need one of the two
+velocities cost a single evaluation.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,6 +64,13 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     above=0,
     doc='Shift a of equal steps, towards noise if above 1; None is that of the training times '
     '(interpolant.shift).',
+  )
+  end: float = options.option(
+    0.0,
+    at_least=0,
+    below=0.5,
+    doc='Time, before the shift, at which solvers of the ODE stop; RAE (2510.11690) has 0.001, and '
+    'its num_steps are points, one more than steps.',
   )
   start: float = options.option(
     1.0,
@@ -153,6 +161,8 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
       facts['clamp'] = self.clamp
     if self.shift not in (None, 1):
       facts['shift'] = self.shift
+    if self.end and not self.noisy:
+      facts['end'] = self.end
     if self.guided and self.guidance_rule != 'step':
       facts['guidance_rule'] = self.guidance_rule
     return facts
@@ -161,6 +171,10 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     if self.shift is not None:
       raise types.UserError(
         f'sampler.shift={self.shift} is of equal steps, and sampler.times says all times: give one'
+      )
+    if self.end:
+      raise types.UserError(
+        f'sampler.end={self.end} is of equal steps, and sampler.times says all times: give one'
       )
     if self.noisy:
       raise types.UserError('sampler.times are for the ODE; the SDE has its own grid')
@@ -179,6 +193,8 @@ class SamplerConfig(options.Section, section='sampler', may_change=True):
     idle = {}
     if not self.noisy:
       idle |= dict.fromkeys(('diffusion', 'last_step'), f'{self.kind} has no noise in its steps')
+    if self.noisy:
+      idle['end'] = f'{self.kind} goes to 0 from last_step'
     if self.guidance_scale == 1:
       idle['guidance_channels'] = 'guidance_scale=1 does not guide the image'
     if not self.guided:
@@ -270,12 +286,13 @@ class Evaluations(NamedTuple):
 
 
 def time_grid(config: SamplerConfig) -> np.ndarray:
-  """Falling times from `start` to 0, float64 [steps + 1]."""
+  """Falling times from `start` to 0, or to `end` as it is shifted, float64 [steps + 1]."""
   if config.times:
     return np.array(config.times, np.float64)
   if config.noisy:
     return np.append(_shifted(config.start, config.last_step, config.steps, config.shift), 0.0)
-  return _shifted(config.start, 0.0, config.steps + 1, config.shift)
+  end = laws.shifted(config.end, config.shift or 1.0)
+  return _shifted(config.start, end, config.steps + 1, config.shift)
 
 
 def _shifted(first, last, count, a):
@@ -362,7 +379,7 @@ def sample(
     guide: the network of `config.autoguidance`, like predict.
 
   Returns:
-    The state at t = 0, in `config.dtype`.
+    The state at the last time, 0 or that of `end`, in `config.dtype`.
 
   Raises:
     UserError: for guidance without classes, or float64 without x64.
@@ -413,7 +430,7 @@ def integrate(
     noise: noise of each step of the SDE. The last step asks for it too, and does not use it.
 
   Returns:
-    The state at t = 0, in `config.dtype`.
+    The state at the last time, 0 or that of `end`, in `config.dtype`.
   """
   check_guidance(config, None if labels_N is None else null_label)
   if config.autoguidance and config.guided and guide is None:

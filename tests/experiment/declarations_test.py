@@ -161,6 +161,7 @@ ALTERNATIVES = {
   'interpolant.time_law': 'stratified',
   'interpolant.time_mean': (0.5, {'interpolant.time_law': 'logit_normal'}),
   'interpolant.time_std': (0.5, {'interpolant.time_law': 'logit_normal'}),
+  'interpolant.time_latest': 0.999,
   'interpolant.shift': 'auto',
   'interpolant.epsilon': 0.01,
   'diversity.lo': 0.2,

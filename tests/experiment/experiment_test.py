@@ -46,10 +46,11 @@ def test_time_law_has_the_mean_the_deviation_and_the_path_of_the_config():
         'interpolant.path': 'cosine',
         'interpolant.time_mean': -0.4,
         'interpolant.time_std': 0.5,
+        'interpolant.time_latest': 0.9,
       }
     )
   ).objective.flow.time_law
-  expected = interpolants.TIME_LAWS['lognormal'](path='cosine', mean=-0.4, std=0.5, epsilon=0.0)
+  expected = interpolants.TIME_LAWS['lognormal'](path='cosine', mean=-0.4, std=0.5, latest=0.9)
   assert law == expected
 
 

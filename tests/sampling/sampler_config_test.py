@@ -26,6 +26,7 @@ from diversedit_jax.sampling import trajectory
     ({'kind': 'heun', 'steps': 2, 'times': (1.0, 0.5, 0.1)}, 'from start=1.0 to 0'),
     ({'kind': 'heun', 'steps': 3, 'times': (1.0, 0.5, 0.0)}, 'has 2 steps, but sampler.steps=3'),
     ({'kind': 'euler', 'steps': 1, 'times': (1.0, 0.0), 'shift': 2.0}, 'give one'),
+    ({'kind': 'euler', 'steps': 1, 'times': (1.0, 0.0), 'end': 0.1}, 'give one'),
     ({'guidance_rule': 'steps'}, "did you mean 'step'"),
     ({'kind': 'average_velocity', 'guidance_scale': 1.5}, 'guided in training'),
     ({'kind': 'average_velocity', 'guidance_scale': 0.5}, 'guided in training'),
@@ -44,6 +45,7 @@ def test_refuses(options, message):
     ({'kind': 'heun', 'guidance_scale': 2.0, 'guidance_high': 0.7, 'guidance_channels': 3}, []),
     ({'diffusion': 'sigma', 'last_step': 0.02}, []),
     ({'kind': 'euler', 'diffusion': 'sigma', 'last_step': 0.02}, ['diffusion', 'last_step']),
+    ({'end': 0.001}, ['end']),
     ({'guidance_low': 0.1, 'guidance_high': 0.7}, ['guidance_low', 'guidance_high']),
     ({'guidance_rule': 'evaluation'}, ['guidance_rule']),
     ({'guidance_channels': 3}, ['guidance_channels']),
@@ -80,6 +82,8 @@ def test_grids_begin_at_the_start_and_end_at_0():
   assert found[0] == 0.999 and found[-2] == 0.04 and found[-1] == 0
   odds = found[:-1] / (1 - found[:-1]) / 3  # The equal steps, before the shift.
   np.testing.assert_allclose(np.diff(odds / (1 + odds), 2), 0, atol=1e-14)
+  found = grid(kind='heun', steps=2, shift=3.0, end=0.25)  # Half way is 0.625, before the shift.
+  np.testing.assert_allclose(found, [1, 5 / 6, 0.5], rtol=1e-15)
   own = (0.9, 0.85, 0.1, 0.0)
   np.testing.assert_array_equal(grid(kind='euler', steps=3, times=own, start=0.9), own)
 

@@ -1,13 +1,15 @@
 """Single sampler steps: closed forms, agreement with the conversions, orders of convergence."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diversedit_jax import interpolants
-from diversedit_jax.interpolants import convert
-from diversedit_jax.sampling import steppers
+from diversedit_jax import interpolants, sampling
+from diversedit_jax.interpolants import convert, times
+from diversedit_jax.sampling import steppers, trajectory
 
 
 def one(steps, i=0):
@@ -59,9 +61,17 @@ def test_euler_maruyama_adds_scaled_noise_and_ignores_it_when_there_is_none():
 def test_euler_on_the_grid_of_rae(golden):
   """Its times are shifted and count grid points, the last of which is 0.007."""
   g = golden('time_shift')
+  config = json.loads(str(g['config']))['shift']
+  for i, (dimension, _) in enumerate(config['dims']):
+    shift = times.shift_of(dimension)
+    options = {'kind': 'euler', 'steps': config['steps'] - 1, 'end': 0.001, 'shift': shift}
+    grid = trajectory.time_grid(sampling.SamplerConfig(**options))
+    # The reference rounds 1 - 0.999 in float32.
+    np.testing.assert_allclose(grid, g[f'shift/{i}/ode_grid'], rtol=2e-5)
+    if not i:
+      steps = steppers.ode_steps(grid)
   x, states = jnp.asarray(g['ode/noise']), [g['ode/noise']]
   velocity = lambda x, t: x - jnp.tanh(x) * (0.6 + 0.3 * (1 - t))
-  steps = steppers.ode_steps(g['shift/0/ode_grid'])
   for i in range(len(steps.t)):
     x = steppers.euler(velocity, x, one(steps, i))
     states.append(x)
