@@ -6,12 +6,14 @@
 
 Hardware, time and memory: as in the header of the size's own file, b256.py and xl256.py.
 The numbers are published ones, FID-50K, of the paper that the note names; none has been measured
-with this code yet. The recipe is SiT's, as in all these papers: 256 px, batch 256, AdamW at 1e-4.
+with this code yet. The recipe is SiT's, as in all these papers: 256 px, batch 256, AdamW at 1e-4;
+that of the rows of `lightning` and `rae` is in lightning_xl256.py and rae_xl256.py.
 The rows of `grid` have no numbers yet: DiverseDiT (10 random blocks, as its paper), its long skips
 alone, LayerSync, iREPA and Self-Flow, alone and with DiverseDiT, for 80 epochs of SiT-B/2.
 Meta-arguments after the row: data, steps. All else is a key, as `--config.seed=1`.
 """
 
+from configs import lightning_xl256, rae_xl256
 from configs.tables.book import Book
 from configs.tables.row import Row, numbers
 
@@ -23,6 +25,8 @@ _IREPA = {'repa.preset': 'irepa'}
 _PLAIN = {'optimizer.clip_norm': 0.0}  # SiT's own trainer.
 _LAYERSYNC = 'LayerSync, 2510.12581, quoted at second hand'
 _PAIR = 'pair of this size not published: 8:16 in proportion'
+_RAE = 'RAE, 2510.11690'
+_FLIPS = 'its pictures are mirrored at random: add --config.data.flip=True to data'
 _SELFFLOW = 'Self-Flow, 2603.06507, quoted at second hand'
 
 
@@ -103,6 +107,36 @@ ROWS = (
     options={'selfflow.alignment_weight': 0.8},
     paper=numbers(5.70),
     note=f'{_SELFFLOW}, as the weight of 0.8',
+  ),
+  Row(
+    'lightning/XL-800',
+    'direction',
+    'XL/1',
+    steps=1_000_000,
+    options=lightning_xl256.RECIPE,
+    data=lightning_xl256.DATA,
+    paper=numbers(2.17),
+    note='LightningDiT on VA-VAE, 2501.01423, quoted at second hand',
+  ),
+  Row(
+    'rae/DiT-XL-80',
+    'flow',
+    'XL/1',
+    steps=80 * rae_xl256.EPOCH,
+    options=rae_xl256.RECIPE,
+    data=rae_xl256.DATA,
+    paper=numbers(4.28, 6.40, 222.1, 0.871, 0.478),
+    note=f'{_RAE}, its author in issue 64 of its repository; {_FLIPS}',
+  ),
+  Row(
+    'rae/DiT-XL-DINOv2-S-800',
+    'flow',
+    'XL/1',
+    steps=800 * rae_xl256.EPOCH,
+    options=rae_xl256.RECIPE | {'rae.encoder': 'dinov2reg-vit-s'},
+    data='synthetic:16x16x384+256x256x3:1000',
+    paper=numbers(1.87, IS=209.7, Prec=0.80, Rec=0.63),
+    note=f'{_RAE}, quoted at second hand; registers of DINOv2-S assumed; {_FLIPS}',
   ),
   _grid('flow', 'flow'),
   _grid('diverse', 'flow+diverse'),

@@ -99,7 +99,12 @@ ZOO = {
   'layersync/SiT-XL+LayerSync': 11.24,
   'layersync/SiT-XL-800+LayerSync': 6.87,
   'selfflow/Self-Flow-XL': 5.70,
+  'lightning/XL-800': 2.17,
+  'rae/DiT-XL-80': 4.28,
+  'rae/DiT-XL-DINOv2-S-800': 1.87,
 }
+# Rows at batch 1024, whose epochs are in their names.
+WIDE_BATCH = ('lightning', 'rae')
 
 
 def test_the_zoo_has_published_numbers_and_their_sources():
@@ -108,9 +113,13 @@ def test_the_zoo_has_published_numbers_and_their_sources():
     assert bool(row.paper) == bool(row.note) == (table_of(row.name) != 'grid'), row.name
     experiment = published.built('zoo', row.name)
     assert experiment.sampler.guidance_scale == (1.65 if 'guided' in row.name else 1.0)
-    assert experiment.train.steps == (
-      4_000_000 if '-XL' in row.name and row.steps > 10**6 else 400_000
-    )
+    if table_of(row.name) in WIDE_BATCH:
+      epochs = experiment.train.steps * experiment.train.batch_size / 1_281_167
+      assert epochs == pytest.approx(int(row.name.rpartition('-')[2]), rel=2e-3)
+    else:
+      assert experiment.train.steps == (
+        4_000_000 if '-XL' in row.name and row.steps > 10**6 else 400_000
+      )
     has_skips = table_of(row.name) == 'grid' and ('diverse' in row.name or 'skips' in row.name)
     assert experiment.architecture.skip.enabled == has_skips
 

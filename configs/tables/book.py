@@ -29,9 +29,8 @@ class Book:
       return ml_collections.ConfigDict({'listing': self.listing()})
     name, _, rest = arg.partition(',')
     row = self.find(name)
-    args = common.parse_arg(
-      rest, data=imagenet.dry_run_data(row.method, row.resolution), steps=row.steps
-    )
+    data = row.data or imagenet.dry_run_data(row.method, row.resolution)
+    args = common.parse_arg(rest, data=data, steps=row.steps)
     config = imagenet.recipe(
       method=row.method,
       size=row.size,

@@ -24,6 +24,7 @@ class Row:
   name: TABLE/ROW. method, size, resolution, steps, guidance: see `imagenet.get`.
   skips: None is what the method implies. layers: how many random blocks a diversity loss compares;
     0 is all, the project's default. options: further keys of the config.
+  data: of dry runs; '' is `imagenet.dry_run_data`, latents of the SD-VAE.
   paper: what the paper measured. note: what is not a number, is assumed, or is odd in the paper.
   """
 
@@ -37,6 +38,7 @@ class Row:
   skips: bool | None = None
   layers: int = 10
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  data: str = ''
   paper: Mapping[str, float]
   note: str = ''
 

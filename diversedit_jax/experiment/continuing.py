@@ -78,7 +78,8 @@ def may_change(key: str, given: Mapping[str, Any], *, same_data: bool) -> bool:
   if key in ('data.source', 'data.classes', 'data.labels'):
     return same_data
   if key == 'train.steps' and given['optimizer.schedule'] != 'constant':
-    return False  # The learning rate jumps.
+    # Otherwise the learning rate jumps.
+    return given['optimizer.decay_end'] is not None
   if key == 'train.accumulate' and registry.needs(given['method'], 'couples_examples'):
     return False  # Such a loss is that of each microbatch.
   section, declared = key.partition('.')[0], declarations.keys()

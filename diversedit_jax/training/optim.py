@@ -11,7 +11,7 @@ from diversedit_jax import options, trees, types
 from diversedit_jax.training import muon as muon_lib
 from diversedit_jax.training import patterns
 
-SCHEDULES = ('constant', 'cosine')
+SCHEDULES = ('constant', 'cosine', 'linear')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,18 @@ class OptimizerConfig(options.Section, section='optimizer'):
   )
   warmup_steps: int = options.option(0, at_least=0, doc='Updates of a linear rise from 0.')
   schedule: str = options.option(
-    'constant', choices=SCHEDULES, doc='After the warm-up: constant, or cosine to 0 at the end.'
+    'constant',
+    choices=SCHEDULES,
+    doc='After the warm-up: constant, cosine to 0 at the end, or linear as the next three say.',
+  )
+  decay_start: int = options.option(
+    0, at_least=0, doc='Updates before the rate of schedule=linear falls.'
+  )
+  decay_end: int | None = options.option(
+    None, at_least=1, doc='Updates after which it falls no more; None is the end of the run.'
+  )
+  decay_to: float = options.option(
+    0.0, at_least=0, at_most=1, doc='What it falls to, as a share of the peak; RAE and RAEv2: 0.1.'
   )
   freeze: str = options.option(
     '',
@@ -51,6 +62,19 @@ class OptimizerConfig(options.Section, section='optimizer'):
   )
   muon: muon_lib.MuonOptions = options.option(muon_lib.MuonOptions(), doc='See optimizer.muon.')
 
+  def __post_init__(self):
+    super().__post_init__()
+    given = {
+      'decay_start': self.decay_start,
+      'decay_end': self.decay_end,
+      'decay_to': self.decay_to,
+    }
+    if self.schedule != 'linear' and (found := {k: v for k, v in given.items() if v}):
+      name, value = next(iter(found.items()))
+      raise types.UserError(
+        f"optimizer.{name}={value} is of optimizer.schedule='linear', got {self.schedule!r}"
+      )
+
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """Learning rate by the number of updates already made; Muon's runs in proportion."""
@@ -63,15 +87,31 @@ def _schedule(config, peak, steps):
       f'optimizer.warmup_steps={config.warmup_steps} must be less than train.steps={steps}'
     )
   rest = steps - config.warmup_steps
-  after = (
-    optax.constant_schedule(peak)
-    if config.schedule == 'constant'
-    else optax.cosine_decay_schedule(peak, rest)
-  )
+  if config.schedule == 'linear':
+    after = _linear(config, peak, steps)
+  elif config.schedule == 'cosine':
+    after = optax.cosine_decay_schedule(peak, rest)
+  else:
+    after = optax.constant_schedule(peak)
   if not config.warmup_steps:
     return after
   warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
   return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def _linear(config, peak, steps):
+  """The rate by the number of updates after the warm-up."""
+  end = steps if config.decay_end is None else config.decay_end
+  if not config.warmup_steps <= config.decay_start < end:
+    last = 'train.steps' if config.decay_end is None else 'optimizer.decay_end'
+    raise types.UserError(
+      f'optimizer.decay_start={config.decay_start} must be at least optimizer.warmup_steps='
+      f'{config.warmup_steps} and less than {last}={end}'
+    )
+  begin = config.decay_start - config.warmup_steps
+  return optax.linear_schedule(
+    peak, config.decay_to * peak, end - config.decay_start, transition_begin=begin
+  )
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -63,6 +63,31 @@ def test_schedules():
     optim.OptimizerConfig(learning_rate=2.0, warmup_steps=2, schedule='cosine'), 10
   )
   np.testing.assert_allclose([cosine(i) for i in (1, 2, 6, 10)], [1.0, 2.0, 1.0, 0.0], atol=1e-7)
+  # RAE's shape: constant, then down to a tenth, where it stays; Muon's runs in proportion.
+  options = {'schedule': 'linear', 'decay_start': 4, 'decay_to': 0.1, 'warmup_steps': 2}
+  linear = optim.schedule(optim.OptimizerConfig(learning_rate=2.0, decay_end=8, **options), 100)
+  np.testing.assert_allclose(
+    [linear(i) for i in (1, 2, 4, 6, 8, 50)], [1.0, 2.0, 2.0, 1.1, 0.2, 0.2], rtol=1e-6
+  )
+  to_the_end = optim.schedule(optim.OptimizerConfig(learning_rate=2.0, **options), 8)
+  assert to_the_end(6) == linear(6)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'decay_to': 0.1}, "decay_to=0.1 is of optimizer.schedule='linear', got 'constant'"),
+    (
+      {'schedule': 'linear', 'decay_start': 10},
+      'decay_start=10 must be .* less than train.steps=10',
+    ),
+    ({'schedule': 'linear', 'warmup_steps': 2}, 'at least optimizer.warmup_steps=2'),
+    ({'schedule': 'linear', 'decay_start': 3, 'decay_end': 3}, 'less than optimizer.decay_end=3'),
+  ],
+)
+def test_a_fall_that_cannot_be_is_refused(options, message):
+  with pytest.raises(types.UserError, match=message):
+    optim.schedule(optim.OptimizerConfig(**options), 10)
 
 
 def test_warmup_longer_than_the_run_is_refused():
