@@ -14,6 +14,7 @@ recall 0.48; their issue 64). None has been measured with this code yet. They ta
 of every class (`eval.labels=balanced`, as here), by which FID is about 0.1 lower (their README).
 The learning rate is that of a run of 800 epochs, from which they take the checkpoint at 80
 (their issue 45). Their ODE has 50 points, which are 49 steps, and ends at t = 0.007.
+Differs from the authors' network: its time is embedded by sines of fixed Gaussian frequencies.
 Meta-arguments: method, skips, size, steps, guidance, data. `method=flow+diverse,skips=True` puts
 DiverseDiT on it.
 """
