@@ -8,7 +8,7 @@ import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.convert import diffusers_dit, families
-from diversedit_jax.models import config, sizes
+from diversedit_jax.models import blocks, sizes
 
 _SIZED = ('model/patch_embed/kernel', 'model/patch_embed/bias', 'model/final/linear/bias')
 
@@ -78,8 +78,8 @@ def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[st
 
 def _parts(inferred) -> list[str]:
   """The block by its published name, and the parts that are not its own."""
-  blocks = config.BLOCKS.items()
-  unlike = {name: [k for k, v in parts.items() if inferred[k] != v] for name, parts in blocks}
+  parts_of = {name: blocks.parts(name).items() for name in blocks.NAMES}
+  unlike = {name: [k for k, v in parts if inferred[k] != v] for name, parts in parts_of.items()}
   block = min(unlike, key=lambda name: len(unlike[name]))
   named = [f'model.block={block}'] if block != 'sit' else []
   return [*named, *(f'model.{part}={inferred[part]}' for part in unlike[block])]

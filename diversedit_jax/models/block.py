@@ -15,8 +15,8 @@ as the identity, so a trained network without skips can be given them (`model.sk
 
   (5)  f = x + Linear(LN([x, skip])), with a Linear that is zero at initialisation
 
-What Norm and MLP are, and whether queries and keys turn with their positions, `config.BLOCKS` says
-by name: SiT has LN and GELU, LightningDiT (2501.01423) RMSNorm, SwiGLU and rotary positions.
+What Norm and MLP are, and whether queries and keys turn with their positions, the files of `blocks`
+say: SiT has LN and GELU, LightningDiT (2501.01423) RMSNorm, SwiGLU and rotary positions.
 
 Normalisation, softmax and the residual stream stay in float32 whatever the compute dtype of the
 matrix products. What the backward pass keeps and what it computes again is not decided here: the
@@ -31,7 +31,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from diversedit_jax.models import attention, config, groups, linear, norms, rotary, tuning
+from diversedit_jax.models import attention, blocks, config, groups, linear, norms, rotary, tuning
 
 
 def modulate(x_NTD: jax.Array, shift_NSD: jax.Array, scale_NSD: jax.Array) -> jax.Array:
@@ -79,48 +79,6 @@ class Attention(nnx.Module):
     return self.proj(attend(q, k, v, self.implementation).reshape(n, t, d))
 
 
-class Mlp(nnx.Module):
-  """D -> ratio * D -> D with the tanh-approximated GELU."""
-
-  def __init__(
-    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
-  ):
-    width, hidden = architecture.width, architecture.hidden
-    dtype = execution.compute_dtype
-    self.fc1 = linear.Linear(width, hidden, ('embed', 'mlp'), dtype=dtype, rngs=rngs)
-    self.fc2 = linear.Linear(hidden, width, ('mlp', 'embed'), dtype=dtype, rngs=rngs)
-
-  @jax.named_scope('mlp')
-  def __call__(self, x_NTD: jax.Array) -> jax.Array:
-    h_NTE = checkpoint_name(self.fc1(x_NTD), tuning.HIDDEN)
-    return self.fc2(jax.nn.gelu(h_NTE, approximate=True))
-
-
-class SwiGlu(nnx.Module):
-  """D -> 2H -> H -> D, SiLU of the first half times the second (arXiv 2002.05202)."""
-
-  def __init__(
-    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
-  ):
-    width, hidden = architecture.width, architecture.hidden
-    dtype = execution.compute_dtype
-    # An axis of its own for the two halves, so that devices share each of them.
-    self.fc12 = linear.Linear(width, (2, hidden), ('embed', None, 'mlp'), dtype=dtype, rngs=rngs)
-    self.fc3 = linear.Linear(hidden, width, ('mlp', 'embed'), dtype=dtype, rngs=rngs)
-
-  @jax.named_scope('mlp')
-  def __call__(self, x_NTD: jax.Array) -> jax.Array:
-    h_NT2H = checkpoint_name(self.fc12(x_NTD), tuning.HIDDEN)
-    return self.fc3(jax.nn.silu(h_NT2H[:, :, 0]) * h_NT2H[:, :, 1])
-
-
-MLPS = {
-  'gelu': Mlp,
-  'swiglu': SwiGlu,
-}
-"""By `model.mlp`."""
-
-
 def adaln(
   architecture: config.Architecture, execution: config.Execution, parts: int, *, rngs: nnx.Rngs
 ) -> linear.Linear:
@@ -164,7 +122,7 @@ class Block(nnx.Module):
     norm = norms.OF_TOKENS[architecture.norm]
     self.norm1, self.norm2 = (norm(architecture.width, rngs=rngs) for _ in range(2))
     self.attn = Attention(architecture, execution, rngs=rngs)
-    self.mlp = MLPS[architecture.mlp](architecture, execution, rngs=rngs)
+    self.mlp = blocks.mlp(architecture.mlp)(architecture, execution, rngs=rngs)
     self.vectors = architecture.vectors
     self.adaln = adaln(architecture, execution, self.vectors, rngs=rngs)
 

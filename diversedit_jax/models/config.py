@@ -8,6 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from diversedit_jax import options, types
+from diversedit_jax.models import blocks
 
 DTYPES = ('float32', 'bfloat16')
 SKIP_PLACEMENTS = ('after', 'before')
@@ -16,15 +17,6 @@ PADDED_HEADS = (80, 96, 128)
 ATTENTIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED_HEADS), 'flash')
 """'cudnn@d' pads heads with zeros to d values; 'flash' is JAX's Pallas kernel for TPUs."""
 NORMS = ('layer', 'rms')
-MLPS = (
-  'gelu',
-  'swiglu',
-)
-BLOCKS = {
-  'sit': {'norm': 'layer', 'mlp': 'gelu', 'rope': False, 'shift': True},
-  'lightning': {'norm': 'rms', 'mlp': 'swiglu', 'rope': True, 'shift': True},
-}
-"""The parts of published blocks by name: SiT's (DiT's), and LightningDiT's (arXiv 2501.01423)."""
 REMATS = ('none', 'full', 'dots', 'names')
 
 
@@ -73,7 +65,7 @@ class Architecture(options.Section, section='model', decides_network=True):
   mlp_ratio: float = options.option(4.0, above=0, doc='Hidden width of the MLP over D.')
   block: str = options.option(
     'sit',
-    choices=BLOCKS,
+    choices=blocks.NAMES,
     doc='Published block whose parts are taken where the next four are None: sit, or lightning '
     '(LightningDiT, 2501.01423), which has RMSNorm, SwiGLU and rotary positions.',
   )
@@ -82,7 +74,7 @@ class Architecture(options.Section, section='model', decides_network=True):
   )
   mlp: str | None = options.option(
     None,
-    choices=MLPS,
+    choices=blocks.MLPS,
     doc='MLP of a block: gelu, or swiglu, whose hidden width is int(2/3 int(D mlp_ratio)).',
   )
   rope: bool | None = options.option(
@@ -114,7 +106,7 @@ class Architecture(options.Section, section='model', decides_network=True):
 
   def __post_init__(self):
     super().__post_init__()
-    for name, part in BLOCKS[self.block].items():
+    for name, part in blocks.parts(self.block).items():
       if getattr(self, name) is None:
         object.__setattr__(self, name, part)
     for name in ('depth', 'width', 'heads', 'patch_size'):
@@ -170,18 +162,12 @@ class Architecture(options.Section, section='model', decides_network=True):
   @property
   def hidden(self) -> int:
     """Features of the MLP's hidden layer."""
-    hidden = int(self.width * self.mlp_ratio)
-    return int(2 / 3 * hidden) if self.mlp == 'swiglu' else hidden
+    return blocks.mlp(self.mlp).hidden(self.width, self.mlp_ratio)
 
   @property
   def vectors(self) -> int:
     """Vectors that a block makes of the conditioning: scales, gates and, with them, shifts."""
     return 6 if self.shift else 4
-
-  @property
-  def mlp_products(self) -> int:
-    """Products D x hidden of the MLP."""
-    return 3 if self.mlp == 'swiglu' else 2
 
   @property
   def sequence(self) -> int:

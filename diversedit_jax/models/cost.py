@@ -9,7 +9,7 @@ import dataclasses
 from flax import nnx
 
 from diversedit_jax import trees
-from diversedit_jax.models import attention, config, embed, sit, tuning
+from diversedit_jax.models import attention, blocks, config, embed, sit, tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def forward_flops(architecture: config.Architecture) -> float:
   """FLOPs of one forward pass of one example; elementwise work is left out."""
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
   patch = architecture.patch_size**2 * architecture.channels
-  mlp = architecture.mlp_products * d * architecture.hidden
+  mlp = blocks.mlp(architecture.mlp).products * d * architecture.hidden
   block = 2 * t * (4 * d * d + mlp) + 4 * t * t * d + 2 * architecture.vectors * d * d
   skips = depth // 2 * 4 * d * d * t if architecture.skip.enabled else 0
   times = 2 if architecture.interval else 1
@@ -91,7 +91,7 @@ def _widths(execution):
 def _mlp_values(architecture):
   """Values of a token before and after the MLP's nonlinearity, in units of D."""
   after = architecture.hidden / architecture.width
-  return after * (architecture.mlp_products - 1), after
+  return after * (blocks.mlp(architecture.mlp).products - 1), after
 
 
 def _kept_in_block(architecture, execution, tensor):

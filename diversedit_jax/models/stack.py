@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from diversedit_jax import sharding
 from diversedit_jax.models import block as block_lib
+from diversedit_jax.models import blocks as blocks_lib
 from diversedit_jax.models import config, groups, taps, tuning
 
 
@@ -93,7 +94,8 @@ class Stack(nnx.Module):
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
     self.architecture, self.execution = architecture, execution
-    block = lambda r: block_lib.Block(architecture, execution, rngs=r)
+    make = blocks_lib.own_block(architecture.block) or block_lib.Block
+    block = lambda r: make(architecture, execution, rngs=r)
     if not architecture.skip.enabled:
       self.layers = stacked(block, architecture.depth, rngs)
     else:
