@@ -40,11 +40,13 @@ class Output(NamedTuple):
   pred: prediction [N, H, W, C] float32, of the kind that the flow trains; None if it is not told.
   features: what the tap collected from the block outputs, in depth order; None without a tap.
   class_token: prediction [N, Z] float32 for the class token; None in a model without one.
+  base: prediction like `pred` of an earlier block; None in a model without such a head.
   """
 
   pred: jax.Array | None
   features: Any = None
   class_token: jax.Array | None = None
+  base: jax.Array | None = None
 
 
 def check(name: str, array: Any, shape: str, **sizes: int) -> None:

@@ -29,6 +29,8 @@ Families:
   meanflow      MeanFlow's Flax parameters; --to=torch writes Flax names for it
   sit_original  SiT's own program: t = 1 is data, 8 output channels; clock and sign are converted
   selfflow      Self-Flow's published networks: like SiT's own, with patches of side 2 as a matrix
+  ddt           RAE's DiT with a wide head
+  raev2         RAEv2's, with time and label in tokens and a head of internal guidance
   lightning     LightningDiT: t = 1 is data; RMSNorm, SwiGLU and rotary positions
   dit           DiT, by its own names or diffusers': noise and variance; weights for non-commercial
                 use only (CC BY-NC 4.0)
@@ -94,6 +96,19 @@ def _parser():
     metavar='H',
   )
   add(
+    '--decoder_heads',
+    'only with --to=torch, families ddt and raev2: attention heads of the decoder (default: those '
+    'of a published width)',
+    type=int,
+    metavar='H',
+  )
+  add(
+    '--decoder_depth',
+    'only with --to=ours, family ddt: blocks of the decoder (default: those of another width)',
+    type=int,
+    metavar='M',
+  )
+  add(
     '--patch_size',
     'only with --to=torch or diffusers: the patch size, which our weights do not tell (default: 2)',
     type=int,
@@ -130,13 +145,17 @@ def _convert(flags):
   if flags.family == 'auto':
     flags.family = 'dit' if diffusers else detection.detect(arrays)
   if flags.to == 'ours':
-    params = mapping.to_ours(arrays, flags.family, **given('grid', 'num_classes'))
+    how = given('grid', 'num_classes', 'decoder_depth')
+    params = mapping.to_ours(arrays, flags.family, **how)
     state_dict, written = arrays, trees.named_leaves(params)
   else:
     params = array_files.unflatten(arrays)
-    how = given('grid', 'patch_size', *(() if diffusers else ('heads',)))
+    how = given('grid', 'patch_size', *(() if diffusers else ('heads', 'decoder_heads')))
     state_dict = written = mapping.to_torch(params, flags.family, **how)
-  config = mapping.infer_config(state_dict, flags.family)
+  decoder = flags.decoder_depth
+  if flags.to == 'torch' and 'model/decoder/blocks/layers/adaln/bias' in arrays:
+    decoder = len(arrays['model/decoder/blocks/layers/adaln/bias'])
+  config = mapping.infer_config(state_dict, flags.family, decoder_depth=decoder)
   config['heads'] = flags.heads or settings.get('num_attention_heads') or config['heads']
   if diffusers:
     diffusers_dit.save(flags.output, written, config, flags.grid or _GRID)
@@ -151,12 +170,15 @@ def _check(flags):
   for name, used, where in (
     ('patch_size', not ours, '--to=torch and --to=diffusers; without that, the file tells it'),
     ('heads', not ours, '--to=diffusers, whose config.json has it, and --to=torch'),
+    ('decoder_heads', flags.to == 'torch', '--to=torch'),
     ('num_classes', ours, '--to=ours'),
+    ('decoder_depth', ours, '--to=ours; without that, our weights tell it'),
   ):
     if getattr(flags, name) is not None and not used:
       raise types.UserError(f'--{name} is for {where}')
-  if flags.heads is not None and flags.heads < 1:
-    raise types.UserError(f'--heads={flags.heads} must be positive')
+  for name in ('heads', 'decoder_heads', 'decoder_depth'):
+    if (getattr(flags, name) or 1) < 1:
+      raise types.UserError(f'--{name}={getattr(flags, name)} must be positive')
   if diffusers and flags.family not in ('auto', 'dit'):
     raise types.UserError(f'--to=diffusers writes DiT, not --family={flags.family}')
   if ours and flags.output.suffix in ('.pt', '.pth'):

@@ -66,7 +66,7 @@ def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[st
   if inferred['skips']:
     keys.append('model.skip.enabled=True')
   keys += [f'model.{name}=True' for name in ('qk_norm', 'learn_sigma') if inferred[name]]
-  keys += _parts(inferred)
+  keys += _parts(inferred) + _head(inferred)
   # These two parts of the model come with a method and have no key of their own.
   keys += [
     f'method={m}'
@@ -83,6 +83,17 @@ def _parts(inferred) -> list[str]:
   block = min(unlike, key=lambda name: len(unlike[name]))
   named = [f'model.block={block}'] if block != 'sit' else []
   return [*named, *(f'model.{part}={inferred[part]}' for part in unlike[block])]
+
+
+def _head(inferred) -> list[str]:
+  keys = []
+  if inferred['context']:
+    both = zip(('time', 'label'), inferred['context'], strict=True)
+    keys += [f'model.context.{name}={count}' for name, count in both]
+  if inferred['decoder']:
+    both = zip(('depth', 'width', 'heads'), inferred['decoder'], strict=True)
+    keys += [f'model.head.{name}={"?" if x is None else x}' for name, x in both]
+  return keys
 
 
 def _size(inferred) -> list[str]:
@@ -106,5 +117,6 @@ def _size(inferred) -> list[str]:
 
 def _has(family, shapes) -> bool:
   """Whether any name, theirs or ours, belongs to the part that marks the family."""
-  marked = [rule for rule in family.rules if rule.ours.startswith(f'{family.mark}/')]
+  is_marked = lambda path: path == family.mark or path.startswith(f'{family.mark}/')
+  marked = [rule for rule in family.rules if is_marked(rule.ours)]
   return any(rule.torch in shapes or rule.ours in shapes for rule in marked)

@@ -11,15 +11,13 @@ import math
 import re
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from diversedit_jax import trees, types
-from diversedit_jax.convert import detection, diffusers_dit, families, plans
-from diversedit_jax.models import embed, rotary, sizes
+from diversedit_jax.convert import ddt, detection, diffusers_dit, families, plans, tables
 from diversedit_jax.weights import array_files, misfits
 
-_TABLE_TOLERANCE = 1e-6
+_DDT = ('ddt', 'raev2')
 _LABELS, _IMAGENET = 'model/label_embed/embedding', 1000
 
 
@@ -29,6 +27,7 @@ def to_ours(
   *,
   grid: tuple[int, int] | None = None,
   num_classes: int | None = None,
+  decoder_depth: int | None = None,
 ) -> dict[str, Any]:
   """Our parameters {'model': ..., 'heads': ...} from a state dict.
 
@@ -40,6 +39,7 @@ def to_ours(
     grid: (rows, columns) of tokens that the position table belongs to; None means a square.
     num_classes: K. A table of K labels, of a model that was trained without dropping any, gets a
       row of zeros for the null label. None takes the last row for the null label.
+    decoder_depth: blocks of the decoder, for 'ddt' where they are as wide as the others.
 
   Returns:
     Nested dicts of arrays in the given dtypes; layers with unequal dtypes are stacked in the dtype
@@ -51,14 +51,15 @@ def to_ours(
   """
   rules = families.family(family)
   arrays = {name: np.asarray(array) for name, array in state_dict.items()}
-  arrays = _with_null_row(rules, _renamed(rules, _own_names(family, arrays)), num_classes)
-  tables = {name: arrays.pop(name) for name in rules.tables if name in arrays}
+  arrays = _with_null_row(
+    rules, _renamed(rules, _own_names(family, arrays, decoder_depth)), num_classes
+  )
+  stored = {name: arrays.pop(name) for name in rules.tables if name in arrays}
   plan = plans.of_torch(rules, _shapes(arrays))
   problems = misfits.find(arrays, plan.torch_shapes()) + _uneven(plan.counts)
-  if rules.rotary:
-    problems += [f'missing: {name}' for name in rules.tables if name not in tables]
-  for name, table in tables.items():
-    problems += _table_misfit(rules, name, table, plan.sizes.get('D'), grid)
+  problems += [f'missing: {one.name}' for one in rules.rotary if one.name not in stored]
+  for name, table in stored.items():
+    problems += tables.misfit(rules, name, table, plan.sizes, grid)
   by = ", by DiT's own names," if family == 'dit' and diffusers_dit.recognises(state_dict) else ''
   _refuse(problems, f'the state dict{by} does not fit family {family!r}')
 
@@ -80,6 +81,7 @@ def to_torch(
   patch_size: int = 2,
   grid: tuple[int, int] = (16, 16),
   heads: int | None = None,
+  decoder_heads: int | None = None,
 ) -> dict[str, np.ndarray]:
   """The inverse of `to_ours`.
 
@@ -89,6 +91,7 @@ def to_torch(
     patch_size: p, since our parameters tell only p*p*C; all models of the paper have 2.
     grid: (rows, columns) of tokens, for fixed tables; 16 x 16 at 256 px, 32 x 32 at 512 px.
     heads: attention heads, for tables of rotary positions; None takes those of a published size.
+    decoder_heads: those of the decoder of 'ddt' and 'raev2'.
 
   Returns:
     Arrays by the other system's names, with the fixed tables that the family stores.
@@ -105,41 +108,46 @@ def to_torch(
   _refuse(problems, f'the parameters do not fit family {family!r} with {patch_size=}')
 
   state_dict, dtype = {}, arrays[plan.entries[0].ours].dtype
-  if rules.rotary:
-    heads = heads or _published_heads(plan)
-  for name in rules.tables:
-    widths = plan.sizes['D'], plan.sizes['D'] // (heads or 1)
-    state_dict[name] = _table(rules, name, *widths, grid).astype(dtype)
+  given = {'D': heads, 'W': decoder_heads}
+  for name, table in tables.of(rules, plan.sizes, grid, given).items():
+    state_dict[name] = table.astype(dtype)
   for entry in plan.entries:
     array = arrays[entry.ours]
     shape = plan.shape(entry.terms)
     for name, layer in zip(entry.torch, array if entry.stacked else [array], strict=True):
       state_dict[name] = np.array(entry.layout.to_torch(layer, shape, plan.sizes), order='C')
+  if family in _DDT:
+    return ddt.from_own(state_dict, parted=family == 'raev2')
   return state_dict
 
 
-def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> dict[str, Any]:
+def infer_config(
+  state_dict: Mapping[str, np.ndarray], family: str = 'sit', *, decoder_depth: int | None = None
+) -> dict[str, Any]:
   """Sizes of a model, read off the shapes of its state dict; None where they do not tell.
 
   Returns:
     depth, width, heads (known only with qk_norm or rotary positions), mlp_ratio, patch_size,
     channels, num_classes (the last row is taken for the null label), qk_norm, norm, mlp, rope,
-    shift, skips, interval, class_token (its width, 0 for none), learn_sigma, tokens (known only
-    with a position table), and projectors as pairs (hidden width, output width).
+    shift, time_features, position_table, conditioning, context (tokens of time and of label, None
+    without), decoder (depth, width and heads of a wide head, None without), skips, interval,
+    class_token (its width, 0 for none), learn_sigma, tokens (known only with a position table), and
+    projectors as pairs (hidden width, output width).
 
   Raises:
     UserError: the family is unknown.
   """
   rules = families.family(family)
-  state_dict = _own_names(family, state_dict)
+  state_dict = _own_names(family, state_dict, decoder_depth)
   shapes = _renamed(rules, {name: tuple(array.shape) for name, array in state_dict.items()})
-  table, *turned = [shapes.pop(name, None) for name in (rules.position_table, *rules.tables[1:])]
+  stored = {name: shapes.pop(name) for name in rules.tables if name in shapes}
+  table = stored.get(rules.position_table)
   plan = plans.of_torch(rules, shapes)
   size, counts = plan.sizes.get, plan.counts
   present = [entry for entry in plan.entries if any(name in shapes for name in entry.torch)]
   width, head_width, rows, hidden = size('D'), size('E'), size('R'), size('M')
-  if turned and turned[0]:
-    head_width = turned[0][-1]
+  turned = {one.width: stored[one.name][-1] for one in rules.rotary if one.name in stored}
+  head_width, decoder_head = turned.get('D', head_width), turned.get('W')
   swiglu = 'swiglu' in counts.parts
   return {
     'depth': counts.blocks,
@@ -152,8 +160,13 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
     'qk_norm': 'qk_norm' in counts.parts,
     'norm': 'rms' if 'rms' in counts.parts else 'layer',
     'mlp': 'swiglu' if swiglu else 'gelu',
-    'rope': any(turned),
+    'rope': bool(turned),
     'shift': size('A') != 4 * width if width else True,
+    'time_features': 'gaussian' if family in _DDT else 'sinusoids',
+    'position_table': family not in _DDT or table is not None,
+    'conditioning': 'tokens' if size('I') else 'adaln',
+    'context': (size('I'), size('J')) if size('I') else None,
+    'decoder': _decoder(counts.wide, size('W'), decoder_head) if counts.wide else None,
     'skips': counts.skips > 0,
     'interval': any(e.ours.startswith('model/interval_embed/') for e in present),
     'class_token': size('Z', 0),
@@ -161,6 +174,10 @@ def infer_config(state_dict: Mapping[str, np.ndarray], family: str = 'sit') -> d
     'tokens': table[1] - rules.zero_rows if table and len(table) == 3 else None,
     'projectors': tuple((size(f'P{i}'), size(f'Z{i}')) for i in range(counts.heads)),
   }
+
+
+def _decoder(depth, width, head_width):
+  return depth, width, width // head_width if width and head_width else None
 
 
 def _mlp_ratio(width, hidden, swiglu):
@@ -175,7 +192,9 @@ def _mlp_ratio(width, hidden, swiglu):
   return math.ceil(1.5 * hidden) / width
 
 
-def _own_names(family, arrays):
+def _own_names(family, arrays, decoder_depth=None):
+  if family in _DDT:
+    return ddt.to_own(arrays, decoder_depth)
   return diffusers_dit.to_dit(arrays) if family == 'dit' else arrays
 
 
@@ -232,49 +251,3 @@ def _uneven(counts) -> list[str]:
 def _refuse(problems, what):
   if problems:
     raise types.UserError(f'{what}: {"; ".join(problems)}')
-
-
-def _published_heads(plan) -> int:
-  """The heads of the published size with so many blocks of this width."""
-  depth, width = plan.counts.blocks, plan.sizes['D']
-  for size in sizes.SIZES.values():
-    if (size.depth, size.width) == (depth, width):
-      return size.heads
-  raise types.UserError(
-    f'{depth} blocks of width {width} are no published size: give the number of attention heads, '
-    '--heads, which the tables of rotary positions depend on'
-  )
-
-
-def _table(rules, name, width, head_width, grid) -> np.ndarray:
-  """A fixed table in PyTorch's form: positions [1, T, D], or cosines or sines [T, d]."""
-  if name != rules.position_table:
-    return rotary.tables(*grid, head_width)[name.endswith('sin')]
-  zeros = np.zeros((rules.zero_rows, width), np.float32)
-  return np.concatenate([zeros, embed.position_table(*grid, width)])[None]
-
-
-def _table_misfit(rules, name, found, width, grid) -> list[str]:
-  if width is None or width % 4:
-    return [f'{name} cannot be checked for width {width}']
-  is_rotary = name != rules.position_table
-  if found.ndim != (2 if is_rotary else 3) or (is_rotary and found.shape[1] % 4):
-    wanted = '(T, d), d divisible by 4' if is_rotary else f'(1, T, {width})'
-    return [f'{name} has shape {misfits.shape_text(found.shape)} instead of {wanted}']
-  tokens = found.shape[0] if is_rotary else found.shape[1] - rules.zero_rows
-  if grid is None:
-    side = math.isqrt(max(tokens, 0))
-    if not side or side * side != tokens:
-      return [f'{name} has {tokens} tokens, not a square number: give the grid (rows, columns)']
-    grid = (side, side)
-  expected = _table(rules, name, width, found.shape[-1], grid)
-  if faults := misfits.find({name: found}, {name: expected.shape}):
-    return faults
-  # Values lie within [-1, 1]; a table in a short dtype is rounded, and so are angles of float32.
-  angles = max(grid) * np.finfo(np.float32).eps if is_rotary else 0
-  tolerance = max(_TABLE_TOLERANCE, angles, float(ml_dtypes.finfo(found.dtype).eps))
-  error = float(np.max(np.abs(found.astype(np.float64) - expected)))
-  if not error <= tolerance:
-    kind = 'rotary' if is_rotary else 'sine-cosine'
-    return [f'{name} is not the {kind} table of a {grid[0]}x{grid[1]} grid (off by {error:.2g})']
-  return []

@@ -13,8 +13,8 @@ import re
 
 from diversedit_jax.convert import families, layouts
 
-_PLACEHOLDERS = ('block', 'skip', 'head')
-_STACKED = ('block', 'skip')
+_PLACEHOLDERS = ('block', 'wide', 'skip', 'head')
+_STACKED = ('block', 'wide', 'skip')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Counts:
   """Numbers of modules, and the optional parts that are present."""
 
   blocks: int
+  wide: int
   skips: int
   heads: int
   parts: frozenset[str]
@@ -76,6 +77,7 @@ def of_torch(family: families.Family, shapes: Mapping[str, layouts.Shape]) -> Pl
       parts.add(rule.part)
   counts = Counts(
     blocks=len(numbers['block']),
+    wide=len(numbers['wide']),
     skips=len(numbers['skip']),
     heads=len(numbers['head']),
     parts=frozenset(parts),
@@ -89,7 +91,9 @@ def of_ours(
   family: families.Family, shapes: Mapping[str, layouts.Shape], *, patch_size: int
 ) -> Plan:
   """The plan of a parameter tree with these shapes by path; they do not tell the patch size."""
-  lengths: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+  lengths: dict[tuple[str, str], collections.Counter[int]] = collections.defaultdict(
+    collections.Counter
+  )
   heads, parts = set(), set()
   for rule in family.rules:
     for path, place in _matches(rule.ours, shapes, '[^/]+'):
@@ -97,12 +101,14 @@ def of_ours(
         if placeholder == 'head':
           heads.add(text)
         elif shapes[path]:
-          lengths[text][shapes[path][0]] += 1
+          lengths[placeholder, text][shapes[path][0]] += 1
       parts.add(rule.part)
   length = {place: votes.most_common(1)[0][0] for place, votes in lengths.items()}
-  halves = max(length.get('first', 0), length.get('second', 0), length.get('fuse', 0))
+  halves = ('block', 'first'), ('block', 'second'), ('skip', 'fuse')
+  halves = max(length.get(place, 0) for place in halves)
   counts = Counts(
-    blocks=2 * halves or length.get('layers', 0),
+    blocks=2 * halves or length.get(('block', 'layers'), 0),
+    wide=length.get(('wide', 'layers'), 0),
     skips=halves,
     heads=len(heads),
     parts=frozenset(parts),
@@ -130,6 +136,7 @@ def _entries(family, counts) -> tuple[Entry, ...]:
     'block': {'first': range(half), 'second': mirrored}
     if counts.skips
     else {'layers': range(blocks)},
+    'wide': {'layers': range(counts.wide)},
     'skip': {'fuse': [i - half for i in mirrored]} if counts.skips else {},
     'head': {str(i): [i] for i in range(counts.heads)},
   }

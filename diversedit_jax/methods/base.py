@@ -28,7 +28,7 @@ from diversedit_jax.frozen.encoders import base as encoders_lib
 from diversedit_jax.interpolants import section
 from diversedit_jax.methods import batches, schedules
 from diversedit_jax.models import config as model_config
-from diversedit_jax.models import sit, taps
+from diversedit_jax.models import networks, taps
 from diversedit_jax.sampling import guidance, trajectory
 
 Metrics = dict[str, jax.Array]
@@ -67,7 +67,7 @@ class Network(nnx.Module):
     *,
     rngs: nnx.Rngs,
   ):
-    self.model = sit.SiT(architecture, execution, rngs=rngs)
+    self.model = networks.make(architecture, execution, rngs=rngs)
     heads = {term.name: term.heads(architecture, execution, rngs=rngs) for term in terms}
     self.heads = nnx.Dict({name: head for name, head in heads.items() if head is not None})
 

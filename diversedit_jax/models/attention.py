@@ -147,7 +147,12 @@ class _Shape(NamedTuple):
 
 def _shape(architecture, execution):
   head_dim = architecture.width // architecture.heads
-  return _Shape(architecture.sequence, architecture.heads, head_dim, execution.dtype)
+  return _Shape(
+    architecture.sequence + architecture.context_tokens,
+    architecture.heads,
+    head_dim,
+    execution.dtype,
+  )
 
 
 @functools.cache

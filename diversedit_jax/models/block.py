@@ -142,6 +142,37 @@ class Block(nnx.Module):
     return add_gated(x_NTD, gate2, self.mlp(modulate(self.norm2(x_NTD), shift2, scale2)))
 
 
+class Unmodulated(nnx.Module):
+  """(2) and (3) with gates of one and no modulation, for blocks that are told all in tokens."""
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    norm = norms.OF_TOKENS[architecture.norm]
+    self.norm1, self.norm2 = (norm(architecture.width, rngs=rngs) for _ in range(2))
+    self.attn = Attention(architecture, execution, rngs=rngs)
+    self.mlp = blocks.mlp(architecture.mlp)(architecture, execution, rngs=rngs)
+
+  @jax.named_scope('block')
+  def __call__(
+    self,
+    x_NTD: jax.Array,
+    c_ND: None,
+    attend: attention.Attend = attention.attend,
+    tokens: groups.Whole = groups.WHOLE,
+  ) -> jax.Array:
+    x_NTD = x_NTD + self.attn(self.norm1(x_NTD), attend, tokens).astype(x_NTD.dtype)
+    x_NTD = checkpoint_name(x_NTD, tuning.RESIDUAL)
+    return x_NTD + self.mlp(self.norm2(x_NTD)).astype(x_NTD.dtype)
+
+
+def of(architecture: config.Architecture) -> type[nnx.Module]:
+  """The class of an architecture's blocks."""
+  if architecture.conditioning == 'tokens':
+    return Unmodulated
+  return blocks.own_block(architecture.block) or Block
+
+
 class Fuse(nnx.Module):
   """Equation (4): joins a block of the second half to its mirror in the first half."""
 

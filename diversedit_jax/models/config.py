@@ -17,6 +17,8 @@ PADDED_HEADS = (80, 96, 128)
 ATTENTIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED_HEADS), 'flash')
 """'cudnn@d' pads heads with zeros to d values; 'flash' is JAX's Pallas kernel for TPUs."""
 NORMS = ('layer', 'rms')
+TIME_FEATURES = ('sinusoids', 'gaussian')
+CONDITIONINGS = ('adaln', 'tokens')
 REMATS = ('none', 'full', 'dots', 'names')
 
 
@@ -41,6 +43,28 @@ class Skip(options.Section, section='model.skip', decides_network=True):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Head(options.Section, section='model.head', decides_network=True):
+  """A wide, shallow decoder between the blocks and the final layer (DDT, arXiv 2504.05741)."""
+
+  depth: int = options.option(
+    0,
+    at_least=0,
+    doc="Blocks of a decoder that reads the noisy input again, modulated by the blocks' outputs "
+    '(DDT, 2504.05741; RAE, 2510.11690); 0: the final layer alone.',
+  )
+  width: int = options.option(0, at_least=0, doc='Features of a token there; 0 takes model.width.')
+  heads: int = options.option(0, at_least=0, doc='Attention heads there; 0 takes model.heads.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context(options.Section, section='model.context', decides_network=True):
+  """Tokens that tell the blocks of time and label, for `model.conditioning=tokens`."""
+
+  time: int = options.option(4, at_least=1, doc='Tokens of the time (RAEv2: 4).')
+  label: int = options.option(8, at_least=1, doc='Tokens of the label (RAEv2: 8).')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture(options.Section, section='model', decides_network=True):
   """All that decides the parameters of the network and what they mean.
 
@@ -52,6 +76,7 @@ class Architecture(options.Section, section='model', decides_network=True):
   interval: whether a second time is embedded, h = t - r (MeanFlow).
   class_token: Z, width of a class token that goes through the blocks before the patches (REG); 0
     for none.
+  base: block, from 1, whose output a second final layer reads (internal guidance); 0 for none.
   """
 
   depth: int = options.option(0, at_least=0, doc='L, number of blocks; 0 takes it from model.size.')
@@ -66,8 +91,8 @@ class Architecture(options.Section, section='model', decides_network=True):
   block: str = options.option(
     'sit',
     choices=blocks.NAMES,
-    doc='Published block whose parts are taken where the next four are None: sit, or lightning '
-    '(LightningDiT, 2501.01423), which has RMSNorm, SwiGLU and rotary positions.',
+    doc='Published block, whose parts are taken where the next ones are None: sit, lightning '
+    '(LightningDiT, 2501.01423), ddt (RAE, 2510.11690), raev2 (2605.18324); see docs/backbones.md.',
   )
   norm: str | None = options.option(
     None, choices=NORMS, doc='Normalisation of tokens: LayerNorm without weights, or RMSNorm.'
@@ -83,12 +108,28 @@ class Architecture(options.Section, section='model', decides_network=True):
   shift: bool | None = options.option(
     None, doc='Whether the conditioning also shifts; without, it scales and gates only.'
   )
+  time_features: str | None = options.option(
+    None,
+    choices=TIME_FEATURES,
+    doc="What the embedding of time reads: SiT's sinusoids, or those of fixed Gaussian numbers.",
+  )
+  position_table: bool | None = options.option(
+    None, doc='Whether the fixed table of positions is added to the tokens.'
+  )
+  conditioning: str | None = options.option(
+    None,
+    choices=CONDITIONINGS,
+    doc='How blocks learn of time and label: adaln modulates them, tokens stand before the others '
+    'and modulate nothing (RAEv2, 2605.18324; needs a head).',
+  )
   qk_norm: bool = options.option(
     False,
     doc='Normalises queries and keys per head, by the LayerNorm or RMSNorm that norm says; off in '
     'all published SiT models.',
   )
   skip: Skip = options.option(Skip(), doc='See model.skip.')
+  head: Head = options.option(Head(), doc='See model.head.')
+  context: Context = options.option(Context(), doc='See model.context.')
   learn_sigma: bool = options.option(
     False,
     doc="A head of 2C channels, the first C the prediction, as DiT's and the original SiT's.",
@@ -103,6 +144,7 @@ class Architecture(options.Section, section='model', decides_network=True):
   num_classes: int = 1000
   interval: bool = False
   class_token: int = 0
+  base: int = 0
 
   def __post_init__(self):
     super().__post_init__()
@@ -118,6 +160,10 @@ class Architecture(options.Section, section='model', decides_network=True):
       (self.channels >= 1, f'channels must be at least 1, got {self.channels}'),
       (self.num_classes >= 0, f'num_classes must be at least 0, got {self.num_classes}'),
       (self.class_token >= 0, f'class_token must be at least 0, got {self.class_token}'),
+      (
+        0 <= self.base <= self.depth,
+        f'a base prediction of block {self.base}, but model.depth={self.depth}',
+      ),
       (
         rows >= p and cols >= p and rows % p == 0 and cols % p == 0,
         f'input size {rows}x{cols} is not divisible by model.patch_size={p}',
@@ -136,6 +182,11 @@ class Architecture(options.Section, section='model', decides_network=True):
         f'{self.width}/{self.heads} is not divisible by 4',
       ),
       (
+        self.conditioning == 'adaln' or self.head.depth > 0,
+        'model.conditioning=tokens modulates no block, so the final layer needs a decoder that is '
+        'modulated: set model.head.depth',
+      ),
+      (
         not self.skip.enabled or self.depth % 2 == 0,
         f'model.skip.enabled pairs the two halves of the blocks and needs an even depth, got '
         f'model.depth={self.depth}',
@@ -147,6 +198,37 @@ class Architecture(options.Section, section='model', decides_network=True):
     ):
       if not holds:
         raise types.UserError(message)
+    _check_head(self)
+
+  @property
+  def decoder(self) -> 'Architecture':
+    """The blocks of the head as an architecture of their own; needs `head.depth`."""
+    head = self.head
+    return dataclasses.replace(
+      self,
+      depth=head.depth,
+      width=head.width or self.width,
+      heads=head.heads or self.heads,
+      head=Head(),
+      skip=Skip(),
+      conditioning='adaln',
+      base=0,
+    )
+
+  @property
+  def last(self) -> 'Architecture':
+    """That of the tokens which the final layer reads."""
+    return self.decoder if self.head.depth else self
+
+  @property
+  def frequencies(self) -> int:
+    """Features of a time."""
+    return {'sinusoids': 256, 'gaussian': 512}[self.time_features]
+
+  @property
+  def context_tokens(self) -> int:
+    """Tokens of time and label before those of the input."""
+    return self.context.time + self.context.label if self.conditioning == 'tokens' else 0
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -171,7 +253,7 @@ class Architecture(options.Section, section='model', decides_network=True):
 
   @property
   def sequence(self) -> int:
-    """Tokens that go through the blocks: the patches and, for REG, the class token."""
+    """Tokens that taps show: the patches and, for REG, the class token."""
     return self.tokens + bool(self.class_token)
 
   @property
@@ -234,6 +316,28 @@ class Execution(options.Section, section='model'):
   def compute_dtype(self) -> jnp.dtype | None:
     """Type for the layers; None follows the inputs, so that float64 stays float64."""
     return None if self.dtype == 'float32' else jnp.dtype(self.dtype)
+
+
+def _check_head(architecture):
+  head = architecture.head
+  if not head.depth:
+    for name in ('width', 'heads'):
+      if getattr(head, name):
+        raise types.UserError(
+          f'model.head.{name}={getattr(head, name)} is for a decoder of model.head.depth blocks, '
+          'which is 0'
+        )
+    return
+  width, heads = head.width or architecture.width, head.heads or architecture.heads
+  if width % heads:
+    raise types.UserError(f'model.head.heads={heads} does not divide model.head.width={width}')
+  if architecture.rope and width // heads % 4:
+    raise types.UserError(
+      f'model.rope turns pairs in both halves of a head, whose width model.head.width/'
+      f'model.head.heads={width}/{heads} is not divisible by 4'
+    )
+  if width % 4:
+    raise types.UserError(f'model.head.width={width} is not divisible by 4')
 
 
 PLAIN = Execution()

@@ -9,7 +9,7 @@ import dataclasses
 from flax import nnx
 
 from diversedit_jax import trees
-from diversedit_jax.models import attention, blocks, config, embed, sit, tuning
+from diversedit_jax.models import attention, blocks, config, networks, tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,31 @@ class Cost:
 
 def forward_flops(architecture: config.Architecture) -> float:
   """FLOPs of one forward pass of one example; elementwise work is left out."""
-  t, d, depth = architecture.sequence, architecture.width, architecture.depth
+  last, t, d = architecture.last, architecture.sequence, architecture.width
   patch = architecture.patch_size**2 * architecture.channels
-  mlp = blocks.mlp(architecture.mlp).products * d * architecture.hidden
-  block = 2 * t * (4 * d * d + mlp) + 4 * t * t * d + 2 * architecture.vectors * d * d
-  skips = depth // 2 * 4 * d * d * t if architecture.skip.enabled else 0
+  modulated = 1 if architecture.conditioning == 'adaln' else 0
+  found = _blocks_flops(architecture, t + architecture.context_tokens, modulated)
+  if architecture.skip.enabled:
+    found += architecture.depth // 2 * 4 * d * d * t
   times = 2 if architecture.interval else 1
+  found += times * 2 * (architecture.frequencies * d + d * d)
+  found += 2 * (patch * t + architecture.class_token) * d
+  rows = 1  # Of the conditioning of the final layer.
+  if architecture.head.depth:
+    found += _blocks_flops(last, t, t) + 2 * (patch * t + architecture.class_token) * last.width
+    found += 2 * t * d * last.width if last.width != d else 0
+    rows = t
   out = patch * (2 if architecture.learn_sigma else 1)
-  ends = 2 * t * (patch + out) * d + times * 2 * (embed.TIME_FREQUENCIES * d + d * d) + 4 * d * d
-  ends += 2 * 2 * architecture.class_token * d
-  return float(depth * block + skips + ends)
+  found += 2 * (t * out + architecture.class_token) * last.width + 4 * rows * last.width**2
+  return float(found)
+
+
+def _blocks_flops(architecture, t, rows):
+  """FLOPs of all blocks of a stack for t tokens, with the modulation of some rows."""
+  d = architecture.width
+  mlp = blocks.mlp(architecture.mlp).products * d * architecture.hidden
+  block = 2 * t * (4 * d * d + mlp) + 4 * t * t * d + 2 * rows * architecture.vectors * d * d
+  return architecture.depth * block
 
 
 def activation_bytes(
@@ -119,7 +134,7 @@ def cost(architecture: config.Architecture, execution: config.Execution, tensor:
   tensor: devices that share each product.
   """
   unprobed = dataclasses.replace(execution, attention='xla')
-  model = nnx.eval_shape(lambda: sit.SiT(architecture, unprobed, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: networks.make(architecture, unprobed, rngs=nnx.Rngs(0)))
   parameters = trees.count(nnx.state(model, nnx.Param))
   forward = forward_flops(architecture)
   return Cost(

@@ -93,6 +93,35 @@ class TimeEmbed(nnx.Module):
     return self.fc2(jax.nn.silu(self.fc1(time_features(t_N))))
 
 
+class GaussianTimeEmbed(nnx.Module):
+  """t_N -> [N, D]: [sin(2 pi t W), cos(2 pi t W)] for fixed W ~ N(0, 1), Linear, SiLU, Linear.
+
+  As RAE has it (arXiv 2510.11690), in float32 at least.
+  """
+
+  def __init__(self, width: int, *, rngs: nnx.Rngs):
+    draw = sharding.annotated(nnx.initializers.normal(1.0), None)
+    self.frequencies = nnx.Param(draw(rngs.params(), (TIME_FREQUENCIES,)), fixed=True)
+    bias = zeros('embed')
+    self.fc1 = nnx.Linear(
+      2 * TIME_FREQUENCIES, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs
+    )
+    self.fc2 = nnx.Linear(
+      width, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs
+    )
+
+  def __call__(self, t_N: jax.Array) -> jax.Array:
+    frequencies = jax.lax.stop_gradient(self.frequencies[...])
+    t_N = t_N.astype(jnp.promote_types(t_N.dtype, jnp.float32))
+    angles = 2 * np.pi * t_N[:, None] * frequencies[None]
+    features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return self.fc2(jax.nn.silu(self.fc1(features)))
+
+
+TIME_EMBEDS = {'sinusoids': TimeEmbed, 'gaussian': GaussianTimeEmbed}
+"""By `model.time_features`."""
+
+
 class ClassTokenEmbed(nnx.Module):
   """REG's class token (arXiv 2507.01467), [N, Z] -> [N, D]: Linear, then an affine LayerNorm."""
 

@@ -56,6 +56,34 @@ class Whole:
     """Attention among all tokens, see `attention.attend`."""
     return attention.attend(q_NTHd, k_NTHd, v_NTHd, implementation)
 
+  def each(self) -> 'Whole':
+    """The same tokens with a conditioning each: [N, T, D], in the order of the blocks' tokens."""
+    return Each(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Each(Whole):
+  """Tokens with a conditioning each, otherwise as `tokens` has them."""
+
+  tokens: Whole
+
+  def restored(self, x_NTD: jax.Array) -> jax.Array:
+    return self.tokens.restored(x_NTD)
+
+  def tap(self, tap: taps.Tap) -> taps.Tap:
+    return self.tokens.tap(tap)
+
+  def spread(self, v_NTD: jax.Array) -> jax.Array:
+    return v_NTD
+
+  def arranged(self, table_Td: jax.Array) -> jax.Array:
+    return self.tokens.arranged(table_Td)
+
+  def attend(
+    self, q_NTHd: jax.Array, k_NTHd: jax.Array, v_NTHd: jax.Array, implementation: str
+  ) -> jax.Array:
+    return self.tokens.attend(q_NTHd, k_NTHd, v_NTHd, implementation)
+
 
 @dataclasses.dataclass(frozen=True)
 class Grouped(Whole):
@@ -117,6 +145,7 @@ class Grouped(Whole):
 
 WHOLE = Whole()
 jax.tree_util.register_dataclass(Whole)
+jax.tree_util.register_dataclass(Each)
 jax.tree_util.register_dataclass(
   Grouped, data_fields=['order_NT', 'place_NT'], meta_fields=['sizes', 'separate']
 )

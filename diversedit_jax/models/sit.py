@@ -10,12 +10,25 @@ In the notation of `types`:
 and, for REG, a class token [N, Z] that is noised like the data and predicted with them.
 """
 
+from typing import NamedTuple
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from diversedit_jax import sharding, types
 from diversedit_jax.models import block, config, embed, groups, linear, stack, taps
+
+
+class Given(NamedTuple):
+  """What a forward pass is given; t_N and y_N are rows of the conditioning, see `groups`."""
+
+  x_NHWC: jax.Array
+  t_N: jax.Array
+  y_N: jax.Array
+  h_N: jax.Array | None
+  class_token_NZ: jax.Array | None
+  tokens: groups.Whole
 
 
 class SiT(nnx.Module):
@@ -33,14 +46,17 @@ class SiT(nnx.Module):
     self.patch_embed = linear.Linear(
       architecture.patch_size**2 * architecture.channels, width, (None, 'embed'), rngs=rngs
     )
-    self.time_embed = embed.TimeEmbed(width, rngs=rngs)
+    time_embed = embed.TIME_EMBEDS[architecture.time_features]
+    self.time_embed = time_embed(width, rngs=rngs)
     self.label_embed = embed.LabelEmbed(architecture.num_classes, width, rngs=rngs)
     if architecture.interval:
-      self.interval_embed = embed.TimeEmbed(width, rngs=rngs)
+      self.interval_embed = time_embed(width, rngs=rngs)
     if architecture.class_token:
       self.class_token_embed = embed.ClassTokenEmbed(architecture.class_token, width, rngs=rngs)
     self.blocks = stack.Stack(architecture, execution, rngs=rngs)
-    self.final = block.Final(architecture, execution, rngs=rngs)
+    self.final = block.Final(architecture.last, execution, rngs=rngs)
+    if architecture.base:
+      self.base = block.Final(architecture, execution, rngs=rngs)
 
   @jax.named_scope('embed')
   def tokens(self, x_NHWC: jax.Array, class_token_NZ: jax.Array | None = None) -> jax.Array:
@@ -49,10 +65,11 @@ class SiT(nnx.Module):
     A class token comes first, without a position: [N, 1 + T, D].
     """
     architecture = self.architecture
-    positions = embed.position_table(*architecture.grid, architecture.width)
     x_NTD = self.patch_embed(embed.patchify(x_NHWC, architecture.patch_size))
     x_NTD = x_NTD.astype(jnp.promote_types(x_NTD.dtype, self.execution.residual_dtype))
-    x_NTD = x_NTD + jnp.asarray(positions, x_NTD.dtype)[None]
+    if architecture.position_table:
+      positions = embed.position_table(*architecture.grid, architecture.width)
+      x_NTD = x_NTD + jnp.asarray(positions, x_NTD.dtype)[None]
     if class_token_NZ is None:
       return x_NTD
     first_ND = self.class_token_embed(class_token_NZ).astype(x_NTD.dtype)
@@ -66,6 +83,29 @@ class SiT(nnx.Module):
     if h_N is not None:
       c_ND = c_ND + self.interval_embed(h_N)
     return sharding.constrain_batch(c_ND)
+
+  @jax.named_scope('embed')
+  def times(self, t_N: jax.Array, h_N: jax.Array | None = None) -> jax.Array:
+    """The part of `condition` that is not the label's."""
+    times_ND = self.time_embed(embed.TIME_INPUTS[self.architecture.time_input](t_N))
+    return times_ND if h_N is None else times_ND + self.interval_embed(h_N)
+
+  def entered(self, given: Given) -> tuple[jax.Array, jax.Array | None]:
+    """What goes into the blocks: x_NTD and the conditioning c_ND."""
+    c_ND = self.condition(given.t_N, given.y_N, given.h_N)
+    return given.tokens.sorted(self.tokens(given.x_NHWC, given.class_token_NZ)), c_ND
+
+  def left(
+    self, f_NTD: jax.Array, c_ND: jax.Array | None, given: Given
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Patches [N, T, P*P*C'] and class token of the last block's output, see `block.Final`."""
+    return self.final(f_NTD, c_ND, given.tokens)
+
+  def left_early(
+    self, f_NTD: jax.Array, c_ND: jax.Array | None, given: Given
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """The same of the output of block `base`."""
+    return self.base(f_NTD, c_ND, given.tokens)
 
   @jax.named_scope('model')
   def __call__(
@@ -93,8 +133,8 @@ class SiT(nnx.Module):
       blocks: stop after so many of them, for the features alone; None runs all.
 
     Returns:
-      `Output` with the prediction [N, H, W, C] and that of the class token [N, Z], in float32 at
-      least (None if only the first blocks ran), and the tap's features.
+      `Output` with the prediction [N, H, W, C], that of the class token [N, Z] and that of block
+      `base`, in float32 at least (None if only the first blocks ran), and the tap's features.
 
     Raises:
       ValueError: for a wrong shape, a missing input, or one that the model has no place for.
@@ -105,17 +145,25 @@ class SiT(nnx.Module):
     types.check('y', y_N, 'N', N=x_NHWC.shape[0])
     _check_input('h_N', h_N, architecture.interval)
     _check_input('class_token_NZ', class_token_NZ, architecture.class_token > 0)
-    c_ND = self.condition(*tokens.rows(t_N, y_N), h_N)
-    x_NTD = tokens.sorted(self.tokens(x_NHWC, class_token_NZ))
+    given = Given(x_NHWC, *tokens.rows(t_N, y_N), h_N, class_token_NZ, tokens)
+    x_NTD, c_ND = self.entered(given)
     tap = tokens.tap(tap or taps.nothing())
+    base = taps.chosen([architecture.base - 1]) if architecture.base else taps.nothing()
+    tap = taps.joined({'asked': tap, 'base': base})
     x_NTD, features = self.blocks(x_NTD, c_ND, tokens, tap=tap, blocks=blocks)
     if blocks is not None and blocks < architecture.depth:
-      return types.Output(None, features)
-    out, class_token_NZ = self.final(x_NTD, c_ND, tokens)
-    pred = embed.unpatchify(tokens.restored(out), architecture.patch_size, rows, cols)
-    pred = pred[..., : architecture.channels]
-    pred, class_token_NZ = jax.tree.map(_finished, (pred, class_token_NZ))
-    return types.Output(pred, features, class_token_NZ)
+      return types.Output(None, features['asked'])
+
+    def image(out_NTP):
+      pred = embed.unpatchify(tokens.restored(out_NTP), architecture.patch_size, rows, cols)
+      return _finished(pred[..., : architecture.channels])
+
+    out, class_token_NZ = self.left(x_NTD, c_ND, given)
+    early = None
+    if architecture.base:
+      early = image(self.left_early(features['base'][0], c_ND, given)[0])
+    class_token_NZ = jax.tree.map(_finished, class_token_NZ)
+    return types.Output(image(out), features['asked'], class_token_NZ, early)
 
 
 def _finished(x: jax.Array) -> jax.Array:

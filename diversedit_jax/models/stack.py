@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from diversedit_jax import sharding
 from diversedit_jax.models import block as block_lib
-from diversedit_jax.models import blocks as blocks_lib
 from diversedit_jax.models import config, groups, taps, tuning
 
 
@@ -87,6 +86,8 @@ _FUSED = {'after': _fused_after, 'before': _fused_before}
 class Stack(nnx.Module):
   """(x_NTD, c_ND) -> (x_NTD, features): L blocks, with L/2 long skips if `skip` is enabled.
 
+  c_ND is [N, T, D] where `tokens` have a conditioning each, None for blocks that have none.
+
   `layers` holds all blocks of a model without skips; `first`, `second`, `fuse` those of one with.
   """
 
@@ -94,8 +95,7 @@ class Stack(nnx.Module):
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
   ):
     self.architecture, self.execution = architecture, execution
-    make = blocks_lib.own_block(architecture.block) or block_lib.Block
-    block = lambda r: make(architecture, execution, rngs=r)
+    block = lambda r: block_lib.of(architecture)(architecture, execution, rngs=r)
     if not architecture.skip.enabled:
       self.layers = stacked(block, architecture.depth, rngs)
     else:
@@ -117,6 +117,7 @@ class Stack(nnx.Module):
     """All blocks, or the first ones only."""
     depth, skip = self.architecture.depth, self.architecture.skip
     blocks = depth if blocks is None else blocks
+    tap = taps.without_first(tap, self.architecture.context_tokens)
     scan = functools.partial(self._scan, c_ND=c_ND, tokens=tokens, tap=tap)
     blocks_of = self.first if skip.enabled else self.layers
     one = lambda x_NTD, attend: layer(blocks_of, 0)(x_NTD, c_ND, attend, tokens)

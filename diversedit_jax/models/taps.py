@@ -85,6 +85,20 @@ def _kept(blocks, what, **more):
   return Tap(init=init, step=step, finish=finish, **more)
 
 
+def without_first(tap: Tap, count: int) -> Tap:
+  """The tap over block outputs, queries and keys without the first tokens."""
+  if not count:
+    return tap
+  rest = lambda arrays: [x[:, count:] for x in arrays]
+  # Queries and keys are given to `init` by their shapes alone.
+  shapes = lambda qk: jax.eval_shape(rest, qk)
+  return dataclasses.replace(
+    tap,
+    init=lambda x, depth, *qk: tap.init(x[:, count:], depth, *shapes(qk)),
+    step=lambda carry, f, i, *qk: tap.step(carry, f[:, count:], i, *rest(qk)),
+  )
+
+
 def joined(taps: Mapping[str, Tap]) -> Tap:
   """Several taps at once; features are a dict by name."""
   taps = dict(taps)

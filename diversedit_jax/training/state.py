@@ -49,6 +49,13 @@ class Placed(NamedTuple):
 AT_RANDOM = Placed({}, {})
 
 
+def _fixed(variables) -> set[str]:
+  """Names of the parameters that their modules mark as fixed, with `nnx.Param(x, fixed=True)`."""
+  marked = lambda x: x.get_metadata().get('fixed', False)
+  flat = nnx.to_flat_state(variables)
+  return {'/'.join(map(str, path)) for path, x in flat if marked(x)}
+
+
 class Trainable:
   """Builds, shards, initialises and restores the state of one network under one optimizer."""
 
@@ -83,7 +90,8 @@ class Trainable:
     if jax.tree.leaves(rest):
       raise ValueError(f'modules must hold parameters only, found {list(trees.named_leaves(rest))}')
     self.params = nnx.to_pure_dict(variables)
-    self.fixed = patterns.matching(freeze, trees.named_leaves(self.params), 'optimizer.freeze')
+    names = trees.named_leaves(self.params)
+    self.fixed = patterns.matching(freeze, names, 'optimizer.freeze') | _fixed(variables)
     if not self.trained(self.params):
       raise types.UserError(f'optimizer.freeze={freeze!r} leaves nothing to train')
     self.param_shardings = nnx.to_pure_dict(sharding.shardings_of(variables, mesh))

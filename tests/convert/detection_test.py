@@ -49,6 +49,17 @@ def _config_keys(family, golden, **changes):
     ('sra', 'depth=4 model.width=24 model.heads=? model.patch_size=2'),
     ('meanflow', 'depth=4 model.width=64 model.heads=? model.patch_size=2 method=meanflow'),
     (
+      'ddt',
+      'depth=3 model.width=24 model.heads=2 model.patch_size=1 model.block=ddt model.head.depth=2 '
+      'model.head.width=40 model.head.heads=2',
+    ),
+    (
+      'raev2',
+      'depth=3 model.width=24 model.heads=3 model.patch_size=1 model.qk_norm=True '
+      'model.block=raev2 model.context.time=2 model.context.label=3 model.head.depth=2 '
+      'model.head.width=32 model.head.heads=2',
+    ),
+    (
       'dit',
       'depth=3 model.width=64 model.heads=? model.patch_size=2 model.learn_sigma=True '
       'model.time_input=ddpm interpolant.path=vp interpolant.prediction=noise',

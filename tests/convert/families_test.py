@@ -10,7 +10,7 @@ import pytest
 
 from diversedit_jax import trees, types
 from diversedit_jax.convert import families, mapping
-from diversedit_jax.models import config, embed, heads, sit
+from diversedit_jax.models import config, embed, heads, networks, sit
 
 _CLOCK = 't_embedder.mlp.0.weight'
 
@@ -39,7 +39,9 @@ def test_round_trip(case, dtype):
   family, state_dict = case
   state_dict = {name: x.astype(dtype) for name, x in state_dict.items()}
   params = mapping.to_ours(state_dict, family)
-  again = mapping.to_torch(params, family, grid=(4, 4), heads=family_weights.HEADS)
+  patch = mapping.infer_config(state_dict, family)['patch_size']
+  how = family_weights.heads(family) | {'patch_size': patch}
+  again = mapping.to_torch(params, family, grid=(4, 4), **how)
   if family in ('sit_original', 'selfflow', 'lightning'):
     # Their clocks come back to the bound of `layouts.reverse_clock`.
     back, given = again.pop(_CLOCK), state_dict.pop(_CLOCK).astype(np.float64)
@@ -59,9 +61,9 @@ def test_infer_config(case):
   assert config['interval'] == (family == 'meanflow')
   assert config['class_token'] == (48 if family == 'reg' else 0)
   assert config['learn_sigma'] == (family in ('sit_original', 'selfflow', 'dit'))
-  assert config['tokens'] == (None if family == 'meanflow' else 16)
-  assert (config['patch_size'], config['channels']) == (2, 4)
-  assert config['num_classes'] == 10 and config['mlp_ratio'] == 4
+  assert config['tokens'] == (None if family in ('meanflow', 'raev2') else 16)
+  read = config['patch_size'], config['channels'], config['num_classes'], config['mlp_ratio']
+  assert read == {'ddt': (1, 10, 5, 4), 'raev2': (1, 8, 6, 4)}.get(family, (2, 4, 10, 4))
 
 
 def test_imported_parameters_are_those_of_the_model(case):
@@ -69,15 +71,20 @@ def test_imported_parameters_are_those_of_the_model(case):
   family, state_dict = case
   inferred = mapping.infer_config(state_dict, family)
   fields = ('depth', 'width', 'patch_size', 'channels', 'num_classes', 'qk_norm')
-  fields += ('norm', 'mlp', 'rope', 'shift')
+  fields += ('norm', 'mlp', 'rope', 'shift', 'time_features', 'position_table', 'conditioning')
+  side = 4 * inferred['patch_size']
+  decoder, context = inferred['decoder'] or (0, 0, 0), inferred['context'] or (4, 8)
   architecture = config.Architecture(
-    input_size=(8, 8),
+    input_size=(side, side),
     heads=inferred['heads'] or 4,
     **{name: inferred[name] for name in fields},
     **{name: inferred[name] for name in ('interval', 'class_token', 'learn_sigma')},
     skip=config.Skip(enabled=inferred['skips']),
+    head=config.Head(**dict(zip(('depth', 'width', 'heads'), decoder, strict=True))),
+    context=config.Context(time=context[0], label=context[1]),
+    base=1 if family == 'raev2' else 0,  # Weights do not tell of which block.
   )
-  model = nnx.eval_shape(lambda: sit.SiT(architecture, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: networks.make(architecture, rngs=nnx.Rngs(0)))
   expected = {n: x.shape for n, x in trees.named_leaves(nnx.split(model)[1]).items()}
   params = mapping.to_ours(state_dict, family)
   assert {n: x.shape for n, x in trees.named_leaves(params['model']).items()} == expected

@@ -4,14 +4,22 @@ import numpy as np
 
 from diversedit_jax.models import embed, rotary
 
-FAMILIES = ('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'selfflow', 'lightning', 'dit')
-HEADS = 4  # Which only the tables of rotary positions tell.
+FAMILIES = (
+  *('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'selfflow', 'lightning', 'ddt', 'raev2'),
+  'dit',
+)
+_HEADS = {'lightning': (4, None), 'ddt': (2, 2), 'raev2': (3, 2)}
 _FILES = {'sit': 'sit_skip', 'reg': 'reg', 'sit_original': 'dit_sit_original'}
+_WIDE = {'ddt': 'ddt', 'raev2': 'v2'}
 _FILES['dit'] = _FILES['sit_original']
 
 
 def of(family, golden):
-  """Arrays by name; all have a 4 x 4 grid of patches of size 2."""
+  """Arrays by name; all have a 4 x 4 grid, of patches of side 2, or 1 for wide heads."""
+  if family in _WIDE:
+    name = f'{_WIDE[family]}/params/'
+    found = golden('ddt').items()
+    return with_our_tables({n.removeprefix(name): x for n, x in found if n.startswith(name)})
   if family == 'sra':
     return sra(golden)
   if family == 'selfflow':
@@ -21,6 +29,11 @@ def of(family, golden):
   if family == 'lightning':
     return lightning(parameters(golden('sit_plain')))
   return parameters(golden(_FILES[family]))
+
+
+def heads(family):
+  """The attention heads that only tables of rotary positions tell, for `convert.to_torch`."""
+  return dict(zip(('heads', 'decoder_heads'), _HEADS.get(family, (None, None)), strict=True))
 
 
 def parameters(archive):
@@ -67,9 +80,20 @@ def lightning(plain):
     for name, out, fan_in in (('w12', 2 * hidden, width), ('w3', width, hidden)):
       shapes[f'blocks.{i}.mlp.{name}.weight'] = (out, fan_in)
       shapes[f'blocks.{i}.mlp.{name}.bias'] = (out,)
-  cos, sin = rotary.tables(4, 4, width // HEADS)
+  cos, sin = rotary.tables(4, 4, width // _HEADS['lightning'][0])
   tables = {'feat_rope.freqs_cos': cos, 'feat_rope.freqs_sin': sin}
   return body | tables | {n: draw(shape).astype(np.float32) for n, shape in shapes.items()}
+
+
+def with_our_tables(arrays):
+  """Tables of positions as we compute them, equal but for rounding."""
+  made = {'pos_embed': lambda x: embed.position_table(4, 4, x.shape[-1])[None]}
+  for module in ('enc_feat_rope', 'dec_feat_rope', 'enc_rope', 'dec_rope'):
+    for i, of in enumerate(('cos', 'sin')):
+      still = lambda x, i=i: np.full((len(x) - 16, x.shape[1]), 1.0 - i, np.float32)
+      turned = lambda x, i=i: rotary.tables(4, 4, x.shape[1])[i]
+      made[f'{module}.freqs_{of}'] = lambda x, a=turned, b=still: np.concatenate([a(x), b(x)])
+  return {name: made[name](x) if name in made else x for name, x in arrays.items()}
 
 
 def meanflow(plain):

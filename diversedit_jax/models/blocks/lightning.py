@@ -1,6 +1,6 @@
 """LightningDiT's block (arXiv 2501.01423): RMSNorm, SwiGLU (2002.05202) and rotary positions.
 
-  MLP(x) = W3 (silu(W1 x) * W2 x)
+MLP(x) = W3 (silu(W1 x) * W2 x)
 """
 
 from typing import ClassVar

@@ -1,6 +1,6 @@
 """SiT's block, which is DiT's (arXiv 2401.08740, 2212.09748): LayerNorm, and an MLP with GELU.
 
-  MLP(x) = W2 gelu(W1 x)
+MLP(x) = W2 gelu(W1 x)
 """
 
 from typing import ClassVar
@@ -16,6 +16,9 @@ PARTS = {
   'mlp': 'gelu',
   'rope': False,
   'shift': True,
+  'time_features': 'sinusoids',
+  'position_table': True,
+  'conditioning': 'adaln',
 }
 
 
