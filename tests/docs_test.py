@@ -98,8 +98,7 @@ PAGES = {
   ),
   'add_a_block_option.md': (
     {
-      'diversedit_jax/models/config.py',
-      'diversedit_jax/models/block.py',
+      'diversedit_jax/models/blocks/primer.py',
       'tests/models/squared_relu_test.py',
     },
     ['step 60/60', 'parameters'],

@@ -83,6 +83,8 @@ def _why(made, mode, name):
     terms = [term for term in made.objective.terms if term.section == section]
     if terms and terms[0].factor.until >= made.train.steps:
       return f'the run ends at step {made.train.steps}, before it changes anything'
+  if name.startswith('model.context.') and not made.architecture.context_tokens:
+    return f'model.conditioning={made.architecture.conditioning}'
   if name == 'log.profile' and made.log.profiled[0] > made.train.steps:
     return f'the run ends at step {made.train.steps}'
   if name == 'train.label_dropout' and not made.architecture.num_classes:

@@ -127,6 +127,11 @@ class SelfFlow(flow.StochasticInterpolant):
       raise types.UserError(
         f'method=selfflow predicts velocities; interpolant.prediction={found.prediction!r}'
       )
+    if model.conditioning == 'tokens':
+      raise types.UserError(
+        'method=selfflow gives groups of tokens times of their own, and model.conditioning=tokens '
+        'tells one time to all; set model.conditioning=adaln'
+      )
     sizes = groups.sizes((self.share, 1 - self.share), model.tokens)
     if 0 in sizes:
       raise types.UserError(

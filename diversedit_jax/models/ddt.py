@@ -46,13 +46,9 @@ class Decoder(nnx.Module):
     self.blocks = stack.Stack(decoder, execution, rngs=rngs)
 
   @jax.named_scope('decoder')
-  def __call__(
-    self, given: sit.Given, times_NSD: jax.Array, f_NTD: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """h [N, T, W] and s [N, T, W]; S is 1 or T."""
-    s_NTW = jax.nn.silu(times_NSD + f_NTD)
-    if self.project is not None:
-      s_NTW = self.project(s_NTW).astype(f_NTD.dtype)
+  def __call__(self, given: sit.Given, s_NTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """h and s, [N, T, W], of silu(t + f)."""
+    s_NTW = s_NTD if self.project is None else self.project(s_NTD).astype(s_NTD.dtype)
     h_NTW = self.patch_embed(embed.patchify(given.x_NHWC, self.patch_size))
     h_NTW = h_NTW.astype(jnp.promote_types(h_NTW.dtype, self.residual_dtype))
     if given.class_token_NZ is not None:
@@ -77,23 +73,27 @@ class DDT(sit.SiT):
     super().__init__(architecture, execution, rngs=rngs)
     self.decoder = Decoder(architecture, execution, rngs=rngs)
 
-  def condition(self, t_N: jax.Array, y_N: jax.Array, h_N: jax.Array | None = None) -> jax.Array:
-    return jax.nn.silu(super().condition(t_N, y_N, h_N))
+  def entered(self, given: sit.Given) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    times_ND = self.times(given.t_N, given.h_N)
+    c_ND = sharding.constrain_batch(jax.nn.silu(times_ND + self.label_embed(given.y_N)))
+    x_NTD = self.tokens(given.x_NHWC, given.class_token_NZ)
+    return given.tokens.sorted(x_NTD), c_ND, times_ND
 
   def left(
-    self, f_NTD: jax.Array, c_ND: jax.Array | None, given: sit.Given
+    self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given
   ) -> tuple[jax.Array, jax.Array | None]:
-    h_NTW, s_NTW = self.decoder(given, self._times(f_NTD, given), f_NTD)
+    h_NTW, s_NTW = self.decoder(given, self._timed(f_NTD, told_ND, given))
     return self.final(h_NTW, s_NTW, given.tokens.each())
 
   def left_early(
-    self, f_NTD: jax.Array, c_ND: jax.Array | None, given: sit.Given
+    self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given
   ) -> tuple[jax.Array, jax.Array | None]:
-    s_NTD = jax.nn.silu(self._times(f_NTD, given) + f_NTD)
+    s_NTD = self._timed(f_NTD, told_ND, given)
     return self.base(s_NTD, s_NTD, given.tokens.each())
 
-  def _times(self, f_NTD, given):
-    return given.tokens.spread(self.times(given.t_N, given.h_N)).astype(f_NTD.dtype)
+  def _timed(self, f_NTD, times_ND, given):
+    """silu(t + f)."""
+    return jax.nn.silu(given.tokens.spread(times_ND).astype(f_NTD.dtype) + f_NTD)
 
 
 class InContext(DDT):
@@ -113,18 +113,19 @@ class InContext(DDT):
     self.time_tokens = token(architecture.context.time)
     self.label_tokens = token(architecture.context.label)
 
-  def entered(self, given: sit.Given) -> tuple[jax.Array, None]:
+  def entered(self, given: sit.Given) -> tuple[jax.Array, None, jax.Array]:
     if isinstance(given.tokens, groups.Grouped):
       raise ValueError('groups of tokens have times of their own, but a context tells one time')
     x_NTD = self.tokens(given.x_NHWC, given.class_token_NZ)
+    times_ND = self.times(given.t_N, given.h_N)
     context = [
-      self.time_tokens[...][None] + self.times(given.t_N, given.h_N)[:, None],
+      self.time_tokens[...][None] + times_ND[:, None],
       self.label_tokens[...][None] + self.label_embed(given.y_N)[:, None],
     ]
     x_NTD = jnp.concatenate([*(part.astype(x_NTD.dtype) for part in context), x_NTD], axis=1)
-    return sharding.constrain_batch(x_NTD), None
+    return sharding.constrain_batch(x_NTD), None, times_ND
 
   def left(
-    self, f_NTD: jax.Array, c_ND: None, given: sit.Given
+    self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given
   ) -> tuple[jax.Array, jax.Array | None]:
-    return super().left(f_NTD[:, self.architecture.context_tokens :], c_ND, given)
+    return super().left(f_NTD[:, self.architecture.context_tokens :], told_ND, given)

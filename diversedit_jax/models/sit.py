@@ -90,22 +90,22 @@ class SiT(nnx.Module):
     times_ND = self.time_embed(embed.TIME_INPUTS[self.architecture.time_input](t_N))
     return times_ND if h_N is None else times_ND + self.interval_embed(h_N)
 
-  def entered(self, given: Given) -> tuple[jax.Array, jax.Array | None]:
-    """What goes into the blocks: x_NTD and the conditioning c_ND."""
+  def entered(self, given: Given) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """x_NTD and the conditioning c_ND of the blocks, and what `left` is told, [N, D]."""
     c_ND = self.condition(given.t_N, given.y_N, given.h_N)
-    return given.tokens.sorted(self.tokens(given.x_NHWC, given.class_token_NZ)), c_ND
+    return given.tokens.sorted(self.tokens(given.x_NHWC, given.class_token_NZ)), c_ND, c_ND
 
   def left(
-    self, f_NTD: jax.Array, c_ND: jax.Array | None, given: Given
+    self, f_NTD: jax.Array, told_ND: jax.Array, given: Given
   ) -> tuple[jax.Array, jax.Array | None]:
     """Patches [N, T, P*P*C'] and class token of the last block's output, see `block.Final`."""
-    return self.final(f_NTD, c_ND, given.tokens)
+    return self.final(f_NTD, told_ND, given.tokens)
 
   def left_early(
-    self, f_NTD: jax.Array, c_ND: jax.Array | None, given: Given
+    self, f_NTD: jax.Array, told_ND: jax.Array, given: Given
   ) -> tuple[jax.Array, jax.Array | None]:
     """The same of the output of block `base`."""
-    return self.base(f_NTD, c_ND, given.tokens)
+    return self.base(f_NTD, told_ND, given.tokens)
 
   @jax.named_scope('model')
   def __call__(
@@ -146,7 +146,7 @@ class SiT(nnx.Module):
     _check_input('h_N', h_N, architecture.interval)
     _check_input('class_token_NZ', class_token_NZ, architecture.class_token > 0)
     given = Given(x_NHWC, *tokens.rows(t_N, y_N), h_N, class_token_NZ, tokens)
-    x_NTD, c_ND = self.entered(given)
+    x_NTD, c_ND, told_ND = self.entered(given)
     tap = tokens.tap(tap or taps.nothing())
     base = taps.chosen([architecture.base - 1]) if architecture.base else taps.nothing()
     tap = taps.joined({'asked': tap, 'base': base})
@@ -158,10 +158,10 @@ class SiT(nnx.Module):
       pred = embed.unpatchify(tokens.restored(out_NTP), architecture.patch_size, rows, cols)
       return _finished(pred[..., : architecture.channels])
 
-    out, class_token_NZ = self.left(x_NTD, c_ND, given)
+    out, class_token_NZ = self.left(x_NTD, told_ND, given)
     early = None
     if architecture.base:
-      early = image(self.left_early(features['base'][0], c_ND, given)[0])
+      early = image(self.left_early(features['base'][0], told_ND, given)[0])
     class_token_NZ = jax.tree.map(_finished, class_token_NZ)
     return types.Output(image(out), features['asked'], class_token_NZ, early)
 

@@ -20,6 +20,7 @@ IDLE = [
   ('sample', 'vae.tile', 32, 'without vae.weights'),
   ('eval', 'eval.inception', 'a.pth', 'digits needs no network'),
   ('train', 'log.profile', '9001:9002', 'the run ends at step '),
+  ('train', 'model.context.time', 2, 'model.conditioning=adaln'),
   ('analyze', 'analysis.against', 'runs/a', 'it is for analysis.parts=compare'),
   ('analyze', 'analysis.time_grid', (0.2, 0.4), 'it is for analysis.parts=times,variance'),
 ]

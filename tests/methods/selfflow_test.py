@@ -408,6 +408,12 @@ def test_what_has_no_meaning_is_refused(fields, message):
     tiny.self_flow(**fields)
 
 
+def test_a_context_that_tells_one_time_is_refused():
+  head = config.Head(depth=1)
+  with pytest.raises(types.UserError, match='set model.conditioning=adaln'):
+    tiny.self_flow(tiny.architecture(conditioning='tokens', head=head))
+
+
 def test_blocks_that_the_model_lacks_are_refused_by_their_keys():
   found = tiny.self_flow(student_block=3).alignment
   with pytest.raises(types.UserError, match='selfflow.student_block: block 3 is not one of 1 to 2'):

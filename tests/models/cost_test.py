@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from diversedit_jax.models import config as config_lib
-from diversedit_jax.models import cost, sit, sizes
+from diversedit_jax.models import cost, sizes
+from diversedit_jax.models import networks as networks_lib
 
 
 def xl(pixels, **fields):
@@ -27,7 +28,7 @@ def small(**fields):
 
 def abstract(parts, n):
   """(model state, x, t, y) as shapes, and the graph definition."""
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: sit.SiT(*parts, rngs=nnx.Rngs(0))))
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: networks_lib.make(*parts, rngs=nnx.Rngs(0))))
   x = jax.ShapeDtypeStruct((n, *parts[0].shape), jnp.float32)
   t, y = (jax.ShapeDtypeStruct((n,), d) for d in (jnp.float32, jnp.int32))
   return graphdef, (state, x, t, y)
@@ -94,6 +95,10 @@ def test_every_long_skip_costs_one_product_of_2d_by_d(placement):
     dict(input_size=(4, 12), patch_size=4, qk_norm=True),
     dict(num_classes=0, heads=4),
     dict(dtype='bfloat16'),
+    dict(block='lightning', qk_norm=True),
+    dict(block='ddt', head=config_lib.Head(depth=2, width=24), skip=networks.SKIP),
+    dict(block='sit', head=config_lib.Head(depth=1)),
+    dict(block='raev2', head=config_lib.Head(depth=1, width=32, heads=4)),
   ],
 )
 def test_forward_flops_are_the_products_of_the_traced_model(fields):
@@ -120,6 +125,22 @@ def test_parameters_of_xl_are_those_that_dit_counts():
   counted = cost.cost(xl(256), config_lib.Execution(dtype='bfloat16'))
   # 675,111,184 by DiT's count, less its fixed table of positions.
   assert counted.parameters == 675_111_184 - 256 * 1152
+
+
+def test_parameters_of_a_wide_head_are_those_of_rae():
+  """DiT^DH-XL on latents of DINOv2-B, 839 M by the paper (2510.11690), with a fixed table."""
+  architecture = config_lib.Architecture(
+    input_size=(16, 16),
+    channels=768,
+    depth=28,
+    width=1152,
+    heads=16,
+    patch_size=1,
+    block='ddt',
+    head=config_lib.Head(depth=2, width=2048, heads=16),
+  )
+  counted = cost.cost(architecture, config_lib.Execution())
+  assert round((counted.parameters + 256 * 1152) / 1e6) == 839
 
 
 # By the compiler for an H200, XL/2 at 256 pixels without a loop over blocks, cuDNN attention, bytes

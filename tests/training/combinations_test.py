@@ -38,6 +38,12 @@ METHODS = (
   'repa+dispersive+sra+diverse',
 )
 DATA = {'interpolant.prediction': 'data', 'interpolant.shift': 'auto', 'sampler.clamp': 0.05}
+DDT = {
+  'model.block': 'ddt',
+  'model.head.depth': 1,
+  'model.head.width': 48,
+  'model.head.heads': 2,
+}
 PRESETS = {
   'irepa': ('repa', {'repa.preset': 'irepa'}),
   'corrected': ('contrastive', {'contrastive.negatives': 'random', 'contrastive.correct': True}),
@@ -48,6 +54,11 @@ PRESETS = {
     f'{method} on lightning': (method, {'model.block': 'lightning'})
     for method in ('flow', 'diverse', 'repa+diverse', 'meanflow', 'selfflow')
   },
+  **{
+    f'{method} on ddt': (method, DDT)
+    for method in ('flow', 'diverse', 'repa+diverse', 'meanflow', 'selfflow')
+  },
+  'reg+diverse on raev2': ('reg+diverse', DDT | {'model.block': 'raev2', 'model.qk_norm': True}),
   'muon': ('repa+diverse', {'optimizer.name': 'muon', 'optimizer.shard_over_data': True}),
 }
 """A method and keys of the config, by a name of the test's own."""
