@@ -108,7 +108,7 @@ def _train(experiment, mesh, trainable, placed, decoder, frozen, networks, path)
     dict(mesh.shape),
     experiment.train.batch_size,
   )
-  if trainable.fixed:
+  if experiment.optimizer.freeze:
     logging.info('optimizer.freeze: %s', overview.frozen(trainable.params, trainable.fixed))
   if divided := optim.division(experiment.optimizer, trainable.trained(trainable.params)):
     logging.info('%s', divided)

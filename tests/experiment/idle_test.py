@@ -41,8 +41,7 @@ READ = [
 def told(mode, key, value, others=()):
   config = digits.get_config('method=flow,skips=False')
   for whole, given in [(key, value), *others]:
-    section, _, name = whole.partition('.')
-    config[section][name] = given
+    config.update_from_flattened_dict({whole: given})
   return idle.remarks(experiment_lib.build(config), mode, [key])
 
 
