@@ -3,8 +3,8 @@
   python -m diversedit_jax.main --config=configs/rae_xl256.py:data=store:PIXELS --workdir=DIR \\
     --config.rae.weights=ENCODERS --config.rae.statistics=stat.pt --config.rae.decoder=model.pt
 
-The network is LightningDiT's, its latents are made in the step; docs/rae.md says where the files
-are. Without data it is a dry run.
+The network is LightningDiT's with Gaussian features of time, its latents are made in the step;
+docs/rae.md says where the files are. Without data it is a dry run.
 Hardware: 8 GPUs of 80 GB.
 Time: `--mode=plan` expects 13.7 hours for 80 epochs at an assumed 20 % of 989 TFLOP/s (MFU); not
 measured. The encoder is 6.6 % of it.
@@ -14,7 +14,6 @@ recall 0.48; their issue 64). None has been measured with this code yet. They ta
 of every class (`eval.labels=balanced`, as here), by which FID is about 0.1 lower (their README).
 The learning rate is that of a run of 800 epochs, from which they take the checkpoint at 80
 (their issue 45). Their ODE has 50 points, which are 49 steps, and ends at t = 0.007.
-Differs from the authors' network: its time is embedded by sines of fixed Gaussian frequencies.
 Meta-arguments: method, skips, size, steps, guidance, data. `method=flow+diverse,skips=True` puts
 DiverseDiT on it.
 """
@@ -26,7 +25,7 @@ DATA = 'synthetic:16x16x768+256x256x3:1000'  # For dry runs.
 RECIPE = {
   'rae.encoder': 'dinov2reg-vit-b',
   'rae.dtype': 'bfloat16',
-  'model.block': 'lightning',
+  'model.block': 'ddt',
   'model.remat': 'names',
   'interpolant.shift': 'auto',
   'interpolant.time_latest': 0.999,

@@ -7,13 +7,13 @@
 Hardware, time and memory: as in the header of the size's own file, b256.py and xl256.py.
 The numbers are published ones, FID-50K, of the paper that the note names; none has been measured
 with this code yet. The recipe is SiT's, as in all these papers: 256 px, batch 256, AdamW at 1e-4;
-that of the rows of `lightning` and `rae` is in lightning_xl256.py and rae_xl256.py.
+that of the rows of `lightning` and `rae` is in lightning_xl256.py, rae_xl256.py and ddt_xl256.py.
 The rows of `grid` have no numbers yet: DiverseDiT (10 random blocks, as its paper), its long skips
 alone, LayerSync, iREPA and Self-Flow, alone and with DiverseDiT, for 80 epochs of SiT-B/2.
 Meta-arguments after the row: data, steps. All else is a key, as `--config.seed=1`.
 """
 
-from configs import lightning_xl256, rae_xl256
+from configs import ddt_xl256, lightning_xl256, rae_xl256
 from configs.tables.book import Book
 from configs.tables.row import Row, numbers
 
@@ -137,6 +137,26 @@ ROWS = (
     data='synthetic:16x16x384+256x256x3:1000',
     paper=numbers(1.87, IS=209.7, Prec=0.80, Rec=0.63),
     note=f'{_RAE}, quoted at second hand; registers of DINOv2-S assumed; {_FLIPS}',
+  ),
+  Row(
+    'rae/DiTDH-XL-80',
+    'flow',
+    'XL/1',
+    steps=80 * rae_xl256.EPOCH,
+    options=ddt_xl256.RECIPE,
+    data=rae_xl256.DATA,
+    paper=numbers(2.16),
+    note=f'{_RAE}, quoted at second hand; {_FLIPS}',
+  ),
+  Row(
+    'rae/DiTDH-XL-800',
+    'flow',
+    'XL/1',
+    steps=800 * rae_xl256.EPOCH,
+    options=ddt_xl256.RECIPE,
+    data=rae_xl256.DATA,
+    paper=numbers(1.51, IS=242.9, Prec=0.79, Rec=0.63),
+    note=f'{_RAE}, quoted at second hand; {_FLIPS}',
   ),
   _grid('flow', 'flow'),
   _grid('diverse', 'flow+diverse'),

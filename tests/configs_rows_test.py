@@ -102,6 +102,8 @@ ZOO = {
   'lightning/XL-800': 2.17,
   'rae/DiT-XL-80': 4.28,
   'rae/DiT-XL-DINOv2-S-800': 1.87,
+  'rae/DiTDH-XL-80': 2.16,
+  'rae/DiTDH-XL-800': 1.51,
 }
 # Rows at batch 1024, whose epochs are in their names.
 WIDE_BATCH = ('lightning', 'rae')

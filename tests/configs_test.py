@@ -87,6 +87,7 @@ def test_step_traces(pictures, monkeypatch, name, arg):
     ema_decay=experiment.train.ema_decay,
     learning_rate=experiment.schedule(),
     accumulate=experiment.train.accumulate,
+    fixed=trainable.fixed,
   )
   n, source = experiment.train.batch_size, experiment.source
   one = source.gather(np.arange(1))
@@ -260,7 +261,7 @@ def test_headers_carry_command_and_hardware():
   for name in NAMES:
     text = importlib.import_module(f'configs.{name}').__doc__
     assert re.search(rf"--config='?configs/{name}\.py", text) and 'Hardware' in text
-  for name in (*IMAGENET, 'paper', 'zoo', 'lightning_xl256', 'rae_xl256'):
+  for name in (*IMAGENET, 'paper', 'zoo', 'lightning_xl256', 'rae_xl256', 'ddt_xl256'):
     text = ' '.join(importlib.import_module(f'configs.{name}').__doc__.split())
     assert 'measured with this code yet' in text and 'FID-50K' in text
 
