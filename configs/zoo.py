@@ -109,6 +109,16 @@ ROWS = (
     note=f'{_SELFFLOW}, as the weight of 0.8',
   ),
   Row(
+    'internal/SiT-XL-800-guided',
+    'internal',
+    'XL/2',
+    steps=4_000_000,
+    guidance=1.35,
+    options={'sampler.guidance_high': 0.7, 'internal.scale': 1.4},
+    paper=numbers(1.46, IS=265.7),
+    note='Internal Guidance, 2512.24176, README of its code; scales and interval of its gen.sh',
+  ),
+  Row(
     'lightning/XL-800',
     'direction',
     'XL/1',

@@ -67,12 +67,13 @@ def config_keys(inferred: Mapping[str, Any], family: families.Family) -> list[st
     keys.append('model.skip.enabled=True')
   keys += [f'model.{name}=True' for name in ('qk_norm', 'learn_sigma') if inferred[name]]
   keys += _parts(inferred) + _head(inferred)
-  # These two parts of the model come with a method and have no key of their own.
-  keys += [
-    f'method={m}'
-    for m, part in (('meanflow', 'interval'), ('reg', 'class_token'))
-    if inferred[part]
-  ]
+  # These parts of the model come with a method and have no key of their own.
+  brought = {'meanflow': 'interval', 'reg': 'class_token', 'internal': 'base'}
+  methods = [method for method, part in brought.items() if inferred[part]]
+  if methods:
+    keys.append(f'method={"+".join(methods)}')
+  if inferred['base']:
+    keys.append('internal.block=?')
   return keys + list(family.config)
 
 

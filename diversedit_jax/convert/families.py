@@ -92,6 +92,16 @@ _LIGHTNING = (
   *linear(*_HEAD, 'p*p*C', layout='negated', bias='negated_vector'),
 )
 
+# A block that predicts too, of SiT and LightningDiT with internal guidance (2512.24176).
+_BASE = linear('final_layer_xr.adaLN_modulation.1', 'model/base/adaln', 'D', '2*D', part='base')
+_BASE_HEAD = ('final_layer_xr.linear', 'model/base/linear', 'D', 'p*p*C')
+_SIT_BASE = (*_BASE, *linear(*_BASE_HEAD, part='base'))
+_LIGHTNING_BASE = (
+  *_BASE,
+  *linear(*_BASE_HEAD, layout='negated', bias='negated_vector', part='base'),
+  scale('final_layer_xr.norm_final', 'model/base/norm', 'D', 'base_rms'),
+)
+
 _PROJECTORS = projectors()
 
 _CONVOLUTIONS = (
@@ -159,7 +169,7 @@ FAMILIES = {
   # checkpoints call the blocks behind the aligned one `decoder_blocks`. iREPA (2512.10794) has
   # convolutions for projectors.
   'sit': Family(
-    rules=_SIT + _PROJECTORS + _CONVOLUTIONS, continued=(('decoder_blocks', 'blocks'),)
+    rules=_SIT + _SIT_BASE + _PROJECTORS + _CONVOLUTIONS, continued=(('decoder_blocks', 'blocks'),)
   ),
   # REG (2507.01467): a class token before the patches, whose row of the table is zero.
   'reg': Family(
@@ -204,7 +214,7 @@ FAMILIES = {
   ),
   # LightningDiT (2501.01423): data at t = 1; rotary positions, RMSNorm or LN, SwiGLU or GELU.
   'lightning': Family(
-    rules=_LIGHTNING + _PROJECTORS,
+    rules=_LIGHTNING + _LIGHTNING_BASE + _PROJECTORS,
     rotary=rotary('feat_rope', 'D'),
     mark='model/final/norm',
   ),

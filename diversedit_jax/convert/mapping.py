@@ -131,8 +131,8 @@ def infer_config(
     channels, num_classes (the last row is taken for the null label), qk_norm, norm, mlp, rope,
     shift, time_features, position_table, conditioning, context (tokens of time and of label, None
     without), decoder (depth, width and heads of a wide head, None without), skips, interval,
-    class_token (its width, 0 for none), learn_sigma, tokens (known only with a position table), and
-    projectors as pairs (hidden width, output width).
+    class_token (its width, 0 for none), base (whether an earlier block predicts too), learn_sigma,
+    tokens (known only with a position table), and projectors as pairs (hidden width, output width).
 
   Raises:
     UserError: the family is unknown.
@@ -170,6 +170,7 @@ def infer_config(
     'skips': counts.skips > 0,
     'interval': any(e.ours.startswith('model/interval_embed/') for e in present),
     'class_token': size('Z', 0),
+    'base': any(e.ours.startswith('model/base/') for e in present),
     'learn_sigma': detection.learns_sigma(rules, shapes),
     'tokens': table[1] - rules.zero_rows if table and len(table) == 3 else None,
     'projectors': tuple((size(f'P{i}'), size(f'Z{i}')) for i in range(counts.heads)),

@@ -124,6 +124,12 @@ class Part(options.Section, abc.ABC):
     del setup
     return self
 
+  def adapt(
+    self, architecture: model_config.Architecture, execution: model_config.Execution
+  ) -> tuple[model_config.Architecture, model_config.Execution]:
+    """The model as this part needs it."""
+    return architecture, execution
+
   def idle(self, key: str) -> str:
     """Why an option of its section, by its name there, has no effect beside the others; '' if it
     acts."""
@@ -138,12 +144,6 @@ class Flow(Part):
   def encoders(self) -> tuple[str, ...]:
     """Names of the frozen encoders whose features are part of its input."""
     return tuple(encoder.name for encoder in self.opened)
-
-  def adapt(
-    self, architecture: model_config.Architecture, execution: model_config.Execution
-  ) -> tuple[model_config.Architecture, model_config.Execution]:
-    """The model as this flow needs it."""
-    return architecture, execution
 
   def terms(self, setup: Setup) -> tuple['Term', ...]:
     """Terms that belong to the flow, prepared."""
@@ -180,6 +180,13 @@ class Flow(Part):
   ) -> tuple[types.Output, jax.Array, Metrics]:
     """Prediction and the tap's features, the per-example loss [N] and metrics, from one pass."""
 
+  def score(self, pred: jax.Array, noisy: NoisyBatch) -> jax.Array:
+    """The loss [N] of any prediction [N, H, W, C] for the data of a batch, as `forward` weighs it.
+
+    A flow that compares no prediction with `noisy.target` has none.
+    """
+    raise NotImplementedError(f'flow {self.name!r} scores no prediction by itself')
+
   @abc.abstractmethod
   def velocity(self, network: Network, clamp: float = 0.0) -> guidance.Predict:
     """(x, t_N, y_N) -> velocity of the structure of x; clamp: as of `sampler.clamp`."""
@@ -207,6 +214,9 @@ Teacher = Callable[[jax.Array, int], jax.Array]
 """(t_N, block) -> [N, T, D], the output of that block (counted from 1) of the averaged network for
 the same data, noise and labels at t_N, or at whatever else the flow's `at` takes."""
 
+Score = Callable[[jax.Array], jax.Array]
+"""Prediction [N, H, W, C] -> the flow's loss of it, [N], for the batch of this step."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
@@ -225,6 +235,7 @@ class Context:
   teacher: Teacher
   step: jax.Array
   output: types.Output | None = None
+  score: Score | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,8 @@ def make_objective(
   flow.check_model(architecture, execution)
   prepared = (*flow.terms(setup), *(term.prepare(setup) for term in terms))
   for term in prepared:
+    architecture, execution = term.adapt(architecture, execution)
+  for term in prepared:
     term.check(architecture, setup.examples)
   tokenizer = setup.source.tokenizer
   encoders = {} if tokenizer is None else {tokenizer.name: tokenizer}

@@ -120,8 +120,11 @@ class StochasticInterpolant(base.Flow):
     self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
   ) -> tuple[types.Output, jax.Array, base.Metrics]:
     output = self.run(network, noisy, tap)
-    loss_N = self.loss(output.pred, noisy.target, noisy.t)
+    loss_N = self.score(output.pred, noisy)
     return output, loss_N, {self.scored: jnp.mean(loss_N)}
+
+  def score(self, pred: jax.Array, noisy: base.NoisyBatch) -> jax.Array:
+    return self.loss(pred, noisy.target, noisy.t)
 
   @property
   def scored(self) -> str:

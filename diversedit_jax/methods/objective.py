@@ -165,6 +165,7 @@ class Objective:
         teacher=teach,
         step=step,
         output=output,
+        score=functools.partial(self.flow.score, noisy=noisy),
       )
       with jax.named_scope(term.name):
         values[term.name], parts = term.loss(output.features[term.name], context)

@@ -126,7 +126,7 @@ class Reg(flow.StochasticInterpolant):
     self, network: base.Network, noisy: base.NoisyBatch, tap: taps.Tap
   ) -> tuple[types.Output, jax.Array, base.Metrics]:
     output = self.run(network, noisy, tap)
-    image_N = self.loss(output.pred, noisy.target, noisy.t)
+    image_N = self.score(output.pred, noisy)
     token_N = self.loss(output.class_token, noisy.extras['class_target'], noisy.t)
     metrics = {'velocity': jnp.mean(image_N), 'class_token': jnp.mean(token_N)}
     return output, image_N + self.class_weight * token_N, metrics

@@ -62,8 +62,7 @@ def parse(method: str) -> tuple[str, ...]:
 
 def trained_parts(method: str) -> tuple[str, ...]:
   """The parts that decide which parameters there are, or what the model predicts."""
-  has_heads = lambda name: METHODS[name].heads is not base.Term.heads
-  return tuple(name for name in parse(method) if _is_flow(name) or has_heads(name))
+  return tuple(name for name in parse(method) if _is_flow(name) or _has_parameters(METHODS[name]))
 
 
 def needs(method: str, what: str) -> bool:
@@ -89,6 +88,10 @@ def reads(method: str, key: str) -> bool:
   section, _, _ = key.partition('.')
   parts = [METHODS[name] for name in parse(method)]
   return any(part.section == section or {section, key} & {*part.reads} for part in parts)
+
+
+def _has_parameters(term):
+  return term.heads is not base.Term.heads or term.adapt is not base.Term.adapt
 
 
 def _is_flow(name):

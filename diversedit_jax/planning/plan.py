@@ -96,7 +96,7 @@ def method_flops(
 
 def plain_architecture(architecture: config_lib.Architecture) -> config_lib.Architecture:
   """Returns the architecture of a plain step, without what a method adds."""
-  return dataclasses.replace(architecture, class_token=0, interval=False)
+  return dataclasses.replace(architecture, class_token=0, interval=False, base=0)
 
 
 def plan(

@@ -9,8 +9,9 @@ Names and shapes decide. Beside equal ones, these fit, and exactly:
   new interval    of MeanFlow: its embedding starts at zero, so that an average begins as velocity
   positions       are computed for whatever grid, never stored
 
-Heads of a method and the class token of REG are new where there are none, and heads without a place
-are left out. All else that does not fit is refused.
+Heads of a method, its prediction of an earlier block and the class token of REG are new where there
+are none; the former two are left out where they have no place. All else that does not fit is
+refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,12 @@ from diversedit_jax.weights import misfits
 
 TABLE = 'model/label_embed/embedding'
 """Path of the label table, whose last row is the null label's."""
-_HEAD = ('model/final/linear/kernel', 'model/final/linear/bias')
+_HEAD = tuple(
+  f'model/{of}/linear/{leaf}' for of in ('final', 'base') for leaf in ('kernel', 'bias')
+)
 _FIRST_LAYER = 'model/patch_embed/kernel'
 _INTERVAL = 'model/interval_embed/'
+_BASE = 'model/base/'
 _FUSE = 'model/blocks/fuse/'
 # Parts that a method or the skips bring, and how they start.
 _BROUGHT = {
@@ -35,6 +39,7 @@ _BROUGHT = {
   'model/class_token_embed/': 'the class token of the method, at random',
   'model/final/class_linear/': 'the class token of the method, at zero',
   _INTERVAL: 'the interval, with its last layer at zero',
+  _BASE: "the method's prediction of an earlier block, at zero",
   _FUSE: 'long skips, as the identity on x',
 }
 _ASKED = 'init.new'
@@ -111,7 +116,7 @@ def fit(
   Raises:
     UserError: for what does not fit, with names, shapes and the way on.
   """
-  heads = {name for name in found if name.startswith('heads/') and name not in expected}
+  heads = {n for n in found if n.startswith(('heads/', _BASE)) and n not in expected}
   left_out = heads | patterns.matching(given.leave_out, found, 'init.leave_out')
   asked = patterns.matching(given.new, expected, _ASKED)
   taken = _restacked({name: x for name, x in found.items() if name not in left_out}, expected)

@@ -57,7 +57,7 @@ def _config_keys(family, golden, **changes):
       'raev2',
       'depth=3 model.width=24 model.heads=3 model.patch_size=1 model.qk_norm=True '
       'model.block=raev2 model.context.time=2 model.context.label=3 model.head.depth=2 '
-      'model.head.width=32 model.head.heads=2',
+      'model.head.width=32 model.head.heads=2 method=internal internal.block=?',
     ),
     (
       'dit',

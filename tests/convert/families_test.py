@@ -60,6 +60,7 @@ def test_infer_config(case):
   config = mapping.infer_config(state_dict, family)
   assert config['interval'] == (family == 'meanflow')
   assert config['class_token'] == (48 if family == 'reg' else 0)
+  assert config['base'] == (family == 'raev2')
   assert config['learn_sigma'] == (family in ('sit_original', 'selfflow', 'dit'))
   assert config['tokens'] == (None if family in ('meanflow', 'raev2') else 16)
   read = config['patch_size'], config['channels'], config['num_classes'], config['mlp_ratio']
@@ -82,12 +83,27 @@ def test_imported_parameters_are_those_of_the_model(case):
     skip=config.Skip(enabled=inferred['skips']),
     head=config.Head(**dict(zip(('depth', 'width', 'heads'), decoder, strict=True))),
     context=config.Context(time=context[0], label=context[1]),
-    base=1 if family == 'raev2' else 0,  # Weights do not tell of which block.
+    base=int(inferred['base']),  # Weights do not tell of which block.
   )
   model = nnx.eval_shape(lambda: networks.make(architecture, rngs=nnx.Rngs(0)))
   expected = {n: x.shape for n, x in trees.named_leaves(nnx.split(model)[1]).items()}
   params = mapping.to_ours(state_dict, family)
   assert {n: x.shape for n, x in trees.named_leaves(params['model']).items()} == expected
+
+
+@pytest.mark.parametrize('family', ['sit', 'lightning'])
+def test_a_block_that_predicts_too_is_read_as_the_last_one(family, golden):
+  """Internal guidance's SiT and LightningDiT name the layer `final_layer_xr`."""
+  state_dict = family_weights.of(family, golden)
+  twin = {n.replace('l_layer', 'l_layer_xr'): x for n, x in state_dict.items() if 'l_layer' in n}
+  both = state_dict | twin
+  params = mapping.to_ours(both, family)
+  jax.tree.map(np.testing.assert_array_equal, params['model']['base'], params['model']['final'])
+  assert mapping.infer_config(both, family)['base']
+  again = mapping.to_torch(params, family, grid=(4, 4), **family_weights.heads(family))
+  _assert_same({n: again[n] for n in twin}, twin)
+  with pytest.raises(types.UserError, match='final_layer_xr.linear.bias'):
+    mapping.to_ours({n: x for n, x in both.items() if n != 'final_layer_xr.linear.bias'}, family)
 
 
 def test_one_family_is_not_taken_for_another(case, golden):

@@ -85,6 +85,7 @@ def test_traits_are_those_of_any_part():
     assert not any(registry.needs(name, trait) for name in lacking), trait
   assert registry.needs('flow+diverse+sra', 'needs_teacher')
   assert registry.trained_parts('sra+diverse+repa+dispersive') == ('flow', 'repa', 'sra')
+  assert registry.trained_parts('internal+diverse') == ('flow', 'internal')
   for method, key, read in (
     ('haste', 'haste.pairs', True),
     ('haste', 'repa.weights', True),

@@ -4,6 +4,7 @@ Both have our clock. Values are compared relative to the largest entry, as the f
 """
 
 import json
+import types as python_types
 
 from flax import nnx
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import convert, types
+from diversedit_jax.methods import internal
 from diversedit_jax.models import config, networks, stack, taps
 from diversedit_jax.sampling import guidance
 
@@ -99,6 +101,17 @@ def test_blocks_and_output_agree(arrays, name, remat):
   close(first(output.pred), arrays[f'{name}/out_f64'])
   if name == 'v2':
     close(first(output.base), arrays['v2/base_out_f64'])
+
+
+@pytest.mark.parametrize('scale', [0.0, 1.0, 1.78])
+def test_internal_guidance_leads_from_the_base(arrays, scale):
+  model, x, t, y = build(arrays, 'v2')
+  term = internal.Internal(block=model.architecture.base, scale=scale)
+  assert term.adapt(model.architecture, config.PLAIN) == (model.architecture, config.PLAIN)
+  led = term.for_sampling(python_types.SimpleNamespace(model=model, heads={}))
+  full, base = arrays['v2/out_f64'], arrays['v2/base_out_f64']
+  found = jax.jit(lambda: led.model(x, t, y).pred)()
+  close(first(found), base + scale * (full - base), TOLERANCE * max(scale, 1))
 
 
 @pytest.mark.parametrize('name', CASES)

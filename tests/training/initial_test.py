@@ -78,6 +78,9 @@ H = {'h_N': jnp.array([0.0, 0.3, 0.7, 1.0])}
     (FOUR | {'skip': ADDED}, FOUR | {'skip': ADDED, 'learn_sigma': True, 'interval': True}, H),
     (FOUR, FOUR | {'terms': (tiny.SRA,)}, {}),
     (FOUR | {'terms': (tiny.SRA,)}, FOUR, {}),
+    (FOUR, FOUR | {'base': 2, 'learn_sigma': True}, {}),
+    (FOUR | {'base': 2}, FOUR, {}),
+    (FOUR | {'base': 2}, FOUR | {'base': 3, 'learn_sigma': True}, {}),
   ],
 )
 def test_a_network_starts_as_the_other_one(source, target, inputs):
