@@ -59,6 +59,10 @@ PRESETS = {
     for method in ('flow', 'diverse', 'repa+diverse', 'meanflow', 'selfflow')
   },
   'reg+diverse on raev2': ('reg+diverse', DDT | {'model.block': 'raev2', 'model.qk_norm': True}),
+  'internal of data on raev2': (
+    'internal+diverse',
+    DATA | DDT | {'model.block': 'raev2', 'model.qk_norm': True, 'internal.scale': 1.4},
+  ),
   'muon': ('repa+diverse', {'optimizer.name': 'muon', 'optimizer.shard_over_data': True}),
 }
 """A method and keys of the config, by a name of the test's own."""
