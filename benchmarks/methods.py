@@ -21,24 +21,15 @@ import numpy as np
 from configs import imagenet
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import rng, sharding
+from diversedit_jax.methods import registry
 from diversedit_jax.models import cost
 from diversedit_jax.planning import plan
 from diversedit_jax.training import state, step
 
 IREPA = 'repa, repa.preset=irepa'
 METHODS = (
-  'diverse',
-  'repa',
+  *(name for name in registry.METHODS if name != 'flow'),
   IREPA,
-  'haste',
-  'dispersive',
-  'sra',
-  'layersync',
-  'contrastive',
-  'direction',
-  'reg',
-  'meanflow',
-  'selfflow',
   'repa+diverse',
   'meanflow+diverse',
 )

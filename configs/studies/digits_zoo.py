@@ -1,4 +1,4 @@
-"""Methods that shape representations, alone and with DiverseDiT, on digits: 9 variants, 4 seeds.
+"""Methods that shape representations, alone and with DiverseDiT, on digits: 9 variants, 5 seeds.
 
   python -m diversedit_jax.main --config=configs/studies/digits_zoo.py --mode=study \
     --workdir=runs/studies/digits_zoo
@@ -16,7 +16,7 @@ from configs.studies import recipe
 
 def get_config(arg: str | None = None):
   """The study; see `common.parse_arg` for the meta-arguments."""
-  args = common.parse_arg(arg, seeds=4, steps=recipe.STEPS)
+  args = common.parse_arg(arg, seeds=5, steps=recipe.STEPS)
 
   def run(method, **changes):
     skips = changes.pop('skips', common.has_skips(method))

@@ -122,7 +122,7 @@ class Internal(base.Term):
     del examples
     width, outputs = architecture.width, 2 if architecture.learn_sigma else 1
     patch = architecture.patch_size**2 * architecture.channels * outputs
-    rows = architecture.sequence if architecture.head.depth else 1
+    rows = architecture.tokens if architecture.head.depth else 1
     return 3.0 * (2 * architecture.tokens * patch * width + 4 * rows * width**2)
 
 

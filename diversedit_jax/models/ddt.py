@@ -85,11 +85,9 @@ class DDT(sit.SiT):
     h_NTW, s_NTW = self.decoder(given, self._timed(f_NTD, told_ND, given))
     return self.final(h_NTW, s_NTW, given.tokens.each())
 
-  def left_early(
-    self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given
-  ) -> tuple[jax.Array, jax.Array | None]:
+  def left_early(self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given) -> jax.Array:
     s_NTD = self._timed(f_NTD, told_ND, given)
-    return self.base(s_NTD, s_NTD, given.tokens.each())
+    return self.base(s_NTD, s_NTD, given.tokens.each())[0]
 
   def _timed(self, f_NTD, times_ND, given):
     """silu(t + f)."""

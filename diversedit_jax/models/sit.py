@@ -10,6 +10,7 @@ In the notation of `types`:
 and, for REG, a class token [N, Z] that is noised like the data and predicted with them.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from flax import nnx
@@ -56,7 +57,8 @@ class SiT(nnx.Module):
     self.blocks = stack.Stack(architecture, execution, rngs=rngs)
     self.final = block.Final(architecture.last, execution, rngs=rngs)
     if architecture.base:
-      self.base = block.Final(architecture, execution, rngs=rngs)
+      plain = dataclasses.replace(architecture, class_token=0)
+      self.base = block.Final(plain, execution, rngs=rngs)
 
   @jax.named_scope('embed')
   def tokens(self, x_NHWC: jax.Array, class_token_NZ: jax.Array | None = None) -> jax.Array:
@@ -101,11 +103,9 @@ class SiT(nnx.Module):
     """Patches [N, T, P*P*C'] and class token of the last block's output, see `block.Final`."""
     return self.final(f_NTD, told_ND, given.tokens)
 
-  def left_early(
-    self, f_NTD: jax.Array, told_ND: jax.Array, given: Given
-  ) -> tuple[jax.Array, jax.Array | None]:
-    """The same of the output of block `base`."""
-    return self.base(f_NTD, told_ND, given.tokens)
+  def left_early(self, f_NTD: jax.Array, told_ND: jax.Array, given: Given) -> jax.Array:
+    """Patches of the output of block `base`, without a class token."""
+    return self.base(f_NTD, told_ND, given.tokens)[0]
 
   @jax.named_scope('model')
   def __call__(
@@ -161,7 +161,8 @@ class SiT(nnx.Module):
     out, class_token_NZ = self.left(x_NTD, told_ND, given)
     early = None
     if architecture.base:
-      early = image(self.left_early(features['base'][0], told_ND, given)[0])
+      f_NTD = features['base'][0][:, -architecture.tokens :]
+      early = image(self.left_early(f_NTD, told_ND, given))
     class_token_NZ = jax.tree.map(_finished, class_token_NZ)
     return types.Output(image(out), features['asked'], class_token_NZ, early)
 
