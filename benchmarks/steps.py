@@ -39,7 +39,7 @@ class Case:
   """What decides the cost of a step.
 
   size: of `models.sizes`. variant: of `VARIANTS`. batch: examples. resolution: of the pixels, 256
-  or 512. dtype, attention, unroll, remat: see `models.config.Execution`. on_nonfinite: 'stop' or
+  or 512. block, qk_norm: see `models.config.Architecture`. dtype, attention, unroll, remat: see `models.config.Execution`. on_nonfinite: 'stop' or
   'skip', as `train.on_nonfinite`.
   """
 
@@ -47,6 +47,8 @@ class Case:
   variant: str
   batch: int
   resolution: int = 256
+  block: str = 'sit'
+  qk_norm: bool = False
   dtype: str = 'float32'
   attention: str = 'auto'
   unroll: int = 0
@@ -62,6 +64,8 @@ class Case:
       channels=CHANNELS,
       num_classes=CLASSES,
       skip=config_lib.Skip(enabled=self.variant != 'plain'),
+      block=self.block,
+      qk_norm=self.qk_norm,
     )
     return dataclasses.replace(made, **changes)
 

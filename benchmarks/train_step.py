@@ -2,6 +2,7 @@
 
   python benchmarks/train_step.py --peer=torch --torch_python=PYTHON_WITH_TORCH
   python benchmarks/train_step.py --variants=plain,skips,skips+loss --size=S/2
+  python benchmarks/train_step.py --block=lightning --peer=torch --torch_python=PYTHON_WITH_TORCH
   python benchmarks/train_step.py --size=XL/2 --batch=256 --dtype=bfloat16           on one GPU
 
 Everything that was asked for takes turns, a whole step (or --steps of them) each: every
@@ -53,6 +54,8 @@ def parse() -> argparse.Namespace:
     help='tell the memory of a step with so many examples, which is compiled and not run',
   )
   add('--resolution', type=int, default=256, help='of the pixels, 256 or 512')
+  add('--block', default='sit', choices=('sit', 'lightning'))
+  add('--qk_norm', action='store_true', help='of --block=lightning')
   add('--dtype', default='float32')
   add('--variants', **several(['plain']), help='some of plain, skips, skips+loss')
   add('--attention', **several(['auto']), help='some of auto, xla, cudnn')
@@ -82,6 +85,8 @@ def cases(args) -> dict[str, steps.Case]:
       variant=variant,
       batch=args.batch,
       resolution=args.resolution,
+      block=args.block,
+      qk_norm=args.qk_norm,
       dtype=args.dtype,
       **chosen,
     )
@@ -102,6 +107,8 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
       batch=args.batch,
       side=args.resolution // 8,
       variant=variant,
+      block=args.block,
+      qk_norm=args.qk_norm,
       dtype=args.torch_dtype or args.dtype,
       compile=mode,
     )
@@ -219,7 +226,7 @@ def main() -> None:
   rows = measure(args, threads)
   show(rows)
   steps.no_input_libraries()
-  fields = ('size', 'batch', 'resolution', 'dtype')
+  fields = ('size', 'block', 'qk_norm', 'batch', 'resolution', 'dtype')
   for row in rows.values():
     row |= {name: getattr(args, name) for name in fields}
   measured = {

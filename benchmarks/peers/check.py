@@ -4,7 +4,9 @@
 
 1. SiT with random weights goes through a file and `diversedit_jax.convert`; the prediction, the
    loss, all gradients, and all parameters and averages after one whole step are compared, for each
-   variant.
+   variant; so does LightningDiT, for two. On its clock data and noise change places, which the
+   importer turns round; it mixes rows of one kernel, and Adam, which goes by each number, moves
+   mixed ones otherwise: that kernel is not among the parameters and averages.
 2. The diversity loss of random features, by value and gradient, in both ways of the peer.
 
 Errors are |a - b| / |b| over all numbers of a tensor at once. The exit status is 1 if one is above
@@ -31,12 +33,18 @@ import steps
 import timing
 
 from diversedit_jax import convert, rng, trees
+from diversedit_jax.convert import families
 from diversedit_jax.methods import base, flow
 from diversedit_jax.methods.diverse import definition
 from diversedit_jax.training import optim, state, step
 
 TOLERANCE, CHANGE_TOLERANCE = 5e-6, 5e-4
 EMA_DECAY = 0.5  # An average that moves by more than its rounding within one step.
+_CASES = (  # Block, variant, qk_norm.
+  *(('sit', variant, False) for variant in steps.VARIANTS),
+  ('lightning', 'plain', False),
+  ('lightning', 'skips+loss', True),
+)
 _WAYS = ('per_pair', 'normalised_once')
 
 
@@ -65,28 +73,40 @@ def largest_error(found, expected) -> float:
   return max(jax.tree.leaves(errors))
 
 
-def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: str, batch: int):
-  """name -> (error, tolerance) of one variant."""
-  case = steps.Case(size=size, variant=variant, batch=batch, attention='xla')
+def check_step(
+  child: serving.Child, case: steps.Case, folder: pathlib.Path
+) -> dict[str, tuple[float, float]]:
+  """name -> (error, tolerance) of one case."""
+  variant, batch, turned = case.variant, case.batch, case.block == 'lightning'
   architecture = case.architecture()
   side = architecture.input_size[0]
-  child.ask('make', size=size, batch=batch, side=side, variant=variant, decay=EMA_DECAY)
+  facts = {name: getattr(case, name) for name in ('size', 'batch', 'variant', 'block', 'qk_norm')}
+  child.ask('make', side=side, decay=EMA_DECAY, **facts)
   child.ask('save', file=str(folder / 'weights.safetensors'))
-  params = convert.to_ours(convert.load(folder / 'weights.safetensors'), 'sit')
+  weights = convert.load(folder / 'weights.safetensors')
+  tables = {name: weights[name] for name in families.family(case.block).tables}
+  params = convert.to_ours(weights, case.block)
   generator = np.random.default_rng(1)
   x_NHWC, eps_NHWC = generator.standard_normal((2, batch, *architecture.shape), np.float32)
   t_N = generator.uniform(size=batch).astype(np.float32)
   y_N = np.array([steps.CLASSES, *range(1, batch)], np.int32)  # One without a class.
   inputs, outputs = folder / 'inputs.safetensors', folder / 'outputs.safetensors'
   channels_first = lambda x: np.ascontiguousarray(np.moveaxis(x, -1, 1))
-  given = {'latents': channels_first(x_NHWC), 'noise': channels_first(eps_NHWC), 't': t_N, 'y': y_N}
-  safetensors.save_file(given, inputs)
+  ends = [channels_first(x) for x in (x_NHWC, eps_NHWC)]
+  data, noise, t = (*reversed(ends), 1 - t_N) if turned else (*ends, t_N)
+  safetensors.save_file({'latents': data, 'noise': noise, 't': t, 'y': y_N}, inputs)
   theirs = child.ask('given', inputs=str(inputs), outputs=str(outputs))
   arrays = safetensors.load_file(outputs)
 
   def converted(prefix):
     named = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-    return convert.to_ours(named, 'sit')
+    return convert.to_ours(tables | named, case.block)
+
+  def moved(tree):
+    moves = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), tree, start)
+    if turned:
+      del moves['model']['time_embed']['fc1']['kernel']
+    return moves
 
   objective = steps.objective(variant)
   fields = {f.name: getattr(objective.flow, f.name) for f in dataclasses.fields(objective.flow)}
@@ -120,11 +140,10 @@ def check_sit(child: serving.Child, variant: str, folder: pathlib.Path, size: st
   after, metrics = jax.jit(whole)(begun, data, {})
   if objective.terms and not metrics['diverse/weight']:
     raise RuntimeError('the diversity loss has no weight here, so nothing of it would be compared')
-  moved = lambda tree: jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), tree, start)
   start = {'model': params['model']}
   ours = lambda tree: {'model': tree['model']}
   return {
-    'prediction': (error(pred, np.moveaxis(arrays['pred'], 1, -1)), TOLERANCE),
+    'prediction': (error(-pred if turned else pred, np.moveaxis(arrays['pred'], 1, -1)), TOLERANCE),
     'loss': (abs(float(loss) / theirs['loss'] - 1), TOLERANCE),
     'gradients, all': (error(ours(grads), converted('gradient.')), TOLERANCE),
     'gradients, the worst tensor': (
@@ -172,8 +191,16 @@ def main() -> int:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     with serving.Child(args.torch_python, 'torch_train.py', threads=threads) as child:
-      for variant in steps.VARIANTS:
-        rows[f'SiT, {variant}'] = check_sit(child, variant, folder, args.size, args.batch)
+      for block, variant, qk_norm in _CASES:
+        case = steps.Case(
+          size=args.size,
+          variant=variant,
+          batch=args.batch,
+          attention='xla',
+          block=block,
+          qk_norm=qk_norm,
+        )
+        rows[f'{block}, {variant}{", qk_norm" * qk_norm}'] = check_step(child, case, folder)
     with serving.Child(args.torch_python, 'torch_loss.py', threads=threads) as child:
       for way in _WAYS:
         rows[f'diversity loss, {way}'] = check_loss(child, way, folder)

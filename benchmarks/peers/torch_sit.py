@@ -151,7 +151,7 @@ class SiT(nn.Module):
     c = self.t_embedder(t) + self.y_embedder(y)
     features, waiting = [], []
     for i, block in enumerate(self.blocks):
-      x = block(x, c)
+      x = self.run_block(block, x, c)
       if self.skips and i < self.depth // 2:
         waiting.append(x)
       elif self.skips:
@@ -160,6 +160,10 @@ class SiT(nn.Module):
       if self.keep:
         features.append(x)
     return self.unpatchify(self.final_layer(x, c)), features
+
+  def run_block(self, block, x, c):
+    """One block."""
+    return block(x, c)
 
   def unpatchify(self, x):
     """[N, T, p*p*C] -> [N, C, H, W]; channels are fastest within a patch."""

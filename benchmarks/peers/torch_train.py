@@ -1,4 +1,4 @@
-"""The training step of SiT in plain PyTorch, for comparison.
+"""The training step of SiT or LightningDiT in plain PyTorch, for comparison.
 
   python benchmarks/peers/torch_train.py --serve       told what to do by train_step.py and check.py
 
@@ -14,6 +14,7 @@ import time
 import serving
 import torch
 from torch import nn
+import torch_lightning
 import torch_loss
 import torch_sit
 
@@ -39,6 +40,8 @@ class Trainer:
     batch: int,
     side: int = 32,
     variant: str = 'plain',
+    block: str = 'sit',
+    qk_norm: bool = False,
     dtype: str = 'float32',
     compile: str = '',
     tf32: bool = True,
@@ -49,6 +52,8 @@ class Trainer:
 
     Args:
       variant: 'plain', 'skips', or 'skips+loss', whose loss is the authors' eager one on all pairs.
+      block: 'sit' or 'lightning'.
+      qk_norm: normalise queries and keys, of 'lightning' alone.
       dtype: 'bfloat16' and 'float16' are autocast, the latter without a scaler of the loss.
       compile: mode of torch.compile; '' runs eagerly.
       tf32: let products of float32 be rounded to TF32, as the published recipes do on a GPU.
@@ -56,7 +61,13 @@ class Trainer:
     """
     self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    self._model = torch_sit.SiT(size, side, skips=variant != 'plain', keep=variant == 'skips+loss')
+    options = {'skips': variant != 'plain', 'keep': variant == 'skips+loss'}
+    if qk_norm and block == 'sit':
+      raise ValueError("the peer of block 'sit' has no qk_norm")
+    if block == 'lightning':
+      self._model = torch_lightning.LightningDiT(size, side, **options, qk_norm=qk_norm)
+    else:
+      self._model = torch_sit.SiT(size, side, **options)
     torch_sit.randomise(self._model, seed)
     self._model.to(self._device)
     self._run = torch.compile(self._model, mode=compile) if compile else self._model
