@@ -37,6 +37,10 @@ class Goal(NamedTuple):
 
 _TORCH = '--torch_python=PYTHON_WITH_TORCH'
 _STEP_CPU = f'train_step.py --peer=torch {_TORCH}'
+_LIGHTNING_CPU = (
+  f'train_step.py --block=lightning --peer=torch {_TORCH} '
+  '--json=benchmarks/results/train_step_lightning.json'
+)
 _LOSS = f'loss_overhead.py {_TORCH}'
 # The time at a batch that runs in seconds. The memory at one whose activations are most of it, as
 # they are at the batch of the GPU: below that, parameters, moments and average decide the ratio.
@@ -167,6 +171,8 @@ GOALS = (
        'blocking_over_waiting'),
   _cpu(21, 'S/2 float32, whole step: ours / PyTorch, CPU seconds', '<=', 1.0, 'train_step',
        _STEP_CPU, 'rows', 'plain', 'over', 'plain torch', 'cpu'),
+  _cpu(21, 'S/2 of lightning blocks, float32, whole step: ours / PyTorch, CPU seconds', '<=', 1.1,
+       'train_step_lightning', _LIGHTNING_CPU, 'rows', 'plain', 'over', 'plain torch', 'cpu'),
   _cpu(22, '8 devices: loss and gradient, relative difference from one', '<=', 1e-5, 'scaling',
        'scaling.py', 'goal_22', 'difference'),
   _cpu(22, '8 devices: |bytes reduced / bytes of parameters - 1|', '<=', 0.02, 'scaling',

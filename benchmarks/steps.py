@@ -39,8 +39,8 @@ class Case:
   """What decides the cost of a step.
 
   size: of `models.sizes`. variant: of `VARIANTS`. batch: examples. resolution: of the pixels, 256
-  or 512. block, qk_norm: see `models.config.Architecture`. dtype, attention, unroll, remat: see `models.config.Execution`. on_nonfinite: 'stop' or
-  'skip', as `train.on_nonfinite`.
+  or 512. block, qk_norm: see `models.config.Architecture`. dtype, attention, unroll, remat: see
+  `models.config.Execution`. on_nonfinite: 'stop' or 'skip', as `train.on_nonfinite`.
   """
 
   size: str

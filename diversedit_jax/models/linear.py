@@ -46,6 +46,8 @@ class Linear(nnx.Linear):
     x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
     x = checkpoint_name(x, tuning.OPERAND)
     shape = kernel.shape[1:]
+    if len(shape) > 1:
+      bias = tuning.apart_from_loop(bias)
     kernel, bias = tuning.joined(kernel, len(shape)), tuning.joined(bias, len(shape))
     y = checkpoint_name(tuning.add_bias(tuning.matmul(x, kernel), bias), tuning.PRODUCT)
     return tuning.parted(y, shape)

@@ -36,8 +36,9 @@ class SwiGlu(nnx.Module):
 
   @jax.named_scope('mlp')
   def __call__(self, x_NTD: jax.Array) -> jax.Array:
-    h_NT2H = checkpoint_name(self.fc12(x_NTD), tuning.HIDDEN)
-    return self.fc3(jax.nn.silu(h_NT2H[:, :, 0]) * h_NT2H[:, :, 1])
+    halves = tuning.taken_apart(self.fc12(x_NTD))
+    gate_NTH, value_NTH = (checkpoint_name(half_NTH, tuning.HIDDEN) for half_NTH in halves)
+    return self.fc3(jax.nn.silu(gate_NTH) * value_NTH)
 
 
 MLPS = {'swiglu': SwiGlu}
