@@ -2,12 +2,15 @@
 
   python benchmarks/traffic.py
   python benchmarks/traffic.py --parts=loss --targets=h200,v5p:2x2x1
+  python benchmarks/traffic.py --parts=blocks --json=benchmarks/results/traffic_blocks.json
 
 1. step: XL/2, one GPU: bytes and launches of the compiled training step by kind of kernel, as
    `kernel_traffic.py` reads them, for blocks in a loop and unrolled, with long skips and with the
    loss. `unit` is one block's features in bfloat16; `rest` is all but products and attention, which
    are bound by arithmetic: what the memory of the device bounds.
 2. loss: bytes of value and gradient of the running sum alone, in units of one block's features.
+3. blocks: what one more block moves and keeps, for SiT's block, LightningDiT's and its parts: the
+   difference of two depths, unrolled, in the same units.
 
 Needs the compilers of `ahead.py`, and no accelerator.
 """
@@ -27,7 +30,7 @@ from diversedit_jax import sharding
 from diversedit_jax.models import attention
 from diversedit_jax.planning import devices
 
-PARTS = ('step', 'loss')
+PARTS = ('step', 'loss', 'blocks')
 _CASES = (  # Variant, blocks, batch.
   ('plain', 'loop', 256),
   ('plain', 'unrolled', 256),
@@ -37,6 +40,13 @@ _CASES = (  # Variant, blocks, batch.
   ('skips', 'unrolled', 32),
   ('skips+loss', 'unrolled', 32),
 )
+_BLOCKS = {
+  'sit': {'block': 'sit'},
+  'lightning': {'block': 'lightning'},
+  'lightning without rope': {'block': 'lightning', 'rope': False},
+  'lightning with qk_norm': {'block': 'lightning', 'qk_norm': True},
+}
+_DEPTHS, _BATCH = (2, 6), 128
 
 
 def by_kind(kernels: list[kernel_traffic.Kernel]) -> dict[str, dict[str, float]]:
@@ -88,6 +98,36 @@ def summary(rows: dict[tuple[str, str, int], dict]) -> dict:
   }
 
 
+def measure_blocks(args) -> dict:
+  """Block -> units that one more of it moves beside products, moves in all, and keeps; launches."""
+  target, rows = devices.find(args.targets[0]), {}
+  mesh = sharding.make_mesh(devices=target.devices[:1])
+  few, many = _DEPTHS
+  for name, parts in _BLOCKS.items():
+    case = steps.Case(size=args.size, variant='plain', batch=_BATCH, dtype='bfloat16')
+    execution = case.execution(platform=target.platform)
+    found = {}
+    for depth in _DEPTHS:
+      made = case.architecture(depth=depth, norm=None, mlp=None, **{'rope': None, **parts})
+      objective = steps.objective('plain')
+      trainable = steps.trainable(made, execution, objective, mesh)
+      lowered = steps.lower(trainable, made.input_size, objective, _BATCH)
+      program = lowered.compile(compiler_options=dict(target.options))
+      kernels = kernel_traffic.kernels(program.as_text())
+      rest = [k for k in kernels if k.kind not in ('product', 'attention')]
+      moved = lambda kernels: sum(k.bytes * k.times for k in kernels)
+      kept = program.memory_analysis().temp_size_in_bytes
+      found[depth] = moved(rest), moved(kernels), kept, sum(k.times for k in kernels)
+    unit = 2 * _BATCH * made.tokens * made.width
+    *sizes, launches = (
+      (b - a) / (many - few) for a, b in zip(found[few], found[many], strict=True)
+    )
+    units = dict(zip(('rest', 'all', 'kept'), (size / unit for size in sizes), strict=True))
+    rows[name] = units | {'launches': launches}
+    print(name, rows[name], flush=True)
+  return rows
+
+
 def measure_loss(args) -> dict:
   """Target -> dtype -> units of one block's features that the running sum moves for each block."""
   shape, depth = (32, 256, 1152), 28
@@ -114,10 +154,12 @@ def main() -> None:
   parser.add_argument(
     '--targets', default=['h200', 'v5p:2x2x1'], type=words, help='of the step, the first alone'
   )
-  parser.add_argument('--parts', default=PARTS, type=lambda text: common.chosen(words(text), PARTS))
+  parser.add_argument(
+    '--parts', default=PARTS[:2], type=lambda text: common.chosen(words(text), PARTS)
+  )
   args = parser.parse_args()
   ahead.only_compile()
-  measure = {'step': measure_step, 'loss': measure_loss}
+  measure = {'step': measure_step, 'loss': measure_loss, 'blocks': measure_blocks}
   common.write(
     args.json,
     {
