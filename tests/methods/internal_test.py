@@ -126,15 +126,13 @@ def test_its_gradient_ends_at_the_block_and_the_flows_passes_the_base_by():
 def test_flops_are_those_of_the_second_final_layer(fields):
   architecture = tiny.architecture(base=1, channels=3, **fields)
   model = nnx.merge(*tiny.parameters(architecture)).model
-  # REG's class token goes through with the patches, and what it says there is not used.
-  apart = architecture.class_token * 2 * architecture.width
-  tokens = jnp.zeros((1, architecture.sequence, architecture.width))
+  tokens = jnp.zeros((1, architecture.tokens, architecture.width))  # Without REG's class token.
   given = python_types.SimpleNamespace(tokens=groups.WHOLE)
   counted = jaxprs.flops(
     jaxprs.products(lambda f, c: model.left_early(f, c, given), tokens, tokens[:, 0])
   )
   term = internal.Internal(block=1)
-  assert term.flops(architecture, 8) == 3 * (counted - apart)
+  assert term.flops(architecture, 8) == 3 * counted
 
 
 # Sampling.
