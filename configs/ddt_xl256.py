@@ -8,7 +8,7 @@ config (bytetriper/RAE 34b0679). All else is as in rae_xl256.py.
 Hardware: 8 GPUs of 80 GB.
 Time: `--mode=plan` expects 18.3 hours for 80 epochs at an assumed 20 % of 989 TFLOP/s (MFU); not
 measured.
-Memory: 64 GiB per GPU by the same plan, with `model.remat=names` as here.
+Memory: 63 GiB per GPU by the same plan, with `model.remat=names` as here.
 FID-50K of the paper (no guidance), quoted at second hand: 2.16 after 80 epochs; 1.51 after 800
 (IS 242.9, precision 0.79, recall 0.63), and 1.13 with a smaller network that guides
 (`sampler.autoguidance`; IS 262.6, precision 0.78, recall 0.67), whose scale is not stated in what

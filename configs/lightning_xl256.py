@@ -5,7 +5,7 @@
 Hardware: 8 GPUs of 80 GB.
 Time: `--mode=plan` expects 10.2 hours for 80K steps (64 epochs) at an assumed 20 % of 989 TFLOP/s
 (MFU); not measured. The authors report about 10 hours on 8 H800.
-Memory: 61 GiB per GPU by the same plan, with `model.remat=names` as here.
+Memory: 53 GiB per GPU by the same plan, with `model.remat=names` as here.
 FID-50K of the paper (250 Euler steps, guidance on an interval): 2.11 after 64 epochs, 1.35 after
 800. None has been measured with this code yet. Scale and interval are not stated in what was read:
 sweep over them (`--mode=sweep`).

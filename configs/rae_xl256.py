@@ -8,7 +8,7 @@ docs/rae.md says where the files are. Without data it is a dry run.
 Hardware: 8 GPUs of 80 GB.
 Time: `--mode=plan` expects 13.7 hours for 80 epochs at an assumed 20 % of 989 TFLOP/s (MFU); not
 measured. The encoder is 6.6 % of it.
-Memory: 61 GiB per GPU by the same plan, with `model.remat=names` as here.
+Memory: 53 GiB per GPU by the same plan, with `model.remat=names` as here.
 FID-50K of the authors (no guidance): 4.28 after 80 epochs (sFID 6.40, IS 222.1, precision 0.87,
 recall 0.48; their issue 64). None has been measured with this code yet. They take as many samples
 of every class (`eval.labels=balanced`, as here), by which FID is about 0.1 lower (their README).

@@ -68,11 +68,17 @@ def activation_bytes(
   """
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
   _, residual = _widths(execution)
-  kept = _kept_in_block(architecture, execution, tensor)
-  skips = depth // 2 * d * residual if architecture.skip.enabled else 0
+  kept = depth * _kept_in_block(architecture, execution, tensor)
+  if architecture.skip.enabled:
+    kept += depth // 2 * d * residual
+  found = (t + architecture.context_tokens) * kept
+  last = architecture.last
+  if architecture.head.depth:
+    each = _kept_in_block(last, execution, tensor) + _kept_of_modulation(last, execution)
+    found += t * last.depth * each
   # While it is differentiated.
-  one_block = d * (4 + sum(_mlp_values(architecture)) / tensor) * residual
-  return float(t * (depth * kept + skips + one_block))
+  one_block = last.width * (4 + sum(_mlp_values(last)) / tensor) * residual
+  return float(found + t * one_block)
 
 
 def postponed_bytes(
@@ -82,19 +88,33 @@ def postponed_bytes(
 
   So XLA schedules them on several GPUs, one beside each exchange of gradients. A block that has
   been differentiated then still holds the operands of these products, on both sides and also where
-  they were computed again, and what the gradients of gates, shifts and scales are summed from. A
+  they were computed again, and what the gradients of gates, shifts and scales are summed from: of
+  LayerNorm three values in the dtype of the residual stream, of RMSNorm one (by the compiler for 8
+  H100s; why was not looked into). Where each token is modulated by itself, so are operands. A
   fusion of a long skip holds its centred input and the gradient of that in float32 until the
   skip's first block uses it. Most is held when that half of the blocks is through, or at the end.
   """
   t, d, depth = architecture.sequence, architecture.width, architecture.depth
-  product, residual = _widths(execution)
-  block = d * ((7 + (4 + sum(_mlp_values(architecture))) / tensor) * product + 3 * residual)
+  product, _ = _widths(execution)
+  block, last = _waiting_in_block(architecture, execution, tensor), architecture.last
+  head = 0
+  if architecture.head.depth:
+    modulation = last.width * (last.vectors + 1) * product
+    head = t * last.depth * (_waiting_in_block(last, execution, tensor) + modulation)
   if not architecture.skip.enabled:
-    return float(t * depth * block)
+    return float((t + architecture.context_tokens) * depth * block + head)
   half, fusion = depth // 2, d * 3 * product
   first_half = (depth - half) * _kept_in_block(architecture, execution, tensor)
   halfway = first_half + half * (block + fusion + d * (2 * product + 4 * 4))
-  return float(t * max(halfway, depth * block + half * fusion))
+  return float(t * max(halfway, depth * block + half * fusion) + head)
+
+
+def _waiting_in_block(architecture, execution, tensor):
+  """Bytes that a block which has been differentiated still holds of a token."""
+  product, residual = _widths(execution)
+  wide = {'layer': 3, 'rms': 1}[architecture.norm]
+  narrow = 7 + (4 + sum(_mlp_values(architecture))) / tensor
+  return architecture.width * (narrow * product + wide * residual)
 
 
 def _widths(execution):
@@ -120,12 +140,27 @@ def _kept_in_block(architecture, execution, tensor):
     'names': (0, 4 + before, 1),
     'full': (0, 0, 1),
   }[execution.remat]
+  if architecture.qk_norm and execution.remat == 'none':
+    shared += 3  # Queries, keys and values as they were before.
   kept = d * ((whole + shared / tensor) * product + residuals * residual)
   # Where it runs on this machine, what 'auto' takes is known only when it has been tried.
   by_xla = not execution.platform or attention.implementation(architecture, execution) == 'xla'
   if by_xla and execution.remat == 'none':
     kept += architecture.heads * architecture.sequence * 4 / tensor
   return kept
+
+
+def _kept_of_modulation(architecture, execution):
+  """Bytes that the backward pass finds of a token in a block that modulates each by itself."""
+  product, residual = _widths(execution)
+  unrolled = tuning.blocks_per_step(execution, architecture.depth) == architecture.depth
+  of_vectors, of_inputs = {
+    'none': (residual, product) if unrolled else (product, 0),
+    'dots': (product, 0),
+    'names': (0, 0),
+    'full': (0, 0),
+  }[execution.remat]
+  return architecture.width * (architecture.vectors * of_vectors + of_inputs)
 
 
 def cost(architecture: config.Architecture, execution: config.Execution, tensor: int = 1) -> Cost:
