@@ -16,7 +16,7 @@ from diversedit_jax.convert.rules import linear, projectors, rule, scale, skips
 from diversedit_jax.models import embed
 
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
-_WIDE, _OUR_WIDE = 'decoder.{wide}', 'model/decoder/blocks/{wide}'
+_DECODER, _OUR_DECODER = 'decoder.{decoder}', 'model/decoder/blocks/{decoder}'
 
 _HEAD = (
   rule('s_embedder.proj.weight', 'model/patch_embed/kernel', *'DCpp', layout='patches'),
@@ -28,8 +28,8 @@ _HEAD = (
   *linear('t_embedder.mlp.0', 'model/time_embed/fc1', str(2 * embed.TIME_FREQUENCIES), 'D'),
   *linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
   *lightning.block(_BLOCK, _OURS, width='D', hidden='M', head='E'),
-  *lightning.block(_WIDE, _OUR_WIDE, width='W', hidden='V', head='U'),
-  *lightning.adaln(_WIDE, _OUR_WIDE, width='W', vectors='B'),
+  *lightning.block(_DECODER, _OUR_DECODER, width='W', hidden='V', head='U'),
+  *lightning.adaln(_DECODER, _OUR_DECODER, width='W', vectors='B'),
   *skips(),
   *linear('final_layer.linear', 'model/final/linear', 'W', 'p*p*C'),
 )

@@ -2,10 +2,11 @@
 
 A rule pairs one of their names with one path of our tree. Placeholders run over numbered modules:
 
-  {block}  blocks 0 .. L-1, stacked along a leading axis in our tree; in our path the placeholder
-           becomes `layers`, or `first` and `second` in a model with long skips
-  {skip}   the L/2 long skips, stacked; the placeholder becomes `fuse`
-  {head}   heads by number, not stacked
+  {block}    blocks 0 .. L-1, stacked along a leading axis in our tree; in our path the placeholder
+             becomes `layers`, or `first` and `second` in a model with long skips
+  {decoder}  blocks of the decoder of a wide head, stacked; the placeholder becomes `layers`
+  {skip}     the L/2 long skips, stacked; the placeholder becomes `fuse`
+  {head}     heads by number, not stacked
 
 Letters of the shapes:
 
@@ -13,7 +14,7 @@ Letters of the shapes:
   C  channels         M  width of the MLP     Z{head}  width of its output
   R  label rows, K+1  E  width of one attention head
   Z  width of the class token                 k{head}  side of its convolution
-  W, V, U  D, M and E of the decoder of a wide head, whose blocks {wide} numbers, stacked too
+  W, V, U  D, M and E of the decoder of a wide head
   I, J     tokens of time and label that stand before the others
 """
 

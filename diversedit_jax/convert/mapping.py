@@ -109,7 +109,7 @@ def to_torch(
 
   state_dict, dtype = {}, arrays[plan.entries[0].ours].dtype
   given = {'D': heads, 'W': decoder_heads}
-  for name, table in tables.of(rules, plan.sizes, grid, given).items():
+  for name, table in tables.of(rules, plan, grid, given).items():
     state_dict[name] = table.astype(dtype)
   for entry in plan.entries:
     array = arrays[entry.ours]
@@ -166,7 +166,7 @@ def infer_config(
     'position_table': family not in _DDT or table is not None,
     'conditioning': 'tokens' if size('I') else 'adaln',
     'context': (size('I'), size('J')) if size('I') else None,
-    'decoder': _decoder(counts.wide, size('W'), decoder_head) if counts.wide else None,
+    'decoder': _decoder(counts.decoder, size('W'), decoder_head) if counts.decoder else None,
     'skips': counts.skips > 0,
     'interval': any(e.ours.startswith('model/interval_embed/') for e in present),
     'class_token': size('Z', 0),

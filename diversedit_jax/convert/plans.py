@@ -13,16 +13,19 @@ import re
 
 from diversedit_jax.convert import families, layouts
 
-_PLACEHOLDERS = ('block', 'wide', 'skip', 'head')
-_STACKED = ('block', 'wide', 'skip')
+_PLACEHOLDERS = ('block', 'decoder', 'skip', 'head')
+_STACKED = ('block', 'decoder', 'skip')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-  """Numbers of modules, and the optional parts that are present."""
+  """Numbers of modules, and the optional parts that are present.
+
+  blocks: all but those of a decoder, which `decoder` counts.
+  """
 
   blocks: int
-  wide: int
+  decoder: int
   skips: int
   heads: int
   parts: frozenset[str]
@@ -77,7 +80,7 @@ def of_torch(family: families.Family, shapes: Mapping[str, layouts.Shape]) -> Pl
       parts.add(rule.part)
   counts = Counts(
     blocks=len(numbers['block']),
-    wide=len(numbers['wide']),
+    decoder=len(numbers['decoder']),
     skips=len(numbers['skip']),
     heads=len(numbers['head']),
     parts=frozenset(parts),
@@ -108,7 +111,7 @@ def of_ours(
   halves = max(length.get(place, 0) for place in halves)
   counts = Counts(
     blocks=2 * halves or length.get(('block', 'layers'), 0),
-    wide=length.get(('wide', 'layers'), 0),
+    decoder=length.get(('decoder', 'layers'), 0),
     skips=halves,
     heads=len(heads),
     parts=frozenset(parts),
@@ -136,7 +139,7 @@ def _entries(family, counts) -> tuple[Entry, ...]:
     'block': {'first': range(half), 'second': mirrored}
     if counts.skips
     else {'layers': range(blocks)},
-    'wide': {'layers': range(counts.wide)},
+    'decoder': {'layers': range(counts.decoder)},
     'skip': {'fuse': [i - half for i in mirrored]} if counts.skips else {},
     'head': {str(i): [i] for i in range(counts.heads)},
   }

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-  """One of their tensors (or one per block, skip or head) and the leaf of our tree that holds it.
+  """One of their tensors, or one per number of a placeholder, and the leaf of our tree for it.
 
   torch: the name in the other system, which is PyTorch except for MeanFlow.
-  ours: our path, with the same placeholder, if any.
+  ours: our path, with the same placeholder, if any; `families` lists the placeholders.
   shape: their shape; an entry is a product of letters and numbers, as '3*D'.
   layout: a name of `layouts.LAYOUTS`.
   part: the optional part of the model that it belongs to, present in all blocks or in none.
@@ -26,13 +26,13 @@ class Rule:
 class Rotary(NamedTuple):
   """A table [T, d] of cosines or sines, d the width of a head.
 
-  width: letter of the model's width there. front: letters of the numbers of tokens that have no
+  width: letter of the model's width there. placeless: letters of the numbers of tokens that have no
   place; their rows, of angle 0, are the last.
   """
 
   name: str
   width: str
-  front: tuple[str, ...] = ()
+  placeless: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Family:
 
 
 def rule(torch: str, ours: str, *shape: str, layout: str = 'same', part: str = '') -> Rule:
-  """A `Rule`."""
+  """A `Rule` whose shape is written term by term: a convolution's as *'DCpp'."""
   return Rule(torch=torch, ours=ours, shape=shape, layout=layout, part=part)
 
 
@@ -103,9 +103,9 @@ def scale(torch: str, ours: str, width: str, part: str) -> Rule:
   return rule(f'{torch}.weight', f'{ours}/scale', width, part=part)
 
 
-def rotary(module: str, width: str, front: tuple[str, ...] = ()) -> tuple[Rotary, ...]:
+def rotary(module: str, width: str, placeless: tuple[str, ...] = ()) -> tuple[Rotary, ...]:
   """The two tables of a module."""
-  return tuple(Rotary(f'{module}.freqs_{of}', width, front) for of in ('cos', 'sin'))
+  return tuple(Rotary(f'{module}.freqs_{of}', width, placeless) for of in ('cos', 'sin'))
 
 
 def skips() -> tuple[Rule, ...]:
