@@ -29,7 +29,8 @@ Families:
   meanflow      MeanFlow's Flax parameters; --to=torch writes Flax names for it
   sit_original  SiT's own program: t = 1 is data, 8 output channels; clock and sign are converted
   selfflow      Self-Flow's published networks: like SiT's own, with patches of side 2 as a matrix
-  ddt           RAE's DiT with a wide head
+  rae           RAE's DiT: LightningDiT's with Gaussian features of time; t = 0 is data
+  ddt           the same with a wide head
   raev2         RAEv2's, with time and label in tokens and a head of internal guidance
   lightning     LightningDiT: t = 1 is data; RMSNorm, SwiGLU and rotary positions
   dit           DiT, by its own names or diffusers': noise and variance; weights for non-commercial

@@ -18,14 +18,19 @@ from diversedit_jax.models import embed
 _BLOCK, _OURS = 'blocks.{block}', 'model/blocks/{block}'
 _DECODER, _OUR_DECODER = 'decoder.{decoder}', 'model/decoder/blocks/{decoder}'
 
+# The time embedding but for its last layer.
+GAUSSIAN = (
+  rule('t_embedder.W', 'model/time_embed/frequencies', str(embed.TIME_FREQUENCIES)),
+  *linear('t_embedder.mlp.0', 'model/time_embed/fc1', str(2 * embed.TIME_FREQUENCIES), 'D'),
+)
+
 _HEAD = (
+  *GAUSSIAN,
   rule('s_embedder.proj.weight', 'model/patch_embed/kernel', *'DCpp', layout='patches'),
   rule('s_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
   rule('x_embedder.proj.weight', 'model/decoder/patch_embed/kernel', *'WCpp', layout='patches'),
   rule('x_embedder.proj.bias', 'model/decoder/patch_embed/bias', 'W'),
   *linear('s_projector', 'model/decoder/project', 'D', 'W', part='project'),
-  rule('t_embedder.W', 'model/time_embed/frequencies', str(embed.TIME_FREQUENCIES)),
-  *linear('t_embedder.mlp.0', 'model/time_embed/fc1', str(2 * embed.TIME_FREQUENCIES), 'D'),
   *linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
   *lightning.block(_BLOCK, _OURS, width='D', hidden='M', head='E'),
   *lightning.block(_DECODER, _OUR_DECODER, width='W', hidden='V', head='U'),

@@ -31,7 +31,7 @@ def detect(weights: Mapping[str, Any]) -> str:
     return 'dit'
   for name, family in families.FAMILIES.items():
     fits = learns_sigma(family, shapes) in (None, family.learns_sigma)
-    if family.mark and fits and _has(family, shapes):
+    if fits and any(name.startswith(family.marks) for name in shapes):
       return name
   if len(shapes.get('x_embedder.proj.weight', ())) == 2:  # A convolution in all others.
     return 'selfflow'
@@ -114,10 +114,3 @@ def _size(inferred) -> list[str]:
     f'model.heads={inferred["heads"] or "?"}',
     f'model.patch_size={patch_size}',
   ]
-
-
-def _has(family, shapes) -> bool:
-  """Whether any name, theirs or ours, belongs to the part that marks the family."""
-  is_marked = lambda path: path == family.mark or path.startswith(f'{family.mark}/')
-  marked = [rule for rule in family.rules if is_marked(rule.ours)]
-  return any(rule.torch in shapes or rule.ours in shapes for rule in marked)

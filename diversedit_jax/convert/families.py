@@ -79,7 +79,8 @@ _TIME = ('t_embedder.mlp.0', 'model/time_embed/fc1', _FREQUENCIES, 'D')
 _HEAD = ('final_layer.linear', 'model/final/linear', 'D')
 _SIT = (*_BODY, *linear(*_TIME), *linear(*_HEAD, 'p*p*C'))
 
-_LIGHTNING = (
+# All but the first layer of the time embedding and the head.
+_LIGHTNING_BODY = (
   rule(*_PATCHES, *'DCpp', layout='patches'),
   rule('x_embedder.proj.bias', 'model/patch_embed/bias', 'D'),
   *linear('t_embedder.mlp.2', 'model/time_embed/fc2', 'D', 'D'),
@@ -89,6 +90,9 @@ _LIGHTNING = (
   *_SKIPS,
   *linear('final_layer.adaLN_modulation.1', 'model/final/adaln', 'D', '2*D'),
   scale('final_layer.norm_final', 'model/final/norm', 'D', 'rms'),
+)
+_LIGHTNING = (
+  *_LIGHTNING_BODY,
   *linear(*_TIME, layout='reversed_clock'),
   *linear(*_HEAD, 'p*p*C', layout='negated', bias='negated_vector'),
 )
@@ -174,12 +178,16 @@ FAMILIES = {
   ),
   # REG (2507.01467): a class token before the patches, whose row of the table is zero.
   'reg': Family(
-    rules=_SIT + _PROJECTORS + _CLASS_TOKEN, zero_rows=1, mark='model/class_token_embed'
+    rules=_SIT + _PROJECTORS + _CLASS_TOKEN,
+    zero_rows=1,
+    marks=('cls_projectors2.', 'model/class_token_embed/'),
   ),
   # SRA (2505.02831): a head that only the trained network has, not its moving average.
-  'sra': Family(rules=_SIT + _sra_head('ap_head'), mark='heads/sra'),
+  'sra': Family(rules=_SIT + _sra_head('ap_head'), marks=('ap_head.', 'heads/sra/')),
   # MeanFlow (2505.13447), a Flax program: t_embedder takes t, h_embedder takes t - r.
-  'meanflow': Family(rules=_MEANFLOW, position_table=None, mark='model/interval_embed'),
+  'meanflow': Family(
+    rules=_MEANFLOW, position_table=None, marks=('net/h_embedder/', 'model/interval_embed/')
+  ),
   # SiT's own program (2401.08740): data at t = 1, and a head with 2C channels, of which C are used.
   'sit_original': Family(
     rules=(
@@ -198,7 +206,7 @@ FAMILIES = {
       *linear(*_HEAD, 'p*p*2*C', layout='negated_head', bias='negated_bias'),
       *_sra_head('projector'),
     ),
-    mark='heads/sra',
+    marks=('projector.', 'heads/sra/'),
     sizes={'p': 2},
   ),
   # RAEv2 (2605.18324) and RAE (2510.11690): wide heads, in our clock. RAEv2's names are RAE's too.
@@ -206,18 +214,24 @@ FAMILIES = {
     rules=ddt.RAEV2,
     position_table=None,
     rotary=rotary('enc_rope', 'D', ('I', 'J')) + rotary('dec_rope', 'W'),
-    mark='model/label_tokens',
+    marks=('ctx_embedder.', 'model/label_tokens'),
   ),
   'ddt': Family(
     rules=ddt.RAE,
     rotary=rotary('enc_feat_rope', 'D') + rotary('dec_feat_rope', 'W'),
-    mark='model/time_embed/frequencies',
+    marks=('s_embedder.', 'model/decoder/'),
+  ),
+  # RAE's DiT without a wide head: LightningDiT's in our clock, with Gaussian features of time.
+  'rae': Family(
+    rules=_LIGHTNING_BODY + ddt.GAUSSIAN + linear(*_HEAD, 'p*p*C') + _PROJECTORS,
+    rotary=rotary('feat_rope', 'D'),
+    marks=('t_embedder.W', 'model/time_embed/frequencies'),
   ),
   # LightningDiT (2501.01423): data at t = 1; rotary positions, RMSNorm or LN, SwiGLU or GELU.
   'lightning': Family(
     rules=_LIGHTNING + _LIGHTNING_BASE + _PROJECTORS,
     rotary=rotary('feat_rope', 'D'),
-    mark='model/final/norm',
+    marks=('final_layer.norm_final.', 'model/final/norm/'),
   ),
   # DiT (2212.09748): the noise and the range of its variance, at steps 0 .. 999.
   'dit': Family(

@@ -144,6 +144,7 @@ def infer_config(
   table = stored.get(rules.position_table)
   plan = plans.of_torch(rules, shapes)
   size, counts = plan.sizes.get, plan.counts
+  ours = {entry.ours for entry in plan.entries}
   present = [entry for entry in plan.entries if any(name in shapes for name in entry.torch)]
   width, head_width, rows, hidden = size('D'), size('E'), size('R'), size('M')
   turned = {one.width: stored[one.name][-1] for one in rules.rotary if one.name in stored}
@@ -162,8 +163,8 @@ def infer_config(
     'mlp': 'swiglu' if swiglu else 'gelu',
     'rope': bool(turned),
     'shift': size('A') != 4 * width if width else True,
-    'time_features': 'gaussian' if family in _DDT else 'sinusoids',
-    'position_table': family not in _DDT or table is not None,
+    'time_features': 'gaussian' if 'model/time_embed/frequencies' in ours else 'sinusoids',
+    'position_table': not rules.has_decoder or table is not None,
     'conditioning': 'tokens' if size('I') else 'adaln',
     'context': (size('I'), size('J')) if size('I') else None,
     'decoder': _decoder(counts.decoder, size('W'), decoder_head) if counts.decoder else None,

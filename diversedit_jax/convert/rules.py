@@ -44,7 +44,8 @@ class Family:
   zero_rows: number of zero rows at the top of that table, for tokens without a place.
   rotary: tables of rotary positions, which we compute too.
   continued: pairs (old, new) of module lists; `old` counts on from the end of `new`.
-  mark: part of our tree that only this family has, by which `detect` knows it; '' for none.
+  marks: beginnings of names, theirs and ours; `detect` takes the first family of which a name has
+    one. Empty where names do not tell.
   sizes: values of letters that the shapes do not tell.
   config: config keys that such weights need beyond what their shapes tell.
   notice: licence notice for users of such weights.
@@ -55,7 +56,7 @@ class Family:
   zero_rows: int = 0
   rotary: tuple[Rotary, ...] = ()
   continued: tuple[tuple[str, str], ...] = ()
-  mark: str = ''
+  marks: tuple[str, ...] = ()
   sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
   config: tuple[str, ...] = ()
   notice: str = ''
@@ -65,6 +66,11 @@ class Family:
     """Whether the head has twice the channels."""
     (head,) = (rule for rule in self.rules if rule.ours == 'model/final/linear/bias')
     return '2' in head.shape[0].split('*')
+
+  @property
+  def has_decoder(self) -> bool:
+    """Whether these are networks with a wide head."""
+    return any('{decoder}' in rule.torch for rule in self.rules)
 
   @property
   def tables(self) -> tuple[str, ...]:

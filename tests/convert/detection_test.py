@@ -48,6 +48,7 @@ def _config_keys(family, golden, **changes):
     ),
     ('sra', 'depth=4 model.width=24 model.heads=? model.patch_size=2'),
     ('meanflow', 'depth=4 model.width=64 model.heads=? model.patch_size=2 method=meanflow'),
+    ('rae', 'depth=4 model.width=64 model.heads=4 model.patch_size=2 model.block=ddt'),
     (
       'ddt',
       'depth=3 model.width=24 model.heads=2 model.patch_size=1 model.block=ddt model.head.depth=2 '

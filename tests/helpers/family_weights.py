@@ -5,10 +5,10 @@ import numpy as np
 from diversedit_jax.models import embed, rotary
 
 FAMILIES = (
-  *('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'selfflow', 'lightning', 'ddt', 'raev2'),
-  'dit',
+  *('sit', 'reg', 'sra', 'meanflow', 'sit_original', 'selfflow', 'lightning', 'rae', 'ddt'),
+  *('raev2', 'dit'),
 )
-_HEADS = {'lightning': (4, None), 'ddt': (2, 2), 'raev2': (3, 2)}
+_HEADS = {'lightning': (4, None), 'rae': (4, None), 'ddt': (2, 2), 'raev2': (3, 2)}
 _FILES = {'sit': 'sit_skip', 'reg': 'reg', 'sit_original': 'dit_sit_original'}
 _WIDE = {'ddt': 'ddt', 'raev2': 'v2'}
 _FILES['dit'] = _FILES['sit_original']
@@ -28,6 +28,8 @@ def of(family, golden):
     return meanflow(parameters(golden('sit_plain')))
   if family == 'lightning':
     return lightning(parameters(golden('sit_plain')))
+  if family == 'rae':
+    return rae(lightning(parameters(golden('sit_plain'))))
   return parameters(golden(_FILES[family]))
 
 
@@ -83,6 +85,13 @@ def lightning(plain):
   cos, sin = rotary.tables(4, 4, width // _HEADS['lightning'][0])
   tables = {'feat_rope.freqs_cos': cos, 'feat_rope.freqs_sin': sin}
   return body | tables | {n: draw(shape).astype(np.float32) for n, shape in shapes.items()}
+
+
+def rae(lightning):
+  """LightningDiT's names and shapes with RAE's time embedding."""
+  draw, first = np.random.default_rng(1).standard_normal, 't_embedder.mlp.0.weight'
+  shapes = {'t_embedder.W': (256,), first: (len(lightning[first]), 512)}
+  return lightning | {n: draw(shape).astype(np.float32) for n, shape in shapes.items()}
 
 
 def with_our_tables(arrays):
