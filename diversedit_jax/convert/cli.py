@@ -105,7 +105,8 @@ def _parser():
   )
   add(
     '--decoder_depth',
-    'only with --to=ours, family ddt: blocks of the decoder (default: those of another width)',
+    'only with --to=ours, families ddt and raev2: blocks of the decoder (default: those of another '
+    'width, or with a modulation)',
     type=int,
     metavar='M',
   )
@@ -145,6 +146,7 @@ def _convert(flags):
   diffusers = flags.to == 'diffusers'
   if flags.family == 'auto':
     flags.family = 'dit' if diffusers else detection.detect(arrays)
+  _check_decoder(flags)
   if flags.to == 'ours':
     how = given('grid', 'num_classes', 'decoder_depth')
     params = mapping.to_ours(arrays, flags.family, **how)
@@ -152,11 +154,9 @@ def _convert(flags):
   else:
     params = array_files.unflatten(arrays)
     how = given('grid', 'patch_size', *(() if diffusers else ('heads', 'decoder_heads')))
-    state_dict = written = mapping.to_torch(params, flags.family, **how)
-  decoder = flags.decoder_depth
-  if flags.to == 'torch' and 'model/decoder/blocks/layers/adaln/bias' in arrays:
-    decoder = len(arrays['model/decoder/blocks/layers/adaln/bias'])
-  config = mapping.infer_config(state_dict, flags.family, decoder_depth=decoder)
+    state_dict = mapping.to_rules(params, flags.family, **how)
+    written = mapping.their_names(state_dict, flags.family)
+  config = mapping.infer_config(state_dict, flags.family, **given('decoder_depth'))
   config['heads'] = flags.heads or settings.get('num_attention_heads') or config['heads']
   if diffusers:
     diffusers_dit.save(flags.output, written, config, flags.grid or _GRID)
@@ -190,6 +190,18 @@ def _check(flags):
     diffusers_dit.check_output(flags.output)
   else:
     array_files.check_output(flags.output)
+
+
+def _check_decoder(flags):
+  """Refuses flags of a decoder for a family that has none (UserError)."""
+  if families.family(flags.family).has_decoder:
+    return
+  known = ' and '.join(name for name, one in families.FAMILIES.items() if one.has_decoder)
+  for name in ('decoder_depth', 'decoder_heads'):
+    if getattr(flags, name) is not None:
+      raise types.UserError(
+        f'--{name} is for networks with a wide head, families {known}; this one is {flags.family}'
+      )
 
 
 def _summary(flags, notes, params, state_dict, config):

@@ -68,18 +68,26 @@ _NUMBERED = re.compile(r'blocks\.(\d+)\.(.+)')
 def to_own(
   arrays: Mapping[str, np.ndarray], decoder_depth: int | None = None
 ) -> Mapping[str, np.ndarray]:
-  """Arrays by the names of our rules; those by other names stay as they are.
+  """Arrays by the names of our rules; those by other names, and by ours already, stay as they are.
 
   decoder_depth: blocks of the decoder; None finds them: they have another width, or are the only
     ones with a modulation.
 
   Raises:
-    UserError: the blocks do not tell which are the decoder's.
+    UserError: the blocks do not tell which are the decoder's, or decoder_depth leaves none.
   """
-  if 's_embedder.proj.weight' not in arrays:
+  named = any(name.startswith('decoder.') for name in arrays)
+  if named or 's_embedder.proj.weight' not in arrays:
     return arrays
   arrays = _joined(arrays)
-  depth = _blocks(arrays) - (decoder_depth or _decoder_depth(arrays))
+  blocks = _blocks(arrays)
+  if decoder_depth is None:
+    decoder_depth = _decoder_depth(arrays)
+  elif not 0 < decoder_depth < blocks:
+    raise types.UserError(
+      f'--decoder_depth={decoder_depth} of {blocks} blocks: expected 1 to {blocks - 1}'
+    )
+  depth = blocks - decoder_depth
 
   def own(name):
     match = _NUMBERED.fullmatch(name)

@@ -17,7 +17,6 @@ from diversedit_jax import trees, types
 from diversedit_jax.convert import ddt, detection, diffusers_dit, families, plans, tables
 from diversedit_jax.weights import array_files, misfits
 
-_DDT = ('ddt', 'raev2')
 _LABELS, _IMAGENET = 'model/label_embed/embedding', 1000
 
 
@@ -97,8 +96,23 @@ def to_torch(
     Arrays by the other system's names, with the fixed tables that the family stores.
 
   Raises:
-    UserError: the family is unknown, or the parameters do not fit it, as for `to_ours`.
+    UserError: the family is unknown, the parameters do not fit it, as for `to_ours`, or the number
+      of heads is not told.
   """
+  how = {'patch_size': patch_size, 'grid': grid, 'heads': heads, 'decoder_heads': decoder_heads}
+  return their_names(to_rules(params, family, **how), family)
+
+
+def to_rules(
+  params: Mapping[str, Any],
+  family: str,
+  *,
+  patch_size: int = 2,
+  grid: tuple[int, int] = (16, 16),
+  heads: int | None = None,
+  decoder_heads: int | None = None,
+) -> dict[str, np.ndarray]:
+  """`to_torch` by the names of the family's rules, which `their_names` turns into theirs."""
   rules = families.family(family)
   if patch_size < 1 or min(grid) < 1:
     raise types.UserError(f'{patch_size=} and {grid=} must be positive')
@@ -116,15 +130,25 @@ def to_torch(
     shape = plan.shape(entry.terms)
     for name, layer in zip(entry.torch, array if entry.stacked else [array], strict=True):
       state_dict[name] = np.array(entry.layout.to_torch(layer, shape, plan.sizes), order='C')
-  if family in _DDT:
-    return ddt.from_own(state_dict, parted=family == 'raev2')
   return state_dict
+
+
+def their_names(arrays: Mapping[str, np.ndarray], family: str) -> dict[str, np.ndarray]:
+  """Arrays from `to_rules` by the other system's names, where these are not those of the rules."""
+  if families.family(family).has_decoder:
+    return ddt.from_own(arrays, parted=family == 'raev2')
+  return dict(arrays)
 
 
 def infer_config(
   state_dict: Mapping[str, np.ndarray], family: str = 'sit', *, decoder_depth: int | None = None
 ) -> dict[str, Any]:
   """Sizes of a model, read off the shapes of its state dict; None where they do not tell.
+
+  Args:
+    state_dict: arrays by the other system's names, or by those of the rules (`to_rules`).
+    family: a name of `families.FAMILIES`.
+    decoder_depth: as for `to_ours`; names of the rules tell it.
 
   Returns:
     depth, width, heads (known only with qk_norm or rotary positions), mlp_ratio, patch_size,
@@ -135,7 +159,8 @@ def infer_config(
     tokens (known only with a position table), and projectors as pairs (hidden width, output width).
 
   Raises:
-    UserError: the family is unknown.
+    UserError: the family is unknown, lists of blocks that follow one another have gaps, the copies
+      of embeddings in diffusers' DiT differ, or nothing tells which blocks are the decoder's.
   """
   rules = families.family(family)
   state_dict = _own_names(family, state_dict, decoder_depth)
@@ -195,7 +220,7 @@ def _mlp_ratio(width, hidden, swiglu):
 
 
 def _own_names(family, arrays, decoder_depth=None):
-  if family in _DDT:
+  if families.family(family).has_decoder:
     return ddt.to_own(arrays, decoder_depth)
   return diffusers_dit.to_dit(arrays) if family == 'dit' else arrays
 

@@ -137,6 +137,25 @@ def test_a_family_that_must_be_asked_for(tmp_path, golden, capsys):
   _assert_same(array_files.load(back), given)
 
 
+def test_a_decoder_as_wide_as_the_other_blocks(tmp_path, golden, capsys):
+  """Names and shapes do not tell its blocks; ours do, and norms of queries tell their heads."""
+  theirs, ours, back = (tmp_path / f'{name}.npz' for name in ('theirs', 'ours', 'back'))
+  prefix, learnt = 'ddt_qk_same_width/params/', lambda x: {n: x[n] for n in x if 'rope' not in n}
+  given = {n.removeprefix(prefix): x for n, x in golden('ddt').items() if n.startswith(prefix)}
+  array_files.save(theirs, given)
+  flags = {'input': theirs, 'output': ours}
+  assert _run(**flags) == 2 and 'give --decoder_depth' in capsys.readouterr().err
+  assert _run(**flags, decoder_depth=3) == 2
+  assert '--decoder_depth=3 of 3 blocks: expected 1 to 2' in capsys.readouterr().err
+  head = 'model.head.depth=1 model.head.width=24 model.head.heads=2'
+  assert _run(**flags, decoder_depth=1) == 0 and head in capsys.readouterr().out
+  assert _run(input=ours, output=back, to='torch', grid=3, patch_size=1) == 0
+  assert head in capsys.readouterr().out
+  found = learnt(array_files.load(back))
+  del found['pos_embed']  # Which this network does not have.
+  _assert_same(found, learnt(given))
+
+
 def test_errors_are_one_line(tmp_path, checkpoint, capsys):
   existing = tmp_path / 'existing.npz'
   existing.write_text('precious')
@@ -146,6 +165,9 @@ def test_errors_are_one_line(tmp_path, checkpoint, capsys):
     'cannot hold our weights': {'output': tmp_path / 'a.pt'},
     '--patch_size is for --to=torch': {'patch_size': 2},
     'not expected': {'to': 'torch'},
+    '--decoder_depth is for networks with a wide head, families raev2 and ddt': {
+      'decoder_depth': 2
+    },
   }
   for message, flags in cases.items():
     flags = {'input': checkpoint, 'output': tmp_path / 'a.npz'} | flags
