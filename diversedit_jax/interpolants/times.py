@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.interpolants import paths
@@ -133,7 +134,7 @@ class LogNormal(LogitNormal):
     return self._inside(jnp.minimum(paths.PATHS[self.path].time_of_ratio(ratio_N), 1))
 
   def _ratio(self, t):
-    path = paths.PATHS[self.path]
+    path, t = paths.PATHS[self.path], np.float64(t)  # NumPy, also where a step is traced.
     return float(path.sigma(t) / path.alpha(t)) if t < 1 else math.inf
 
 

@@ -53,16 +53,25 @@ def test_logit_normal_distribution():
   assert distance(t_N, lambda t: normal_distribution(logit(t))) > 5 * FARTHEST
 
 
-@pytest.mark.parametrize('name', interpolants.TIME_LAWS)
-def test_laws_up_to_the_latest_time_are_themselves_given_that(name):
-  """F(t) / F(latest), and nothing later."""
-  law, key = interpolants.TIME_LAWS[name], jax.random.key(7)
-  t_N = law(latest=0.7, shift=3.0)(key, N)
+LAWS = [
+  *((name, {}) for name in interpolants.TIME_LAWS),
+  *(('lognormal', {'path': path}) for path in interpolants.PATHS if path != 'linear'),
+]
+
+
+@pytest.mark.parametrize(('name', 'options'), LAWS)
+def test_laws_up_to_the_latest_time_are_themselves_given_that(name, options):
+  """F(t) / F(latest), and nothing later; in a traced step, as in training."""
+  law = interpolants.TIME_LAWS[name]
+  draw = jax.jit(law(latest=0.7, shift=3.0, **options), static_argnums=1)
+  t_N = draw(jax.random.key(7), N)
   assert t_N.max() <= times.shifted(0.7, 3.0) + 1e-6
-  logit = lambda t: np.log(t) - np.log1p(-t)
-  whole = (lambda t: t) if 'normal' not in name else lambda t: normal_distribution(logit(t))
-  assert distance(times.shifted(np.float64(t_N), 1 / 3), lambda t: whole(t) / whole(0.7)) < FARTHEST
-  if 'normal' in name:
+  path = interpolants.PATHS[options.get('path', 'linear')]
+  log_ratio = lambda t: np.log(path.sigma(t) / path.alpha(t))
+  whole = (lambda t: t) if 'normal' not in name else lambda t: normal_distribution(log_ratio(t))
+  found = lambda t: whole(t) / whole(np.float64(0.7))
+  assert distance(times.shifted(np.float64(t_N), 1 / 3), found) < FARTHEST
+  if 'normal' in name and not options:
     np.testing.assert_allclose(law().from_uniform(0.5), 0.5, atol=1e-6)
 
 
