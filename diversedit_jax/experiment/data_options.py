@@ -42,6 +42,7 @@ class DataOptions(options.Section, section='data'):
   space: str | None = options.option(
     None,
     choices=tuple(sources.KEYS),
+    may_change=True,
     doc='What the data must be, pixels or latents; None takes what they are.',
   )
   size: int | None = options.option(

@@ -101,6 +101,14 @@ def test_microbatches_change_by_themselves_where_they_change_nothing(tmp_path, m
   assert flat_config.stored(workdir)['train.accumulate'] == 4
 
 
+@pytest.mark.parametrize('now', ['latents', None])
+def test_a_run_that_called_its_encoders_latents_pixels_goes_on(tmp_path, now):
+  encoder = {'rae.encoder': 'dinov2reg-vit-b'}
+  start(tmp_path / 'run', {'data.space': 'pixels', **encoder})
+  start(tmp_path / 'run', {'data.space': now, **encoder})
+  assert flat_config.stored(tmp_path / 'run')['data.space'] == now
+
+
 def test_only_what_is_named_changes(run):
   before = (run / 'config.json').read_bytes()
   with pytest.raises(types.UserError, match='it differs in seed: stored 0, given 1. To') as refused:
