@@ -18,11 +18,13 @@ Which parameters go where, the first line that fits; what has no matrix is AdamW
                                           hidden          matrices
   patches (*/patch_embed)                 AdamW           AdamW
   times, labels, class tokens (*_embed)   AdamW           Muon
-  last layer (final), heads of terms      AdamW           Muon
+  tokens before the patches (*_tokens)    AdamW           Muon
+  last layers (final, base), terms' heads AdamW           Muon
   all else: matrices of blocks            Muon            Muon
 
-'hidden' is the authors' rule: no embedding and no last layer. 'matrices' is RAEv2's, of every
-parameter with two axes (2605.18324, its code); its patches are embedded by a convolution. In both,
+'hidden' is the authors' rule: no embedding and no last layer, so neither trained tokens nor that of
+an earlier prediction. 'matrices' is RAEv2's, of every parameter with two axes (2605.18324, its
+code); its patches are embedded by a convolution. In both,
 adaLN is a matrix like others. RAEv2 has q, k and v as one matrix; here, as with Jordan, they are
 three.
 
@@ -46,9 +48,11 @@ ADAMW, MUON = 'adamw', 'muon'
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b and c of (3).
 _EPS = 1e-8  # Added to the norm.
 
+# Names of matrices. Those of RAEv2's tokens are [tokens, width].
+_MATRICES = ('kernel', 'embedding', 'time_tokens', 'label_tokens')
 # Patterns of the matrices that AdamW gets, by rule.
 _NOT_HIDDEN = {
-  'hidden': ('*_embed/*', '*/final/*', 'heads/*'),
+  'hidden': ('*_embed/*', '*_tokens', '*/final/*', '*/base/*', 'heads/*'),
   'matrices': ('*/patch_embed/*',),
 }
 
@@ -100,7 +104,7 @@ def transformation(
 
 def owner(config: MuonOptions, name: str) -> str:
   """MUON or ADAMW: who updates the parameter of a path, see the table above."""
-  matrix = name.rpartition('/')[2] in ('kernel', 'embedding')
+  matrix = name.rpartition('/')[2] in _MATRICES
   apart = any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_HIDDEN[config.parameters])
   return MUON if matrix and not apart else ADAMW
 

@@ -136,11 +136,26 @@ def test_clipping_and_schedule_act_before_and_after():
     np.testing.assert_allclose(one, 2 * slow, rtol=1e-8)
 
 
-@pytest.mark.parametrize('method', ['flow+diverse', 'repa', 'reg', 'meanflow', 'lightning'])
+NETWORKS = {
+  **{method: {'method': method} for method in ('flow+diverse', 'repa', 'reg', 'meanflow')},
+  'lightning': {'model.block': 'lightning'},
+  'raev2': {
+    'method': 'internal',
+    'model.block': 'raev2',
+    'model.qk_norm': True,
+    'model.head.depth': 1,
+    'model.head.width': 32,
+    'model.head.heads': 2,
+  },
+}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
 @pytest.mark.parametrize('rule', ['hidden', 'matrices'])
-def test_muon_has_the_matrices_of_blocks_or_all_but_the_first(method, rule):
-  config = digits.get_config('' if method == 'lightning' else f'method={method}')
-  config.model.block = 'lightning' if method == 'lightning' else config.model.block
+def test_muon_has_the_matrices_of_blocks_or_all_but_the_first(name, rule):
+  given = NETWORKS[name]
+  config = digits.get_config(f'method={given["method"]}' if 'method' in given else '')
+  config.update_from_flattened_dict(given)
   network = experiment_lib.build(config).network
   variables = nnx.state(nnx.eval_shape(lambda: network(nnx.Rngs(0))), nnx.Param)
   config = muon.MuonOptions(parameters=rule)
@@ -148,7 +163,8 @@ def test_muon_has_the_matrices_of_blocks_or_all_but_the_first(method, rule):
   for path, variable in jax.tree_util.tree_leaves_with_path(variables, is_leaf=is_leaf):
     name, layers = trees.path_name(path), variable.get_metadata()['out_sharding'][:1] == ('layers',)
     rank = len(variable.shape) - layers - any(part in name for part in ('qkv', 'fc12'))
-    wanted = rank == 2 and (layers if rule == 'hidden' else 'patch_embed' not in name)
+    hidden = layers or 'project' in name
+    wanted = rank == 2 and (hidden if rule == 'hidden' else 'patch_embed' not in name)
     assert muon.owner(config, name) == ('muon' if wanted else 'adamw'), name
     if wanted:
       assert muon.axes(name, len(variable.shape)) == (int(layers), len(variable.shape) - 1)
