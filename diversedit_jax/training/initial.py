@@ -10,7 +10,7 @@ Names and shapes decide. Beside equal ones, these fit, and exactly:
   positions       are computed for whatever grid, never stored
 
 Heads of a method, its prediction of an earlier block and the class token of REG are new where there
-are none; the former two are left out where they have no place. All else that does not fit is
+are none; the first two are left out where they have no place. All else that does not fit is
 refused.
 """
 
@@ -37,6 +37,7 @@ _FUSE = 'model/blocks/fuse/'
 _BROUGHT = {
   'heads/': 'a head of the method, at random',
   'model/class_token_embed/': 'the class token of the method, at random',
+  'model/decoder/class_token_embed/': 'the class token of the method, at random',
   'model/final/class_linear/': 'the class token of the method, at zero',
   _INTERVAL: 'the interval, with its last layer at zero',
   _BASE: "the method's prediction of an earlier block, at zero",

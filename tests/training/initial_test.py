@@ -113,6 +113,19 @@ def test_the_parts_of_a_method_are_new_and_zero_where_that_keeps_the_function():
   assert random['model/interval_embed/fc2/kernel'].any()
 
 
+def test_the_class_token_is_new_in_a_wide_head_too():
+  fields = FOUR | {'head': config.Head(depth=1, width=24)}
+  _, found = network(**fields)
+  _, random = network(seed=2, **fields, class_token=3)
+  start = fit(found, random)
+  assert start.new.keys() == random.keys() - found.keys() and sorted(start.kept) == sorted(found)
+  assert {name.split('/class')[0] for name in start.new} == {
+    'model',
+    'model/decoder',
+    'model/final',
+  }
+
+
 def test_a_new_variance_starts_at_zero():
   _, found = network(**FOUR)
   _, random = network(seed=2, **FOUR, learn_sigma=True)
