@@ -17,6 +17,7 @@ the averaged network, which receives no gradient.
 import abc
 from collections.abc import Callable, Mapping
 import dataclasses
+import types as python_types
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -251,6 +252,9 @@ class Term(Part):
     'docs/methods.md.',
   )
   couples_examples = True
+  combines: ClassVar[bool] = (
+    False  # Whether `for_sampling` combines predictions; it then acts last.
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -290,7 +294,7 @@ class Term(Part):
     """The scalar that is added to the batch mean of the flow's loss, and metrics by name."""
 
   def for_sampling(self, network: Network) -> Network:
-    """The network as samplers should see it, or what stands for it.
+    """The network as samplers should see it, or what stands for it, as `saying` makes it.
 
     Args:
       network: its `model` is a SiT, or the same to whoever calls it.
@@ -311,6 +315,25 @@ class Term(Part):
     """
     del architecture, examples
     return 0.0
+
+
+def saying(network: Network, change: Callable[..., jax.Array]) -> Network:
+  """What stands for a network in samplers: the same, with another prediction.
+
+  change: (output, t_N, y_N) -> prediction [N, H, W, C], of what the model gave.
+  """
+  return python_types.SimpleNamespace(model=_Saying(network.model, change), heads=network.heads)
+
+
+class _Saying:
+  """What a flow calls in place of a SiT."""
+
+  def __init__(self, model, change):
+    self.model, self.change, self.architecture = model, change, model.architecture
+
+  def __call__(self, x_NHWC, t_N, y_N, **inputs):
+    output = self.model(x_NHWC, t_N, y_N, **inputs)
+    return output._replace(pred=self.change(output, t_N, y_N))
 
 
 def check_block(field: str, block: int, depth: int) -> None:

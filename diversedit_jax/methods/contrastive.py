@@ -30,7 +30,6 @@ REG's class token has no such term: SpeedrunDiT computes one and never adds it.
 from collections.abc import Mapping
 import dataclasses
 import functools
-import types as python_types
 from typing import Any
 
 import jax
@@ -189,7 +188,10 @@ class Contrastive(base.Term):
     """A network whose model says the velocity, by (2), if `correct` asks for it."""
     if not self.correct:
       return network
-    return python_types.SimpleNamespace(model=_Corrected(self, network.model), heads=network.heads)
+    mean_HWC = -self.mean
+    return base.saying(
+      network, lambda output, t_N, y_N: corrected(output.pred, self.share(t_N, y_N), mean_HWC)
+    )
 
   def share(self, t_N: jax.Array, y_N: jax.Array) -> jax.Array:
     """What stands for lambda in (2) at times and labels; [N]."""
@@ -218,18 +220,6 @@ class Contrastive(base.Term):
         'sample without it, --config.contrastive.correct=False'
       )
     return mean_of(self.source, mirrored=self.mirrored)
-
-
-class _Corrected:
-  """What a flow calls in place of a SiT: the same, with the prediction turned into (2)."""
-
-  def __init__(self, term, model):
-    self.term, self.model, self.architecture = term, model, model.architecture
-    self.mean_HWC = -term.mean
-
-  def __call__(self, x_NHWC, t_N, y_N, **inputs):
-    output = self.model(x_NHWC, t_N, y_N, **inputs)
-    return output._replace(pred=corrected(output.pred, self.term.share(t_N, y_N), self.mean_HWC))
 
 
 def distance(pred: jax.Array, target: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ The gradient of (1) stops at block k. f_k is the answer of a shallower network t
 (2) is autoguidance (2406.02507) without a second network or a second pass. It acts on each
 prediction by itself, also on that of the null label: classifier-free guidance, with its own scale
 and interval, then combines two that were led, as in both released codes. t is that of the
-evaluation: of Heun's method each look has its own.
+evaluation: of Heun's method each look has its own. Where another term makes a velocity of f
+(contrastive, `correct`), (2) takes that: f_k was never kept away from other examples.
 
 The authors' code (CVL-UESTC/Internal-Guidance, 640db88): block 8 of XL's 28, weight 0.5; scale 1.4
 beside class guidance of 1.35 (SiT-XL/2, which has [0, 0.7]) and 1.45 (LightningDiT-XL/1), 1.7 alone
@@ -20,7 +21,6 @@ there. RAEv2 (2605.18324, nanovisionx/RAEv2 8a0d238): block 8 of 28, weight 1, s
 
 from collections.abc import Mapping
 import dataclasses
-import types as python_types
 from typing import Any
 
 import jax
@@ -72,6 +72,7 @@ class Internal(base.Term):
   )
 
   couples_examples = False
+  combines = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -86,6 +87,12 @@ class Internal(base.Term):
     depth = setup.architecture.depth
     found = dataclasses.replace(self, block=self.block or max(1, round(8 * depth / 28)))
     base.check_block('internal.block', found.block, depth)
+    if found.block == depth and not setup.architecture.head.depth:
+      way = 'an earlier block' if depth > 1 else 'a deeper model'
+      raise types.UserError(
+        f"internal.block={depth} is the last block, and its prediction would be the model's own by "
+        f'another final layer; give {way}, or a wide head (model.head.depth)'
+      )
     return found
 
   def adapt(
@@ -107,9 +114,13 @@ class Internal(base.Term):
     """A network whose model says (2)."""
     if self.scale == 1:
       return network
-    return python_types.SimpleNamespace(
-      model=_Led(self._guidance, network.model), heads=network.heads
-    )
+    return base.saying(network, self._guided)
+
+  def _guided(self, output, t_N, y_N):
+    del y_N
+    guided_NHWC = self._guidance.combine(output.pred, output.base)
+    inside_N111 = self._guidance.inside(t_N).reshape(-1, 1, 1, 1)
+    return jnp.where(inside_N111, guided_NHWC, output.pred)
 
   def sampling_facts(self) -> Mapping[str, Any]:
     """Block, scale and interval, where they act."""
@@ -124,16 +135,3 @@ class Internal(base.Term):
     patch = architecture.patch_size**2 * architecture.channels * outputs
     rows = architecture.tokens if architecture.head.depth else 1
     return 3.0 * (2 * architecture.tokens * patch * width + 4 * rows * width**2)
-
-
-class _Led:
-  """What a flow calls in place of a SiT: the same, with the prediction turned into (2)."""
-
-  def __init__(self, guide: guidance.Guidance, model):
-    self.guide, self.model, self.architecture = guide, model, model.architecture
-
-  def __call__(self, x_NHWC, t_N, y_N, **inputs):
-    output = self.model(x_NHWC, t_N, y_N, **inputs)
-    led_NHWC = self.guide.combine(output.pred, output.base)
-    inside_N111 = self.guide.inside(t_N).reshape(-1, 1, 1, 1)
-    return output._replace(pred=jnp.where(inside_N111, led_NHWC, output.pred))

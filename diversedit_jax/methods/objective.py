@@ -61,7 +61,8 @@ class Objective:
     return self.flow.velocity(self._as_sampled(network), clamp)
 
   def _as_sampled(self, network):
-    for term in self.terms:
+    # What corrects a prediction acts before what combines it with others.
+    for term in sorted(self.terms, key=lambda term: term.combines):
       network = term.for_sampling(network)
     return network
 

@@ -14,7 +14,7 @@ import pytest
 
 from diversedit_jax import experiment as experiment_lib
 from diversedit_jax import trees, types
-from diversedit_jax.methods import internal
+from diversedit_jax.methods import contrastive, internal
 from diversedit_jax.methods import objective as objective_lib
 from diversedit_jax.models import config, groups
 from diversedit_jax.sampling import trajectory
@@ -192,6 +192,23 @@ def test_leading_a_prediction_leads_its_velocity(prediction):
   np.testing.assert_allclose(led, base + 2.5 * (full - base), rtol=1e-4, atol=1e-4)
 
 
+def test_a_prediction_is_corrected_before_it_is_led():
+  """The base's was never contrasted, so it needs no correction."""
+  network, guide = network_of(), internal.Internal(block=1, scale=1.7)
+  correction = contrastive.Contrastive(correct=True, weight=0.2)
+  x, t_N, y_N = jnp.asarray(tiny.batch()['images']), jnp.full(4, 0.5), jnp.arange(4)
+  mean = np.random.default_rng(0).standard_normal(x.shape[1:]).astype(np.float32)
+  object.__setattr__(correction, 'mean', mean)
+  output = network.model(x, t_N, y_N)
+  velocity = 0.8 * output.pred - 0.2 * mean[None]
+  expected = output.base + 1.7 * (velocity - output.base)
+  for terms in ((correction, guide), (guide, correction)):
+    objective = objective_lib.Objective(flow=tiny.interpolant(), terms=terms)
+    np.testing.assert_allclose(
+      objective.velocity(network)(x, t_N, y_N), expected, rtol=1e-5, atol=1e-5
+    )
+
+
 # The whole.
 
 
@@ -200,8 +217,9 @@ def build(**changes):
 
 
 def test_blocks_by_depth_are_the_published_share():
-  for depth, block in ((12, 3), (24, 7), (28, 8), (1, 1)):
-    experiment = build(**{'model.depth': depth, 'model.skip.enabled': False})
+  for depth, block, head in ((12, 3, 0), (24, 7, 0), (28, 8, 0), (2, 1, 0), (1, 1, 2)):
+    changes = {'model.depth': depth, 'model.skip.enabled': False, 'model.head.depth': head}
+    experiment = build(**changes)
     (term,) = experiment.objective.terms
     assert experiment.architecture.base == term.block == block
 
@@ -210,6 +228,11 @@ def test_blocks_by_depth_are_the_published_share():
   ('changes', 'message'),
   [
     ({'internal.block': 99}, 'internal.block: block 99 is not one of 1 to'),
+    ({'internal.block': 6}, 'internal.block=6 is the last block.*earlier block, or a wide head'),
+    (
+      {'model.depth': 1, 'model.skip.enabled': False},
+      'internal.block=1 is the last block.*a deeper model, or a wide head',
+    ),
     ({'internal.low': 0.8, 'internal.high': 0.2}, 'internal.low=0.8 must not be above'),
     ({'method': 'meanflow+internal'}, 'not go with meanflow: an average velocity'),
   ],
