@@ -35,7 +35,7 @@ def sample(
     config: a sampler of kind 'average_velocity'.
 
   Returns:
-    x_NHWC at t = 0, in `config.dtype`.
+    x_NHWC at the last time of the grid, 0 unless `config.end` is set, in `config.dtype`.
   """
   x = trajectory.normal(keys_N, shape, 'sampling_start', trajectory.state_dtype(config))
   return integrate(average, x, labels_N, config)
