@@ -1,5 +1,6 @@
 """What the configs share: typed meta-arguments and the recipe of the papers."""
 
+from collections.abc import Mapping
 import re
 from typing import Any
 
@@ -56,6 +57,13 @@ def set_method(config: ml_collections.ConfigDict, method: str) -> None:
   config.method = method
   for name in registry.parse(method):
     config.update_from_flattened_dict(registry.METHODS[name].recipe)
+
+
+def set_options(config: ml_collections.ConfigDict, flat: Mapping[str, Any]) -> None:
+  """Sets keys; synthetic data, of dry runs, have no mirror images and stay as they are."""
+  config.update_from_flattened_dict(flat)
+  if config.data.source.startswith('synthetic:'):
+    config.data.flip = False
 
 
 def has_skips(method: str) -> bool:

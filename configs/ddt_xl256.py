@@ -4,7 +4,8 @@
     --config.rae.weights=ENCODERS --config.rae.statistics=stat.pt --config.rae.decoder=model.pt
 
 28 blocks of width 1152 and a head of 2 blocks of width 2048, of 16 heads each, by the authors'
-config (bytetriper/RAE 34b0679). All else is as in rae_xl256.py.
+config (bytetriper/RAE 34b0679). All else is as in rae_xl256.py, whose header names the sources, and
+from what weights the authors' blocks start, which ours do not.
 Hardware: 8 GPUs of 80 GB.
 Time: `--mode=plan` expects 18.3 hours for 80 epochs at an assumed 20 % of 989 TFLOP/s (MFU); not
 measured.
@@ -16,7 +17,7 @@ was read. None has been measured with this code yet.
 Meta-arguments: as in rae_xl256.py. `method=flow+diverse,skips=True` puts DiverseDiT on the encoder.
 """
 
-from configs import rae_xl256
+from configs import common, rae_xl256
 
 RECIPE = rae_xl256.RECIPE | {
   'model.head.depth': 2,
@@ -28,5 +29,5 @@ RECIPE = rae_xl256.RECIPE | {
 def get_config(arg: str | None = None):
   """The config; see `imagenet.get` for the meta-arguments."""
   config = rae_xl256.get_config(arg)
-  config.update_from_flattened_dict(RECIPE)
+  common.set_options(config, RECIPE)
   return config

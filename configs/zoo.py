@@ -26,7 +26,7 @@ _PLAIN = {'optimizer.clip_norm': 0.0}  # SiT's own trainer.
 _LAYERSYNC = 'LayerSync, 2510.12581, quoted at second hand'
 _PAIR = 'pair of this size not published: 8:16 in proportion'
 _RAE = 'RAE, 2510.11690'
-_FLIPS = 'its pictures are mirrored at random: add --config.data.flip=True to data'
+_RAE_QUOTED = f'{_RAE}, quoted at second hand'
 _SELFFLOW = 'Self-Flow, 2603.06507, quoted at second hand'
 
 
@@ -136,7 +136,7 @@ ROWS = (
     options=rae_xl256.RECIPE,
     data=rae_xl256.DATA,
     paper=numbers(4.28, 6.40, 222.1, 0.871, 0.478),
-    note=f'{_RAE}, its author in issue 64 of its repository; {_FLIPS}',
+    note=f'{_RAE}, its author in issue 64 of its repository',
   ),
   Row(
     'rae/DiT-XL-DINOv2-S-800',
@@ -146,7 +146,7 @@ ROWS = (
     options=rae_xl256.RECIPE | {'rae.encoder': 'dinov2reg-vit-s'},
     data='synthetic:16x16x384+256x256x3:1000',
     paper=numbers(1.87, IS=209.7, Prec=0.80, Rec=0.63),
-    note=f'{_RAE}, quoted at second hand; registers of DINOv2-S assumed; {_FLIPS}',
+    note=f'{_RAE_QUOTED}; registers of DINOv2-S assumed',
   ),
   Row(
     'rae/DiTDH-XL-80',
@@ -156,7 +156,7 @@ ROWS = (
     options=ddt_xl256.RECIPE,
     data=rae_xl256.DATA,
     paper=numbers(2.16),
-    note=f'{_RAE}, quoted at second hand; {_FLIPS}',
+    note=_RAE_QUOTED,
   ),
   Row(
     'rae/DiTDH-XL-800',
@@ -166,7 +166,7 @@ ROWS = (
     options=ddt_xl256.RECIPE,
     data=rae_xl256.DATA,
     paper=numbers(1.51, IS=242.9, Prec=0.79, Rec=0.63),
-    note=f'{_RAE}, quoted at second hand; {_FLIPS}',
+    note=_RAE_QUOTED,
   ),
   _grid('flow', 'flow'),
   _grid('diverse', 'flow+diverse'),

@@ -110,6 +110,12 @@ ZOO = {
 WIDE_BATCH = ('lightning', 'rae')
 
 
+def test_rows_of_rae_mirror_pictures_where_there_are_some():
+  for row in ('rae/DiT-XL-80', 'rae/DiTDH-XL-800'):
+    assert zoo.get_config(f'{row},data=folder:/pictures').data.flip
+    assert not zoo.get_config(row).data.flip
+
+
 def test_the_zoo_has_published_numbers_and_their_sources():
   assert {name: zoo.find(name).paper['FID'] for name in ZOO} == ZOO
   for row in zoo.ROWS:

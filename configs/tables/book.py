@@ -43,7 +43,7 @@ class Book:
     if _diverse(row) and row.layers:
       config.diversity.layers = 'random'
       config.diversity.num_layers = row.layers
-    config.update_from_flattened_dict(row.options)
+    common.set_options(config, row.options)
     return config
 
   def find(self, name: str) -> Row:
