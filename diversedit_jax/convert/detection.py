@@ -1,6 +1,6 @@
 """Finds the family of weights and the config that fits them, by names and shapes alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import math
 from typing import Any
 
@@ -31,7 +31,7 @@ def detect(weights: Mapping[str, Any]) -> str:
     return 'dit'
   for name, family in families.FAMILIES.items():
     fits = learns_sigma(family, shapes) in (None, family.learns_sigma)
-    if fits and any(name.startswith(family.marks) for name in shapes):
+    if fits and is_marked(family, shapes):
       return name
   if len(shapes.get('x_embedder.proj.weight', ())) == 2:  # A convolution in all others.
     return 'selfflow'
@@ -41,6 +41,11 @@ def detect(weights: Mapping[str, Any]) -> str:
       'have the same names and shapes; give --family=sit_original or --family=dit'
     )
   return 'sit'
+
+
+def is_marked(family: families.Family, names: Iterable[str]) -> bool:
+  """Whether a name, theirs or ours, has one of the family's marks."""
+  return any(name.startswith(family.marks) for name in names)
 
 
 def learns_sigma(family: families.Family, shapes: Mapping[str, tuple[int, ...]]) -> bool | None:

@@ -111,8 +111,12 @@ def to_rules(
   grid: tuple[int, int] = (16, 16),
   heads: int | None = None,
   decoder_heads: int | None = None,
+  fixed: bool = True,
 ) -> dict[str, np.ndarray]:
-  """`to_torch` by the names of the family's rules, which `their_names` turns into theirs."""
+  """`to_torch` by the names of the family's rules, which `their_names` turns into theirs.
+
+  fixed: whether with the fixed tables, which need the number of heads.
+  """
   rules = families.family(family)
   if patch_size < 1 or min(grid) < 1:
     raise types.UserError(f'{patch_size=} and {grid=} must be positive')
@@ -123,7 +127,7 @@ def to_rules(
 
   state_dict, dtype = {}, arrays[plan.entries[0].ours].dtype
   given = {'D': heads, 'W': decoder_heads}
-  for name, table in tables.of(rules, plan, grid, given).items():
+  for name, table in tables.of(rules, plan, grid, given).items() if fixed else ():
     state_dict[name] = table.astype(dtype)
   for entry in plan.entries:
     array = arrays[entry.ours]
@@ -151,12 +155,13 @@ def infer_config(
     decoder_depth: as for `to_ours`; names of the rules tell it.
 
   Returns:
-    depth, width, heads (known only with qk_norm or rotary positions), mlp_ratio, patch_size,
-    channels, num_classes (the last row is taken for the null label), qk_norm, norm, mlp, rope,
-    shift, time_features, position_table, conditioning, context (tokens of time and of label, None
-    without), decoder (depth, width and heads of a wide head, None without), skips, interval,
-    class_token (its width, 0 for none), base (whether an earlier block predicts too), learn_sigma,
-    tokens (known only with a position table), and projectors as pairs (hidden width, output width).
+    depth, width, heads (known only with qk_norm or tables of rotary positions), mlp_ratio,
+    patch_size, channels, num_classes (the last row is taken for the null label), qk_norm, norm,
+    mlp, rope, shift, time_features, position_table, conditioning, context (tokens of time and of
+    label, None without), decoder (depth, width and heads of a wide head, None without), skips,
+    interval, class_token (its width, 0 for none), base (whether an earlier block predicts too),
+    learn_sigma, tokens (known only with a position table), and projectors as pairs (hidden width,
+    output width).
 
   Raises:
     UserError: the family is unknown, lists of blocks that follow one another have gaps, the copies
@@ -186,10 +191,10 @@ def infer_config(
     'qk_norm': 'qk_norm' in counts.parts,
     'norm': 'rms' if 'rms' in counts.parts else 'layer',
     'mlp': 'swiglu' if swiglu else 'gelu',
-    'rope': bool(turned),
+    'rope': bool(rules.rotary),
     'shift': size('A') != 4 * width if width else True,
     'time_features': 'gaussian' if 'model/time_embed/frequencies' in ours else 'sinusoids',
-    'position_table': not rules.has_decoder or table is not None,
+    'position_table': not rules.has_decoder or bool(rules.position_table and (table or not stored)),
     'conditioning': 'tokens' if size('I') else 'adaln',
     'context': (size('I'), size('J')) if size('I') else None,
     'decoder': _decoder(counts.decoder, size('W'), decoder_head) if counts.decoder else None,

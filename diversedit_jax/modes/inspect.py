@@ -13,7 +13,7 @@ import numpy as np
 
 from diversedit_jax import checkpoint, convert, trees, types
 from diversedit_jax import experiment as experiment_lib
-from diversedit_jax.convert import detection, families
+from diversedit_jax.convert import detection, families, mapping
 from diversedit_jax.evaluation import card
 from diversedit_jax.experiment import declarations, flat_config, kernels
 from diversedit_jax.frozen import encoders, inception_files, rae_decoder, vae_files
@@ -80,12 +80,16 @@ def recognise(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]:
-  """Words, and for a diffusion model its arrays by the other system's names."""
+  """Words, and for a diffusion model its arrays by names that `infer_config` knows."""
   if any(name.startswith('model/') for name in arrays):
     params = convert.unflatten(arrays)
-    for name in families.FAMILIES:
+    for name, family in families.FAMILIES.items():
+      # Without its marks, a network with rotary positions has the names and shapes of SiT's.
+      if family.rotary and not detection.is_marked(family, arrays):
+        continue
       # Ours do not tell the patch size; 1 is as good as another.
-      written = _attempt(lambda name=name: convert.to_torch(params, name, patch_size=1))
+      how = {'family': name, 'patch_size': 1, 'fixed': False}
+      written = _attempt(lambda how=how: mapping.to_rules(params, **how))
       if written is not None:
         yield f'{_OURS}{name}', written
     return

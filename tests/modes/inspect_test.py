@@ -7,7 +7,7 @@ from helpers import family_weights, small_runs, torch_zip
 import numpy as np
 import pytest
 
-from diversedit_jax import convert, types
+from diversedit_jax import convert, trees, types
 from diversedit_jax.frozen import encoders, inception_files, vae, vae_files
 from diversedit_jax.modes import inspect
 
@@ -59,6 +59,25 @@ def test_a_file_is_fitted_to_a_config_and_bad_values_are_counted(run, tmp_path):
   assert page.endswith(', 16 NaN or infinite')
   page = inspect.run('', str(tmp_path / 'x.safetensors'), small_runs.make_config(model__width=32))
   assert '\n--config     does not fit: model/' in page
+
+
+@pytest.mark.parametrize(
+  ('family', 'told'),
+  [
+    ('rae', 'heads=? model.patch_size=? model.block=ddt'),
+    (
+      'ddt',
+      'heads=? model.patch_size=? model.block=ddt model.head.depth=2 model.head.width=40 '
+      'model.head.heads=?',
+    ),
+  ],
+)
+def test_our_weights_with_rotary_positions_do_not_tell_heads(family, told, tmp_path, golden):
+  params = convert.to_ours(family_weights.of(family, golden), family)
+  convert.save(tmp_path / 'x.safetensors', trees.named_leaves(params))
+  page = inspect.run('', str(tmp_path / 'x.safetensors'))
+  assert f'\nfamily       diversedit_jax, as {family}\n' in page
+  assert f' model.{told}\n' in page
 
 
 def test_all_networks_of_a_file_are_shown_where_none_is_the_one(tmp_path):
