@@ -122,6 +122,21 @@ def for_tokens(name: str, tokens: int) -> str:
   return 'xla' if name == 'flash' and tokens % _FLASH_BLOCK else name
 
 
+def fitting(architecture: config.Architecture, execution: config.Execution) -> config.Execution:
+  """The execution for a further stack of blocks, with other heads than those it was chosen for.
+
+  A padding that is too narrow is left out, and what cannot run there is 'xla'.
+  """
+  name, _, padded = execution.attention.partition('@')
+  shape = _shape(architecture, execution)
+  if not padded or int(padded) >= shape.head_dim:
+    name = execution.attention
+  platform = execution.platform or jax.default_backend()
+  if name not in ('auto', 'xla') and mismatch(name, shape, platform):
+    name = 'xla'
+  return dataclasses.replace(execution, attention=name)
+
+
 def check(architecture: config.Architecture, execution: config.Execution) -> None:
   """Refuses attention asked for by name that is known not to run; probes nothing.
 

@@ -110,11 +110,8 @@ def with_shifts(vectors: Sequence[jax.Array]) -> Sequence[jax.Array]:
   return zero, scale1, gate1, zero, scale2, gate2
 
 
-class Block(nnx.Module):
-  """Equations (1) to (3); the identity at initialisation.
-
-  attend: what stands for `attention.attend`, see `taps.showing`. tokens: see `groups`.
-  """
+class _Parts(nnx.Module):
+  """Two norms, attention and an MLP, which every block has."""
 
   def __init__(
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
@@ -123,6 +120,18 @@ class Block(nnx.Module):
     self.norm1, self.norm2 = (norm(architecture.width, rngs=rngs) for _ in range(2))
     self.attn = Attention(architecture, execution, rngs=rngs)
     self.mlp = blocks.mlp(architecture.mlp)(architecture, execution, rngs=rngs)
+
+
+class Block(_Parts):
+  """Equations (1) to (3); the identity at initialisation.
+
+  attend: what stands for `attention.attend`, see `taps.showing`. tokens: see `groups`.
+  """
+
+  def __init__(
+    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
+  ):
+    super().__init__(architecture, execution, rngs=rngs)
     self.vectors = architecture.vectors
     self.adaln = adaln(architecture, execution, self.vectors, rngs=rngs)
 
@@ -142,16 +151,8 @@ class Block(nnx.Module):
     return add_gated(x_NTD, gate2, self.mlp(modulate(self.norm2(x_NTD), shift2, scale2)))
 
 
-class Unmodulated(nnx.Module):
-  """(2) and (3) with gates of one and no modulation, for blocks that are told all in tokens."""
-
-  def __init__(
-    self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
-  ):
-    norm = norms.OF_TOKENS[architecture.norm]
-    self.norm1, self.norm2 = (norm(architecture.width, rngs=rngs) for _ in range(2))
-    self.attn = Attention(architecture, execution, rngs=rngs)
-    self.mlp = blocks.mlp(architecture.mlp)(architecture, execution, rngs=rngs)
+class Unmodulated(_Parts):
+  """Equations (2) and (3) without scales, shifts and gates, for blocks told all in tokens."""
 
   @jax.named_scope('block')
   def __call__(

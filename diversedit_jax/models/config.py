@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from diversedit_jax import options, types
 from diversedit_jax.models import blocks
+from diversedit_jax.models.config_parts import Context, Head, Skip
 
 DTYPES = ('float32', 'bfloat16')
-SKIP_PLACEMENTS = ('after', 'before')
 TIME_INPUTS = ('unit', 'ddpm')
 PADDED_HEADS = (80, 96, 128)
 ATTENTIONS = ('auto', 'xla', 'cudnn', *(f'cudnn@{d}' for d in PADDED_HEADS), 'flash')
@@ -20,48 +20,6 @@ NORMS = ('layer', 'rms')
 TIME_FEATURES = ('sinusoids', 'gaussian')
 CONDITIONINGS = ('adaln', 'tokens')
 REMATS = ('none', 'full', 'dots', 'names')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Skip(options.Section, section='model.skip', decides_network=True):
-  """Long residual connections."""
-
-  enabled: bool = options.option(
-    False, doc='Joins block l to block L+1-l by a long residual connection (DiverseDiT, Eq. 8).'
-  )
-  placement: str = options.option(
-    'after',
-    choices=SKIP_PLACEMENTS,
-    doc='Where they are fused: after the later block (released code, published numbers) or before '
-    "it (the paper's text).",
-  )
-  residual: bool = options.option(
-    False,
-    doc='Adds what is fused to x, from zero on, instead of replacing x by it: then a model with '
-    'skips can start as a trained one without (init_from). Not published.',
-  )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Head(options.Section, section='model.head', decides_network=True):
-  """A wide, shallow decoder between the blocks and the final layer (DDT, arXiv 2504.05741)."""
-
-  depth: int = options.option(
-    0,
-    at_least=0,
-    doc="Blocks of a decoder that reads the noisy input again, modulated by the blocks' outputs "
-    '(DDT, 2504.05741; RAE, 2510.11690); 0: the final layer alone.',
-  )
-  width: int = options.option(0, at_least=0, doc='Features of a token there; 0 takes model.width.')
-  heads: int = options.option(0, at_least=0, doc='Attention heads there; 0 takes model.heads.')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Context(options.Section, section='model.context', decides_network=True):
-  """Tokens that tell the blocks of time and label, for `model.conditioning=tokens`."""
-
-  time: int = options.option(4, at_least=1, doc='Tokens of the time (RAEv2: 4).')
-  label: int = options.option(8, at_least=1, doc='Tokens of the label (RAEv2: 8).')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +50,8 @@ class Architecture(options.Section, section='model', decides_network=True):
     'sit',
     choices=blocks.NAMES,
     doc='Published block, whose parts are taken where the next ones are None: sit, lightning '
-    '(LightningDiT, 2501.01423), ddt (RAE, 2510.11690), raev2 (2605.18324); see docs/backbones.md.',
+    '(LightningDiT, 2501.01423), ddt (RAE, 2510.11690), or raev2 (2605.18324), published with '
+    'model.qk_norm=True; see docs/backbones.md.',
   )
   norm: str | None = options.option(
     None, choices=NORMS, doc='Normalisation of tokens: LayerNorm without weights, or RMSNorm.'
@@ -173,13 +132,23 @@ class Architecture(options.Section, section='model', decides_network=True):
         f'model.heads={self.heads} does not divide model.width={self.width}',
       ),
       (
-        self.width % 4 == 0,
+        not self.position_table or self.width % 4 == 0,
         f'model.width={self.width} is not divisible by 4, as the position table needs',
       ),
       (
         not self.rope or self.width // self.heads % 4 == 0,
         f'model.rope turns pairs in both halves of a head, whose width model.width/model.heads='
         f'{self.width}/{self.heads} is not divisible by 4',
+      ),
+      (
+        self.time_input == 'unit' or self.time_features == 'sinusoids',
+        f'model.time_input={self.time_input} tells steps up to 999, and model.time_features='
+        f'{self.time_features} are for times in [0, 1]; set model.time_features=sinusoids',
+      ),
+      (
+        self.conditioning == 'adaln' or not blocks.own_block(self.block),
+        f'model.block={self.block} has equations of its own, which model.conditioning=tokens would '
+        'leave out; set model.conditioning=adaln',
       ),
       (
         self.conditioning == 'adaln' or self.head.depth > 0,
@@ -212,17 +181,18 @@ class Architecture(options.Section, section='model', decides_network=True):
       head=Head(),
       skip=Skip(),
       conditioning='adaln',
+      position_table=False,
       base=0,
     )
 
   @property
   def last(self) -> 'Architecture':
-    """That of the tokens which the final layer reads."""
+    """The architecture of the tokens that the final layer reads: the decoder's, or this one."""
     return self.decoder if self.head.depth else self
 
   @property
-  def frequencies(self) -> int:
-    """Features of a time."""
+  def time_width(self) -> int:
+    """Features of a time, before the embedding's two layers."""
     return {'sinusoids': 256, 'gaussian': 512}[self.time_features]
 
   @property
@@ -336,8 +306,6 @@ def _check_head(architecture):
       f'model.rope turns pairs in both halves of a head, whose width model.head.width/'
       f'model.head.heads={width}/{heads} is not divisible by 4'
     )
-  if width % 4:
-    raise types.UserError(f'model.head.width={width} is not divisible by 4')
 
 
 PLAIN = Execution()

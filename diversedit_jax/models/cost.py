@@ -36,7 +36,7 @@ def forward_flops(architecture: config.Architecture) -> float:
   if architecture.skip.enabled:
     found += architecture.depth // 2 * 4 * d * d * t
   times = 2 if architecture.interval else 1
-  found += times * 2 * (architecture.frequencies * d + d * d)
+  found += times * 2 * (architecture.time_width * d + d * d)
   found += 2 * (patch * t + architecture.class_token) * d
   rows = 1  # Of the conditioning of the final layer.
   if architecture.head.depth:

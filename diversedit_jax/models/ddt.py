@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 
 from diversedit_jax import sharding
-from diversedit_jax.models import config, embed, groups, linear, sit, stack, taps
+from diversedit_jax.models import attention, config, embed, groups, linear, sit, stack, taps
 
 
 class Decoder(nnx.Module):
-  """(1) and (2)."""
+  """The decoder, (1) and (2) of the module's head, with s' = silu(t + f) given."""
 
   def __init__(
     self, architecture: config.Architecture, execution: config.Execution, *, rngs: nnx.Rngs
@@ -43,11 +43,11 @@ class Decoder(nnx.Module):
       if decoder.width != architecture.width
       else None
     )
-    self.blocks = stack.Stack(decoder, execution, rngs=rngs)
+    self.blocks = stack.Stack(decoder, attention.fitting(decoder, execution), rngs=rngs)
 
   @jax.named_scope('decoder')
   def __call__(self, given: sit.Given, s_NTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """h and s, [N, T, W], of silu(t + f)."""
+    """Decodes the noisy input: tokens h_NTW and their conditioning s_NTW, of silu(t + f)."""
     s_NTW = s_NTD if self.project is None else self.project(s_NTD).astype(s_NTD.dtype)
     h_NTW = self.patch_embed(embed.patchify(given.x_NHWC, self.patch_size))
     h_NTW = h_NTW.astype(jnp.promote_types(h_NTW.dtype, self.residual_dtype))
@@ -73,20 +73,20 @@ class DDT(sit.SiT):
     super().__init__(architecture, execution, rngs=rngs)
     self.decoder = Decoder(architecture, execution, rngs=rngs)
 
-  def entered(self, given: sit.Given) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+  def embed_inputs(self, given: sit.Given) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     times_ND = self.times(given.t_N, given.h_N)
     c_ND = sharding.constrain_batch(jax.nn.silu(times_ND + self.label_embed(given.y_N)))
     x_NTD = self.tokens(given.x_NHWC, given.class_token_NZ)
     return given.tokens.sorted(x_NTD), c_ND, times_ND
 
-  def left(
-    self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given
+  def predict(
+    self, f_NTD: jax.Array, final_c_ND: jax.Array, given: sit.Given
   ) -> tuple[jax.Array, jax.Array | None]:
-    h_NTW, s_NTW = self.decoder(given, self._timed(f_NTD, told_ND, given))
+    h_NTW, s_NTW = self.decoder(given, self._timed(f_NTD, final_c_ND, given))
     return self.final(h_NTW, s_NTW, given.tokens.each())
 
-  def left_early(self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given) -> jax.Array:
-    s_NTD = self._timed(f_NTD, told_ND, given)
+  def predict_base(self, f_NTD: jax.Array, final_c_ND: jax.Array, given: sit.Given) -> jax.Array:
+    s_NTD = self._timed(f_NTD, final_c_ND, given)
     return self.base(s_NTD, s_NTD, given.tokens.each())[0]
 
   def _timed(self, f_NTD, times_ND, given):
@@ -105,13 +105,12 @@ class InContext(DDT):
     rngs: nnx.Rngs,
   ):
     super().__init__(architecture, execution, rngs=rngs)
-    token = lambda count: nnx.Param(
-      embed.normal(None, 'embed')(rngs.params(), (count, architecture.width))
-    )
+    initial = sharding.annotated(nnx.initializers.normal(architecture.width**-0.5), None, 'embed')
+    token = lambda count: nnx.Param(initial(rngs.params(), (count, architecture.width)))
     self.time_tokens = token(architecture.context.time)
     self.label_tokens = token(architecture.context.label)
 
-  def entered(self, given: sit.Given) -> tuple[jax.Array, None, jax.Array]:
+  def embed_inputs(self, given: sit.Given) -> tuple[jax.Array, None, jax.Array]:
     if isinstance(given.tokens, groups.Grouped):
       raise ValueError('groups of tokens have times of their own, but a context tells one time')
     x_NTD = self.tokens(given.x_NHWC, given.class_token_NZ)
@@ -123,7 +122,7 @@ class InContext(DDT):
     x_NTD = jnp.concatenate([*(part.astype(x_NTD.dtype) for part in context), x_NTD], axis=1)
     return sharding.constrain_batch(x_NTD), None, times_ND
 
-  def left(
-    self, f_NTD: jax.Array, told_ND: jax.Array, given: sit.Given
+  def predict(
+    self, f_NTD: jax.Array, final_c_ND: jax.Array, given: sit.Given
   ) -> tuple[jax.Array, jax.Array | None]:
-    return super().left(f_NTD[:, self.architecture.context_tokens :], told_ND, given)
+    return super().predict(f_NTD[:, self.architecture.context_tokens :], final_c_ND, given)

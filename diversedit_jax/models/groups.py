@@ -57,21 +57,15 @@ class Whole:
     return attention.attend(q_NTHd, k_NTHd, v_NTHd, implementation)
 
   def each(self) -> 'Whole':
-    """The same tokens with a conditioning each: [N, T, D], in the order of the blocks' tokens."""
+    """The same tokens in blocks that condition each by a vector of its own, [N, T, D]."""
     return Each(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Each(Whole):
-  """Tokens with a conditioning each, otherwise as `tokens` has them."""
+  """Tokens as blocks see them, see `Whole.each`; they are already in the blocks' order."""
 
   tokens: Whole
-
-  def restored(self, x_NTD: jax.Array) -> jax.Array:
-    return self.tokens.restored(x_NTD)
-
-  def tap(self, tap: taps.Tap) -> taps.Tap:
-    return self.tokens.tap(tap)
 
   def spread(self, v_NTD: jax.Array) -> jax.Array:
     return v_NTD

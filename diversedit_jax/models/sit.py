@@ -42,6 +42,8 @@ class SiT(nnx.Module):
     *,
     rngs: nnx.Rngs,
   ):
+    if architecture.head.depth and type(self) is SiT:
+      raise ValueError('SiT has no decoder: make a network with model.head.depth by networks.make')
     self.architecture, self.execution = architecture, execution
     width = architecture.width
     self.patch_embed = linear.Linear(
@@ -88,24 +90,24 @@ class SiT(nnx.Module):
 
   @jax.named_scope('embed')
   def times(self, t_N: jax.Array, h_N: jax.Array | None = None) -> jax.Array:
-    """The part of `condition` that is not the label's."""
+    """The embedding of time and interval alone, [N, D]."""
     times_ND = self.time_embed(embed.TIME_INPUTS[self.architecture.time_input](t_N))
     return times_ND if h_N is None else times_ND + self.interval_embed(h_N)
 
-  def entered(self, given: Given) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """x_NTD and the conditioning c_ND of the blocks, and what `left` is told, [N, D]."""
+  def embed_inputs(self, given: Given) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Embeds what is given: x_NTD and c_ND for the blocks, and final_c_ND for `predict`."""
     c_ND = self.condition(given.t_N, given.y_N, given.h_N)
     return given.tokens.sorted(self.tokens(given.x_NHWC, given.class_token_NZ)), c_ND, c_ND
 
-  def left(
-    self, f_NTD: jax.Array, told_ND: jax.Array, given: Given
+  def predict(
+    self, f_NTD: jax.Array, final_c_ND: jax.Array, given: Given
   ) -> tuple[jax.Array, jax.Array | None]:
     """Patches [N, T, P*P*C'] and class token of the last block's output, see `block.Final`."""
-    return self.final(f_NTD, told_ND, given.tokens)
+    return self.final(f_NTD, final_c_ND, given.tokens)
 
-  def left_early(self, f_NTD: jax.Array, told_ND: jax.Array, given: Given) -> jax.Array:
+  def predict_base(self, f_NTD: jax.Array, final_c_ND: jax.Array, given: Given) -> jax.Array:
     """Patches of the output of block `base`, without a class token."""
-    return self.base(f_NTD, told_ND, given.tokens)[0]
+    return self.base(f_NTD, final_c_ND, given.tokens)[0]
 
   @jax.named_scope('model')
   def __call__(
@@ -146,10 +148,10 @@ class SiT(nnx.Module):
     _check_input('h_N', h_N, architecture.interval)
     _check_input('class_token_NZ', class_token_NZ, architecture.class_token > 0)
     given = Given(x_NHWC, *tokens.rows(t_N, y_N), h_N, class_token_NZ, tokens)
-    x_NTD, c_ND, told_ND = self.entered(given)
+    x_NTD, c_ND, final_c_ND = self.embed_inputs(given)
     tap = tokens.tap(tap or taps.nothing())
-    base = taps.chosen([architecture.base - 1]) if architecture.base else taps.nothing()
-    tap = taps.joined({'asked': tap, 'base': base})
+    early = taps.chosen([architecture.base - 1]) if architecture.base else taps.nothing()
+    tap = taps.joined({'asked': tap, 'base': early})
     x_NTD, features = self.blocks(x_NTD, c_ND, tokens, tap=tap, blocks=blocks)
     if blocks is not None and blocks < architecture.depth:
       return types.Output(None, features['asked'])
@@ -158,13 +160,13 @@ class SiT(nnx.Module):
       pred = embed.unpatchify(tokens.restored(out_NTP), architecture.patch_size, rows, cols)
       return _finished(pred[..., : architecture.channels])
 
-    out, class_token_NZ = self.left(x_NTD, told_ND, given)
-    early = None
+    out, class_token_NZ = self.predict(x_NTD, final_c_ND, given)
+    base = None
     if architecture.base:
       f_NTD = features['base'][0][:, -architecture.tokens :]
-      early = image(self.left_early(f_NTD, told_ND, given))
+      base = image(self.predict_base(f_NTD, final_c_ND, given))
     class_token_NZ = jax.tree.map(_finished, class_token_NZ)
-    return types.Output(image(out), features['asked'], class_token_NZ, early)
+    return types.Output(image(out), features['asked'], class_token_NZ, base)
 
 
 def _finished(x: jax.Array) -> jax.Array:

@@ -108,7 +108,7 @@ class Stack(nnx.Module):
   def __call__(
     self,
     x_NTD: jax.Array,
-    c_ND: jax.Array,
+    c_ND: jax.Array | None,
     tokens: groups.Whole = groups.WHOLE,
     *,
     tap: taps.Tap,

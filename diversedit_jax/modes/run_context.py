@@ -47,7 +47,8 @@ def make_trainable(experiment, mesh, *, heads=True):
   heads: whether the network has what its terms bring, which no sample needs.
   """
   architecture = experiment.architecture
-  sharding.check_tensor(mesh, architecture.heads, architecture.hidden)
+  for blocks in (architecture, architecture.last):
+    sharding.check_tensor(mesh, blocks.heads, blocks.hidden)
   trainable = state.Trainable(
     functools.partial(experiment.network, heads=heads),
     experiment.transformation(),

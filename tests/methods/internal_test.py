@@ -129,7 +129,7 @@ def test_flops_are_those_of_the_second_final_layer(fields):
   tokens = jnp.zeros((1, architecture.tokens, architecture.width))  # Without REG's class token.
   given = python_types.SimpleNamespace(tokens=groups.WHOLE)
   counted = jaxprs.flops(
-    jaxprs.products(lambda f, c: model.left_early(f, c, given), tokens, tokens[:, 0])
+    jaxprs.products(lambda f, c: model.predict_base(f, c, given), tokens, tokens[:, 0])
   )
   term = internal.Internal(block=1)
   assert term.flops(architecture, 8) == 3 * counted

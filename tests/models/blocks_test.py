@@ -1,5 +1,6 @@
 """A block of one's own, in one file."""
 
+import dataclasses
 import sys
 import types
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diversedit_jax import types as errors
 from diversedit_jax.models import block, blocks, config, networks, taps
 from diversedit_jax.models.blocks import sit
 
@@ -62,3 +64,6 @@ def test_its_equations_take_the_place_of_the_blocks(file):
   x, c = jnp.ones((1, 4, 8)), jnp.ones((1, 8))
   run = lambda m: m.blocks(x, c, tap=taps.nothing())[0]
   np.testing.assert_array_equal(run(model), -run(plain))
+  head = config.Head(depth=1)
+  with pytest.raises(errors.UserError, match='model.block=own has equations of its own'):
+    dataclasses.replace(own, head=head, conditioning='tokens')

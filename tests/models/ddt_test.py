@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from diversedit_jax import sharding, types
-from diversedit_jax.models import config, groups, networks, taps
+from diversedit_jax.models import attention, config, groups, networks, sit, taps
 from diversedit_jax.training import state
 
 HEAD = config.Head(depth=2, width=24, heads=2)
@@ -82,6 +82,38 @@ def test_the_base_prediction_is_of_its_block_alone():
   assert np.abs(changed.pred - output.pred).max() > 1e-4
 
 
+@pytest.mark.parametrize('remat', ['full', 'dots', 'names'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_in_bfloat16_and_computed_again(kind, remat):
+  fields = FIELDS | KINDS[kind]
+  how = config.Execution(dtype='bfloat16', residual_dtype='bfloat16', remat=remat)
+  make = lambda how: lambda rngs: networks.make(config.Architecture(**fields), how, rngs=rngs)
+  narrow, wide = (helpers.randomised(make(one), scale=0.1) for one in (how, config.PLAIN))
+  loss = lambda model: jnp.mean(model(X, T, Y).pred ** 2)
+  found, expected = (jax.jit(jax.grad(loss))(model) for model in (narrow, wide))
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert one.dtype == other.dtype == jnp.float32
+    np.testing.assert_allclose(one, other, rtol=0, atol=0.1 * np.abs(other).max() + 1e-6)
+
+
+@pytest.mark.parametrize('name', [name for name in config.ATTENTIONS if name != 'auto'])
+def test_attention_of_narrow_heads_is_fitted_to_the_decoders(name):
+  fields = FIELDS | {'width': 72, 'heads': 1, 'head': config.Head(depth=1, width=128, heads=1)}
+  how = config.Execution(attention=name, platform='gpu', dtype='bfloat16')
+  decoder = config.Architecture(**fields).decoder
+  found = attention.fitting(decoder, how)
+  attention.check(decoder, found)
+  expected = {'cudnn@80': 'cudnn', 'cudnn@96': 'cudnn', 'flash': 'xla'}
+  assert found.attention == expected.get(name, name)
+
+
+def test_a_mesh_must_fit_the_decoder_too():
+  mesh = jax.sharding.AbstractMesh((1, 1, 2), ('data', 'fsdp', 'tensor'))
+  decoder = config.Architecture(**(FIELDS | {'head': config.Head(depth=1, width=20, heads=1)})).last
+  with pytest.raises(types.UserError, match='mesh.tensor=2 does not divide the 1 heads'):
+    sharding.check_tensor(mesh, decoder.heads, decoder.hidden)
+
+
 def test_fixed_frequencies_are_not_trained():
   architecture = config.Architecture(**(FIELDS | KINDS['ddt']))
   make = lambda rngs: networks.make(architecture, rngs=rngs)
@@ -97,12 +129,18 @@ def test_fixed_frequencies_are_not_trained():
     (dict(head=config.Head(width=24)), 'model.head.width=24 is for a decoder.*which is 0'),
     (dict(head=config.Head(depth=1, width=24, heads=5)), 'model.head.heads=5 does not divide'),
     (dict(head=config.Head(depth=1, width=24, heads=4), block='ddt'), 'is not divisible by 4'),
+    (dict(time_input='ddpm', block='ddt'), 'tells steps up to 999'),
     (dict(base=5), 'a base prediction of block 5, but model.depth=4'),
   ],
 )
 def test_what_does_not_fit_is_refused(fields, message):
   with pytest.raises(types.UserError, match=message):
     config.Architecture(**(FIELDS | fields))
+
+
+def test_a_plain_sit_is_not_made_of_it():
+  with pytest.raises(ValueError, match='by networks.make'):
+    sit.SiT(config.Architecture(**FIELDS), rngs=nnx.Rngs(0))
 
 
 def test_groups_have_no_place_in_a_context():
