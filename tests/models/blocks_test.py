@@ -1,6 +1,5 @@
 """A block of one's own, in one file."""
 
-import dataclasses
 import sys
 import types
 
@@ -64,6 +63,9 @@ def test_its_equations_take_the_place_of_the_blocks(file):
   x, c = jnp.ones((1, 4, 8)), jnp.ones((1, 8))
   run = lambda m: m.blocks(x, c, tap=taps.nothing())[0]
   np.testing.assert_array_equal(run(model), -run(plain))
-  head = config.Head(depth=1)
-  with pytest.raises(errors.UserError, match='model.block=own has equations of its own'):
-    dataclasses.replace(own, head=head, conditioning='tokens')
+
+
+def test_its_equations_are_not_left_out_for_tokens(monkeypatch):
+  monkeypatch.setattr(blocks, 'own_block', lambda name: block.Block)
+  with pytest.raises(errors.UserError, match='model.block=sit has equations of its own'):
+    architecture(head=config.Head(depth=1), conditioning='tokens')
