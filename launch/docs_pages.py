@@ -33,6 +33,7 @@ API = {
   'models': (
     'models.sit',
     'models.config',
+    'models.config_parts',
     'models.sizes',
     'models.taps',
     'models.block',

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax.models import config as config_lib
-from diversedit_jax.models import cost, sizes
+from diversedit_jax.models import config_parts, cost, sizes
 from diversedit_jax.models import networks as networks_lib
 
 
@@ -77,7 +77,7 @@ def test_xl2_costs_what_dit_publishes(pixels, tokens, published_gmac):
   )
 
 
-@pytest.mark.parametrize('placement', config_lib.SKIP_PLACEMENTS)
+@pytest.mark.parametrize('placement', config_parts.SKIP_PLACEMENTS)
 def test_every_long_skip_costs_one_product_of_2d_by_d(placement):
   with_skips, without = xl(256, skip=config_lib.Skip(enabled=True, placement=placement)), xl(256)
   more = cost.forward_flops(with_skips) - cost.forward_flops(without)

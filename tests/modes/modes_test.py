@@ -332,6 +332,10 @@ ELSEWHERE = MADE_INTO_PARTS | CONDITIONAL | GUIDED | {f'eval.{key}' for key in O
 ELSEWHERE |= {'vae.scale', 'vae.shift', 'vae.dtype', 'vae.tile'}
 # Sections of other methods, and those that have tests of their own.
 OTHER_SECTIONS = {*registry.sections(), 'sweep', 'init', 'analysis', 'rae'} - {'diversity'}
+# A linear schedule and a context, each shown by `optim_test` and `ddt_golden_test`.
+ELSEWHERE |= {'optimizer.decay_start', 'optimizer.decay_end', 'optimizer.decay_to'}
+ELSEWHERE |= {'model.context.time', 'model.context.label'}
+ELSEWHERE |= {'data.space'}  # States what the data are, and is checked; `experiment_test`.
 ELSEWHERE |= {f'optimizer.muon.{key}' for key in experiment_lib.defaults().optimizer.muon}
 
 
