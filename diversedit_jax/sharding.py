@@ -153,8 +153,10 @@ def shard_bytes(shapes: Any, shardings: Any) -> int:
   return sum(jax.tree.leaves(sizes))
 
 
-def check_tensor(mesh: jax.sharding.Mesh, heads: int, hidden: int) -> None:
+def check_tensor(mesh: jax.sharding.Mesh, heads: int, hidden: int, of: str = '') -> None:
   """Refuses a 'tensor' axis that does not divide the heads and the hidden layer of the MLP.
+
+  of: whose they are, for the message.
 
   Raises:
     UserError: naming a size that does.
@@ -166,7 +168,7 @@ def check_tensor(mesh: jax.sharding.Mesh, heads: int, hidden: int) -> None:
   best = max(size for size in range(1, tensor + 1) if shares(size))
   raise types.UserError(
     f'mesh.tensor={tensor} does not divide the {heads} heads and the {hidden} hidden features of '
-    f'the MLP, which are what it shares; use mesh.tensor={best} and give the rest to mesh.data'
+    f'the MLP{of}, which are what it shares; use mesh.tensor={best} and give the rest to mesh.data'
   )
 
 

@@ -184,9 +184,10 @@ class Flow(Part):
   def score(self, pred: jax.Array, noisy: NoisyBatch) -> jax.Array:
     """The loss [N] of any prediction [N, H, W, C] for the data of a batch, as `forward` weighs it.
 
-    A flow that compares no prediction with `noisy.target` has none.
+    Raises:
+      ValueError: by a flow that compares no prediction with `noisy.target` (MeanFlow).
     """
-    raise NotImplementedError(f'flow {self.name!r} scores no prediction by itself')
+    raise ValueError(f'a term asks {self.name} for the loss of a prediction, and it has none')
 
   @abc.abstractmethod
   def velocity(self, network: Network, clamp: float = 0.0) -> guidance.Predict:

@@ -129,7 +129,7 @@ class Internal(base.Term):
     return {'block': self.block, 'scale': self.scale, 'interval': (self.low, self.high)}
 
   def flops(self, architecture: model_config.Architecture, examples: int) -> float:
-    """Of the second final layer; behind a wide head each token has a modulation of its own."""
+    """FLOPs of the second final layer, which behind a wide head modulates each token by itself."""
     del examples
     width, outputs = architecture.width, 2 if architecture.learn_sigma else 1
     patch = architecture.patch_size**2 * architecture.channels * outputs

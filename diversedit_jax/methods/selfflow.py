@@ -138,9 +138,10 @@ class SelfFlow(flow.StochasticInterpolant):
         f'selfflow.share={self.share} of {model.tokens} tokens leaves a group without any; '
         f'take at least {1 / model.tokens:.2g} and at most {1 - 1 / model.tokens:.2g}'
       )
-    second = 2 * model.vectors * model.width**2 * (len(sizes) - 1)
-    apart = 4 * model.width * (model.tokens**2 - sum(t**2 for t in sizes))
-    more = model.depth * (second - apart * self.separate_attention)
+    more = model.depth * 2 * model.vectors * model.width**2 * (len(sizes) - 1)
+    if self.separate_attention:
+      pairs = model.tokens**2 - sum(t**2 for t in sizes)
+      more -= sum(4 * blocks.depth * blocks.width * pairs for blocks in model.stacks)
     return dataclasses.replace(
       found,
       sizes=sizes,

@@ -165,7 +165,7 @@ class Sra(base.Term):
     """The teacher forward up to its block, and the head forward and backward."""
     del examples
     head = 3 * 2.0 * architecture.sequence * 4 * architecture.width**2
-    teacher = cost.forward_flops(architecture) * self.teacher_block / architecture.depth
+    teacher = cost.encoder_flops(architecture) * self.teacher_block / architecture.depth
     return teacher + head
 
 

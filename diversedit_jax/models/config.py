@@ -186,14 +186,14 @@ class Architecture(options.Section, section='model', decides_network=True):
     )
 
   @property
-  def last(self) -> 'Architecture':
-    """The architecture of the tokens that the final layer reads: the decoder's, or this one."""
-    return self.decoder if self.head.depth else self
+  def stacks(self) -> tuple['Architecture', ...]:
+    """The architectures of all blocks: this one and, with a head, the decoder's."""
+    return (self, self.decoder) if self.head.depth else (self,)
 
   @property
-  def time_width(self) -> int:
-    """Features of a time, before the embedding's two layers."""
-    return {'sinusoids': 256, 'gaussian': 512}[self.time_features]
+  def last(self) -> 'Architecture':
+    """The architecture of the tokens that the final layer reads: the decoder's, or this one."""
+    return self.stacks[-1]
 
   @property
   def context_tokens(self) -> int:

@@ -9,7 +9,7 @@ import dataclasses
 from flax import nnx
 
 from diversedit_jax import trees
-from diversedit_jax.models import attention, blocks, config, networks, tuning
+from diversedit_jax.models import attention, blocks, config, embed, networks, tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,22 +29,36 @@ class Cost:
 
 def forward_flops(architecture: config.Architecture) -> float:
   """FLOPs of one forward pass of one example; elementwise work is left out."""
+  return encoder_flops(architecture) + _decoder_flops(architecture)
+
+
+def encoder_flops(architecture: config.Architecture) -> float:
+  """FLOPs of a forward pass but for the decoder of a head; of all where there is none."""
   last, t, d = architecture.last, architecture.sequence, architecture.width
   patch = architecture.patch_size**2 * architecture.channels
-  modulated = 1 if architecture.conditioning == 'adaln' else 0
-  found = _blocks_flops(architecture, t + architecture.context_tokens, modulated)
+  tokens, conditioned = t + architecture.context_tokens, architecture.conditioning == 'adaln'
+  found = _blocks_flops(architecture, tokens, int(conditioned))
   if architecture.skip.enabled:
-    found += architecture.depth // 2 * 4 * d * d * t
+    found += architecture.depth // 2 * 4 * d * d * tokens
   times = 2 if architecture.interval else 1
-  found += times * 2 * (architecture.time_width * d + d * d)
+  features = embed.TIME_EMBEDS[architecture.time_features].features
+  found += times * 2 * (features * d + d * d)
   found += 2 * (patch * t + architecture.class_token) * d
-  rows = 1  # Of the conditioning of the final layer.
-  if architecture.head.depth:
-    found += _blocks_flops(last, t, t) + 2 * (patch * t + architecture.class_token) * last.width
-    found += 2 * t * d * last.width if last.width != d else 0
-    rows = t
   out = patch * (2 if architecture.learn_sigma else 1)
-  found += 2 * (t * out + architecture.class_token) * last.width + 4 * rows * last.width**2
+  modulations = t if architecture.head.depth else 1  # One for each token, or one for all.
+  found += 2 * (t * out + architecture.class_token) * last.width + 4 * modulations * last.width**2
+  return float(found)
+
+
+def _decoder_flops(architecture):
+  if not architecture.head.depth:
+    return 0.0
+  t, width, decoder = architecture.sequence, architecture.width, architecture.decoder
+  patch = architecture.patch_size**2 * architecture.channels
+  found = _blocks_flops(decoder, t, t)
+  found += 2 * (patch * t + architecture.class_token) * decoder.width
+  if decoder.width != width:
+    found += 2 * t * width * decoder.width
   return float(found)
 
 
@@ -74,7 +88,8 @@ def activation_bytes(
   found = (t + architecture.context_tokens) * kept
   last = architecture.last
   if architecture.head.depth:
-    each = _kept_in_block(last, execution, tensor) + _kept_of_modulation(last, execution)
+    fitted = attention.fitting(last, execution)
+    each = _kept_in_block(last, fitted, tensor) + _kept_of_modulation(last, execution)
     found += t * last.depth * each
   # While it is differentiated.
   one_block = last.width * (4 + sum(_mlp_values(last)) / tensor) * residual
@@ -101,12 +116,13 @@ def postponed_bytes(
   if architecture.head.depth:
     modulation = last.width * (last.vectors + 1) * product
     head = t * last.depth * (_waiting_in_block(last, execution, tensor) + modulation)
+  tokens = t + architecture.context_tokens
   if not architecture.skip.enabled:
-    return float((t + architecture.context_tokens) * depth * block + head)
+    return float(tokens * depth * block + head)
   half, fusion = depth // 2, d * 3 * product
   first_half = (depth - half) * _kept_in_block(architecture, execution, tensor)
   halfway = first_half + half * (block + fusion + d * (2 * product + 4 * 4))
-  return float(t * max(halfway, depth * block + half * fusion) + head)
+  return float(tokens * max(halfway, depth * block + half * fusion) + head)
 
 
 def _waiting_in_block(architecture, execution, tensor):
@@ -146,7 +162,7 @@ def _kept_in_block(architecture, execution, tensor):
   # Where it runs on this machine, what 'auto' takes is known only when it has been tried.
   by_xla = not execution.platform or attention.implementation(architecture, execution) == 'xla'
   if by_xla and execution.remat == 'none':
-    kept += architecture.heads * architecture.sequence * 4 / tensor
+    kept += architecture.heads * (architecture.sequence + architecture.context_tokens) * 4 / tensor
   return kept
 
 

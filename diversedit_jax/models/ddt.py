@@ -73,11 +73,16 @@ class DDT(sit.SiT):
     super().__init__(architecture, execution, rngs=rngs)
     self.decoder = Decoder(architecture, execution, rngs=rngs)
 
+  def condition(self, t_N: jax.Array, y_N: jax.Array, h_N: jax.Array | None = None) -> jax.Array:
+    return self._condition(self.times(t_N, h_N), y_N)
+
+  def _condition(self, times_ND, y_N):
+    return sharding.constrain_batch(jax.nn.silu(times_ND + self.label_embed(y_N)))
+
   def embed_inputs(self, given: sit.Given) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     times_ND = self.times(given.t_N, given.h_N)
-    c_ND = sharding.constrain_batch(jax.nn.silu(times_ND + self.label_embed(given.y_N)))
     x_NTD = self.tokens(given.x_NHWC, given.class_token_NZ)
-    return given.tokens.sorted(x_NTD), c_ND, times_ND
+    return given.tokens.sorted(x_NTD), self._condition(times_ND, given.y_N), times_ND
 
   def predict(
     self, f_NTD: jax.Array, final_c_ND: jax.Array, given: sit.Given

@@ -3,6 +3,8 @@
 Sources: DiT (arXiv 2212.09748), SiT (2401.08740), REPA (2410.06940) and their PyTorch code.
 """
 
+from typing import ClassVar
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from diversedit_jax.interpolants import ddpm
 TIME_FREQUENCIES = 256
 MAX_PERIOD = 10_000.0
 TIME_INPUTS = {'unit': lambda t_N: t_N, 'ddpm': ddpm.index}
-"""What the sinusoids of time see: t itself (SiT and its kin), or the step of DiT's diffusion."""
+"""What the embedding of time sees: t itself (SiT and its kin), or the step of DiT's diffusion."""
 
 XAVIER = nnx.initializers.xavier_uniform()
 """On the [in, out] matrix, as every linear layer of DiT that is not zeroed."""
@@ -78,12 +80,17 @@ def time_features(t_N: jax.Array) -> jax.Array:
 
 
 class TimeEmbed(nnx.Module):
-  """t_N -> [N, D]: sinusoids, Linear, SiLU, Linear."""
+  """t_N -> [N, D]: sinusoids, Linear, SiLU, Linear.
+
+  features: number of sinusoids.
+  """
+
+  features: ClassVar[int] = TIME_FREQUENCIES
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     bias = zeros('embed')
     self.fc1 = nnx.Linear(
-      TIME_FREQUENCIES, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs
+      self.features, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs
     )
     self.fc2 = nnx.Linear(
       width, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs
@@ -96,15 +103,17 @@ class TimeEmbed(nnx.Module):
 class GaussianTimeEmbed(nnx.Module):
   """t_N -> [N, D]: [sin(2 pi t W), cos(2 pi t W)] for fixed W ~ N(0, 1), Linear, SiLU, Linear.
 
-  As RAE has it (arXiv 2510.11690), in float32 at least.
+  As RAE has it (arXiv 2510.11690), in float32 at least. features: number of sines and cosines.
   """
+
+  features: ClassVar[int] = 2 * TIME_FREQUENCIES
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     draw = sharding.annotated(nnx.initializers.normal(1.0), None)
     self.frequencies = nnx.Param(draw(rngs.params(), (TIME_FREQUENCIES,)), fixed=True)
     bias = zeros('embed')
     self.fc1 = nnx.Linear(
-      2 * TIME_FREQUENCIES, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs
+      self.features, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs
     )
     self.fc2 = nnx.Linear(
       width, width, kernel_init=normal(None, 'embed'), bias_init=bias, rngs=rngs

@@ -47,8 +47,8 @@ def make_trainable(experiment, mesh, *, heads=True):
   heads: whether the network has what its terms bring, which no sample needs.
   """
   architecture = experiment.architecture
-  for blocks in (architecture, architecture.last):
-    sharding.check_tensor(mesh, blocks.heads, blocks.hidden)
+  for blocks, of in zip(architecture.stacks, ('', ' of model.head'), strict=False):
+    sharding.check_tensor(mesh, blocks.heads, blocks.hidden, of)
   trainable = state.Trainable(
     functools.partial(experiment.network, heads=heads),
     experiment.transformation(),

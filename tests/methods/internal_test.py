@@ -84,7 +84,7 @@ FLOWS = {
 
 @pytest.mark.parametrize('name', FLOWS)
 def test_a_base_that_says_what_the_model_says_has_the_flows_own_loss(name):
-  """Of REG's the part of the image."""
+  """The base's loss is the flow's own, REG's for its image alone."""
   flow = FLOWS[name]
   objective = objective_of(flow, weight=0.25)
   noisy = flow.draw(tiny.batch(), jax.random.key(1))

@@ -98,7 +98,7 @@ def test_every_long_skip_costs_one_product_of_2d_by_d(placement):
     dict(block='lightning', qk_norm=True),
     dict(block='ddt', head=config_lib.Head(depth=2, width=24), skip=networks.SKIP),
     dict(block='sit', head=config_lib.Head(depth=1)),
-    dict(block='raev2', head=config_lib.Head(depth=1, width=32, heads=4)),
+    dict(block='raev2', head=config_lib.Head(depth=1, width=32, heads=4), skip=networks.SKIP),
   ],
 )
 def test_forward_flops_are_the_products_of_the_traced_model(fields):
@@ -141,6 +141,17 @@ def test_parameters_of_a_wide_head_are_those_of_rae():
   )
   counted = cost.cost(architecture, config_lib.Execution())
   assert round((counted.parameters + 256 * 1152) / 1e6) == 839
+
+
+@pytest.mark.parametrize('attention', ['cudnn@80', 'cudnn'])
+def test_a_wide_head_is_planned_with_the_attention_that_it_will_have(attention):
+  plain = xl(256)
+  wide = xl(256, head=config_lib.Head(depth=2, width=2048, heads=16))
+  how = config_lib.Execution(dtype='bfloat16', attention=attention, platform='gpu')
+  for bytes_of in (cost.activation_bytes, cost.postponed_bytes):
+    assert bytes_of(wide, how) > bytes_of(plain, how)
+  assert cost.encoder_flops(plain) == cost.forward_flops(plain)
+  assert cost.encoder_flops(wide) < cost.forward_flops(wide)
 
 
 # By the compiler for an H200, XL/2 at 256 pixels without a loop over blocks, cuDNN attention, bytes

@@ -139,6 +139,11 @@ def test_the_decoder_agrees(arrays, name, monkeypatch):
   close(decoder, arrays[f'{name}/decoder_blocks'])
 
 
+def test_condition_agrees(arrays):
+  model, _, t, y = build(arrays, 'ddt')
+  close(model.condition(t, y), arrays['ddt/encoder_condition_f64'])
+
+
 def test_gradients_agree(arrays):
   model, x, t, y = build(arrays, 'ddt')
   loss = lambda m, x: jnp.mean(jnp.square(m(x, t, y).pred))
