@@ -10,7 +10,15 @@ import configs
 import diversedit_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-LATE = ('tensorflow', 'sklearn', 'matplotlib', 'tensorboard', 'tensorflow_datasets', 'torch')
+LATE = (
+  'tensorflow',
+  'scipy',
+  'sklearn',
+  'matplotlib',
+  'tensorboard',
+  'tensorflow_datasets',
+  'torch',
+)
 
 
 def test_modules_import():

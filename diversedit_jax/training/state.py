@@ -154,6 +154,11 @@ class Trainable:
 
     placed: what takes the place of random parameters; its arrays become those of the state.
     """
+    return self._create(key, *placed)
+
+  @functools.cached_property
+  def _create(self):
+    """Traced and compiled once, however often a state is made anew."""
 
     def create(key, arrays, parts):
       network = self._make(nnx.Rngs(params=key))
@@ -166,7 +171,7 @@ class Trainable:
         averages={name: jax.tree.map(jnp.copy, params) for name in self.averages},
       )
 
-    return jax.jit(create, out_shardings=self.shardings, donate_argnums=1)(key, *placed)
+    return jax.jit(create, out_shardings=self.shardings, donate_argnums=1)
 
   def targets(self, *names: str) -> dict[str, Any]:
     """Restore targets of checkpoint items: 'params', averages by `average.item`, 'opt'.
