@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 
+from helpers import command_server
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -19,7 +20,13 @@ ITEMS = {'params', 'ema', 'opt', 'ema@0.9', 'ema@std=0.05'}
 
 
 def command(workdir, *flags):
-  small = [
+  return [sys.executable, '-m', 'diversedit_jax.main', *_arguments(workdir, *flags)]
+
+
+def _arguments(workdir, *flags):
+  return [
+    '--config=configs/digits.py',
+    f'--workdir={workdir}',
     '--config.model.depth=2',
     '--config.model.width=16',
     '--config.model.heads=2',
@@ -35,20 +42,14 @@ def command(workdir, *flags):
     '--config.train.averages=0.9,std=0.05',
     '--config.diversity.layers=random',
     '--config.diversity.num_layers=2',
-  ]
-  return [
-    sys.executable,
-    '-m',
-    'diversedit_jax.main',
-    '--config=configs/digits.py',
-    f'--workdir={workdir}',
-    *small,
     *flags,
   ]
 
 
 def run(workdir, *flags, before=(), **environment):
   """Runs to the end. before: words ahead of the command."""
+  if not (before or environment):
+    return command_server.main(_arguments(workdir, *flags))
   return subprocess.run(
     [*before, *command(workdir, *flags)],
     cwd=ROOT,
@@ -82,8 +83,8 @@ def ended(process):
 
 def start_and_wait_for(workdir, text, *flags):
   """Starts a run and returns it as soon as its log says `text`."""
-  process = subprocess.Popen(
-    command(workdir, *flags), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+  process = command_server.shared().start(
+    'diversedit_jax.main', _arguments(workdir, *flags), ROOT, seconds=600
   )
   for line in process.stderr:
     if text in line:
