@@ -208,7 +208,7 @@ def encode_some(source: str, dtype: str, count: int, batch_size: int) -> dict:
     ]
   )
   encoder = encode.Encoder(
-    making.moments(vae_files.random(vae.VAEConfig(), seed=0, dtype=dtype), SIZE), batch_size
+    making.encoded(vae_files.random(vae.VAEConfig(), seed=0, dtype=dtype), SIZE), batch_size
   )
   batches = [
     pixels_NHWC[start : start + encoder.batch_size] for start in range(0, count, encoder.batch_size)

@@ -20,17 +20,44 @@ are the thin layers at both ends: they cost nothing and decide the last bits of 
 
 import dataclasses
 import functools
-import math
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from flax import nnx
 import jax
 
-from diversedit_jax import trees, types
+from diversedit_jax import types
 from diversedit_jax.data import latents
+from diversedit_jax.frozen import vae_kinds
 from diversedit_jax.frozen import vae_layers as layers
 
-DTYPES = ('float32', 'bfloat16', 'float64')
+DTYPES = layers.DTYPES
+
+
+class Config(Protocol):
+  """Sizes of an autoencoder of any kind, hashable: `VAEConfig` or `dcae.DCAEConfig`.
+
+  drawn: whether encoding gives the moments of latents that are drawn, or the latents themselves.
+  factor: pixels per latent position, along a side.
+  scale, shift: arguments of `data.latents.Scaling`. scaling: that of both.
+  """
+
+  drawn: ClassVar[bool]
+  image_channels: int
+  latent_channels: int
+  scale: float | tuple[float, ...]
+  shift: float | tuple[float, ...]
+
+  @property
+  def factor(self) -> int: ...
+
+  @property
+  def scaling(self) -> latents.Scaling: ...
+
+  def facts(self) -> dict[str, Any]:
+    """The fields as JSON has them, for the plan of a store."""
+
+  def network(self, *, rngs: nnx.Rngs, dtype: str) -> nnx.Module:
+    """The network, which can `encode` and `decode`, with weights of no meaning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +85,8 @@ class VAEConfig:
   encoder_attention: tuple[int, ...] = ()
   decoder_attention: tuple[int, ...] = ()
 
+  drawn: ClassVar[bool] = True
+
   def __post_init__(self):
     def require(fits, message):
       if not fits:
@@ -77,16 +106,7 @@ class VAEConfig:
       f'norm_groups={self.norm_groups} does not divide every width of {self.block_channels}; the '
       'right number is norm_num_groups in the config.json published with the weights',
     )
-    for name in ('scale', 'shift'):
-      value = getattr(self, name)
-      numbers = value if isinstance(value, tuple) else (value,) * self.latent_channels
-      finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
-      require(
-        finite and len(numbers) == self.latent_channels,
-        f'{name} must be one finite number or {self.latent_channels}, one per latent channel; '
-        f'found {value!r}',
-      )
-    latents.Scaling(scale=self.scale, shift=self.shift)  # Refuses scales that are not positive.
+    vae_kinds.check_scaling('VAE', self.scale, self.shift, self.latent_channels)
 
   @property
   def factor(self) -> int:
@@ -104,6 +124,10 @@ class VAEConfig:
     """The map from the latents of this autoencoder to those that a diffusion model sees."""
     return latents.Scaling(scale=self.scale, shift=self.shift)
 
+  def network(self, *, rngs: nnx.Rngs, dtype: str) -> 'VAE':
+    """The network, with weights of no meaning."""
+    return VAE(self, rngs=rngs, dtype=dtype)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Autoencoder:
@@ -118,7 +142,7 @@ class Autoencoder:
   dtype: dtype of the matrix products.
   """
 
-  config: VAEConfig
+  config: Config
   params: dict[str, Any]
   file: str
   encoder_sha256: str
@@ -127,15 +151,15 @@ class Autoencoder:
   name: str = 'AutoencoderKL'
 
   def encode(self, params: Any, x_NHWC: jax.Array) -> jax.Array:
-    """`VAE.encode` as a pure function of the parameters."""
+    """The network's `encode` as a pure function of the parameters."""
     return nnx.merge(_split(self.config, self.dtype)[0], params).encode(x_NHWC)
 
   def decode(self, params: Any, z_NHWC: jax.Array) -> jax.Array:
-    """`VAE.decode` as a pure function of the parameters."""
+    """The network's `decode` as a pure function of the parameters."""
     return nnx.merge(_split(self.config, self.dtype)[0], params).decode(z_NHWC)
 
 
-def shapes(config: VAEConfig) -> dict[str, Any]:
+def shapes(config: Config) -> dict[str, Any]:
   """The parameters as jax.ShapeDtypeStruct; lists are dicts with keys 0, 1, ..."""
   return _split(config, 'float32')[1]
 
@@ -179,9 +203,7 @@ class VAE(nnx.Module):
   """
 
   def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str = 'float32'):
-    trees.check_known('dtype of the VAE', dtype, DTYPES)
-    if dtype == 'float64' and not jax.config.jax_enable_x64:
-      raise types.UserError('the VAE computes in float64 only with JAX_ENABLE_X64=1')
+    layers.check_dtype(dtype)
     self.config = config
     self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
     self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
@@ -195,13 +217,7 @@ class VAE(nnx.Module):
     Raises:
       UserError: a side is not a multiple of the factor f.
     """
-    types.check('x', x_NHWC, 'N H W C', C=self.config.image_channels)
-    height, width = x_NHWC.shape[1:3]
-    if height % self.config.factor or width % self.config.factor:
-      raise types.UserError(
-        f'the VAE encodes images with sides divisible by {self.config.factor}; found '
-        f'{height}x{width}; crop or resize them first'
-      )
+    layers.check_image(x_NHWC, self.config.image_channels, self.config.factor)
     moments = self.encoder(x_NHWC)
     return moments if self.quant_conv is None else self.quant_conv(moments)
 
@@ -269,9 +285,16 @@ class Decoder(nnx.Module):
     return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
+class _OneKey:
+  """In place of nnx.Rngs: shapes need no randomness, and tracing it takes most of their time."""
+
+  def params(self) -> jax.Array:
+    return jax.random.key(0)
+
+
 @functools.cache
-def _split(config: VAEConfig, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def _split(config: Config, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
   """The structure of the network and the shapes of its parameters."""
-  model = nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype))
+  model = nnx.eval_shape(lambda: config.network(rngs=_OneKey(), dtype=dtype))
   graphdef, variables = nnx.split(model, nnx.Param)
   return graphdef, nnx.to_pure_dict(variables)

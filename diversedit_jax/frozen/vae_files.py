@@ -1,9 +1,10 @@
-"""Reads the weights of a VAE from diffusers' files, and gives them back in that form.
+"""Reads the weights of an autoencoder from diffusers' files, and gives them back in that form.
 
 The usual ones are stabilityai's sd-vae-ft-mse and -ema, which share their encoder. Our names become
 diffusers' with dots for slashes and `weight` for `kernel` and `scale`; older files and those of
 CompVis have other names (`vae_names`). Sizes are read off the arrays; groups, which arrays do not
-show, are in a `config.json` beside the file; the scale is found by `vae_kinds`.
+show, are in a `config.json` beside the file; the scale is found by `vae_kinds`. A DC-AE is told by
+its names, and its sizes are all in its `config.json` (`dcae_files`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,18 +19,19 @@ import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.data import files
-from diversedit_jax.frozen import vae, vae_kinds, vae_names
+from diversedit_jax.frozen import dcae, dcae_files, vae, vae_kinds, vae_names
 from diversedit_jax.weights import array_files, folders, likely, location, misfits
 
 FILE = 'diffusion_pytorch_model.safetensors'
 SETTINGS = vae_kinds.SETTINGS
+CLASS = 'AutoencoderKL'
 
 # Where a folder has the weights; a pipeline's has a folder for them.
 _FILES = (FILE, *folders.names(('vae',)))
 _DECODER = ('decoder.', 'post_quant_conv.')
 # The settings of an AutoencoderKL of which this one supports a single value.
 _SUPPORTED = {
-  '_class_name': 'AutoencoderKL',
+  '_class_name': CLASS,
   'act_fn': 'silu',
   'mid_block_add_attention': True,
 }
@@ -47,7 +49,7 @@ def load(
   Args:
     path: a file of weights of any floating-point dtype. What else it holds is left out, as in a
       checkpoint of Stable Diffusion.
-    scale, shift: values that replace those that `vae_kinds` finds, see `vae.VAEConfig`.
+    scale, shift: values that replace those that `vae_kinds` finds, see `vae.Config`.
     dtype: the dtype of the matrix products, one of `vae.DTYPES`; parameters are always float32.
 
   Raises:
@@ -88,7 +90,7 @@ def from_arrays(
   file: str = '',
   place: str = '',
 ) -> vae.Autoencoder:
-  """The autoencoder with these arrays, by the names of diffusers or of CompVis.
+  """The autoencoder with these arrays, by the names of diffusers or, for a VAE, of CompVis.
 
   Args:
     arrays: the weights.
@@ -102,18 +104,18 @@ def from_arrays(
     UserError: the arrays are something else, or contradict the settings.
   """
   settings = settings or {}
-  arrays = vae_names.current(arrays)
-  _refuse_unsupported(settings)
-  sizes = _sizes(arrays, settings)
-  known = vae_kinds.scales(
-    sizes, scale=scale, shift=shift, statistics=statistics, settings=settings, place=place
-  )
-  config = vae.VAEConfig(
-    **sizes,
-    norm_groups=settings.get('norm_num_groups') or 32,
-    scale=known.scale,
-    shift=known.shift,
-  )
+  told = {'scale': scale, 'shift': shift, 'statistics': statistics, 'place': place}
+  if dcae_files.is_one(arrays, settings):
+    kind, make, fields = dcae_files.CLASS, dcae.DCAEConfig, dcae_files.fields(settings)
+    arrays = {n: x for n, x in arrays.items() if not n.endswith(dcae_files.COUNTER)}
+    sizes = {'family': 'DC-AE', 'latent_channels': fields['latent_channels']}
+  else:
+    kind, make, arrays = CLASS, vae.VAEConfig, vae_names.current(arrays)
+    _refuse_unsupported(settings)
+    sizes = _sizes(arrays, settings)
+    fields = sizes | {'norm_groups': settings.get('norm_num_groups') or 32}
+  known = vae_kinds.scales(sizes, settings=settings, **told)
+  config = make(**fields, scale=known.scale, shift=known.shift)
   shapes = vae.shapes(config)
   expected = {
     _diffusers_name(path): (*leaf.shape[:-3:-1], *leaf.shape[:-2])
@@ -123,7 +125,7 @@ def from_arrays(
     if name in arrays and len(shape) == 2 and arrays[name].shape == (*shape, 1, 1):
       arrays[name] = arrays[name][:, :, 0, 0]
   if faults := misfits.find(arrays, expected, finite=True):
-    raise types.UserError(f'these are not the weights of an AutoencoderKL: {"; ".join(faults)}')
+    raise types.UserError(f'these are not the weights of an {kind}: {"; ".join(faults)}')
 
   def ours(path, leaf):
     array = arrays[_diffusers_name(path)]
@@ -138,7 +140,7 @@ def from_arrays(
   return made
 
 
-def to_arrays(params: Mapping[str, Any], config: vae.VAEConfig) -> dict[str, np.ndarray]:
+def to_arrays(params: Mapping[str, Any], config: vae.Config) -> dict[str, np.ndarray]:
   """Parameters as float32 arrays, with diffusers' current names and layout.
 
   Raises:
@@ -152,7 +154,7 @@ def to_arrays(params: Mapping[str, Any], config: vae.VAEConfig) -> dict[str, np.
   return {name: np.ascontiguousarray(array) for name, array in _named(params)}
 
 
-def random(config: vae.VAEConfig, seed: int, *, dtype: str = 'float32') -> vae.Autoencoder:
+def random(config: vae.Config, seed: int, *, dtype: str = 'float32') -> vae.Autoencoder:
   """An autoencoder with random weights, none of them neutral, for tests and trials.
 
   Values are of order 1 throughout, and so are the pixels and moments that come out.
@@ -164,7 +166,7 @@ def random(config: vae.VAEConfig, seed: int, *, dtype: str = 'float32') -> vae.A
     x = noise.standard_normal(leaf.shape, np.float32)
     if name.endswith('/kernel'):
       return x / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
-    return np.float32(0.1) * x + np.float32(name.endswith('/scale'))
+    return np.float32(0.1) * x + np.float32(name.endswith(('/scale', '/running_var')))
 
   params = jax.tree_util.tree_map_with_path(draw, vae.shapes(config))
   return _autoencoder(config, params, dtype, f'random-{seed}')
@@ -175,7 +177,7 @@ def _in_words(value) -> str:
   return f'{min(value):.4g} to {max(value):.4g}, one per channel' if each else f'{value:g}'
 
 
-def _autoencoder(config, params, dtype, file, kind='AutoencoderKL'):
+def _autoencoder(config, params, dtype, file, kind=CLASS):
   trees.check_known('dtype of the VAE', dtype, vae.DTYPES)
   return vae.Autoencoder(
     config=config,
@@ -199,7 +201,7 @@ def _named(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
 
 def _diffusers_name(path: tuple[Any, ...]) -> str:
   folder, _, leaf = trees.path_name(path).rpartition('/')
-  return f'{folder.replace("/", ".")}.{"bias" if leaf == "bias" else "weight"}'
+  return f'{folder.replace("/", ".")}.{"weight" if leaf in ("kernel", "scale") else leaf}'
 
 
 def _sizes(arrays, settings) -> dict[str, Any]:

@@ -15,12 +15,14 @@ Diffusion, SDXL, SD3 and FLUX.1, and of MAR's program (arXiv 2406.11838); the si
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diversedit_jax import types
+from diversedit_jax.data import latents
 
 SETTINGS = 'config.json'
 STATISTICS = ('{stem}-latents-stats.pt', 'latents_stats.pt')
@@ -34,7 +36,7 @@ class Kind:
   """A published autoencoder.
 
   name: what it is called.
-  sizes: the fields of `vae.VAEConfig` that its arrays show.
+  sizes: the fields of `vae.VAEConfig` that its arrays show; 'family' of one that has others.
   scale, shift: of its latents; None where they are statistics that come with it.
   called: part of the names of its files, where another has the same sizes; '' is the usual one.
   """
@@ -47,7 +49,7 @@ class Kind:
 
   def has(self, sizes: Mapping[str, Any]) -> bool:
     """Whether an autoencoder of these sizes may be it."""
-    return all(sizes[key] == value for key, value in self.sizes.items())
+    return all(sizes.get(key) == value for key, value in self.sizes.items())
 
 
 def _f8(channels: int, quant_conv: bool) -> dict[str, Any]:
@@ -83,9 +85,27 @@ KINDS = (
   Kind(name='IN-VAE', sizes=_f16(32, (4,)), called=r'\bin-?vae'),
   Kind(name='VA-VAE', sizes=_f16(32, (4,)), called=r'va-?vae'),
   Kind(name='MAR KL-16', sizes=_f16(16, ()), scale=0.2325),
+  Kind(name='DC-AE', sizes={'family': 'DC-AE'}),
 )
 # The scale of Stable Diffusion's first autoencoders, which their config.json does not give.
 _SD_CHANNELS, _SD_SCALE = 4, 0.18215
+
+
+def check_scaling(name: str, scale: Any, shift: Any, channels: int) -> None:
+  """Refuses what is no scale and shift of so many latent channels; `name` begins the message.
+
+  Raises:
+    UserError: other numbers than one or one per channel, or a scale that is not positive.
+  """
+  for key, value in (('scale', scale), ('shift', shift)):
+    numbers = value if isinstance(value, tuple) else (value,) * channels
+    finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    if not finite or len(numbers) != channels:
+      raise types.UserError(
+        f'{name}: {key} must be one finite number or {channels}, one per latent channel; found '
+        f'{value!r}'
+      )
+  latents.Scaling(scale=scale, shift=shift)  # Refuses scales that are not positive.
 
 
 class Scales(NamedTuple):
@@ -109,7 +129,7 @@ def scales(
   """The scale of an autoencoder's latents.
 
   Args:
-    sizes: the fields of `vae.VAEConfig` that arrays show.
+    sizes: the fields of `vae.VAEConfig` that arrays show, or 'family' and 'latent_channels'.
     scale, shift: what is asked for.
     statistics: the arrays of a file of statistics beside the weights, by name.
     settings: the contents of `config.json`.

@@ -8,6 +8,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from diversedit_jax import trees, types
+
+DTYPES = ('float32', 'bfloat16', 'float64')
 NORM_EPSILON = 1e-6
 
 
@@ -136,6 +139,24 @@ class Up(nnx.Module):
     x = x_NHWC.astype(self.conv.dtype)[:, :, None, :, None]
     x = jnp.broadcast_to(x, (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
     return self.conv(x).astype(x_NHWC.dtype)
+
+
+def check_dtype(dtype: str) -> None:
+  """Refuses a dtype of products that is unknown, or float64 without jax_enable_x64 (UserError)."""
+  trees.check_known('dtype of the VAE', dtype, DTYPES)
+  if dtype == 'float64' and not jax.config.jax_enable_x64:
+    raise types.UserError('the VAE computes in float64 only with JAX_ENABLE_X64=1')
+
+
+def check_image(x_NHWC: jax.Array, channels: int, factor: int) -> None:
+  """Refuses images of other channels, or with a side that a factor does not divide (UserError)."""
+  types.check('x', x_NHWC, 'N H W C', C=channels)
+  height, width = x_NHWC.shape[1:3]
+  if height % factor or width % factor:
+    raise types.UserError(
+      f'the VAE encodes images with sides divisible by {factor}; found {height}x{width}; crop or '
+      'resize them first'
+    )
 
 
 def precision(dtype: Any) -> jax.lax.Precision | None:

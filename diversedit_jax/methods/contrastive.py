@@ -275,9 +275,10 @@ def mean_of(source: sources.Source, *, mirrored: bool = False) -> np.ndarray:
     if mirrored:
       both.append(source.gather(some, np.ones(len(some), bool)))
     for batch in both:
-      x_NHWC = np.split(batch['moments'], 2, -1)[0] if 'moments' in batch else batches.clean(batch)
+      raw = 'moments' in batch
+      x_NHWC = np.split(batch['moments'], 2, -1)[0] if raw else batches.clean(batch)
       total += x_NHWC.sum(axis=0, dtype=np.float64) / (count * len(both))
-  if source.scaling is None:
+  if not raw:
     return total.astype(np.float32)
   with jax.ensure_compile_time_eval():  # Also where a sampler is traced.
     return np.asarray(source.scaling.apply(jnp.asarray(total, jnp.float32)[None])[0])

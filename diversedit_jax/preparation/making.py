@@ -1,7 +1,7 @@
-"""What a store keeps of a picture beside its pixels: a VAE's moments, or a frozen encoder's tokens.
+"""What a store keeps of a picture beside its pixels: moments, latents, or an encoder's tokens.
 
-A VAE gives the mean and standard deviation of its latents, from which training draws; an encoder
-(`frozen.rae`) gives the latents themselves.
+A VAE gives the mean and standard deviation of its latents, from which training draws. A DC-AE gives
+the latents themselves, scaled for the model, and so does an encoder (`frozen.rae`).
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ class Making:
   apply: Callable[[Any, jax.Array], jax.Array]
 
 
-def moments(autoencoder: vae.Autoencoder, size: int) -> Making:
-  """The moments of a VAE, for pictures of a side."""
+def encoded(autoencoder: vae.Autoencoder, size: int) -> Making:
+  """The moments of an autoencoder's latents, or the latents, for pictures of a side."""
   config, side = autoencoder.config, size // autoencoder.config.factor
   facts = {
     'file': autoencoder.file,
@@ -45,11 +45,12 @@ def moments(autoencoder: vae.Autoencoder, size: int) -> Making:
   }
 
   def apply(params: Any, x_NHWC: jax.Array) -> jax.Array:
-    return latents.mean_std(autoencoder.encode(params, x_NHWC).astype(jnp.float32))
+    found = autoencoder.encode(params, x_NHWC).astype(jnp.float32)
+    return latents.mean_std(found) if config.drawn else config.scaling.apply(found)
 
   return Making(
-    column='moments',
-    shape=(side, side, 2 * config.latent_channels),
+    column='moments' if config.drawn else 'latents',
+    shape=(side, side, (1 + config.drawn) * config.latent_channels),
     facts=json.loads(json.dumps(facts)),  # As they will be read back, with lists for tuples.
     params=autoencoder.params,
     apply=apply,

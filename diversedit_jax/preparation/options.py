@@ -134,7 +134,7 @@ class Options:
     return self.threads or cores.available()
 
 
-def check_size(options: Options, config: vae.VAEConfig) -> None:
+def check_size(options: Options, config: vae.Config) -> None:
   """Refuses an autoencoder that cannot take the pictures.
 
   Raises:

@@ -76,7 +76,7 @@ def run(asked: options.Options) -> Outcome:
       asked.vae, scale=asked.vae_scale, shift=asked.vae_shift, dtype=asked.vae_dtype or 'float32'
     )
     options.check_size(asked, autoencoder.config)
-    made = making.moments(autoencoder, asked.size)
+    made = making.encoded(autoencoder, asked.size)
   collection = pictures.open_pictures(
     asked.source, classes=asked.classes, labels=asked.labels, split=asked.split
   )

@@ -17,6 +17,12 @@ _KINDS = {
   r'.*(encoder\.down|decoder\.up)_blocks\.0\.resnets\.0\.conv1\.weight': (
     "diffusers' names of an autoencoder: give it as --vae or vae.weights"
   ),
+  r'.*(encoder\.down|decoder\.up)_blocks\.\d+\.\d+\..*': (
+    "diffusers' names of a DC-AE: give it, with its config.json, as --vae or vae.weights"
+  ),
+  r'.*\b(encoder|decoder)\.stages\.\d+\.op_list\..*': (
+    "a DC-AE by its authors' names: take their repository whose name ends in -diffusers"
+  ),
   r'.*\b(down|up)_blocks\.0\.resnets\.0\.conv1\.weight': "diffusers' names of a U-Net",
   r'.*\badaln_single\..*': "diffusers' names of PixArt, another transformer than DiT",
   r'.*\b(transformer_blocks\.0\.attn\.add_q_proj|double_blocks\.0|joint_blocks\.0)\b.*': (

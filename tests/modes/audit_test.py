@@ -33,7 +33,7 @@ def stores(tmp_path_factory):
   collection = small.Memory(small.files())
   autoencoder = vae_files.random(small.CONFIG, 0)
   asked = small.asked(root / 'moments', twins=True)
-  work.prepare(asked, collection, making.moments(autoencoder, small.SIZE))
+  work.prepare(asked, collection, making.encoded(autoencoder, small.SIZE))
   work.prepare(small.asked(root / 'pixels', store='pixels', vae=None), collection, None)
   return root
 
@@ -200,7 +200,7 @@ def test_values_that_are_not_finite_raise(tmp_path, monkeypatch, name, part, fli
   monkeypatch.setattr(encode, '_stored', broken)
   collection = small.Memory(small.files(bad={}))
   asked = small.asked(tmp_path / 'broken', twins=True)
-  made = making.moments(vae_files.random(small.CONFIG, 0), small.SIZE)
+  made = making.encoded(vae_files.random(small.CONFIG, 0), small.SIZE)
   work.prepare(asked, collection, made)
   source = {'data__source': f'store:{tmp_path}/broken', 'data__flip': flip}
   with pytest.raises(types.UserError, match=message):

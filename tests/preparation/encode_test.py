@@ -25,7 +25,7 @@ def autoencoder():
 
 @pytest.fixture(scope='module')
 def encoder(autoencoder):
-  return encode.Encoder(making.moments(autoencoder, small.SIZE), 3)
+  return encode.Encoder(making.encoded(autoencoder, small.SIZE), 3)
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +64,7 @@ def pipeline(autoencoder, encoder, pool, collection=None, **more):
   collection = collection or small.Memory(small.files())
   return encode.Pipeline(
     collection=collection,
-    plan=options.make_plan(asked, collection, making.moments(autoencoder, small.SIZE)),
+    plan=options.make_plan(asked, collection, making.encoded(autoencoder, small.SIZE)),
     encoder=encoder,
     batch_size=3,
     pool=pool,
@@ -151,7 +151,7 @@ def test_moments_that_the_store_cannot_hold_are_refused_by_name(pool, factor, dt
   kernel = autoencoder.params['encoder']['conv_out']
   kernel['kernel'] = kernel['kernel'] * np.float32(factor)
   of = pipeline(
-    autoencoder, encode.Encoder(making.moments(autoencoder, small.SIZE), 3), pool, dtype=dtype
+    autoencoder, encode.Encoder(making.encoded(autoencoder, small.SIZE), 3), pool, dtype=dtype
   )
   with pytest.raises(types.UserError, match=words):
     list(of.results(0))

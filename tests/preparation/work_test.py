@@ -27,7 +27,7 @@ def autoencoder():
 def one_program(autoencoder):
   """One encoder for all runs of this file: each would compile its own."""
   with pytest.MonkeyPatch.context() as patch:
-    encoder = encode.Encoder(making.moments(autoencoder, small.SIZE), 3)
+    encoder = encode.Encoder(making.encoded(autoencoder, small.SIZE), 3)
     patch.setattr(encode, 'Encoder', lambda *_: encoder)
     yield
 
@@ -36,7 +36,7 @@ def one_program(autoencoder):
 def prepare(autoencoder):
   def prepare(root, contents=None, listed=LISTED, **more):
     collection = small.Memory(small.files() if contents is None else contents, listed)
-    made = making.moments(autoencoder, small.SIZE)
+    made = making.encoded(autoencoder, small.SIZE)
     outcome = work.prepare(small.asked(root, twins=True, **more), collection, made)
     return outcome, collection
 

@@ -43,6 +43,7 @@ def test_arrays_of_which_none_fits_are_named():
     'model/patch_embed/kernel': 'a model of this project: give them as --checkpoint',
     'first_stage_model.decoder.up.0.block.0.conv1.weight': "CompVis' names of an autoencoder",
     'encoder.down_blocks.0.resnets.0.conv1.weight': "diffusers' names of an autoencoder",
+    'decoder.up_blocks.2.1.conv1.weight': "diffusers' names of a DC-AE: give it, with its config",
     'down_blocks.0.resnets.0.conv1.weight': "diffusers' names of a U-Net",
     'blocks.0.attn.to_q.lora_A.weight': 'LoRA',
     'adaln_single.linear.weight': 'PixArt',

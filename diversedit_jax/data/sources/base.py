@@ -34,7 +34,8 @@ class Source(Protocol):
   shape: (H, W, C) of what the model makes.
   num_classes: number of classes.
   pixel_shape: (H, W, C) of the pixels, which are the data or lie beside them; None without any.
-  scaling: scaling of moments; None where latents are scaled already, or there are none.
+  scaling: what an autoencoder's latents are scaled by: moments as they are drawn, latents already;
+    None for others.
   can_mirror: whether `gather` can give mirror images.
   labels: labels of all examples, int32 [len].
   label_names: names of all classes; () if they only have numbers.

@@ -44,7 +44,7 @@ class StoreSource(base.Source):
     self.scaling = None
     self.can_mirror = True
     self._columns = [c for c in plan.columns if pixels or c == self._main]
-    if plan.latents == 'moments':
+    if plan.vae and 'scale' in plan.vae:
       self.scaling = latents.Scaling(scale=plan.vae['scale'], shift=plan.vae['shift'])
     if plan.latents:
       self.can_mirror = plan.columns[plan.latents].twins
@@ -117,8 +117,7 @@ class StoreSource(base.Source):
   def latent_facts(self) -> dict[str, Any] | None:
     """The 'encoder_sha256' and, by channel, 'scale' and 'shift' of latents; None for pixels.
 
-    Latents that nothing is drawn of have the name of their encoder, and the digest of their
-    statistics, instead.
+    The tokens of an encoder have its name, and the digest of their statistics, instead.
     """
     if self.scaling is None:
       known = ('encoder', 'encoder_sha256', 'statistics_sha256')

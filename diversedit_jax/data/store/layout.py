@@ -61,9 +61,10 @@ class Plan:
   label_names: names of all classes.
   size, crop, orientation: side, crop and orientation of the pictures, see `pictures.crop` and
     `pictures.decode`.
-  vae: None for a store of pixels alone; of moments {'file', 'encoder_sha256', 'scale', 'shift',
-    'dtype', 'config'}, scale and shift being those of `data.latents.Scaling`; of latents what
-    `frozen.rae.Latents.facts` says, 'file' and 'dtype'.
+  vae: None for a store of pixels alone; of an autoencoder {'file', 'encoder_sha256', 'scale',
+    'shift', 'dtype', 'config'}, scale and shift being those of `data.latents.Scaling`, which are
+    applied to latents but not to moments; of an encoder's latents what `frozen.rae.Latents.facts`
+    says, 'file' and 'dtype'.
   """
 
   source: str

@@ -27,7 +27,7 @@ class Statistics:
     self.count += mean[..., 0].size
 
   def scaled(self, vae: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means and standard deviations of x by (1); `vae` is that of a plan."""
+    """Means and standard deviations of x by (1); `vae` has 'scale' and 'shift', if any."""
     mean, square, noise = self._sums / self.count
     scale, shift = np.asarray(vae.get('scale', 1.0)), np.asarray(vae.get('shift', 0.0))
     std = np.sqrt(np.maximum(square - mean**2, 0) + noise)

@@ -82,7 +82,8 @@ def verify(root: str | places.Root) -> Report:
       found = _column(root, path, plan, name, facts[shard], sums)
       faults += [(_name(root, path), fault) for fault in found]
   faults += [(name, 'belongs to no store') for name in _strangers(root, plan)]
-  mean, std = sums.scaled(plan.vae) if sums.count else ((), ())
+  scaling = plan.vae if plan.latents == 'moments' else {}  # Latents are scaled already.
+  mean, std = sums.scaled(scaling) if sums.count else ((), ())
   return Report(
     root=root,
     faults=tuple(faults),
