@@ -8,6 +8,7 @@ imports. `python command_server.py` reads a JSON object a line: {'module', 'argv
 
 import atexit
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -138,6 +139,8 @@ def _run(asked):
 def _serve():
   for module in _IMPORTED:
     __import__(module)
+  gc.collect()
+  gc.freeze()  # What is imported stays, and is not looked through by each command at its end.
   for line in sys.stdin:
     asked = json.loads(line)
     if 'wait' in asked:
