@@ -5,6 +5,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 prepare_venv requirements-test.txt
 export JAX_PLATFORMS=cpu
+# Otherwise each of many processes compiles all files of the project again.
+unset PYTHONDONTWRITEBYTECODE
 # Most of the time is compilation: programs are kept for the other worker and for the next run.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.venv/programs}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0

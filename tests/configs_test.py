@@ -3,10 +3,8 @@
 import importlib
 import pathlib
 import re
-import subprocess
-import sys
 
-from helpers import published
+from helpers import command_server, published
 import jax
 import numpy as np
 from PIL import Image
@@ -194,9 +192,7 @@ def test_table_and_keys_are_printed():
     (['--config=configs/paper.py', '--mode=list'], paper.listing() + '\n'),
     (['--mode=keys', 'sra'], declarations.document('sra')),
   ):
-    command = [sys.executable, '-m', 'diversedit_jax.main', *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == wanted
+    assert command_server.main(arguments).stdout == wanted
 
 
 def test_list_and_experiment_are_not_confused():

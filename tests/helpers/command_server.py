@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import types
 
 import jax
@@ -120,7 +121,9 @@ def main(argv: list[str], *, seconds: int = 600, **env: str | None) -> types.Sim
 
 
 def _run(asked):
-  """What the forked process does; it ends as any program does."""
+  """What the forked process does. It ends at once: an interpreter that takes apart what it shares
+  with its parent copies all of it.
+  """
   for number, path in enumerate((os.devnull, asked['out'], asked['err'])):
     file = os.open(path, os.O_RDWR if not number else os.O_WRONLY | os.O_CREAT)
     os.dup2(file, number)
@@ -133,7 +136,17 @@ def _run(asked):
   signal.alarm(asked['seconds'])
   sys.path[:] = [asked['cwd'], *sys.path[1:]]  # As `python -m` has it.
   sys.argv = [asked['module'], *asked['argv']]
-  runpy.run_module(asked['module'], run_name='__main__', alter_sys=True)
+  code = 0
+  try:
+    runpy.run_module(asked['module'], run_name='__main__', alter_sys=True)
+  except SystemExit as stop:
+    code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+  except BaseException:
+    traceback.print_exc()
+    code = 1
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def _serve():
@@ -150,7 +163,6 @@ def _serve():
       answer = {'pid': os.fork()}
       if not answer['pid']:
         _run(asked)
-        break
     print(json.dumps(answer), flush=True)
 
 

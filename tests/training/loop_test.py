@@ -63,36 +63,30 @@ def test_run_reports_progress_and_describes_itself(straight):
   } <= set(killed_runs.rows(workdir)[0])
 
 
-def test_killed_run_continues_bit_for_bit(straight, tmp_path):
-  workdir = tmp_path / 'run'
-  process = killed_runs.start_and_wait_for(workdir, 'step 35/')
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  saved = checkpoint.Checkpoints(workdir / 'checkpoints').latest()
-  assert saved is not None and saved < killed_runs.STEPS
-  done = killed_runs.run(workdir)
-  assert done.returncode == 0, done.stderr
-  assert f'continuing at step {saved}' in done.stderr
-  killed, whole = goodput.starts(writers.read_jsonl(workdir / goodput.FILE))
-  assert killed.first == 0 and 35 <= killed.last < killed_runs.STEPS and not killed.ended
-  assert (whole.first, whole.last, whole.ended) == (saved, killed_runs.STEPS, 'finished')
-  # What the run itself told of is told at its end.
-  assert f'goodput {_goodput(workdir)["goodput"]:.1%} of ' in done.stderr
-  assert _goodput(workdir)['lost_steps'] == max(killed.last - saved, 0)
-  killed_runs.assert_same_run(straight[0], workdir)
-
-
-def test_sigterm_saves_exits_as_told_and_continues_bit_for_bit(straight, tmp_path):
+def test_run_that_is_ended_and_killed_continues_bit_for_bit(straight, tmp_path):
+  """SIGTERM saves and exits as told; SIGKILL costs what came after the last checkpoint."""
   workdir, told = tmp_path / 'run', '--stopped_status=75'
-  process = killed_runs.start_and_wait_for(workdir, 'step 21/', told)
+  process = killed_runs.start_and_wait_for(workdir, 'step 14/', told)
   process.send_signal(signal.SIGTERM)
   log = process.stderr.read()
   assert process.wait() == 75
   step = int(re.search(r'SIGTERM: saved step (\d+)', log).group(1))
-  assert 21 <= step < killed_runs.STEPS
-  assert killed_runs.run(workdir, told).returncode == 0  # Finished.
-  assert [start['ended'] for start in _goodput(workdir)['starts']] == ['SIGTERM', 'finished']
-  assert _goodput(workdir)['lost_steps'] == 0
+  assert 14 <= step < killed_runs.STEPS and _goodput(workdir)['lost_steps'] == 0
+  process = killed_runs.start_and_wait_for(workdir, 'step 42/', told)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  saved = checkpoint.Checkpoints(workdir / 'checkpoints').latest()
+  assert saved is not None and step <= saved < killed_runs.STEPS
+  done = killed_runs.run(workdir, told)
+  assert done.returncode == 0, done.stderr  # Finished.
+  assert f'continuing at step {saved}' in done.stderr
+  ended, killed, whole = goodput.starts(writers.read_jsonl(workdir / goodput.FILE))
+  assert (ended.first, ended.last, ended.ended) == (0, step, 'SIGTERM')
+  assert killed.first == step and 42 <= killed.last < killed_runs.STEPS and not killed.ended
+  assert (whole.first, whole.last, whole.ended) == (saved, killed_runs.STEPS, 'finished')
+  # What the run itself told of is told at its end.
+  assert f'goodput {_goodput(workdir)["goodput"]:.1%} of ' in done.stderr
+  assert _goodput(workdir)['lost_steps'] == max(killed.last - saved, 0)
   killed_runs.assert_same_run(straight[0], workdir)
 
 
