@@ -127,7 +127,10 @@ def test_steps_are_those_that_the_run_keeps(whole):
   np.testing.assert_allclose(both[-1], cka[1]['values'])  # At the middle time, the last of two.
 
 
-@pytest.mark.parametrize('form', ['checkpoint', 'run', 'folder', 'file'])
+SLOW_FORMS = [pytest.param(form, marks=pytest.mark.slow) for form in ('checkpoint', 'folder')]
+
+
+@pytest.mark.parametrize('form', ['run', 'file', *SLOW_FORMS])
 def test_a_network_compared_with_itself_is_its_own_cka(form, run, tmp_path):
   against = run.workdir / 'checkpoints' / '15'
   origin = str(run.workdir / 'checkpoints' / '30')

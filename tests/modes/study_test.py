@@ -12,6 +12,7 @@ import pytest
 
 from diversedit_jax import checkpoint, config_file, paths, signals, types
 from diversedit_jax import experiment as experiment_lib
+from diversedit_jax.analysis import drawing
 from diversedit_jax.evaluation import digits
 from diversedit_jax.experiment import flat_config, study
 from diversedit_jax.modes import study as study_mode
@@ -36,7 +37,10 @@ def asked(seeds=(0,), **variants):
 def done(tmp_path_factory):
   """A study of two variants in two parts: its folder, and what each part wrote."""
   folder = tmp_path_factory.mktemp('study')
-  written = [study_mode.run(asked(), 'pair', str(folder), part=f'{i}/2') for i in (1, 2)]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(study_results, '_ROUNDS', 2)
+    patch.setattr(drawing, 'DPI', 60)
+    written = [study_mode.run(asked(), 'pair', str(folder), part=f'{i}/2') for i in (1, 2)]
   return folder, written
 
 
