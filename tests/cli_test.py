@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 
+from helpers import command_server
 import pytest
 
 from diversedit_jax import cli, types
@@ -90,14 +91,14 @@ def test_a_flag_that_a_mode_has_no_use_for_is_refused(mode, flag, value):
 
 
 def test_plan_needs_no_workdir_and_obeys_overrides_and_meta_arguments(tmp_path):
-  done = start(
-    tmp_path,
+  arguments = [
     '--config=configs/digits.py:method=flow,skips=False',
     '--mode=plan',
     '--config.model.depth=3',
     '--config.diversity.layers=1,3',
     '--config.train.steps=77',
-  )
+  ]
+  done = command_server.main(arguments, JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'xla'))
   assert done.returncode == 0, done.stderr
   lines = dict(line.split('  ', 1) for line in done.stdout.splitlines())
   assert lines['time'].endswith('for 77 steps')

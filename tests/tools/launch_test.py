@@ -69,13 +69,14 @@ def copy(tmp_path):
 def test_an_environment_is_made_once_and_finished_if_interrupted(copy):
   install = 'python -m pip install --quiet --disable-pip-version-check'
   installs = [f'{install} -r requirements-test.txt', f'{install} --no-deps --editable .']
-  run_tests = ['ruff check .', 'ruff format --check .', 'python -m pytest -n 2 --dist loadfile a b']
+  pytest_of = 'python -m pytest -n {} --dist loadfile --no-loadscope-reorder'.format
+  run_tests = ['ruff check .', 'ruff format --check .', f'{pytest_of(2)} a b']
   done, calls = copy.run('launch/test.sh', 'a', 'b', PIP_FAILS='1')
   assert done.returncode != 0 and calls[-2:] == ['my-python -m venv --clear .venv', installs[0]]
   done, calls = copy.run('launch/test.sh', 'a', 'b')
   assert done.returncode == 0, done.stderr
   assert calls[-5:] == [*installs, *run_tests]
-  assert copy.run('.ci/run', TEST_WORKERS='5')[1][-1] == 'python -m pytest -n 5 --dist loadfile'
+  assert copy.run('.ci/run', TEST_WORKERS='5')[1][-1] == pytest_of(5)
   assert copy.run('launch/test.sh', 'a', 'b')[1] == run_tests
   for name in ('requirements-test.txt', 'requirements-cpu.txt', 'setup.py'):
     with (copy.root / name).open('a') as file:
