@@ -39,7 +39,8 @@ class Case:
   """What decides the cost of a step.
 
   size: of `models.sizes`. variant: of `VARIANTS`. batch: examples. resolution: of the pixels, 256
-  or 512. block, qk_norm: see `models.config.Architecture`. dtype, attention, unroll, remat: see
+  or 512. block, qk_norm: see `models.config.Architecture`. head: depth, width and attention heads
+  of a wide head; none if empty. dtype, attention, unroll, remat: see
   `models.config.Execution`. on_nonfinite: 'stop' or 'skip', as `train.on_nonfinite`.
   """
 
@@ -49,6 +50,7 @@ class Case:
   resolution: int = 256
   block: str = 'sit'
   qk_norm: bool = False
+  head: tuple[int, ...] = ()
   dtype: str = 'float32'
   attention: str = 'auto'
   unroll: int = 0
@@ -66,6 +68,7 @@ class Case:
       skip=config_lib.Skip(enabled=self.variant != 'plain'),
       block=self.block,
       qk_norm=self.qk_norm,
+      head=config_lib.Head(**dict(zip(('depth', 'width', 'heads'), self.head, strict=False))),
     )
     return dataclasses.replace(made, **changes)
 
@@ -135,6 +138,7 @@ def lower(
     key=rng.stream(jax.random.key(0), 'train'),
     ema_decay=EMA_DECAY,
     learning_rate=optim.schedule(optim.OptimizerConfig(), _STEPS),
+    fixed=of.fixed,
     skip=skip,
   )
   shapes = jax.eval_shape(of.init, jax.random.key(0))

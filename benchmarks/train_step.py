@@ -3,6 +3,7 @@
   python benchmarks/train_step.py --peer=torch --torch_python=PYTHON_WITH_TORCH
   python benchmarks/train_step.py --variants=plain,skips,skips+loss --size=S/2
   python benchmarks/train_step.py --block=lightning --peer=torch --torch_python=PYTHON_WITH_TORCH
+  python benchmarks/train_step.py --block=ddt --head=2,768,12 --peer=torch --torch_python=...
   python benchmarks/train_step.py --size=XL/2 --batch=256 --dtype=bfloat16           on one GPU
 
 Everything that was asked for takes turns, a whole step (or --steps of them) each: every
@@ -54,8 +55,9 @@ def parse() -> argparse.Namespace:
     help='tell the memory of a step with so many examples, which is compiled and not run',
   )
   add('--resolution', type=int, default=256, help='of the pixels, 256 or 512')
-  add('--block', default='sit', choices=('sit', 'lightning'))
-  add('--qk_norm', action='store_true', help='of --block=lightning')
+  add('--block', default='sit', choices=('sit', 'lightning', 'ddt'))
+  add('--qk_norm', action='store_true', help='of other blocks than sit')
+  add('--head', default='', help='DEPTH,WIDTH,HEADS of a wide head, for --block=ddt')
   add('--dtype', default='float32')
   add('--variants', **several(['plain']), help='some of plain, skips, skips+loss')
   add('--attention', **several(['auto']), help='some of auto, xla, cudnn')
@@ -68,7 +70,11 @@ def parse() -> argparse.Namespace:
   add('--rounds', type=int, default=7)
   add('--slices', type=int, default=4, help='turns of each in one round')
   add('--steps', type=int, default=1, help='in one turn')
-  return parser.parse_args()
+  args = parser.parse_args()
+  args.head = tuple(map(int, filter(None, args.head.split(','))))
+  if len(args.head) not in (0, 3):
+    parser.error(f'--head has {len(args.head)} numbers, expected DEPTH,WIDTH,HEADS')
+  return args
 
 
 def cases(args) -> dict[str, steps.Case]:
@@ -87,6 +93,7 @@ def cases(args) -> dict[str, steps.Case]:
       resolution=args.resolution,
       block=args.block,
       qk_norm=args.qk_norm,
+      head=args.head,
       dtype=args.dtype,
       **chosen,
     )
@@ -109,6 +116,7 @@ def peers(args, threads: int, stack: contextlib.ExitStack) -> dict:
       variant=variant,
       block=args.block,
       qk_norm=args.qk_norm,
+      head=args.head,
       dtype=args.torch_dtype or args.dtype,
       compile=mode,
     )
@@ -226,7 +234,7 @@ def main() -> None:
   rows = measure(args, threads)
   show(rows)
   steps.no_input_libraries()
-  fields = ('size', 'block', 'qk_norm', 'batch', 'resolution', 'dtype')
+  fields = ('size', 'block', 'qk_norm', 'head', 'batch', 'resolution', 'dtype')
   for row in rows.values():
     row |= {name: getattr(args, name) for name in fields}
   measured = {

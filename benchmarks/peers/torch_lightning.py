@@ -77,10 +77,10 @@ class Block(nn.Module):
     self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
   def forward(self, x, c, rotary):
-    shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
+    shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
     h = torch_sit.modulate(self.norm1(x), shift1, scale1)
-    x = x + gate1[:, None] * self.attn(h, rotary)
-    return x + gate2[:, None] * self.mlp(torch_sit.modulate(self.norm2(x), shift2, scale2))
+    x = x + gate1 * self.attn(h, rotary)
+    return x + gate2 * self.mlp(torch_sit.modulate(self.norm2(x), shift2, scale2))
 
 
 class LightningDiT(torch_sit.SiT):

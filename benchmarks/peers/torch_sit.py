@@ -16,8 +16,8 @@ CHANNELS, CLASSES, FREQUENCIES = 4, 1000, 256
 
 
 def modulate(x, shift, scale):
-  """x * (1 + scale) + shift, [N, T, D] by [N, D]."""
-  return x * (1 + scale[:, None]) + shift[:, None]
+  """x * (1 + scale) + shift, [N, T, D] by [N, 1, D] or [N, T, D]."""
+  return x * (1 + scale) + shift
 
 
 class PatchEmbed(nn.Module):
@@ -93,9 +93,9 @@ class Block(nn.Module):
     self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
   def forward(self, x, c):
-    shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
-    x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
-    return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+    shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
+    x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
+    return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class Final(nn.Module):
@@ -108,7 +108,7 @@ class Final(nn.Module):
     self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
   def forward(self, x, c):
-    shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+    shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
     return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
@@ -147,10 +147,14 @@ class SiT(nn.Module):
     self.final_layer = Final(width, self.patch)
 
   def forward(self, x, t, y):
-    x = self.x_embedder(x) + self.pos_embed
-    c = self.t_embedder(t) + self.y_embedder(y)
+    c = (self.t_embedder(t) + self.y_embedder(y))[:, None]
+    x, features = self.run_blocks(self.x_embedder(x) + self.pos_embed, c)
+    return self.unpatchify(self.final_layer(x, c)), features
+
+  def run_blocks(self, x, c):
+    """The output of the last of `depth` blocks, and those of all."""
     features, waiting = [], []
-    for i, block in enumerate(self.blocks):
+    for i, block in enumerate(self.blocks[: self.depth]):
       x = self.run_block(block, x, c)
       if self.skips and i < self.depth // 2:
         waiting.append(x)
@@ -159,7 +163,7 @@ class SiT(nn.Module):
         x = self.skip_linears[k](self.skip_norms[k](torch.cat([x, waiting.pop()], dim=-1)))
       if self.keep:
         features.append(x)
-    return self.unpatchify(self.final_layer(x, c)), features
+    return x, features
 
   def run_block(self, block, x, c):
     """One block."""

@@ -1,4 +1,4 @@
-"""The training step of SiT or LightningDiT in plain PyTorch, for comparison.
+"""The training step of SiT, LightningDiT or DDT in plain PyTorch, for comparison.
 
   python benchmarks/peers/torch_train.py --serve       told what to do by train_step.py and check.py
 
@@ -7,6 +7,7 @@ and averaging, torch.compile and autocast by option.
 """
 
 import argparse
+from collections.abc import Sequence
 import contextlib
 import math
 import time
@@ -14,6 +15,7 @@ import time
 import serving
 import torch
 from torch import nn
+import torch_ddt
 import torch_lightning
 import torch_loss
 import torch_sit
@@ -42,6 +44,7 @@ class Trainer:
     variant: str = 'plain',
     block: str = 'sit',
     qk_norm: bool = False,
+    head: Sequence[int] = (),
     dtype: str = 'float32',
     compile: str = '',
     tf32: bool = True,
@@ -52,8 +55,9 @@ class Trainer:
 
     Args:
       variant: 'plain', 'skips', or 'skips+loss', whose loss is the authors' eager one on all pairs.
-      block: 'sit' or 'lightning'.
-      qk_norm: normalise queries and keys, of 'lightning' alone.
+      block: 'sit', 'lightning' or 'ddt'.
+      qk_norm: normalise queries and keys, of the latter two.
+      head: depth, width and attention heads of the decoder, of 'ddt' alone.
       dtype: 'bfloat16' and 'float16' are autocast, the latter without a scaler of the loss.
       compile: mode of torch.compile; '' runs eagerly.
       tf32: let products of float32 be rounded to TF32, as the published recipes do on a GPU.
@@ -64,7 +68,11 @@ class Trainer:
     options = {'skips': variant != 'plain', 'keep': variant == 'skips+loss'}
     if qk_norm and block == 'sit':
       raise ValueError("the peer of block 'sit' has no qk_norm")
-    if block == 'lightning':
+    if bool(head) != (block == 'ddt'):
+      raise ValueError(f"the peer of block 'ddt' has a head, and no other has: {block=}, {head=}")
+    if block == 'ddt':
+      self._model = torch_ddt.DDT(size, side, **options, qk_norm=qk_norm, head=tuple(head))
+    elif block == 'lightning':
       self._model = torch_lightning.LightningDiT(size, side, **options, qk_norm=qk_norm)
     else:
       self._model = torch_sit.SiT(size, side, **options)
@@ -101,15 +109,14 @@ class Trainer:
       loss = loss + torch_loss.adaptive(torch_loss.per_pair([f.float() for f in features]))
     return loss, pred
 
-  def update(self, loss) -> torch.Tensor:
-    """Gradient, clipping, AdamW and the moving average; the norm before clipping."""
+  def update(self, loss) -> None:
+    """Gradient, clipping, AdamW and the moving average."""
     self._optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(self._trained, CLIP, foreach=True)
+    nn.utils.clip_grad_norm_(self._trained, CLIP, foreach=True)
     self._optimizer.step()
     with torch.no_grad():
       torch._foreach_lerp_(self._average, self._trained, 1 - self._decay)
-    return norm
 
   def step(self) -> None:
     """Starts one whole step."""
@@ -164,11 +171,11 @@ class Trainer:
     names = [name for name, p in self._model.named_parameters() if p.requires_grad]
     loss.backward(retain_graph=True)
     found = {f'gradient.{n}': p.grad.clone() for n, p in zip(names, self._trained, strict=True)}
-    norm = self.update(loss)
+    self.update(loss)
     found |= {f'after.{n}': p.detach().clone() for n, p in zip(names, self._trained, strict=True)}
     found |= {f'average.{n}': a.clone() for n, a in zip(names, self._average, strict=True)}
     save_file({'pred': pred.detach().contiguous(), **found}, outputs)
-    return {'loss': loss.item(), 'norm': norm.item()}
+    return {'loss': loss.item()}
 
 
 def noised(latents, noise, t):
