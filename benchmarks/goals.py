@@ -41,6 +41,10 @@ _LIGHTNING_CPU = (
   f'train_step.py --block=lightning --peer=torch {_TORCH} '
   '--json=benchmarks/results/train_step_lightning.json'
 )
+_DDT_CPU = (
+  f'train_step.py --block=ddt --head=2,768,12 --peer=torch {_TORCH} '
+  '--json=benchmarks/results/train_step_ddt.json'
+)
 _LOSS = f'loss_overhead.py {_TORCH}'
 # The time at a batch that runs in seconds. The memory at one whose activations are most of it, as
 # they are at the batch of the GPU: below that, parameters, moments and average decide the ratio.
@@ -173,6 +177,8 @@ GOALS = (
        _STEP_CPU, 'rows', 'plain', 'over', 'plain torch', 'cpu'),
   _cpu(21, 'S/2 of lightning blocks, float32, whole step: ours / PyTorch, CPU seconds', '<=', 1.1,
        'train_step_lightning', _LIGHTNING_CPU, 'rows', 'plain', 'over', 'plain torch', 'cpu'),
+  _cpu(21, 'S/2 of DDT with a head of 2 x 768, float32, whole step: ours / PyTorch, CPU seconds',
+       '<=', 1.1, 'train_step_ddt', _DDT_CPU, 'rows', 'plain', 'over', 'plain torch', 'cpu'),
   _cpu(22, '8 devices: loss and gradient, relative difference from one', '<=', 1e-5, 'scaling',
        'scaling.py', 'goal_22', 'difference'),
   _cpu(22, '8 devices: |bytes reduced / bytes of parameters - 1|', '<=', 0.02, 'scaling',

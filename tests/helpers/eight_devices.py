@@ -37,7 +37,8 @@ from diversedit_jax.weights import forms
 
 method, *changes = method.split(';')
 config = digits.get_config(f'method={method}')
-config.update_from_flattened_dict(dict(change.split('=') for change in changes))
+for name, value in (change.split('=') for change in changes):
+  config.update_from_flattened_dict({name: int(value) if value.isdigit() else value})
 config.model.depth, config.model.width, config.train.batch_size = 4, 32, 32
 config.model.unroll = 1  # Less to compile.
 if 'haste' in method:
@@ -102,6 +103,7 @@ def trained(name, mesh, shard_over_data):
       key=rng.stream(key, 'train'),
       ema_decay=0.9,
       learning_rate=experiment.schedule(),
+      fixed=trainable.fixed,
       averages=trainable.averages,
     ),
     layout,

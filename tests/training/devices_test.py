@@ -78,6 +78,7 @@ def test_eight_devices_equal_one_along_a_single_axis(runs, singles, folder, name
     'reg+contrastive+diverse',
     'contrastive+diverse;contrastive.negatives=random',
     'repa+diverse;model.block=lightning',
+    'repa+diverse;model.block=ddt;model.head.depth=2;model.head.width=64',
   ],
 )
 def test_eight_devices_equal_one_for_combined_methods(tmp_path, method):
