@@ -57,13 +57,17 @@ def fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     'decoder': _levels(
       settings, 'decoder', settings['decoder_norm_types'], settings['decoder_act_fns']
     ),
-    'latent_channels': settings['latent_channels'],
+    'latent_channels': _whole('latent_channels', settings['latent_channels']),
     'image_channels': settings.get('in_channels', 3),
     'head': settings.get('attention_head_dim', 32),
     'down_folds': _choice(settings, 'downsample_block_type', ('conv', 'pixel_unshuffle')),
     'up_folds': _choice(settings, 'upsample_block_type', ('interpolate', 'pixel_shuffle')),
-    'out_shortcut': settings.get('encoder_out_shortcut', True),
-    'in_shortcut': settings.get('decoder_in_shortcut', True),
+    'out_shortcut': _known(
+      'encoder_out_shortcut', settings.get('encoder_out_shortcut', True), (True, False)
+    ),
+    'in_shortcut': _known(
+      'decoder_in_shortcut', settings.get('decoder_in_shortcut', True), (True, False)
+    ),
     'last_activation': _known(
       'decoder_conv_act_fn', settings.get('decoder_conv_act_fn', 'relu'), dcae_layers.ACTIVATIONS
     ),
@@ -71,7 +75,7 @@ def fields(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _levels(settings, half, norms, activations) -> tuple[dcae.Level, ...]:
-  widths = settings[f'{half}_block_out_channels']
+  widths = _listed(f'{half}_block_out_channels', settings[f'{half}_block_out_channels'])
   blocks, depths, scales = (
     _each(half, key, settings[f'{half}_{key}'], widths)
     for key in ('block_types', 'layers_per_block', 'qkv_multiscales')
@@ -85,7 +89,7 @@ def _levels(settings, half, norms, activations) -> tuple[dcae.Level, ...]:
       width=width,
       depth=depth,
       block=_known(f'{half}_block_types', block, dcae.BLOCKS),
-      scales=tuple(sizes),
+      scales=tuple(_listed(f'{half}_qkv_multiscales', sizes)),
       norm=_known(f'{half}_norm_types', norm, dcae_layers.NORMS),
       activation=_known(f'{half}_act_fns', activation, dcae_layers.ACTIVATIONS),
     )
@@ -106,13 +110,25 @@ def _each(half, key, value, widths):
   return value
 
 
+def _listed(key, value):
+  if not isinstance(value, list | tuple):
+    raise types.UserError(f'{vae_kinds.SETTINGS} says {key}={value!r}; expected a list')
+  return value
+
+
+def _whole(key, value):
+  if not isinstance(value, int) or value < 1:
+    raise types.UserError(f'{vae_kinds.SETTINGS} says {key}={value!r}; expected a number from 1')
+  return value
+
+
 def _choice(settings, key, values) -> bool:
   """Whether a setting is the second of two values."""
   return _known(key, settings[key], values) == values[1]
 
 
 def _known(key, value, known):
-  if value not in known:
+  if not any(value == one for one in known):
     raise types.UserError(
       f'{vae_kinds.SETTINGS} says {key}={value!r}; only {" and ".join(map(repr, known))} are '
       'supported'
