@@ -10,19 +10,22 @@ is 32, 64 or 128 times smaller along a side; the decoder maps z to an image. fol
   (3)  gated      x <- x + RMS(Conv1(a SiLU(b))),     [a, b] = DWConv3(SiLU(Conv1(x)))
   (4)  down       x <- Conv3(x) with stride 2, or fold(Conv3(x));    + mean(fold(x))
   (5)  up         x <- Conv3(x twice as large), or unfold(Conv3(x)); + unfold(rep(x))
-  (6)  encoder    Conv3, levels of (1) or (2) (3), each but the last with (4), Conv3(x) + mean(x)
-  (7)  decoder    Conv3(z) + rep(z), levels with (5) first, Conv3(ReLU(RMS(x)))
+  (6)  encoder    Conv3, levels of (1) or (2) (3), each but the innermost with (4) at its end,
+                  Conv3(x) + mean(x)
+  (7)  decoder    Conv3(z) + rep(z), levels of (1) or (2) (3), each but the innermost with (5) at
+                  its beginning, Conv3(ReLU(RMS(x)))
 
 The last terms of (4) to (6), and rep(z), are the paper's residual autoencoding (section 3.2): what
-is kept without parameters when positions become channels. A first level without blocks is none: a
-(4) takes the place of the first Conv3 of (6), and a (5) that of the last of (7), without their last
-terms. (2) and (3) are EfficientViT's (arXiv 2205.14756).
+is kept without parameters when positions become channels. A first level without blocks is left
+out: a (4) takes the place of the first Conv3 of (6), and a (5) that of the last of (7), without
+their last terms. (2) and (3) are EfficientViT's (arXiv 2205.14756).
 
 Attributes have the names of diffusers' `AutoencoderDC`. As in `vae`, norms, the sums of (2) and the
 residual stream are in float32 at least, and so are the layers at both ends.
 """
 
 import dataclasses
+import itertools
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -40,7 +43,7 @@ BLOCKS = ('ResBlock', 'EfficientViTBlock')
 class Level:
   """One resolution of one half.
 
-  width: its channels. depth: blocks in it; 0 only in the first, which is none then.
+  width: its channels. depth: blocks in it; 0 in the first alone, which is then left out.
   block: one of `BLOCKS`. scales: sizes of the neighbourhoods of (2), beside that of one position.
   norm, activation: of its blocks, names in `layers.NORMS` and `layers.ACTIVATIONS`.
   """
@@ -63,6 +66,9 @@ class DCAEConfig:
   out_shortcut, in_shortcut: whether (6) ends, and (7) begins, with its second term.
   last_activation: the ReLU of (7).
   scale, shift: arguments of `data.latents.Scaling`, one number or one per latent channel.
+
+  Raises:
+    UserError: sizes do not fit together; it names the entries of `config.json` (`dcae_files`).
   """
 
   encoder: tuple[Level, ...]
@@ -85,32 +91,43 @@ class DCAEConfig:
       if not fits:
         raise types.UserError(f'DC-AE: {message}')
 
-    count = lambda x, least=1: isinstance(x, int) and x >= least
-    for name in ('latent_channels', 'image_channels', 'head'):
-      require(count(getattr(self, name)), f'{name} must be a whole number from 1')
-    require(len(self.encoder) > 1, 'the halves have at least two levels')
-    require(len(self.encoder) == len(self.decoder), 'the halves have as many levels each')
-    for half in (self.encoder, self.decoder):
-      for i, level in enumerate(half):
-        require(count(level.width), f'level {i} must have a width from 1, found {level.width!r}')
-        fits = count(level.depth, least=int(i > 0))
-        require(fits, f'level {i} has {level.depth!r} blocks; only the first may have none')
-        odd = all(count(x) and x % 2 for x in level.scales)
-        require(odd, f'neighbourhoods must have odd sizes, found {level.scales}')
-        attends = level.block == 'EfficientViTBlock' and level.depth
+    halves = {'encoder': self.encoder, 'decoder': self.decoder}
+    counts = [len(half) for half in halves.values()]
+    require(
+      counts[0] == counts[1] > 1,
+      f'encoder_block_out_channels has {counts[0]} levels and decoder_block_out_channels '
+      f'{counts[1]}; expected as many, and at least 2',
+    )
+    shortcuts = {'encoder_out_shortcut': self.out_shortcut, 'decoder_in_shortcut': self.in_shortcut}
+    for (half, levels), (key, shortcut) in zip(halves.items(), shortcuts.items(), strict=True):
+      widths = f'{half}_block_out_channels'
+      for i, level in enumerate(levels):
         require(
-          not attends or level.width >= self.head,
-          f'attention_head_dim={self.head} is more than the {level.width} channels of level {i}',
+          level.depth or not i,
+          f'{half}_layers_per_block has {level.depth} for level {i}; only level 0 may have none',
         )
-      widths = [level.width for level in half if level.depth]
-      for outer, inner in zip(widths, widths[1:], strict=False):
-        fits = 4 * outer % inner == 0
-        require(fits, f'{inner} channels of a level do not divide 4 x {outer}, those of the last')
-      shortcut = self.out_shortcut if half is self.encoder else self.in_shortcut
-      fits = not shortcut or not widths[-1] % self.latent_channels
-      require(fits, f'{self.latent_channels} latent channels do not divide {widths[-1]}, the last')
-    fits = not self.down_folds or all(level.width % 4 == 0 for level in self.encoder[1:])
-    require(fits, 'folding takes widths that 4 divides in all levels of the encoder but the first')
+        require(
+          level.block != 'EfficientViTBlock' or not level.depth or level.width >= self.head,
+          f'attention_head_dim={self.head} is more than the {level.width} channels of level {i} in '
+          f'{widths}',
+        )
+      for i, (outer, inner) in enumerate(itertools.pairwise(levels)):
+        require(
+          not outer.depth or 4 * outer.width % inner.width == 0,
+          f'{widths} has {inner.width} for level {i + 1}, which does not divide 4 x {outer.width}, '
+          f'four positions of level {i}',
+        )
+      require(
+        not shortcut or not levels[-1].width % self.latent_channels,
+        f'latent_channels={self.latent_channels} does not divide {levels[-1].width}, the last of '
+        f'{widths}, as {key} needs it',
+      )
+    for i, level in enumerate(self.encoder[1:], 1):
+      require(
+        not self.down_folds or level.width % 4 == 0,
+        f'encoder_block_out_channels has {level.width} for level {i}; expected a multiple of 4, '
+        'which downsample_block_type=pixel_unshuffle folds',
+      )
     vae_kinds.check_scaling('DC-AE', self.scale, self.shift, self.latent_channels)
 
   @property
@@ -165,7 +182,7 @@ class Encoder(nnx.Module):
 
   def __init__(self, config: DCAEConfig, make: layers.Make):
     levels, folds, pixels = config.encoder, config.down_folds, config.image_channels
-    self.groups = config.latent_channels if config.out_shortcut else 0
+    self.shortcut = config.out_shortcut
     if levels[0].depth:
       self.conv_in = make.wide.conv(pixels, levels[0].width)
     else:
@@ -182,7 +199,7 @@ class Encoder(nnx.Module):
       for layer in level:
         x = layer(x)
     z = self.conv_out(x)
-    return z + layers.averaged(x, self.groups) if self.groups else z
+    return z + layers.averaged(x, z.shape[-1]) if self.shortcut else z
 
 
 class Decoder(nnx.Module):
@@ -190,7 +207,7 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DCAEConfig, make: layers.Make):
     levels, folds, pixels = config.decoder, config.up_folds, config.image_channels
-    self.width = levels[-1].width if config.in_shortcut else 0
+    self.shortcut = config.in_shortcut
     self.conv_in = make.wide.conv(config.latent_channels, levels[-1].width)
     self.up_blocks = nnx.List(nnx.List(_blocks(make, level, config.head)) for level in levels)
     for level, before, blocks in zip(levels, levels[1:], self.up_blocks, strict=False):
@@ -206,7 +223,7 @@ class Decoder(nnx.Module):
 
   def __call__(self, z_NHWC: jax.Array) -> jax.Array:
     x = self.conv_in(z_NHWC)
-    x = x + layers.repeated(z_NHWC, self.width) if self.width else x
+    x = x + layers.repeated(z_NHWC, x.shape[-1]) if self.shortcut else x
     for level in reversed(self.up_blocks):
       for layer in level:
         x = layer(x)

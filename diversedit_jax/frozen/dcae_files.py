@@ -1,8 +1,9 @@
 """Reads the sizes of a DC-AE from its `config.json`, as diffusers' `AutoencoderDC` has it.
 
-Published are mit-han-lab's dc-ae-f32c32, -f64c128 and -f128c512, each as -in-1.0 and -mix-1.0, and
-dc-ae-f32c32-sana-1.0, all with `-diffusers` at the end of the repository's name. Arrays do not show
-the heads of the attention and the activations, so the config is needed; it has the scale, too.
+Published are mit-han-lab's dc-ae-f32c32, -f64c128 and -f128c512, each as -in-1.0 and -mix-1.0,
+dc-ae-f32c32-sana-1.0 and -1.1, and dc-ae-lite-f32c32-sana-1.1, all with `-diffusers` at the end of
+the repository's name. Arrays do not show the heads of the attention and the activations, so the
+config is needed; it has the scale, too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,14 @@ _NEEDED = (
   'decoder_norm_types',
   'decoder_act_fns',
 )
+# What diffusers takes where an entry is missing; files of its first versions lack the last three.
+_OPTIONAL = {
+  'in_channels': 3,
+  'attention_head_dim': 32,
+  'encoder_out_shortcut': True,
+  'decoder_in_shortcut': True,
+  'decoder_conv_act_fn': 'relu',
+}
 
 
 def is_one(names: Iterable[str], settings: Mapping[str, Any]) -> bool:
@@ -52,30 +61,28 @@ def fields(settings: Mapping[str, Any]) -> dict[str, Any]:
       f'{misfits.first_few(missing)} {"is" if len(missing) == 1 else "are"} missing; put the '
       'published one beside the file'
     )
+  settings = _OPTIONAL | settings
   return {
     'encoder': _levels(settings, 'encoder', 'rms_norm', 'silu'),
     'decoder': _levels(
       settings, 'decoder', settings['decoder_norm_types'], settings['decoder_act_fns']
     ),
     'latent_channels': _whole('latent_channels', settings['latent_channels']),
-    'image_channels': settings.get('in_channels', 3),
-    'head': settings.get('attention_head_dim', 32),
-    'down_folds': _choice(settings, 'downsample_block_type', ('conv', 'pixel_unshuffle')),
+    'image_channels': _whole('in_channels', settings['in_channels']),
+    'head': _whole('attention_head_dim', settings['attention_head_dim']),
+    'down_folds': _choice(settings, 'downsample_block_type', ('Conv', 'pixel_unshuffle')),
     'up_folds': _choice(settings, 'upsample_block_type', ('interpolate', 'pixel_shuffle')),
-    'out_shortcut': _known(
-      'encoder_out_shortcut', settings.get('encoder_out_shortcut', True), (True, False)
-    ),
-    'in_shortcut': _known(
-      'decoder_in_shortcut', settings.get('decoder_in_shortcut', True), (True, False)
-    ),
+    'out_shortcut': _flag(settings, 'encoder_out_shortcut'),
+    'in_shortcut': _flag(settings, 'decoder_in_shortcut'),
     'last_activation': _known(
-      'decoder_conv_act_fn', settings.get('decoder_conv_act_fn', 'relu'), dcae_layers.ACTIVATIONS
+      'decoder_conv_act_fn', settings['decoder_conv_act_fn'], dcae_layers.ACTIVATIONS
     ),
   }
 
 
 def _levels(settings, half, norms, activations) -> tuple[dcae.Level, ...]:
-  widths = _listed(f'{half}_block_out_channels', settings[f'{half}_block_out_channels'])
+  key = f'{half}_block_out_channels'
+  widths = [_whole(key, width) for width in _listed(key, settings[key])]
   blocks, depths, scales = (
     _each(half, key, settings[f'{half}_{key}'], widths)
     for key in ('block_types', 'layers_per_block', 'qkv_multiscales')
@@ -87,9 +94,9 @@ def _levels(settings, half, norms, activations) -> tuple[dcae.Level, ...]:
   return tuple(
     dcae.Level(
       width=width,
-      depth=depth,
+      depth=_whole(f'{half}_layers_per_block', depth, least=0),
       block=_known(f'{half}_block_types', block, dcae.BLOCKS),
-      scales=tuple(_listed(f'{half}_qkv_multiscales', sizes)),
+      scales=_odd(f'{half}_qkv_multiscales', sizes),
       norm=_known(f'{half}_norm_types', norm, dcae_layers.NORMS),
       activation=_known(f'{half}_act_fns', activation, dcae_layers.ACTIVATIONS),
     )
@@ -116,15 +123,34 @@ def _listed(key, value):
   return value
 
 
-def _whole(key, value):
-  if not isinstance(value, int) or value < 1:
-    raise types.UserError(f'{vae_kinds.SETTINGS} says {key}={value!r}; expected a number from 1')
+def _whole(key, value, least=1):
+  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    raise types.UserError(
+      f'{vae_kinds.SETTINGS} says {key}={value!r}; expected whole numbers from {least}'
+    )
   return value
 
 
+def _odd(key, sizes) -> tuple[int, ...]:
+  for size in _listed(key, sizes):
+    if _whole(key, size) % 2 == 0:
+      raise types.UserError(f'{vae_kinds.SETTINGS} says {key}={size}; expected odd numbers')
+  return tuple(sizes)
+
+
+def _flag(settings, key) -> bool:
+  if not isinstance(settings[key], bool):
+    raise types.UserError(
+      f'{vae_kinds.SETTINGS} says {key}={settings[key]!r}; expected true or false'
+    )
+  return settings[key]
+
+
 def _choice(settings, key, values) -> bool:
-  """Whether a setting is the second of two values."""
-  return _known(key, settings[key], values) == values[1]
+  """Whether a setting is the second of two values, in capitals or not: programs differ."""
+  found = settings[key]
+  same = [value for value in values if isinstance(found, str) and found.lower() == value.lower()]
+  return _known(key, same[0] if same else found, values) == values[1]
 
 
 def _known(key, value, known):

@@ -14,11 +14,11 @@ from diversedit_jax.data.store import layout, verify
 from diversedit_jax.frozen import dcae, dcae_files, vae, vae_files
 from diversedit_jax.methods import contrastive
 from diversedit_jax.modes import opening, run_context
-from diversedit_jax.preparation import work
+from diversedit_jax.preparation import making, work
 
 RELATIVE = 2e-5  # Of the largest value.
 WIDTHS = [128, 256, 512, 512, 1024, 1024, 2048, 2048]
-SANA = {'layers': ((2, 2, 2, 3, 3, 3), (3,) * 6), 'scales': (5,), 'steps': ('conv', 'interpolate')}
+SANA = {'layers': ((2, 2, 2, 3, 3, 3), (3,) * 6), 'scales': (5,), 'steps': ('Conv', 'interpolate')}
 # Parameters of diffusers' AutoencoderDC with the published configs: latent channels, changes, how
 # many are learned, and how many statistics of batch norms lie beside them.
 PUBLISHED = {
@@ -71,8 +71,9 @@ def write(folder, weights, settings):
 
 @pytest.mark.parametrize(
   ('name', 'which'),
-  # As f32c32 is; with fewer positions than diffusers takes for linear attention; as Sana's is.
-  [('in', 'image'), ('in', 'small'), ('sana', 'image')],
+  # As f32c32 is; with fewer positions than diffusers takes for linear attention; as Sana's is; as
+  # dc-ae-lite is, only the decoder without a first level, but neither half with its shortcut.
+  [('in', 'image'), ('in', 'small'), ('sana', 'image'), ('lite', 'image')],
 )
 def test_results_agree_with_diffusers(golden, tmp_path, name, which):
   arrays, weights, settings = part(golden, name)
@@ -85,6 +86,18 @@ def test_results_agree_with_diffusers(golden, tmp_path, name, which):
     atol = RELATIVE * np.abs(expected).max()
     np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
   assert (found.name, found.config.scaling.scale) == ('DC-AE f4d4', 0.41407)
+
+
+def test_each_channel_may_have_a_scale_of_its_own(golden):
+  arrays, weights, settings = part(golden, 'in')
+  own = {'scale': (0.5, 1.0, 2.0, 4.0), 'shift': (0.0, -1.0, 0.25, 3.0)}
+  made = making.encoded(vae_files.from_arrays(weights, settings=settings, **own), size=4)
+  x = np.moveaxis(arrays['in/small_uint8'], 1, -1).astype(np.float32) / 127.5 - 1
+  z = np.moveaxis(arrays['out/small_latent'], 1, -1)
+  expected = (z - np.float32(own['shift'])) * np.float32(own['scale'])
+  atol = RELATIVE * np.abs(expected).max()
+  np.testing.assert_allclose(jax.jit(made.apply)(made.params, x), expected, rtol=0, atol=atol)
+  assert made.shape == (1, 1, 4) and made.facts['scale'] == list(own['scale'])
 
 
 def test_names_and_layouts_are_those_of_diffusers(golden):
@@ -148,16 +161,34 @@ def test_what_is_not_read_is_refused(golden):
     ({'_class_name': 'AutoencoderKL'}, "'AutoencoderKL', but the arrays are .* AutoencoderDC"),
     ({'decoder_norm_types': 'layer_norm'}, "decoder_norm_types='layer_norm'; only 'rms_norm' and"),
     ({'encoder_layers_per_block': [1, 1]}, 'encoder_layers_per_block has 2 entries, expected 3'),
-    ({'encoder_layers_per_block': [0, 1, 0]}, 'level 2 has 0 blocks; only the first may'),
+    (
+      {'decoder_layers_per_block': [0, 1, 0]},
+      'decoder_layers_per_block has 0 for level 2; only level 0 may',
+    ),
     (
       {'encoder_block_out_channels': [4, 8, 24]},
-      '24 channels of a level do not divide 4 x 8, those of the last',
+      'encoder_block_out_channels has 24 for level 2, which does not divide 4 x 8, .* of level 1',
     ),
-    ({'latent_channels': [8]}, r'latent_channels=\[8\]; expected a number from 1'),
+    (
+      {'encoder_block_out_channels': [4, 2, 8]},
+      'encoder_block_out_channels has 2 for level 1; expected a multiple of 4',
+    ),
+    ({'latent_channels': [8]}, r'latent_channels=\[8\]; expected whole numbers from 1'),
+    ({'latent_channels': True}, 'latent_channels=True; expected whole numbers from 1'),
+    ({'in_channels': 0}, 'in_channels=0; expected whole numbers from 1'),
+    ({'attention_head_dim': 4.0}, 'attention_head_dim=4.0; expected whole numbers from 1'),
+    ({'decoder_layers_per_block': [0, True, 1]}, 'decoder_layers_per_block=True; expected whole'),
+    ({'encoder_qkv_multiscales': [[], [], [4]]}, 'encoder_qkv_multiscales=4; expected odd'),
+    ({'encoder_out_shortcut': None}, 'encoder_out_shortcut=None; expected true or false'),
+    ({'decoder_in_shortcut': 1}, 'decoder_in_shortcut=1; expected true or false'),
+    ({'downsample_block_type': None}, "downsample_block_type=None; only 'Conv' and 'pixel_un"),
     ({'encoder_block_out_channels': 8}, 'encoder_block_out_channels=8; expected a list'),
     ({'decoder_qkv_multiscales': 5}, 'decoder_qkv_multiscales=5; expected a list'),
-    ({'latent_channels': 3}, '3 latent channels do not divide 8'),
-    ({'attention_head_dim': 16}, 'attention_head_dim=16 is more than the 8 channels of level 2'),
+    ({'latent_channels': 3}, 'latent_channels=3 does not divide 8, the last of encoder_block_'),
+    (
+      {'attention_head_dim': 16},
+      'attention_head_dim=16 is more than the 8 channels of level 2 in enc',
+    ),
     ({'upsample_block_type': 'interpolate'}, 'an AutoencoderDC: .*conv.weight has shape'),
   ):
     refuse(message, weights, settings | changes)
