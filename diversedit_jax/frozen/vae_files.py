@@ -58,8 +58,7 @@ def load(
   """
   path = _find(path)
   arrays = array_files.load(path, anchors=vae_names.ANCHORS)
-  beside = path.with_name(SETTINGS)
-  settings = files.read_json(beside) if beside.is_file() else {}
+  settings = settings_beside(path)
   known = location.side(path.name, vae_kinds.STATISTICS)[1:]
   found = [path.with_name(name) for name in known if path.with_name(name).is_file()]
   asked = scale is not None and shift is not None
@@ -77,6 +76,16 @@ def load(
     )
   except types.UserError as error:
     raise types.UserError(f'{path}: {error}') from error
+
+
+def settings_beside(path: pathlib.Path) -> dict[str, Any]:
+  """The contents of the `config.json` beside a file of weights; nothing where there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  beside = path.with_name(SETTINGS)
+  return files.read_json(beside) if beside.is_file() else {}
 
 
 def from_arrays(

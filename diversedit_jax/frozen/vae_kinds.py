@@ -37,7 +37,8 @@ class Kind:
 
   name: what it is called.
   sizes: the fields of `vae.VAEConfig` that its arrays show; 'family' of one that has others.
-  scale, shift: of its latents; None where they are statistics that come with it.
+  scale, shift: of its latents; None where what comes with it tells.
+  by_statistics: whether that is statistics for each channel, and not its `config.json`.
   called: part of the names of its files, where another has the same sizes; '' is the usual one.
   """
 
@@ -45,6 +46,7 @@ class Kind:
   sizes: Mapping[str, Any]
   scale: float | None = None
   shift: float = 0.0
+  by_statistics: bool = False
   called: str = ''
 
   def has(self, sizes: Mapping[str, Any]) -> bool:
@@ -76,14 +78,14 @@ def _f16(channels: int, decoder_attention: tuple[int, ...]) -> dict[str, Any]:
 
 _E2E = r'(?<![a-z0-9])e2e(?![a-z0-9])'
 KINDS = (
-  Kind(name='E2E-VAE', sizes=_f8(4, True), called=_E2E),
+  Kind(name='E2E-VAE', sizes=_f8(4, True), by_statistics=True, called=_E2E),
   Kind(name='SDXL VAE', sizes=_f8(4, True), scale=0.13025, called=r'sd[-_]?xl'),
   Kind(name='SD-VAE', sizes=_f8(4, True), scale=0.18215),
   Kind(name='SD3 VAE', sizes=_f8(16, False), scale=1.5305, shift=0.0609, called=r'sd3|diffusion-3'),
   Kind(name='FLUX VAE', sizes=_f8(16, False), scale=0.3611, shift=0.1159, called=r'flux|\bae\.'),
-  Kind(name='E2E-VAE', sizes=_f16(32, (4,)), called=_E2E),
-  Kind(name='IN-VAE', sizes=_f16(32, (4,)), called=r'\bin-?vae'),
-  Kind(name='VA-VAE', sizes=_f16(32, (4,)), called=r'va-?vae'),
+  Kind(name='E2E-VAE', sizes=_f16(32, (4,)), by_statistics=True, called=_E2E),
+  Kind(name='IN-VAE', sizes=_f16(32, (4,)), by_statistics=True, called=r'\bin-?vae'),
+  Kind(name='VA-VAE', sizes=_f16(32, (4,)), by_statistics=True, called=r'va-?vae'),
   Kind(name='MAR KL-16', sizes=_f16(16, ()), scale=0.2325),
   Kind(name='DC-AE', sizes={'family': 'DC-AE'}),
 )
@@ -175,7 +177,7 @@ def _told(sizes, statistics, settings, place) -> tuple[Any, Any, str]:
   mean, std = settings.get('latents_mean'), settings.get('latents_std')
   if mean and std:
     kind = _kind(sizes, None, None, place)
-    by_statistics = kind is not None and kind.scale is None
+    by_statistics = kind is not None and kind.by_statistics
     if settings.get('scaling_factor') != 1 and not by_statistics:
       raise types.UserError(
         f'{SETTINGS} has latents_mean and latents_std, which programs apply in different ways; '
@@ -223,7 +225,7 @@ def _unknown(sizes, channels):
   known = {
     kind.name: f' ({kind.scale}, {kind.shift})' if kind.scale else ''
     for kind in KINDS
-    if kind.has(sizes)
+    if kind.has(sizes) and (kind.scale or kind.by_statistics)
   }
   same = f'; published with these sizes: {", ".join(a + b for a, b in known.items())}'
   return (

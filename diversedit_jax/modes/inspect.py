@@ -71,15 +71,21 @@ def run(
   return '\n'.join([*card, *_items(found.path, whole)])
 
 
-def recognise(arrays: Mapping[str, np.ndarray]) -> list[str]:
+def recognise(
+  arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
+) -> list[str]:
   """What arrays are the weights of, in words; several where names and shapes are the same.
 
   Nothing is guessed: all names and shapes of what is named are there, and no others.
+
+  Args:
+    arrays: the weights.
+    settings: the contents of the `config.json` beside them, without which a DC-AE is not known.
   """
-  return [words for words, _ in _recognised(arrays)]
+  return [words for words, _ in _recognised(arrays, settings or {})]
 
 
-def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]:
+def _recognised(arrays, settings) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]:
   """Words, and for a diffusion model its arrays by names that `infer_config` knows."""
   if any(name.startswith('model/') for name in arrays):
     params = convert.unflatten(arrays)
@@ -98,10 +104,14 @@ def _recognised(arrays) -> Iterator[tuple[str, Mapping[str, np.ndarray] | None]]
   for name in families.FAMILIES:
     if fits(name) or fits(name, num_classes=999):
       yield name, arrays
-  found = _attempt(lambda: vae_files.from_arrays(arrays, scale=1.0, shift=0.0))
+  # The config.json may be that of something else.
+  read = lambda told: _attempt(
+    lambda: vae_files.from_arrays(arrays, settings=told, scale=1.0, shift=0.0)
+  )
+  found = read(settings) or read({})
   if found is not None:
     sizes = f'{found.config.factor}x down, {found.config.latent_channels} latent channels'
-    yield f'AutoencoderKL, {sizes}', None
+    yield f'{found.name}: {sizes}', None
   # The heads do not show.
   settings = {'decoder_num_attention_heads': 1}
   found = _attempt(lambda: rae_decoder.from_arrays(arrays, settings=settings))
@@ -130,7 +140,8 @@ def _describe_file(origin, config, whole) -> list[str]:
   size = f'{size / 1e6:,.1f} MB' if size >= 1e6 else f'{size:,} bytes'
   lines = [_line('file', f'{location.place_of(path) or path}, {size}')]
   lines += [_line('SHA-256', location.digest(path))]
-  found = dict(_recognised(arrays))
+  settings = _attempt(lambda: vae_files.settings_beside(path)) or {}
+  found = dict(_recognised(arrays, settings))
   is_ours = any(words.startswith(_OURS) for words in found)
   names = ' or '.join(words.removeprefix(_OURS) for words in found)
   known = f'{_OURS if is_ours else ""}{names}'

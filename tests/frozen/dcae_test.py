@@ -152,11 +152,14 @@ def test_what_is_not_read_is_refused(golden):
   refuse(r'with its config.json.*latent_channels.*and \d+ more are missing', weights, {})
   refuse('upsample_block_type is missing', weights, less('upsample_block_type'))
   refuse(
-    'the scale of 4 latent channels is not known.*--vae_scale', weights, less('scaling_factor')
+    'the scale of 4 latent channels is not known.*--vae_scale.* into the folder of the file$',
+    weights,
+    less('scaling_factor'),
   )
-  assert (
-    vae_files.from_arrays(weights, settings=less('scaling_factor'), scale=2.0).config.scale == 2
-  )
+  both = settings | {'latents_mean': [0.0] * 4, 'latents_std': [1.0] * 4}
+  refuse('latents_mean and latents_std, which programs apply in different ways', weights, both)
+  asked = vae_files.from_arrays(weights, settings=less('scaling_factor'), scale=2.0)
+  assert (asked.config.scale, asked.name) == (2, 'DC-AE f4d4')
   for changes, message in (
     ({'_class_name': 'AutoencoderKL'}, "'AutoencoderKL', but the arrays are .* AutoencoderDC"),
     ({'decoder_norm_types': 'layer_norm'}, "decoder_norm_types='layer_norm'; only 'rms_norm' and"),

@@ -130,7 +130,8 @@ def test_frozen_networks_are_recognised():
     vae.VAEConfig(block_channels=(32, 32), layers_per_block=1, scale=1.0), 0
   )
   arrays = vae_files.to_arrays(autoencoder.params, autoencoder.config)
-  assert inspect.recognise(arrays) == ['AutoencoderKL, 2x down, 4 latent channels']
+  assert inspect.recognise(arrays) == ['AutoencoderKL f2d4: 2x down, 4 latent channels']
+  assert inspect.recognise(arrays, {'_class_name': 'SiT'}) == inspect.recognise(arrays)
   found = inspect.recognise(shaped(inception_files.file_shapes()))
   assert found == ['Inception of 2015-12-05, the network of FID']
   family = encoders.dinov2.FAMILY
@@ -140,6 +141,16 @@ def test_frozen_networks_are_recognised():
     encoders.convnext.flat_shapes(encoders.convnext.CONFIGS['convnextv2-t'])
   )
   assert inspect.recognise(shaped(theirs)) == ['encoder convnextv2-t']
+
+
+def test_a_dcae_is_recognised_by_the_config_beside_it(tmp_path, golden):
+  arrays = {k: x for k, x in golden('dcae_tiny').items() if k.startswith('lite/')}
+  weights = {k.removeprefix('lite/sd/'): x for k, x in arrays.items() if '/sd/' in k}
+  convert.save(tmp_path / vae_files.FILE, weights)
+  family = lambda: inspect.run('', str(tmp_path)).partition('\nfamily ')[2].partition('\n')[0]
+  assert "unknown (these look like diffusers' names of a DC-AE: give it, with its co" in family()
+  (tmp_path / vae_files.SETTINGS).write_text(str(arrays['lite/config']))
+  assert family().strip() == 'DC-AE f4d4: 4x down, 4 latent channels'
 
 
 def test_what_holds_no_weights_is_refused(tmp_path):
