@@ -11,7 +11,7 @@ import numpy as np
 from diversedit_jax.data import pipeline
 
 # Scaled latents of natural images have a standard deviation of 0.7 to 1 in each channel. A value
-# outside this range means that the scale does not belong to the VAE.
+# outside this range means that the scale does not belong to the autoencoder.
 USUAL_STD = (0.4, 2.0)
 
 

@@ -40,7 +40,7 @@ class Network(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OfVae:
-  """See `Network`: a VAE.
+  """See `Network`: a VAE or a DC-AE.
 
   tile: side in latents beyond which pictures are decoded in tiles; 0 never does.
   """

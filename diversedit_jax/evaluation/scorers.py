@@ -116,14 +116,14 @@ def image_side(source: sources.Source, decoder: decoder_lib.Decoder | None) -> i
   """Side of the pictures that samples become, in pixels.
 
   Raises:
-    UserError: latents without a VAE, or samples that are not square pictures of 3 channels.
+    UserError: latents that nothing decodes, or samples that are not square pictures of 3 channels.
   """
   height, width, channels = source.shape
   if source.space == 'latents':
     if decoder is None:
       raise types.UserError(
-        f'{source.name} are latents, and scores are of pictures: give vae.weights=FILE, the VAE '
-        'that decodes them, or rae.decoder=FILE'
+        f'{source.name} are latents, and scores are of pictures: give vae.weights=FILE, the '
+        'autoencoder that decodes them, or rae.decoder=FILE'
       )
     (height, width), channels = decoder.size(height, width), 3
   if channels != 3 or height != width:

@@ -159,7 +159,9 @@ def to_arrays(params: Mapping[str, Any], config: vae.Config) -> dict[str, np.nda
   found = {name: np.shape(leaf) for name, leaf in trees.named_leaves(params).items()}
   if found != expected:
     wrong = sorted(dict(found.items() ^ expected.items()))
-    raise ValueError(f'parameters and config of the VAE disagree on {misfits.first_few(wrong)}')
+    raise ValueError(
+      f'parameters and config of the autoencoder disagree on {misfits.first_few(wrong)}'
+    )
   return {name: np.ascontiguousarray(array) for name, array in _named(params)}
 
 
@@ -187,7 +189,7 @@ def _in_words(value) -> str:
 
 
 def _autoencoder(config, params, dtype, file, kind=CLASS):
-  trees.check_known('dtype of the VAE', dtype, vae.DTYPES)
+  trees.check_known('dtype of the autoencoder', dtype, vae.DTYPES)
   return vae.Autoencoder(
     config=config,
     params=params,
@@ -271,11 +273,11 @@ def _refuse_unsupported(settings: Mapping[str, Any]) -> None:
 
 def _find(path: str | os.PathLike[str]) -> pathlib.Path:
   publisher = (
-    'Its authors publish it on Hugging Face as stabilityai/sd-vae-ft-mse (or '
-    'stabilityai/sd-vae-ft-ema: the same encoder, another decoder); download it, with its '
-    f'{SETTINGS}, and give the path, or give hf://stabilityai/sd-vae-ft-mse'
+    'The usual one is on Hugging Face as stabilityai/sd-vae-ft-mse (335 MB; or -ft-ema: the '
+    f'same encoder, another decoder); download it, with its {SETTINGS}, and give the path, or give '
+    'hf://stabilityai/sd-vae-ft-mse; docs/weights.md lists others'
   )
-  wanted = f'the VAE needs its weights, {FILE} (about 335 MB)'
+  wanted = f'the autoencoder needs its weights, {FILE}'
   path = location.resolve(path, _FILES, vae_kinds.STATISTICS)
   if path.is_dir() and not any((path / name).is_file() for name in _FILES):
     path = folders.alone(path) or path

@@ -143,9 +143,9 @@ class Up(nnx.Module):
 
 def check_dtype(dtype: str) -> None:
   """Refuses a dtype of products that is unknown, or float64 without jax_enable_x64 (UserError)."""
-  trees.check_known('dtype of the VAE', dtype, DTYPES)
+  trees.check_known('dtype of the autoencoder', dtype, DTYPES)
   if dtype == 'float64' and not jax.config.jax_enable_x64:
-    raise types.UserError('the VAE computes in float64 only with JAX_ENABLE_X64=1')
+    raise types.UserError('the autoencoder computes in float64 only with JAX_ENABLE_X64=1')
 
 
 def check_image(x_NHWC: jax.Array, channels: int, factor: int) -> None:
@@ -154,8 +154,8 @@ def check_image(x_NHWC: jax.Array, channels: int, factor: int) -> None:
   height, width = x_NHWC.shape[1:3]
   if height % factor or width % factor:
     raise types.UserError(
-      f'the VAE encodes images with sides divisible by {factor}; found {height}x{width}; crop or '
-      'resize them first'
+      f'the autoencoder encodes images with sides divisible by {factor}; found {height}x{width}; '
+      'crop or resize them first'
     )
 
 

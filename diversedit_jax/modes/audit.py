@@ -65,7 +65,7 @@ def gather(experiment: experiment_lib.Experiment) -> dict[str, Any]:
   if source.space == 'latents' and source.tokenizer is None and unusual:
     remarks.append(
       f'channels have standard deviations {", ".join(f"{s:.2f}" for s in values["std"])}: scaled '
-      f'latents of natural images have 0.7 to 1, so the scale may not be that of the VAE'
+      f'latents of natural images have 0.7 to 1, so the scale may not be that of the autoencoder'
     )
   low, high = values['min'], values['max']
   if (source.space == 'pixels' or source.tokenizer) and low is not None and 0 <= low < high:

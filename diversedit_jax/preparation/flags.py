@@ -11,9 +11,9 @@ from diversedit_jax.frozen import rae
 from diversedit_jax.preparation import options
 
 _DESCRIPTION = """\
-Makes a store for training from pictures: the moments of their latents, encoded by an autoencoder,
-the tokens of a frozen encoder, the cropped pixels, or pixels beside either. If it is killed, the
-same command goes on where it stopped.
+Makes a store for training from pictures: their latents, encoded by an autoencoder (of a VAE the
+moments), the tokens of a frozen encoder, the cropped pixels, or pixels beside either. If it is
+killed, the same command goes on where it stopped.
 
   ImageNet, from the official tar of tars, which is not unpacked:
     python -m diversedit_jax.prepare --source=ILSVRC2012_img_train.tar --vae=sd-vae-ft-mse \\

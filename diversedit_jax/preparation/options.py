@@ -31,7 +31,7 @@ class Options:
   output: folder of the store.
   vae: file or folder of the weights, or a place on the hub.
   vae_scale, vae_shift: scale and shift instead of those of the weights.
-  rae: encoder by name, whose tokens are stored in place of an autoencoder's moments.
+  rae: encoder by name, whose tokens are stored in place of an autoencoder's latents.
   rae_weights: folder with its weights. rae_statistics: file that normalises its tokens.
   rae_patch: side in pixels that one token stands for; None is `rae.PATCH`.
   vae_dtype, rae_dtype: precision of the products of either.

@@ -158,7 +158,7 @@ def find(
   Args:
     path: a file or a folder, here or on the hub, see `location`.
     names: the known names, the best first.
-    wanted: beginning of the error message, as 'the VAE needs its weights (335 MB)'.
+    wanted: beginning of the error message, as 'the autoencoder needs its weights'.
     publisher: sentence of the error message that says where to get the file.
 
   Raises:

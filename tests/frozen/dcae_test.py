@@ -250,5 +250,7 @@ def test_a_store_of_latents_and_their_pictures(golden, tmp_path):
     make(path, vae__scale=0.5)
   other = vae_files.to_arrays(vae_files.random(found.config, 1).params, found.config)
   other = make(write(tmp_path / 'other', other, settings))
-  with pytest.raises(types.UserError, match='made with another VAE than vae.weights=.*other'):
+  with pytest.raises(
+    types.UserError, match='made with another autoencoder than vae.weights=.*other'
+  ):
     opening.open_decoder(other, mesh)

@@ -278,7 +278,7 @@ def test_what_arrays_cannot_tell_is_asked_for(arrays):
   each = SETTINGS | {'latents_mean': [0.1] * 4, 'latents_std': [2.0] * 4}
   refuse('give a scale and a shift instead', arrays, settings=each, scale=1.0)
   assert vae_files.from_arrays(arrays, settings=each, scale=1.0, shift=0.0).config.scale == 1.0
-  refuse('unknown dtype of the VAE', arrays, dtype='float61')
+  refuse('unknown dtype of the autoencoder', arrays, dtype='float61')
 
 
 def test_unreadable_settings_are_refused(tmp_path, arrays):

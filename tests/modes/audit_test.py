@@ -143,7 +143,7 @@ def test_latents_of_another_scale_are_remarked(tmp_path, scale, remarked):
   if remarked:
     (remark,) = found['remark']
     assert remark.startswith(f'channels have standard deviations {latents[..., 0].std():.2f}, ')
-    assert 'the scale may not be that of the VAE' in remark
+    assert 'the scale may not be that of the autoencoder' in remark
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_latents_that_the_decoder_cannot_take_are_named(run, files):
 
 # data, changes, what the message holds
 REFUSED = {
-  'no file': ('store', lambda _: {'vae__weights': 'absent'}, ['VAE', 'there is no absent']),
+  'no file': ('store', lambda _: {'vae__weights': 'absent'}, ['autoencoder', 'there is no absent']),
   'not a VAE': (
     'arrays',
     lambda files: {'vae__weights': files.arrays.removeprefix('arrays:')},
@@ -271,7 +271,7 @@ REFUSED = {
   'other encoder': (
     'store',
     lambda files: {'vae__weights': str(files.other_encoder)},
-    ['store/store was made with another VAE', 'vae.weights=', 'other', vae_files.FILE],
+    ['store/store was made with another autoencoder', 'vae.weights=', 'other', vae_files.FILE],
   ),
 }
 

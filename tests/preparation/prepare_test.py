@@ -193,7 +193,7 @@ def _pixels(inputs, root):
   'change, words',
   [
     ('--size=30', '--size=30 is not divisible by 4'),
-    ('--vae=nowhere', 'the VAE needs its weights'),
+    ('--vae=nowhere', 'the autoencoder needs its weights'),
     ('--source=nowhere', 'nowhere'),
     ('--strict', "'ant/005.jpg' cannot be used: zero bytes"),
     ('--vae_scale=1,2,3', 'scale must be'),

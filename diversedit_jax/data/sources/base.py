@@ -102,7 +102,7 @@ class Source(Protocol):
     return {}
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
-    """Refuses a VAE whose encoder did not make the latents; decoders may differ (UserError)."""
+    """Refuses an encoder that did not make the latents; decoders may differ (UserError)."""
 
 
 class Wrapped:

@@ -72,7 +72,7 @@ class DescribedSource(base.Source):
     known = (self.latents or {}).get('encoder_sha256', encoder_sha256)
     if known != encoder_sha256:
       raise types.UserError(
-        f'{self.name} was made with another VAE than vae.weights={file}: its encoder is '
+        f'{self.name} was made with another autoencoder than vae.weights={file}: its encoder is '
         f'{known[:12]}..., not {encoder_sha256[:12]}...'
       )
 

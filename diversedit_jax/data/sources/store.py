@@ -162,7 +162,7 @@ class StoreSource(base.Source):
         raise types.UserError(f'data.{name}={value}, but {self.name} was made with {name} {found}')
 
   def check_encoder(self, file: str, encoder_sha256: str) -> None:
-    """Refuses a VAE with another encoder than the store's; decoders may differ.
+    """Refuses another encoder than the store's; decoders may differ.
 
     Raises:
       UserError: the encoders differ.
@@ -170,7 +170,7 @@ class StoreSource(base.Source):
     made = self.plan.vae
     if made is not None and made.get('encoder_sha256') != encoder_sha256:
       raise types.UserError(
-        f'{self.name} was made with another VAE than vae.weights={file}: the encoder of '
+        f'{self.name} was made with another autoencoder than vae.weights={file}: the encoder of '
         f'{made["file"]} is {str(made.get("encoder_sha256"))[:12]}..., not {encoder_sha256[:12]}...'
       )
 

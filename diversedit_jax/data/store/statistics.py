@@ -1,6 +1,7 @@
-"""Mean and standard deviation by channel of the latents that a model will see, from their moments.
+"""Mean and standard deviation by channel of the latents that a model will see, from those stored.
 
-With z = mean + std * epsilon and x = (z - shift) * scale, over examples and positions,
+Stored are moments, or latents of which nothing is drawn: then std = 0 below. With
+z = mean + std * epsilon and x = (z - shift) * scale, over examples and positions,
 
   E[z] = E[mean],   Var[z] = Var[mean] + E[std^2]                                         (1)
 
@@ -14,7 +15,7 @@ import numpy as np
 
 
 class Statistics:
-  """Sums over moments in float64. count: number of positions added, over all examples."""
+  """Sums in float64. count: number of positions added, over all examples."""
 
   def __init__(self):
     self.count, self._sums = 0, 0.0
