@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
   add('--resolution', type=int, default=256, help='of the pixels, 256 or 512')
   add('--block', default='sit', choices=('sit', 'lightning', 'ddt'))
   add('--qk_norm', action='store_true', help='of other blocks than sit')
-  add('--head', default='', help='DEPTH,WIDTH,HEADS of a wide head, for --block=ddt')
+  add('--head', type=_head, default=(), help='DEPTH,WIDTH,HEADS of a wide head; for --block=ddt')
   add('--dtype', default='float32')
   add('--variants', **several(['plain']), help='some of plain, skips, skips+loss')
   add('--attention', **several(['auto']), help='some of auto, xla, cudnn')
@@ -70,11 +70,12 @@ def parse() -> argparse.Namespace:
   add('--rounds', type=int, default=7)
   add('--slices', type=int, default=4, help='turns of each in one round')
   add('--steps', type=int, default=1, help='in one turn')
-  args = parser.parse_args()
-  args.head = tuple(map(int, filter(None, args.head.split(','))))
-  if len(args.head) not in (0, 3):
-    parser.error(f'--head has {len(args.head)} numbers, expected DEPTH,WIDTH,HEADS')
-  return args
+  return parser.parse_args()
+
+
+def _head(text: str) -> tuple[int, int, int]:
+  depth, width, heads = map(int, text.split(','))  # argparse tells of a ValueError.
+  return depth, width, heads
 
 
 def cases(args) -> dict[str, steps.Case]:

@@ -192,7 +192,8 @@ def test_table_and_keys_are_printed():
     (['--config=configs/paper.py', '--mode=list'], paper.listing() + '\n'),
     (['--mode=keys', 'sra'], declarations.document('sra')),
   ):
-    assert command_server.main(arguments).stdout == wanted
+    done = command_server.main(arguments)
+    assert (done.returncode, done.stdout) == (0, wanted), done.stderr
 
 
 def test_list_and_experiment_are_not_confused():

@@ -6,6 +6,7 @@ Names in the state dict are those that `diversedit_jax.convert` reads as 'ddt'. 
 (data) to 1 (noise).
 """
 
+import itertools
 import math
 
 import torch
@@ -20,7 +21,7 @@ class GaussianTimeEmbed(nn.Module):
 
   def __init__(self, width):
     super().__init__()
-    frequencies = torch.randn(torch_sit.FREQUENCIES, generator=torch.manual_seed(0))
+    frequencies = torch.randn(torch_sit.FREQUENCIES, generator=torch.Generator().manual_seed(0))
     self.register_buffer('W', frequencies)
     features = 2 * torch_sit.FREQUENCIES
     self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
@@ -58,7 +59,7 @@ class DDT(torch_lightning.LightningDiT):
     f, features = self.run_blocks(self.s_embedder(x) + self.pos_embed, c)
     s = self.s_projector(F.silu(times + f))
     h = self.x_embedder(x)
-    for block in self.blocks[self.depth :]:
+    for block in itertools.islice(self.blocks, self.depth, None):
       h = block(h, s, self.dec_feat_rope)
     return self.unpatchify(self.final_layer(h, s)), features
 

@@ -5,6 +5,7 @@ Names in the state dict are REPA's (arXiv 2410.06940), which `diversedit_jax.con
 [N, C, H, W].
 """
 
+import itertools
 import math
 
 import torch
@@ -154,7 +155,7 @@ class SiT(nn.Module):
   def run_blocks(self, x, c):
     """The output of the last of `depth` blocks, and those of all."""
     features, waiting = [], []
-    for i, block in enumerate(self.blocks[: self.depth]):
+    for i, block in enumerate(itertools.islice(self.blocks, self.depth)):
       x = self.run_block(block, x, c)
       if self.skips and i < self.depth // 2:
         waiting.append(x)

@@ -109,14 +109,15 @@ class Trainer:
       loss = loss + torch_loss.adaptive(torch_loss.per_pair([f.float() for f in features]))
     return loss, pred
 
-  def update(self, loss) -> None:
-    """Gradient, clipping, AdamW and the moving average."""
+  def update(self, loss) -> torch.Tensor:
+    """Gradient, clipping, AdamW and the moving average; the norm before clipping."""
     self._optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(self._trained, CLIP, foreach=True)
+    norm = nn.utils.clip_grad_norm_(self._trained, CLIP, foreach=True)
     self._optimizer.step()
     with torch.no_grad():
       torch._foreach_lerp_(self._average, self._trained, 1 - self._decay)
+    return norm
 
   def step(self) -> None:
     """Starts one whole step."""
@@ -171,11 +172,11 @@ class Trainer:
     names = [name for name, p in self._model.named_parameters() if p.requires_grad]
     loss.backward(retain_graph=True)
     found = {f'gradient.{n}': p.grad.clone() for n, p in zip(names, self._trained, strict=True)}
-    self.update(loss)
+    norm = self.update(loss)
     found |= {f'after.{n}': p.detach().clone() for n, p in zip(names, self._trained, strict=True)}
     found |= {f'average.{n}': a.clone() for n, a in zip(names, self._average, strict=True)}
     save_file({'pred': pred.detach().contiguous(), **found}, outputs)
-    return {'loss': loss.item()}
+    return {'loss': loss.item(), 'norm': norm.item()}
 
 
 def noised(latents, noise, t):

@@ -18,8 +18,9 @@ from diversedit_jax.training import goodput, writers
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('straight') / 'run'
-  # A trace changes no bit: the runs that are compared with this one have none.
-  done = killed_runs.run(workdir, '--config.log.profile=30:31')
+  # A trace changes no bit: the runs that are compared with this one have none. Nor does the order
+  # of sets, which is another here than in runs that are forked.
+  done = killed_runs.run(workdir, '--config.log.profile=30:31', PYTHONHASHSEED='1')
   assert done.returncode == 0, done.stderr
   return workdir, done.stderr
 
@@ -66,23 +67,23 @@ def test_run_reports_progress_and_describes_itself(straight):
 def test_run_that_is_ended_and_killed_continues_bit_for_bit(straight, tmp_path):
   """SIGTERM saves and exits as told; SIGKILL costs what came after the last checkpoint."""
   workdir, told = tmp_path / 'run', '--stopped_status=75'
-  process = killed_runs.start_and_wait_for(workdir, 'step 14/', told)
+  process = killed_runs.start_and_wait_for(workdir, 'step 7/', told)
   process.send_signal(signal.SIGTERM)
   log = process.stderr.read()
   assert process.wait() == 75
   step = int(re.search(r'SIGTERM: saved step (\d+)', log).group(1))
-  assert 14 <= step < killed_runs.STEPS and _goodput(workdir)['lost_steps'] == 0
-  process = killed_runs.start_and_wait_for(workdir, 'step 42/', told)
+  assert 7 <= step < killed_runs.STEPS and _goodput(workdir)['lost_steps'] == 0
+  process = killed_runs.start_and_wait_for(workdir, 'step 35/', told)
   process.send_signal(signal.SIGKILL)
   process.wait()
   saved = checkpoint.Checkpoints(workdir / 'checkpoints').latest()
-  assert saved is not None and step <= saved < killed_runs.STEPS
+  assert saved is not None and step < saved < killed_runs.STEPS
   done = killed_runs.run(workdir, told)
   assert done.returncode == 0, done.stderr  # Finished.
   assert f'continuing at step {saved}' in done.stderr
   ended, killed, whole = goodput.starts(writers.read_jsonl(workdir / goodput.FILE))
   assert (ended.first, ended.last, ended.ended) == (0, step, 'SIGTERM')
-  assert killed.first == step and 42 <= killed.last < killed_runs.STEPS and not killed.ended
+  assert killed.first == step and 35 <= killed.last < killed_runs.STEPS and not killed.ended
   assert (whole.first, whole.last, whole.ended) == (saved, killed_runs.STEPS, 'finished')
   # What the run itself told of is told at its end.
   assert f'goodput {_goodput(workdir)["goodput"]:.1%} of ' in done.stderr

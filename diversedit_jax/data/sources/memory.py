@@ -1,7 +1,7 @@
 """Sources in memory: scikit-learn's digits, and the arrays of an .npz file."""
 
 import dataclasses
-from importlib import metadata
+import importlib.util
 import os
 import pathlib
 import zipfile
@@ -81,10 +81,7 @@ def digits(split: str) -> ArraySource:
   The test split is every fifth image of each class in the file's order (355 images), the train
   split the other 1,442. The same writers are in both.
   """
-  # Its file is read without it: to import it takes longer than to make ready all else.
-  package = metadata.distribution('scikit-learn')
-  file = package.locate_file('sklearn/datasets/data/digits.csv.gz')
-  rows = np.loadtxt(os.fspath(file), delimiter=',')
+  rows = _rows_of_digits()
   levels_NHW, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int32)
   rank_in_class = np.empty_like(labels)
   for k in range(10):
@@ -95,6 +92,22 @@ def digits(split: str) -> ArraySource:
   return ArraySource(
     name=f'digits/{split}', space='pixels', num_classes=10, data=x_NHWC, labels=labels[chosen]
   )
+
+
+def _rows_of_digits() -> np.ndarray:
+  """64 levels and a label a row, without importing scikit-learn if its file is in its place.
+
+  To import it takes longer than everything else at the start of a run.
+  """
+  package = importlib.util.find_spec('sklearn')
+  for folder in package.submodule_search_locations if package else ():
+    file = pathlib.Path(folder, 'datasets', 'data', 'digits.csv.gz')
+    if file.is_file():
+      return np.loadtxt(file, delimiter=',')
+  from sklearn import datasets
+
+  found = datasets.load_digits()
+  return np.column_stack([found.data, found.target])
 
 
 def arrays(
