@@ -265,9 +265,15 @@ def mean_of(source: sources.Source, *, mirrored: bool = False) -> np.ndarray:
   """Mean [H, W, C] of a source's examples, float32: images in [-1, 1], or scaled latents.
 
   At most 4096, spread evenly. mirrored: whether their mirror images count, too.
+
+  Raises:
+    UserError: there are no examples.
   """
   count = min(len(source), MAX_EXAMPLES)
+  if not count:
+    raise types.UserError(f'{source.name} has no examples, expected some to take the mean of')
   indices = np.arange(count) * len(source) // count
+  raw = 'moments' in source.gather(indices[:1])
   total = np.zeros(source.shape, np.float64)
   for start in range(0, count, _CHUNK):
     some = indices[start : start + _CHUNK]
@@ -275,7 +281,6 @@ def mean_of(source: sources.Source, *, mirrored: bool = False) -> np.ndarray:
     if mirrored:
       both.append(source.gather(some, np.ones(len(some), bool)))
     for batch in both:
-      raw = 'moments' in batch
       x_NHWC = np.split(batch['moments'], 2, -1)[0] if raw else batches.clean(batch)
       total += x_NHWC.sum(axis=0, dtype=np.float64) / (count * len(both))
   if not raw:

@@ -50,7 +50,7 @@ def encoded(autoencoder: vae.Autoencoder, size: int) -> Making:
 
   return Making(
     column='moments' if config.drawn else 'latents',
-    shape=(side, side, (1 + config.drawn) * config.latent_channels),
+    shape=(side, side, config.latent_channels * (2 if config.drawn else 1)),
     facts=json.loads(json.dumps(facts)),  # As they will be read back, with lists for tuples.
     params=autoencoder.params,
     apply=apply,

@@ -237,6 +237,11 @@ def test_the_mean_is_that_of_what_the_model_sees():
 
   traced = jax.jit(lambda: jnp.asarray(contrastive.mean_of(Moments())))()
   np.testing.assert_allclose(traced, np.full((2, 2, 1), (1 - 0.5) * 2))
+  none = sources.ArraySource(
+    name='none', space='pixels', num_classes=10, data=images[:0], labels=np.zeros(0, np.int64)
+  )
+  with pytest.raises(types.UserError, match='none has no examples'):
+    contrastive.mean_of(none)
 
 
 def test_a_description_of_data_has_no_mean():
