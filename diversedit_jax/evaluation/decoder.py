@@ -10,7 +10,7 @@ import numpy as np
 from diversedit_jax import sharding
 from diversedit_jax.data import images
 from diversedit_jax.evaluation import checks
-from diversedit_jax.frozen import rae, rae_decoder, vae, vae_tiles
+from diversedit_jax.frozen import autoencoders, rae, rae_decoder, vae_tiles
 from diversedit_jax.frozen.encoders import preprocess
 
 _BATCH = 8  # Pictures decoded at a time on each device.
@@ -45,7 +45,7 @@ class OfVae:
   tile: side in latents beyond which pictures are decoded in tiles; 0 never does.
   """
 
-  autoencoder: vae.Autoencoder
+  autoencoder: autoencoders.Autoencoder
   tile: int
 
   @property

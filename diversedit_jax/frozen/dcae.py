@@ -33,8 +33,8 @@ import jax
 
 from diversedit_jax import types
 from diversedit_jax.data import latents
+from diversedit_jax.frozen import autoencoders, vae_kinds, vae_layers
 from diversedit_jax.frozen import dcae_layers as layers
-from diversedit_jax.frozen import vae_kinds, vae_layers
 
 BLOCKS = ('ResBlock', 'EfficientViTBlock')
 
@@ -144,7 +144,7 @@ class DCAEConfig:
     """The fields as JSON has them, for the plan of a store."""
     return dataclasses.asdict(self)
 
-  def network(self, *, rngs: nnx.Rngs, dtype: str) -> 'DCAE':
+  def network(self, *, rngs: autoencoders.Keys, dtype: str) -> 'DCAE':
     """The network, with weights of no meaning."""
     return DCAE(self, rngs=rngs, dtype=dtype)
 
@@ -156,7 +156,7 @@ class DCAE(nnx.Module):
     UserError: the dtype is unknown, or is 'float64' without jax_enable_x64.
   """
 
-  def __init__(self, config: DCAEConfig, *, rngs: nnx.Rngs, dtype: str = 'float32'):
+  def __init__(self, config: DCAEConfig, *, rngs: autoencoders.Keys, dtype: str = 'float32'):
     vae_layers.check_dtype(dtype)
     self.config = config
     self.encoder = Encoder(config, layers.Make(dtype, rngs))

@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from diversedit_jax.frozen import vae_layers
+from diversedit_jax.frozen import autoencoders, vae_layers
 
 NORM_EPSILON, ATTENTION_EPSILON = 1e-5, 1e-15
 EXPANSION = 4  # Of the width, in the convolutions (3).
@@ -20,7 +20,7 @@ class Make(NamedTuple):
   """Arguments of every layer: dtype of its products, random numbers."""
 
   dtype: str
-  rngs: nnx.Rngs
+  rngs: autoencoders.Keys
 
   @property
   def wide(self) -> 'Make':

@@ -19,45 +19,17 @@ are the thin layers at both ends: they cost nothing and decide the last bits of 
 """
 
 import dataclasses
-import functools
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from flax import nnx
 import jax
 
 from diversedit_jax import types
 from diversedit_jax.data import latents
-from diversedit_jax.frozen import vae_kinds
+from diversedit_jax.frozen import autoencoders, vae_kinds
 from diversedit_jax.frozen import vae_layers as layers
 
 DTYPES = layers.DTYPES
-
-
-class Config(Protocol):
-  """Sizes of an autoencoder of any kind, hashable: `VAEConfig` or `dcae.DCAEConfig`.
-
-  drawn: whether encoding gives the moments of latents that are drawn, or the latents themselves.
-  factor: pixels per latent position, along a side.
-  scale, shift: arguments of `data.latents.Scaling`. scaling: that of both.
-  """
-
-  drawn: ClassVar[bool]
-  image_channels: int
-  latent_channels: int
-  scale: float | tuple[float, ...]
-  shift: float | tuple[float, ...]
-
-  @property
-  def factor(self) -> int: ...
-
-  @property
-  def scaling(self) -> latents.Scaling: ...
-
-  def facts(self) -> dict[str, Any]:
-    """The fields as JSON has them, for the plan of a store."""
-
-  def network(self, *, rngs: nnx.Rngs, dtype: str) -> nnx.Module:
-    """The network, which can `encode` and `decode`, with weights of no meaning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,44 +96,9 @@ class VAEConfig:
     """The map from the latents of this autoencoder to those that a diffusion model sees."""
     return latents.Scaling(scale=self.scale, shift=self.shift)
 
-  def network(self, *, rngs: nnx.Rngs, dtype: str) -> 'VAE':
+  def network(self, *, rngs: autoencoders.Keys, dtype: str) -> 'VAE':
     """The network, with weights of no meaning."""
     return VAE(self, rngs=rngs, dtype=dtype)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Autoencoder:
-  """An autoencoder with weights, made by `vae_files`; the weights are arguments, not constants.
-
-  config: its sizes.
-  params: weights as a nested dict of float32 numpy arrays.
-  file: name of the file they came from.
-  name: what it is, as 'SDXL VAE f8d4', or 'AutoencoderKL f8d4' for one that is not known.
-  encoder_sha256, decoder_sha256: digests of the names and values in each half, its 1x1 convolution
-    included; the same whatever the format and the naming of the file.
-  dtype: dtype of the matrix products.
-  """
-
-  config: Config
-  params: dict[str, Any]
-  file: str
-  encoder_sha256: str
-  decoder_sha256: str
-  dtype: str = 'float32'
-  name: str = 'AutoencoderKL'
-
-  def encode(self, params: Any, x_NHWC: jax.Array) -> jax.Array:
-    """The network's `encode` as a pure function of the parameters."""
-    return nnx.merge(_split(self.config, self.dtype)[0], params).encode(x_NHWC)
-
-  def decode(self, params: Any, z_NHWC: jax.Array) -> jax.Array:
-    """The network's `decode` as a pure function of the parameters."""
-    return nnx.merge(_split(self.config, self.dtype)[0], params).decode(z_NHWC)
-
-
-def shapes(config: Config) -> dict[str, Any]:
-  """The parameters as jax.ShapeDtypeStruct; lists are dicts with keys 0, 1, ..."""
-  return _split(config, 'float32')[1]
 
 
 def flops(config: VAEConfig, height: int, width: int) -> tuple[float, float]:
@@ -202,7 +139,7 @@ class VAE(nnx.Module):
     UserError: the dtype is unknown, or is 'float64' without jax_enable_x64.
   """
 
-  def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str = 'float32'):
+  def __init__(self, config: VAEConfig, *, rngs: autoencoders.Keys, dtype: str = 'float32'):
     layers.check_dtype(dtype)
     self.config = config
     self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
@@ -230,7 +167,7 @@ class VAE(nnx.Module):
 class Encoder(nnx.Module):
   """The encoder (3), without the 1x1 convolution after it."""
 
-  def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str):
+  def __init__(self, config: VAEConfig, *, rngs: autoencoders.Keys, dtype: str):
     make, widths = layers.Make(config.norm_groups, dtype, rngs), config.block_channels
     last, blocks = len(widths) - 1, config.layers_per_block
     self.conv_in = make.wide.conv(config.image_channels, widths[0])
@@ -259,7 +196,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
   """The decoder (4), without the 1x1 convolution before it."""
 
-  def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: str):
+  def __init__(self, config: VAEConfig, *, rngs: autoencoders.Keys, dtype: str):
     make, widths = layers.Make(config.norm_groups, dtype, rngs), config.block_channels[::-1]
     last, blocks = len(widths) - 1, config.layers_per_block + 1
     self.conv_in = make.wide.conv(config.latent_channels, widths[0])
@@ -283,18 +220,3 @@ class Decoder(nnx.Module):
     for level in self.up_blocks:
       x = level(x)
     return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
-
-
-class _OneKey:
-  """In place of nnx.Rngs: shapes need no randomness, and tracing it takes most of their time."""
-
-  def params(self) -> jax.Array:
-    return jax.random.key(0)
-
-
-@functools.cache
-def _split(config: Config, dtype: str) -> tuple[nnx.GraphDef, dict[str, Any]]:
-  """The structure of the network and the shapes of its parameters."""
-  model = nnx.eval_shape(lambda: config.network(rngs=_OneKey(), dtype=dtype))
-  graphdef, variables = nnx.split(model, nnx.Param)
-  return graphdef, nnx.to_pure_dict(variables)

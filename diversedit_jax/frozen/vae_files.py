@@ -19,7 +19,7 @@ import numpy as np
 
 from diversedit_jax import trees, types
 from diversedit_jax.data import files
-from diversedit_jax.frozen import dcae, dcae_files, vae, vae_kinds, vae_names
+from diversedit_jax.frozen import autoencoders, dcae, dcae_files, vae, vae_kinds, vae_names
 from diversedit_jax.weights import array_files, folders, likely, location, misfits
 
 FILE = 'diffusion_pytorch_model.safetensors'
@@ -43,13 +43,13 @@ def load(
   scale: float | Sequence[float] | None = None,
   shift: float | Sequence[float] | None = None,
   dtype: str = 'float32',
-) -> vae.Autoencoder:
+) -> autoencoders.Autoencoder:
   """Reads the autoencoder from a file, or from a folder with one, which `_FILES` may name.
 
   Args:
     path: a file of weights of any floating-point dtype. What else it holds is left out, as in a
       checkpoint of Stable Diffusion.
-    scale, shift: values that replace those that `vae_kinds` finds, see `vae.Config`.
+    scale, shift: values that replace those that `vae_kinds` finds, see `autoencoders.Config`.
     dtype: the dtype of the matrix products, one of `vae.DTYPES`; parameters are always float32.
 
   Raises:
@@ -98,7 +98,7 @@ def from_arrays(
   dtype: str = 'float32',
   file: str = '',
   place: str = '',
-) -> vae.Autoencoder:
+) -> autoencoders.Autoencoder:
   """The autoencoder with these arrays, by the names of diffusers or, for a VAE, of CompVis.
 
   Args:
@@ -125,7 +125,7 @@ def from_arrays(
     fields = sizes | {'norm_groups': settings.get('norm_num_groups') or 32}
   known = vae_kinds.scales(sizes, settings=settings, **told)
   config = make(**fields, scale=known.scale, shift=known.shift)
-  shapes = vae.shapes(config)
+  shapes = autoencoders.shapes(config)
   expected = {
     _diffusers_name(path): (*leaf.shape[:-3:-1], *leaf.shape[:-2])
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -149,13 +149,15 @@ def from_arrays(
   return made
 
 
-def to_arrays(params: Mapping[str, Any], config: vae.Config) -> dict[str, np.ndarray]:
+def to_arrays(params: Mapping[str, Any], config: autoencoders.Config) -> dict[str, np.ndarray]:
   """Parameters as float32 arrays, with diffusers' current names and layout.
 
   Raises:
     ValueError: the parameters are not those of the config.
   """
-  expected = {name: leaf.shape for name, leaf in trees.named_leaves(vae.shapes(config)).items()}
+  expected = {
+    name: leaf.shape for name, leaf in trees.named_leaves(autoencoders.shapes(config)).items()
+  }
   found = {name: np.shape(leaf) for name, leaf in trees.named_leaves(params).items()}
   if found != expected:
     wrong = sorted(dict(found.items() ^ expected.items()))
@@ -165,7 +167,9 @@ def to_arrays(params: Mapping[str, Any], config: vae.Config) -> dict[str, np.nda
   return {name: np.ascontiguousarray(array) for name, array in _named(params)}
 
 
-def random(config: vae.Config, seed: int, *, dtype: str = 'float32') -> vae.Autoencoder:
+def random(
+  config: autoencoders.Config, seed: int, *, dtype: str = 'float32'
+) -> autoencoders.Autoencoder:
   """An autoencoder with random weights, none of them neutral, for tests and trials.
 
   Values are of order 1 throughout, and so are the pixels and moments that come out.
@@ -179,7 +183,7 @@ def random(config: vae.Config, seed: int, *, dtype: str = 'float32') -> vae.Auto
       return x / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
     return np.float32(0.1) * x + np.float32(name.endswith(('/scale', '/running_var')))
 
-  params = jax.tree_util.tree_map_with_path(draw, vae.shapes(config))
+  params = jax.tree_util.tree_map_with_path(draw, autoencoders.shapes(config))
   return _autoencoder(config, params, dtype, f'random-{seed}')
 
 
@@ -190,7 +194,7 @@ def _in_words(value) -> str:
 
 def _autoencoder(config, params, dtype, file, kind=CLASS):
   trees.check_known('dtype of the autoencoder', dtype, vae.DTYPES)
-  return vae.Autoencoder(
+  return autoencoders.Autoencoder(
     config=config,
     params=params,
     file=file,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diversedit_jax import trees, types
+from diversedit_jax.frozen import autoencoders
 
 DTYPES = ('float32', 'bfloat16', 'float64')
 NORM_EPSILON = 1e-6
@@ -19,7 +20,7 @@ class Make(NamedTuple):
 
   groups: int
   dtype: str
-  rngs: nnx.Rngs
+  rngs: autoencoders.Keys
 
   @property
   def wide(self) -> 'Make':

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diversedit_jax.data import latents
 from diversedit_jax.data.store import layout
-from diversedit_jax.frozen import rae, vae
+from diversedit_jax.frozen import autoencoders, rae
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +32,7 @@ class Making:
   apply: Callable[[Any, jax.Array], jax.Array]
 
 
-def encoded(autoencoder: vae.Autoencoder, size: int) -> Making:
+def encoded(autoencoder: autoencoders.Autoencoder, size: int) -> Making:
   """The moments of an autoencoder's latents, or the latents, for pictures of a side."""
   config, side = autoencoder.config, size // autoencoder.config.factor
   facts = {

@@ -9,7 +9,7 @@ from diversedit_jax import cores, trees, types
 from diversedit_jax.data import pictures
 from diversedit_jax.data.pictures import base
 from diversedit_jax.data.store import layout
-from diversedit_jax.frozen import vae
+from diversedit_jax.frozen import autoencoders
 from diversedit_jax.preparation import making
 
 STORES = ('latents', 'pixels', 'both')
@@ -134,7 +134,7 @@ class Options:
     return self.threads or cores.available()
 
 
-def check_size(options: Options, config: vae.Config) -> None:
+def check_size(options: Options, config: autoencoders.Config) -> None:
   """Refuses an autoencoder that cannot take the pictures.
 
   Raises:

@@ -11,7 +11,7 @@ import safetensors.numpy
 from diversedit_jax import trees, types
 from diversedit_jax.data import sources
 from diversedit_jax.data.store import layout, verify
-from diversedit_jax.frozen import dcae, dcae_files, vae, vae_files
+from diversedit_jax.frozen import autoencoders, dcae, dcae_files, vae_files
 from diversedit_jax.methods import contrastive
 from diversedit_jax.modes import opening, run_context
 from diversedit_jax.preparation import making, work
@@ -120,7 +120,7 @@ def test_published_sizes(name):
   *_, learned, statistics = PUBLISHED[name]
   config = dcae.DCAEConfig(**dcae_files.fields(published(name)), scale=1.0)
   assert name.startswith(f'f{config.factor}d{config.latent_channels}')
-  leaves = trees.named_leaves(vae.shapes(config))
+  leaves = trees.named_leaves(autoencoders.shapes(config))
   beside = {k: x for k, x in leaves.items() if 'running_' in k}
   assert trees.count(beside) == statistics and trees.count(leaves) == learned + statistics
 
@@ -131,7 +131,7 @@ def test_products_are_of_full_precision_or_in_bfloat16(golden):
   image = jax.ShapeDtypeStruct((1, 16, 16, 3), 'float32')
   for dtype in ('float32', 'bfloat16'):
     products = jaxprs.products(
-      vae_files.random(config, 0, dtype=dtype).encode, vae.shapes(config), image
+      vae_files.random(config, 0, dtype=dtype).encode, autoencoders.shapes(config), image
     )
     kinds = [{str(v.aval.dtype) for v in eqn.invars} for eqn in products]
     if dtype == 'float32':

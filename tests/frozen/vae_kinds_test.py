@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diversedit_jax import trees, types
-from diversedit_jax.frozen import vae, vae_files, vae_kinds
+from diversedit_jax.frozen import autoencoders, vae, vae_files, vae_kinds
 
 # As in vae_test: the noise of float32 layers, and the rounding of what is stored.
 TOLERANCE = {'float32': {'atol': 2e-5, 'rtol': 1e-5}, 'float64': {'atol': 1e-9, 'rtol': 6.1e-8}}
@@ -131,7 +131,7 @@ def test_attention_only_where_the_arrays_have_it():
 @pytest.mark.parametrize('name', ['SD3 VAE', 'VA-VAE', 'MAR KL-16'])
 def test_published_sizes(name):
   config, parameters = PUBLISHED[name]
-  assert trees.count(vae.shapes(config)) == parameters
+  assert trees.count(autoencoders.shapes(config)) == parameters
   sizes = config.facts() | {'encoder_attention': (), 'decoder_attention': ()} | config.facts()
   assert any(kind.name == name and kind.has(sizes) for kind in vae_kinds.KINDS)
 

@@ -12,7 +12,7 @@ import pytest
 
 from diversedit_jax import trees, types
 from diversedit_jax.data import latents
-from diversedit_jax.frozen import vae, vae_files
+from diversedit_jax.frozen import autoencoders, vae, vae_files
 
 # The reference's own float32 pass is up to 1.3e-5 from its float64 pass (`fp32_noise_max_abs`),
 # which is stored as float32, rounded by half a unit in the last place, 6e-8 of the value.
@@ -78,7 +78,7 @@ def test_values_on_the_way_agree(golden, dtype):
   arrays = golden('vae_tiny')
 
   def walk(params, x):
-    model = nnx.merge(vae._split(autoencoder.config, dtype)[0], params)
+    model = nnx.merge(autoencoders._split(autoencoder.config, dtype)[0], params)
     found = {}
     h = found['encoder.conv_in'] = model.encoder.conv_in(x)
     for i, level in enumerate(model.encoder.down_blocks):
@@ -115,9 +115,9 @@ def test_bfloat16_products_stay_near_float32(results):
 
 
 def unloaded(config, dtype='float32'):
-  return vae.Autoencoder(
+  return autoencoders.Autoencoder(
     config=config,
-    params=vae.shapes(config),
+    params=autoencoders.shapes(config),
     file='',
     encoder_sha256='',
     decoder_sha256='',
@@ -168,7 +168,7 @@ def test_flops_are_those_of_the_traced_network(config, size):
 
 def test_the_published_size():
   """83,653,863 parameters; multiply-adds of the published network, from its authors' code."""
-  assert trees.count(vae.shapes(vae.VAEConfig())) == 83_653_863
+  assert trees.count(autoencoders.shapes(vae.VAEConfig())) == 83_653_863
   for size, expected in ((256, (136.4e9, 311.1e9)), (512, (558e9, 1257e9))):
     found = np.array(vae.flops(vae.VAEConfig(), size, size)) / 2
     np.testing.assert_allclose(found, expected, rtol=1e-3)
