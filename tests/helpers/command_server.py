@@ -34,10 +34,11 @@ _IMPORTED = (
   'diversedit_jax.preparation.work',
   'sklearn.svm',
 )
-# What is read when JAX and Flax are imported, by the beginnings of names; the first two are given
-# to JAX again, and others must be those of the server.
-_AGAIN = ('JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR')
+# What is read when JAX and Flax are imported, by the beginnings of names: some are given to JAX
+# again, and others must be those of the server, but for a few that are read when they are needed.
 _READ_AT_IMPORT = ('JAX_', 'NNX_')
+_AGAIN = ('JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR')
+_LATER = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
 class Process:
@@ -107,7 +108,7 @@ class Server:
     """
     env = {name: value for name, value in (os.environ | env).items() if value is not None}
     for name in env.keys() | self._environ.keys():
-      if name.startswith(_READ_AT_IMPORT) and name not in _AGAIN:
+      if name.startswith(_READ_AT_IMPORT) and name not in (*_AGAIN, *_LATER):
         here, there = env.get(name), self._environ.get(name)
         if here != there:
           raise ValueError(f'{name}={here} of a command, but {there} when its server was started')
