@@ -58,7 +58,11 @@ class _Trace:
     self._recorded.append(step)
     if not self._on:
       jax.block_until_ready(state)
-      jax.profiler.start_trace(self._stack.enter_context(files.local_folder(self._folder)))
+      folder = self._stack.enter_context(files.local_folder(self._folder))
+      options = jax.profiler.ProfileOptions()
+      # Python's calls are left out: to follow them in all threads can crash CPython 3.11.
+      options.python_tracer_level = 0
+      jax.profiler.start_trace(folder, profiler_options=options)
       self._on = True
     with jax.profiler.StepTraceAnnotation('train', step_num=step):
       state, self._metrics = results = self._step_fn(step, state, *inputs)
