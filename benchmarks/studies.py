@@ -26,12 +26,29 @@ def filled(text: str) -> str:
   """The page with its tables made anew; each stands between `<!-- NAME -->` and `<!-- end -->`."""
   found = results()
   tables = {name: studies.markdown(result) for name, result in found.items()}
+  tables['additions'] = _within(found['digits_backbones'])
   tables['correlations'] = _correlations([r for name, r in found.items() if 'digits' in name])
 
   def replaced(match):
     return f'<!-- {match[1]} -->\n{tables[match[1]]}\n<!-- end -->'
 
   return re.sub(r'<!-- (\w+) -->\n.*?<!-- end -->', replaced, text, flags=re.DOTALL)
+
+
+def _within(result):
+  """What is added to each backbone against that backbone alone, and how alike blocks end."""
+  lines = [
+    '| variant | n | frechet_distance over the backbone alone, by seed | similarity/token, last |',
+    '| --- | --- | --- | --- |',
+  ]
+  for name in result['variants']:
+    backbone, plus, _ = name.partition(' + ')
+    added = studies.against(result, result['score'], backbone)[name] if plus else None
+    runs = [run for run in result['runs'] if run['variant'] == name and not run['failed']]
+    alike = studies.spread([run['series']['similarity/token'][-1][1] for run in runs])
+    told = f'{added.mean:+.3f} ± {added.deviation:.3f}' if plus else ''
+    lines.append(f'| {name} | {alike.n} | {told} | {alike.mean:.2f} |')
+  return '\n'.join(lines)
 
 
 def _correlations(found):

@@ -75,9 +75,9 @@ def scores(results: Mapping[str, Any], score: str, what: str = 'steps') -> dict[
   }
 
 
-def against_baseline(results: Mapping[str, Any], score: str) -> dict[str, Spread | None]:
-  """How much higher each variant scores than the baseline after the last step, seed by seed."""
-  base, *others = results['variants']
+def against(results: Mapping[str, Any], score: str, base: str) -> dict[str, Spread | None]:
+  """How much higher each other variant scores than `base` after the last step, seed by seed."""
+  others = [name for name in results['variants'] if name != base]
   final = {
     (run['variant'], run['seed']): value
     for run in results['runs']
@@ -127,7 +127,7 @@ def markdown(results: Mapping[str, Any]) -> str:
   others = [score for score in others if not score.endswith('_std')]
   by_cost = {what: scores(results, main, what) for what in EQUAL}
   by_score = {name: scores(results, name) for name in others}
-  difference = against_baseline(results, main)
+  difference = against(results, main, next(iter(results['variants'])))
   lines = [
     ['variant', 'n', f'{main}, equal steps', 'equal time', 'equal compute', 'difference by seed']
     + [*others, 's/step', 'GFLOP/step', 'diverged']

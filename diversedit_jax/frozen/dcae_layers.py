@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from diversedit_jax.frozen import autoencoders, vae_layers
 
 NORM_EPSILON, ATTENTION_EPSILON = 1e-5, 1e-15
-EXPANSION = 4  # Of the width, in the convolutions (3).
+EXPANSION = 4  # How many times wider the convolutions (3) are inside.
 # Weights come from files; tracing random ones would take seconds.
 _ZEROS = nnx.initializers.zeros_init()
 ACTIVATIONS = {'relu': jax.nn.relu, 'silu': jax.nn.silu}

@@ -108,7 +108,7 @@ def _recognised(arrays, settings) -> Iterator[tuple[str, Mapping[str, np.ndarray
   read = lambda told: _attempt(
     lambda: vae_files.from_arrays(arrays, settings=told, scale=1.0, shift=0.0)
   )
-  found = read(settings) or read({})
+  found = read(settings) or (read({}) if settings else None)
   if found is not None:
     sizes = f'{found.config.factor}x down, {found.config.latent_channels} latent channels'
     yield f'{found.name}: {sizes}', None

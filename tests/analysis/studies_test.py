@@ -53,7 +53,7 @@ def test_a_score_before_the_first_evaluation_is_not_made_up(results):
 
 
 def test_differences_are_taken_seed_by_seed(results):
-  found = studies.against_baseline(results, 'fid')['b']
+  found = studies.against(results, 'fid', 'a')['b']
   # -2 and -6: their spread is not that of all four scores.
   assert (found.mean, found.n) == (-4.0, 2)
   np.testing.assert_allclose(found.deviation, np.std([-2, -6], ddof=1))
@@ -65,7 +65,7 @@ def test_runs_that_failed_or_are_not_done_count_nowhere(results):
     run('b', 3, [], failed={'step': 7, 'because': 'loss is nan'}),
   ]
   assert studies.scores(results, 'fid')['b'] == [8.0, 14.0]
-  assert studies.against_baseline(results, 'fid')['b'].n == 2
+  assert studies.against(results, 'fid', 'a')['b'].n == 2
   line = next(line for line in studies.markdown(results).splitlines() if line.startswith('| b'))
   assert line.split(' | ')[1] == '2' and line.endswith('| 1 |')
 
@@ -79,7 +79,7 @@ def test_a_run_that_failed_after_the_step_of_equal_cost_counts_nowhere_either(re
 def test_runs_that_went_on_are_compared_at_the_steps_of_the_study(results):
   for one in results['runs']:
     one['scores']['fid'].append([200, 0.0])
-  assert studies.against_baseline(results, 'fid')['b'].mean == -4.0
+  assert studies.against(results, 'fid', 'a')['b'].mean == -4.0
 
 
 def test_the_table(results):

@@ -16,7 +16,7 @@ from diversedit_jax.methods import contrastive
 from diversedit_jax.modes import opening, run_context
 from diversedit_jax.preparation import making, work
 
-RELATIVE = 2e-5  # Of the largest value.
+RELATIVE = 2e-5  # Tolerance, as a share of the largest value.
 WIDTHS = [128, 256, 512, 512, 1024, 1024, 2048, 2048]
 SANA = {'layers': ((2, 2, 2, 3, 3, 3), (3,) * 6), 'scales': (5,), 'steps': ('Conv', 'interpolate')}
 # Parameters of diffusers' AutoencoderDC with the published configs: latent channels, changes, how
